@@ -1,0 +1,126 @@
+"""A run on disk: `run.json`, one file a round, one file a plan; each written whole or not at all.
+
+    <folder>/run.json                                what was run, on what, how far it came
+    <folder>/rounds/003.burst.after-index.json       samples of one round, column by column
+    <folder>/plans/after-index/conflict_check.json   EXPLAIN's JSON, untouched
+
+A crash loses at most the round that was running.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfkit.errors import BundleError
+
+FORMAT = 1
+FLOOR = "floor"  # stands for an arm in rounds against a target that does nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One scenario on one arm, once. Columns have one entry per request; times are ns from the release."""
+
+    block: int
+    position: int  # order in which the round ran within the run
+    scenario: str
+    arm: str
+    columns: Mapping[
+        str, list[Any]
+    ]  # item, user, batch, counted, scheduled, started, acquired, done, outcome, detail
+    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), wall_ms
+    usage: Mapping[str, Mapping[str, int]] = field(
+        default_factory=dict
+    )  # scans by query, by index or `seq:table`
+
+    @property
+    def name(self) -> str:
+        """File name without suffix."""
+        return f"{self.block:03}.{self.scenario}.{self.arm}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A run's folder; `run` is the content of `run.json`."""
+
+    path: Path
+    run: dict[str, Any]
+
+    @classmethod
+    def create(cls, path: Path, run: Mapping[str, Any]) -> Bundle:
+        """Start a bundle in a new folder. Raises BundleError where it cannot be written."""
+        try:
+            (path / "rounds").mkdir(parents=True)
+            (path / "plans").mkdir()
+        except OSError as error:
+            raise BundleError(
+                f"{path}: cannot be created ({error.strerror}); expected a writable folder"
+            ) from None
+        bundle = cls(path, {"format": FORMAT, "status": "running", **run})
+        bundle.update()
+        return bundle
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Open a bundle for reading. Raises BundleError naming what is missing or damaged."""
+        run = _read(path / "run.json")
+        if not isinstance(run, dict) or run.get("format") != FORMAT:
+            found = run.get("format") if isinstance(run, dict) else None
+            raise BundleError(f"{path}/run.json: format {found!r}; expected a bundle of format {FORMAT}")
+        return cls(path, run)
+
+    def update(self, **values: Any) -> None:
+        """Add to `run.json` and write it anew."""
+        self.run.update(values)
+        write_atomically(self.path / "run.json", json.dumps(self.run, indent=1, ensure_ascii=False))
+
+    def add_round(self, round_: Round) -> None:
+        """Write one round."""
+        text = json.dumps(asdict(round_), separators=(",", ":"), ensure_ascii=False)
+        write_atomically(self.path / "rounds" / f"{round_.name}.json", text)
+
+    def rounds(self) -> Iterator[Round]:
+        """All rounds in the order of block, scenario and arm names."""
+        for path in sorted((self.path / "rounds").glob("*.json")):
+            try:
+                yield Round(**_read(path))
+            except TypeError:
+                raise BundleError(f"{path}: not a round; expected the columns of format {FORMAT}") from None
+
+    def add_plan(self, arm: str, query: str, plan: Any) -> None:
+        """Keep EXPLAIN's JSON as it came."""
+        folder = self.path / "plans" / arm
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{query}.json", json.dumps(plan, indent=1, ensure_ascii=False))
+
+    def plan(self, arm: str, query: str) -> Any | None:
+        """EXPLAIN's JSON of one query in one arm; None where it was not captured."""
+        for name in (arm, query):
+            if Path(name).name != name:
+                raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
+        path = self.path / "plans" / arm / f"{query}.json"
+        return _read(path) if path.is_file() else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises BundleError, e.g. when the disk is full."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BundleError(f"{path}: cannot be written ({error.strerror}); what came before is kept") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected a bundle's folder") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None

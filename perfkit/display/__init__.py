@@ -1,0 +1,1 @@
+"""How objects show themselves, in HTML and in text."""

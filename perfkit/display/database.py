@@ -1,0 +1,136 @@
+"""What happened inside the database: queries and their plans, and what the indexes cost."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from perfkit.display import numbers
+from perfkit.display.html import Block, code, escape, folded
+from perfkit.display.plans import plan_text
+from perfkit.display.subject import Subject
+from perfkit.display.table import Cell, Table
+from perfkit.display.tables import compared
+from perfkit.results import PlanUse
+
+
+def queries(subject: Subject) -> Block:
+    """Every query in every arm: latency under load, plan and buffers of one execution; then its SQL."""
+    columns = (
+        "query",
+        "arm",
+        "p50, ms (under load)",
+        "p50 / before",
+        "plan (measured once)",
+        "buffers (measured once)",
+        "executions that used it",
+    )
+    uses = {(use.query, use.arm): use for use in subject.analysis.plans}
+    rows = tuple(
+        _query(subject, query, uses[query, arm], uses.get((query, subject.before)))
+        for query in subject.queries
+        for arm in subject.arms
+        if (query, arm) in uses
+    )
+    note = (
+        "Buffers are 8 kB pages touched by one execution. "
+        "The last column compares the server's scan counters with the plan shown."
+    )
+    table = Table(
+        "What the planner chose, and what that did",
+        columns,
+        rows,
+        frozenset((*columns[2:4], *columns[5:])),
+        2,
+        True,
+        note,
+    )
+    texts = {name: str(query.get("sql", "")) for name, query in subject.run.get("queries", {}).items()}
+    sql = "".join(
+        folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items()
+    )
+    return Block(table.to_html() + sql, table.to_text())
+
+
+def index_costs(subject: Subject) -> Table:
+    """Every index of the change: how long it took to build, what it occupies, the WAL it wrote."""
+    arms: dict[str, Any] = {arm: subject.run.get("arms", {}).get(arm, {}) for arm in subject.after}
+    built = {index["name"]: index for facts in arms.values() for index in facts.get("indexes", ())}
+    expected = dict.fromkeys(name for facts in arms.values() for name in facts.get("expected_indexes", ()))
+    tables = {table: size for facts in arms.values() for table, size in facts.get("table_bytes", {}).items()}
+    rows = [_index(index, tables.get(index["table"], 0)) for index in built.values()]
+    rows += [(Cell(name, "missing", "bad"), *[Cell("")] * 5) for name in expected if name not in built]
+    if built:
+        rows.append(_total(list(built.values()), tables))
+    columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
+    note = "Measured once, on an arm's template database, with the server idle and the data in memory."
+    return Table(
+        "Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note
+    )
+
+
+def plans(subject: Subject) -> Block:
+    """Every captured plan, folded: as a tree in every arm, and EXPLAIN's JSON to copy."""
+    parts, texts = [], []
+    for query in subject.queries:
+        raw = {arm: plan for arm in subject.arms if (plan := subject.bundle.plan(arm, query)) is not None}
+        trees = {arm: plan_text(plan) for arm, plan in raw.items()}
+        drawn = "".join(
+            f"<h4>{escape(arm)}</h4>{code(tree, name=f'{query} in {arm}')}" for arm, tree in trees.items()
+        )
+        source = "".join(
+            folded(
+                f"JSON of {query} in {arm}",
+                code(json.dumps(plan, indent=1, ensure_ascii=False), name=f"JSON, {arm}"),
+            )
+            for arm, plan in raw.items()
+        )
+        parts.append(folded(query, drawn + source))
+        texts += [f"{query} in {arm}\n{tree}" for arm, tree in trees.items()]
+    return Block(
+        "".join(parts) or "<p>No plan was captured.</p>", "\n\n".join(texts) or "No plan was captured."
+    )
+
+
+def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
+    level = next((x for x in subject.analysis.levels if (x.arm, x.item) == (use.arm, query)), None)
+    found = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
+    quiet = "quiet" if subject.role(use.arm) == "control" else ""
+    other = before if before and before.arm != use.arm else None
+    change = "" if other is None else "same plan as before" if other.summary == use.summary else "changed"
+    fewer = f"before: {numbers.count(other.buffers)}" if other and other.buffers != use.buffers else ""
+    mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
+    state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
+    seen = f"{numbers.count(use.scans_seen)} of {numbers.count(use.scans_expected)}"
+    comment = str(subject.run.get("queries", {}).get(query, {}).get("comment", ""))
+    return (
+        Cell(query, comment),
+        Cell(use.arm, "", quiet),
+        Cell(*numbers.estimate(level.p50 if level else None), quiet),
+        compared(found),
+        Cell(use.summary, change, quiet),
+        Cell(numbers.count(use.buffers), fewer, quiet),
+        Cell(f"{mark} {seen}", "", state),
+    )
+
+
+def _index(index: dict[str, Any], table_bytes: float) -> tuple[Cell, ...]:
+    definition = str(index["definition"]).split(" USING ")[-1]
+    share = numbers.percent(index["bytes"] / table_bytes) if table_bytes else numbers.NONE
+    return (
+        Cell(str(index["name"]), "" if index["valid"] else "invalid", "" if index["valid"] else "bad"),
+        Cell(f"{index['table']}: {definition}", code=True),
+        Cell(numbers.size(index["bytes"])),
+        Cell(share),
+        Cell(numbers.size(index["wal_bytes"])),
+        Cell(numbers.seconds(index["seconds"])),
+    )
+
+
+def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, ...]:
+    size, wal = (sum(index[key] for index in built) for key in ("bytes", "wal_bytes"))
+    table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
+    share = numbers.percent(size / table_bytes) if table_bytes else numbers.NONE
+    told = Cell("in total", f"{len(built)} indexes on tables of {numbers.size(table_bytes)}", "total")
+    last = (numbers.size(size), share, numbers.size(wal), numbers.seconds(sum(i["seconds"] for i in built)))
+    return (told, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))

@@ -1,0 +1,108 @@
+"""The decision, and what weakens it: the first things anybody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perfkit.display import numbers
+from perfkit.display.html import Block, escape, folded
+from perfkit.display.subject import Subject
+from perfkit.display.tables import glance
+
+GRAVEST = 10  # weaknesses shown; the rest is folded
+REASONS = 6  # shown in the banner; every rule is in the table of thresholds
+
+# state of a decision: class in the style sheet, symbol in text, strokes of the icon
+_LOOKS = {
+    "GO": ("good", "✓", '<path d="M7 12.5l3.5 3.5L17 8.5"/>'),
+    "NO-GO": ("bad", "✕", '<path d="M8 8l8 8M16 8l-8 8"/>'),
+    "INCONCLUSIVE": ("unsure", "?", '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>'),
+    "UNFINISHED": ("unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'),
+}
+
+
+def decision(subject: Subject) -> Block:
+    """The decision in words, one sentence of numbers, each arm's own, and p95 at a glance."""
+    word = subject.decision
+    state, symbol, strokes = _LOOKS[word]
+    icon = (
+        '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
+        ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
+        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
+    )
+    sentence, reasons = _sentence(subject), _reasons(subject)
+    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>" if reasons else ""
+    table = glance(subject)
+    html = (
+        f'<header class="decision {state}"><p class="eyebrow">{escape(subject.analysis.title)}</p>'
+        f'<h1>{icon}<span>{escape(word)}</span></h1><p class="headline">{escape(sentence)}</p>'
+        f"{listed}{_arms(subject)}"
+        f'<p class="meta">{escape(_meta(subject))}</p></header>{table.to_html() if table.rows else ""}'
+    )
+    text = "\n".join(
+        [f"{symbol} {word}  {subject.analysis.title}", sentence, *(f"- {reason}" for reason in reasons)]
+    )
+    return Block(html, f"{text}\n\n{table.to_text()}" if table.rows else text)
+
+
+def weaknesses(subject: Subject) -> Block:
+    """Everything that makes the result say less than it seems to."""
+    found = subject.analysis.weaknesses
+    if not found:
+        return Block(
+            "<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found."
+        )
+    first, rest = found[:GRAVEST], found[GRAVEST:]
+    html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
+    return Block(html, "\n".join(f"- {line}" for line in found))
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f'<ul class="weak">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'
+
+
+def _sentence(subject: Subject) -> str:
+    if subject.complete:
+        return subject.analysis.headline
+    run = subject.run
+    how = {"running": "has not ended", "interrupted": "was interrupted", "failed": "failed"}.get(
+        str(run.get("status")), ""
+    )
+    done, planned = len(run.get("blocks", ())), run.get("parameters", {}).get("blocks", "?")
+    so_far = subject.analysis.headline
+    return f"The run {how}: {done} of {planned} blocks are complete. Measured so far: {so_far}"
+
+
+def _reasons(subject: Subject) -> tuple[str, ...]:
+    """Why it is not GO; the numbers of a GO are in its sentence and in the tables."""
+    return () if subject.decision == "GO" else subject.analysis.judgement.reasons[:REASONS]
+
+
+def _arms(subject: Subject) -> str:
+    if not subject.complete:
+        return ""
+    lines = []
+    for arm in subject.after:
+        word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
+        state, symbol, _ = _LOOKS[word]
+        lines.append(
+            f'<li><strong class="{state}">{symbol} {escape(word)}</strong> '
+            f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
+        )
+    return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""
+
+
+def _meta(subject: Subject) -> str:
+    run = subject.run
+    given, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
+    largest = max(rows.items(), key=lambda item: item[1], default=None)
+    server = run.get("server", {})
+    version = server.get("version", given.get("postgres", "?"))
+    parts = [
+        f"profile {given.get('profile', '?')}, {len(run.get('blocks', ()))} blocks",
+        f"scale {given.get('scale', '?')}"
+        + (f", {numbers.count(largest[1])} {largest[0]}" if largest else ""),
+        f"PostgreSQL {version} ({server.get('kind', 'not started')})",
+        str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+    ]
+    return " · ".join(parts)

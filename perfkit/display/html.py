@@ -1,0 +1,58 @@
+"""Text into HTML and nothing else: whatever comes in is escaped, and what cannot be seen is made visible."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: object) -> str:
+    r"""Text with every control or direction-changing character written as its code point; \n, \t stay.
+
+    >>> visible("\x1b[31mred\u202e")
+    '⟨1B⟩[31mred⟨202E⟩'
+    """
+    return _CONTROL.sub(lambda m: f"⟨{ord(m[0]):02X}⟩", str(text))
+
+
+def escape(text: object) -> str:
+    """Text as inert HTML, also inside a quoted attribute."""
+    return html.escape(visible(text), quote=True)
+
+
+def folded(summary: str, content: str) -> str:
+    """A closed <details>; the summary is text, the content already HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def code(text: object, *, name: str = "") -> str:
+    """A block of source text to scroll and copy; `name` is what a screen reader announces."""
+    label = f' role="region" aria-label="{escape(name)}"' if name else ""
+    return f'<pre tabindex="0"{label}><code>{escape(text)}</code></pre>'
+
+
+@cache
+def style() -> str:
+    """The style sheet of everything shown here; all of it lives under the class `pk`."""
+    return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Block:
+    """Something to show: HTML where that can be drawn, else the same in words."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return f'<div class="pk">{self.html}</div>'
+
+    def __repr__(self) -> str:
+        return visible(self.text)

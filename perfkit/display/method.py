@@ -1,0 +1,123 @@
+"""How it was measured, on what, what the words mean, and how to do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from perfkit.display import numbers
+from perfkit.display.html import Block, code, escape
+from perfkit.display.subject import Subject
+from perfkit.display.table import Cell, Table
+
+_WORDS = {
+    "response time": "from when a request was due to the last byte of its answer, any waiting included",
+    "p50, p95, p99": "half, 95, 99 of 100 requests were answered within; only with the samples for it",
+    "round, block": (
+        "one load level on one arm, once; one round of every arm in random order. "
+        "n rounds are n observations, however many requests they hold"
+    ),
+    "ratio": "after divided by before, paired by block; ×0.50 is half the time",
+    "interval": "95 %: of a hundred such intervals about five miss the true value",
+    "faster, slower": "the interval excludes 1, also after correcting for the number of comparisons (Holm)",
+    "equivalent": "the whole interval lies within the margin around 1",
+    "inconclusive": "neither; more blocks would tell",
+    "invalid": "too few healthy rounds, or the client was the bottleneck",
+    "control": "an arm identical to before: its difference from before is chance",
+    "floor": "the same load against a target that does nothing: what the client costs",
+    "under load, measured once": "many rounds, with an interval; one EXPLAIN ANALYZE",
+}
+
+
+def method(subject: Subject) -> Block:
+    """Load levels, arms, data, machine, settings and words."""
+    tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
+    wide, narrow = tables[:2], tables[2:]
+    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _WORDS.items())
+    html = (
+        "".join(table.to_html() for table in wide)
+        + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
+        + f"<h3>Words</h3><dl>{words}</dl>"
+    )
+    glossary = "\n".join(f"{word}: {text}" for word, text in _WORDS.items())
+    return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
+
+
+def reproduce(subject: Subject) -> Block:
+    """The command that measures the same again, and the files beside the report."""
+    command = str(subject.run.get("command") or "not recorded")
+    files = ("run.json", "samples.csv", "verdict.json", "summary.md")
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
+    beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
+    html = f"{code(command, name='command')}<p>{beside}</p>"
+    return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/.")
+
+
+def _scenarios(subject: Subject) -> Table:
+    columns = ("load", "sends", "users", "requests each", "batches", "requests a round")
+    rows = tuple(
+        (
+            Cell(str(s.get("label") or s["name"]), s["name"]),
+            Cell(", ".join(s["send"])),
+            *(Cell(numbers.count(n)) for n in _amounts(s)),
+        )
+        for s in subject.run.get("scenarios", ())
+    )
+    note = (
+        "Closed model: the users of a batch are released at one instant, "
+        "and each sends its next request when the last is answered."
+    )
+    return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
+
+
+def _amounts(scenario: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    users, batches = scenario.get("users", 1), scenario.get("batches", 1)
+    requests = scenario.get("requests", 1) * len(scenario["send"])
+    return users, requests, batches, users * requests * batches
+
+
+def _arms(subject: Subject) -> Table:
+    rows = tuple((Cell(arm), Cell(subject.role(arm)), Cell(subject.title(arm))) for arm in subject.arms)
+    return Table("Arms", ("arm", "role", "what it is"), rows)
+
+
+def _facts(subject: Subject) -> list[Table]:
+    run = subject.run
+    database, sizes = run.get("database", {}), run.get("database", {}).get("bytes", {})
+    data = {
+        name: f"{numbers.count(rows)} rows, {numbers.size(sizes.get(name, 0))}"
+        for name, rows in database.get("rows", {}).items()
+    }
+    given = {
+        name: value for name, value in run.get("parameters", {}).items() if name not in ("arms", "scenarios")
+    }
+    order = {
+        "order": "all arms alternate in random order inside every block",
+        "worker processes": run.get("workers", "?"),
+    }
+    spent = {name: numbers.seconds(value) for name, value in run.get("timings", {}).items()}
+    server = run.get("server", {})
+    known = [
+        _pairs(
+            "Parameters",
+            {**given, **order, "started": run.get("started", ""), "finished": run.get("finished", "")},
+        ),
+        _pairs("Data", {**data, "made in": numbers.seconds(database.get("seconds", 0.0))}),
+        _pairs("Machine", {**run.get("host", {}), **run.get("packages", {})}),
+        _pairs(
+            f"PostgreSQL {server.get('version', '?')}, {server.get('kind', '?')}: settings",
+            server.get("settings", {}),
+        ),
+        _pairs("Where the time went", spent),
+    ]
+    return [table for table in known if table.rows]
+
+
+def _pairs(caption: str, facts: Mapping[str, Any]) -> Table:
+    rows = tuple((Cell(str(name)), Cell(_plain(value))) for name, value in facts.items())
+    return Table(caption, ("name", "value"), rows)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -1,0 +1,116 @@
+"""One small table that shows itself as HTML, plain text and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from perfkit.display.html import escape, visible
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Text with an optional second, smaller line; `state` is good, bad, unsure, quiet or nothing."""
+
+    text: str
+    note: str = ""
+    state: str = ""
+    code: bool = False
+
+    def html(self) -> str:
+        """The cell's content, escaped."""
+        text = f"<code>{escape(self.text)}</code>" if self.code else escape(self.text)
+        text = f"<strong>{text}</strong>" if self.state in ("good", "bad", "unsure") else text
+        return text + (f"<small>{escape(self.note)}</small>" if self.note else "")
+
+    def plain(self) -> str:
+        """Both lines as one line of text."""
+        note = self.note if self.note.startswith("[") else f"({self.note})" if self.note else ""
+        return " ".join(visible(f"{self.text} {note}").split())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Table:
+    """Rows under named columns.
+
+    `numeric` names the columns aligned to the right. The first `headers` cells of a row name it; with
+    `grouped`, rows with the same first cell stand together under it.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: frozenset[str] = frozenset()
+    headers: int = 1
+    grouped: bool = False
+    note: str = ""
+
+    def to_html(self) -> str:
+        """A captioned table with scoped headers inside a container that scrolls on its own."""
+        if not self.rows:
+            return f"<p><strong>{escape(self.caption)}:</strong> {escape(self.note or 'none')}</p>"
+        head = "".join(
+            f'<th scope="col"{self._class(i)}>{escape(c)}</th>' for i, c in enumerate(self.columns)
+        )
+        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
+        return (
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(self.caption)}"><table>'
+            f"<caption><span>{escape(self.caption)}</span></caption><thead><tr>{head}</tr></thead>"
+            f"{''.join(self._bodies())}</table></div>{note}"
+        )
+
+    def to_text(self) -> str:
+        """Aligned columns for a terminal."""
+        if not self.rows:
+            return visible(f"{self.caption}: {self.note or 'none'}")
+        lines = [[visible(c) for c in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        drawn = [
+            "  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines
+        ]
+        drawn.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([visible(self.caption), "", *drawn, *([visible(self.note)] if self.note else [])])
+
+    def to_markdown(self) -> str:
+        """A pipe table whose cells cannot break out of it."""
+        rule = ["---:" if c in self.numeric else "---" for c in self.columns]
+        lines = [[_markdown(c) for c in self.columns], rule]
+        lines += [[_markdown(cell.plain()) for cell in row] for row in self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def _bodies(self) -> Iterator[str]:
+        groups = groupby(self.rows, key=lambda row: row[0]) if self.grouped else [(None, iter(self.rows))]
+        for first, group in groups:
+            rows = list(group)
+            lead = f'<th scope="rowgroup" rowspan="{len(rows)}">{first.html()}</th>' if first else ""
+            skip = 1 if first else 0
+            lines = [f"{lead if i == 0 else ''}{self._cells(row, skip)}" for i, row in enumerate(rows)]
+            yield f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody>"
+
+    def _cells(self, row: tuple[Cell, ...], skip: int) -> str:
+        return "".join(
+            f'<th scope="row"{self._class(i, cell.state)}>{cell.html()}</th>'
+            if i < self.headers
+            else f"<td{self._class(i, cell.state)}>{cell.html()}</td>"
+            for i, cell in enumerate(row[skip:], start=skip)
+        )
+
+    def _class(self, column: int, state: str = "") -> str:
+        names = [*(["n"] if self.columns[column] in self.numeric else []), *([state] if state else [])]
+        return f' class="{" ".join(names)}"' if names else ""
+
+    def _pad(self, column: int, text: str, width: int) -> str:
+        return text.rjust(width) if self.columns[column] in self.numeric else text.ljust(width)
+
+    def _repr_html_(self) -> str:
+        return f'<div class="pk">{self.to_html()}</div>'
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+
+def _markdown(text: str) -> str:
+    """Text that Markdown and the HTML inside it leave as it is."""
+    text = " ".join(visible(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)

@@ -1,0 +1,251 @@
+"""What was measured under load, as tables: load levels, thresholds, checks, errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from perfkit.bundle import FLOOR
+from perfkit.display import numbers
+from perfkit.display.subject import Subject
+from perfkit.display.table import Cell, Table
+from perfkit.policy import Outcome, Rule
+from perfkit.results import Comparison, Level
+from perfkit.stats import Verdict, error_bound
+
+_MARKS = {
+    Verdict.FASTER: ("▼", "good"),
+    Verdict.SLOWER: ("▲", "bad"),
+    Verdict.EQUIVALENT: ("=", ""),
+    Verdict.INCONCLUSIVE: ("?", ""),
+    Verdict.INVALID: ("!", "unsure"),
+}
+_OUTCOMES = {Outcome.HOLDS: ("✓", "good"), Outcome.BROKEN: ("✕", "bad"), Outcome.UNPROVEN: ("?", "unsure")}
+
+
+def glance(subject: Subject) -> Table:
+    """p95 by load level and arm against its limit: what a stakeholder asks first."""
+    rules = {(r.scenario, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
+    arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
+    limit = next((r.limit for r in rules.values() if r.limit is not None), None)
+    scenarios = [
+        name for name in dict.fromkeys(s for s, _ in subject.loads) if (name, subject.before) in rules
+    ]
+    rows = tuple(
+        (Cell(subject.label(scenario), scenario), *(_judged(rules.get((scenario, arm))) for arm in arms))
+        for scenario in scenarios
+    )
+    said = f" (limit {numbers.significant(limit)} ms)" if limit is not None else ""
+    caption = f"95 of 100 requests were answered within, ms{said}"
+    note = "≤ is the upper end of the 95 % interval. ✓ holds even there, ? only by its estimate, ✕ does not."
+    return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def levels(subject: Subject) -> Table:
+    """Every load level in every arm, compared with `before`; the control arm and the floor beside them."""
+    columns = (
+        "load",
+        "arm",
+        "p50, ms",
+        "p95, ms",
+        "p99, ms",
+        "per second",
+        "requests",
+        "errors",
+        "p50 / before",
+        "p95 / before",
+        "evidence",
+    )
+    several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
+    rows = tuple(
+        _level(subject, found, subject.label(scenario), f"{scenario}: {item}" if several else scenario)
+        for scenario, item in subject.loads
+        for arm in [*subject.arms, FLOOR]
+        if (found := subject.analysis.level(arm, scenario, item))
+    )
+    used, declared = subject.analysis.margin_used, subject.analysis.margin
+    widened = (
+        f", or where the control shows more, within that (up to {numbers.percent(used)})"
+        if used > declared
+        else ""
+    )
+    note = (
+        f"In brackets: 95 % intervals. Equivalent means within {numbers.percent(declared)}{widened}. "
+        "The control is the same as before, so its ratios are what chance alone shows; "
+        "the floor is the client against a target that does nothing."
+    )
+    return Table(
+        "Response time by load level, before and after",
+        columns,
+        rows,
+        frozenset(columns[2:10]),
+        2,
+        True,
+        note,
+    )
+
+
+def thresholds(subject: Subject) -> Table:
+    """Every rule on every arm: value, bound, limit and result."""
+    single = [rule for rule in subject.analysis.judgement.rules if not _compares(rule)]
+    rules = {(r.name, r.scenario, r.arm): r for r in single}
+    arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
+    names = list(dict.fromkeys(r.name for r in single))
+    keys = dict.fromkeys((r.name, r.scenario) for r in single)
+    order = [scenario for scenario, _ in subject.loads]
+    ranked = sorted(
+        keys, key=lambda k: (names.index(k[0]), order.index(k[1]) if k[1] in order else len(order))
+    )
+    rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
+    if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
+        counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
+        rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
+    note = "Marks as above. Only arms with a change decide."
+    return Table(
+        "Thresholds: what must hold",
+        ("rule", "load", "limit", *arms),
+        tuple(rows),
+        frozenset(["limit", *arms]),
+        2,
+        True,
+        note,
+    )
+
+
+def checks(subject: Subject) -> Table:
+    """Functional checks in every arm: expected, and what came where that differs."""
+    results: Mapping[str, list[dict[str, Any]]] = subject.run.get("checks", {})
+    arms = [arm for arm in subject.arms if arm in results]
+    named = {(c["group"], c["name"]): c["expected"] for arm in arms for c in results[arm]}
+    by_arm = {(arm, c["group"], c["name"]): c for arm in arms for c in results[arm]}
+    rows = tuple(
+        (Cell(group), Cell(name, expected), *(_checked(by_arm.get((arm, group, name))) for arm in arms))
+        for (group, name), expected in named.items()
+    )
+    return Table(
+        "Functional checks through HTTP",
+        ("group", "check, and what it expects", *arms),
+        rows,
+        frozenset(),
+        2,
+        True,
+    )
+
+
+def errors(subject: Subject) -> Table:
+    """Unexpected outcomes with the first message, or the rate that their absence excludes."""
+    rows = tuple(
+        (
+            Cell(e.arm),
+            Cell(subject.label(e.scenario), e.scenario),
+            Cell(e.outcome),
+            Cell(numbers.count(e.count)),
+            Cell(e.message),
+        )
+        for e in subject.analysis.errors
+    )
+    sent = {arm: sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms}
+    least = min(sent.values(), default=0)
+    none = "none; nothing was sent."
+    if least:
+        excluded = numbers.percent(error_bound(0, least))
+        none = (
+            f"none. With {numbers.count(least)} requests or more an arm, rates above {excluded} are excluded."
+        )
+    columns = ("arm", "load", "outcome", "count", "first message")
+    return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
+
+
+def compared(found: Comparison | None) -> Cell:
+    """A verdict with its ratio and interval."""
+    if found is None:
+        return Cell("", state="quiet")
+    mark, state = _MARKS[found.verdict]
+    value, interval = numbers.ratio(found.ratio)
+    return Cell(f"{mark} {found.verdict} {value}", interval, state)
+
+
+def _level(subject: Subject, found: Level, label: str, name: str) -> tuple[Cell, ...]:
+    quiet = "quiet" if subject.role(found.arm) in (FLOOR, "control") else ""
+    p50, p50_interval = numbers.estimate(found.p50)
+    ratios = [
+        compared(subject.analysis.comparison(found.arm, found.scenario, metric, found.item))
+        for metric in ("p50", "p95")
+    ]
+    rounds = found.p50.rounds if found.p50 else 0
+    faulty = "" if found.healthy else "client at its limit: invalid"
+    return (
+        Cell(label, name),
+        Cell(found.arm, faulty, quiet),
+        Cell(p50, p50_interval, quiet),
+        _tail(found, 95, quiet),
+        _tail(found, 99, quiet),
+        Cell(*numbers.estimate(found.throughput), quiet),
+        Cell(numbers.count(found.n), "", quiet),
+        Cell(numbers.count(found.errors), "", "bad" if found.errors else quiet),
+        *ratios,
+        Cell(numbers.unbroken("under load"), f"{rounds} rounds", "quiet"),
+    )
+
+
+def _tail(found: Level, q: int, state: str) -> Cell:
+    estimate = found.p95 if q == 95 else found.p99
+    if estimate is not None:
+        return Cell(*numbers.estimate(estimate), state)
+    return Cell(
+        f"max {numbers.significant(found.maximum)}" if found.n else numbers.NONE,
+        numbers.too_few(found.n, q),
+        "quiet",
+    )
+
+
+def _judged(rule: Rule | None) -> Cell:
+    if rule is None:
+        return Cell(numbers.NONE, state="quiet")
+    mark, state = _OUTCOMES[rule.outcome]
+    if rule.value is None:
+        return Cell(mark, rule.text, state)
+    known = rule.bound is not None and math.isfinite(rule.bound)
+    bound = numbers.unbroken(f"≤ {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
+    bound = "" if rule.bound is None else bound
+    if not bound and rule.outcome is not Outcome.HOLDS:
+        bound = rule.text
+    return Cell(f"{mark} {_with_unit(rule.value, rule.unit)}", bound, state)
+
+
+def _with_unit(value: float | None, unit: str) -> str:
+    if value is None:
+        return numbers.NONE
+    if unit == "share":
+        return numbers.percent(value)
+    return (
+        f"{numbers.count(value) if float(value).is_integer() else numbers.significant(value)} {unit}".strip()
+    )
+
+
+def _compares(rule: Rule) -> bool:
+    return "slower" in rule.name
+
+
+def _rule(subject: Subject, by_arm: list[Rule | None], name: str, scenario: str) -> tuple[Cell, ...]:
+    known = next(rule for rule in by_arm if rule)
+    load = Cell(subject.label(scenario), scenario) if scenario else Cell("whole run")
+    return (Cell(name), load, Cell(_with_unit(known.limit, known.unit)), *(_judged(rule) for rule in by_arm))
+
+
+def _counted(rules: list[Rule]) -> Cell:
+    """Comparisons of one arm with before: how many are slower, how many could not be judged."""
+    if not rules:
+        return Cell(numbers.NONE, state="quiet")
+    broken, unproven = (sum(r.outcome is o for r in rules) for o in (Outcome.BROKEN, Outcome.UNPROVEN))
+    mark, state = _OUTCOMES[Outcome.BROKEN if broken else Outcome.UNPROVEN if unproven else Outcome.HOLDS]
+    return Cell(f"{mark} {broken} of {len(rules)}", f"{unproven} invalid" if unproven else "", state)
+
+
+def _checked(check: Mapping[str, Any] | None) -> Cell:
+    if check is None:
+        return Cell("not run", state="unsure")
+    if check["passed"]:
+        return Cell("✓ passed", f"{numbers.significant(float(check['ms']))} ms", "good")
+    return Cell("✕ failed", f"got {check['got']}", "bad")

@@ -1,0 +1,1 @@
+"""Plans: capturing EXPLAIN's JSON and reading it."""

@@ -1,0 +1,1 @@
+"""Index sets: plain SQL files, built with what each one costs."""

@@ -1,0 +1,215 @@
+"""The load workers as their parent sees them: open, release batch by batch, collect, close.
+
+The parent only waits while a batch runs. Users are dealt to the workers like cards, so that a burst is
+spread over all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic, monotonic_ns
+from typing import Any, Self
+
+from perfkit.errors import LoadError
+from perfkit.load.plan import Batch
+from perfkit.process import spawn, stop
+
+WATCH_S = 0.5
+LEAD_NS = 3_000_000  # from the go to the release: time for every worker to be waiting
+COLUMNS = (
+    "item",
+    "user",
+    "batch",
+    "counted",
+    "scheduled",
+    "started",
+    "acquired",
+    "done",
+    "outcome",
+    "detail",
+)
+Target = Mapping[str, Any]
+
+
+def http_target(base: str, timeout_s: float, warm: str | None = None) -> Target:
+    """An HTTP service; `warm` is a path that is fetched once for each connection before the clock runs."""
+    return {"kind": "http", "options": {"base": base, "timeout_s": timeout_s, "warm": warm}}
+
+
+def sql_target(conninfo: str, timeout_s: float, statement_timeout_s: float) -> Target:
+    """A PostgreSQL database, one connection for each user."""
+    options = {"conninfo": conninfo, "timeout_s": timeout_s, "statement_timeout_s": statement_timeout_s}
+    return {"kind": "sql", "options": options}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The samples of a round, column by column (ns from each batch's release), and its health."""
+
+    columns: dict[str, list[Any]]
+    health: dict[str, float]
+    bodies: list[str]
+
+
+class Crew:
+    """A fixed number of load worker processes, reused round after round.
+
+    `watch` is called about twice a second while the crew waits; what it raises ends the round and the crew.
+    """
+
+    def __init__(self, size: int, watch: Callable[[], None] = lambda: None) -> None:
+        self._watch = watch
+        self._workers = [_Worker() for _ in range(size)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def close(self) -> None:
+        """End every worker, whatever it is doing."""
+        for worker in self._workers:
+            worker.close()
+
+    def run(self, target: Target, batches: Sequence[Batch], *, keep_bodies: bool = False) -> Load:
+        """Connect, send the batches one after another, disconnect; returns all samples.
+
+        Raises LoadError when a worker fails as such. A crew whose round was broken off cannot be used again.
+        """
+        users = max(len(batch.queues) for batch in batches)
+        used = self._workers[:users]
+        shares = [len(range(index, users, len(used))) for index in range(len(used))]
+        try:
+            opens = [{"do": "open", "target": target, "users": share} for share in shares]
+            self._ask(used, opens, timeout_s=60)
+            parts = [self._release(used, batch, keep_bodies) for batch in batches]
+            self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
+        except BaseException:
+            self.close()
+            raise
+        return _merge(batches, parts)
+
+    def _release(self, used: Sequence[_Worker], batch: Batch, keep_bodies: bool) -> list[dict[str, Any]]:
+        """Deal the users of a batch to the workers, and let all of them go at one instant."""
+        users = range(len(batch.queues))
+        hands = [
+            {user: batch.queues[user] for user in users[index :: len(used)]} for index in range(len(used))
+        ]
+        busy = [worker for worker, hand in zip(used, hands, strict=True) if hand]
+        self._ask(busy, [{"do": "arm", "queues": hand} for hand in hands if hand], timeout_s=30)
+        go = {"do": "go", "at": monotonic_ns() + LEAD_NS, "keep_body": keep_bodies}
+        return self._ask(busy, [go] * len(busy), timeout_s=3600)
+
+    def _ask(
+        self, workers: Sequence[_Worker], commands: Sequence[Mapping[str, Any]], *, timeout_s: float
+    ) -> list[dict[str, Any]]:
+        """Tell each worker its command, then wait for all answers."""
+        for worker, command in zip(workers, commands, strict=True):
+            worker.tell(command)
+        deadline = monotonic() + timeout_s
+        return [worker.hear(deadline, self._watch) for worker in workers]
+
+
+class _Worker:
+    """One process and its two pipes."""
+
+    def __init__(self) -> None:
+        self._process = spawn(
+            [sys.executable, "-m", "perfkit.load.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def tell(self, command: Mapping[str, Any]) -> None:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+        except (OSError, ValueError):  # ValueError: the pipe of a closed crew
+            raise LoadError("a load worker died; expected it to live through the run") from None
+
+    def hear(self, deadline: float, watch: Callable[[], None]) -> dict[str, Any]:
+        assert self._process.stdout
+        ready: list[Any] = []
+        while not ready and monotonic() < deadline:
+            ready, _, _ = select.select([self._process.stdout], [], [], WATCH_S)
+            if not ready:
+                watch()
+        line = self._process.stdout.readline() if ready else b""
+        if not line:
+            state = "died" if ready else "did not answer in time"
+            raise LoadError(f"a load worker {state}; expected it to live through the run")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise LoadError(f"a load worker failed: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        stop(self._process)
+
+
+def joined(loads: Sequence[Load]) -> Load:
+    """Several loads as one: batches numbered on, the worst health."""
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for load in loads:
+        first = max(columns["batch"], default=-1) + 1
+        for name, values in load.columns.items():
+            columns[name] += [value + first for value in values] if name == "batch" else values
+    health = {name: max(load.health[name] for load in loads) for name in loads[0].health}
+    health["wall_ms"] = sum(load.health["wall_ms"] for load in loads)
+    return Load(columns, health, [body for load in loads for body in load.bodies])
+
+
+def _merge(batches: Sequence[Batch], parts: Sequence[list[dict[str, Any]]]) -> Load:
+    """Put the workers' columns together; only requests begun at full concurrency count under a ramp."""
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    bodies: list[str] = []
+    for number, (batch, answers) in enumerate(zip(batches, parts, strict=True)):
+        own = [answer["columns"] for answer in answers if answer["columns"]]
+        full_until = _full_until(own) if batch.full_only else None
+        for part in own:
+            size = len(part["item"])
+            columns["batch"] += [number] * size
+            columns["counted"] += [
+                batch.counted and (full_until is None or started <= full_until) for started in part["started"]
+            ]
+            for name in COLUMNS:
+                if name in part:
+                    columns[name] += part[name]
+            bodies += part.get("body", [])
+    return Load(columns, _health(columns, parts), bodies)
+
+
+def _full_until(parts: Sequence[Mapping[str, list[Any]]]) -> int:
+    """The instant (ns) at which the first user had nothing more to send."""
+    last: dict[int, int] = {}
+    for part in parts:
+        for user, done in zip(part["user"], part["done"], strict=True):
+            last[user] = max(last.get(user, 0), done)
+    return min(last.values())
+
+
+def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any]]]) -> dict[str, float]:
+    """What the client itself cost: schedule lag in ms, and the busiest worker's share of a core."""
+    lags = sorted(s - d for s, d in zip(columns["started"], columns["scheduled"], strict=True))
+    by_worker: dict[int, list[int]] = {}
+    for answers in parts:
+        for index, answer in enumerate(answers):
+            totals = by_worker.setdefault(index, [0, 0])
+            totals[0] += answer["health"]["cpu_ns"]
+            totals[1] += answer["health"]["wall_ns"]
+    return {
+        "lag_p50_ms": lags[len(lags) // 2] / 1e6,
+        "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
+        "worker_cpu": max(cpu / max(wall, 1) for cpu, wall in by_worker.values()),
+        "wall_ms": sum(max(a["health"]["wall_ns"] for a in answers) for answers in parts) / 1e6,
+    }

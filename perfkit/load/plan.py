@@ -1,0 +1,112 @@
+"""What is sent in a round, decided before it starts: the same requests in every arm.
+
+Pure. A round is a sequence of batches; a batch releases its users at one instant, and each user sends its
+own requests one after the other (closed model). The next batch starts when the last one is complete.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+from urllib.parse import quote
+
+from perfkit.config import Request, Scenario
+from perfkit.errors import UsageError
+
+Row = Mapping[str, Any]
+Message = dict[str, Any]  # one request as the workers take it
+_PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests by user, released at one instant.
+
+    An uncounted batch only brings the load up; with `full_only`, requests that start after the first user has
+    nothing more to send do not count either.
+    """
+
+    queues: tuple[tuple[Message, ...], ...]
+    counted: bool = True
+    full_only: bool = False
+
+
+class Draw:
+    """Parameter rows without replacement, in an order that the seed alone decides.
+
+    A source that runs out starts over: its rows have then been used equally often. `last_first` takes the
+    same order from its end, so that two draws of one seed meet only when a source runs out.
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[Row]], seed: str, *, last_first: bool = False) -> None:
+        self._rows, self._seed, self._last_first = rows, seed, last_first
+        self._streams: dict[str, Iterator[Row]] = {}
+
+    def __call__(self, source: str) -> Row:
+        """The next row of a source."""
+        if source not in self._streams:
+            self._streams[source] = self._stream(source)
+        return next(self._streams[source])
+
+    def _stream(self, source: str) -> Iterator[Row]:
+        order = list(self._rows[source])
+        Random(f"{self._seed}/{source}").shuffle(order)
+        if self._last_first:
+            order.reverse()
+        while True:
+            yield from order
+
+
+def batches(scenario: Scenario, message: Callable[[str], Message]) -> list[Batch]:
+    """The batches of one round. `message(name)` makes the next request or query of that name."""
+
+    def queue(length: int) -> tuple[Message, ...]:
+        return tuple(message(name) for _ in range(length) for name in scenario.send)
+
+    sizes = range(1, scenario.users) if scenario.ramp else [scenario.users] * scenario.warm
+    lead = [Batch(tuple(queue(1) for _ in range(users)), counted=False) for users in sizes]
+    full = [
+        Batch(tuple(queue(scenario.requests) for _ in range(scenario.users)), full_only=scenario.ramp)
+        for _ in range(scenario.batches)
+    ]
+    return lead + full
+
+
+def http_message(request: Request, row: Row) -> Message:
+    """One HTTP request with its placeholders filled from a parameter row.
+
+    Raises UsageError naming a placeholder that the row has no column for.
+    """
+    try:
+        path, body = fill(request.path, row, encode=True), fill(request.body, row)
+    except KeyError as error:
+        raise UsageError(
+            f"request '{request.name}': {{{error.args[0]}}} is no column of its parameters; "
+            f"expected one of: {', '.join(row)}"
+        ) from None
+    return {
+        "item": request.name,
+        "method": request.method,
+        "path": path,
+        "json": body,
+        "expect": list(request.expect),
+    }
+
+
+def fill(template: Any, row: Row, *, encode: bool = False) -> Any:
+    """Replace `{column}` in a template; text that is nothing but one placeholder keeps the value's type.
+
+    Raises KeyError with the column that the row lacks.
+    """
+    if isinstance(template, dict):
+        return {key: fill(value, row) for key, value in template.items()}
+    if isinstance(template, list):
+        return [fill(value, row) for value in template]
+    if not isinstance(template, str):
+        return template
+    if (whole := _PLACEHOLDER.fullmatch(template)) and not encode:
+        return row[whole[1]]
+    return _PLACEHOLDER.sub(lambda m: quote(str(row[m[1]]), safe="") if encode else str(row[m[1]]), template)

@@ -1,0 +1,164 @@
+"""How one request is sent and timed, by HTTP or SQL. Runs inside a load worker only.
+
+A sender stamps `acquired` when it holds a connection and `done` when the last byte of the answer is read;
+what the answer means is decided after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from time import monotonic_ns
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+OK = "ok"
+
+
+@dataclass(slots=True)
+class Answer:
+    """Stamps in ns of the monotonic clock, the outcome, its first message, and the body where it is kept."""
+
+    acquired: int
+    done: int
+    outcome: str = OK
+    detail: str = ""
+    body: str = ""
+
+
+class Sender(Protocol):
+    """Opens connections for a number of users, sends one message at a time for each, closes."""
+
+    async def open(self, users: int) -> None:
+        """Get ready, so that the first timed request finds an open connection."""
+
+    async def send(self, message: dict[str, Any]) -> Answer:
+        """Send one message; a failure is an outcome, never an exception."""
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+
+
+class HttpSender:
+    """aiohttp, keep-alive, as many connections as users."""
+
+    def __init__(self, base: str, timeout_s: float, warm: str | None = None) -> None:
+        import aiohttp
+
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(self._acquired)
+        trace.on_connection_reuseconn.append(self._acquired)
+        self._aiohttp, self._base, self._trace, self._warm = aiohttp, base, trace, warm
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+
+    @staticmethod
+    async def _acquired(_session: Any, context: SimpleNamespace, _params: Any) -> None:
+        context.trace_request_ctx.acquired = monotonic_ns()
+
+    async def open(self, users: int) -> None:
+        """Open the session and a connection for each user."""
+        self._session = self._aiohttp.ClientSession(
+            connector=self._aiohttp.TCPConnector(limit=0, keepalive_timeout=300),
+            timeout=self._timeout,
+            trace_configs=[self._trace],
+        )
+        if self._warm is not None:
+            warm = {"method": "GET", "path": self._warm, "json": None, "expect": [200]}
+            await asyncio.gather(*(self.send(warm) for _ in range(users)))
+
+    async def send(self, message: dict[str, Any]) -> Answer:
+        """Send one HTTP request and read its body."""
+        stamp = SimpleNamespace(acquired=monotonic_ns())
+        try:
+            async with self._session.request(
+                message["method"],
+                self._base + message["path"],
+                json=message["json"],
+                trace_request_ctx=stamp,
+                allow_redirects=False,
+            ) as response:
+                body = await response.read()
+                done = monotonic_ns()
+        except Exception as error:
+            return Answer(stamp.acquired, monotonic_ns(), self._failure(error), _first_line(error))
+        text = body[:65536].decode("utf-8", "replace")
+        if response.status not in message["expect"]:
+            return Answer(stamp.acquired, done, f"http_{response.status}", text[:200], text)
+        return Answer(stamp.acquired, done, OK, str(response.status), text)
+
+    def _failure(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return "timeout"
+        if isinstance(error, self._aiohttp.ClientConnectorError):
+            return "refused"
+        if isinstance(error, (self._aiohttp.ClientConnectionError, self._aiohttp.ClientPayloadError)):
+            return "reset"
+        return "generator"
+
+    async def close(self) -> None:
+        """Close the session with its connections."""
+        await self._session.close()
+
+
+class SqlSender:
+    """psycopg async, autocommit, one pooled connection for each user."""
+
+    def __init__(self, conninfo: str, timeout_s: float, statement_timeout_s: float) -> None:
+        self._conninfo, self._timeout_s = conninfo, timeout_s
+        self._options = f"-c statement_timeout={int(statement_timeout_s * 1000)}"
+
+    async def open(self, users: int) -> None:
+        """Open one connection for each user."""
+        from psycopg_pool import AsyncConnectionPool
+
+        kwargs = {"autocommit": True, "options": self._options, "application_name": "perfkit load"}
+        self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            self._conninfo, min_size=users, max_size=users, timeout=self._timeout_s, kwargs=kwargs, open=False
+        )
+        await self._pool.open(wait=True, timeout=self._timeout_s)
+
+    async def send(self, message: dict[str, Any]) -> Answer:
+        """Run one statement and fetch every row."""
+        acquired = monotonic_ns()
+        try:
+            async with asyncio.timeout(self._timeout_s), self._pool.connection() as connection:
+                acquired = monotonic_ns()
+                cursor = await connection.execute(message["sql"], message["params"])
+                rows = await cursor.fetchall() if cursor.description else []
+                return Answer(acquired, monotonic_ns(), OK, f"{len(rows)} rows")
+        except Exception as error:
+            return Answer(acquired, monotonic_ns(), self._failure(error), _first_line(error))
+
+    @staticmethod
+    def _failure(error: Exception) -> str:
+        import psycopg
+        from psycopg_pool import PoolTimeout
+
+        if isinstance(error, PoolTimeout):
+            return "pool_timeout"
+        if isinstance(error, TimeoutError):
+            return "timeout"
+        if isinstance(error, psycopg.Error) and error.sqlstate:
+            return f"sqlstate_{error.sqlstate}"
+        return "reset" if isinstance(error, psycopg.OperationalError) else "generator"
+
+    async def close(self) -> None:
+        """Close every connection; the server publishes their statistics with it."""
+        await self._pool.close()
+
+
+def preload() -> None:
+    """Import the clients now, so that no round pays for it."""
+    import aiohttp  # noqa: F401
+    import psycopg_pool  # noqa: F401
+
+
+def make(spec: dict[str, Any]) -> Sender:
+    """The sender that a target description from the parent asks for."""
+    kinds: dict[str, type[HttpSender] | type[SqlSender]] = {"http": HttpSender, "sql": SqlSender}
+    return kinds[spec["kind"]](**json.loads(json.dumps(spec["options"])))
+
+
+def _first_line(error: Exception) -> str:
+    return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]

@@ -1,0 +1,113 @@
+"""A load worker process: takes requests from its parent, sends them when told, returns the samples.
+
+One JSON object a line each way. `open` connects, `arm` takes a batch, `go` releases it at an absolute
+instant of the monotonic clock that all workers share, `close` disconnects; end of input ends the worker.
+Nothing is printed, logged or collected while a batch runs: what is there at the start is frozen, and garbage
+is collected on `close` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import sys
+from time import monotonic_ns, process_time_ns
+from typing import Any
+
+from perfkit.load.loop import loop_factory
+from perfkit.load.senders import Answer, Sender, make, preload
+
+SPIN_NS = 2_000_000  # the event loop's timers are no finer than a millisecond: sleep, then spin
+COLUMNS = (
+    "item", "user", "scheduled", "started", "acquired", "done", "outcome", "detail", "body",
+)  # fmt: skip
+
+
+class Worker:
+    """The state of one worker between its parent's commands."""
+
+    def __init__(self) -> None:
+        self._sender: Sender | None = None
+        self._queues: dict[str, list[dict[str, Any]]] = {}
+
+    async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one command and return the answer to the parent."""
+        match command["do"]:
+            case "open":
+                self._sender = make(command["target"])
+                await self._sender.open(command["users"])
+            case "arm":
+                self._queues = command["queues"]
+            case "go":
+                return await self._run(command["at"], keep_body=command["keep_body"])
+            case "close":
+                if self._sender is not None:
+                    await self._sender.close()
+                self._sender = None
+                gc.collect()
+        return {"ok": True}
+
+    async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
+        """Release every user at the instant `at`; returns columns with times in ns from it."""
+        release = asyncio.Event()
+        samples: list[tuple[Any, ...]] = []
+        users = [
+            asyncio.create_task(self._user(int(user), queue, at, release, samples))
+            for user, queue in self._queues.items()
+        ]
+        await asyncio.sleep(max(0, at - monotonic_ns() - SPIN_NS) / 1e9)
+        while monotonic_ns() < at:
+            pass
+        cpu = process_time_ns()
+        release.set()
+        await asyncio.gather(*users)
+        health = {
+            "cpu_ns": process_time_ns() - cpu,
+            "wall_ns": monotonic_ns() - at,
+        }
+        columns = dict(zip(COLUMNS, map(list, zip(*samples, strict=True)), strict=True)) if samples else {}
+        if not keep_body:
+            columns.pop("body", None)
+        return {"columns": columns, "health": health}
+
+    async def _user(
+        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, samples: list[Any]
+    ) -> None:
+        """Send a user's requests one after the other; each is due when the one before it is done."""
+        await release.wait()
+        scheduled = at
+        for message in queue:
+            started = monotonic_ns()
+            answer: Answer = await self._sender.send(message)  # type: ignore[union-attr]
+            stamps = (scheduled - at, started - at, answer.acquired - at, answer.done - at)
+            samples.append((message["item"], user, *stamps, answer.outcome, answer.detail, answer.body))
+            scheduled = answer.done
+
+
+async def serve() -> None:
+    """Answer the parent's commands until its end of the pipe closes."""
+    preload()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=1 << 28)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    worker = Worker()
+    while line := await reader.readline():
+        try:
+            answer = await worker.handle(json.loads(line))
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """Run the worker on uvloop where that exists."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve())
+
+
+if __name__ == "__main__":
+    main()

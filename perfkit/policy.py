@@ -1,0 +1,175 @@
+"""Whether the change may ship: each threshold as a rule with its numbers, and the decision they lead to.
+
+Pure functions. A rule is judged for every arm; only those of the arms after the change decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound
+
+
+class Outcome(StrEnum):
+    """Whether a rule's estimate and bound hold, its estimate breaks it, or only its bound does."""
+
+    HOLDS = "holds"
+    BROKEN = "broken"
+    UNPROVEN = "unproven"
+
+
+class Decision(StrEnum):
+    """What the rules say about shipping the change."""
+
+    GO = "GO"
+    NO_GO = "NO-GO"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One threshold judged on one arm; `scenario` is empty where the rule is about the whole arm."""
+
+    arm: str
+    scenario: str
+    name: str
+    value: float | None
+    bound: float | None  # the end of the value's interval that has to hold
+    limit: float | None
+    unit: str  # of value, bound and limit
+    outcome: Outcome
+    text: str  # one plain sentence with its numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The decision, the rules of every arm, and in words those that led to it."""
+
+    decision: Decision
+    rules: tuple[Rule, ...]
+    reasons: tuple[str, ...]
+
+
+def latency_rule(
+    arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int
+) -> Rule:
+    """The q-th percentile must be under the limit by its interval's upper end; all in ms."""
+    name = f"p{q}"
+    if interval is None:
+        text = f"{arm}, {scenario}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
+        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text)
+    value, bound = interval.value, interval.hi
+    said = f"{arm}, {scenario}: {name} {_number(value)} ms"
+    if value >= limit_ms:
+        outcome, text = Outcome.BROKEN, f"{said} is not under {_number(limit_ms)} ms{_range(interval)}."
+    elif bound < limit_ms:
+        outcome, text = Outcome.HOLDS, f"{said} is under {_number(limit_ms)} ms{_range(interval)}."
+    else:
+        outcome = Outcome.UNPROVEN
+        text = f"{said} is under {_number(limit_ms)} ms, but its bound is not{_range(interval)}."
+    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text)
+
+
+def error_rule(arm: str, errors: int, n: int, limit: float) -> Rule:
+    """Unexpected outcomes among n requests, judged by their share; the bound says what n can exclude."""
+    if n == 0:
+        text = f"{arm}: no request was counted, so no error rate is known."
+        return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text)
+    rate, bound = errors / n, error_bound(errors, n)
+    outcome = Outcome.BROKEN if errors and rate >= limit else Outcome.HOLDS
+    text = f"{arm}: {errors} of {n} requests failed; rates above {_percent(bound)} are excluded."
+    if outcome is Outcome.BROKEN:
+        text = f"{arm}: {errors} of {n} requests failed, {_percent(rate)}, not under {_percent(limit)}."
+    return Rule(arm, "", "error rate", rate, bound, limit, "share", outcome, text)
+
+
+def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) -> Rule:
+    """Every functional check must pass."""
+    if total == 0:
+        outcome, text = Outcome.UNPROVEN, f"{arm}: no functional check ran."
+    elif passed < total:
+        outcome = Outcome.BROKEN
+        text = f"{arm}: {total - passed} of {total} functional checks failed: {', '.join(failed_names)}."
+    else:
+        outcome, text = Outcome.HOLDS, f"{arm}: all {total} functional checks passed."
+    return Rule(arm, "", "checks", float(passed), None, float(total), "checks", outcome, text)
+
+
+def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
+    """Every index the arm is prepared with must be there and valid."""
+    lacking = [name for name in expected if name not in valid]
+    found = len(expected) - len(lacking)
+    if lacking:
+        outcome = Outcome.BROKEN
+        text = f"{arm}: {len(lacking)} of {len(expected)} indexes missing or invalid: {', '.join(lacking)}."
+    else:
+        outcome = Outcome.HOLDS
+        text = f"{arm}: all {len(expected)} indexes are valid." if expected else f"{arm}: no index to build."
+    return Rule(arm, "", "indexes valid", float(found), None, float(len(expected)), "indexes", outcome, text)
+
+
+def comparison_rule(arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None) -> Rule:
+    """No latency may be slower than before; an inconclusive comparison blocks nothing."""
+    said = f"{arm}, {scenario}: {metric}"
+    numbers = (
+        f" ({_number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
+    )
+    outcome, text = {
+        Verdict.FASTER: (Outcome.HOLDS, f"{said} is faster{numbers}."),
+        Verdict.EQUIVALENT: (Outcome.HOLDS, f"{said} is equivalent{numbers}."),
+        Verdict.SLOWER: (Outcome.BROKEN, f"{said} is slower{numbers}."),
+        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{said} is inconclusive{numbers}, which blocks nothing."),
+        Verdict.INVALID: (
+            Outcome.UNPROVEN,
+            f"{said} cannot be compared: the rounds are too few or unhealthy.",
+        ),
+    }[verdict]
+    value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
+    return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text)
+
+
+def decide(rules: Iterable[Rule], after_arms: Collection[str]) -> Judgement:
+    """GO where every rule of every after arm holds, NO-GO where one is broken, else INCONCLUSIVE."""
+    every = tuple(rules)
+    deciding = [rule for rule in every if rule.arm in after_arms]
+    broken = [rule.text for rule in deciding if rule.outcome is Outcome.BROKEN]
+    unproven = [rule.text for rule in deciding if rule.outcome is Outcome.UNPROVEN]
+    unjudged = [
+        f"{arm}: no rule was judged." for arm in after_arms if not any(r.arm == arm for r in deciding)
+    ]
+    if broken:
+        return Judgement(Decision.NO_GO, every, tuple(broken))
+    if unproven or unjudged:
+        return Judgement(Decision.INCONCLUSIVE, every, (*unproven, *unjudged))
+    if not deciding:
+        return Judgement(Decision.INCONCLUSIVE, every, ("No arm after the change was judged.",))
+    held = tuple(f"{arm}: all {sum(r.arm == arm for r in deciding)} rules hold." for arm in after_arms)
+    return Judgement(Decision.GO, every, held)
+
+
+def which_arms_pass(rules: Iterable[Rule], arms: Collection[str]) -> dict[str, Decision]:
+    """The decision on each arm alone: one change may be fit to ship while another is not."""
+    every = tuple(rules)
+    return {arm: decide(every, [arm]).decision for arm in arms}
+
+
+def _range(interval: Interval) -> str:
+    if math.isinf(interval.hi):
+        return f"; {interval.n} samples in {interval.rounds} rounds like these set no upper bound"
+    return f" (95 % interval {_span(interval.lo, interval.hi)} ms)"
+
+
+def _span(lo: float, hi: float) -> str:
+    return f"{_number(lo)} to {_number(hi)}"
+
+
+def _percent(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):.10g} %"
+
+
+def _number(value: float) -> str:
+    """Four significant digits, never an exponent within the range of a latency."""
+    return f"{float(f'{value:.4g}'):.10g}"

@@ -1,0 +1,1 @@
+"""PostgreSQL: the embedded server, databases and clones, catalogue queries, the relay."""

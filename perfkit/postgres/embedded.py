@@ -1,0 +1,196 @@
+"""An embedded PostgreSQL server: started on first use, shared by processes, gone after its last user.
+
+The cluster is made at the start and deleted at the end, so it holds nothing worth an fsync. Every user
+process holds a lease (see `cluster`), which the kernel drops however the process ends. A child made by plain
+`os.fork` shares its parent's lease and keeps the server for as long as it lives; spawned ones do not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from psycopg.conninfo import make_conninfo
+
+from perfkit.errors import ServerError, UsageError
+
+if sys.platform != "win32":  # so that start() can say what is wrong there
+    from perfkit.postgres import binaries, cluster
+
+#: What the server runs with unless the caller says otherwise; the report prints them.
+SETTINGS: Mapping[str, str] = {
+    "shared_buffers": "1GB",
+    "max_connections": "200",
+    "max_wal_size": "16GB",
+    "checkpoint_timeout": "1d",
+    "autovacuum": "off",
+    "jit": "off",
+    "max_parallel_workers_per_gather": "0",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "on",
+    # In the data folder, so that it goes with it; containers also have little of the other kind.
+    "dynamic_shared_memory_type": "mmap",
+    # The least that still writes WAL for an index build, so that it can be counted.
+    "wal_level": "replica",
+    "compute_query_id": "on",
+    "track_io_timing": "on",
+    "track_functions": "all",
+    "timezone": "UTC",
+}
+
+# How perfkit reaches the server and its log; a caller's value for one of these is refused.
+_OWN = {
+    "listen_addresses": "",
+    "port": "5432",
+    "unix_socket_permissions": "0700",
+    "logging_collector": "on",
+    "log_destination": "jsonlog",
+    "log_directory": "log",
+    "log_filename": "server.log",
+    "log_rotation_age": "0",
+    "log_rotation_size": "0",
+}
+_REFUSED = {
+    *_OWN,
+    "unix_socket_directories",
+    "data_directory",
+    "hba_file",
+    "config_file",
+    "external_pid_file",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """A running server and this process's lease on it; a context manager that ends the lease."""
+
+    version: int
+    pid: int
+    socket_dir: Path
+    data_dir: Path
+    bin_dir: Path
+    settings: Mapping[str, str]
+    port: int = 5432
+    _lease: int | None = field(default=None, repr=False)
+
+    def conninfo(self, dbname: str = "postgres", user: str = "perfkit") -> str:
+        """Connection string for libpq; `perfkit` may log in and nothing else, `postgres` is the superuser."""
+        return make_conninfo(host=str(self.socket_dir), port=self.port, dbname=dbname, user=user)
+
+    def alive(self) -> bool:
+        """Whether this very server still runs (False within half a second of its death)."""
+        return self.data_dir.exists() and cluster.exists(self.pid)
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last `lines` messages of the server's log, oldest first; of a dead server, its last words."""
+        kept = self.data_dir.parent / "last-log.json"
+        for log in (self.data_dir / "log" / "server.json", kept):
+            with contextlib.suppress(OSError):
+                return "\n".join(_messages(log.read_text("utf-8", "replace"))[-lines:])
+        return ""
+
+    def close(self) -> None:
+        """End this process's use of the server; it stops when nobody else uses it. May be called again."""
+        if self._lease is not None:
+            # Closed, not unlocked: an unlock would also drop the lease for a forked parent.
+            os.close(self._lease)
+            self._lease = None
+            atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def start(version: int = 18, settings: Mapping[str, str] | None = None, home: Path | None = None) -> Server:
+    """A server of `version` (16, 18) with `settings` over SETTINGS: the one that runs already, or a new one.
+
+    `home` (else $PERFKIT_HOME, else /var/lib/perfkit for root, else perfkit in the user's cache folder) holds
+    its data. UsageError for a wrong argument, ServerError if it cannot start; both one line.
+    """
+    if sys.platform == "win32":
+        raise ServerError("the embedded server needs Linux or macOS (WSL works)")
+    wanted = {**SETTINGS, **_checked(settings or {})}
+    base = (home or _default_home()).expanduser().absolute()
+    try:
+        return _start(version, wanted, base)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ServerError(
+            f"cannot use {base} for the embedded server: {reason}; set PERFKIT_HOME to a folder you can write"
+        ) from error
+
+
+def _start(version: int, settings: Mapping[str, str], home: Path) -> Server:
+    user = binaries.server_user()
+    if user is not None:
+        binaries.require_reachable(home, user)
+    _make_folder(home)
+    bin_dir = binaries.locate(version, home)
+    order = {
+        "bin": str(bin_dir),
+        "settings": {**settings, **_OWN},
+        "user": None if user is None else [user.pw_uid, user.pw_gid],
+    }
+    name = hashlib.sha256(json.dumps(order, sort_keys=True).encode()).hexdigest()[:12]
+    folder = home / f"server-{version}-{name}"
+    _make_folder(folder)
+    lease = cluster.take_lease(folder)
+    try:
+        info = cluster.obtain(folder, order)
+        socket_dir, data_dir = Path(info["socket_dir"]), Path(info["data_dir"])
+        server = Server(version, info["pid"], socket_dir, data_dir, bin_dir, settings, _lease=lease)
+        atexit.register(server.close)
+    except BaseException:
+        os.close(lease)
+        raise
+    return server
+
+
+def _default_home() -> Path:
+    if chosen := os.environ.get("PERFKIT_HOME"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/perfkit")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perfkit"
+
+
+def _make_folder(path: Path) -> None:
+    """Make `path` and its missing parents, as root open to the server's user; others stay as they are."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755 if os.geteuid() == 0 else 0o700)
+
+
+def _checked(settings: Mapping[str, str]) -> Mapping[str, str]:
+    for name in settings:
+        if name.lower() in _REFUSED:
+            raise UsageError(f"setting {name} is perfkit's own on the embedded server and cannot be changed")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.$]*", name):
+            raise UsageError(f"{name!r} cannot be the name of a PostgreSQL setting")
+    return settings
+
+
+def _messages(log: str) -> list[str]:
+    """The messages of JSON log lines; a line cut in two counts as none."""
+    messages = []
+    for line in log.splitlines():
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+            messages.append(str(json.loads(line)["message"]))
+    return messages

@@ -1,0 +1,68 @@
+"""SQL files: split into statements with their lines, fill in `:variables`, read the comment on top."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlglot
+from sqlglot.errors import SqlglotError
+
+from perfkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement as it stands in its file, without the semicolon, and the line it starts on."""
+
+    text: str
+    line: int
+
+
+def split(sql: str) -> list[Statement]:
+    r"""The statements of a text; quotes, dollar quotes and comments are respected.
+
+    >>> [s.text for s in split("SELECT ';' ; -- one; two\nSELECT $$;$$")]
+    ["SELECT ';'", 'SELECT $$;$$']
+    """
+    try:
+        tokens = sqlglot.tokenize(sql, read="postgres")
+    except SqlglotError as error:
+        raise UsageError(f"SQL that cannot be read: {str(error).splitlines()[0]}") from None
+    found: list[Statement] = []
+    first = last = None
+    for token in tokens:
+        if token.token_type.name == "SEMICOLON":
+            if first is not None and last is not None:
+                found.append(Statement(sql[first.start : last.end + 1], first.line))
+            first = last = None
+            continue
+        first, last = first or token, token
+    if first is not None and last is not None:
+        found.append(Statement(sql[first.start : last.end + 1], first.line))
+    return found
+
+
+def substitute(sql: str, variables: Mapping[str, int]) -> str:
+    """Replace `:name` by its number; `::type` casts and unknown names stay.
+
+    >>> substitute("SELECT :rows::int, :other", {"rows": 5})
+    'SELECT 5::int, :other'
+    """
+    return re.sub(r"(?<!:):([a-z_]+)\b", lambda m: str(variables[m[1]]) if m[1] in variables else m[0], sql)
+
+
+def comment(sql: str) -> str:
+    """The first comment line of a file, which says what it is for."""
+    first = sql.lstrip().splitlines()[0] if sql.strip() else ""
+    return first.removeprefix("--").strip() if first.startswith("--") else ""
+
+
+def read(path: Path) -> str:
+    """A SQL file's text. Raises UsageError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected SQL in UTF-8") from None

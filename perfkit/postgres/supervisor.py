@@ -1,0 +1,224 @@
+"""The process that owns one embedded server: makes the cluster, runs it, and removes it after its last user.
+
+Run by path with `python -IS`, never imported by the library: standard library only, so that it is up in a few
+hundredths of a second. Its working order is one JSON argument:
+{"folder", "bin", "settings", "user": [uid, gid] | null, "alive": inherited descriptor}.
+
+Every user of the server holds a shared lock on <folder>/lease, which the kernel drops however the user ends.
+When the supervisor gets that lock exclusively nobody is left. It holds `alive` exclusively while it lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_POLL = 0.2
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _IPC_RMID = 1, 36, 0
+_libc = ctypes.CDLL(None)
+
+
+class Abandoned(Exception):
+    """The last user has left."""
+
+
+class Supervisor:
+    """One cluster from initdb to removal."""
+
+    def __init__(self, folder: Path, bin_dir: Path, settings: dict[str, str], user: list[int] | None) -> None:
+        self.folder, self.bin_dir, self.settings, self.user = folder, bin_dir, settings, user
+        self.lease = os.open(folder / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.data = folder / f"data-{secrets.token_hex(4)}"
+        # A socket's path may have 107 bytes, so it cannot be in a folder of the user's.
+        self.socket_dir = Path("/tmp", f"perfkit-{secrets.token_hex(6)}")
+        self.children: list[subprocess.Popen[bytes]] = []
+
+    def run(self) -> None:
+        """Everything, in order; returns when the server has ended and nothing of it is left."""
+        try:
+            self.prepare()
+            postgres = self.launch(["postgres", "-D", str(self.data)], signal.SIGQUIT)
+            self.wait_until_ready(postgres)
+            self.publish(postgres.pid)
+            while postgres.poll() is None:
+                self.check_users()
+                time.sleep(_POLL)
+            _say(f"the server ended by itself (status {postgres.returncode})")
+        except Abandoned:
+            pass
+        finally:
+            self.clean_up()
+
+    def prepare(self) -> None:
+        """Private folders for data and socket, the cluster, and its settings."""
+        # Named on disk before it exists, so that a successor finds it after a kill at any point.
+        (self.folder / "socket").write_text(str(self.socket_dir))
+        for path in (self.socket_dir, self.data):
+            path.mkdir(mode=0o700)
+            if self.user:
+                os.chown(path, *self.user)
+        arguments = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self.complete(["initdb", "-D", str(self.data), "--no-instructions", *arguments])
+        with (self.data / "postgresql.conf").open("a") as conf:
+            for name, value in {**self.settings, "unix_socket_directories": str(self.socket_dir)}.items():
+                quoted = value.replace("'", "''")
+                conf.write(f"{name} = '{quoted}'\n")
+
+    def wait_until_ready(self, postgres: subprocess.Popen[bytes]) -> None:
+        """Wait for the server's own word in postmaster.pid, then make the unprivileged role."""
+        while postgres.poll() is None:
+            with contextlib.suppress(OSError):
+                lines = (self.data / "postmaster.pid").read_text().splitlines()
+                if len(lines) >= 8 and lines[7].strip() == "ready":
+                    break
+            self.check_users()
+            time.sleep(0.01)
+        else:
+            raise SystemExit(1)
+        command = ["psql", "-X", "-q", "-h", str(self.socket_dir), "-U", "postgres", "-d", "postgres"]
+        self.complete([*command, "-c", "CREATE ROLE perfkit LOGIN"])
+
+    def publish(self, pid: int) -> None:
+        """Say where the server is; from here on others may use it."""
+        info = {"pid": pid, "socket_dir": str(self.socket_dir), "data_dir": str(self.data)}
+        draft = self.folder / "info.part"
+        draft.write_text(json.dumps(info))
+        draft.replace(self.folder / "info.json")
+
+    def complete(self, args: list[str]) -> None:
+        """Run a program of the server's to its end; SystemExit if it fails."""
+        proc = self.launch(args, signal.SIGKILL)
+        while proc.poll() is None:
+            self.check_users()
+            time.sleep(0.01)
+        if proc.returncode:
+            raise SystemExit(1)
+
+    def launch(self, args: list[str], death_signal: signal.Signals) -> subprocess.Popen[bytes]:
+        """Start a program of the server's, as the server's user, to die with this process (Linux)."""
+        env = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))
+        }
+        uid, gid = self.user or (None, None)
+        proc = subprocess.Popen(
+            [str(self.bin_dir / args[0]), *args[1:]],
+            env={**env, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            user=uid,
+            group=gid,
+            extra_groups=[] if self.user else None,
+            umask=0o077,
+            preexec_fn=_dying_with(os.getpid(), death_signal),
+        )
+        self.children.append(proc)
+        return proc
+
+    def check_users(self) -> None:
+        """Abandoned, with the lease held against newcomers, if no user is left."""
+        try:
+            fcntl.flock(self.lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        raise Abandoned
+
+    def clean_up(self) -> None:
+        """Stop whatever runs and remove everything but the end of the server's log."""
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        (self.folder / "info.json").unlink(missing_ok=True)
+        for proc in self.children:
+            _end(proc)
+        _end_orphans()
+        _free_interlock(self.data / "postmaster.pid")
+        _keep_log(self.data / "log" / "server.json", self.folder / "last-log.json")
+        shutil.rmtree(self.data, ignore_errors=True)
+        shutil.rmtree(self.socket_dir, ignore_errors=True)
+        (self.folder / "socket").unlink(missing_ok=True)
+
+
+def _dying_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
+    """What the child does before exec: ask for a signal at our death, unless that has come already."""
+
+    def ask() -> None:
+        if sys.platform == "linux":
+            _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal))
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return ask
+
+
+def _end(proc: subprocess.Popen[bytes]) -> None:
+    """Immediate shutdown: the data is thrown away, so there is nothing to save."""
+    if proc.poll() is None:
+        proc.send_signal(signal.SIGQUIT)
+        try:
+            proc.wait(3)
+        except subprocess.TimeoutExpired:
+            proc.kill()
+            proc.wait()
+
+
+def _end_orphans() -> None:
+    """Kill what outlived its parent: backends of a postmaster that was killed (Linux, as their reaper)."""
+    while sys.platform == "linux":
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parent = int(status.read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid():
+                    os.kill(int(status.parent.name), signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def _free_interlock(pid_file: Path) -> None:
+    """Free the 56 bytes of System V memory that a killed postmaster leaves; an orderly one leaves no file."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        _libc.shmctl(int(pid_file.read_text().splitlines()[6].split()[1]), _IPC_RMID, None)
+
+
+def _keep_log(log: Path, kept: Path, size: int = 65536) -> None:
+    with contextlib.suppress(OSError), log.open("rb") as source:
+        source.seek(max(0, log.stat().st_size - size))
+        kept.write_bytes(source.read())
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"perfkit: {text}\n")
+
+
+def main(order: dict[str, Any]) -> None:
+    """Detach from whoever started us, and supervise."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.chdir("/")
+    os.set_inheritable(order["alive"], False)
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        Supervisor(Path(order["folder"]), Path(order["bin"]), order["settings"], order["user"]).run()
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(f"FATAL:  {error}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""From a run on disk to one HTML file and the data beside it."""

@@ -1,0 +1,135 @@
+"""The files beside a report: verdict.json for machines, summary.md for people, samples.csv: raw data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from perfkit.bundle import Round
+from perfkit.display.decision import GRAVEST
+from perfkit.display.html import visible
+from perfkit.display.subject import Subject
+from perfkit.display.table import Cell, Table
+from perfkit.display.tables import compared, glance
+
+FORMAT = 1
+_TIMES = ("scheduled", "started", "acquired", "done")
+
+
+def verdict(subject: Subject) -> str:
+    """The decision and its numbers as JSON; times in ms, shares of one, null where there is no number.
+
+    Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, levels,
+    weaknesses, margin (declared), margin_used, parameters, command.
+    """
+    found = subject.analysis
+    said = {
+        "format": FORMAT,
+        "title": found.title,
+        "status": subject.run.get("status"),
+        "decision": str(found.judgement.decision),
+        "arms": {arm: str(found.arm_decisions.get(arm, "")) for arm in subject.after},
+        "headline": found.headline,
+        "reasons": list(found.judgement.reasons),
+        "rules": [asdict(rule) for rule in found.judgement.rules],
+        "comparisons": [asdict(comparison) for comparison in found.comparisons],
+        "levels": [asdict(level) for level in found.levels],
+        "weaknesses": list(found.weaknesses),
+        "margin": found.margin,
+        "margin_used": found.margin_used,
+        "parameters": subject.run.get("parameters"),
+        "command": subject.run.get("command"),
+    }
+    return json.dumps(_finite(said), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def summary(subject: Subject) -> str:
+    """The decision, its sentence and the table by load level as Markdown."""
+    found = subject.analysis
+    lines = [f"**{subject.decision}** · {_line(found.title)}", "", _line(found.headline), ""]
+    if subject.decision != "GO":
+        lines += [*(f"- {_line(reason)}" for reason in found.judgement.reasons), ""]
+    table = glance(subject)
+    if table.rows:
+        lines += [_line(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
+    if found.weaknesses:
+        rest = len(found.weaknesses) - GRAVEST
+        lines += ["What weakens this:", "", *(f"- {_line(line)}" for line in found.weaknesses[:GRAVEST])]
+        lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
+    command = visible(subject.run.get("command") or "").replace("`", "'")
+    return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
+
+
+def samples(rounds: Iterable[Round]) -> str:
+    """One line per request of every round; times in ms since the round's first release."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            "block",
+            "position",
+            "scenario",
+            "arm",
+            "item",
+            "user",
+            "batch",
+            "counted",
+            *(f"{name}_ms" for name in _TIMES),
+            "outcome",
+            "detail",
+        ]
+    )
+    for round_ in sorted(rounds, key=lambda r: r.position):
+        c = round_.columns
+        for i in range(len(c["item"])):
+            times = ["" if c[name][i] is None else f"{c[name][i] / 1e6:.6f}" for name in _TIMES]
+            writer.writerow(
+                [
+                    round_.block,
+                    round_.position,
+                    round_.scenario,
+                    round_.arm,
+                    c["item"][i],
+                    c["user"][i],
+                    c["batch"][i],
+                    int(c["counted"][i]),
+                    *times,
+                    c["outcome"][i],
+                    c["detail"][i],
+                ]
+            )
+    return out.getvalue()
+
+
+def _ratios(subject: Subject) -> list[str]:
+    """p95 of every after arm against before, as a second small table."""
+    rows = tuple(
+        (
+            Cell(subject.label(scenario)),
+            *(compared(subject.analysis.comparison(arm, scenario, "p95", item)) for arm in subject.after),
+        )
+        for scenario, item in subject.loads
+    )
+    return [
+        "p95 compared with before, 95 % intervals",
+        "",
+        Table("", ("load", *subject.after), rows).to_markdown(),
+    ]
+
+
+def _line(text: str) -> str:
+    """Text as one line of Markdown that starts no tag and no link."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in " ".join(visible(text).split()))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,126 @@
+"""From a bundle to its report: the notebook is executed and its outputs become one HTML file."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Any
+
+from perfkit.bundle import Bundle, write_atomically
+from perfkit.config import ROOT
+from perfkit.display.html import visible
+from perfkit.errors import BundleError, PerfkitError
+from perfkit.report import files
+from perfkit.report.run import Run
+
+NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
+TEMPLATES = Path(__file__).parent / "templates"
+DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
+
+
+def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
+    """Write report.html, verdict.json, summary.md and samples.csv into `out`, by default the bundle itself.
+
+    The same bundle gives the same bytes. A run that did not end is rendered and marked as unfinished.
+    Raises BundleError for a bundle that cannot be read or a folder that cannot be written.
+    """
+    run = Run(Bundle.open(bundle))
+    folder = out or bundle
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(
+            f"{folder}: cannot be created ({error.strerror}); expected a writable folder"
+        ) from None
+    write_atomically(folder / "verdict.json", files.verdict(run.subject))
+    write_atomically(folder / "summary.md", files.summary(run.subject))
+    write_atomically(folder / "samples.csv", files.samples(run.rounds))
+    _papermill()
+    with ThreadPoolExecutor(1) as meanwhile:
+        meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works
+        notebook = execute(NOTEBOOK, {"bundle": str(bundle.resolve())}, keep_notebook)
+    title = f"{run.subject.decision}: {run.analysis.title}"
+    write_atomically(folder / "report.html", page(notebook, title))
+    return folder / "report.html"
+
+
+def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:
+    """Execute a notebook with this interpreter and return it with its outputs; `keep` stores it.
+
+    Raises PerfkitError with the notebook's own last line where a cell fails.
+    """
+    papermill = _papermill()
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets.config import Config
+
+    class ThisInterpreter(AsyncKernelManager):
+        """A kernel in the running interpreter, whatever kernels happen to be installed under its name."""
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict(python_arguments=["-Xfrozen_modules=off"]))
+
+        def start_kernel(self, **options: Any) -> Any:
+            return super().start_kernel(
+                **options, stderr=DEVNULL
+            )  # a cell's errors come through the protocol
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return papermill.execute_notebook(
+                str(notebook),
+                str(keep or Path(scratch) / "out.ipynb"),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                request_save_on_cell_execute=False,
+                autosave_cell_every=0,
+                cwd=scratch,
+                kernel_manager_class=ThisInterpreter,
+                shutdown_kernel="immediate",
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
+        except papermill.PapermillExecutionError as error:
+            raise PerfkitError(f"the report's notebook failed: {error.ename}: {error.evalue}") from None
+
+
+def _papermill() -> Any:
+    """Papermill without the grammar of IRIs, which jsonschema compiles for a second and no notebook needs."""
+    modules: Any = sys.modules
+    spare = modules.setdefault("rfc3987_syntax") is None
+    try:
+        return import_module("papermill")
+    finally:
+        if spare:
+            modules.pop("rfc3987_syntax", None)
+
+
+def page(notebook: Any, title: str) -> str:
+    """An executed notebook as one HTML file that requests nothing and runs nothing."""
+    import nbconvert
+    from traitlets.config import Config
+
+    config = Config()
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = ("remove-cell", "parameters", "injected-parameters")
+    html_exporter: Any = nbconvert.HTMLExporter  # untyped
+    exporter = html_exporter(
+        config=config,
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_paths=[str(DISPLAY)],
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    notebook.metadata["title"] = visible(title)
+    html, _ = exporter.from_notebook_node(notebook)
+    return str(html)

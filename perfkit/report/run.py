@@ -1,0 +1,119 @@
+"""One run as a notebook shows it: every property is something to look at, in HTML or in text."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from perfkit.analysis import analyse
+from perfkit.bundle import Bundle, Round
+from perfkit.display import database, decision, method, tables
+from perfkit.display.html import Block, escape, style
+from perfkit.display.subject import Subject
+from perfkit.display.table import Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Run:
+    """A run from its bundle, analysed; nothing here measures or writes."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Analyse an open bundle. Raises BundleError where a file is damaged."""
+        self.bundle = bundle
+        self.analysis = analyse(bundle)
+        self.subject = Subject(bundle, self.analysis)
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """Every round of the run."""
+        return list(self.bundle.rounds())
+
+    def frame(self) -> DataFrame:
+        """Every request of the run, one row each, with its block, scenario and arm; times in ns."""
+        from pandas import DataFrame, concat  # half a second that rendering does not need
+
+        frames = [
+            DataFrame(dict(r.columns)).assign(block=r.block, scenario=r.scenario, arm=r.arm)
+            for r in self.rounds
+        ]
+        return concat(frames, ignore_index=True) if frames else DataFrame()
+
+    @property
+    def decision(self) -> Block:
+        """GO, NO-GO or INCONCLUSIVE with its numbers."""
+        return decision.decision(self.subject)
+
+    @property
+    def weaknesses(self) -> Block:
+        """What weakens the result."""
+        return decision.weaknesses(self.subject)
+
+    @property
+    def levels(self) -> Table:
+        """Before and after by load level."""
+        return tables.levels(self.subject)
+
+    @property
+    def thresholds(self) -> Table:
+        """Every rule on every arm."""
+        return tables.thresholds(self.subject)
+
+    @property
+    def checks(self) -> Table:
+        """Functional checks."""
+        return tables.checks(self.subject)
+
+    @property
+    def queries(self) -> Block:
+        """Queries with their change of plan and buffers."""
+        return database.queries(self.subject)
+
+    @property
+    def index_costs(self) -> Table:
+        """What the indexes cost."""
+        return database.index_costs(self.subject)
+
+    @property
+    def ecdf(self) -> Block:
+        """Distribution of response times by load level."""
+        from perfkit.report import charts  # matplotlib takes a second to import
+
+        return charts.ecdf(self.subject, self.rounds)
+
+    @property
+    def rounds_over_time(self) -> Block:
+        """Each round's median in the order of rounds."""
+        from perfkit.report import charts
+
+        return charts.rounds_over_time(self.subject, self.rounds)
+
+    @property
+    def plans(self) -> Block:
+        """Plans, folded."""
+        return database.plans(self.subject)
+
+    @property
+    def errors(self) -> Table:
+        """Unexpected outcomes."""
+        return tables.errors(self.subject)
+
+    @property
+    def method(self) -> Block:
+        """How and on what it was measured."""
+        return method.method(self.subject)
+
+    @property
+    def reproduce(self) -> Block:
+        """The command that measures it again."""
+        return method.reproduce(self.subject)
+
+    def _repr_html_(self) -> str:
+        """The style sheet for everything below it, and what was opened."""
+        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
+
+    def __repr__(self) -> str:
+        run, path = self.bundle.run, self.bundle.path
+        planned = run["parameters"]["blocks"]
+        return f"{run['title']}: {run['status']}, {len(run['blocks'])} of {planned} blocks, in {path}"

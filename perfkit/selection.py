@@ -1,0 +1,188 @@
+"""What one run is: a configuration and the options that choose from it, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from perfkit import __version__, host
+from perfkit.config import Arm, Config, Query, Request, Scenario
+from perfkit.errors import UsageError
+from perfkit.indexes.build import index_names
+from perfkit.postgres.statements import comment, read
+
+MAX_RTT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one run varies; empty means the configuration's own."""
+
+    profile: str = "standard"
+    scale: str = ""
+    seed: int = 1
+    rtt_ms: float = 0.0
+    connect_rtts: int = 6
+    postgres: int = 0
+    arms: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    config: str = ""  # the file, as it was named
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a configuration that one run measures. Raises UsageError for what it does not know."""
+
+    config: Config
+    options: Options
+
+    def __post_init__(self) -> None:
+        _choice("profile", self.options.profile, self.config.profiles)
+        _choice("scale", self.scale, self.config.database.scales or {self.scale: {}})
+        if self.config.baseline() not in self.arms:
+            chosen = ", ".join(self.options.arms)
+            raise UsageError(f"arms: {chosen}; expected '{self.config.baseline().name}' among them")
+        _chosen("scenario", self.options.scenarios, self.config.scenario)
+        service = self.config.service
+        if service and service.port and len(self.arms) > 1:
+            raise UsageError(
+                f"service.port = {service.port}; expected 0, for each arm has a service of its own"
+            )
+        if self.postgres not in (16, 18):
+            raise UsageError(f"postgres = {self.postgres}; expected 16 or 18")
+        if not 0 <= self.options.rtt_ms <= MAX_RTT_MS:
+            raise UsageError(f"rtt_ms = {self.options.rtt_ms:g}; expected 0 to {MAX_RTT_MS} milliseconds")
+        if self.options.rtt_ms and service is None:
+            raise UsageError(
+                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, for there is no service to put it before"
+            )
+        _ = self.sql, self.expected_indexes  # files that cannot be read are found now
+        if self.options.connect_rtts < 1:
+            raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the profile has."""
+        return self.config.profiles[self.options.profile]
+
+    @property
+    def scale(self) -> str:
+        """The name of the data's size."""
+        return self.options.scale or self.config.database.scale
+
+    @property
+    def postgres(self) -> int:
+        """The major version of the embedded server."""
+        return self.options.postgres or self.config.database.postgres
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """The arms that take part."""
+        return _chosen("arm", self.options.arms, self.config.arm)
+
+    @cached_property
+    def scenarios(self) -> list[Scenario]:
+        """The scenarios that are run."""
+        return _chosen("scenario", self.options.scenarios, self.config.scenario)
+
+    @cached_property
+    def requests(self) -> dict[str, Request]:
+        """HTTP requests by name."""
+        return {request.name: request for request in self.config.request}
+
+    @cached_property
+    def queries(self) -> dict[str, Query]:
+        """SQL queries by name."""
+        return {query.name: query for query in self.config.query}
+
+    @cached_property
+    def sql(self) -> dict[str, str]:
+        """The text of every query by name."""
+        return {query.name: read(query.file) for query in self.config.query}
+
+    @cached_property
+    def expected_indexes(self) -> dict[str, list[str]]:
+        """By arm, the names of the indexes that its file promises."""
+        return {arm.name: index_names(arm.indexes) if arm.indexes else [] for arm in self.arms}
+
+    def is_sql(self, scenario: Scenario) -> bool:
+        """Whether a scenario goes to the database rather than the service."""
+        return scenario.send[0] in self.queries
+
+    def describe(self) -> dict[str, Any]:
+        """What `run.json` says before anything ran."""
+        return {
+            "perfkit": __version__,
+            "title": self.config.title,
+            "command": self.command(),
+            "parameters": {
+                "profile": self.options.profile,
+                "blocks": self.blocks,
+                "scale": self.scale,
+                "seed": self.options.seed,
+                "rtt_ms": self.options.rtt_ms,
+                "connect_rtts": self.options.connect_rtts,
+                "postgres": self.postgres,
+                "arms": [arm.name for arm in self.arms],
+                "scenarios": [scenario.name for scenario in self.scenarios],
+            },
+            "left_out": {
+                "arms": [arm.name for arm in self.config.arm if arm not in self.arms],
+                "scenarios": [s.name for s in self.config.scenario if s not in self.scenarios],
+            },
+            "roles": {arm.name: arm.role for arm in self.arms},
+            "scenarios": [scenario.model_dump(mode="json") for scenario in self.scenarios],
+            "config": self.config.model_dump(
+                mode="json",
+                include={
+                    "thresholds": True,
+                    "limits": True,
+                    "margin": True,
+                    "request": {"__all__": {"name", "runs", "expect"}},
+                },
+            ),
+            "queries": {name: {"sql": sql, "comment": comment(sql)} for name, sql in self.sql.items()},
+            "host": host.facts(),
+            "packages": host.packages(),
+            "blocks": [],
+            "checks": {},
+        }
+
+    def command(self) -> str:
+        """The command that runs the same again."""
+        options = self.options
+        parts = [
+            "perfkit report",
+            *([f"--config {quote(_shown(options.config))}"] if options.config else []),
+            f"--profile {options.profile}",
+            f"--scale {self.scale}",
+            f"--seed {options.seed}",
+        ]
+        parts += [f"--postgres {self.postgres}"]
+        if options.rtt_ms:
+            parts += [f"--rtt-ms {options.rtt_ms:g}", f"--connect-rtts {options.connect_rtts}"]
+        parts += [f"--arm {name}" for name in options.arms] + [
+            f"--scenario {name}" for name in options.scenarios
+        ]
+        return " ".join(parts)
+
+
+def _shown(path: str) -> str:
+    """A path as a report may show it: below the working folder, else its name alone."""
+    found = Path(path).resolve()
+    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else found.name
+
+
+def _choice(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise UsageError(f"{what} '{name}' is unknown; expected one of: {', '.join(known)}")
+    return known[name]
+
+
+def _chosen(what: str, names: Sequence[str], known: Sequence[Any]) -> list[Any]:
+    by_name = {item.name: item for item in known}
+    return [_choice(what, name, by_name) for name in dict.fromkeys(names or by_name)]

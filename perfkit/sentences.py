@@ -1,0 +1,188 @@
+"""A run in words: the sentence under the decision, and what weakens the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perfkit.bundle import FLOOR
+from perfkit.explain.plan import NO_TABLE
+from perfkit.results import Analysis, Comparison, Level
+from perfkit.stats import Verdict
+
+FLOOR_FACTOR = 3.0  # below this many times the floor's median, a latency is mostly the client's own
+
+
+def headline(run: Mapping[str, Any], analysis: Analysis) -> str:
+    """The load level that was worst before, in numbers, and what else a decision needs."""
+    parts = [part for part in (_worst(run, analysis), _errors(analysis), _checks(run)) if part]
+    return "; ".join(parts) + "." if parts else "Nothing was measured."
+
+
+def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
+    before = _arm(run, "before")
+    levels = [(level.p95.value, level) for level in analysis.levels if level.arm == before and level.p95]
+    if not levels:
+        return ""
+    value, worst = max(levels, key=lambda pair: pair[0])
+    after = [arm for arm in run["parameters"]["arms"] if run["roles"][arm] == "after"]
+    changes = [change for arm in after if (change := _change(run, analysis, worst, arm))]
+    label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
+    within = f"{label}: 95 of 100 requests were answered within {_ms(value)} before"
+    return ", ".join([within, *changes])
+
+
+def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str) -> str:
+    level = analysis.level(arm, worst.scenario, worst.item)
+    found = analysis.comparison(arm, worst.scenario, "p95", worst.item)
+    if level is None or level.p95 is None:
+        return ""
+    text = f"{_ms(level.p95.value)} with {run['arms'][arm]['title'] or arm}"
+    return f"{text} ({_times(found)})" if found and found.ratio else text
+
+
+def _times(found: Comparison) -> str:
+    """A ratio as a person would say it."""
+    assert found.ratio
+    value, lo, hi = found.ratio.value, found.ratio.lo, found.ratio.hi
+    if found.verdict is Verdict.FASTER:
+        return f"{1 / value:.2g} times as fast, 95 % interval {1 / hi:.2g} to {1 / lo:.2g}"
+    if found.verdict is Verdict.SLOWER:
+        return f"{value:.2g} times as slow, 95 % interval {lo:.2g} to {hi:.2g}"
+    return f"{found.verdict}: ratio {value:.2g}, 95 % interval {lo:.2g} to {hi:.2g}"
+
+
+def _errors(analysis: Analysis) -> str:
+    levels = [level for level in analysis.levels if level.arm != FLOOR]
+    errors, sent = sum(level.errors for level in levels), sum(level.sent for level in levels)
+    plural = "" if errors == 1 else "s"
+    return f"{errors or 'no'} unexpected outcome{plural} in {sent:,} requests" if sent else ""
+
+
+def _checks(run: Mapping[str, Any]) -> str:
+    results = [check for checks in run["checks"].values() for check in checks]
+    passed = sum(check["passed"] for check in results)
+    return f"{passed} of {len(results)} functional checks passed" if results else ""
+
+
+def weaknesses(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
+    """What a careful reader should hold against the result, gravest first."""
+    return tuple(
+        line
+        for source in (
+            _unfinished,
+            _left_out,
+            _unhealthy,
+            _warm_up,
+            _unsettled,
+            _control,
+            _unverified,
+            _near_floor,
+            _setting,
+        )
+        for line in source(run, analysis)
+    )
+
+
+def _unfinished(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    if run["status"] != "complete":
+        done, planned = len(run["blocks"]), run["parameters"]["blocks"]
+        why = run.get("message", "")
+        yield f"The run is {run['status']}: {done} of {planned} blocks were measured. {why}".strip()
+
+
+def _left_out(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    for what, names in run.get("left_out", {}).items():
+        if names:
+            yield f"Not measured in this run: {what} {', '.join(names)}."
+
+
+def _warm_up(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    failed: Counter[str] = Counter()
+    for block in run["blocks"]:
+        failed.update(block.get("warm_up_failures", {}))
+    for arm, count in failed.items():
+        if count:
+            yield f"{arm}: {count:,} requests of the warm-up failed; they are not among the errors."
+
+
+def _unhealthy(_: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    for level in analysis.levels:
+        if not level.healthy and level.arm != FLOOR:
+            yield f"{level.scenario} on {level.arm}: the client was too slow; its numbers are invalid."
+
+
+def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    """The control arm is left out: it is inconclusive as often as chance makes it."""
+    for arm, role in run["roles"].items():
+        open_ = [c for c in analysis.comparisons if c.after == arm and c.verdict is Verdict.INCONCLUSIVE]
+        if role == "after" and open_:
+            what = ", ".join(f"{c.scenario} {c.metric} of {c.item}" for c in open_)
+            blocks = [c.blocks_needed for c in open_ if c.blocks_needed]
+            more = f"; about {max(blocks)} blocks would settle the last of them" if blocks else ""
+            yield f"{arm}: inconclusive in {len(open_)} of its comparisons ({what}){more}."
+
+
+def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    control = _arm(run, "control")
+    for c in analysis.comparisons:
+        if c.after == control and c.ratio and not c.ratio.lo <= 1 <= c.ratio.hi:
+            yield (
+                f"The control arm, identical to before, differs in {c.scenario} ({c.metric} of {c.item}: "
+                f"{c.ratio.lo:.3g} to {c.ratio.hi:.3g}); one healthy interval in twenty does. "
+                "Others are judged there by a margin widened to it."
+            )
+
+
+def _unverified(_: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    for use in analysis.plans:
+        if use.scans_expected and not use.verified and use.summary != NO_TABLE:
+            yield (
+                f"{use.query} on {use.arm}: the plan shown was used in {use.scans_seen:,} of "
+                f"{use.scans_expected:,} executions; the others used another, which may be slower."
+            )
+
+
+def _near_floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    floors = {(f.scenario, f.item): f.p50.value for f in analysis.levels if f.arm == FLOOR and f.p50}
+    for arm in run["parameters"]["arms"]:
+        near = [
+            f"{level.scenario} of {level.item} ({_ms(level.p50.value)})"
+            for level in analysis.levels
+            if level.arm == arm and level.p50
+            if level.p50.value < FLOOR_FACTOR * floors.get((level.scenario, level.item), 0.0)
+        ]
+        if near:
+            yield (
+                f"{arm}: under {FLOOR_FACTOR:g} times what the client alone takes, so that the true gain is "
+                f"larger than shown: {', '.join(near)}."
+            )
+
+
+def _setting(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    server, host = run.get("server", {}), run["host"]
+    if server.get("kind") == "embedded":
+        yield (
+            f"Measured on embedded PostgreSQL {server['version']} that shares {host['cores']} cores with "
+            f"the service and the load, fsync {server['settings'].get('fsync')}: ratios carry over "
+            "to another machine better than milliseconds; whether a limit in ms holds depends on the machine."
+        )
+    if rtt := run["parameters"]["rtt_ms"]:
+        yield (
+            f"A round trip of {rtt:g} ms was put between service and database (connecting costs "
+            f"{run['parameters']['connect_rtts']}); direct SQL does not pass through it."
+        )
+    elif run["config"]["request"]:
+        yield (
+            "No network lies between service and database (--rtt-ms 0), so connecting for every request "
+            "costs less here than on a hosted database."
+        )
+
+
+def _arm(run: Mapping[str, Any], role: str) -> str:
+    return next((name for name, own in run["roles"].items() if own == role), "")
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"

@@ -1,0 +1,279 @@
+"""Numbers from rounds: percentiles, intervals and ratios that respect the round, and the verdict on a ratio.
+
+Pure functions. The unit of all statistics is the round, because requests inside a round resemble each other:
+samples come as one sequence per round, in any unit; rounds of two arms are paired by block. Every interval
+is a 95 % interval; every ratio is after/before, so below 1 is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special  # scipy.stats has the same and takes most of a second to import
+
+ALPHA = 0.05
+MIN_SAMPLES = {50: 6, 95: 72, 99: 368}
+"""Smallest n at which both ends of a distribution-free 95 % interval are samples: max(p, 1-p)^n <= 0.025."""
+
+Samples = Sequence[float] | NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A statistic of one arm in the samples' unit; `lo` 0 and `hi` infinite where the data set no bound."""
+
+    value: float
+    lo: float
+    hi: float
+    n: int  # samples
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """After/before over paired rounds; `sd_log` is the standard deviation of one pair's log ratio."""
+
+    value: float
+    lo: float
+    hi: float
+    p: float  # two-sided, of the hypothesis that the ratio is 1
+    pairs: int
+    sd_log: float
+
+
+class Verdict(StrEnum):
+    """What a comparison says about latency."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+    INVALID = "invalid"
+
+
+def percentile(samples: Samples, q: float) -> float:
+    """The q-th percentile (0..100) by linear interpolation (type 7); ValueError without samples."""
+    if len(samples) == 0:
+        raise ValueError(f"the {q:g}th percentile needs at least one sample")
+    return float(np.quantile(samples, q / 100))
+
+
+def supported(n: int, q: float) -> bool:
+    """Whether n samples carry the q-th percentile: a distribution-free 95 % interval is finite."""
+    p = q / 100
+    return n > 0 and max(p, 1 - p) ** n <= ALPHA / 2
+
+
+def typical(per_round: Samples, n: int) -> Interval | None:
+    """Geometric mean of a per-round statistic with its t interval on logs; n is the samples behind it.
+
+    None without rounds, or where a round's value is not positive and finite: leaving it out would flatter.
+    """
+    if len(per_round) == 0 or not all(_positive(value) for value in per_round):
+        return None
+    rounds, logs = len(per_round), np.log(per_round)
+    half = _t(rounds - 1) * float(logs.std(ddof=1)) / math.sqrt(rounds) if rounds > 1 else math.inf
+    centre = float(logs.mean())
+    return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n, rounds)
+
+
+def tail(rounds: Sequence[Samples], q: float) -> Interval | None:
+    """The pooled q-th percentile in an interval that respects rounds; None with too few samples.
+
+    The variance of the share of samples up to the percentile is linearised over rounds and gives an effective
+    number of samples, never above the true one (Woodruff 1952; Korn & Graubard 1998, with Satterthwaite's
+    degrees of freedom for the part between rounds); an exact binomial test with that many samples is inverted
+    through the pooled order statistics. One round bounds nothing. Where no order statistic is an upper end,
+    `hi` is the 97.5 % prediction bound of one more round's maximum: two to four times as far, and safe.
+
+    Coverage of the p95 simulated at 6, 12 and 24 rounds of 15 to 300, round SD 0 to 0.3, lognormal SD 0.3 to
+    0.8: mean 96 %, worst cell 92 % (p99: 96, 89). Ignoring rounds: down to 19 %; logit interval: 79 %;
+    jackknife: 80 %; Korn & Graubard as published: 93 to 99 %, but without an upper end up to twice as often.
+    The order statistics leave `hi` open in 46 % of runs of 6 x 15 with round SD up to 0.1, 11 % of 6 x 30,
+    4 % of 6 x 60; where the prediction bound took over it missed in none of 9,600 simulated runs of 6 and 12
+    rounds of 30 and 60, and in under 1 % of as many of 15 and 20.
+    """
+    filled = [np.asarray(samples, dtype=float) for samples in rounds if len(samples)]
+    pooled = np.sort(np.concatenate(filled)) if filled else np.empty(0)
+    n, p = len(pooled), q / 100
+    if not supported(n, q):
+        return None
+    value = percentile(pooled, q)
+    if len(filled) == 1:
+        return Interval(value, 0.0, math.inf, n, 1)
+    below, above = _ranks(n, _effective(filled, value), p)
+    ends = np.concatenate(([0.0], pooled, [math.inf]))
+    hi = float(ends[above]) if above <= n else _next_maximum(filled, p)
+    return Interval(value, float(ends[below]), hi, n, len(filled))
+
+
+def _next_maximum(rounds: Sequence[NDArray[np.float64]], p: float) -> float:
+    """Upper 97.5 % prediction bound of one more round's maximum, log-normal between rounds.
+
+    Infinite where a round is so small that its maximum lies under the percentile more often than not.
+    """
+    maxima = np.array([samples.max() for samples in rounds])
+    if p ** min(map(len, rounds)) > 0.5 or maxima.min() <= 0:
+        return math.inf
+    logs, count = np.log(maxima), len(maxima)
+    half = _t(count - 1) * float(logs.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    return math.exp(float(logs.mean()) + half)
+
+
+def _effective(rounds: Sequence[NDArray[np.float64]], value: float) -> float:
+    """How many independent samples locate `value` as well as these rounds do."""
+    sizes = np.array([len(samples) for samples in rounds])
+    counts = np.array([np.count_nonzero(samples <= value) for samples in rounds])
+    n, rounds_n = int(sizes.sum()), len(sizes)
+    share = counts.sum() / n
+    binomial = share * (1 - share) / n
+    clustered = rounds_n / (rounds_n - 1) * float(np.sum((counts - share * sizes) ** 2)) / n**2
+    effect = max(1.0, clustered / binomial) if binomial else 1.0
+    # With few rounds the part between them is often estimated too small, and then its few degrees of freedom
+    # would not count; half a binomial variance more lifts the worst coverage from 89 to 92 %.
+    between = effect - 0.5
+    df = effect**2 / (between**2 / (rounds_n - 1) + 1 / n)
+    return float(n / effect * (_t(n - 1) / _t(min(df, n - 1))) ** 2)
+
+
+def _ranks(n: int, effective: float, p: float) -> tuple[int, int]:
+    """1-based ranks of the order statistics that enclose the p-quantile; 0 and n + 1 where none does."""
+    at_least = np.arange(1, n + 1) * effective / n
+    fewer = np.arange(n) * effective / n
+    too_high = special.betainc(at_least, effective - at_least + 1, p) <= ALPHA / 2
+    too_low = special.betainc(fewer + 1, effective - fewer, p) >= 1 - ALPHA / 2
+    return int(too_low.sum()), n + 1 - int(too_high.sum())
+
+
+def ratio(before: Samples, after: Samples) -> Ratio | None:
+    """Ratio of a per-round statistic: a paired t interval on log(after/before), one value per block and arm.
+
+    A block in which either value is not positive and finite does not count; None with fewer than two that do.
+    """
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if _positive(a) and _positive(b)]
+    if len(pairs) < 2:
+        return None
+    logs = np.array([math.log(b / a) for a, b in pairs])
+    return _t_ratio(float(logs.mean()), float(logs.std(ddof=1)), len(logs))
+
+
+def tail_ratio(before_rounds: Sequence[Samples], after_rounds: Sequence[Samples], q: float) -> Ratio | None:
+    """Ratio of the pooled q-th percentiles, rounds paired by block; None with too few samples or blocks.
+
+    A t interval on the log ratio with R - 1 degrees of freedom, whose standard error is the larger of two: a
+    delete-one-block jackknife of the Harrell-Davis estimate (the plain percentile jumps from one order
+    statistic to the next; Harrell & Davis 1982) and the paired one of per-round percentiles.
+
+    Simulated p95 at 6, 12 and 24 blocks of 30 and 60, round SD 0 to 0.3, arms alike: claims a difference in
+    4.5 % (worst cell 6.7 %) and covers 95.3 % (worst 93.2 %) where the shapes differ. Jackknife of the plain
+    percentile: 6.1 % (7.8 %) and 92.2 % (90.5 %); paired t on per-round percentiles: 4.9 % (5.9 %) but 91 %
+    (81 %), being biased for the pooled ratio; bootstrap-t over blocks: 7.8 % (13 %) and intervals 1.5 times
+    as wide. p99 at 12 and 24 blocks of 60: 5.9 % (7.7 %).
+    """
+    paired = zip(before_rounds, after_rounds, strict=True)
+    blocks = [(np.asarray(a, float), np.asarray(b, float)) for a, b in paired if len(a) and len(b)]
+    if len(blocks) < 2 or not all(supported(sum(map(len, arm)), q) for arm in zip(*blocks, strict=True)):
+        return None
+    if min(float(samples.min()) for block in blocks for samples in block) <= 0:
+        return None
+    before, after = (np.concatenate(arm) for arm in zip(*blocks, strict=True))
+    per_round = np.log([percentile(b, q) / percentile(a, q) for a, b in blocks])
+    sd = max(_jackknife_sd(blocks, q / 100), float(per_round.std(ddof=1)))
+    return _t_ratio(math.log(percentile(after, q) / percentile(before, q)), sd, len(blocks))
+
+
+def _jackknife_sd(blocks: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], p: float) -> float:
+    """Standard deviation that one block contributes to the log ratio of smooth pooled percentiles."""
+    count = len(blocks)
+    left_out = np.empty(count)
+    for i in range(count):
+        before, after = zip(*(block for j, block in enumerate(blocks) if j != i), strict=True)
+        left_out[i] = math.log(_harrell_davis(after, p) / _harrell_davis(before, p))
+    return float((count - 1) * left_out.std(ddof=1))
+
+
+def _harrell_davis(rounds: Sequence[NDArray[np.float64]], p: float) -> float:
+    pooled = np.sort(np.concatenate(rounds))
+    n = len(pooled)
+    weights = np.diff(special.betainc((n + 1) * p, (n + 1) * (1 - p), np.arange(n + 1) / n))
+    return float(weights @ pooled)
+
+
+def _t_ratio(centre: float, sd: float, pairs: int) -> Ratio:
+    error = sd / math.sqrt(pairs)
+    half = _t(pairs - 1) * error
+    score = abs(centre) / error if error else (math.inf if centre else 0.0)
+    p = 2 * float(special.stdtr(pairs - 1, -score))
+    return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), p, pairs, sd)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values in the order given, never above 1 (Holm 1979)."""
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - place) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def error_bound(errors: int, n: int) -> float:
+    """One-sided 95 % upper bound of a rate (Clopper & Pearson 1934); none in n requests gives about 3/n."""
+    return float(special.betaincinv(errors + 1, n - errors, 1 - ALPHA)) if errors < n else 1.0
+
+
+def verdict(
+    r: Ratio | None,
+    p_holm: float,
+    margin: float,
+    *,
+    healthy: bool,
+    min_pairs: int = 6,
+    declared: float = math.inf,
+) -> Verdict:
+    """The first that applies: invalid, equivalent, faster, slower, inconclusive. For latencies only.
+
+    A margin that the control arm widened beyond the declared one must not hide a slowdown: an interval
+    above 1 that only the widened margin holds is invalid.
+    """
+    if not healthy or r is None or r.pairs < min_pairs:
+        return Verdict.INVALID
+    if r.lo >= 1 - margin and r.hi <= 1 + margin:
+        return Verdict.INVALID if r.lo > 1 and r.hi > 1 + declared else Verdict.EQUIVALENT
+    if r.hi < 1 and p_holm < ALPHA:
+        return Verdict.FASTER
+    if r.lo > 1 and p_holm < ALPHA:
+        return Verdict.SLOWER
+    return Verdict.INCONCLUSIVE
+
+
+def blocks_needed(r: Ratio, margin: float) -> int | None:
+    """About how many blocks in all, more than there were, until the interval excludes 1 or fits the margin.
+
+    Takes the estimate and its spread as they are, without Holm's correction; None where 1000 do not suffice.
+    """
+    blocks = np.arange(max(r.pairs + 1, 6), 1001)
+    half = special.stdtrit(blocks - 1, 1 - ALPHA / 2) * r.sd_log / np.sqrt(blocks)
+    centre = math.log(r.value)
+    low = math.log1p(-margin) if margin < 1 else -math.inf
+    fits = (centre - half >= low) & (centre + half <= math.log1p(margin))
+    decisive = blocks[fits | (half < abs(centre))]
+    return int(decisive[0]) if len(decisive) else None
+
+
+def widened_margin(control: Sequence[Ratio], margin: float) -> float:
+    """The margin, widened to every interval of the control arm that excludes 1."""
+    off = [max(1 - r.lo, r.hi - 1) for r in control if r.lo > 1 or r.hi < 1]
+    return max([margin, *off])
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _t(df: float) -> float:
+    return float(special.stdtrit(df, 1 - ALPHA / 2))

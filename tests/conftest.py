@@ -1,0 +1,62 @@
+"""Fixtures that more than one test module uses: real servers, in folders that root's can reach."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import config
+from perfkit.bundle import Bundle
+from perfkit.experiment import measure
+from perfkit.postgres import embedded
+from perfkit.selection import Options, Selection
+
+
+@pytest.fixture(scope="session")
+def server_home() -> Iterator[Path]:
+    """A folder for embedded servers; pytest's own temporary folders are closed to other users."""
+    yield from open_folder()
+
+
+@pytest.fixture(scope="session")
+def server(server_home: Path) -> Iterator[embedded.Server]:
+    """PostgreSQL 18, shared by the whole run; make your own database in it."""
+    with embedded.start(18, {"shared_buffers": "256MB"}, server_home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server16(server_home: Path) -> Iterator[embedded.Server]:
+    """PostgreSQL 16, likewise."""
+    with embedded.start(16, {"shared_buffers": "256MB"}, server_home) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, server_home: Path) -> Bundle:
+    """A complete quick run of the booking system at its smallest scale; do not write to it."""
+    os.environ["PERFKIT_HOME"] = str(server_home)
+    folder = tmp_path_factory.mktemp("runs") / "quick"
+    return measure(Selection(lighter(config.load()), Options(profile="quick", scale="seed")), folder)
+
+
+def lighter(booking: config.Config) -> config.Config:
+    """The same scenarios with fewer requests: enough for every number, not for small differences."""
+    fewer = {"sustained": {"batches": 3}, "burst": {"batches": 1}, "queries": {"requests": 2}}
+    scenarios = tuple(s.model_copy(update=fewer.get(s.name, {})) for s in booking.scenario)
+    return booking.model_copy(update={"scenario": scenarios})
+
+
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, removed when the servers in it have ended."""
+    folder = Path(tempfile.mkdtemp(prefix="perfkit-test-"))
+    folder.chmod(0o755)
+    yield folder
+    deadline = time.monotonic() + 10
+    while any(folder.rglob("server-*/socket")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""A run on disk: whole files only, in order, and damage is one line that names the file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit.bundle import FORMAT, Bundle, Round, write_atomically
+from perfkit.errors import BundleError
+
+
+def round_(block: int, scenario: str = "burst", arm: str = "before", position: int = 0) -> Round:
+    columns: dict[str, list[Any]] = {"item": ["book"], "outcome": ["ok"]}
+    return Round(block, position, scenario, arm, columns, {"lag_p50_ms": 0.1}, {"q": {"seq:t": 1}})
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle.create(tmp_path / "deep" / "run", {"title": "Ünïcode"})
+
+
+def files(bundle: Bundle) -> set[str]:
+    return {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        list(Bundle.open(path).rounds())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_new_bundle_is_running_and_readable_at_once(bundle: Bundle) -> None:
+    assert Bundle.open(bundle.path).run == {"format": FORMAT, "status": "running", "title": "Ünïcode"}
+    assert list(Bundle.open(bundle.path).rounds()) == []
+
+
+def test_what_is_added_is_on_disk_at_once(bundle: Bundle) -> None:
+    bundle.update(status="complete", blocks=[1])
+    bundle.add_round(round_(0))
+    bundle.add_plan("before", "q", [{"Plan": {"Strange Key": "kept"}}])
+    found = Bundle.open(bundle.path)
+    assert (found.run["status"], found.run["blocks"], found.run["title"]) == ("complete", [1], "Ünïcode")
+    assert list(found.rounds()) == [round_(0)]
+    assert found.plan("before", "q") == [{"Plan": {"Strange Key": "kept"}}]
+    assert found.plan("after", "q") is None
+    assert files(bundle) == {"run.json", "rounds/000.burst.before.json", "plans/before/q.json"}
+
+
+def test_rounds_come_by_block_scenario_and_arm_whatever_their_order_was(bundle: Bundle) -> None:
+    order = [(11, "single", "b"), (2, "single", "a"), (2, "burst", "b"), (2, "burst", "a"), (101, "a", "a")]
+    for position, (block, scenario, arm) in enumerate(order):
+        bundle.add_round(round_(block, scenario, arm, position))
+    found = [(r.block, r.scenario, r.arm) for r in bundle.rounds()]
+    assert found == sorted(order)
+    assert [r.position for r in bundle.rounds()] == [3, 2, 1, 0, 4]
+
+
+def test_a_file_is_replaced_whole_and_nothing_temporary_stays(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "first")
+    reader = path.open()
+    write_atomically(path, "second")
+    with reader:
+        assert reader.read() == "first"
+    assert path.read_text() == "second"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_write_that_fails_keeps_what_was_there_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "content").write_text("kept")
+    with pytest.raises(
+        BundleError, match=f"{tmp_path}/taken: cannot be written .*; what came before is kept"
+    ):
+        write_atomically(tmp_path / "taken", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+    assert (tmp_path / "taken" / "content").read_text() == "kept"
+
+
+def test_a_temporary_file_of_a_crash_is_no_round(bundle: Bundle) -> None:
+    bundle.add_round(round_(0))
+    (bundle.path / "rounds" / ".001.burst.before.json.tmp").write_text('{"block": 1, "posi')
+    assert [r.block for r in bundle.rounds()] == [0]
+
+
+def test_a_folder_that_exists_is_not_written_over(bundle: Bundle) -> None:
+    bundle.add_round(round_(0))
+    with pytest.raises(BundleError, match=r"cannot be created \(File exists\); expected a writable folder"):
+        Bundle.create(bundle.path, {"title": "another"})
+    assert Bundle.open(bundle.path).run["title"] == "Ünïcode"
+
+
+def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "gone") == (
+        f"{tmp_path}/gone/run.json: no such file; expected a bundle's folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 99}', f"format 99; expected a bundle of format {FORMAT}"),
+        ('{"title": "no format"}', f"format None; expected a bundle of format {FORMAT}"),
+        ("[1, 2]", f"format None; expected a bundle of format {FORMAT}"),
+        ('{"format": 1, "ti', "expected JSON written by perfkit"),
+        ("", "expected JSON written by perfkit"),
+    ],
+)
+def test_a_run_of_another_version_or_cut_short_is_one_line(bundle: Bundle, text: str, said: str) -> None:
+    (bundle.path / "run.json").write_text(text)
+    message = refusal(bundle.path)
+    assert message.startswith(f"{bundle.path}/run.json: ")
+    assert said in message
+
+
+def test_a_run_that_is_no_text_is_one_line(bundle: Bundle) -> None:
+    (bundle.path / "run.json").write_bytes(b"\xff\xfe\x00")
+    assert "run.json: damaged (" in refusal(bundle.path)
+
+
+@pytest.mark.parametrize("text", ["", '{"block": 0, "po', "[]", "7", '{"block": 0}', '{"blokc": 0}'])
+def test_a_damaged_round_is_one_line_with_its_file(bundle: Bundle, text: str) -> None:
+    bundle.add_round(round_(0))
+    (bundle.path / "rounds" / "001.burst.before.json").write_text(text)
+    assert refusal(bundle.path).startswith(f"{bundle.path}/rounds/001.burst.before.json: ")
+
+
+def test_a_damaged_plan_is_one_line_with_its_file(bundle: Bundle) -> None:
+    bundle.add_plan("before", "q", {})
+    (bundle.path / "plans" / "before" / "q.json").write_text("{")
+    with pytest.raises(BundleError, match=r"plans/before/q.json: damaged \(.*\); expected JSON"):
+        bundle.plan("before", "q")

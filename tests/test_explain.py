@@ -1,0 +1,293 @@
+"""Plans from real servers: captured without changing anything, read as the server's own counters say."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit.errors import PerfkitError, PlanError
+from perfkit.explain.capture import explain, typical_parameters
+from perfkit.explain.plan import Summary, root, summarize, walk
+from perfkit.postgres import databases
+from perfkit.postgres.embedded import Server
+
+# Clinic 1 has nearly all visits, so that its parameter gets another plan than the others'.
+TABLES = """
+CREATE TABLE clinics (id int PRIMARY KEY, name text);
+INSERT INTO clinics SELECT n, 'clinic ' || n FROM generate_series(1, 200) n;
+CREATE TABLE visits (id int PRIMARY KEY, clinic int, day int, note text);
+INSERT INTO visits
+SELECT n, CASE WHEN n % 100 < 90 THEN 1 ELSE n % 200 + 1 END, n % 365,
+       'note ' || n || CASE n WHEN 7 THEN '' ELSE repeat(' padding', 30) END
+FROM generate_series(1, 20000) n;
+CREATE INDEX visits_clinic ON visits (clinic);
+CREATE INDEX visits_day ON visits (day);
+CREATE SEQUENCE tickets;
+CREATE FUNCTION note_it() RETURNS int LANGUAGE sql VOLATILE
+AS $$ INSERT INTO clinics VALUES (1000, 'noted') RETURNING id $$;
+"""
+PLAIN = "SELECT * FROM visits WHERE note = 'note 7'"
+
+
+class Database:
+    """A database on a real server, and how often its tables and indexes were scanned."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server, self.name, self.conninfo = server, name, server.conninfo(name)
+
+    def scanned(self, sql: str) -> tuple[Summary, dict[str, int]]:
+        """One execution's plan, and what the server counted for it."""
+        before = self.scans()
+        summary = summarize(explain(self.conninfo, sql, {}, repeats=1))
+        after = self.scans()
+        return summary, {name: n - before[name] for name, n in after.items() if n != before[name]}
+
+    def scans(self) -> dict[str, int]:
+        return databases.scans(self.server, self.name, terminate=True)
+
+    def ask(self, sql: str) -> Any:
+        with databases.connected(self.server, self.name) as connection:
+            return next(iter((connection.execute(sql.encode()).fetchone() or {}).values()))
+
+
+@pytest.fixture(scope="module", params=["server", "server16"])
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    server: Server = request.getfixturevalue(request.param)
+    path: Path = tmp_path_factory.mktemp("explain") / "tables.sql"
+    path.write_text(TABLES)
+    databases.create(server, "explain_test")
+    databases.prepare(server, "explain_test", [path], {})
+    databases.freeze(server, "explain_test", ["clinics", "visits"])
+    yield Database(server, "explain_test")
+    databases.drop(server, "explain_test")
+
+
+def refused(database: Database, sql: str, **options: Any) -> str:
+    with pytest.raises(PerfkitError) as caught:
+        explain(database.conninfo, sql, {}, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# capturing
+
+
+def test_a_plan_is_the_servers_own_json_of_a_real_execution(database: Database) -> None:
+    plan = explain(database.conninfo, PLAIN, {})
+    assert plan == json.loads(json.dumps(plan))
+    assert plan[0]["Plan"]["Actual Loops"] == 1
+    assert plan[0]["Plan"]["Rows Removed by Filter"] == 19_999
+    assert {"Planning Time", "Execution Time", "Settings"} <= plan[0].keys()
+
+
+def test_the_warm_execution_is_kept_of_as_many_as_were_asked_for(database: Database) -> None:
+    before = database.scans()["seq:visits"]
+    explain(database.conninfo, PLAIN, {}, repeats=3)
+    assert database.scans()["seq:visits"] == before + 3
+
+
+def test_parameters_are_bound_not_pasted(database: Database) -> None:
+    note = "'; DROP TABLE visits; --"
+    sql = "SELECT id FROM visits WHERE note = %(note)s AND id > %(low)s;"
+    assert summarize(explain(database.conninfo, sql, {"note": note, "low": 0})).rows == 0
+    found = summarize(explain(database.conninfo, sql, {"note": "note 7", "low": 0, "spare": 1}))
+    assert found.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "count"),
+    [("", 0), ("-- nothing", 0), (" ; ", 0), ("SELECT 1;COMMIT;", 2)],
+)
+def test_only_one_statement_is_taken(database: Database, sql: str, count: int) -> None:
+    assert refused(database, sql) == f"EXPLAIN takes one statement; found {count}"
+
+
+def test_a_semicolon_in_a_string_or_comment_is_no_second_statement(database: Database) -> None:
+    assert explain(database.conninfo, "SELECT ';', $$;$$ -- ; SELECT 2\n /* ; */ ;", {})
+
+
+@pytest.mark.parametrize(
+    ("sql", "what"),
+    [
+        ("WITH gone AS (DELETE FROM visits RETURNING id) SELECT count(*) FROM gone", "SELECT"),
+        ("INSERT INTO clinics VALUES (1000, 'new')", "INSERT"),
+        ("SELECT note_it()", "INSERT"),
+        ("SELECT nextval('tickets')", "nextval()"),
+        ("SELECT * FROM clinics FOR UPDATE", "SELECT FOR UPDATE"),
+    ],
+)
+def test_whatever_writes_is_refused_and_changes_nothing(database: Database, sql: str, what: str) -> None:
+    state = "SELECT (SELECT count(*) FROM visits) || ' ' || (SELECT count(*) FROM clinics)"
+    before = database.ask(state)
+    assert refused(database, sql) == f"EXPLAIN failed: cannot execute {what} in a read-only transaction"
+    assert database.ask(state) == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT set_config('transaction_read_only', 'off', true)",
+        "DROP TABLE visits",
+        "CREATE TABLE copy AS SELECT 1",
+    ],
+)
+def test_there_is_no_way_around_it(database: Database, sql: str) -> None:
+    assert refused(database, sql).startswith("EXPLAIN failed: ")
+    assert database.ask("SELECT count(*) FROM visits") == 20_000
+    assert database.ask("SELECT to_regclass('copy')") is None
+
+
+@pytest.mark.parametrize("timeout_s", [0.05, 0.0001])
+def test_a_statement_that_takes_too_long_is_cancelled(database: Database, timeout_s: float) -> None:
+    assert refused(database, "SELECT pg_sleep(30)", timeout_s=timeout_s) == (
+        "EXPLAIN failed: canceling statement due to statement timeout"
+    )
+
+
+def test_a_lock_is_not_waited_for_longer_than_that(database: Database) -> None:
+    with databases.connected(database.server, database.name) as connection, connection.transaction():
+        connection.execute("LOCK TABLE visits")
+        assert refused(database, PLAIN, timeout_s=0.05).startswith(
+            "EXPLAIN failed: canceling statement due to"
+        )
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT * FROM nothing", 'EXPLAIN failed: relation "nothing" does not exist'),
+        ("SELEC 1", 'EXPLAIN failed: syntax error at or near "SELEC"'),
+        ("SELECT %(absent)s", "EXPLAIN failed: query parameter missing: absent"),
+        ("SELECT 'open", "SQL that cannot be read: "),
+        ("COMMIT", 'EXPLAIN failed: syntax error at or near "COMMIT"'),
+    ],
+)
+def test_what_fails_is_one_line_in_the_servers_words(database: Database, sql: str, said: str) -> None:
+    assert refused(database, sql).startswith(said)
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(PlanError, match=r"^EXPLAIN failed: .+$"):
+        explain("host=/nonexistent", "SELECT 1", {})
+
+
+def test_typical_parameters_are_the_first_whose_plan_most_rows_get(database: Database) -> None:
+    sql = "SELECT note FROM visits WHERE clinic = %(clinic)s"
+    many, few = [{"clinic": 1}], [{"clinic": n} for n in range(95, 100)]
+    scans = database.scans()
+    assert typical_parameters(database.conninfo, sql, many + few) == few[0]
+    assert typical_parameters(database.conninfo, sql, few[:2] + many * 3) == many[0]
+    assert database.scans() == scans  # planned, never executed
+    plans = {str(summarize(explain(database.conninfo, sql, row))) for row in (many[0], few[0])}
+    assert plans == {"Seq Scan on visits", "Index Scan using visits_clinic on visits"}
+
+
+# reading
+
+
+@pytest.mark.parametrize(
+    ("sql", "said", "counters"),
+    [
+        (PLAIN, "Seq Scan on visits", {"seq:visits": 1}),
+        ("SELECT * FROM visits WHERE id = 7", "Index Scan using visits_pkey on visits", {"visits_pkey": 1}),
+        (
+            "SELECT id FROM visits WHERE id = 7",
+            "Index Only Scan using visits_pkey on visits",
+            {"visits_pkey": 1},
+        ),
+        (
+            "SELECT * FROM visits WHERE day = 9",
+            "Bitmap Index Scan using visits_day on visits",
+            {"visits_day": 1},
+        ),
+        (
+            "SELECT * FROM visits WHERE clinic = 95 OR day = 9",
+            "Bitmap Index Scan using visits_clinic on visits, Bitmap Index Scan using visits_day on visits",
+            {"visits_clinic": 1, "visits_day": 1},
+        ),
+        (
+            "SELECT * FROM visits WHERE clinic BETWEEN 90 AND 120 AND day BETWEEN 5 AND 15",
+            "Bitmap Index Scan using visits_day on visits, Bitmap Index Scan using visits_clinic on visits",
+            {"visits_clinic": 1, "visits_day": 1},
+        ),
+        (
+            "SELECT (SELECT count(*) FROM clinics), (SELECT max(id) FROM visits)",
+            "Seq Scan on clinics, Index Only Scan using visits_pkey on visits",
+            {"seq:clinics": 1, "visits_pkey": 1},
+        ),
+        ("SELECT 1", "no table read", {}),
+        ("SELECT * FROM visits WHERE false", "no table read", {}),
+    ],
+)
+def test_the_scans_of_a_plan_are_those_the_server_counts(
+    database: Database, sql: str, said: str, counters: dict[str, int]
+) -> None:
+    summary, counted = database.scanned(sql)
+    assert sorted(str(summary).split(", ")) == sorted(said.split(", "))
+    assert Counter(scan.counter for scan in summary.scans) == counters
+    # The planner may look up the ends of an index, which the server counts too.
+    assert {name: min(n, counters.get(name, 0)) for name, n in counted.items()} == counters
+
+
+def test_a_scan_that_was_planned_and_never_executed_is_left_out(database: Database) -> None:
+    sql = """
+        SELECT * FROM (SELECT clinic FROM visits WHERE id = -1) v
+        JOIN LATERAL (SELECT * FROM clinics WHERE id = v.clinic OFFSET 0) c ON true
+    """
+    plan = explain(database.conninfo, sql, {})
+    assert {"visits", "clinics"} == {n["Relation Name"] for n in walk(root(plan)) if "Relation Name" in n}
+    summary, counted = database.scanned(sql)
+    assert str(summary) == "Index Scan using visits_pkey on visits"
+    assert counted == {"visits_pkey": 1}
+
+
+def test_buffers_are_those_of_the_whole_tree_and_rows_those_of_its_root(database: Database) -> None:
+    pages = database.ask("SELECT pg_relation_size('visits') / 8192")
+    found = summarize(explain(database.conninfo, "SELECT count(*) FROM visits WHERE note > ''", {}))
+    assert (found.buffers, found.rows) == (pages, 1)
+    assert found.execution_ms > 0
+    few = summarize(explain(database.conninfo, "SELECT * FROM visits WHERE id = 7", {}))
+    assert 0 < few.buffers < 10
+
+
+# what is no plan
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    ["Node Type", "Plans", "Relation Name", "Index Name", "Actual Loops", "Actual Rows", "Shared Hit Blocks"]
+)
+kinds = st.sampled_from(["Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Index Scan"])
+nodes = st.recursive(
+    st.dictionaries(keys, kinds | json_values, max_size=5),
+    lambda inner: st.fixed_dictionaries(
+        {"Node Type": kinds, "Plans": st.lists(inner | json_values, max_size=3)}
+    ),
+    max_leaves=4,
+)
+documents = st.builds(lambda plan, time: [{"Plan": plan, "Execution Time": time}], nodes, json_values)
+
+
+@given(json_values | documents | nodes)
+def test_any_json_is_a_plan_or_a_plan_error(document: Any) -> None:
+    for read in (root, summarize):
+        try:
+            found = read(document)
+        except PlanError as error:
+            assert "expected EXPLAIN" in str(error) and "\n" not in str(error)
+        else:
+            assert str(found)
+
+
+@pytest.mark.parametrize("document", [None, [], {}, [[]], "Seq Scan", [{"Plan": "text"}], {"Query": 1}])
+def test_what_has_no_plan_is_one_line(document: Any) -> None:
+    with pytest.raises(PlanError, match=r"^not a plan; expected EXPLAIN \(FORMAT JSON\) output"):
+        summarize(document)

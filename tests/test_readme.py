@@ -1,0 +1,81 @@
+"""The README's commands work and its map is true."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from perfkit import config
+from perfkit.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+def test_every_make_command_has_its_target(command):
+    target = shlex.split(command)[1]
+    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+    dry = subprocess.run(["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "bin/perfkit" in c])
+def test_every_perfkit_command_takes_the_options_shown(command):
+    words = shlex.split(command)[1:]
+    flags = [word for word in words if word.startswith("--")]
+    shown = CliRunner().invoke(main, [words[0], "--help"])
+    assert shown.exit_code == 0
+    assert all(flag in shown.output for flag in flags)
+
+
+def test_the_example_to_copy_gives_a_report(tmp_path, server_home):
+    shutil.copytree(ROOT / "docs/examples/orders", tmp_path / "mine")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "perfkit", "report", "--config", "mine/perfkit.toml"),
+            *("--profile", "quick", "--reports", "runs"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PERFKIT_HOME": str(server_home)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("GO: ")
+    page = next((tmp_path / "runs").glob("*/report.html")).read_text()
+    assert "orders_customer_date" in page
+
+
+def test_every_path_and_notebook_it_names_exists():
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
+    rows = re.findall(r"^\| (`perfkit.*?) \|", README, re.MULTILINE)
+    for cell in rows:
+        for name in re.findall(r"`([^`]+)`", cell):
+            assert any((ROOT / base / name).exists() for base in ("", "perfkit")), name
+
+
+def test_the_map_leaves_no_module_out():
+    named = " ".join(re.findall(r"^\| (`perfkit.*?) \|", README, re.MULTILINE))
+    for path in (ROOT / "perfkit").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert path.name in named, path.name
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"{path.name}/" in named, path.name
+
+
+def test_the_profiles_it_promises_exist():
+    assert "PROFILE=quick" in README and "quick" in config.load().profiles
