@@ -1,3 +1,17 @@
-"""perfkit: did the index make it faster? Measured evidence for PostgreSQL."""
+"""perfkit: did the index make it faster? Measured evidence for PostgreSQL.
+
+`perfkit.run` and `perfkit.compare` are the two calls of a notebook.
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["compare", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # late: a load worker imports this package too and must stay small
+        from perfkit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'perfkit' has no attribute {name!r}")

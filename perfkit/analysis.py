@@ -179,11 +179,9 @@ def _rules(
     rules: list[policy.Rule] = []
     for arm in run["parameters"]["arms"]:
         own = [level for level in levels if level.arm == arm]
-        for level in own:
+        for level in own if thresholds["p95_ms"] else ():
             if not requests or level.item in requests:  # with a service, its users' load is what must hold
-                rules.append(
-                    policy.latency_rule(arm, level.scenario, 95, level.p95, thresholds["p95_ms"], level.n)
-                )
+                rules.append(policy.latency_rule(arm, level.scenario, 95, level.p95, thresholds["p95_ms"], level.n))
         errors, sent = sum(level.errors for level in own), sum(level.sent for level in own)
         rules.append(policy.error_rule(arm, errors, sent, thresholds["error_rate"]))
         if checks := run["checks"].get(arm):
@@ -198,7 +196,18 @@ def _rules(
             for c in comparisons
             if c.after == arm
         ]
+        if run.get("order") == "sequential" and run["roles"][arm] == "after":
+            rules.append(_agreement(arm, [c for c in comparisons if c.after in _arms(run, "control")]))
     return rules
+
+
+def _agreement(arm: str, again: Sequence[Comparison]) -> policy.Rule:
+    drifted = [
+        f"{c.scenario} {c.metric} of {c.item} ({c.ratio.lo:.3g} to {c.ratio.hi:.3g})"
+        for c in again
+        if c.ratio and c.verdict in (stats.Verdict.FASTER, stats.Verdict.SLOWER)
+    ]
+    return policy.agreement_rule(arm, sum(c.ratio is not None for c in again), drifted)
 
 
 def _unfinished(judgement: policy.Judgement, run: Mapping[str, Any]) -> policy.Judgement:

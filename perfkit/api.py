@@ -1,15 +1,25 @@
-"""The one call behind the command line, papermill and an interactive cell."""
+"""The calls behind the command line, papermill and an interactive cell."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfkit import config as configuration
 from perfkit.bundle import Bundle
+from perfkit.comparison import Comparison, Text
 from perfkit.display.progress import progress
 from perfkit.errors import BundleError
 from perfkit.report.run import Run
+
+if TYPE_CHECKING:
+    from perfkit.selection import Selection
+    from perfkit.targets import Targets
+
+Names = str | Sequence[str]
 
 
 def run(
@@ -21,27 +31,101 @@ def run(
     bundle: str | Path = "",
     reports: str | Path = "",
     config: str | Path = "",
-    arms: tuple[str, ...] = (),
-    scenarios: tuple[str, ...] = (),
+    arms: Names = (),
+    scenarios: Names = (),
     connect_rtts: int = 6,
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
 ) -> Run:
     """Measure before and after into a new bundle, or open the one given.
 
-    Empty values mean the configuration's own.
+    Empty values mean the configuration's own. `confirm` names the targets that perfkit did not start and may
+    use (`host:port/database`, `https://host:port`), `production` those whose name looks like production.
 
-    Raises PerfkitError: UsageError for a parameter, Interrupted when the user stopped it.
+    Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed,
+    Interrupted when the user stopped it.
     """
     if bundle:
         return Run(Bundle.open(Path(bundle)))
-    from perfkit.experiment import measure  # rendering a bundle needs neither
-    from perfkit.selection import Options, Selection
+    from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
 
     options = Options(
-        profile, scale, seed, rtt_ms, connect_rtts, postgres, tuple(arms), tuple(scenarios), str(config)
+        profile, scale, seed, rtt_ms, connect_rtts, postgres, _names(arms), _names(scenarios), str(config)
     )
     chosen = Selection(configuration.load(Path(config) if config else None), options)
+    targets = _admitted(chosen, confirm, production, ask)
+    return _measured(chosen, targets, new_folder(reports, profile))
+
+
+def compare(
+    db: str,
+    query: Text | Sequence[Text],
+    index: Text | Sequence[Text] = (),
+    settings: Mapping[str, str] | None = None,
+    rewrite: Text | None = None,
+    parameters: Text | None = None,
+    way: str = "whole",
+    users: int = 10,
+    p95_ms: float | None = None,
+    volatile: Names = (),
+    tls: bool = True,
+    pooler: bool = False,
+    profile: str = "quick",
+    seed: int = 1,
+    reports: str | Path = "",
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> Run:
+    """Measure queries before and after an index, settings or a rewrite, on a database of yours.
+
+    `db` is a libpq service name (`service=staging`) or connection string without a password. `query`, `index`
+    and `rewrite` are SQL, or names of `.sql` files. `way`: `whole`, `sample` or `generated` bring a private
+    copy into a server that perfkit starts; `clone` works beside the database, `in-place` in it.
+
+    Raises PerfkitError as `run` does.
+    """
+    from perfkit.selection import Options, Selection
+
+    wanted = Comparison(
+        db,
+        _texts(query),
+        _texts(index),
+        settings,
+        rewrite,
+        parameters,
+        way,
+        users,
+        p95_ms,
+        _names(volatile),
+        tls,
+        pooler,
+    )
+    folder = new_folder(reports, "compare")
+    try:
+        path = wanted.write(folder)
+        chosen = Selection(configuration.load(path), Options(profile, seed=seed, config=str(path)))
+        targets = _admitted(chosen, confirm, production, ask)
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was measured
+        raise
+    return _measured(chosen, targets, folder)
+
+
+def _admitted(chosen: Selection, confirm: Names, production: Names, ask: Callable[[str], str] | None) -> Targets:
+    from perfkit.guards.admission import Permission
+    from perfkit.targets import admitted
+
+    permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    return admitted(chosen.config, chosen.arms, permission)
+
+
+def _measured(chosen: Selection, targets: Targets, folder: Path) -> Run:
+    from perfkit.experiment import measure
+
     with progress() as say:
-        return Run(measure(chosen, new_folder(reports, profile), say))
+        return Run(measure(chosen, folder, say, targets))
 
 
 def new_folder(reports: str | Path, profile: str) -> Path:
@@ -54,8 +138,16 @@ def new_folder(reports: str | Path, profile: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise BundleError(
-                f"{path}: cannot be created ({error.strerror}); expected a writable folder"
-            ) from None
+            raise BundleError(f"{path}: cannot be created ({error.strerror}); expected a writable folder") from None
         return path
     raise BundleError(f"{parent}: a hundred runs began this second; expected fewer")
+
+
+def _names(given: Names) -> tuple[str, ...]:
+    """One name or several; papermill can pass a text only, with commas."""
+    parts = given.split(",") if isinstance(given, str) else given
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _texts(given: Text | Sequence[Text]) -> tuple[Text, ...]:
+    return (given,) if isinstance(given, str | Path) else tuple(given)

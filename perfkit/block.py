@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from perfkit.arms import Stage
+from perfkit.arms.stage import Stage
 from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.config import Arm, Scenario
 from perfkit.errors import LoadError
+from perfkit.guards.audit import Audit
 from perfkit.load.crew import Crew, Load, Target, http_target, joined, sql_target
+from perfkit.load.limits import Caps
 from perfkit.load.plan import Batch, Draw, Message, batches, http_message
 from perfkit.postgres import databases
 from perfkit.selection import Selection
@@ -49,55 +51,76 @@ class Ground:
     crew: Crew
     null: str
     rows: Rows
+    caps: Mapping[str, Caps]
+    audit: Audit
     clock: Clock
     progress: Progress
 
 
 class Block:
-    """One block by its number, which with the seed decides its requests and its order."""
+    """One block by its number, which with the seed decides its requests and its order.
 
-    def __init__(self, ground: Ground, number: int) -> None:
+    It holds the arms that can alternate; the floor is measured beside `before`.
+    """
+
+    def __init__(self, ground: Ground, number: int, arms: Sequence[Arm], first: int) -> None:
         self._ground, self._number, self._chosen = ground, number, ground.chosen
-        self._done = number * len(self._chosen.scenarios) * (len(self._chosen.arms) + 1)
+        self._arms, self._done = list(arms), first
         self._started = perf_counter()
         seed = f"{self._chosen.options.seed}/{number}"
         self._order = random.Random(f"{seed}/order")
-        names = [arm.name for arm in self._chosen.arms]
+        names = [arm.name for arm in arms]
         self._draws = {name: Draw(ground.rows, seed) for name in [*names, FLOOR]}
         self._warm_draws = {name: Draw(ground.rows, seed, last_first=True) for name in names}
         self._answered: dict[str, Counter[str]] = {name: Counter() for name in names}
         self._failures: Counter[str] = Counter()
         self._sql_scans: dict[str, Counter[str]] = {name: Counter() for name in names}
 
-    def run(self, bundle: Bundle) -> None:
-        """Clone, warm up, run every round; each round and then the block's record go to the bundle."""
-        clock, stage, arms = self._ground.clock, self._ground.stage, self._chosen.arms
+    def run(self, bundle: Bundle) -> int:
+        """Every round on a fresh state; each goes to the bundle, then the block's record. The rounds so far."""
+        clock, stage, arms = self._ground.clock, self._ground.stage, self._arms
         self._say("cloning")
         with clock.timed("clones"):
             for arm in arms:
-                stage.clone(arm)
+                stage.refresh(arm)
         with clock.timed("services"):
             stage.serve(arms)
         with clock.timed("state"):
-            state = {arm.name: databases.sizes(stage.server, stage.database(arm)) for arm in arms}
+            state = {arm.name: self._sizes(arm) for arm in arms}
             begin = {arm.name: self._scans(arm) for arm in arms}
         with clock.timed("warm-up"):
             self._warm_up()
         with clock.timed("load"):
             for scenario in self._chosen.scenarios:
-                for chosen in self._order.sample([*arms, None], len(arms) + 1):
+                floor = [None] if self._chosen.config.baseline() in arms else []
+                for chosen in self._order.sample([*arms, *floor], len(arms) + len(floor)):
                     self._round(scenario, chosen, bundle)
         with clock.timed("scans"):
             end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
-        record = {
-            "block": self._number,
-            "seconds": round(perf_counter() - self._started, 2),
-            "state": state,
-            "warm_up_failures": dict(self._failures),
-            "http_requests": {arm: dict(answered) for arm, answered in self._answered.items()},
-            "http_scans": {arm: _minus(end[arm], begin[arm], self._sql_scans[arm]) for arm in end},
-        }
-        bundle.update(blocks=[*bundle.run["blocks"], record])
+        exact = stage.private  # else others' scans are among them
+        self._record(
+            bundle,
+            {
+                "block": self._number,
+                "seconds": round(perf_counter() - self._started, 2),
+                "state": state,
+                "warm_up_failures": dict(self._failures),
+                "http_requests": {arm: dict(answered) for arm, answered in self._answered.items() if exact},
+                "http_scans": {a: _minus(end[a], begin[a], self._sql_scans[a]) for a in end if exact},
+            },
+        )
+        return self._done
+
+    def _record(self, bundle: Bundle, record: dict[str, Any]) -> None:
+        """Add to the bundle; what an earlier phase found about this block stays."""
+        blocks = list(bundle.run["blocks"])
+        if self._number < len(blocks):
+            earlier = blocks[self._number]
+            joined_ = {k: {**earlier[k], **v} for k, v in record.items() if isinstance(v, dict)}
+            blocks[self._number] = {**earlier, **joined_, "seconds": earlier["seconds"] + record["seconds"]}
+        else:
+            blocks.append(record)
+        bundle.update(blocks=blocks)
 
     def _warm_up(self) -> None:
         """Fill caches and, in pools, statements' plans: as many requests of each kind as the arm asks for.
@@ -105,12 +128,12 @@ class Block:
         Their rows are drawn apart from the rounds', which must be the same in every arm.
         """
         sent = {name for scenario in self._chosen.scenarios for name in scenario.send}
-        for arm in self._chosen.arms:
+        for arm in self._arms:
             each = arm.warmup // WARM_USERS
             for name in sorted(sent & self._chosen.requests.keys()) if each else ():
                 request, draw = self._chosen.requests[name], self._warm_draws[arm.name]
                 queues = tuple(
-                    tuple(http_message(request, draw(request.parameters)) for _ in range(each))
+                    tuple(http_message(request, _drawn(draw, request.parameters)) for _ in range(each))
                     for _ in range(WARM_USERS)
                 )
                 load = self._ground.crew.run(self._http(arm), [Batch(queues)])
@@ -121,6 +144,7 @@ class Block:
         name = arm.name if arm else FLOOR
         self._say(f"{scenario.name} on {name}")
         usage: dict[str, dict[str, int]] = {}
+        start = perf_counter()
         try:
             if self._chosen.is_sql(scenario):
                 load = self._query_round(scenario, arm, usage)
@@ -129,11 +153,11 @@ class Block:
             self._ground.stage.require_alive()
         except LoadError as error:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
+        if name in self._ground.caps:
+            self._note(scenario, name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
-        bundle.add_round(
-            Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage)
-        )
+        bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage))
         self._done += 1
 
     def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
@@ -143,10 +167,17 @@ class Block:
             single = scenario.model_copy(update={"send": (item,)})
             before = self._scans(arm) if arm else {}
             loads.append(self._load(single, arm.name if arm else FLOOR, self._sql(arm)))
-            if arm:
+            if arm and self._ground.stage.private:
                 usage[item] = _minus(self._scans(arm), before)
                 self._sql_scans[arm.name].update(usage[item])
         return joined(loads)
+
+    def _note(self, scenario: Scenario, arm: str, load: Load, seconds: float) -> None:
+        """What was sent to something that perfkit did not start."""
+        texts = [self._chosen.text(arm, q) for q in scenario.send if q in self._chosen.queries]
+        asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
+        sent = len(load.columns["item"])
+        self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
 
     def _load(self, scenario: Scenario, name: str, target: Target) -> Load:
         return self._ground.crew.run(target, batches(scenario, lambda item: self._message(name, item)))
@@ -160,27 +191,47 @@ class Block:
         """The next request or query of that name; the floor gets the same, addressed to nobody."""
         draw, chosen = self._draws[arm], self._chosen
         if item in chosen.requests:
-            message = http_message(chosen.requests[item], draw(chosen.requests[item].parameters))
+            message = http_message(chosen.requests[item], _drawn(draw, chosen.requests[item].parameters))
             return message | {"expect": [200]} if arm == FLOOR else message
-        parameters = draw(chosen.queries[item].parameters)
+        source = chosen.queries[item].parameters
+        parameters = draw(source) if source else None
         if arm == FLOOR:
             return {"item": item, "sql": "SELECT 1", "params": None}
-        return {"item": item, "sql": chosen.sql[item], "params": parameters}
+        return {"item": item, "sql": chosen.text(arm, item), "params": parameters}
 
     def _sql(self, arm: Arm | None) -> Target:
-        stage, limits = self._ground.stage, self._chosen.config.limits
-        conninfo = stage.server.conninfo(stage.database(arm) if arm else "postgres")
-        return sql_target(conninfo, limits.request_timeout_s, limits.statement_timeout_s)
+        limits, name = self._chosen.config.limits, (arm or self._chosen.config.baseline()).name
+        place = self._ground.stage.place(arm or self._chosen.config.baseline())
+        assert place
+        return sql_target(
+            place.site.conninfo(place.name),
+            limits.request_timeout_s,
+            limits.statement_timeout_s,
+            pooler=place.pooler,
+            read_only=not place.writable,
+            settings=place.settings,
+            limits=self._ground.caps.get(name),
+        )
 
     def _http(self, arm: Arm | None) -> Target:
         limit, service = self._chosen.config.limits.request_timeout_s, self._chosen.config.service
         if arm is None or service is None:
             return http_target(self._ground.null, limit, "/")
-        return http_target(self._ground.stage.services[arm.name].base, limit, service.health)
+        base, address = self._ground.stage.reached(arm)
+        caps = self._ground.caps.get(arm.name)
+        return http_target(base, limit, service.health, address=address, limits=caps)
+
+    def _sizes(self, arm: Arm) -> dict[str, dict[str, int]]:
+        place = self._ground.stage.place(arm)
+        if place is None or not self._ground.stage.private:
+            return {}
+        return databases.sizes(place.site, place.name)
 
     def _scans(self, arm: Arm, *, terminate: bool = False) -> dict[str, int]:
-        stage = self._ground.stage
-        return databases.scans(stage.server, stage.database(arm), terminate=terminate)
+        place = self._ground.stage.place(arm)
+        if place is None or not self._ground.stage.private:
+            return {}
+        return databases.scans(place.site, place.name, terminate=terminate)
 
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks
@@ -189,11 +240,14 @@ class Block:
         spent = sum(self._ground.clock.seconds.get(phase, 0.0) for phase in phases)
         left = ""
         if self._number:
-            minutes, seconds = divmod(int(spent / self._number * (blocks - self._number)), 60)
+            minutes, seconds = divmod(int(spent / self._done * (total - self._done)), 60)
             left = f", about {minutes}:{seconds:02} left"
-        self._ground.progress(
-            f"block {self._number + 1} of {blocks}: {what} (round {self._done + 1} of {total}{left})"
-        )
+        self._ground.progress(f"block {self._number + 1} of {blocks}: {what} (round {self._done + 1} of {total}{left})")
+
+
+def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:
+    """The next parameter row; an empty one for what has no source."""
+    return draw(source) if source else {}
 
 
 def _minus(counts: Mapping[str, int], *others: Mapping[str, int]) -> dict[str, int]:

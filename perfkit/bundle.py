@@ -29,13 +29,9 @@ class Round:
     position: int  # order in which the round ran within the run
     scenario: str
     arm: str
-    columns: Mapping[
-        str, list[Any]
-    ]  # item, user, batch, counted, scheduled, started, acquired, done, outcome, detail
+    columns: Mapping[str, list[Any]]  # item, user, batch, counted, scheduled, started, acquired, done, outcome, detail
     health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), wall_ms
-    usage: Mapping[str, Mapping[str, int]] = field(
-        default_factory=dict
-    )  # scans by query, by index or `seq:table`
+    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
 
     @property
     def name(self) -> str:
@@ -57,9 +53,7 @@ class Bundle:
             (path / "rounds").mkdir(parents=True)
             (path / "plans").mkdir()
         except OSError as error:
-            raise BundleError(
-                f"{path}: cannot be created ({error.strerror}); expected a writable folder"
-            ) from None
+            raise BundleError(f"{path}: cannot be created ({error.strerror}); expected a writable folder") from None
         bundle = cls(path, {"format": FORMAT, "status": "running", **run})
         bundle.update()
         return bundle

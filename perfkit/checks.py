@@ -49,15 +49,11 @@ def run_checks(config: Config, target: Target, crew: Crew, draw: Draw) -> list[C
 
 def _run(config: Config, check: Check, target: Target, crew: Crew, draw: Draw) -> CheckResult:
     rows = _rows(check, draw)
-    context: dict[str, Any] = {
-        f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()
-    }
+    context: dict[str, Any] = {f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()}
     expected, got, slowest = [], [], 0.0
     passed = True
     for step in check.step:
-        load = crew.run(
-            target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True
-        )
+        load = crew.run(target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True)
         slowest = max(slowest, *(_latencies(load)))
         wanted, came, good = _judge(step, load, context)
         expected.append(wanted)
@@ -70,9 +66,7 @@ def _run(config: Config, check: Check, target: Target, crew: Crew, draw: Draw) -
         context |= saved
         if not good:
             break
-    return CheckResult(
-        check.name, check.group, passed, "; ".join(expected), "; ".join(got), round(slowest, 1)
-    )
+    return CheckResult(check.name, check.group, passed, "; ".join(expected), "; ".join(got), round(slowest, 1))
 
 
 def _rows(check: Check, draw: Draw) -> dict[str, Row]:
@@ -81,9 +75,7 @@ def _rows(check: Check, draw: Draw) -> dict[str, Row]:
     for name in check.rows:
         row = draw(check.parameters)
         for _ in range(10_000):
-            if check.distinct is None or row[check.distinct] not in {
-                r[check.distinct] for r in rows.values()
-            }:
+            if check.distinct is None or row[check.distinct] not in {r[check.distinct] for r in rows.values()}:
                 break
             row = draw(check.parameters)
         rows[name] = row

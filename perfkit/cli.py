@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from perfkit.errors import Interrupted, PerfkitError
+from perfkit.errors import Interrupted, PerfkitError, UsageError
+
+if TYPE_CHECKING:
+    from perfkit.postgres.external import External
 
 GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100}
 INVALID = 98
@@ -33,7 +37,7 @@ class _Group(click.Group):
 
 def _echo(text: str, *, err: bool = False) -> None:
     """Print a line that may hold text from a file or a database: control characters are made visible."""
-    from perfkit.display.html import visible
+    from perfkit.text import visible
 
     click.echo("\n".join(map(visible, text.splitlines())), err=err)
 
@@ -52,14 +56,10 @@ def _experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 metavar="FILE",
                 help="A perfkit.toml; the booking system's without it.",
             ),
-            click.option(
-                "--scale", default="", help="Size of the data: seed, small, standard (default) or large."
-            ),
+            click.option("--scale", default="", help="Size of the data: seed, small, standard (default) or large."),
             click.option("--arm", "arms", multiple=True, help="Only these arms; several times."),
             click.option("--seed", default=1, show_default=True, help="Decides everything that is random."),
-            click.option(
-                "--rtt-ms", default=0.0, help="Network round trip between service and database, ms."
-            ),
+            click.option("--rtt-ms", default=0.0, help="Network round trip between service and database, ms."),
             click.option(
                 "--connect-rtts",
                 default=6,
@@ -73,6 +73,35 @@ def _experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _target_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that let perfkit use what it did not start."""
+    for option in reversed(
+        [
+            click.option(
+                "--confirm",
+                multiple=True,
+                metavar="HOST:PORT/DB",
+                help="A target that perfkit did not start and may use; else it is asked for.",
+            ),
+            click.option(
+                "--production",
+                multiple=True,
+                metavar="HOST:PORT/DB",
+                help="It looks like production, and is meant all the same.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _ask() -> Callable[[str], str] | None:
+    """How to ask for a name to be typed; None where nobody can."""
+    if not sys.stdin.isatty():
+        return None
+    return lambda question: str(click.prompt(question, prompt_suffix="\n> ", err=True))
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="perfkit")
 def main() -> None:
@@ -81,13 +110,12 @@ def main() -> None:
 
 @main.command()
 @_experiment_options
+@_target_options
 @click.option(
     "--profile", default="standard", show_default=True, help="quick (6 blocks), standard (12), thorough (24)."
 )
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")
-@click.option(
-    "--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/."
-)
+@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
 @click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
 def report(gate: bool, **options: Any) -> None:
@@ -101,9 +129,58 @@ def report(gate: bool, **options: Any) -> None:
       perfkit report --bundle reports/RUN   render once more, measure nothing
     """  # noqa: D301 - click wants the character
     from perfkit import api
+
+    _rendered(api.run(**options, ask=_ask()), gate)
+
+
+@main.command()
+@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--query", multiple=True, metavar="SQL|FILE", help="What is slow; several times.")
+@click.option("--index", multiple=True, metavar="SQL|FILE", help="CREATE INDEX statements; several times.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A server setting; several times.")
+@click.option("--rewrite", metavar="SQL|FILE", help="The query in other words; must give the same rows.")
+@click.option("--parameters", metavar="FILE", help="Values for %(name)s: a SELECT (.sql) or lines (.csv).")
+@click.option(
+    "--way",
+    type=click.Choice(["whole", "sample", "generated", "clone", "in-place"]),
+    default="whole",
+    show_default=True,
+    help="A private copy (whole, sample, generated), clones beside the database, or in place.",
+)
+@click.option("--users", default=10, show_default=True, help="Connections of the second load level.")
+@click.option("--p95-ms", type=float, help="A limit for 95 of 100 executions.")
+@click.option("--volatile", multiple=True, metavar="FUNCTION", help="A volatile function that may be called.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@click.option("--pooler", is_flag=True, help="It is reached through a pooler in transaction mode.")
+@click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard, thorough.")
+@click.option("--seed", default=1, show_default=True, help="Decides everything that is random.")
+@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes.")
+@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
+@_target_options
+def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
+    """Measure a query of yours before and after an index, a setting or a rewrite.
+
+    The database is only read, and measured in a private copy, unless --way says otherwise.
+
+    \b
+    Examples:
+      perfkit compare --db service=staging --query slow.sql --index "CREATE INDEX ON orders (customer_id)"
+      perfkit compare --db service=staging --query slow.sql --set work_mem=64MB --way in-place
+      perfkit compare --db "host=localhost dbname=app" --query slow.sql --rewrite faster.sql
+    """  # noqa: D301 - click wants the character
+    from perfkit import api
+
+    pairs = [setting.partition("=") for setting in settings]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise UsageError(f"--set {wrong[0]}; expected NAME=VALUE")
+    given = {name.strip(): value.strip() for name, _, value in pairs}
+    _rendered(api.compare(**options, settings=given, ask=_ask()), gate)
+
+
+def _rendered(run: Any, gate: bool) -> None:
+    """Write a run's report, say its decision and where it is."""
     from perfkit.report.render import render
 
-    run = api.run(**options)
     page = render(run.bundle.path)
     _echo(f"{run.analysis.judgement.decision}: {run.analysis.headline}")
     _echo(str(page))
@@ -113,7 +190,8 @@ def report(gate: bool, **options: Any) -> None:
 
 @main.command()
 @_experiment_options
-def check(**options: Any) -> None:
+@_target_options
+def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any) -> None:
     """Run the functional checks alone, on every arm; exit 1 when one fails.
 
     \b
@@ -124,12 +202,15 @@ def check(**options: Any) -> None:
     from perfkit import config
     from perfkit.display.progress import progress
     from perfkit.experiment import Experiment
+    from perfkit.guards.admission import Permission
     from perfkit.selection import Options, Selection
+    from perfkit.targets import admitted
 
     path = options.pop("config")
-    settings = config.load(Path(path) if path else None)
+    chosen = Selection(config.load(Path(path) if path else None), Options(**options))
+    targets = admitted(chosen.config, chosen.arms, Permission((), confirm, production, _ask()))
     with progress() as say:
-        results = Experiment(Selection(settings, Options(**options)), say).check()
+        results = Experiment(chosen, targets, say).check()
     checks = [(arm, check) for arm, own in results.items() for check in own]
     for arm, result in checks:
         _echo(f"{'passed' if result.passed else 'FAILED'}  {arm}: {result.group}: {result.name}")
@@ -138,6 +219,122 @@ def check(**options: Any) -> None:
     failed = sum(not result.passed for _, result in checks)
     _echo(f"{len(checks) - failed} of {len(checks)} checks passed")
     sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@_target_options
+def doctor(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
+    """What perfkit can do in a database of yours, what it cannot, and the SQL that allows it.
+
+    \b
+    Example:
+      perfkit doctor --db service=staging
+    """  # noqa: D301 - click wants the character
+    from perfkit.display.capabilities import capabilities
+    from perfkit.postgres.capabilities import probe
+
+    with _opened(db, tls, confirm, production) as external:
+        _echo(repr(capabilities(probe(external))))
+
+
+@main.command()
+@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--writes", is_flag=True, help="Load may change data there.")
+@click.option("--ddl", is_flag=True, help="Indexes may be built there, and databases beside it.")
+@click.option("--days", default=30, show_default=True, help="How long that holds.")
+@click.option("--revoke", is_flag=True, help="Take every permission back.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@_target_options
+def allow(
+    db: str,
+    writes: bool,
+    ddl: bool,
+    days: int,
+    revoke: bool,
+    tls: bool,
+    confirm: tuple[str, ...],
+    production: tuple[str, ...],
+) -> None:
+    """Mark a database of yours, as its owner, as one that perfkit may write to or build indexes in.
+
+    \b
+    Examples:
+      perfkit allow --db service=staging --ddl
+      perfkit allow --db service=staging --revoke
+    """  # noqa: D301 - click wants the character
+    from perfkit.postgres import marker
+
+    kinds = [kind for kind, wanted in (("writes", writes), ("ddl", ddl)) if wanted]
+    if bool(kinds) == revoke:
+        raise UsageError("allow: expected --writes, --ddl or both; or --revoke alone")
+    with _opened(db, tls, confirm, production) as external, external.connect() as connection:
+        if revoke:
+            marker.revoke(connection)
+            _echo(f"{external.name}: perfkit may no longer change anything there")
+        else:
+            _echo(f"{external.name}: {' and '.join(kinds)} allowed until {marker.grant(connection, kinds, days)}")
+
+
+def _opened(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> External:
+    """A database of the user's, named and confirmed."""
+    from perfkit.guards.address import resolve
+    from perfkit.guards.admission import Permission
+    from perfkit.guards.audit import Audit
+    from perfkit.postgres.external import open_external
+
+    permission = Permission((), confirm, production, _ask())
+    return open_external(resolve(db, tls), permission, Audit(None))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--db", default="", metavar="CONNINFO", help="A database to look at: service=NAME.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@_target_options
+def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
+    """Write a perfkit.toml and its SQL, with comments, that run as they are.
+
+    \b
+    Examples:
+      perfkit init mine                         an example on tables of its own
+      perfkit init mine --db service=staging    from what is in your database
+    """  # noqa: D301 - click wants the character
+    from perfkit import starter
+
+    with ExitStack() as stack:
+        external = stack.enter_context(_opened(db, tls, confirm, production)) if db else None
+        for path in starter.write(folder, external, db, tls=tls):
+            _echo(str(path))
+
+
+@main.group()
+def config() -> None:
+    """About configuration files."""
+
+
+@config.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def show(file: Path | None) -> None:
+    """Check a perfkit.toml and print it with every default; the booking system's without one.
+
+    \b
+    Example:
+      perfkit config show mine/perfkit.toml
+    """  # noqa: D301 - click wants the character
+    from perfkit import config as configuration
+    from perfkit.config.document import show as written
+
+    _echo(written(configuration.load(file)))
+
+
+@config.command()
+def reference() -> None:
+    """Every key of a perfkit.toml with its type, default and meaning, as Markdown."""
+    from perfkit.config.document import reference as written
+
+    _echo(written())
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""A run from start to end: server, data, arms, plans, checks, blocks; into a bundle as it goes.
+"""A run from start to end: targets, data, arms, plans, checks, blocks; into a bundle as it goes.
 
 Setting up, cloning and resetting services happen between rounds; nothing but load happens inside one.
 """
@@ -9,37 +9,53 @@ import json
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from perfkit import host
-from perfkit.arms import Relay, Stage, parameters
+from perfkit import host, rowsets, sources
+from perfkit.arms.clones import Clones
+from perfkit.arms.in_place import InPlace
+from perfkit.arms.stage import Place, Relay, Stage
 from perfkit.block import Block, Clock, Ground, Progress, Rows
 from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError
 from perfkit.explain.capture import explain, typical_parameters
+from perfkit.explain.plan import summarize
+from perfkit.explain.safety import effects, require_harmless
+from perfkit.guards.admission import Permission
+from perfkit.guards.audit import Audit
 from perfkit.load.crew import Crew, http_target
 from perfkit.load.plan import Draw
-from perfkit.postgres import databases, embedded
+from perfkit.postgres import databases
+from perfkit.postgres.capabilities import headroom
+from perfkit.postgres.external import External
 from perfkit.process import alone, spawn, stop
-from perfkit.selection import Selection
+from perfkit.selection import Selection, fitted
+from perfkit.targets import LOADED, Targets, admitted, caps
 
 PLANNED = 15  # parameter rows that are planned to find the plan most of them get
 
 
-def measure(chosen: Selection, folder: Path, progress: Progress = lambda _: None) -> Bundle:
-    """Run the experiment into a new bundle in `folder`.
+def measure(
+    chosen: Selection,
+    folder: Path,
+    progress: Progress = lambda _: None,
+    targets: Targets | None = None,
+) -> Bundle:
+    """Run the experiment into a new bundle in `folder`, on `targets`, without which nothing foreign is used.
 
     Whatever happens, the bundle stays readable and says how far it came, and nothing is left running.
     Raises PerfkitError; Interrupted when the user stopped it.
     """
-    experiment = Experiment(chosen, progress)
-    bundle = Bundle.create(folder, {"started": _now(), **experiment.describe()})
+    targets = targets or admitted(chosen.config, chosen.arms, Permission())
+    experiment = Experiment(chosen, targets, progress)
+    bundle = Bundle.create(folder, {"started": _now(), **chosen.describe()})
     try:
         experiment.run(bundle)
         bundle.update(status="complete", finished=_now())
@@ -58,125 +74,204 @@ def measure(chosen: Selection, folder: Path, progress: Progress = lambda _: None
 
 
 class Experiment:
-    """One run of a selection; everything random comes from its seed."""
+    """One run of a selection on its targets; everything random comes from its seed."""
 
-    def __init__(self, chosen: Selection, progress: Progress) -> None:
-        self._chosen, self._progress, self._clock = chosen, progress, Clock()
-
-    def describe(self) -> dict[str, Any]:
-        """What `run.json` says before anything ran."""
-        return self._chosen.describe()
+    def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
+        self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, Clock()
+        self._externals: dict[str, External] = {}
 
     def run(self, bundle: Bundle) -> None:
-        """Set up, check, measure every block."""
+        """Set up, then phase by phase: prepare the arms, check them, measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
             stack.enter_context(alone(self._progress))
+            audit = Audit(bundle.path / "audit.jsonl")
             with clock.timed("server"):
-                stage = self._stage(stack)
+                stage = self._stage(stack, audit)
             rows = self._set_up(stage, bundle)
             with clock.timed("workers"):
                 crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
                 null = stack.enter_context(_null_service()) if chosen.config.service else ""
-            checks = self._checks(stage, crew, rows)
-            bundle.update(
-                workers=len(crew),
-                checks={arm: [check.as_dict() for check in own] for arm, own in checks.items()},
-            )
-            ground = Ground(chosen, stage, crew, null, rows, clock, self._progress)
-            for number in range(chosen.blocks):
-                Block(ground, number).run(bundle)
-                bundle.update(timings=dict(clock.seconds))
+            bundle.update(workers=len(crew), arms={}, checks={})
+            limits = caps(chosen.config, self._targets)
+            ground = Ground(chosen, stage, crew, null, rows, limits, audit, clock, self._progress)
+            first = 0
+            for arms in stage.phases(chosen.arms):
+                self._require_headroom(arms)
+                with stage.phase(arms):
+                    self._prepare(ground, arms, bundle)
+                    if first == 0:  # the plans of `before` tell how long a query takes
+                        ground = replace(ground, chosen=self._fitted(bundle))
+                    for number in range(chosen.blocks):
+                        first = Block(ground, number, arms, first).run(bundle)
+                        bundle.update(timings=dict(clock.seconds))
 
     def check(self) -> dict[str, list[CheckResult]]:
         """Only the functional checks, by arm."""
+        chosen = self._chosen
         with ExitStack() as stack:
             stack.enter_context(alone(self._progress))
-            stage = self._stage(stack)
-            self._progress(f"making the data ({self._chosen.scale})")
-            rows = parameters(stage, self._chosen.config, stage.base(self._chosen.scale))
-            for arm in self._chosen.arms:
-                stage.template(arm)
-            return self._checks(stage, stack.enter_context(Crew(host.cores(), stage.require_alive)), rows)
+            audit = Audit(None)
+            stage = self._stage(stack, audit)
+            self._progress(f"making the data ({chosen.scale})")
+            rows = self._rows(stage.base(chosen.scale))
+            crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
+            limits = caps(chosen.config, self._targets)
+            ground = Ground(chosen, stage, crew, "", rows, limits, audit, self._clock, self._progress)
+            found: dict[str, list[CheckResult]] = {}
+            for arms in stage.phases(chosen.arms):
+                with stage.phase(arms):
+                    for arm in arms:
+                        stage.prepare(arm)
+                    found |= self._checks(ground, arms)
+            return found
 
-    def _stage(self, stack: ExitStack) -> Stage:
-        """The server, this process's use of it, and the place for the run's databases and services."""
-        self._progress("starting PostgreSQL")
-        chosen = self._chosen
-        server = stack.enter_context(embedded.start(chosen.postgres, chosen.config.database.settings))
+    def _stage(self, stack: ExitStack, audit: Audit) -> Stage:
+        """The targets, opened, and the place for the run's databases and services."""
+        self._progress("connecting" if self._targets.addresses else "starting PostgreSQL")
+        chosen, database = self._chosen, self._chosen.config.database
         relay = Relay(chosen.options.rtt_ms, chosen.options.connect_rtts)
-        return stack.enter_context(Stage(server, chosen.config, secrets.token_hex(3), relay))
+        self._externals = self._targets.open(stack, audit)
+        common = (chosen.config, secrets.token_hex(3), relay, self._targets.origins)
+        if database is None or database.way == "in-place":
+            return stack.enter_context(InPlace(*common, self._externals, self._progress))
+        source = self._externals.get(chosen.config.baseline().name)
+        return stack.enter_context(Clones(*common, source, chosen.postgres, self._progress))
 
     def _set_up(self, stage: Stage, bundle: Bundle) -> Rows:
-        """Base database, parameters, templates with their indexes, and every arm's plans."""
+        """The base database and the parameter rows."""
         chosen, clock = self._chosen, self._clock
         with clock.timed("data"):
-            self._progress(f"making the data ({chosen.scale})")
+            self._progress(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
             base = stage.base(chosen.scale)
-        rows = parameters(stage, chosen.config, base)
-        sizes = databases.sizes(stage.server, base)
-        bundle.update(
-            server={
-                "kind": "embedded",
-                "version": databases.server_version(stage.server),
-                "settings": databases.settings(stage.server),
-            },
-            database={
-                "scale": chosen.scale,
-                "rows": {table: size["rows"] for table, size in sizes.items()},
-                "bytes": {table: size["bytes"] for table, size in sizes.items()},
-                "seconds": round(clock.seconds["data"], 2),
-            },
-        )
-        arms = {arm.name: self._prepare(stage, arm, rows, bundle) for arm in chosen.arms}
-        bundle.update(arms=arms)
-        return rows
+        bundle.update(origin=dict(stage.origin), database={"scale": chosen.scale, "rows": {}, "bytes": {}})
+        if base:
+            sizes = databases.sizes(base.site, base.name, exact=stage.private)
+            bundle.update(
+                server={
+                    "kind": base.site.name,
+                    "version": databases.server_version(base.site),
+                    "settings": databases.settings(base.site, base.name),
+                },
+                database={
+                    "scale": chosen.scale,
+                    "rows": {table: size["rows"] for table, size in sizes.items()},
+                    "bytes": {table: size["bytes"] for table, size in sizes.items()},
+                    "seconds": round(clock.seconds["data"], 2),
+                },
+            )
+        return self._rows(base)
 
-    def _prepare(self, stage: Stage, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
-        """An arm's template with its indexes, and the plan of every query on it."""
-        self._progress(f"preparing {arm.name}")
+    def _rows(self, base: Place | None) -> Rows:
+        seed = str(self._chosen.options.seed)
+        found = self._chosen.config.parameters.items()
+        return {name: sources.rows(name, source, base, seed) for name, source in found}
+
+    def _require_headroom(self, arms: Sequence[Arm]) -> None:
+        """Refuse a burst that would take a foreign server's last connections."""
+        users = max((s.users for s in self._chosen.scenarios), default=1)
+        database = self._chosen.config.database
+        if database is None or database.way not in LOADED:
+            return
+        for external in {id(e): e for e in (self._externals.get(arm.name) for arm in arms) if e}.values():
+            headroom(external, users)
+
+    def _prepare(self, ground: Ground, arms: Sequence[Arm], bundle: Bundle) -> None:
+        """The arms with their indexes, the plan of every query on each, and their checks."""
+        for arm in arms:
+            self._progress(f"preparing {arm.name}")
+            facts = self._facts(ground.stage, arm, ground.rows, bundle)
+            bundle.update(arms={**bundle.run["arms"], arm.name: facts})
+        found = self._checks(ground, arms)
+        done = {arm: [check.as_dict() for check in own] for arm, own in found.items()}
+        bundle.update(checks={**bundle.run["checks"], **done})
+
+    def _fitted(self, bundle: Bundle) -> Selection:
+        """The selection with rounds that do not last longer than they should."""
+        before = self._chosen.config.baseline().name
+        plans = {query.name: bundle.plan(before, query.name) for query in self._chosen.config.query}
+        took = {name: summarize(plan).execution_ms for name, plan in plans.items() if plan is not None}
+        chosen = fitted(self._chosen, took)
+        bundle.update(scenarios=chosen.describe()["scenarios"])
+        return chosen
+
+    def _facts(self, stage: Stage, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
         with self._clock.timed("indexes"):
-            template, built = stage.template(arm)
+            place, built = stage.prepare(arm)
         with self._clock.timed("plans"):
-            conninfo, limit = stage.server.conninfo(template), self._chosen.config.limits.statement_timeout_s
-            for query in self._chosen.config.query:
-                sql = self._chosen.sql[query.name]
-                typical = typical_parameters(conninfo, sql, rows[query.parameters][:PLANNED])
-                bundle.add_plan(arm.name, query.name, explain(conninfo, sql, typical, timeout_s=limit))
-        sizes = databases.sizes(stage.server, template)
+            for query in self._chosen.config.query if place else ():
+                assert place
+                text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
+                bundle.add_plan(arm.name, query.name, self._plan(place, text, own[:PLANNED]))
+        sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
         return {
             "title": arm.title,
             "role": arm.role,
+            "settings": arm.settings,
+            "postgres": place.site.version if place else 0,
+            "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
             "indexes": [index.as_dict() for index in built],
             "expected_indexes": self._chosen.expected_indexes[arm.name],
             "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
         }
 
-    def _checks(self, stage: Stage, crew: Crew, rows: Rows) -> dict[str, list[CheckResult]]:
-        """Functional checks of every arm but the control, on clones that no round will use."""
-        config = self._chosen.config
-        if config.service is None or not config.check:
-            return {}
-        arms = [arm for arm in self._chosen.arms if arm.role != "control"]
-        results = {}
+    def _plan(self, place: Place, text: str, rows: Sequence[Any]) -> Any:
+        """EXPLAIN ANALYZE of a query with the parameters of most; on a foreign server only what harms nothing."""
+        typical = typical_parameters(place.session, text, rows) if rows else None
+        if place.site.foreign:
+            assert self._chosen.config.database
+            with place.session() as connection:
+                found = effects(connection, text, typical)
+            allowed = self._chosen.config.database.volatile
+            require_harmless(found, writes_allowed=place.writable, volatile_allowed=allowed, where=place.name)
+        limit = self._chosen.config.limits.statement_timeout_s
+        return explain(place.session, text, typical, timeout_s=limit, writes=place.writable)
+
+    def _checks(self, ground: Ground, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
+        """Functional checks and compared rows of every arm but the control, on clones that no round will use."""
+        checked = [arm for arm in arms if arm.role != "control"]
+        found: dict[str, list[CheckResult]] = {arm.name: [] for arm in checked}
         with self._clock.timed("checks"):
-            self._progress("functional checks")
-            for arm in arms:
-                stage.clone(arm)
-            stage.serve(arms)
-            for arm in arms:
-                target = http_target(stage.services[arm.name].base, config.limits.request_timeout_s)
-                draw = Draw(rows, f"{self._chosen.options.seed}/checks")
-                results[arm.name] = run_checks(config, target, crew, draw)
+            self._progress("checks")
+            for arm in checked:
+                found[arm.name] += self._same_rows(ground, arm)
+            if self._chosen.config.service and self._chosen.config.check:
+                for arm in checked:
+                    ground.stage.refresh(arm)
+                ground.stage.serve(checked)
+                for arm in checked:
+                    found[arm.name] += self._functional(ground, arm)
+        return {arm: own for arm, own in found.items() if own}
+
+    def _functional(self, ground: Ground, arm: Arm) -> list[CheckResult]:
+        config = self._chosen.config
+        base, address = ground.stage.reached(arm)
+        limits = ground.caps.get(arm.name)
+        target = http_target(base, config.limits.request_timeout_s, address=address, limits=limits)
+        return run_checks(config, target, ground.crew, Draw(ground.rows, f"{self._chosen.options.seed}/checks"))
+
+    def _same_rows(self, ground: Ground, arm: Arm) -> list[CheckResult]:
+        """Whether each rewritten query returns the rows of the one it replaces."""
+        results = []
+        for name in arm.rewrite:
+            place, _ = ground.stage.prepare(arm)
+            assert place
+            source = self._chosen.queries[name].parameters
+            own: Sequence[Any] = ground.rows[source][:PLANNED] if source else [None]
+            limit = self._chosen.config.limits.statement_timeout_s
+            found = rowsets.compare(
+                place.session, self._chosen.sql[name], self._chosen.text(arm.name, name), own, timeout_s=limit
+            )
+            got = found.first_difference or f"the same for {found.equal} of {found.compared} parameter sets"
+            passed = found.equal == found.compared
+            results.append(CheckResult(f"Rows of {name}", "rewrite", passed, "the rows of before", got, 0.0))
         return results
 
 
 @contextmanager
 def _null_service() -> Iterator[str]:
     """A service that does nothing, for the floor; yields where it answers."""
-    process = spawn(
-        [sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = spawn([sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         line = process.stdout.readline()

@@ -53,9 +53,7 @@ class Judgement:
     reasons: tuple[str, ...]
 
 
-def latency_rule(
-    arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int
-) -> Rule:
+def latency_rule(arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int) -> Rule:
     """The q-th percentile must be under the limit by its interval's upper end; all in ms."""
     name = f"p{q}"
     if interval is None:
@@ -114,9 +112,7 @@ def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
 def comparison_rule(arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None) -> Rule:
     """No latency may be slower than before; an inconclusive comparison blocks nothing."""
     said = f"{arm}, {scenario}: {metric}"
-    numbers = (
-        f" ({_number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
-    )
+    numbers = f" ({_number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
     outcome, text = {
         Verdict.FASTER: (Outcome.HOLDS, f"{said} is faster{numbers}."),
         Verdict.EQUIVALENT: (Outcome.HOLDS, f"{said} is equivalent{numbers}."),
@@ -131,15 +127,28 @@ def comparison_rule(arm: str, scenario: str, metric: str, verdict: Verdict, rati
     return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text)
 
 
+def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
+    """Where arms follow one another, `before` at the end must be what it was at the start.
+
+    `again` counts the comparisons of the two, `drifted` says in words which of them differ.
+    """
+    if again == 0:
+        outcome, text = Outcome.UNPROVEN, f"{arm}: before was not measured again at the end."
+    elif drifted:
+        outcome = Outcome.UNPROVEN
+        text = f"{arm}: before at the end differs from before at the start: {', '.join(drifted)}."
+    else:
+        outcome, text = Outcome.HOLDS, f"{arm}: before at the end agrees with before at the start."
+    return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text)
+
+
 def decide(rules: Iterable[Rule], after_arms: Collection[str]) -> Judgement:
     """GO where every rule of every after arm holds, NO-GO where one is broken, else INCONCLUSIVE."""
     every = tuple(rules)
     deciding = [rule for rule in every if rule.arm in after_arms]
     broken = [rule.text for rule in deciding if rule.outcome is Outcome.BROKEN]
     unproven = [rule.text for rule in deciding if rule.outcome is Outcome.UNPROVEN]
-    unjudged = [
-        f"{arm}: no rule was judged." for arm in after_arms if not any(r.arm == arm for r in deciding)
-    ]
+    unjudged = [f"{arm}: no rule was judged." for arm in after_arms if not any(r.arm == arm for r in deciding)]
     if broken:
         return Judgement(Decision.NO_GO, every, tuple(broken))
     if unproven or unjudged:

@@ -99,9 +99,7 @@ class Analysis:
                 return found
         return None
 
-    def comparison(
-        self, after: str, scenario: str, metric: str = "p50", item: str | None = None
-    ) -> Comparison | None:
+    def comparison(self, after: str, scenario: str, metric: str = "p50", item: str | None = None) -> Comparison | None:
         """The comparison of one arm with `before` under one load level."""
         for found in self.comparisons:
             if (found.after, found.scenario, found.metric) == (after, scenario, metric) and item in (

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from perfkit import __version__, host
-from perfkit.config import Arm, Config, Query, Request, Scenario
+from perfkit.config import COPIES, Arm, Config, Query, Request, Scenario
 from perfkit.errors import UsageError
 from perfkit.indexes.build import index_names
 from perfkit.postgres.statements import comment, read
 
 MAX_RTT_MS = 10_000
+OWN = ("made", *COPIES)  # ways that end in a server which perfkit starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +43,27 @@ class Selection:
 
     def __post_init__(self) -> None:
         _choice("profile", self.options.profile, self.config.profiles)
-        _choice("scale", self.scale, self.config.database.scales or {self.scale: {}})
+        database = self.config.database
+        made = database is not None and bool(database.prepare)
+        if self.options.scale and not made:
+            raise UsageError(f"scale '{self.options.scale}'; expected none, for the data is not perfkit's")
+        _choice("scale", self.scale, database.scales if database and database.scales else {self.scale: {}})
         if self.config.baseline() not in self.arms:
             chosen = ", ".join(self.options.arms)
             raise UsageError(f"arms: {chosen}; expected '{self.config.baseline().name}' among them")
         _chosen("scenario", self.options.scenarios, self.config.scenario)
         service = self.config.service
         if service and service.port and len(self.arms) > 1:
-            raise UsageError(
-                f"service.port = {service.port}; expected 0, for each arm has a service of its own"
-            )
+            raise UsageError(f"service.port = {service.port}; expected 0, for each arm has a service of its own")
         if self.postgres not in (16, 18):
             raise UsageError(f"postgres = {self.postgres}; expected 16 or 18")
         if not 0 <= self.options.rtt_ms <= MAX_RTT_MS:
             raise UsageError(f"rtt_ms = {self.options.rtt_ms:g}; expected 0 to {MAX_RTT_MS} milliseconds")
-        if self.options.rtt_ms and service is None:
+        if self.options.rtt_ms and not (service and service.command and self.on_own_server):
             raise UsageError(
-                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, for there is no service to put it before"
+                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, for there is no service of perfkit's to put it before"
             )
-        _ = self.sql, self.expected_indexes  # files that cannot be read are found now
+        _ = self.sql, self.rewrites, self.expected_indexes  # files that cannot be read are found now
         if self.options.connect_rtts < 1:
             raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
 
@@ -72,12 +75,13 @@ class Selection:
     @property
     def scale(self) -> str:
         """The name of the data's size."""
-        return self.options.scale or self.config.database.scale
+        database = self.config.database
+        return self.options.scale or (database.scale if database and database.prepare else "")
 
     @property
     def postgres(self) -> int:
         """The major version of the embedded server."""
-        return self.options.postgres or self.config.database.postgres
+        return self.options.postgres or (self.config.database.postgres if self.config.database else 18)
 
     @cached_property
     def arms(self) -> list[Arm]:
@@ -109,6 +113,20 @@ class Selection:
         """By arm, the names of the indexes that its file promises."""
         return {arm.name: index_names(arm.indexes) if arm.indexes else [] for arm in self.arms}
 
+    @cached_property
+    def rewrites(self) -> dict[tuple[str, str], str]:
+        """By arm and query, the text of the arm's own version of it."""
+        return {(arm.name, query): read(file) for arm in self.arms for query, file in arm.rewrite.items()}
+
+    def text(self, arm: str, query: str) -> str:
+        """What an arm sends for a query."""
+        return self.rewrites.get((arm, query), self.sql[query])
+
+    @property
+    def on_own_server(self) -> bool:
+        """Whether the arms are on a server that perfkit starts."""
+        return self.config.database is not None and self.config.database.way in OWN
+
     def is_sql(self, scenario: Scenario) -> bool:
         """Whether a scenario goes to the database rather than the service."""
         return scenario.send[0] in self.queries
@@ -126,7 +144,7 @@ class Selection:
                 "seed": self.options.seed,
                 "rtt_ms": self.options.rtt_ms,
                 "connect_rtts": self.options.connect_rtts,
-                "postgres": self.postgres,
+                "postgres": self.postgres if self.on_own_server else 0,
                 "arms": [arm.name for arm in self.arms],
                 "scenarios": [scenario.name for scenario in self.scenarios],
             },
@@ -134,6 +152,7 @@ class Selection:
                 "arms": [arm.name for arm in self.config.arm if arm not in self.arms],
                 "scenarios": [s.name for s in self.config.scenario if s not in self.scenarios],
             },
+            "order": "sequential" if self.config.sequential else "interleaved",
             "roles": {arm.name: arm.role for arm in self.arms},
             "scenarios": [scenario.model_dump(mode="json") for scenario in self.scenarios],
             "config": self.config.model_dump(
@@ -159,16 +178,31 @@ class Selection:
             "perfkit report",
             *([f"--config {quote(_shown(options.config))}"] if options.config else []),
             f"--profile {options.profile}",
-            f"--scale {self.scale}",
+            *([f"--scale {self.scale}"] if self.scale else []),
             f"--seed {options.seed}",
+            *([f"--postgres {self.postgres}"] if self.on_own_server else []),
         ]
-        parts += [f"--postgres {self.postgres}"]
         if options.rtt_ms:
             parts += [f"--rtt-ms {options.rtt_ms:g}", f"--connect-rtts {options.connect_rtts}"]
-        parts += [f"--arm {name}" for name in options.arms] + [
-            f"--scenario {name}" for name in options.scenarios
-        ]
+        parts += [f"--arm {name}" for name in options.arms] + [f"--scenario {name}" for name in options.scenarios]
         return " ".join(parts)
+
+
+def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
+    """The same with fewer requests in scenarios whose rounds would last longer than they should.
+
+    `took_ms` is what one execution of each query took alone; more users than cores wait for one another.
+    """
+
+    def fit(scenario: Scenario) -> Scenario:
+        each = sum(took_ms.get(name, 0.0) for name in scenario.send) / 1000
+        alone = each * scenario.batches * max(1.0, scenario.users / host.cores())
+        if not scenario.seconds or alone * scenario.requests <= scenario.seconds:
+            return scenario
+        return scenario.model_copy(update={"requests": max(1, int(scenario.seconds / alone))})
+
+    scenarios = tuple(map(fit, chosen.config.scenario))
+    return replace(chosen, config=chosen.config.model_copy(update={"scenario": scenarios}))
 
 
 def _shown(path: str) -> str:

@@ -79,6 +79,8 @@ def weaknesses(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
             _control,
             _unverified,
             _near_floor,
+            _drift,
+            _origin,
             _setting,
         )
         for line in source(run, analysis)
@@ -87,9 +89,15 @@ def weaknesses(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
 
 def _unfinished(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
     if run["status"] != "complete":
-        done, planned = len(run["blocks"]), run["parameters"]["blocks"]
+        done, planned = complete_blocks(run), run["parameters"]["blocks"]
         why = run.get("message", "")
         yield f"The run is {run['status']}: {done} of {planned} blocks were measured. {why}".strip()
+
+
+def complete_blocks(run: Mapping[str, Any]) -> int:
+    """Blocks that every arm has been through; where arms follow one another, the last comes last."""
+    arms = set(run["parameters"]["arms"])
+    return sum(arms <= block["state"].keys() for block in run["blocks"])
 
 
 def _left_out(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
@@ -158,6 +166,20 @@ def _near_floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
                 f"{arm}: under {FLOOR_FACTOR:g} times what the client alone takes, so that the true gain is "
                 f"larger than shown: {', '.join(near)}."
             )
+
+
+def _drift(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    if run.get("order") == "sequential":
+        yield "The arms followed one another (before, after, before again): sequential, drift not cancelled."
+
+
+def _origin(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
+    origin = run.get("origin", {})
+    if origin.get("way"):
+        way = origin["way"]
+        yield f"{way[0].upper()}{way[1:]}: it tells {origin['tells']}; it cannot tell {origin['cannot_tell']}."
+    for lack in origin.get("missing", ()):
+        yield f"Not in the copy: {lack}."
 
 
 def _setting(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:

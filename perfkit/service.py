@@ -49,9 +49,7 @@ class Service:
         """Start the process. Raises ServiceError where its port or command cannot be used."""
         self.port, self._stale = self._spec.port or _free_port(), None
         if self._spec.port and not _is_free(self._spec.port):
-            raise ServiceError(
-                f"{self._name}: port {self._spec.port} is in use; expected a free one (0 finds one)"
-            )
+            raise ServiceError(f"{self._name}: port {self._spec.port} is in use; expected a free one (0 finds one)")
         values = {"python": sys.executable, "port": str(self.port), **self._values}
         try:
             args = [part.format_map(values) for part in self._spec.command]
@@ -60,9 +58,7 @@ class Service:
                 f"{self._name}: service.command uses {{{error.args[0]}}}; expected a value for it"
             ) from None
         except ValueError as error:
-            raise ServiceError(
-                f"{self._name}: service.command: {error}; literal braces are doubled"
-            ) from None
+            raise ServiceError(f"{self._name}: service.command: {error}; literal braces are doubled") from None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         environment = {**os.environ, "PERFKIT_DATABASE": self._conninfo}
         try:
@@ -83,8 +79,7 @@ class Service:
                 raise ServiceError(f"{self._name}: the service ended while starting: {self._last_words()}")
             if monotonic() > deadline:
                 raise ServiceError(
-                    f"{self._name}: {self._spec.health} did not answer 200 "
-                    f"within {self._spec.start_timeout_s:g} s"
+                    f"{self._name}: {self._spec.health} did not answer 200 within {self._spec.start_timeout_s:g} s"
                 )
             sleep(0.01)
 

@@ -51,18 +51,14 @@ class Page:
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url=url)
         deadline = time.monotonic() + 30
-        while (
-            not any(e["method"] == "Page.loadEventFired" for e in self.events) and time.monotonic() < deadline
-        ):
+        while not any(e["method"] == "Page.loadEventFired" for e in self.events) and time.monotonic() < deadline:
             self.evaluate("1")
 
     def evaluate(self, expression: str) -> Any:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def screenshot(self, *, whole: bool = False) -> bytes:
-        return base64.b64decode(
-            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-        )
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"])
 
     def pdf(self) -> bytes:
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from perfkit.bundle import Bundle
 from perfkit.experiment import measure
 from perfkit.postgres import embedded
 from perfkit.selection import Options, Selection
+
+# Started in the background the suite may have been told to ignore it, and would hand that down to every process.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

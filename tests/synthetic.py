@@ -13,14 +13,10 @@ SPEED = {"before": 6.0, "control": 6.0, "after-index": 1.0, "after-full": 0.45, 
 SETTINGS = {"shared_buffers": "512MB", "fsync": "off", "autovacuum": "off", "max_parallel_workers": "0"}
 
 
-def make_run(
-    folder: Path, *, blocks: int = 6, status: str = "complete", fail: str = "", name: str = ""
-) -> Bundle:
+def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: str = "", name: str = "") -> Bundle:
     """A bundle of the booking configuration; `fail` is an error's text, `name` replaces names and SQL."""
     booking, random = config.load(), Random(1)
-    queries = {
-        q.name: {"sql": q.file.read_text(), "comment": comment(q.file.read_text())} for q in booking.query
-    }
+    queries = {q.name: {"sql": q.file.read_text(), "comment": comment(q.file.read_text())} for q in booking.query}
     if name:
         queries = {"conflict_check": {"sql": name, "comment": name}}
     run = {
@@ -39,9 +35,7 @@ def make_run(
             "arms": [a.name for a in booking.arm],
             "scenarios": [s.name for s in booking.scenario],
         },
-        "config": booking.model_dump(
-            mode="json", include={"thresholds", "limits", "margin", "request", "query"}
-        ),
+        "config": booking.model_dump(mode="json", include={"thresholds", "limits", "margin", "request", "query"}),
         "roles": {a.name: a.role for a in booking.arm},
         "scenarios": [s.model_dump(mode="json") for s in booking.scenario],
         "queries": queries,
@@ -77,7 +71,13 @@ def make_run(
                 bundle.add_round(_round(scenario, block, position, arm, random, fail))
                 position += 1
         bundle.run["blocks"].append(
-            {"block": block, "seconds": 7.0, "state": {}, "http_requests": {}, "http_scans": {}}
+            {
+                "block": block,
+                "seconds": 7.0,
+                "state": {arm: {} for arm in run["roles"]},
+                "http_requests": {},
+                "http_scans": {},
+            }
         )
     bundle.update(status=status, finished="2026-01-15T09:02:00+00:00")
     return bundle
@@ -120,9 +120,7 @@ def _checks(booking: config.Config, fail: str, name: str) -> list[dict[str, Any]
     ]
 
 
-def _round(
-    scenario: config.Scenario, block: int, position: int, arm: str, random: Random, fail: str
-) -> Round:
+def _round(scenario: config.Scenario, block: int, position: int, arm: str, random: Random, fail: str) -> Round:
     columns: dict[str, list[Any]] = {
         key: []
         for key in (

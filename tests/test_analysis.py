@@ -67,9 +67,7 @@ def with_columns(round_: Round, **columns: list[Any]) -> Round:
     return replace(round_, columns={**round_.columns, **columns})
 
 
-def change(
-    bundle: Bundle, how: Change, arm: str = "", scenario: str = "", blocks: range = range(100)
-) -> None:
+def change(bundle: Bundle, how: Change, arm: str = "", scenario: str = "", blocks: range = range(100)) -> None:
     """Write the chosen rounds anew."""
     for round_ in list(bundle.rounds()):
         if arm in ("", round_.arm) and scenario in ("", round_.scenario) and round_.block in blocks:
@@ -430,9 +428,7 @@ def test_a_control_that_differs_widens_the_margin_there_and_is_reported(run: Bun
     elsewhere = compared(found, "after-index", "burst")
     assert elsewhere.margin == 0.05 and elsewhere.verdict is Verdict.SLOWER
     assert (found.margin, found.margin_used) == (0.05, max(c.margin for c in found.comparisons))
-    said = [
-        line for line in found.weaknesses if line.startswith("The control arm, identical to before, differs")
-    ]
+    said = [line for line in found.weaknesses if line.startswith("The control arm, identical to before, differs")]
     assert [line.split(" differs in ")[1].split(":")[0] for line in said] == [
         "single (p50 of book",
         "single (p95 of book",
@@ -535,20 +531,13 @@ def test_the_headline_is_the_worst_level_before_and_what_became_of_it(run: Bundl
     assert ms["before"].startswith("3")
     start = f"1 request at a time: 95 of 100 requests were answered within {ms['before']} before, "
     assert found.headline.startswith(start + f"{ms['after-index']} with the seven indexes (6 times as fast, ")
-    assert (
-        f"{ms['after-full']} with the seven indexes and the pooled handler (4 times as fast, "
-        in found.headline
-    )
-    assert found.headline.endswith(
-        "; no unexpected outcomes in 1,056 requests; 28 of 28 functional checks passed."
-    )
+    assert f"{ms['after-full']} with the seven indexes and the pooled handler (4 times as fast, " in found.headline
+    assert found.headline.endswith("; no unexpected outcomes in 1,056 requests; 28 of 28 functional checks passed.")
 
 
 def test_the_headlines_interval_encloses_its_estimate(run: Bundle) -> None:
     change(run, lambda r: slower((0.9, 1.1)[r.block % 2])(r), "after-index")
-    said = re.search(
-        r"seven indexes \((\S+) times as fast, 95 % interval (\S+) to (\S+)\)", analyse(run).headline
-    )
+    said = re.search(r"seven indexes \((\S+) times as fast, 95 % interval (\S+) to (\S+)\)", analyse(run).headline)
     assert said
     value, lo, hi = map(float, said.groups())
     assert lo < value < hi
@@ -596,9 +585,7 @@ def test_a_latency_near_the_floor_is_held_against_its_gain(run: Bundle) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(st.data())
-def test_a_run_that_lacks_anything_is_analysed_or_refused_in_one_line(
-    made: Path, data: st.DataObject
-) -> None:
+def test_a_run_that_lacks_anything_is_analysed_or_refused_in_one_line(made: Path, data: st.DataObject) -> None:
     run = json.loads((made / "run.json").read_text())
     inside = data.draw(st.sampled_from([run, *(v for v in run.values() if isinstance(v, dict) and v)]))
     inside.pop(data.draw(st.sampled_from(sorted(inside))))
@@ -610,7 +597,5 @@ def test_a_run_that_lacks_anything_is_analysed_or_refused_in_one_line(
 
 def test_a_round_without_its_columns_is_refused(run: Bundle) -> None:
     change(run, lambda r: replace(r, columns={"item": ["book"]}), "before", "burst", range(1))
-    with pytest.raises(
-        BundleError, match=r"/run: damaged \(KeyError: 'counted'\); expected what perfkit wrote"
-    ):
+    with pytest.raises(BundleError, match=r"/run: damaged \(KeyError: 'counted'\); expected what perfkit wrote"):
         analyse(run)

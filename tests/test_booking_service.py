@@ -29,9 +29,7 @@ from perfkit.booking.routes import Service
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
-FILES = [
-    Path(__file__).parents[1] / "sql" / "booking" / f"{s}.sql" for s in ("schema", "data", "constraints")
-]
+FILES = [Path(__file__).parents[1] / "sql" / "booking" / f"{s}.sql" for s in ("schema", "data", "constraints")]
 SMALL = {"organizations": 5, "contacts": 200, "appointments": 1000}
 HANDLERS = ["baseline", "pooled"]
 
@@ -196,9 +194,7 @@ def test_a_cancelled_appointment_frees_its_slot(
     service: Running, database: Connection, patient: dict[str, str]
 ) -> None:
     service.book(**wish(patient))
-    database.execute(
-        "UPDATE appointments SET status = 'cancelled' WHERE contact_id = %(contact_id)s", patient
-    )
+    database.execute("UPDATE appointments SET status = 'cancelled' WHERE contact_id = %(contact_id)s", patient)
     assert service.book(**wish(patient))[0] == 201
 
 
@@ -221,9 +217,7 @@ def test_a_hundred_contested_slots_have_one_winner_each(service: Running, databa
     statuses = [sorted(status for status, _ in answers[n : n + 5]) for n in range(0, len(answers), 5)]
     assert statuses == [[201, 409, 409, 409, 409]] * 100
     ids = [patient["contact_id"] for patient in patients]
-    rows = database.execute(
-        "SELECT contact_id, scheduled_at FROM appointments WHERE contact_id = ANY(%s)", [ids]
-    )
+    rows = database.execute("SELECT contact_id, scheduled_at FROM appointments WHERE contact_id = ANY(%s)", [ids])
     per_slot = Counter((row["contact_id"], (row["scheduled_at"].hour - 6) // 3) for row in rows)
     assert len(per_slot) == 100
     assert set(per_slot.values()) == {1}
@@ -393,9 +387,7 @@ def under_way(service: Running, database: Connection, patient: dict[str, str]) -
         yield booking
 
 
-def test_a_timeout_stops_the_work_in_the_server(
-    server: Server, database: Connection, patient: dict[str, str]
-) -> None:
+def test_a_timeout_stops_the_work_in_the_server(server: Server, database: Connection, patient: dict[str, str]) -> None:
     with running(server.conninfo("booking_http"), "pooled", "--pool-size", "1") as service:
         with held(server, patient):
             with under_way(service, database, patient) as booking:
@@ -560,9 +552,7 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
 )
 def test_wrong_usage_is_said_without_a_traceback(handler: str, options: list[str], word: str) -> None:
     environment = {**os.environ, "PERFKIT_DATABASE": "" if word == "PERFKIT_DATABASE" else "dbname=none"}
-    result = subprocess.run(
-        command(handler, *options), env=environment, capture_output=True, text=True, timeout=20
-    )
+    result = subprocess.run(command(handler, *options), env=environment, capture_output=True, text=True, timeout=20)
     assert result.returncode == 2
     assert word in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -32,7 +32,7 @@ def build(server: Server, name: str, scale: dict[str, int]) -> None:
     databases.create(server, name)
     files = [SQL / "booking" / f"{step}.sql" for step in ("schema", "data", "constraints")]
     databases.prepare(server, name, files, scale)
-    databases.freeze(server, name, TABLES)
+    databases.freeze(server, name)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,7 @@ def test_the_same_rows_come_every_time(server: Server, seed: Connection) -> None
 
 
 def test_clinics_differ_in_size_and_none_is_empty(seed: Connection) -> None:
-    sizes = seed.execute(
-        "SELECT count(*) AS size FROM appointments GROUP BY org_id ORDER BY 1 DESC"
-    ).fetchall()
+    sizes = seed.execute("SELECT count(*) AS size FROM appointments GROUP BY org_id ORDER BY 1 DESC").fetchall()
     assert len(sizes) == SEED["organizations"]
     assert 0.05 < sizes[0]["size"] / SEED["appointments"] < 0.20
     assert sizes[0]["size"] > 3 * sizes[-1]["size"]
@@ -204,11 +202,8 @@ def test_larger_clinics_come_more_often_in_the_parameters(seed: Connection) -> N
 
 def test_no_booking_meets_the_data_or_another_booking(seed: Connection) -> None:
     book = (
-        "SELECT outcome FROM book_appointment("
-        "%(org_id)s, %(contact_id)s, %(scheduled_at)s, %(duration_minutes)s, NULL)"
+        "SELECT outcome FROM book_appointment(%(org_id)s, %(contact_id)s, %(scheduled_at)s, %(duration_minutes)s, NULL)"
     )
     with seed.transaction(force_rollback=True):
-        outcomes = Counter(
-            seed.execute(book, row).fetchone()["outcome"] for row in rows(seed, "bookings", 1000)
-        )
+        outcomes = Counter(seed.execute(book, row).fetchone()["outcome"] for row in rows(seed, "bookings", 1000))
     assert set(outcomes) == {"booked"}

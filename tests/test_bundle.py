@@ -70,9 +70,7 @@ def test_a_file_is_replaced_whole_and_nothing_temporary_stays(tmp_path: Path) ->
 def test_a_write_that_fails_keeps_what_was_there_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "content").write_text("kept")
-    with pytest.raises(
-        BundleError, match=f"{tmp_path}/taken: cannot be written .*; what came before is kept"
-    ):
+    with pytest.raises(BundleError, match=f"{tmp_path}/taken: cannot be written .*; what came before is kept"):
         write_atomically(tmp_path / "taken", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     assert (tmp_path / "taken" / "content").read_text() == "kept"
@@ -92,9 +90,7 @@ def test_a_folder_that_exists_is_not_written_over(bundle: Bundle) -> None:
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone") == (
-        f"{tmp_path}/gone/run.json: no such file; expected a bundle's folder"
-    )
+    assert refusal(tmp_path / "gone") == (f"{tmp_path}/gone/run.json: no such file; expected a bundle's folder")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ MINIMAL = """
 title = "A query"
 [database]
 prepare = ["schema.sql"]
-tables = ["t"]
 [parameters]
 ids = "ids.sql"
 [[query]]
@@ -85,7 +84,7 @@ def test_a_file_of_perfkit_itself_is_named_with_its_prefix(write):
         ('name = "before"', 'name = "floor"', "arm 'floor' has the name of the target that does nothing"),
         ('role = "before"', 'role = "before"\n[[arm]]\nname = "control"\nrole = "control"\nwarmup = 1', "arm 'control' is a control but differs from 'before'"),
         ('name = "alone"', 'name = "Not A Name!"', "scenario.0.name = 'Not A Name!'; expected: "),
-        ('tables = ["t"]', 'tables = ["t"]\npostgres = 17', "database.postgres = 17; expected: Input should be 16 or 18"),
+        ('prepare = ["schema.sql"]', 'prepare = ["schema.sql"]\npostgres = 17', "database.postgres = 17; expected: Input should be 16 or 18"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_file_key_value_and_expectation(write, old, new, expected):

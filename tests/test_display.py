@@ -70,9 +70,7 @@ def test_an_empty_table_says_so() -> None:
 
 
 def test_text_is_aligned_for_a_terminal() -> None:
-    table = Table(
-        "t", ("name", "ms"), ((Cell("a"), Cell("1.00")), (Cell("long"), Cell("12.0"))), frozenset(["ms"])
-    )
+    table = Table("t", ("name", "ms"), ((Cell("a"), Cell("1.00")), (Cell("long"), Cell("12.0"))), frozenset(["ms"]))
     assert table.to_text().splitlines()[2:] == ["name    ms", "----  ----", "a     1.00", "long  12.0"]
 
 
@@ -173,9 +171,7 @@ def test_the_cost_of_the_indexes_has_a_total(run: Run) -> None:
 def test_a_missing_index_is_shown(run: Run, tmp_path: Path) -> None:
     bundle = make_run(tmp_path / "run")
     bundle.run["arms"]["after-full"]["expected_indexes"].append("idx_forgotten")
-    assert ("idx_forgotten", "missing") in [
-        (row[0].text, row[0].note) for row in Run(bundle).index_costs.rows
-    ]
+    assert ("idx_forgotten", "missing") in [(row[0].text, row[0].note) for row in Run(bundle).index_costs.rows]
 
 
 def test_errors_are_listed_and_their_absence_bounded(run: Run, tmp_path: Path) -> None:

@@ -66,11 +66,7 @@ class User:
     def info(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        return (
-            json.loads(line)
-            if line
-            else pytest.fail(f"the user process did not start a server: {self.end()}")
-        )
+        return json.loads(line) if line else pytest.fail(f"the user process did not start a server: {self.end()}")
 
     def kill(self) -> None:
         self.process.kill()
@@ -122,12 +118,8 @@ def gone(home: Path, *sockets: Path) -> bool:
 def shared_memory(pid: int) -> list[str]:
     """Segments that outlive the server that made them unless somebody frees them."""
     mapped = Path(f"/proc/{pid}/maps")
-    posix = (
-        [line for line in mapped.read_text().splitlines() if "/dev/shm" in line] if mapped.exists() else []
-    )
-    return posix + [
-        line for line in Path("/proc/sysvipc/shm").read_text().splitlines() if line.split()[4] == str(pid)
-    ]
+    posix = [line for line in mapped.read_text().splitlines() if "/dev/shm" in line] if mapped.exists() else []
+    return posix + [line for line in Path("/proc/sysvipc/shm").read_text().splitlines() if line.split()[4] == str(pid)]
 
 
 def supervisor(pid: int) -> int:
@@ -187,9 +179,7 @@ class TestAServer:
         with embedded.start(settings=SMALL, home=home / "it's a path" / "with spaces") as server:
             assert " " in one(server, "SHOW data_directory")
 
-    def test_runs_in_the_folder_named_by_the_environment(
-        self, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_runs_in_the_folder_named_by_the_environment(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PERFKIT_HOME", str(home))
         monkeypatch.setenv("PGPORT", "1")
         monkeypatch.setenv("PGDATA", "/nowhere")
@@ -264,9 +254,7 @@ class TestKilled:
                 assert not server.data_dir.exists()
                 assert not server.socket_dir.exists()
 
-    def test_supervisor_and_user_the_server_goes_and_a_start_with_other_settings_sweeps(
-        self, home: Path
-    ) -> None:
+    def test_supervisor_and_user_the_server_goes_and_a_start_with_other_settings_sweeps(self, home: Path) -> None:
         with users(home, 1) as (user,):
             info = user.info()
             os.kill(supervisor(info["pid"]), signal.SIGKILL)
@@ -301,9 +289,7 @@ class TestKilled:
             (signal.SIGINT, "info.json"),
         ],
     )
-    def test_a_user_while_it_starts_nothing_stays(
-        self, home: Path, stage: str, number: signal.Signals
-    ) -> None:
+    def test_a_user_while_it_starts_nothing_stays(self, home: Path, stage: str, number: signal.Signals) -> None:
         with users(home, 1) as (user,):
             assert eventually(lambda: any(home.glob(f"server-*/{stage}")), seconds=20)
             user.process.send_signal(number)
@@ -460,9 +446,7 @@ def copy_packages(site: Path) -> None:
     ]
     for name in packages:
         if (installed / name).exists():
-            shutil.copytree(
-                installed / name, site / name, ignore=shutil.ignore_patterns("include", "pginstall")
-            )
+            shutil.copytree(installed / name, site / name, ignore=shutil.ignore_patterns("include", "pginstall"))
     shutil.copy(installed / "typing_extensions.py", site)
     shutil.copytree(Path(perfkit.__file__).parent, site / "perfkit")
     for path in [site, *site.rglob("*")]:

@@ -35,9 +35,7 @@ def test_a_block_is_one_round_of_every_arm_and_the_floor_under_every_scenario(bu
 
 def test_the_order_of_arms_differs_from_round_to_round(bundle):
     rounds = sorted(bundle.rounds(), key=lambda r: r.position)
-    orders = {
-        tuple(r.arm for r in group) for _, group in groupby(rounds, key=lambda r: (r.block, r.scenario))
-    }
+    orders = {tuple(r.arm for r in group) for _, group in groupby(rounds, key=lambda r: (r.block, r.scenario))}
     assert len(orders) > 20  # of 36
 
 
@@ -78,12 +76,7 @@ def test_every_arm_of_a_block_is_asked_for_the_same_bookings(tmp_path, server_ho
 
 
 def test_conflicts_are_the_exception(bundle):
-    statuses = [
-        s
-        for r in bundle.rounds()
-        if r.arm != "floor" and r.scenario != "queries"
-        for s in r.columns["detail"]
-    ]
+    statuses = [s for r in bundle.rounds() if r.arm != "floor" and r.scenario != "queries" for s in r.columns["detail"]]
     assert statuses.count("201") > 0.9 * len(statuses)
     assert set(statuses) <= {"201", "409"}
 
@@ -93,9 +86,7 @@ def test_every_arm_shows_the_plan_its_rounds_used(bundle):
         for query in QUERIES:
             assert summarize(bundle.plan(arm, query)).scans, (arm, query)
     assert "Seq Scan on appointments" in str(summarize(bundle.plan("before", "conflict_check")))
-    assert "Index Scan using idx_appointments_" in str(
-        summarize(bundle.plan("after-index", "conflict_check"))
-    )
+    assert "Index Scan using idx_appointments_" in str(summarize(bundle.plan("after-index", "conflict_check")))
 
 
 def test_the_server_counts_the_scans_of_every_booking(bundle):

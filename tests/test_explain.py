@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,12 +39,15 @@ class Database:
     """A database on a real server, and how often its tables and indexes were scanned."""
 
     def __init__(self, server: Server, name: str) -> None:
-        self.server, self.name, self.conninfo = server, name, server.conninfo(name)
+        self.server, self.name = server, name
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return self.server.connect(self.name)
 
     def scanned(self, sql: str) -> tuple[Summary, dict[str, int]]:
         """One execution's plan, and what the server counted for it."""
         before = self.scans()
-        summary = summarize(explain(self.conninfo, sql, {}, repeats=1))
+        summary = summarize(explain(self.connect, sql, {}, repeats=1))
         after = self.scans()
         return summary, {name: n - before[name] for name, n in after.items() if n != before[name]}
 
@@ -62,14 +66,14 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     path.write_text(TABLES)
     databases.create(server, "explain_test")
     databases.prepare(server, "explain_test", [path], {})
-    databases.freeze(server, "explain_test", ["clinics", "visits"])
+    databases.freeze(server, "explain_test")
     yield Database(server, "explain_test")
     databases.drop(server, "explain_test")
 
 
 def refused(database: Database, sql: str, **options: Any) -> str:
     with pytest.raises(PerfkitError) as caught:
-        explain(database.conninfo, sql, {}, **options)
+        explain(database.connect, sql, {}, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -78,7 +82,7 @@ def refused(database: Database, sql: str, **options: Any) -> str:
 
 
 def test_a_plan_is_the_servers_own_json_of_a_real_execution(database: Database) -> None:
-    plan = explain(database.conninfo, PLAIN, {})
+    plan = explain(database.connect, PLAIN, {})
     assert plan == json.loads(json.dumps(plan))
     assert plan[0]["Plan"]["Actual Loops"] == 1
     assert plan[0]["Plan"]["Rows Removed by Filter"] == 19_999
@@ -87,15 +91,15 @@ def test_a_plan_is_the_servers_own_json_of_a_real_execution(database: Database) 
 
 def test_the_warm_execution_is_kept_of_as_many_as_were_asked_for(database: Database) -> None:
     before = database.scans()["seq:visits"]
-    explain(database.conninfo, PLAIN, {}, repeats=3)
+    explain(database.connect, PLAIN, {}, repeats=3)
     assert database.scans()["seq:visits"] == before + 3
 
 
 def test_parameters_are_bound_not_pasted(database: Database) -> None:
     note = "'; DROP TABLE visits; --"
     sql = "SELECT id FROM visits WHERE note = %(note)s AND id > %(low)s;"
-    assert summarize(explain(database.conninfo, sql, {"note": note, "low": 0})).rows == 0
-    found = summarize(explain(database.conninfo, sql, {"note": "note 7", "low": 0, "spare": 1}))
+    assert summarize(explain(database.connect, sql, {"note": note, "low": 0})).rows == 0
+    found = summarize(explain(database.connect, sql, {"note": "note 7", "low": 0, "spare": 1}))
     assert found.rows == 1
 
 
@@ -108,7 +112,7 @@ def test_only_one_statement_is_taken(database: Database, sql: str, count: int) -
 
 
 def test_a_semicolon_in_a_string_or_comment_is_no_second_statement(database: Database) -> None:
-    assert explain(database.conninfo, "SELECT ';', $$;$$ -- ; SELECT 2\n /* ; */ ;", {})
+    assert explain(database.connect, "SELECT ';', $$;$$ -- ; SELECT 2\n /* ; */ ;", {})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +141,7 @@ def test_whatever_writes_is_refused_and_changes_nothing(database: Database, sql:
     ],
 )
 def test_there_is_no_way_around_it(database: Database, sql: str) -> None:
-    assert refused(database, sql).startswith("EXPLAIN failed: ")
+    assert refused(database, sql)
     assert database.ask("SELECT count(*) FROM visits") == 20_000
     assert database.ask("SELECT to_regclass('copy')") is None
 
@@ -152,19 +156,21 @@ def test_a_statement_that_takes_too_long_is_cancelled(database: Database, timeou
 def test_a_lock_is_not_waited_for_longer_than_that(database: Database) -> None:
     with databases.connected(database.server, database.name) as connection, connection.transaction():
         connection.execute("LOCK TABLE visits")
-        assert refused(database, PLAIN, timeout_s=0.05).startswith(
-            "EXPLAIN failed: canceling statement due to"
-        )
+        assert refused(database, PLAIN, timeout_s=0.05).startswith("EXPLAIN failed: canceling statement due to")
 
 
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
         ("SELECT * FROM nothing", 'EXPLAIN failed: relation "nothing" does not exist'),
-        ("SELEC 1", 'EXPLAIN failed: syntax error at or near "SELEC"'),
+        ("SELECT 1 FROM", "EXPLAIN failed: syntax error at end of input"),
+        ("SELEC 1", "SELEC has no plan; expected SELECT, INSERT, UPDATE, DELETE or MERGE"),
         ("SELECT %(absent)s", "EXPLAIN failed: query parameter missing: absent"),
         ("SELECT 'open", "SQL that cannot be read: "),
-        ("COMMIT", 'EXPLAIN failed: syntax error at or near "COMMIT"'),
+        ("COMMIT", "COMMIT has no plan"),
+        ("CALL p()", "CALL has no plan"),
+        ("DO $$BEGIN END$$", "DO has no plan"),
+        ("COPY clinics TO PROGRAM 'true'", "COPY has no plan"),
     ],
 )
 def test_what_fails_is_one_line_in_the_servers_words(database: Database, sql: str, said: str) -> None:
@@ -173,17 +179,17 @@ def test_what_fails_is_one_line_in_the_servers_words(database: Database, sql: st
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
     with pytest.raises(PlanError, match=r"^EXPLAIN failed: .+$"):
-        explain("host=/nonexistent", "SELECT 1", {})
+        explain(lambda: psycopg.connect("host=/nonexistent"), "SELECT 1", {})
 
 
 def test_typical_parameters_are_the_first_whose_plan_most_rows_get(database: Database) -> None:
     sql = "SELECT note FROM visits WHERE clinic = %(clinic)s"
     many, few = [{"clinic": 1}], [{"clinic": n} for n in range(95, 100)]
     scans = database.scans()
-    assert typical_parameters(database.conninfo, sql, many + few) == few[0]
-    assert typical_parameters(database.conninfo, sql, few[:2] + many * 3) == many[0]
+    assert typical_parameters(database.connect, sql, many + few) == few[0]
+    assert typical_parameters(database.connect, sql, few[:2] + many * 3) == many[0]
     assert database.scans() == scans  # planned, never executed
-    plans = {str(summarize(explain(database.conninfo, sql, row))) for row in (many[0], few[0])}
+    plans = {str(summarize(explain(database.connect, sql, row))) for row in (many[0], few[0])}
     assert plans == {"Seq Scan on visits", "Index Scan using visits_clinic on visits"}
 
 
@@ -239,7 +245,7 @@ def test_a_scan_that_was_planned_and_never_executed_is_left_out(database: Databa
         SELECT * FROM (SELECT clinic FROM visits WHERE id = -1) v
         JOIN LATERAL (SELECT * FROM clinics WHERE id = v.clinic OFFSET 0) c ON true
     """
-    plan = explain(database.conninfo, sql, {})
+    plan = explain(database.connect, sql, {})
     assert {"visits", "clinics"} == {n["Relation Name"] for n in walk(root(plan)) if "Relation Name" in n}
     summary, counted = database.scanned(sql)
     assert str(summary) == "Index Scan using visits_pkey on visits"
@@ -248,10 +254,10 @@ def test_a_scan_that_was_planned_and_never_executed_is_left_out(database: Databa
 
 def test_buffers_are_those_of_the_whole_tree_and_rows_those_of_its_root(database: Database) -> None:
     pages = database.ask("SELECT pg_relation_size('visits') / 8192")
-    found = summarize(explain(database.conninfo, "SELECT count(*) FROM visits WHERE note > ''", {}))
+    found = summarize(explain(database.connect, "SELECT count(*) FROM visits WHERE note > ''", {}))
     assert (found.buffers, found.rows) == (pages, 1)
     assert found.execution_ms > 0
-    few = summarize(explain(database.conninfo, "SELECT * FROM visits WHERE id = 7", {}))
+    few = summarize(explain(database.connect, "SELECT * FROM visits WHERE id = 7", {}))
     assert 0 < few.buffers < 10
 
 
@@ -268,9 +274,7 @@ keys = st.sampled_from(
 kinds = st.sampled_from(["Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Index Scan"])
 nodes = st.recursive(
     st.dictionaries(keys, kinds | json_values, max_size=5),
-    lambda inner: st.fixed_dictionaries(
-        {"Node Type": kinds, "Plans": st.lists(inner | json_values, max_size=3)}
-    ),
+    lambda inner: st.fixed_dictionaries({"Node Type": kinds, "Plans": st.lists(inner | json_values, max_size=3)}),
     max_leaves=4,
 )
 documents = st.builds(lambda plan, time: [{"Plan": plan, "Execution Time": time}], nodes, json_values)

@@ -8,7 +8,7 @@ import pytest
 
 from perfkit import config
 from perfkit.errors import UsageError
-from perfkit.indexes.build import Built, build, index_names
+from perfkit.indexes.build import Built, build, index_names, places
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
@@ -84,14 +84,34 @@ def test_analyze_in_the_file_is_run(database: tuple[Server, str], tmp_path: Path
     assert ask(database, analysed) == [2000]
 
 
-def test_an_index_that_is_there_but_not_valid_is_said_to_be_so(
+def test_an_index_that_is_there_already_is_not_taken_for_one_that_was_built(
     database: tuple[Server, str], tmp_path: Path
 ) -> None:
     ask(database, "INSERT INTO visits VALUES (1, 1, 'twice') RETURNING id")
     text = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS visits_id ON visits (id)"
     assert refused(database, file(tmp_path, text)).endswith('could not create unique index "visits_id"')
-    [index] = build(*database, file(tmp_path, text))  # what the failed build left behind
-    assert (index.name, index.valid) == ("visits_id", False)
+    path = file(tmp_path, text)  # what the failed build left behind is there, and invalid
+    assert refused(database, path) == f"{path}: visits_id is there already; expected every index to be a new one"
+
+
+def test_an_index_without_a_name_gets_one_that_its_statement_alone_decides(
+    database: tuple[Server, str], tmp_path: Path
+) -> None:
+    path = file(tmp_path, "CREATE INDEX ON visits (id);\ncreate unique index  on visits (id, note, clinic)")
+    names = index_names(path)
+    assert len(set(names)) == 2 and all(name.startswith("perfkit_") for name in names)
+    assert [index.name for index in build(*database, path)] == names
+    assert index_names(file(tmp_path, "CREATE INDEX CONCURRENTLY ON visits (id)")) != names[:1]
+
+
+def test_an_index_is_found_in_whatever_schema_its_table_is(database: tuple[Server, str], tmp_path: Path) -> None:
+    server, name = database
+    text = "CREATE SCHEMA app; CREATE TABLE app.visits (id int); CREATE INDEX there ON visits (id)"
+    databases.prepare(server, name, [file(tmp_path, text)], {})
+    built = build(server, name, file(tmp_path, "CREATE INDEX there ON app.visits (id)"))
+    assert [(index.name, index.table) for index in built] == [("there", "app.visits")]
+    with databases.connected(server, name) as connection:
+        assert sorted(places(connection, ["there"])) == ["app.there", "public.there"]
 
 
 @pytest.mark.parametrize(
@@ -99,8 +119,6 @@ def test_an_index_that_is_there_but_not_valid_is_said_to_be_so(
     [
         "DROP INDEX visits_clinic",
         "CREATE TABLE other (id int)",
-        "CREATE INDEX ON visits (clinic)",
-        "CREATE INDEX CONCURRENTLY ON visits (clinic)",
         "INSERT INTO visits VALUES (1)",
         "VACUUM ANALYZE visits",
         "SET enable_seqscan = off",
@@ -117,7 +135,7 @@ def test_any_other_statement_is_refused_with_file_and_line_before_anything_is_bu
         build(server, "postgres", path)  # which has no such table: nothing was tried
     line = 5 + statement.startswith("--")
     first = statement.splitlines()[-1]
-    assert str(caught.value) == f"{path}:{line}: {first!r}; expected CREATE INDEX name ... or ANALYZE"
+    assert str(caught.value) == f"{path}:{line}: {first!r}; expected CREATE INDEX ... or ANALYZE"
 
 
 def test_a_statement_that_fails_is_one_line_with_the_servers_words(
@@ -130,8 +148,6 @@ def test_a_statement_that_fails_is_one_line_with_the_servers_words(
     )
 
 
-def test_sql_that_cannot_be_read_and_a_missing_file_are_one_line(
-    database: tuple[Server, str], tmp_path: Path
-) -> None:
+def test_sql_that_cannot_be_read_and_a_missing_file_are_one_line(database: tuple[Server, str], tmp_path: Path) -> None:
     assert refused(database, file(tmp_path, "CREATE INDEX a ON visits ('open)"))
     assert "cannot be read" in refused(database, tmp_path / "gone.sql")

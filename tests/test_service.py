@@ -158,9 +158,7 @@ def test_a_port_in_use_is_one_line(busy: int) -> None:
 
 @pytest.mark.parametrize("program", ["no-such-program", "/etc/passwd", "/no/such/program"])
 def test_a_command_that_cannot_be_run_is_one_line(program: str) -> None:
-    assert failure(service(program)) == (
-        f"after: {program} cannot be run (no program {program!r}); expected a command"
-    )
+    assert failure(service(program)) == (f"after: {program} cannot be run (no program {program!r}); expected a command")
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,7 @@ def test_tail_widens_when_the_same_samples_differ_by_round():
     by_round = tail(samples.reshape(12, 100), 95)
     assert shuffled.value == by_round.value
     assert by_round.lo < shuffled.lo and by_round.hi > shuffled.hi
-    assert by_round.hi > 2 * by_round.value, (
-        "all slow requests in one round of twelve: another may be slower yet"
-    )
+    assert by_round.hi > 2 * by_round.value, "all slow requests in one round of twelve: another may be slower yet"
 
 
 def test_tail_has_no_upper_end_where_a_round_is_too_small_for_its_maximum_to_tell():
@@ -135,9 +133,7 @@ def test_tail_scales_with_its_unit_and_encloses_its_value(seed, q, scale):
     rounds = rounds_of(np.random.default_rng(seed))
     one, other = tail(rounds, q), tail([scale * samples for samples in rounds], q)
     assert one.lo <= one.value <= one.hi
-    assert (other.value, other.lo, other.hi) == pytest.approx(
-        (scale * one.value, scale * one.lo, scale * one.hi)
-    )
+    assert (other.value, other.lo, other.hi) == pytest.approx((scale * one.value, scale * one.lo, scale * one.hi))
 
 
 # ratios

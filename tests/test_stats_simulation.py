@@ -139,10 +139,7 @@ def test_the_tail_ratio_is_covered_where_the_shape_changes(rounds, n, round_sd):
 
 def test_a_p95_that_doubles_is_found_in_six_blocks():
     rng, runs = np.random.default_rng(6), 200
-    found = [
-        tail_ratio(simulate(rng, 6, 40, 0.1, 0.5), simulate(rng, 6, 40, 0.1, 0.5, 200), 95)
-        for _ in range(runs)
-    ]
+    found = [tail_ratio(simulate(rng, 6, 40, 0.1, 0.5), simulate(rng, 6, 40, 0.1, 0.5, 200), 95) for _ in range(runs)]
     at_least(sum(r.lo > 1 for r in found), 0.95, runs)
 
 

@@ -100,9 +100,7 @@ class Baseline:
             return await (await connection.execute(sql, parameters)).fetchall()
 
     async def _connect(self) -> AsyncConnection[DictRow]:
-        return await AsyncConnection.connect(
-            self._conninfo, row_factory=dict_row, connect_timeout=CONNECT_TIMEOUT
-        )
+        return await AsyncConnection.connect(self._conninfo, row_factory=dict_row, connect_timeout=CONNECT_TIMEOUT)
 
 
 class Pooled:

@@ -77,9 +77,7 @@ class Service:
     async def day(self, request: web.Request) -> web.Response:
         """A clinic's appointments on the day `date` (UTC)."""
         clinic = identifier("org_id", request.match_info["org_id"])
-        rows = await self._handler.select(
-            self._day, {"org_id": clinic, "day": day(request.query.get("date"))}
-        )
+        rows = await self._handler.select(self._day, {"org_id": clinic, "day": day(request.query.get("date"))})
         return _json(200, {"appointments": rows})
 
     async def status(self, request: web.Request) -> web.Response:
@@ -101,9 +99,7 @@ async def _errors_as_json(request: web.Request, handler: NextHandler) -> web.Str
     try:
         return await handler(request)
     except web.HTTPException as error:
-        return _json(
-            error.status, {"error": error.reason.lower(), "detail": f"{request.method} {request.path}"}
-        )
+        return _json(error.status, {"error": error.reason.lower(), "detail": f"{request.method} {request.path}"})
     except Exception as error:
         for kind, status, word, detail in _ANSWERS:
             if isinstance(error, kind):

@@ -46,9 +46,10 @@ def queries(subject: Subject) -> Block:
         note,
     )
     texts = {name: str(query.get("sql", "")) for name, query in subject.run.get("queries", {}).items()}
-    sql = "".join(
-        folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items()
-    )
+    for arm in subject.arms:
+        rewritten = subject.run.get("arms", {}).get(arm, {}).get("rewrite", {})
+        texts |= {f"{name} in {arm}": str(text) for name, text in rewritten.items()}
+    sql = "".join(folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items())
     return Block(table.to_html() + sql, table.to_text())
 
 
@@ -64,9 +65,9 @@ def index_costs(subject: Subject) -> Table:
         rows.append(_total(list(built.values()), tables))
     columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
     note = "Measured once, on an arm's template database, with the server idle and the data in memory."
-    return Table(
-        "Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note
-    )
+    if subject.run.get("order") == "sequential":
+        note = "Measured once, built CONCURRENTLY in the database as it was in use, and removed at the end."
+    return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
 
 
 def plans(subject: Subject) -> Block:
@@ -75,9 +76,7 @@ def plans(subject: Subject) -> Block:
     for query in subject.queries:
         raw = {arm: plan for arm in subject.arms if (plan := subject.bundle.plan(arm, query)) is not None}
         trees = {arm: plan_text(plan) for arm, plan in raw.items()}
-        drawn = "".join(
-            f"<h4>{escape(arm)}</h4>{code(tree, name=f'{query} in {arm}')}" for arm, tree in trees.items()
-        )
+        drawn = "".join(f"<h4>{escape(arm)}</h4>{code(tree, name=f'{query} in {arm}')}" for arm, tree in trees.items())
         source = "".join(
             folded(
                 f"JSON of {query} in {arm}",
@@ -87,9 +86,7 @@ def plans(subject: Subject) -> Block:
         )
         parts.append(folded(query, drawn + source))
         texts += [f"{query} in {arm}\n{tree}" for arm, tree in trees.items()]
-    return Block(
-        "".join(parts) or "<p>No plan was captured.</p>", "\n\n".join(texts) or "No plan was captured."
-    )
+    return Block("".join(parts) or "<p>No plan was captured.</p>", "\n\n".join(texts) or "No plan was captured.")
 
 
 def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
@@ -102,6 +99,7 @@ def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -
     mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
     state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
     seen = f"{numbers.count(use.scans_seen)} of {numbers.count(use.scans_expected)}"
+    seen = seen if use.scans_expected else "not counted"
     comment = str(subject.run.get("queries", {}).get(query, {}).get("comment", ""))
     return (
         Cell(query, comment),
@@ -122,13 +120,13 @@ def _index(index: dict[str, Any], table_bytes: float) -> tuple[Cell, ...]:
         Cell(f"{index['table']}: {definition}", code=True),
         Cell(numbers.size(index["bytes"])),
         Cell(share),
-        Cell(numbers.size(index["wal_bytes"])),
+        Cell(numbers.NONE if index["wal_bytes"] is None else numbers.size(index["wal_bytes"])),
         Cell(numbers.seconds(index["seconds"])),
     )
 
 
 def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, ...]:
-    size, wal = (sum(index[key] for index in built) for key in ("bytes", "wal_bytes"))
+    size, wal = (sum(index[key] or 0 for index in built) for key in ("bytes", "wal_bytes"))
     table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
     share = numbers.percent(size / table_bytes) if table_bytes else numbers.NONE
     told = Cell("in total", f"{len(built)} indexes on tables of {numbers.size(table_bytes)}", "total")

@@ -8,6 +8,7 @@ from perfkit.display import numbers
 from perfkit.display.html import Block, escape, folded
 from perfkit.display.subject import Subject
 from perfkit.display.tables import glance
+from perfkit.sentences import complete_blocks
 
 GRAVEST = 10  # weaknesses shown; the rest is folded
 REASONS = 6  # shown in the banner; every rule is in the table of thresholds
@@ -39,9 +40,7 @@ def decision(subject: Subject) -> Block:
         f"{listed}{_arms(subject)}"
         f'<p class="meta">{escape(_meta(subject))}</p></header>{table.to_html() if table.rows else ""}'
     )
-    text = "\n".join(
-        [f"{symbol} {word}  {subject.analysis.title}", sentence, *(f"- {reason}" for reason in reasons)]
-    )
+    text = "\n".join([f"{symbol} {word}  {subject.analysis.title}", sentence, *(f"- {reason}" for reason in reasons)])
     return Block(html, f"{text}\n\n{table.to_text()}" if table.rows else text)
 
 
@@ -49,9 +48,7 @@ def weaknesses(subject: Subject) -> Block:
     """Everything that makes the result say less than it seems to."""
     found = subject.analysis.weaknesses
     if not found:
-        return Block(
-            "<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found."
-        )
+        return Block("<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found.")
     first, rest = found[:GRAVEST], found[GRAVEST:]
     html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
     return Block(html, "\n".join(f"- {line}" for line in found))
@@ -68,7 +65,7 @@ def _sentence(subject: Subject) -> str:
     how = {"running": "has not ended", "interrupted": "was interrupted", "failed": "failed"}.get(
         str(run.get("status")), ""
     )
-    done, planned = len(run.get("blocks", ())), run.get("parameters", {}).get("blocks", "?")
+    done, planned = complete_blocks(run), run.get("parameters", {}).get("blocks", "?")
     so_far = subject.analysis.headline
     return f"The run {how}: {done} of {planned} blocks are complete. Measured so far: {so_far}"
 
@@ -99,10 +96,10 @@ def _meta(subject: Subject) -> str:
     server = run.get("server", {})
     version = server.get("version", given.get("postgres", "?"))
     parts = [
-        f"profile {given.get('profile', '?')}, {len(run.get('blocks', ()))} blocks",
-        f"scale {given.get('scale', '?')}"
-        + (f", {numbers.count(largest[1])} {largest[0]}" if largest else ""),
-        f"PostgreSQL {version} ({server.get('kind', 'not started')})",
+        f"profile {given.get('profile', '?')}, {complete_blocks(run)} blocks",
+        *([f"scale {given['scale']}"] if given.get("scale") else []),
+        *([f"{numbers.count(largest[1])} rows in {largest[0]}"] if largest else []),
+        *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),
         str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
     ]
     return " · ".join(parts)

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def visible(text: object) -> str:
-    r"""Text with every control or direction-changing character written as its code point; \n, \t stay.
-
-    >>> visible("\x1b[31mred\u202e")
-    '⟨1B⟩[31mred⟨202E⟩'
-    """
-    return _CONTROL.sub(lambda m: f"⟨{ord(m[0]):02X}⟩", str(text))
+from perfkit.text import visible
 
 
 def escape(text: object) -> str:

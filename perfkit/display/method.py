@@ -47,7 +47,8 @@ def method(subject: Subject) -> Block:
 def reproduce(subject: Subject) -> Block:
     """The command that measures the same again, and the files beside the report."""
     command = str(subject.run.get("command") or "not recorded")
-    files = ("run.json", "samples.csv", "verdict.json", "summary.md")
+    files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
+    files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
     beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
     html = f"{code(command, name='command')}<p>{beside}</p>"
@@ -78,8 +79,20 @@ def _amounts(scenario: Mapping[str, Any]) -> tuple[int, int, int, int]:
 
 
 def _arms(subject: Subject) -> Table:
-    rows = tuple((Cell(arm), Cell(subject.role(arm)), Cell(subject.title(arm))) for arm in subject.arms)
+    rows = tuple(
+        (Cell(arm), Cell(subject.role(arm)), Cell(subject.title(arm), _differences(subject, arm)))
+        for arm in subject.arms
+    )
     return Table("Arms", ("arm", "role", "what it is"), rows)
+
+
+def _differences(subject: Subject, arm: str) -> str:
+    """Settings and server version of an arm, where it has its own."""
+    facts = subject.run.get("arms", {}).get(arm, {})
+    said = [f"{name} = {value}" for name, value in facts.get("settings", {}).items()]
+    if len({f.get("postgres") for f in subject.run.get("arms", {}).values()}) > 1:
+        said.append(f"PostgreSQL {facts.get('postgres', '?')}")
+    return ", ".join(said)
 
 
 def _facts(subject: Subject) -> list[Table]:
@@ -89,11 +102,13 @@ def _facts(subject: Subject) -> list[Table]:
         name: f"{numbers.count(rows)} rows, {numbers.size(sizes.get(name, 0))}"
         for name, rows in database.get("rows", {}).items()
     }
-    given = {
-        name: value for name, value in run.get("parameters", {}).items() if name not in ("arms", "scenarios")
-    }
+    given = {name: value for name, value in run.get("parameters", {}).items() if name not in ("arms", "scenarios")}
+    sequential = run.get("order") == "sequential"
     order = {
-        "order": "all arms alternate in random order inside every block",
+        "order": "one arm after the other: before, after, before again"
+        if sequential
+        else "all arms alternate in random order inside every block",
+        "database": run.get("origin", {}).get("way", ""),
         "worker processes": run.get("workers", "?"),
     }
     spent = {name: numbers.seconds(value) for name, value in run.get("timings", {}).items()}

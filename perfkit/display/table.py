@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from perfkit.display.html import escape, visible
+from perfkit.display.html import escape
+from perfkit.text import visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,7 @@ class Table:
         """A captioned table with scoped headers inside a container that scrolls on its own."""
         if not self.rows:
             return f"<p><strong>{escape(self.caption)}:</strong> {escape(self.note or 'none')}</p>"
-        head = "".join(
-            f'<th scope="col"{self._class(i)}>{escape(c)}</th>' for i, c in enumerate(self.columns)
-        )
+        head = "".join(f'<th scope="col"{self._class(i)}>{escape(c)}</th>' for i, c in enumerate(self.columns))
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         return (
             f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(self.caption)}"><table>'
@@ -66,9 +65,7 @@ class Table:
             return visible(f"{self.caption}: {self.note or 'none'}")
         lines = [[visible(c) for c in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        drawn = [
-            "  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines
-        ]
+        drawn = ["  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines]
         drawn.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([visible(self.caption), "", *drawn, *([visible(self.note)] if self.note else [])])
 

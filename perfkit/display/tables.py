@@ -25,13 +25,13 @@ _OUTCOMES = {Outcome.HOLDS: ("✓", "good"), Outcome.BROKEN: ("✕", "bad"), Out
 
 
 def glance(subject: Subject) -> Table:
-    """p95 by load level and arm against its limit: what a stakeholder asks first."""
+    """p95 by load level and arm against its limit, or p50 against before: what a stakeholder asks first."""
     rules = {(r.scenario, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
     arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
+    if not rules:
+        return _medians(subject, arms)
     limit = next((r.limit for r in rules.values() if r.limit is not None), None)
-    scenarios = [
-        name for name in dict.fromkeys(s for s, _ in subject.loads) if (name, subject.before) in rules
-    ]
+    scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if (name, subject.before) in rules]
     rows = tuple(
         (Cell(subject.label(scenario), scenario), *(_judged(rules.get((scenario, arm))) for arm in arms))
         for scenario in scenarios
@@ -40,6 +40,33 @@ def glance(subject: Subject) -> Table:
     caption = f"95 of 100 requests were answered within, ms{said}"
     note = "≤ is the upper end of the 95 % interval. ✓ holds even there, ? only by its estimate, ✕ does not."
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def _medians(subject: Subject, arms: list[str]) -> Table:
+    several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
+    rows = tuple(
+        (
+            Cell(subject.label(scenario), item if several else scenario),
+            *(_median(subject, arm, scenario, item) for arm in arms),
+        )
+        for scenario, item in subject.loads
+    )
+    note = "In brackets: 95 % intervals; of the ratio where arms are compared."
+    return Table("Half of the requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def _median(subject: Subject, arm: str, scenario: str, item: str) -> Cell:
+    found, change = (
+        subject.analysis.level(arm, scenario, item),
+        subject.analysis.comparison(arm, scenario, "p50", item),
+    )
+    if found is None or found.p50 is None:
+        return Cell(numbers.NONE, state="quiet")
+    value, interval = numbers.estimate(found.p50)
+    if change is None:
+        return Cell(value, interval)
+    verdict = compared(change)
+    return Cell(value, f"{verdict.text} {verdict.note}", verdict.state)
 
 
 def levels(subject: Subject) -> Table:
@@ -66,9 +93,7 @@ def levels(subject: Subject) -> Table:
     )
     used, declared = subject.analysis.margin_used, subject.analysis.margin
     widened = (
-        f", or where the control shows more, within that (up to {numbers.percent(used)})"
-        if used > declared
-        else ""
+        f", or where the control shows more, within that (up to {numbers.percent(used)})" if used > declared else ""
     )
     note = (
         f"In brackets: 95 % intervals. Equivalent means within {numbers.percent(declared)}{widened}. "
@@ -94,9 +119,7 @@ def thresholds(subject: Subject) -> Table:
     names = list(dict.fromkeys(r.name for r in single))
     keys = dict.fromkeys((r.name, r.scenario) for r in single)
     order = [scenario for scenario, _ in subject.loads]
-    ranked = sorted(
-        keys, key=lambda k: (names.index(k[0]), order.index(k[1]) if k[1] in order else len(order))
-    )
+    ranked = sorted(keys, key=lambda k: (names.index(k[0]), order.index(k[1]) if k[1] in order else len(order)))
     rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
     if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
@@ -124,7 +147,7 @@ def checks(subject: Subject) -> Table:
         for (group, name), expected in named.items()
     )
     return Table(
-        "Functional checks through HTTP",
+        "Functional checks",
         ("group", "check, and what it expects", *arms),
         rows,
         frozenset(),
@@ -150,9 +173,7 @@ def errors(subject: Subject) -> Table:
     none = "none; nothing was sent."
     if least:
         excluded = numbers.percent(error_bound(0, least))
-        none = (
-            f"none. With {numbers.count(least)} requests or more an arm, rates above {excluded} are excluded."
-        )
+        none = f"none. With {numbers.count(least)} requests or more an arm, rates above {excluded} are excluded."
     columns = ("arm", "load", "outcome", "count", "first message")
     return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
 
@@ -219,9 +240,7 @@ def _with_unit(value: float | None, unit: str) -> str:
         return numbers.NONE
     if unit == "share":
         return numbers.percent(value)
-    return (
-        f"{numbers.count(value) if float(value).is_integer() else numbers.significant(value)} {unit}".strip()
-    )
+    return f"{numbers.count(value) if float(value).is_integer() else numbers.significant(value)} {unit}".strip()
 
 
 def _compares(rule: Rule) -> bool:

@@ -22,11 +22,7 @@ class Scan:
     counter: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} using {self.index} on {self.relation}"
-            if self.index
-            else f"{self.kind} on {self.relation}"
-        )
+        return f"{self.kind} using {self.index} on {self.relation}" if self.index else f"{self.kind} on {self.relation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +63,7 @@ def summarize(document: Any) -> Summary:
         time, rows = float(first.get("Execution Time", 0.0)), float(top.get("Actual Rows", 0.0))
         return Summary(tuple(_scans(top)), buffers, time, rows)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise PlanError(
-            f"not a plan ({type(error).__name__}: {error}); expected EXPLAIN's own JSON"
-        ) from None
+        raise PlanError(f"not a plan ({type(error).__name__}: {error}); expected EXPLAIN's own JSON") from None
 
 
 def _scans(top: Node) -> Iterator[Scan]:

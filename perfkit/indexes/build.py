@@ -3,39 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from zlib import crc32
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg import sql
 
 from perfkit.errors import UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, split
 
 # Only as far as the name: what follows is the server's to judge, whatever its version knows.
 _CREATE = re.compile(
-    r"""CREATE\s+(UNIQUE\s+)?INDEX\s+(CONCURRENTLY\s+)?(IF\s+NOT\s+EXISTS\s+)?(?!(CONCURRENTLY|ON)\b)"""
+    r"""(?P<verb>CREATE\s+(UNIQUE\s+)?INDEX)\s+(?P<concurrently>CONCURRENTLY\s+)?(IF\s+NOT\s+EXISTS\s+)?(?!(CONCURRENTLY|ON)\b)"""
     r"""("(?P<quoted>([^"]|"")+)"|(?P<plain>[^\W\d][\w$]*))\s+ON\b""",
     re.IGNORECASE,
 )
+_UNNAMED = re.compile(r"(CREATE\s+(?:UNIQUE\s+)?INDEX)\s+(CONCURRENTLY\s+)?(?=ON\b)", re.IGNORECASE)
+LOCK_TIMEOUT = "5s"  # waiting longer for a lock would make others wait behind us
 _ANALYZE = re.compile(r"ANALY[ZS]E\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One index as built: seconds, bytes on disk, bytes of WAL the build wrote."""
+    """One index as built: seconds, bytes on disk, bytes of WAL the build wrote (where it alone wrote any)."""
 
     name: str
     table: str
     definition: str
     seconds: float
     bytes: int
-    wal_bytes: int
+    wal_bytes: int | None
     valid: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,49 +52,87 @@ def index_names(path: Path) -> list[str]:
     return [name for _, name in _statements(path) if name]
 
 
-def build(server: Server, database: str, path: Path) -> list[Built]:
+def build(server: Site, database: str, path: Path, *, in_place: str = "") -> list[Built]:
     """Create the file's indexes one by one in a database, and run its ANALYZE statements.
 
+    With `in_place`, a comment for each index, they are built CONCURRENTLY, waiting for locks only briefly.
     Raises UsageError with file, line and the server's words where a statement fails.
     """
-    costs: dict[str, tuple[float, int]] = {}
+    costs: dict[str, tuple[float, int | None]] = {}
     with connected(server, database) as connection:
+        if in_place:
+            connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+            connection.execute("SET statement_timeout = 0")
+        there = {row["oid"] for row in connection.execute(catalog.get("indexes").encode())}
         for (text, line), name in _statements(path):
             before, start = _wal(connection), perf_counter()
             try:
-                connection.execute(text.encode())
+                connection.execute((_concurrently(text) if in_place else text).encode())
             except psycopg.Error as error:
                 message = (error.diag.message_primary or str(error)).splitlines()[0]
                 raise UsageError(f"{path}:{line}: {message}") from None
             if name:
-                costs[name] = (perf_counter() - start, _wal(connection) - before)
-        found = {row["name"]: row for row in connection.execute(catalog.get("indexes").encode())}
-    missing = [name for name in costs if name not in found]
-    if missing:
-        raise UsageError(
-            f"{path}: {', '.join(missing)} not found after the build; expected every index to exist"
-        )
-    return [Built(seconds=costs[name][0], wal_bytes=costs[name][1], **found[name]) for name in costs]
+                costs[name] = (perf_counter() - start, None if in_place else _wal(connection) - before)
+        rows = connection.execute(catalog.get("indexes").encode()).fetchall()
+        found = {row["name"]: row for row in rows if row["oid"] not in there}
+        if missing := [name for name in costs if name not in found]:
+            raise UsageError(f"{path}: {', '.join(missing)} is there already; expected every index to be a new one")
+        for name in costs if in_place else ():
+            _mark(connection, found[name]["quoted"], in_place)
+    return [_built(found[name], *costs[name]) for name in costs]
+
+
+def places(connection: Connection, names: Sequence[str]) -> list[str]:
+    """The indexes of these names in any schema, quoted and with their schema."""
+    return [row["quoted"] for row in connection.execute(catalog.get("indexes").encode()) if row["name"] in names]
+
+
+def _built(row: Mapping[str, Any], seconds: float, wal_bytes: int | None) -> Built:
+    told = {key: row[key] for key in ("name", "table", "definition", "bytes", "valid")}
+    return Built(seconds=seconds, wal_bytes=wal_bytes, **told)
+
+
+def _concurrently(text: str) -> str:
+    """A CREATE INDEX that lets others write meanwhile; other statements as they are."""
+    match = _CREATE.match(text)
+    if not match or match["concurrently"]:
+        return text
+    return f"{match['verb']} CONCURRENTLY {text[match.end('verb') :]}"
+
+
+def _mark(connection: Connection, quoted: str, comment: str) -> None:
+    """Say on the index whose it is, should it ever be left behind."""
+    connection.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(sql.SQL(quoted), sql.Literal(comment)))
 
 
 def _statements(path: Path) -> list[tuple[tuple[str, int], str]]:
     """Statements with their line and, for CREATE INDEX, the index's name (empty for ANALYZE)."""
     found = []
     for statement in split(read(path)):
-        if match := _CREATE.match(statement.text):
+        text = _named(statement.text)
+        if match := _CREATE.match(text):
             quoted, plain = match["quoted"], match["plain"]
             name = quoted.replace('""', '"') if quoted else plain.lower()
-        elif _ANALYZE.match(statement.text):
+            name = name.encode()[:63].decode(errors="ignore")  # as the server cuts it
+        elif _ANALYZE.match(text):
             name = ""
         else:
-            first = statement.text.splitlines()[0][:60]
-            raise UsageError(f"{path}:{statement.line}: {first!r}; expected CREATE INDEX name ... or ANALYZE")
-        found.append(((statement.text, statement.line), name))
+            first = text.splitlines()[0][:60]
+            raise UsageError(f"{path}:{statement.line}: {first!r}; expected CREATE INDEX ... or ANALYZE")
+        found.append(((text, statement.line), name))
     return found
 
 
-def _wal(connection: psycopg.Connection[Any]) -> int:
+def _named(text: str) -> str:
+    """A CREATE INDEX without a name gets one that the statement alone decides: it must be known to be removed."""
+    match = _UNNAMED.match(text)
+    if not match:
+        return text
+    name = f"perfkit_{crc32(' '.join(text.split()).encode()):08x}"
+    return f"{match[1]} {match[2] or ''}{name} {text[match.end() :]}"
+
+
+def _wal(connection: Connection) -> int:
     """Bytes of WAL inserted so far on this server."""
-    cursor = connection.cursor(row_factory=dict_row)
-    row = cursor.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS bytes").fetchone()
+    row = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn AS bytes").fetchone()
     return int(row["bytes"]) if row else 0

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from time import monotonic, monotonic_ns
 from typing import Any, Self
 
-from perfkit.errors import LoadError
+from perfkit.errors import LoadError, TargetRefused
+from perfkit.load.limits import Caps
 from perfkit.load.plan import Batch
 from perfkit.process import spawn, stop
 
@@ -36,15 +37,38 @@ COLUMNS = (
 Target = Mapping[str, Any]
 
 
-def http_target(base: str, timeout_s: float, warm: str | None = None) -> Target:
-    """An HTTP service; `warm` is a path that is fetched once for each connection before the clock runs."""
-    return {"kind": "http", "options": {"base": base, "timeout_s": timeout_s, "warm": warm}}
+def http_target(
+    base: str, timeout_s: float, warm: str | None = None, *, address: str = "", limits: Caps | None = None
+) -> Target:
+    """An HTTP service; `warm` is a path that is fetched once for each connection before the clock runs.
+
+    With `address`, every connection goes there, whatever the name resolves to by then.
+    """
+    options = {"base": base, "timeout_s": timeout_s, "warm": warm, "address": address}
+    return {"kind": "http", "options": options, "limits": limits}
 
 
-def sql_target(conninfo: str, timeout_s: float, statement_timeout_s: float) -> Target:
-    """A PostgreSQL database, one connection for each user."""
-    options = {"conninfo": conninfo, "timeout_s": timeout_s, "statement_timeout_s": statement_timeout_s}
-    return {"kind": "sql", "options": options}
+def sql_target(
+    conninfo: str,
+    timeout_s: float,
+    statement_timeout_s: float,
+    *,
+    pooler: bool = False,
+    read_only: bool = False,
+    settings: Mapping[str, str] | None = None,
+    limits: Caps | None = None,
+) -> Target:
+    """A PostgreSQL database, one connection for each user; behind a `pooler` nothing belongs to a session."""
+    session = {**(settings or {}), "statement_timeout": str(int(statement_timeout_s * 1000))}
+    if read_only:
+        session["default_transaction_read_only"] = "on"
+    options = {
+        "conninfo": conninfo,
+        "timeout_s": min(timeout_s, statement_timeout_s) if pooler else timeout_s,
+        "session": {} if pooler else session,
+        "prepare": not pooler,
+    }
+    return {"kind": "sql", "options": options, "limits": limits}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +113,10 @@ class Crew:
         used = self._workers[:users]
         shares = [len(range(index, users, len(used))) for index in range(len(used))]
         try:
-            opens = [{"do": "open", "target": target, "users": share} for share in shares]
+            opens = [
+                {"do": "open", "target": _dealt(target, number, len(used)), "users": share}
+                for number, share in enumerate(shares)
+            ]
             self._ask(used, opens, timeout_s=60)
             parts = [self._release(used, batch, keep_bodies) for batch in batches]
             self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
@@ -101,13 +128,14 @@ class Crew:
     def _release(self, used: Sequence[_Worker], batch: Batch, keep_bodies: bool) -> list[dict[str, Any]]:
         """Deal the users of a batch to the workers, and let all of them go at one instant."""
         users = range(len(batch.queues))
-        hands = [
-            {user: batch.queues[user] for user in users[index :: len(used)]} for index in range(len(used))
-        ]
+        hands = [{user: batch.queues[user] for user in users[index :: len(used)]} for index in range(len(used))]
         busy = [worker for worker, hand in zip(used, hands, strict=True) if hand]
         self._ask(busy, [{"do": "arm", "queues": hand} for hand in hands if hand], timeout_s=30)
         go = {"do": "go", "at": monotonic_ns() + LEAD_NS, "keep_body": keep_bodies}
-        return self._ask(busy, [go] * len(busy), timeout_s=3600)
+        answers = self._ask(busy, [go] * len(busy), timeout_s=3600)
+        if reason := next((answer["stopped"] for answer in answers if answer.get("stopped")), ""):
+            raise TargetRefused(f"{reason}; nothing more was sent")
+        return answers
 
     def _ask(
         self, workers: Sequence[_Worker], commands: Sequence[Mapping[str, Any]], *, timeout_s: float
@@ -117,6 +145,12 @@ class Crew:
             worker.tell(command)
         deadline = monotonic() + timeout_s
         return [worker.hear(deadline, self._watch) for worker in workers]
+
+
+def _dealt(target: Target, number: int, workers: int) -> dict[str, Any]:
+    """The target with this worker's share of its bounds."""
+    limits = target.get("limits")
+    return {**target, "limits": limits.share(number, workers).as_dict() if limits else None}
 
 
 class _Worker:
@@ -149,6 +183,8 @@ class _Worker:
             state = "died" if ready else "did not answer in time"
             raise LoadError(f"a load worker {state}; expected it to live through the run")
         answer: dict[str, Any] = json.loads(line)
+        if "refused" in answer:
+            raise LoadError(answer["refused"])
         if "error" in answer:
             raise LoadError(f"a load worker failed: {answer['error']}")
         return answer

@@ -82,6 +82,7 @@ def http_message(request: Request, row: Row) -> Message:
     """
     try:
         path, body = fill(request.path, row, encode=True), fill(request.body, row)
+        headers = {name: str(fill(value, row)) for name, value in request.headers.items()}
     except KeyError as error:
         raise UsageError(
             f"request '{request.name}': {{{error.args[0]}}} is no column of its parameters; "
@@ -92,6 +93,7 @@ def http_message(request: Request, row: Row) -> Message:
         "method": request.method,
         "path": path,
         "json": body,
+        "headers": headers,
         "expect": list(request.expect),
     }
 

@@ -7,13 +7,16 @@ what the answer means is decided after the clock has stopped.
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import re
+import socket
 from dataclasses import dataclass
 from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 OK = "ok"
+_SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 @dataclass(slots=True)
@@ -33,6 +36,9 @@ class Sender(Protocol):
     async def open(self, users: int) -> None:
         """Get ready, so that the first timed request finds an open connection."""
 
+    def check(self, message: dict[str, Any]) -> None:
+        """Raise ValueError for a message that must not be sent."""
+
     async def send(self, message: dict[str, Any]) -> Answer:
         """Send one message; a failure is an outcome, never an exception."""
 
@@ -41,16 +47,19 @@ class Sender(Protocol):
 
 
 class HttpSender:
-    """aiohttp, keep-alive, as many connections as users."""
+    """aiohttp, keep-alive, as many connections as users; every request stays at the target's origin."""
 
-    def __init__(self, base: str, timeout_s: float, warm: str | None = None) -> None:
+    def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
         import aiohttp
+        from yarl import URL
 
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(self._acquired)
         trace.on_connection_reuseconn.append(self._acquired)
-        self._aiohttp, self._base, self._trace, self._warm = aiohttp, base, trace, warm
+        self._aiohttp, self._url, self._base, self._trace, self._warm = aiohttp, URL, base, trace, warm
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._address = address
+        self._secrets: dict[str, str] = {}
 
     @staticmethod
     async def _acquired(_session: Any, context: SimpleNamespace, _params: Any) -> None:
@@ -59,7 +68,10 @@ class HttpSender:
     async def open(self, users: int) -> None:
         """Open the session and a connection for each user."""
         self._session = self._aiohttp.ClientSession(
-            connector=self._aiohttp.TCPConnector(limit=0, keepalive_timeout=300),
+            connector=self._aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=300, resolver=_pinned(self._address) if self._address else None
+            ),
+            cookie_jar=self._aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             trace_configs=[self._trace],
         )
@@ -71,21 +83,43 @@ class HttpSender:
         """Send one HTTP request and read its body."""
         stamp = SimpleNamespace(acquired=monotonic_ns())
         try:
+            headers = {name: self._filled(value) for name, value in message.get("headers", {}).items()}
             async with self._session.request(
                 message["method"],
                 self._base + message["path"],
                 json=message["json"],
+                headers=headers,
                 trace_request_ctx=stamp,
                 allow_redirects=False,
             ) as response:
                 body = await response.read()
                 done = monotonic_ns()
         except Exception as error:
-            return Answer(stamp.acquired, monotonic_ns(), self._failure(error), _first_line(error))
-        text = body[:65536].decode("utf-8", "replace")
+            return Answer(stamp.acquired, monotonic_ns(), self._failure(error), self._clean(_first_line(error)))
+        text = self._clean(body[:65536].decode("utf-8", "replace"))
         if response.status not in message["expect"]:
             return Answer(stamp.acquired, done, f"http_{response.status}", text[:200], text)
         return Answer(stamp.acquired, done, OK, str(response.status), text)
+
+    def check(self, message: dict[str, Any]) -> None:
+        """Raise ValueError for a message that leaves the target's origin, or lacks a secret it names."""
+        if self._url(self._base + message["path"]).origin() != self._url(self._base).origin():
+            raise ValueError(f"request {message['item']}: {message['path']!r} leaves {self._base}")
+        for value in message.get("headers", {}).values():
+            for name in _SECRET.findall(value):
+                if name not in os.environ:
+                    raise ValueError(f"request {message['item']}: no {name} in the environment; expected its value")
+                self._secrets[name] = os.environ[name]
+
+    def _filled(self, value: str) -> str:
+        """A header with the secrets it names."""
+        return _SECRET.sub(lambda match: self._secrets[match[1]], value)
+
+    def _clean(self, text: str) -> str:
+        """Text from a target without the secrets it was sent."""
+        for secret in self._secrets.values():
+            text = text.replace(secret, "***") if secret else text
+        return text
 
     def _failure(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
@@ -101,22 +135,56 @@ class HttpSender:
         await self._session.close()
 
 
+def _pinned(address: str) -> Any:
+    """A resolver that knows one answer, whatever a name would resolve to now."""
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+    class Pinned(AbstractResolver):
+        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+            found = socket.AF_INET6 if ":" in address else socket.AF_INET
+            return [ResolveResult(hostname=host, host=address, port=port, family=found, proto=0, flags=0)]
+
+        async def close(self) -> None:
+            pass
+
+    return Pinned()
+
+
 class SqlSender:
     """psycopg async, autocommit, one pooled connection for each user."""
 
-    def __init__(self, conninfo: str, timeout_s: float, statement_timeout_s: float) -> None:
+    def __init__(self, conninfo: str, timeout_s: float, session: dict[str, str], prepare: bool) -> None:
         self._conninfo, self._timeout_s = conninfo, timeout_s
-        self._options = f"-c statement_timeout={int(statement_timeout_s * 1000)}"
+        self._kwargs: dict[str, Any] = {"autocommit": True, "application_name": "perfkit load"}
+        if session:
+            self._kwargs["options"] = " ".join(f"-c {name}={_escaped(v)}" for name, v in session.items())
+        if not prepare:
+            self._kwargs["prepare_threshold"] = None
 
     async def open(self, users: int) -> None:
-        """Open one connection for each user."""
+        """Open one connection for each user. Raises ConnectionError with the server's words."""
+        from psycopg import AsyncConnection, OperationalError
         from psycopg_pool import AsyncConnectionPool
 
-        kwargs = {"autocommit": True, "options": self._options, "application_name": "perfkit load"}
+        try:  # the pool says of a failure only that it took too long
+            first = await AsyncConnection.connect(
+                self._conninfo, connect_timeout=max(2, int(self._timeout_s)), **self._kwargs
+            )
+            await first.close()
+        except OperationalError as error:
+            raise ConnectionError(_first_line(error)) from None
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            self._conninfo, min_size=users, max_size=users, timeout=self._timeout_s, kwargs=kwargs, open=False
+            self._conninfo,
+            min_size=users,
+            max_size=users,
+            timeout=self._timeout_s,
+            kwargs=self._kwargs,
+            open=False,
         )
         await self._pool.open(wait=True, timeout=self._timeout_s)
+
+    def check(self, message: dict[str, Any]) -> None:
+        """Nothing in a statement leads elsewhere."""
 
     async def send(self, message: dict[str, Any]) -> Answer:
         """Run one statement and fetch every row."""
@@ -157,7 +225,12 @@ def preload() -> None:
 def make(spec: dict[str, Any]) -> Sender:
     """The sender that a target description from the parent asks for."""
     kinds: dict[str, type[HttpSender] | type[SqlSender]] = {"http": HttpSender, "sql": SqlSender}
-    return kinds[spec["kind"]](**json.loads(json.dumps(spec["options"])))
+    return kinds[spec["kind"]](**spec["options"])
+
+
+def _escaped(value: str) -> str:
+    """A value inside libpq's `options`."""
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import sys
 from time import monotonic_ns, process_time_ns
 from typing import Any
 
+from perfkit.load.limits import Caps, Gate
 from perfkit.load.loop import loop_factory
 from perfkit.load.senders import Answer, Sender, make, preload
 
@@ -30,15 +31,22 @@ class Worker:
     def __init__(self) -> None:
         self._sender: Sender | None = None
         self._queues: dict[str, list[dict[str, Any]]] = {}
+        self._gate: Gate | None = None
+        self._gates: dict[str, Gate] = {}  # by budget: a run's bounds outlive its rounds
+        self._slots: asyncio.Semaphore | None = None
 
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return the answer to the parent."""
         match command["do"]:
             case "open":
                 self._sender = make(command["target"])
+                self._bound(command["target"]["limits"])
                 await self._sender.open(command["users"])
             case "arm":
                 self._queues = command["queues"]
+                for queue in self._queues.values():
+                    for message in queue:
+                        self._sender.check(message)  # type: ignore[union-attr]
             case "go":
                 return await self._run(command["at"], keep_body=command["keep_body"])
             case "close":
@@ -47,6 +55,14 @@ class Worker:
                 self._sender = None
                 gc.collect()
         return {"ok": True}
+
+    def _bound(self, limits: dict[str, Any] | None) -> None:
+        """Keep to the target's bounds, where it has some."""
+        self._gate = self._slots = None
+        if limits:
+            caps = Caps(**limits)
+            self._gate = self._gates.setdefault(caps.budget, Gate(caps))
+            self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight else None
 
     async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
         """Release every user at the instant `at`; returns columns with times in ns from it."""
@@ -69,7 +85,7 @@ class Worker:
         columns = dict(zip(COLUMNS, map(list, zip(*samples, strict=True)), strict=True)) if samples else {}
         if not keep_body:
             columns.pop("body", None)
-        return {"columns": columns, "health": health}
+        return {"columns": columns, "health": health, "stopped": self._gate.reason if self._gate else ""}
 
     async def _user(
         self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, samples: list[Any]
@@ -78,11 +94,34 @@ class Worker:
         await release.wait()
         scheduled = at
         for message in queue:
+            if self._gate is not None:
+                due = await self._let_through(self._gate, scheduled)
+                if due is None:
+                    return
+                scheduled = due
             started = monotonic_ns()
             answer: Answer = await self._sender.send(message)  # type: ignore[union-attr]
+            if self._gate is not None:
+                self._gate.note(answer.outcome, (answer.done - started) / 1e6)
+                if self._slots:
+                    self._slots.release()
             stamps = (scheduled - at, started - at, answer.acquired - at, answer.done - at)
             samples.append((message["item"], user, *stamps, answer.outcome, answer.detail, answer.body))
             scheduled = answer.done
+
+    async def _let_through(self, gate: Gate, scheduled: int) -> int | None:
+        """When the next request is due: waiting for a bound is not the target's slowness. None: never."""
+        began = monotonic_ns()
+        if self._slots:
+            await self._slots.acquire()
+        at = gate.admit(monotonic_ns())
+        if at is None:
+            if self._slots:
+                self._slots.release()
+            return None
+        if (wait := at - monotonic_ns()) > 0:
+            await asyncio.sleep(wait / 1e9)
+        return scheduled + max(0, monotonic_ns() - began)
 
 
 async def serve() -> None:
@@ -97,6 +136,8 @@ async def serve() -> None:
     while line := await reader.readline():
         try:
             answer = await worker.handle(json.loads(line))
+        except (ValueError, ConnectionError) as error:  # of check() and open(): a sentence for the user
+            answer = {"refused": str(error)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")

@@ -147,9 +147,7 @@ def _command(pid: int) -> str:
             return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
         except OSError:
             return ""
-    return subprocess.run(
-        ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True
-    ).stdout
+    return subprocess.run(["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True).stdout
 
 
 def _failure(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Databases on a server that perfkit started: made from SQL files, frozen, cloned anew, dropped."""
+"""Databases on a server: made from SQL files, frozen, cloned anew, dropped; what they hold and count."""
 
 from __future__ import annotations
 
@@ -10,95 +10,105 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, substitute
-
-OWNER = "perfkit"
 
 
 @contextmanager
-def connected(
-    server: Server, database: str = "postgres", user: str = OWNER
-) -> Iterator[psycopg.Connection[Any]]:
-    """A connection in autocommit mode to a server that perfkit started; rows come as dictionaries.
+def connected(server: Site, database: str = "", user: str = "") -> Iterator[Connection]:
+    """A connection in autocommit mode; rows come as dictionaries. ServerError with the server's own words.
 
-    Raises ServerError with the server's own words.
+    `user` is one of the embedded server's own; elsewhere there is only the one that the target names.
     """
     try:
-        with psycopg.connect(
-            server.conninfo(database, user), autocommit=True, row_factory=dict_row, application_name="perfkit"
-        ) as connection:
+        with server.connect(database, user) as connection:
             yield connection
     except psycopg.Error as error:
         tail = "" if server.alive() else f"; the server is gone: {server.log_tail()}"
-        raise ServerError(f"{database}: {_words(error)}{tail}") from None
+        raise ServerError(f"{database}: {words(error)}{tail}") from None
 
 
-def create(server: Server, name: str, template: str = "template0") -> None:
+def create(server: Site, name: str, template: str = "template0") -> None:
     """Create a database, or clone one file by file. Whatever had the name before is dropped."""
     drop(server, name)
-    statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE {} STRATEGY FILE_COPY").format(
-        sql.Identifier(name), sql.Identifier(OWNER), sql.Identifier(template)
-    )
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    if not server.foreign:
+        statement += sql.SQL(" OWNER perfkit")
+    if server.version >= 15:
+        statement += sql.SQL(" STRATEGY FILE_COPY")
     with connected(server, user="postgres") as connection:
         connection.execute(statement)
 
 
-def drop(server: Server, name: str) -> None:
+def drop(server: Site, name: str) -> None:
     """Drop a database and whoever is connected to it."""
     with connected(server, user="postgres") as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def prepare(server: Server, name: str, files: Sequence[Path], variables: Mapping[str, int]) -> None:
+def prepare(server: Site, name: str, files: Sequence[Path], variables: Mapping[str, int]) -> None:
     """Run SQL files in a database as its owner. Raises UsageError with the file and the server's words."""
     with connected(server, name) as connection:
         for path in files:
             try:
                 connection.execute(substitute(read(path), variables).encode())
             except psycopg.Error as error:
-                raise UsageError(f"{path}: {_words(error)}") from None
+                raise UsageError(f"{path}: {words(error)}") from None
 
 
-def freeze(server: Server, name: str, tables: Sequence[str]) -> None:
+def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
+    """Give a database settings of its own, for every session to come. Raises UsageError naming a wrong one."""
+    with connected(server, name, user="postgres") as connection:
+        for setting, value in settings.items():
+            try:
+                connection.execute(
+                    sql.SQL("ALTER DATABASE {} SET {} = {}").format(
+                        sql.Identifier(name), sql.Identifier(setting), sql.Literal(value)
+                    )
+                )
+            except psycopg.Error as error:
+                raise UsageError(f"setting {setting} = {value!r}: {words(error)}") from None
+
+
+def freeze(server: Site, name: str) -> None:
     """VACUUM (FREEZE, ANALYZE), so that no round pays for hint bits or stale statistics."""
     with connected(server, name) as connection:
-        for table in tables:
-            connection.execute(sql.SQL("VACUUM (FREEZE, ANALYZE) {}").format(sql.Identifier(table)))
+        connection.execute("VACUUM (FREEZE, ANALYZE)")
 
 
-def sizes(server: Server, name: str) -> dict[str, dict[str, int]]:
-    """By table: exact rows, bytes of the table and of its indexes."""
+def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str, int]]:
+    """By table: rows, counted unless the planner's estimate will do; bytes of the table and of its indexes."""
     with connected(server, name) as connection:
         found = {row["table"]: row for row in connection.execute(catalog.get("sizes").encode())}
-        for table, row in found.items():
-            count = connection.execute(sql.SQL("SELECT count(*) AS n FROM {}").format(sql.Identifier(table)))
-            row["rows"] = (count.fetchone() or {"n": 0})["n"]
+        for row in found.values() if exact else ():
+            table = sql.SQL(row["quoted"])  # the server's own quoting
+            count = connection.execute(sql.SQL("SELECT count(*) AS n FROM {}").format(table)).fetchone()
+            row["rows"] = (count or {"n": 0})["n"]
     return {
         table: {"rows": row["rows"], "bytes": row["bytes"], "index_bytes": row["index_bytes"]}
         for table, row in found.items()
     }
 
 
-def rows(server: Server, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
+def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
     """The parameter rows a SELECT gives, as JSON values. Raises UsageError where it gives none."""
     text = substitute(read(path), {"rows": limit}).strip().rstrip(";")
-    with connected(server, name) as connection:
+    with connected(server, name) as connection, connection.transaction():
         try:
+            connection.execute("SET TRANSACTION READ ONLY")
             cursor = connection.execute(f"SELECT to_jsonb(p) AS row FROM (\n{text}\n) p".encode())
             found = [row["row"] for row in cursor]
         except psycopg.Error as error:
-            raise UsageError(f"{path}: {_words(error)}") from None
+            raise UsageError(f"{path}: {words(error)}") from None
     if not found:
         raise UsageError(f"{path}: gave no rows; expected at least one set of parameters")
     return found
 
 
-def scans(server: Server, name: str, *, terminate: bool = False) -> dict[str, int]:
+def scans(server: Site, name: str, *, terminate: bool = False) -> dict[str, int]:
     """Scans so far by index name and, as `seq:table`, by table.
 
     A connection publishes its statistics when it ends, or seconds later: this waits for the load's
@@ -112,18 +122,18 @@ def scans(server: Server, name: str, *, terminate: bool = False) -> dict[str, in
         return {row["name"]: row["scans"] or 0 for row in connection.execute(catalog.get("scans").encode())}
 
 
-def settings(server: Server) -> dict[str, str]:
-    """The server's settings that were chosen or that matter."""
-    with connected(server, user="postgres") as connection:
+def settings(server: Site, name: str) -> dict[str, str]:
+    """The server's settings that were chosen or that matter, as far as they may be seen."""
+    with connected(server, name, user="postgres") as connection:
         return {row["name"]: row["value"] for row in connection.execute(catalog.get("settings").encode())}
 
 
-def server_version(server: Server) -> str:
+def server_version(server: Site) -> str:
     """The exact version, e.g. `18.4`."""
     with connected(server) as connection:
         return str((connection.execute("SHOW server_version").fetchone() or {})["server_version"])
 
 
-def _words(error: psycopg.Error) -> str:
-    """The server's own first line."""
+def words(error: psycopg.Error) -> str:
+    """The server's own first line, or libpq's."""
     return (error.diag.message_primary or str(error).strip() or type(error).__name__).splitlines()[0]

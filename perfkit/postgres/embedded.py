@@ -20,9 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
+from perfkit.postgres.site import Connection
 
 if sys.platform != "win32":  # so that start() can say what is wrong there
     from perfkit.postgres import binaries, cluster
@@ -84,9 +87,37 @@ class Server:
     port: int = 5432
     _lease: int | None = field(default=None, repr=False)
 
-    def conninfo(self, dbname: str = "postgres", user: str = "perfkit") -> str:
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "embedded"
+
+    @property
+    def foreign(self) -> bool:
+        """It is perfkit's own."""
+        return False
+
+    @property
+    def pooler(self) -> bool:
+        """There is none."""
+        return False
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        """Everything."""
+        return frozenset({"writes", "ddl"})
+
+    def conninfo(self, dbname: str = "", user: str = "") -> str:
         """Connection string for libpq; `perfkit` may log in and nothing else, `postgres` is the superuser."""
-        return make_conninfo(host=str(self.socket_dir), port=self.port, dbname=dbname, user=user)
+        return make_conninfo(
+            host=str(self.socket_dir), port=self.port, dbname=dbname or "postgres", user=user or "perfkit"
+        )
+
+    def connect(self, dbname: str = "", user: str = "") -> Connection:
+        """A connection in autocommit mode; rows come as dictionaries. Raises psycopg.Error."""
+        return psycopg.connect(
+            self.conninfo(dbname, user), autocommit=True, row_factory=dict_row, application_name="perfkit"
+        )
 
     def alive(self) -> bool:
         """Whether this very server still runs (False within half a second of its death)."""

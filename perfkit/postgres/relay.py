@@ -87,9 +87,7 @@ async def listen(relay: Relay, path: Path) -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perfkit.postgres.relay", allow_abbrev=False)
-    parser.add_argument(
-        "--listen", required=True, type=Path, help="private folder for the relay's own socket"
-    )
+    parser.add_argument("--listen", required=True, type=Path, help="private folder for the relay's own socket")
     parser.add_argument("--server", required=True, type=Path, help="folder of the server's socket")
     parser.add_argument("--port", type=int, default=5432, help="port in the sockets' names")
     parser.add_argument("--rtt-ms", required=True, type=float, help="round trip in milliseconds")

@@ -45,6 +45,16 @@ def split(sql: str) -> list[Statement]:
     return found
 
 
+def first_word(sql: str) -> str:
+    """The word a statement begins with, in capitals; parentheses and comments before it do not count.
+
+    >>> first_word("/* all */ (select 1)")
+    'SELECT'
+    """
+    tokens = (token.text.upper() for token in sqlglot.tokenize(sql, read="postgres"))
+    return next((text for text in tokens if text != "("), "")
+
+
 def substitute(sql: str, variables: Mapping[str, int]) -> str:
     """Replace `:name` by its number; `::type` casts and unknown names stay.
 

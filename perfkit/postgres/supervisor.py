@@ -108,9 +108,7 @@ class Supervisor:
 
     def launch(self, args: list[str], death_signal: signal.Signals) -> subprocess.Popen[bytes]:
         """Start a program of the server's, as the server's user, to die with this process (Linux)."""
-        env = {
-            name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))
-        }
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
         uid, gid = self.user or (None, None)
         proc = subprocess.Popen(
             [str(self.bin_dir / args[0]), *args[1:]],

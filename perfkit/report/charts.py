@@ -65,9 +65,7 @@ def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
     medians: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for round_ in sorted(rounds, key=lambda r: r.position):
         if values := latencies(round_):
-            medians.setdefault((round_.scenario, round_.arm), []).append(
-                (round_.position, float(np.median(values)))
-            )
+            medians.setdefault((round_.scenario, round_.arm), []).append((round_.position, float(np.median(values))))
 
     def chart(scenario: str) -> Drawn:
         series = [
@@ -80,9 +78,7 @@ def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
             f"rounds-{scenario}", subject.label(scenario), finding, lambda ax: _strip(ax, subject, series)
         ), finding
 
-    return _gallery(
-        subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran."
-    )
+    return _gallery(subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran.")
 
 
 def latencies(round_: Round) -> list[float]:
@@ -129,9 +125,7 @@ def _strip(ax: Axes, subject: Subject, series: Sequence[Series]) -> None:
     ax.set_ylim(lows / room, highs * room)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
     ax.set_xlim(first - (last - first + 1) * 0.03, last + (last - first + 1) * 0.34)
-    heights = _apart(
-        {s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows)
-    )
+    heights = _apart({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
     for found in series:
         colour, dash, marker = _style(subject, found.arm)
         ax.plot(found.x, found.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
@@ -184,11 +178,7 @@ def _style(subject: Subject, arm: str) -> tuple[str, object, str]:
 def _finding(series: Sequence[Series], limit: float | None) -> str:
     parts = []
     for found in series:
-        within = (
-            f", {numbers.percent(float(np.mean(np.asarray(found.y) <= limit)))} within the limit"
-            if limit
-            else ""
-        )
+        within = f", {numbers.percent(float(np.mean(np.asarray(found.y) <= limit)))} within the limit" if limit else ""
         parts.append(f"{found.arm}: half within {numbers.significant(float(np.median(found.y)))} ms{within}")
     return "; ".join(parts) + "."
 

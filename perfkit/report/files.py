@@ -12,10 +12,10 @@ from typing import Any
 
 from perfkit.bundle import Round
 from perfkit.display.decision import GRAVEST
-from perfkit.display.html import visible
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared, glance
+from perfkit.text import visible
 
 FORMAT = 1
 _TIMES = ("scheduled", "started", "acquired", "done")

@@ -70,9 +70,7 @@ def _ill_typed(declared: Mapping[str, str], namespace: Mapping[str, Any]) -> Ite
 def _one_line_errors() -> None:
     from IPython import get_ipython
 
-    def show(
-        shell: Any, kind: type[BaseException], error: BaseException, _trace: Any, tb_offset: Any = None
-    ) -> None:
+    def show(shell: Any, kind: type[BaseException], error: BaseException, _trace: Any, tb_offset: Any = None) -> None:
         shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
 
     if (shell := get_ipython()) is not None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from perfkit.bundle import Bundle, write_atomically
 from perfkit.config import ROOT
-from perfkit.display.html import visible
 from perfkit.errors import BundleError, PerfkitError
 from perfkit.report import files
 from perfkit.report.run import Run
+from perfkit.text import visible
 
 NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,9 +33,7 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(
-            f"{folder}: cannot be created ({error.strerror}); expected a writable folder"
-        ) from None
+        raise BundleError(f"{folder}: cannot be created ({error.strerror}); expected a writable folder") from None
     write_atomically(folder / "verdict.json", files.verdict(run.subject))
     write_atomically(folder / "summary.md", files.summary(run.subject))
     write_atomically(folder / "samples.csv", files.samples(run.rounds))
@@ -67,9 +65,7 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
             return KernelSpec(**get_kernel_dict(python_arguments=["-Xfrozen_modules=off"]))
 
         def start_kernel(self, **options: Any) -> Any:
-            return super().start_kernel(
-                **options, stderr=DEVNULL
-            )  # a cell's errors come through the protocol
+            return super().start_kernel(**options, stderr=DEVNULL)  # a cell's errors come through the protocol
 
     with tempfile.TemporaryDirectory() as scratch:
         try:

@@ -11,6 +11,7 @@ from perfkit.display import database, decision, method, tables
 from perfkit.display.html import Block, escape, style
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
+from perfkit.sentences import complete_blocks
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -34,10 +35,7 @@ class Run:
         """Every request of the run, one row each, with its block, scenario and arm; times in ns."""
         from pandas import DataFrame, concat  # half a second that rendering does not need
 
-        frames = [
-            DataFrame(dict(r.columns)).assign(block=r.block, scenario=r.scenario, arm=r.arm)
-            for r in self.rounds
-        ]
+        frames = [DataFrame(dict(r.columns)).assign(block=r.block, scenario=r.scenario, arm=r.arm) for r in self.rounds]
         return concat(frames, ignore_index=True) if frames else DataFrame()
 
     @property
@@ -116,4 +114,4 @@ class Run:
     def __repr__(self) -> str:
         run, path = self.bundle.run, self.bundle.path
         planned = run["parameters"]["blocks"]
-        return f"{run['title']}: {run['status']}, {len(run['blocks'])} of {planned} blocks, in {path}"
+        return f"{run['title']}: {run['status']}, {complete_blocks(run)} of {planned} blocks, in {path}"

@@ -41,9 +41,7 @@ def draw_svg(slug: str, title: str, finding: str, draw: Callable[[Axes], None]) 
         ax.grid(True, linewidth=0.4, alpha=0.25, color=INK)
         draw(ax)
         out = io.StringIO()
-        figure.savefig(
-            out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _page(out.getvalue(), slug, title, finding)
 
 

@@ -1,0 +1,1 @@
+UPDATE pgbench_branches SET bbalance = bbalance + %(delta)s WHERE bid = %(bid)s

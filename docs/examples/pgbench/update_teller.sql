@@ -1,0 +1,1 @@
+UPDATE pgbench_tellers SET tbalance = tbalance + %(delta)s WHERE tid = %(tid)s

@@ -1,0 +1,7 @@
+-- What was shipped up to a day, by state: reads nearly every line (after Q1).
+SELECT l_returnflag, l_linestatus, sum(l_quantity) AS quantity, sum(l_extendedprice) AS gross,
+       sum(l_extendedprice * (1 - l_discount)) AS net, avg(l_discount) AS discount, count(*) AS lines
+FROM lineitem
+WHERE l_shipdate <= %(day)s::date
+GROUP BY l_returnflag, l_linestatus
+ORDER BY l_returnflag, l_linestatus

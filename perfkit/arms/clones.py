@@ -1,0 +1,191 @@
+"""Arms as databases of their own: a template each, cloned anew for every block.
+
+On servers that perfkit starts, from SQL files or from a private copy of a database of the user's; or beside
+that database, on its own server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+from perfkit.arms.stage import Place, Relay, Stage, undisturbed
+from perfkit.config import Arm, Config
+from perfkit.errors import ServerError, TargetRefused
+from perfkit.guards.origin import Origin
+from perfkit.indexes.build import Built, build
+from perfkit.postgres import catalog, databases, embedded
+from perfkit.postgres.copies import Copied, Copying, copy_into
+from perfkit.postgres.external import External
+from perfkit.postgres.site import Site
+
+_MADE = {
+    "way": "made by SQL files in PostgreSQL that perfkit started",
+    "tells": "how these arms compare on this data",
+    "cannot_tell": "how another server, other data or other load would behave",
+}
+_CLONED = {
+    "way": "template clones on the database's own server",
+    "tells": "how these arms compare on the whole of the data, on the server's own hardware and settings",
+    "cannot_tell": "how they behave beside the load that the database itself carries, or with its bloat",
+}
+
+
+class Clones(Stage):
+    """Template databases, cloned for every block; all arms can alternate."""
+
+    def __init__(
+        self,
+        settings: Config,
+        run: str,
+        relay: Relay,
+        origins: Mapping[str, Origin],
+        source: External | None,
+        version: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        super().__init__(settings, run, relay, origins)
+        self._source, self._version, self._progress = source, version, progress
+        self._servers: dict[Any, Site] = {}
+        self._restarting: frozenset[str] | None = None  # settings that need a server of their own
+        self._bases: dict[int, str] = {}  # by the identity of their server
+        self._templates: dict[str, tuple[Place, list[Built]]] = {}
+        self._owned: dict[tuple[int, str], Site] = {}
+        self._scale = ""
+        self._copied: Copied | None = None
+
+    def __enter__(self) -> Self:
+        self._server(self._config.baseline())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        for service in self.services.values():
+            service.end()
+        for service in self.services.values():
+            service.stop()
+        # Where nobody else uses the server it goes with its databases, and after an error there is no time.
+        with undisturbed():
+            for (_, name), site in self._owned.items():
+                if kind is None or site.foreign:
+                    databases.drop(site, name)
+        super().__exit__(kind, *exc)
+
+    @property
+    def private(self) -> bool:
+        """Each arm has a database of its own."""
+        return True
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """How the arms were got, and what that can and cannot tell."""
+        if (copied := self._copied) is None:
+            return _CLONED if self._source else _MADE
+        return {
+            "way": f"a private copy ({copied.method}) in PostgreSQL that perfkit started",
+            "tells": copied.tells,
+            "cannot_tell": copied.cannot_tell,
+            "missing": list(copied.missing),
+            "source_rows": dict(copied.source_rows),
+        }
+
+    def base(self, scale: str) -> Place | None:
+        """Make the database that the first arm starts from."""
+        self._scale = scale
+        site = self._server(self._config.baseline())
+        return Place(site, self._base(site))
+
+    def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
+        """All arms alternate."""
+        return [list(arms)]
+
+    def phase(self, arms: Sequence[Arm]) -> AbstractContextManager[None]:
+        """Nothing to begin or to end."""
+        return nullcontext()
+
+    def prepare(self, arm: Arm) -> tuple[Place, list[Built]]:
+        """The arm's template and what its indexes cost; arms that are prepared alike share one."""
+        site = self._server(arm)
+        key = repr((id(site), arm.prepare, arm.indexes, self._settings(arm)))
+        if key not in self._templates:
+            name = self._own(site, f"template_{arm.name}")
+            databases.create(site, name, self._base(site))
+            databases.configure(site, name, self._settings(arm))
+            databases.prepare(site, name, arm.prepare, {})
+            built = build(site, name, arm.indexes) if arm.indexes else []
+            databases.freeze(site, name)
+            self._templates[key] = (Place(site, name), built)
+        return self._templates[key]
+
+    def refresh(self, arm: Arm) -> None:
+        """A fresh clone of the arm's template under the arm's own name."""
+        template, _ = self.prepare(arm)
+        name = self._own(template.site, f"clone_{arm.name}")
+        databases.create(template.site, name, template.name)
+        databases.configure(template.site, name, self._settings(arm))
+
+    def place(self, arm: Arm) -> Place:
+        """The arm's clone."""
+        return Place(self._server(arm), f"pk_{self._run}_clone_{arm.name}")
+
+    def require_alive(self) -> None:
+        """Raise ServerError with the server's last words when it has died."""
+        for site in self._servers.values():
+            if not site.alive():
+                words = site.log_tail(1) or "it left no message"
+                raise ServerError(f"PostgreSQL died during the run: {words}; run it again")
+
+    def _server(self, arm: Arm) -> Site:
+        """The server that fits an arm: its version, and the settings that only a start can give."""
+        if self._source and self._config.database and self._config.database.way == "clone":
+            if "ddl" not in self._source.permissions:
+                raise TargetRefused(
+                    f"{self._source.address.name}: databases may not be made beside it; its owner can allow that "
+                    "with: perfkit allow --ddl"
+                )
+            return self._servers.setdefault("source", self._source)
+        assert self._config.database
+        if self._restarting is None:
+            self._restarting = frozenset()  # the plain server is needed to ask which settings these are
+            plain = self._server(arm.model_copy(update={"settings": {}, "postgres": None}))
+            with databases.connected(plain) as connection:
+                found = connection.execute(catalog.get("restarting_settings").encode()).fetchall()
+            self._restarting = frozenset(row["name"] for row in found)
+        version = arm.postgres or self._version
+        own = {name: value for name, value in arm.settings.items() if name.lower() in self._restarting}
+        key = (version, *sorted(own.items()))
+        if key not in self._servers:
+            self._progress(f"starting PostgreSQL {version}")
+            settings = {**self._config.database.settings, **own}
+            self._servers[key] = self._stack.enter_context(embedded.start(version, settings))
+        return self._servers[key]
+
+    def _settings(self, arm: Arm) -> dict[str, str]:
+        """The settings that a database can hold."""
+        restarting = self._restarting or frozenset()
+        return {name: value for name, value in arm.settings.items() if name.lower() not in restarting}
+
+    def _base(self, site: Site) -> str:
+        """The server's base database: made by files, copied from the user's, or a clone of it."""
+        if id(site) in self._bases:
+            return self._bases[id(site)]
+        assert self._config.database
+        settings, name = self._config.database, self._own(site, "base")
+        if self._source and settings.way in ("whole", "sample", "generated"):
+            how = Copying(settings.way, rows=settings.sample_rows, max_bytes=settings.copy_limit_mb * 10**6)
+            assert isinstance(site, embedded.Server)
+            self._copied = copy_into(self._source, site, name, how, self._progress)
+        elif self._source:
+            databases.create(site, name, self._source.address.dbname)
+        else:
+            databases.create(site, name)
+            databases.prepare(site, name, settings.prepare, settings.scales.get(self._scale, {}))
+        databases.freeze(site, name)
+        self._bases[id(site)] = name
+        return name
+
+    def _own(self, site: Site, suffix: str) -> str:
+        """A database name of this run that is dropped at the end."""
+        name = f"pk_{self._run}_{suffix}"
+        self._owned[id(site), name] = site
+        return name

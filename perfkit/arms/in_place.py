@@ -1,0 +1,168 @@
+"""Arms in a database of the user's as it stands.
+
+Arms that change nothing in it alternate. Arms with indexes follow one another: before, after, before again;
+the indexes are built CONCURRENTLY and removed at the end, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import sleep
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from perfkit.arms.stage import Place, Relay, Stage, undisturbed
+from perfkit.config import Arm, Config
+from perfkit.errors import ServerError, TargetRefused, UsageError
+from perfkit.guards.origin import Origin
+from perfkit.indexes.build import LOCK_TIMEOUT, Built, build, index_names, places
+from perfkit.postgres import databases
+from perfkit.postgres.external import External
+
+_ATTEMPTS, _PAUSE_S = 5, 0.5
+
+
+class InPlace(Stage):
+    """The user's own databases and services, by arm; nothing in them is made but the arms' indexes."""
+
+    def __init__(
+        self,
+        settings: Config,
+        run: str,
+        relay: Relay,
+        origins: Mapping[str, Origin],
+        sources: Mapping[str, External],
+        progress: Callable[[str], None],
+    ) -> None:
+        super().__init__(settings, run, relay, origins)
+        self._sources, self._progress = sources, progress
+        self._built: dict[str, list[Built]] = {}
+
+    @property
+    def private(self) -> bool:
+        """Others may be using the databases."""
+        return False
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """How the arms were got, and what that can and cannot tell."""
+        order = "before, after, before again" if self._config.sequential else "alternating, nothing changed"
+        return {
+            "way": f"in place ({order})",
+            "tells": "how these arms compare on the database as it is, beside whatever else it was doing",
+            "cannot_tell": "how much of a difference that other load made, unless the control arm shows it",
+        }
+
+    def base(self, scale: str) -> Place | None:
+        """The database of the first arm. Raises TargetRefused for what may not, or cannot, be done there."""
+        for arm in self._config.arm:
+            if source := self._sources.get(arm.name):
+                self._require_possible(arm, source)
+        return self.place(self._config.baseline())
+
+    def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
+        """All arms alternate, or one follows the other with the control, which is `before` again, at the end."""
+        if not self._config.sequential:
+            return [list(arms)]
+        order = {"before": 0, "after": 1, "control": 2}
+        return [[arm] for arm in sorted(arms, key=lambda arm: order[arm.role])]
+
+    @contextmanager
+    def phase(self, arms: Sequence[Arm]) -> Iterator[None]:
+        """Remove the indexes of these arms at the end, also after an error or an interrupt."""
+        begun = [arm for arm in arms if arm.indexes]
+        for arm in begun:
+            self._require_absent(arm)
+        try:
+            yield
+        finally:
+            for arm in begun:
+                with undisturbed():
+                    self._remove(arm)
+
+    def prepare(self, arm: Arm) -> tuple[Place | None, list[Built]]:
+        """Build the arm's indexes where it has some."""
+        place = self.place(arm)
+        if place and arm.indexes and arm.name not in self._built:
+            self._progress(f"building the indexes of {arm.name}, concurrently")
+            comment = f"perfkit run {self._run}"
+            self._built[arm.name] = build(place.site, place.name, arm.indexes, in_place=comment)
+        return place, self._built.get(arm.name, [])
+
+    def refresh(self, arm: Arm) -> None:
+        """Nothing: the database is as it is."""
+
+    def place(self, arm: Arm) -> Place | None:
+        """The arm's database."""
+        site = self._sources.get(arm.name)
+        return Place(site, site.address.dbname, arm.settings) if site else None
+
+    def require_alive(self) -> None:
+        """Nothing can be known without asking; requests that fail are counted."""
+
+    def _require_possible(self, arm: Arm, source: External) -> None:
+        name, service = source.address.name, self._config.service
+        if service and service.command and "writes" not in source.permissions:
+            raise TargetRefused(
+                f"{name}: a service may write to it; its owner can allow that with: perfkit allow --writes"
+            )
+        if arm.settings and source.pooler:
+            setting, value = next(iter(arm.settings.items()))
+            raise TargetRefused(
+                f"{name}: behind a pooler, which forgets settings; expected a direct connection, or from its owner: "
+                f"ALTER ROLE {_quoted(source.address.user)} SET {setting} = '{value}'"
+            )
+
+    def _require_absent(self, arm: Arm) -> None:
+        """Raise unless building is allowed and none of the indexes is there already."""
+        place = self.place(arm)
+        assert place and arm.indexes
+        source = self._sources[arm.name]
+        if "ddl" not in source.permissions:
+            raise TargetRefused(
+                f"{source.address.name}: indexes may not be built in it; its owner can allow that with: "
+                "perfkit allow --ddl"
+            )
+        if source.pooler:
+            raise TargetRefused(
+                f"{source.address.name}: behind a pooler; expected a direct connection to build indexes"
+            )
+        with databases.connected(place.site, place.name) as connection:
+            if found := places(connection, index_names(arm.indexes)):
+                raise UsageError(
+                    f"{arm.indexes}: index {found[0]} is there already; expected one to build (left behind by an "
+                    f"interrupted run? then: DROP INDEX CONCURRENTLY {found[0]})"
+                )
+
+    def _remove(self, arm: Arm) -> None:
+        """Drop the arm's indexes, which were not there before it, trying again where a lock is not to be had."""
+        place = self.place(arm)
+        assert place and arm.indexes
+        self._progress(f"removing the indexes of {arm.name}")
+        if left := _dropped(place, index_names(arm.indexes)):
+            statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in left)
+            raise ServerError(f"{arm.name}: not every index could be removed; expected you to run: {statements}")
+
+
+def _dropped(place: Place, names: Sequence[str]) -> Sequence[str]:
+    """Drop the indexes of these names, invalid ones too; those that are left."""
+    left: Sequence[str] = names
+    for _ in range(_ATTEMPTS):
+        try:
+            with place.connect() as connection:
+                connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+                connection.execute("SET statement_timeout = 0")
+                left = places(connection, names)
+                for name in left:
+                    connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.SQL(name)))
+                return ()
+        except psycopg.Error:
+            sleep(_PAUSE_S)
+    return left
+
+
+def _quoted(name: str) -> str:
+    return sql.Identifier(name).as_string()

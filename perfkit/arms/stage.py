@@ -1,0 +1,206 @@
+"""What a run measures on: a database for each arm, however it is got, and a service in front of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from perfkit.config import Arm, Config
+from perfkit.errors import ServerError
+from perfkit.guards.origin import Origin
+from perfkit.indexes.build import Built
+from perfkit.postgres.site import Connection, Site
+from perfkit.process import spawn, stop
+from perfkit.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """A network round trip between service and database: `rtt_ms` each, `connect_rtts` of them to connect."""
+
+    rtt_ms: float = 0.0
+    connect_rtts: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A database of an arm; `settings` are those that each session must bring along."""
+
+    site: Site
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pooler(self) -> bool:
+        """Whether sessions end with their transaction."""
+        return self.site.pooler
+
+    @property
+    def writable(self) -> bool:
+        """Whether load may change data there."""
+        return "writes" in self.site.permissions
+
+    def connect(self) -> Connection:
+        """A connection in autocommit mode. Raises psycopg.Error."""
+        return self.site.connect(self.name)
+
+    def session(self) -> Connection:
+        """A connection that is not in autocommit mode; with the settings unless a pooler is in between."""
+        connection = self.connect()
+        if self.settings and not self.pooler:
+            for name, value in self.settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        connection.autocommit = False
+        return connection
+
+    def conninfo(self) -> str:
+        """For libpq; with the settings."""
+        base = self.site.conninfo(self.name)
+        if not self.settings:
+            return base
+        return make_conninfo(base, options=" ".join(f"-c {k}={_escaped(v)}" for k, v in self.settings.items()))
+
+
+class Stage(ABC):
+    """All arms of one run. Leaving it removes every database and stops every process it made."""
+
+    def __init__(self, settings: Config, run: str, relay: Relay, origins: Mapping[str, Origin]) -> None:
+        self._config, self._run, self._relay, self.origins = settings, run, relay, origins
+        self._stack = ExitStack()
+        self._relays: dict[str, str] = {}  # the folder that listens, by the server's
+        self.services: dict[str, Service] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        for service in self.services.values():
+            service.end()
+        self._stack.close()
+
+    @property
+    @abstractmethod
+    def private(self) -> bool:
+        """Whether nobody else uses the arms' databases, so that what they count is ours."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> Mapping[str, Any]:
+        """How the arms were got, and what that can and cannot tell, for the bundle."""
+
+    @abstractmethod
+    def base(self, scale: str) -> Place | None:
+        """Make or reach the database that every arm starts from; None where there is only a service."""
+
+    @abstractmethod
+    def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
+        """The arms by what can alternate; phases follow one another."""
+
+    @abstractmethod
+    def phase(self, arms: Sequence[Arm]) -> AbstractContextManager[None]:
+        """A context in which these arms can be prepared and measured."""
+
+    @abstractmethod
+    def prepare(self, arm: Arm) -> tuple[Place | None, list[Built]]:
+        """Where the arm's plans are to be seen, and what its indexes cost."""
+
+    @abstractmethod
+    def refresh(self, arm: Arm) -> None:
+        """The same state anew, before a block."""
+
+    @abstractmethod
+    def place(self, arm: Arm) -> Place | None:
+        """The database that the arm's load goes to."""
+
+    @abstractmethod
+    def require_alive(self) -> None:
+        """Raise ServerError with the server's last words when it has died."""
+
+    def serve(self, arms: Sequence[Arm]) -> None:
+        """Launch or reset the service of every arm on its database, and wait until all are ready."""
+        if self._config.service is None or not self._config.service.command:
+            return
+        for arm in arms:
+            if arm.name in self.services:
+                self.services[arm.name].reset()
+            else:
+                self.services[arm.name] = self._service(arm)
+        for arm in arms:
+            self.services[arm.name].wait()
+
+    def reached(self, arm: Arm) -> tuple[str, str]:
+        """Where the arm's service answers, and the address to use for it ("" for the usual)."""
+        if found := self.origins.get(arm.name):
+            return found.name, found.address
+        return self.services[arm.name].base, ""
+
+    def called(self, arm: str) -> str:
+        """What the audit calls the arm's target."""
+        if found := self.origins.get(arm):
+            return found.name
+        place = next((self.place(own) for own in self._config.arm if own.name == arm), None)
+        return f"{place.site.name}: {place.name}" if place else arm
+
+    def _service(self, arm: Arm) -> Service:
+        assert self._config.service is not None
+        place = self.place(arm)
+        conninfo = self._through_relay(place.conninfo()) if place else ""
+        service = Service(arm.name, self._config.service, arm.service, conninfo)
+        self._stack.callback(service.stop)
+        service.launch()
+        return service
+
+    def _through_relay(self, conninfo: str) -> str:
+        """The same database behind a relay, where a round trip was asked for."""
+        if not self._relay.rtt_ms:
+            return conninfo
+        server = str(conninfo_to_dict(conninfo)["host"])
+        if server not in self._relays:
+            self._relays[server] = self._start_relay(server)
+        return make_conninfo(conninfo, host=self._relays[server])
+
+    def _start_relay(self, server: str) -> str:
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="perfkit-relay-"))
+        process = spawn(
+            [
+                *(sys.executable, "-m", "perfkit.postgres.relay", "--listen", folder),
+                *("--server", server, "--rtt-ms", str(self._relay.rtt_ms)),
+                *("--connect-rtts", str(self._relay.connect_rtts)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._stack.callback(stop, process)
+        assert process.stdout
+        if not process.stdout.readline():
+            raise ServerError("the relay did not start; expected its ready line")
+        return folder
+
+
+def _escaped(value: str) -> str:
+    """A value inside libpq's `options`."""
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """No interrupt while something is put back: it takes seconds and must not be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,31 @@
+"""What is measured: one validated, frozen model of `perfkit.toml`, read once.
+
+A path is relative to the file that names it; `perfkit:sql/...` names a file shipped with perfkit.
+"""
+
+from perfkit.config.fields import ROOT
+from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
+from perfkit.config.load import BOOKING, load
+from perfkit.config.model import Config
+from perfkit.config.targets import COPIES, Database, Service
+from perfkit.config.workload import Column, Generator, Query, Request, Scenario
+
+__all__ = [
+    "BOOKING",
+    "COPIES",
+    "ROOT",
+    "Arm",
+    "Check",
+    "Column",
+    "Config",
+    "Database",
+    "Generator",
+    "Limits",
+    "Query",
+    "Request",
+    "Scenario",
+    "Service",
+    "Step",
+    "Thresholds",
+    "load",
+]

@@ -1,0 +1,60 @@
+"""What every table of a `perfkit.toml` is made of: files, names, connection strings, headers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = "folder"  # the key in pydantic's context that says where the file is
+
+
+class Model(BaseModel):
+    """Base of every table: frozen, no key that perfkit does not know, documented under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def folder_of(info: ValidationInfo) -> Path:
+    """The folder of the file that is being read."""
+    return Path((info.context or {}).get(FOLDER, Path()))
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path:
+    """Resolve a configured path and insist that it is a readable file."""
+    text = str(path)
+    found = ROOT / text.removeprefix("perfkit:") if text.startswith("perfkit:") else folder_of(info) / path
+    if not found.is_file():
+        raise ValueError("an existing file")
+    return found
+
+
+def _without_password(text: str) -> str:
+    """Insist on what libpq can read and anybody may see; the text is not repeated in the error."""
+    try:
+        given = conninfo_to_dict(text)
+    except psycopg.Error:
+        raise ValueError("a libpq connection string, postgresql:// URI or service=NAME") from None
+    if given.keys() & {"password", "sslpassword"}:
+        raise ValueError("no password in it: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
+    return text
+
+
+def check_header(name: str, value: str) -> None:
+    """Raise ValueError for a header that could send a request elsewhere, or split it in two."""
+    if not re.fullmatch(r"[A-Za-z0-9-]+", name) or re.search(r"[\r\n\0]", value):
+        raise ValueError(f"header {name!r} of letters, digits and '-', with a value of one line")
+    if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
+        raise ValueError(f"no header {name!r}: the client sets it")
+
+
+File = Annotated[Path, AfterValidator(_existing)]
+Conninfo = Annotated[str, AfterValidator(_without_password)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]

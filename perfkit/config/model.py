@@ -1,0 +1,135 @@
+"""The whole of a `perfkit.toml`: every table, and what they say about one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from perfkit.config.fields import Count, Model, Name
+from perfkit.config.judging import Arm, Check, Limits, Thresholds
+from perfkit.config.targets import COPIES, Database, Service
+from perfkit.config.workload import Query, Request, Scenario, Source
+
+
+class Config(Model):
+    """The whole of a `perfkit.toml`."""
+
+    title: str
+    """What is measured, in a few words: the report's title."""
+    allow: tuple[str, ...] = ()
+    """Targets that perfkit did not start and may use: `host:port/database`, `https://host:port`."""
+    production: tuple[str, ...] = ()
+    """Those of them whose name looks like production and which are meant all the same."""
+    database: Database | None = None
+    """The data."""
+    service: Service | None = None
+    """The HTTP service in front of it, where there is one."""
+    parameters: dict[Name, Source] = {}
+    """Sources of parameters by name: a file with a SELECT (.sql), one with lines (.csv), or a generator."""
+    query: tuple[Query, ...] = ()
+    """SQL statements."""
+    request: tuple[Request, ...] = ()
+    """HTTP requests."""
+    scenario: tuple[Scenario, ...]
+    """Load levels."""
+    arm: tuple[Arm, ...]
+    """What is compared."""
+    check: tuple[Check, ...] = ()
+    """Functional checks."""
+    thresholds: Thresholds = Thresholds()
+    """When it is fit to ship."""
+    limits: Limits = Limits()
+    """What perfkit may do."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Differences up to this share do not matter: they are called equivalent."""
+    profiles: dict[Name, Count] = {"quick": 6, "standard": 12, "thorough": 24}
+    """By profile, how many blocks are measured."""
+
+    @model_validator(mode="after")
+    def _references(self) -> Config:
+        """Every name that one table uses must be defined by another; all mistakes at once."""
+        if wrong := [*self._duplicates(), *self._unknown(), *self._senseless()]:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _duplicates(self) -> Iterator[str]:
+        for kind in ("query", "request", "scenario", "arm", "check"):
+            names = [item.name for item in getattr(self, kind)]
+            for name in sorted({name for name in names if names.count(name) > 1}):
+                yield f"{kind} '{name}' is defined twice; expected different names"
+        if "floor" in {arm.name for arm in self.arm}:
+            yield "arm 'floor' has the name of the target that does nothing; expected another"
+
+    def _unknown(self) -> Iterator[str]:
+        sources, queries = set(self.parameters), {query.name for query in self.query}
+        requests = {request.name for request in self.request}
+        for kind, items in (("query", self.query), ("request", self.request), ("check", self.check)):
+            for item in items:
+                if item.parameters is not None:
+                    yield from _known(f"{kind} '{item.name}': parameters", [item.parameters], sources)
+        for request in self.request:
+            yield from _known(f"request '{request.name}': runs", request.runs, queries)
+        for scenario in self.scenario:
+            yield from _known(f"scenario '{scenario.name}': send", scenario.send, requests | queries)
+        for check in self.check:
+            yield from _known(f"check '{check.name}': request", [s.request for s in check.step], requests)
+            yield from _known(f"check '{check.name}': row", [s.row for s in check.step], {*check.rows, "*"})
+        for arm in self.arm:
+            yield from _known(f"arm '{arm.name}': rewrite", arm.rewrite, queries)
+        if self.database and self.database.scales:
+            yield from _known("database: scale", [self.database.scale], set(self.database.scales))
+
+    def _senseless(self) -> Iterator[str]:
+        requests = {request.name for request in self.request}
+        if not self.scenario:
+            yield "scenario: none; expected at least one load level"
+        for scenario in self.scenario:
+            if 0 < len(requests & set(scenario.send)) < len(set(scenario.send)):
+                yield f"scenario '{scenario.name}': send mixes requests and queries; expected one kind"
+        if requests and self.service is None:
+            yield "requests are defined, but no [service]; expected its command or url"
+        yield from self._unreachable()
+        befores = [arm for arm in self.arm if arm.role == "before"]
+        if len(befores) != 1:
+            yield "arm: expected exactly one with role = 'before'"
+        for arm in self.arm:
+            differs = befores and arm.prepared() != befores[0].prepared()
+            if arm.role == "control" and differs:
+                yield f"arm '{arm.name}' is a control but differs from '{befores[0].name}'; expected the same"
+
+    def _unreachable(self) -> Iterator[str]:
+        """What the way of using the database, or the service, cannot give."""
+        service, way = self.service, self.database.way if self.database else ""
+        if not way and (self.query or not (service and service.url)):
+            yield "[database] is missing; expected one, for there are queries, or a service that needs it"
+        if service and bool(service.command) == bool(service.url):
+            yield "service: expected either a command or a url"
+        for arm in self.arm:
+            if arm.url and not (service and service.url):
+                yield f"arm '{arm.name}': url = {arm.url!r}; expected a [service] with a url of its own"
+            if arm.database and way != "in-place":
+                yield f"arm '{arm.name}': database is for way 'in-place'; expected none"
+            if arm.prepare and way == "in-place":
+                yield f"arm '{arm.name}': prepare cannot be undone in place; expected indexes alone"
+            if arm.postgres and way not in ("made", *COPIES):
+                yield f"arm '{arm.name}': postgres = {arm.postgres}; expected a server that perfkit starts"
+        if self.sequential and not any(arm.role == "control" for arm in self.arm):
+            yield "arm: in place, expected one with role = 'control': 'before' once more, at the end"
+
+    @property
+    def sequential(self) -> bool:
+        """Whether arms must follow one another: they change a database that cannot be cloned."""
+        in_place = self.database is not None and self.database.way == "in-place"
+        return in_place and any(arm.indexes for arm in self.arm)
+
+    def baseline(self) -> Arm:
+        """The arm that every other is compared with."""
+        return next(arm for arm in self.arm if arm.role == "before")
+
+
+def _known(where: str, names: Iterable[str], known: set[str]) -> Iterator[str]:
+    for name in names:
+        if name not in known:
+            yield f"{where} = '{name}'; expected one of: {', '.join(sorted(known)) or 'none defined'}"

@@ -1,0 +1,218 @@
+"""Where a database is, as libpq would find it: read once, resolved once, and pinned from then on."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from perfkit.errors import ServerError, TargetRefused, UsageError
+
+_SECRETS = {"password", "sslpassword"}
+_SAFE_MODES = ("require", "verify-ca", "verify-full")
+# What libpq may add by itself from the environment or a service file, and must not.
+_PINNED = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "options", "target_session_attrs")
+_environment = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One database: as it was named, and the IP address that every connection to it goes to."""
+
+    host: str
+    address: str  # "" for a socket folder
+    port: int
+    dbname: str
+    user: str
+    service: str
+    aliases: tuple[str, ...]  # other names of the host
+    parameters: Mapping[str, str]  # the rest for libpq, without secrets
+
+    @property
+    def name(self) -> str:
+        """`host:port/dbname`: what the user allows and confirms."""
+        return f"{bracketed(self.host)}:{self.port}/{self.dbname}"
+
+    @property
+    def local(self) -> bool:
+        """Whether connections do not leave this machine, as far as the address tells."""
+        return not self.address or ipaddress.ip_address(self.address).is_loopback
+
+    def conninfo(self, dbname: str = "") -> str:
+        """For libpq, with everything given that could lead elsewhere; a password it finds by itself."""
+        given = dict(self.parameters) | {"host": self.host, "port": str(self.port), "user": self.user}
+        given["dbname"] = dbname or self.dbname
+        given["options"] = given["target_session_attrs"] = ""
+        if self.address:
+            given["hostaddr"] = self.address
+        if self.service:
+            given["service"] = self.service  # it may hold the password; what is given here outranks it
+        given["target_session_attrs"] = "any"
+        return make_conninfo("", **given)
+
+
+def resolve(db: str, tls: bool = True) -> Address:
+    """The address that a libpq string, URI or `service=NAME` means here, with the environment as libpq reads it.
+
+    `tls=False` is the user's word that the way there needs none.
+    Raises UsageError for what cannot be meant, TargetRefused for what could lead astray, ServerError for a
+    name that has no address.
+    """
+    given = _read(db)
+    for key in ("host", "hostaddr", "port"):
+        if "," in given.get(key, ""):
+            raise TargetRefused(f"{key} = {given[key]!r}; expected one host, for load must know where it goes")
+    if options := given.get("options", ""):
+        raise TargetRefused(f"options = {options!r}; expected none: settings belong to the arms")
+    if not given.get("dbname"):
+        raise UsageError("no database is named; expected dbname=... or a service that has one")
+    port = given.get("port") or "5432"
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"port = {port!r}; expected a number from 1 to 65535")
+    host, address, aliases = _located(given.get("host", ""), given.get("hostaddr", ""), int(port))
+    parameters = {k: v for k, v in given.items() if k not in (*_PINNED, *_SECRETS, "service", "requiressl")}
+    parameters["sslmode"] = _mode(given, address, tls)
+    return Address(
+        host, address, int(port), given["dbname"], given.get("user", ""), given.get("service", ""), aliases,
+        parameters,
+    )  # fmt: skip
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port."""
+    return f"[{host}]" if ":" in host and not host.startswith("/") else host
+
+
+def canonical(host: str) -> str:
+    """A host's one spelling: lower case, no final dot, and an address in its usual form."""
+    text = host.strip().lower().rstrip(".").removeprefix("[").removesuffix("]")
+    found = _numeric(text)
+    return str(found) if found else text
+
+
+def addresses(host: str, port: int) -> tuple[list[str], tuple[str, ...]]:
+    """The addresses of a host, first choice first, and its other names. Raises ServerError."""
+    if literal := _numeric(host):
+        return [str(literal)], ()
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except (OSError, UnicodeError):
+        raise ServerError(f"{host!r} has no address here; expected a host that can be resolved") from None
+    others = {canonical(name) for _, _, _, name, _ in found if name} - {canonical(host)}
+    return list(dict.fromkeys(_plain(str(entry[4][0])) for entry in found)), tuple(sorted(others))
+
+
+def require_sensible(host: str, address: str) -> None:
+    """Raise TargetRefused for addresses that are nobody's, or that only a trick would lead to."""
+    ip = ipaddress.ip_address(address)
+    if ip.is_unspecified or ip.is_multicast:
+        raise TargetRefused(f"{host} is {address}; expected the address of one machine")
+    if ip.is_link_local:
+        raise TargetRefused(f"{host} is {address}, a link-local address; expected a database's or a service's")
+    if ip.is_loopback and host != "localhost" and not _numeric(host):
+        raise TargetRefused(
+            f"{host} is {address}, this machine; expected 'localhost' where that is meant (a tunnel, a pooler?)"
+        )
+
+
+def _read(db: str) -> dict[str, str]:
+    """Explicit values before the service's before the environment's, as in libpq."""
+    try:
+        explicit = {key: str(value) for key, value in conninfo_to_dict(db).items() if value is not None}
+    except psycopg.Error:
+        raise UsageError("db cannot be read; expected service=NAME, a libpq string or a postgresql:// URI") from None
+    if explicit.keys() & _SECRETS:
+        raise UsageError("db holds a password; expected none: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
+    service = explicit.get("service") or os.environ.get("PGSERVICE", "")
+    with _environment:
+        before = os.environ.get("PGSERVICE")
+        if service:
+            os.environ["PGSERVICE"] = service
+        try:
+            found = pq.Conninfo.get_defaults()
+        except psycopg.Error:
+            found = []
+        finally:
+            if before is None:
+                os.environ.pop("PGSERVICE", None)
+            else:
+                os.environ["PGSERVICE"] = before
+    if service and not _defined(service):
+        raise UsageError(f"service={service}: not defined; expected it in ~/.pg_service.conf or PGSERVICEFILE")
+    usual = {o.keyword.decode(): o.val.decode() for o in found if o.val is not None and o.compiled != o.val}
+    default = {o.keyword.decode(): o.compiled.decode() for o in found if o.compiled is not None}
+    given = {"port": default.get("port", "5432")} | usual | explicit
+    given.setdefault("user", next((o.val.decode() for o in found if o.keyword == b"user" and o.val), ""))
+    if service:
+        given["service"] = service
+    given.setdefault("dbname", given["user"])
+    return given
+
+
+def _defined(service: str) -> bool:
+    """Whether libpq finds the service: it says so only when it begins to connect."""
+    try:
+        psycopg.connect(f"service={service} host=/nonexistent hostaddr='' port=1", connect_timeout=2).close()
+    except psycopg.OperationalError as error:
+        return "service" not in str(error)
+    return True
+
+
+def _located(host: str, hostaddr: str, port: int) -> tuple[str, str, tuple[str, ...]]:
+    """The host in its one spelling, the address to use, and other names."""
+    if not host and not hostaddr:
+        host = next((p for p in ("/var/run/postgresql", "/tmp") if Path(p).is_dir()), "localhost")
+    if host.startswith("@"):
+        raise TargetRefused(f"host = {host!r}, an abstract socket; expected a folder or a host name")
+    if host.startswith("/"):
+        if hostaddr:
+            raise TargetRefused(f"hostaddr = {hostaddr!r} beside a socket folder; expected one of them")
+        return os.path.normpath(host), "", ()
+    host = canonical(host or hostaddr)
+    found, aliases = addresses(host, port)
+    chosen = found[0]
+    if hostaddr:
+        chosen = canonical(hostaddr)
+        if chosen not in found:
+            raise TargetRefused(f"hostaddr = {hostaddr!r}, but {host} is {', '.join(found)}; expected one of these")
+    require_sensible(host, chosen)
+    return host, chosen, aliases
+
+
+def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
+    """How far TLS is insisted on: beyond this machine it must be, unless the user said otherwise."""
+    mode = given.get("sslmode", "")
+    if not address or ipaddress.ip_address(address).is_loopback or not tls:
+        return mode or "prefer"
+    if not mode:
+        return "verify-full" if given.get("sslrootcert") else "require"
+    if mode not in _SAFE_MODES:
+        raise TargetRefused(
+            f"sslmode = {mode!r}; expected {', '.join(_SAFE_MODES)} beyond this machine, or tls = false"
+        )
+    return mode
+
+
+def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in any of the ways to write one: 127.1, 2130706433, 0x7f.1 and ::ffff:127.0.0.1 too."""
+    try:
+        found = ipaddress.ip_address(text.split("%")[0])
+    except ValueError:
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(text)) if text and text[0].isdigit() else None
+        except (OSError, ValueError):
+            return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return mapped or found
+
+
+def _plain(address: str) -> str:
+    return str(_numeric(address) or address)

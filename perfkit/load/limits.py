@@ -1,0 +1,82 @@
+"""What bounds load on a target that perfkit did not start. Each worker keeps its share by itself."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+OK = "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Bounds by name; 0 means none.
+
+    Requests per second, requests in flight, requests in the run, an instant of the monotonic clock (ns) after
+    which nothing is sent; and the circuit breaker: it opens when of the last `breaker_window` responses, after
+    the first `grace`, a share of `breaker_errors` failed or more than half took longer than `breaker_ms`.
+    """
+
+    budget: str = ""
+    rate: float = 0.0
+    in_flight: int = 0
+    total: int = 0
+    deadline_ns: int = 0
+    breaker_errors: float = 0.0
+    breaker_ms: float = 0.0
+    breaker_window: int = 20
+    grace: int = 20
+
+    def share(self, worker: int, workers: int) -> Caps:
+        """What one of several workers may do; together never more than the whole."""
+        total = self.total // workers + (worker < self.total % workers) if self.total else 0
+        if self.total and not total:
+            total = -1  # nothing, which is not the same as no bound
+        in_flight = self.in_flight // workers + (worker < self.in_flight % workers) if self.in_flight else 0
+        return replace(self, rate=self.rate / workers, total=total, in_flight=max(in_flight, bool(self.in_flight)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the pipe to a worker."""
+        return asdict(self)
+
+
+class Gate:
+    """Lets requests through one by one, or says why no more are. Pure: it is told the time, in ns."""
+
+    def __init__(self, caps: Caps) -> None:
+        self._caps, self._next, self.sent, self.reason = caps, 0, 0, ""
+        self._seen = 0
+        self._last: deque[tuple[str, float]] = deque(maxlen=caps.breaker_window)
+
+    def admit(self, now: int) -> int | None:
+        """The instant at which one more request may be sent, or None when none may; `reason` says why."""
+        caps = self._caps
+        if not self.reason and caps.deadline_ns and now >= caps.deadline_ns:
+            self.reason = "the time for load on this target is over"
+        if not self.reason and caps.total and self.sent >= caps.total:
+            self.reason = f"the limit of {max(caps.total, 0):,} requests a worker is reached"
+        if self.reason:
+            return None
+        at = max(now, self._next)
+        if caps.rate:
+            self._next = at + int(1e9 / caps.rate)
+        self.sent += 1
+        return at
+
+    def note(self, outcome: str, ms: float) -> None:
+        """An answer came; it may open the circuit breaker."""
+        caps = self._caps
+        self._last.append((outcome, ms))
+        self._seen += 1
+        if self._seen < max(caps.grace, caps.breaker_window) or self.reason:
+            return
+        window = len(self._last)
+        failed = [name for name, _ in self._last if name != OK]
+        slow = sum(took > caps.breaker_ms for _, took in self._last) if caps.breaker_ms else 0
+        if caps.breaker_errors and len(failed) >= caps.breaker_errors * window:
+            worst = max(set(failed), key=failed.count)
+            self.reason = f"circuit breaker: {len(failed)} of the last {window} requests failed ({worst})"
+        elif slow > window / 2:
+            limit = f"{caps.breaker_ms:,.0f} ms"
+            self.reason = f"circuit breaker: {slow} of the last {window} requests took longer than {limit}"

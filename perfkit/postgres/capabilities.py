@@ -1,0 +1,252 @@
+"""What perfkit can do on a server of the user's: facts asked for once, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Literal
+
+import psycopg
+from psycopg import sql
+
+from perfkit.errors import ServerError, TargetRefused
+from perfkit.postgres import catalog
+from perfkit.postgres.external import External
+from perfkit.text import first_line
+
+State = Literal["yes", "partly", "no"]
+SPARE = 5  # connections that a burst must leave to others
+CLOCK_S = 1.0  # clocks further apart than this make times of both sides hard to compare
+DUMPED = 18  # the newest server that the embedded pg_dump reads
+_PINGS = 5
+_SHOWN = 3  # tables named, of those that something is wrong with
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One thing that perfkit does: whether it can here, why, and what an owner can run to allow it."""
+
+    name: str
+    state: State
+    detail: str
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Everything that was found out about one database."""
+
+    target: str
+    version: str
+    found: tuple[Capability, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the database was reached: TLS, a pooler, ms of the quickest round trip, how far the clocks are apart."""
+
+    address: str
+    tls: str
+    pooler: bool
+    round_trip_ms: float
+    clock_s: float  # the server's minus ours
+    clock_error_s: float
+
+
+def probe(external: External) -> Capabilities:
+    """Ask the server, on one connection; nothing is changed. Raises ServerError with its words."""
+    try:
+        with external.connect() as connection:
+            facts = connection.execute(catalog.get("capabilities").encode()).fetchone() or {}
+            way = _way(external, connection)
+            quoted = {name: sql.Identifier(facts[name]).as_string(connection) for name in ("user", "owned_by")}
+    except psycopg.Error as error:
+        raise ServerError(f"{external.name}: {first_line(error)}") from None
+    found = judge(facts | {"quoted": quoted, "dbname": external.address.dbname}, way, external.permissions)
+    return Capabilities(external.name, str(facts["version"]), tuple(found))
+
+
+def headroom(external: External, users: int) -> None:
+    """Raise TargetRefused unless `users` more connections leave SPARE; behind a pooler it is the pooler's matter."""
+    if external.pooler:
+        return
+    try:
+        with external.connect() as connection:
+            facts = connection.execute(catalog.get("capabilities").encode()).fetchone() or {}
+    except psycopg.Error as error:
+        raise ServerError(f"{external.name}: {first_line(error)}") from None
+    if (left := free_connections(facts)) < users + SPARE:
+        raise TargetRefused(
+            f"{external.name}: {left} connections are free; expected {users + SPARE} for {users} users and {SPARE} "
+            "to spare: fewer users, or a larger limit"
+        )
+
+
+def free_connections(facts: Mapping[str, Any]) -> int:
+    """What this role may still open: the least that server, database and role leave."""
+    left: list[int] = [facts["connections"] - facts["connected"]]
+    for name in ("role", "database"):
+        if facts[f"{name}_limit"] >= 0:
+            left.append(facts[f"{name}_limit"] - facts[f"{name}_connected"])
+    return max(0, min(left))
+
+
+def judge(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> Iterator[Capability]:
+    """What follows from the facts, in the order in which a user needs it. Pure."""
+    yield _reached(facts, way)
+    yield _connections(facts, way)
+    yield _clock(way)
+    yield _timeouts(facts)
+    yield Capability("plans", "yes", "EXPLAIN, and EXPLAIN ANALYZE in a read-only transaction that is rolled back")
+    yield _copy(facts, way)
+    yield _clones(facts, way, permissions)
+    yield _in_place(facts, way, permissions)
+    yield _writes(facts, permissions)
+    yield _statements(facts)
+    yield _hypopg(facts)
+    yield _logging(facts)
+
+
+def _reached(facts: Mapping[str, Any], way: Way) -> Capability:
+    said = [f"PostgreSQL {facts['version']} at {way.address} as {facts['user']}", way.tls]
+    said += [f"{way.round_trip_ms:.1f} ms a round trip", f"{facts['bytes'] / 1e6:,.0f} MB"]
+    said += ["a standby"] if facts["standby"] else []
+    return Capability("reach it", "yes", ", ".join(said))
+
+
+def _connections(facts: Mapping[str, Any], way: Way) -> Capability:
+    left = free_connections(facts)
+    if way.pooler:
+        return Capability(
+            "connections",
+            "partly",
+            "through a pooler: no prepared statements, session settings or session locks; no copies, no indexes",
+        )
+    state: State = "yes" if left >= 30 + SPARE else "partly" if left > SPARE else "no"
+    return Capability("connections", state, f"{left} free, so at most {max(0, left - SPARE)} users at once")
+
+
+def _clock(way: Way) -> Capability:
+    near = abs(way.clock_s) <= CLOCK_S + way.clock_error_s
+    told = f"{way.clock_s * 1000:+,.0f} ms from ours, known to {way.clock_error_s * 1000:,.1f} ms"
+    return Capability("clock", "yes" if near else "partly", told)
+
+
+def _timeouts(facts: Mapping[str, Any]) -> Capability:
+    names = {"statement": "statement_timeout", "lock": "lock_timeout", "idle transaction": "idle_timeout"}
+    said = [f"{name} {'none' if facts[key] == '0' else facts[key]}" for name, key in names.items()]
+    return Capability("timeouts", "yes", ", ".join(said) + "; perfkit sets its own for what it sends")
+
+
+def _copy(facts: Mapping[str, Any], way: Way) -> Capability:
+    name = "private copy"
+    if way.pooler:
+        return Capability(name, "no", "pg_dump needs a direct connection")
+    if int(str(facts["version"]).split(".")[0].rstrip("abcdefghijklmnopqrstuvwxyz")) > DUMPED:
+        return Capability(name, "no", f"the embedded pg_dump reads servers up to version {DUMPED}")
+    if hidden := facts["unreadable"]:
+        grant = f"GRANT pg_read_all_data TO {facts['quoted']['user']}"
+        return Capability(name, "no", f"{_some(hidden)} cannot be read", (grant,))
+    return Capability(name, "yes", "whole, sample or generated: the database is only read")
+
+
+def _clones(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> Capability:
+    name, lacking, allow = "clones beside it", [], []
+    if way.pooler or facts["standby"]:
+        return Capability(name, "no", "a standby" if facts["standby"] else "behind a pooler")
+    if not facts["createdb"]:
+        lacking.append("may not create databases")
+        allow.append(f"ALTER ROLE {facts['quoted']['user']} CREATEDB")
+    if not facts["owner"]:
+        lacking.append(f"is not {facts['owned_by']}, who owns it")
+        allow.append(f"GRANT {facts['quoted']['owned_by']} TO {facts['quoted']['user']}")
+    if "ddl" not in permissions:
+        lacking.append("has no permission for it")
+        allow.append("perfkit allow --ddl")
+    if lacking:
+        return Capability(name, "no", f"{facts['user']} {', '.join(lacking)}", tuple(allow))
+    return Capability(name, "yes", "while nobody else is connected to it: CREATE DATABASE needs that of its template")
+
+
+def _in_place(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> Capability:
+    name = "indexes in place"
+    if way.pooler or facts["standby"]:
+        return Capability(name, "no", "a standby" if facts["standby"] else "behind a pooler")
+    lacking, allow = [], []
+    if others := facts["not_owned"]:
+        lacking.append(f"does not own {_some(others)}")
+        allow.append(f"GRANT {facts['quoted']['owned_by']} TO {facts['quoted']['user']}")
+    if "ddl" not in permissions:
+        lacking.append("has no permission for it")
+        allow.append("perfkit allow --ddl")
+    if lacking:
+        return Capability(name, "no", f"{facts['user']} {', '.join(lacking)}", tuple(allow))
+    return Capability(name, "yes", "built CONCURRENTLY and removed at the end")
+
+
+def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability:
+    if "writes" in permissions and not facts["standby"]:
+        return Capability("writes in place", "yes", "its owner allowed load that changes rows")
+    return Capability("writes in place", "no", "load may only read there", ("perfkit allow --writes",))
+
+
+def _statements(facts: Mapping[str, Any]) -> Capability:
+    name, extension = "slow statements", "pg_stat_statements"
+    if extension in facts["extensions"] and facts["statements_loaded"]:
+        if facts["reads_stats"]:
+            return Capability(name, "yes", f"{extension} in schema {facts['extensions'][extension]}")
+        grant = f"GRANT pg_read_all_stats TO {facts['quoted']['user']}"
+        return Capability(name, "partly", f"{extension}, of which only one's own texts can be seen", (grant,))
+    allow = [] if facts["statements_loaded"] else [f"shared_preload_libraries = '{extension}' and a restart"]
+    if extension not in facts["extensions"]:
+        allow.append(f"CREATE EXTENSION {extension}")
+    there = extension in facts["available"]
+    return Capability(
+        name, "no", f"no {extension}" + ("" if there else " to be had here"), tuple(allow) if there else ()
+    )
+
+
+def _hypopg(facts: Mapping[str, Any]) -> Capability:
+    if "hypopg" in facts["extensions"]:
+        return Capability("hypothetical indexes", "yes", f"hypopg in schema {facts['extensions']['hypopg']}")
+    there = "hypopg" in facts["available"]
+    allow = ("CREATE EXTENSION hypopg",) if there else ()
+    return Capability("hypothetical indexes", "no", "no hypopg" + ("" if there else " to be had here"), allow)
+
+
+def _logging(facts: Mapping[str, Any]) -> Capability:
+    shown = facts["log_min_duration"]
+    said = "statements are not logged" if shown == "-1" else f"statements over {shown} are logged"
+    said += ", with plans (auto_explain)" if facts["auto_explain_loaded"] else ""
+    if facts["superuser"]:
+        return Capability("query logging", "yes", said)
+    allow = f"ALTER ROLE {facts['quoted']['user']} SET log_min_duration_statement = '100ms'"
+    return Capability("query logging", "partly", f"{said}; only a superuser changes that", (allow,))
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _way(external: External, connection: psycopg.Connection[dict[str, Any]]) -> Way:
+    """The quickest of a few round trips bounds how far the clocks are apart."""
+    trips = []
+    for _ in range(_PINGS):
+        start, began = perf_counter(), datetime.now(UTC)
+        row = connection.execute("SELECT clock_timestamp() AS now").fetchone() or {}
+        took = perf_counter() - start
+        trips.append((took, (row["now"] - began).total_seconds() - took / 2))
+    took, offset = min(trips)
+    encrypted = connection.pgconn.ssl_in_use
+    tls = (
+        "encrypted"
+        if encrypted
+        else "not encrypted, through a socket"
+        if not external.address.address
+        else "not encrypted"
+    )
+    where = external.address.address or external.address.host
+    return Way(where, tls, external.pooler, took * 1000, offset, took / 2)

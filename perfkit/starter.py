@@ -1,0 +1,190 @@
+"""A first `perfkit.toml` with its SQL: an example, or made from what is in a database of the user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import tomlkit
+from psycopg import sql
+
+from perfkit.config import ROOT, Database
+from perfkit.errors import ServerError, UsageError
+from perfkit.postgres import catalog
+from perfkit.postgres.external import External
+from perfkit.postgres.site import Connection
+from perfkit.text import first_line, visible
+
+EXAMPLE = ROOT / "docs" / "examples" / "orders"
+LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the files will say."""
+
+    queries: dict[str, str] = field(default_factory=dict)  # text by name
+    parameters: dict[str, str] = field(default_factory=dict)  # the SELECT by query
+    indexes: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)  # what is in the database, a line each
+    statements: list[str] = field(default_factory=list)
+
+
+def write(folder: Path, external: External | None, db: str = "", *, tls: bool = True) -> list[Path]:
+    """Write the files and return them, perfkit.toml first.
+
+    Raises UsageError where one is there already, ServerError with the server's words.
+    """
+    files = _from_database(external, db, tls) if external else _example()
+    for name in files:
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} is there already; expected a folder without it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
+    return [folder / name for name in sorted(files, key=lambda name: name != "perfkit.toml")]
+
+
+def _example() -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLE.iterdir())}
+
+
+def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
+    """Queries by keys, for which the values are there; indexes for foreign keys that have none."""
+    try:
+        with external.connect() as connection:
+            draft, size = _looked_at(connection)
+    except psycopg.Error as error:
+        raise ServerError(f"{external.name}: {first_line(error)}") from None
+    if not draft.queries:
+        raise ServerError(f"{external.name}: no table with rows and a key; expected one that can be read")
+    files = {"perfkit.toml": _toml(draft, db, external.name, size, tls)}
+    files |= {f"{name}.sql": f"{text}\n" for name, text in draft.queries.items()}
+    files |= {f"{name}_parameters.sql": f"{text}\n" for name, text in draft.parameters.items()}
+    if draft.indexes:
+        files["indexes.sql"] = "".join(f"{statement};\n" for statement in draft.indexes)
+    if draft.statements:
+        files["statements.sql"] = "\n".join(draft.statements)
+    return files
+
+
+def _looked_at(connection: Connection) -> tuple[_Draft, int]:
+    """The draft, and the database's size in bytes."""
+    tables = connection.execute(catalog.get("starter_tables").encode()).fetchall()
+    keys = connection.execute(catalog.get("copy_foreign_keys").encode()).fetchall()
+    draft, by_name = _Draft(), {table["table"]: table for table in tables}
+    bare = [key for key in keys if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
+    bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
+    for key in bare[:LOOKUPS]:
+        _lookup(draft, by_name[key["child"]], key["columns"], "by")
+        draft.indexes.append(f"CREATE INDEX ON {key['child']} ({', '.join(key['columns'])})")
+    for table in [table for table in tables if table["key"] and table["rows"]][:KEYS]:
+        _lookup(draft, table, table["key"], "one_of")
+    draft.seen = [_told(table, keys) for table in tables[:20]]
+    draft.statements = list(_statements(connection))
+    return draft, sum(table["bytes"] + table["index_bytes"] for table in tables)
+
+
+def _indexed(table: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether an index begins with these columns, in any order."""
+    return any(set(index[: len(columns)]) == set(columns) for index in table["indexed"])
+
+
+def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how: str) -> None:
+    """A query for the rows with given values, and the values that there are."""
+    name = _name(f"{how}_{table['name']}", draft.queries)
+    given = [f"p{number}" for number, _ in enumerate(columns, 1)]
+    condition = " AND ".join(f"{column} = %({value})s" for column, value in zip(columns, given, strict=True))
+    selected = ", ".join(f"{column} AS {value}" for column, value in zip(columns, given, strict=True))
+    known = " AND ".join(f"{column} IS NOT NULL" for column in columns)
+    draft.queries[name] = f"SELECT * FROM {table['table'].replace('%', '%%')} WHERE {condition} LIMIT 100"
+    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {known} LIMIT :rows"
+
+
+def _name(wanted: str, taken: Mapping[str, Any]) -> str:
+    """A name for a query and its files, whatever a table may be called."""
+    plain = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:34] or "query"
+    return next(name for n in range(1, 100) if (name := plain if n == 1 else f"{plain}_{n}") not in taken)
+
+
+def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
+    refers = [f"{', '.join(k['columns'])} -> {k['parent']}" for k in keys if k["child"] == table["table"]]
+    size = f"{table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
+    key = f"key {', '.join(table['key'])}" if table["key"] else "no primary key"
+    return "; ".join([f"{table['table']}: {size}", key, *refers])
+
+
+def _statements(connection: Connection) -> Iterator[str]:
+    """The slowest statements as comments; `$1` has to be replaced by a parameter before they can be used."""
+    found = connection.execute(
+        "SELECT n.nspname AS schema FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace "
+        "WHERE x.extname = 'pg_stat_statements' AND current_setting('pg_stat_statements.max', true) IS NOT NULL"
+    ).fetchone()
+    if not found:
+        return
+    schema = sql.Identifier(found["schema"]).as_string(connection)
+    rows = connection.execute(catalog.get("top_statements").replace(":schema", schema).encode()).fetchall()
+    if rows:
+        yield "-- Where this database's time goes. To measure one: a file of its own, $1 replaced by %(name)s, and a"
+        yield "-- [[query]] with a source of parameters.\n"
+    for row in rows:
+        yield f"-- {row['calls']:,} calls, {row['mean_ms']:.1f} ms each, {row['total_ms'] / 1000:,.1f} s in all"
+        yield "\n".join(f"-- {line}" for line in visible(row["text"]).splitlines()) + "\n"
+
+
+def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
+    document = tomlkit.document()
+    _say(
+        document,
+        f"What perfkit found in {name}, and a first question to it.",
+        f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {name}",
+        "Every key: docs/configuration.md",
+    )
+    document["title"] = f"{name.rpartition('/')[2]}: first look"
+    document.add(tomlkit.nl())
+    _say(document, "Its tables, the largest first:", *draft.seen)
+    limit = Database.model_fields["copy_limit_mb"].default
+    database = tomlkit.table()
+    _say(
+        database,
+        "How the database is used. whole: a private copy in a PostgreSQL that perfkit starts; sample, generated:",
+        "parts of it, where it is large; clone: databases beside it; in-place: as it stands (perfkit allow --ddl).",
+    )
+    database["target"] = db
+    database["way"] = "whole" if size <= limit * 10**6 else "sample"
+    if not tls:
+        database["tls"] = False
+    document["database"] = database
+    document["parameters"] = {query: f"{query}_parameters.sql" for query in draft.parameters}
+    document["query"] = [{"name": query, "file": f"{query}.sql", "parameters": query} for query in draft.queries]
+    document["scenario"] = [
+        _scenario("alone", "1 connection", draft, users=1, requests=20),
+        _scenario("ten", "10 connections", draft, users=10, requests=5),
+    ]
+    document["arm"] = [{"name": "before", "role": "before"}, {"name": "control", "role": "control"}, _after(draft)]
+    return tomlkit.dumps(document)
+
+
+def _after(draft: _Draft) -> dict[str, object]:
+    """Indexes for foreign keys that lack one, or else a setting: something to replace."""
+    after: dict[str, object] = {"name": "after", "role": "after"}
+    if draft.indexes:
+        return after | {"title": "foreign keys indexed", "indexes": "indexes.sql"}
+    return after | {"title": "more memory for sorts and hashes", "settings": {"work_mem": "64MB"}}
+
+
+def _scenario(name: str, label: str, draft: _Draft, **load: int) -> dict[str, object]:
+    return {"name": name, "label": label, "send": list(draft.queries), **load, "warm": 1, "seconds": 4.0}
+
+
+def _say(container: Any, *lines: str) -> None:
+    """Comments; a name from a database cannot end one."""
+    for line in lines:
+        container.add(tomlkit.comment(" ".join(visible(line).split())))

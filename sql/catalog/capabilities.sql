@@ -1,0 +1,38 @@
+-- What this role may do in this database, what the server is like, and how many connections are left.
+SELECT current_user AS "user",
+       r.rolsuper AS superuser,
+       r.rolsuper OR r.rolcreatedb AS createdb,
+       r.rolsuper OR pg_has_role(d.datdba, 'USAGE') AS owner,
+       r.rolsuper OR pg_has_role('pg_read_all_stats', 'USAGE') AS reads_stats,
+       pg_get_userbyid(d.datdba) AS owned_by,
+       current_setting('server_version') AS version,
+       pg_is_in_recovery() AS standby,
+       pg_database_size(d.oid) AS bytes,
+       current_setting('statement_timeout') AS statement_timeout,
+       current_setting('lock_timeout') AS lock_timeout,
+       current_setting('idle_in_transaction_session_timeout') AS idle_timeout,
+       current_setting('log_min_duration_statement') AS log_min_duration,
+       current_setting('track_io_timing') AS track_io_timing,
+       current_setting('pg_stat_statements.max', true) IS NOT NULL AS statements_loaded,
+       current_setting('auto_explain.log_min_duration', true) IS NOT NULL AS auto_explain_loaded,
+       current_setting('max_connections')::integer
+           - current_setting('superuser_reserved_connections')::integer
+           - coalesce(current_setting('reserved_connections', true), '0')::integer AS connections,
+       (SELECT sum(numbackends)::integer FROM pg_stat_database) AS connected,
+       r.rolconnlimit AS role_limit,
+       (SELECT count(*)::integer FROM pg_stat_activity a WHERE a.usename = current_user) AS role_connected,
+       d.datconnlimit AS database_limit,
+       (SELECT numbackends FROM pg_stat_database s WHERE s.datid = d.oid) AS database_connected,
+       (SELECT coalesce(array_agg(c.oid::regclass::text ORDER BY c.reltuples DESC), '{}')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+          AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))) AS unreadable,
+       (SELECT coalesce(array_agg(c.oid::regclass::text ORDER BY c.reltuples DESC), '{}')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+          AND NOT pg_has_role(c.relowner, 'USAGE')) AS not_owned,
+       (SELECT coalesce(jsonb_object_agg(x.extname, n.nspname), '{}')
+        FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace) AS extensions,
+       (SELECT coalesce(array_agg(name), '{}') FROM pg_available_extensions) AS available
+FROM pg_roles r, pg_database d
+WHERE r.rolname = current_user AND d.datname = current_database();
