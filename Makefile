@@ -22,7 +22,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks
 
 lab: $(STAMP)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("phases", "verdicts")
+NAMES = ("phases", "compare", "verdicts")
 
 
 def main() -> int:

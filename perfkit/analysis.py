@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from perfkit import policy, stats
-from perfkit.bundle import FLOOR, Bundle, Round
+from perfkit.bundle import FLOOR, Bundle, Round, reading
 from perfkit.errors import BundleError, PlanError
 from perfkit.explain.plan import Summary, summarize
 from perfkit.results import Analysis, Comparison, ErrorGroup, Level, PlanUse
@@ -41,23 +42,19 @@ class _Cell:
 
 def analyse(bundle: Bundle) -> Analysis:
     """Everything a bundle says. Raises BundleError where a file is damaged."""
-    try:
+    with reading(bundle.path):
         return _analyse(bundle)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        # The cause stays with it: what is in the files is not checked key by key.
-        words = f"{type(error).__name__}: {error}"
-        raise BundleError(f"{bundle.path}: damaged ({words}); expected what perfkit wrote") from error
 
 
 def _analyse(bundle: Bundle) -> Analysis:
     rounds = list(bundle.rounds())
+    _require_whole(bundle, rounds)
     cells = _cells(rounds, bundle.run["config"]["limits"])
     levels = [_level(arm, key, cell) for (arm, key), cell in cells.items()]
     comparisons = _comparisons(bundle.run, cells)
     plans = _plan_uses(bundle, rounds)
     judgement = policy.decide(_rules(bundle.run, cells, levels, comparisons), _arms(bundle.run, "after"))
-    if bundle.run["status"] != "complete":
-        judgement = _unfinished(judgement, bundle.run)
+    judgement = _partial(judgement, bundle.run)
     found = Analysis(
         title=bundle.run["title"],
         judgement=judgement,
@@ -210,12 +207,32 @@ def _agreement(arm: str, again: Sequence[Comparison]) -> policy.Rule:
     return policy.agreement_rule(arm, sum(c.ratio is not None for c in again), drifted)
 
 
-def _unfinished(judgement: policy.Judgement, run: Mapping[str, Any]) -> policy.Judgement:
-    """A run that did not end decides nothing in favour of shipping; what it broke stays broken."""
-    if judgement.decision is policy.Decision.NO_GO:
+def _partial(judgement: policy.Judgement, run: Mapping[str, Any]) -> policy.Judgement:
+    """A run that did not end, or left load levels out, decides nothing for shipping; what it broke stays broken."""
+    reasons = []
+    if run["status"] != "complete":
+        reasons.append(f"the run is {run['status']}: {run.get('message') or 'it has not ended'}")
+    if left_out := run.get("left_out", {}).get("scenarios"):
+        reasons.append(f"not every load level was measured: {', '.join(left_out)} left out")
+    if judgement.decision is policy.Decision.NO_GO or not reasons:
         return judgement
-    reason = f"the run is {run['status']}: {run.get('message') or 'it has not ended'}"
-    return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (reason, *judgement.reasons))
+    return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (*reasons, *judgement.reasons))
+
+
+def _require_whole(bundle: Bundle, rounds: Iterable[Round]) -> None:
+    """Raise BundleError where a round of a block that was complete, or a plan of an arm, is gone."""
+    run, found = bundle.run, {(r.block, r.scenario, r.arm) for r in rounds}
+    before = _arms(run, "before")[0]
+    for block in run["blocks"]:
+        arms = [*block["state"], *([FLOOR] if before in block["state"] else [])]
+        for scenario, arm in product(run["parameters"]["scenarios"], arms):
+            if (block["block"], scenario, arm) not in found:
+                lost = f"no round of {scenario} on {arm} in block {block['block']}"
+                raise BundleError(f"{bundle.path}: {lost}; expected every round of a complete block")
+    for arm, facts in run.get("arms", {}).items():
+        for query in run["queries"] if facts["postgres"] else ():
+            if bundle.plan(arm, query) is None:
+                raise BundleError(f"{bundle.path}: no plan of {query} on {arm}; expected that of every query")
 
 
 def _errors(rounds: Iterable[Round]) -> list[ErrorGroup]:

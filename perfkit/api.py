@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from perfkit import config as configuration
 from perfkit.bundle import Bundle
-from perfkit.comparison import Comparison, Text
 from perfkit.display.progress import progress
-from perfkit.errors import BundleError
+from perfkit.errors import BundleError, PerfkitError
 from perfkit.report.run import Run
 
 if TYPE_CHECKING:
+    from perfkit.comparison import Text
     from perfkit.selection import Selection
     from perfkit.targets import Targets
 
@@ -86,6 +86,7 @@ def compare(
 
     Raises PerfkitError as `run` does.
     """
+    from perfkit.comparison import Comparison
     from perfkit.selection import Options, Selection
 
     wanted = Comparison(
@@ -107,10 +108,17 @@ def compare(
         path = wanted.write(folder)
         chosen = Selection(configuration.load(path), Options(profile, seed=seed, config=str(path)))
         targets = _admitted(chosen, confirm, production, ask)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder)  # nothing was measured
+        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
         raise
-    return _measured(chosen, targets, folder)
+    try:
+        return _measured(chosen, targets, folder)
+    except PerfkitError:
+        if not (folder / "audit.jsonl").exists():  # nothing was done to the database: nothing to keep
+            shutil.rmtree(folder)
+        raise
 
 
 def _admitted(chosen: Selection, confirm: Names, production: Names, ask: Callable[[str], str] | None) -> Targets:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from time import perf_counter
 from typing import Any
 
@@ -24,6 +25,8 @@ from perfkit.selection import Selection
 Progress = Callable[[str], None]
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 WARM_USERS = 5
+FLOOR_SQL = "SELECT 1"
+PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a block spends its time on
 
 
 @dataclass(slots=True)
@@ -66,7 +69,7 @@ class Block:
     def __init__(self, ground: Ground, number: int, arms: Sequence[Arm], first: int) -> None:
         self._ground, self._number, self._chosen = ground, number, ground.chosen
         self._arms, self._done = list(arms), first
-        self._started = perf_counter()
+        self._started, self._earlier = perf_counter(), sum(map(ground.clock.seconds.get, PHASES, repeat(0.0)))
         seed = f"{self._chosen.options.seed}/{number}"
         self._order = random.Random(f"{seed}/order")
         names = [arm.name for arm in arms]
@@ -153,8 +156,9 @@ class Block:
             self._ground.stage.require_alive()
         except LoadError as error:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
-        if name in self._ground.caps:
-            self._note(scenario, name, load, perf_counter() - start)
+        target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
+        if target.name in self._ground.caps and (arm or self._chosen.is_sql(scenario)):
+            self._note(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
         bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage))
@@ -172,9 +176,9 @@ class Block:
                 self._sql_scans[arm.name].update(usage[item])
         return joined(loads)
 
-    def _note(self, scenario: Scenario, arm: str, load: Load, seconds: float) -> None:
+    def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load, seconds: float) -> None:
         """What was sent to something that perfkit did not start."""
-        texts = [self._chosen.text(arm, q) for q in scenario.send if q in self._chosen.queries]
+        texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
         sent = len(load.columns["item"])
         self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
@@ -196,7 +200,7 @@ class Block:
         source = chosen.queries[item].parameters
         parameters = draw(source) if source else None
         if arm == FLOOR:
-            return {"item": item, "sql": "SELECT 1", "params": None}
+            return {"item": item, "sql": FLOOR_SQL, "params": None}
         return {"item": item, "sql": chosen.text(arm, item), "params": parameters}
 
     def _sql(self, arm: Arm | None) -> Target:
@@ -236,10 +240,9 @@ class Block:
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks
         total = blocks * len(self._chosen.scenarios) * (len(self._chosen.arms) + 1)
-        phases = ("clones", "services", "state", "warm-up", "load", "scans")
-        spent = sum(self._ground.clock.seconds.get(phase, 0.0) for phase in phases)
+        spent = self._earlier + perf_counter() - self._started
         left = ""
-        if self._number:
+        if self._done:
             minutes, seconds = divmod(int(spent / self._done * (total - self._done)), 60)
             left = f", about {minutes}:{seconds:02} left"
         self._ground.progress(f"block {self._number + 1} of {blocks}: {what} (round {self._done + 1} of {total}{left})")

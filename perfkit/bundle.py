@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from perfkit.errors import BundleError
 
 FORMAT = 1
+COLUMNS = ("item", "user", "batch", "counted", "scheduled", "started", "acquired", "done", "outcome", "detail")
 FLOOR = "floor"  # stands for an arm in rounds against a target that does nothing
 
 
@@ -78,12 +80,16 @@ class Bundle:
         write_atomically(self.path / "rounds" / f"{round_.name}.json", text)
 
     def rounds(self) -> Iterator[Round]:
-        """All rounds in the order of block, scenario and arm names."""
+        """All rounds in the order of block, scenario and arm names. Raises BundleError for one that is no round."""
         for path in sorted((self.path / "rounds").glob("*.json")):
             try:
-                yield Round(**_read(path))
-            except TypeError:
+                found = Round(**_read(path))
+                lengths = {len(found.columns[name]) for name in COLUMNS}
+            except (KeyError, TypeError):
                 raise BundleError(f"{path}: not a round; expected the columns of format {FORMAT}") from None
+            if len(lengths) != 1:
+                raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
+            yield found
 
     def add_plan(self, arm: str, query: str, plan: Any) -> None:
         """Keep EXPLAIN's JSON as it came."""
@@ -98,6 +104,16 @@ class Bundle:
                 raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
         path = self.path / "plans" / arm / f"{query}.json"
         return _read(path) if path.is_file() else None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """BundleError for whatever goes wrong with the content of files, which is not checked key by key."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        words = f"{type(error).__name__}: {error}"
+        raise BundleError(f"{path}: damaged ({words}); expected what perfkit wrote") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

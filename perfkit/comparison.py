@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomlkit
 
-from perfkit.errors import BundleError, UsageError
+from perfkit.config.fields import require_no_password
+from perfkit.errors import BundleError, PlanError, UsageError
+from perfkit.explain.capture import single
+from perfkit.postgres.statements import split
 
 Text = str | Path  # SQL, or the name of a file that holds it
 
@@ -38,36 +42,47 @@ class Comparison:
             raise UsageError("nothing to compare; expected --index, --set or --rewrite")
         if self.rewrite and len(self.query) != 1:
             raise UsageError(f"a rewrite of {len(self.query)} queries; expected one --query with it")
+        for name in self.settings or {}:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.$]*", name):
+                raise UsageError(f"setting {name!r}; expected the name of a PostgreSQL setting")
+        if self.users < 1:
+            raise UsageError(f"users = {self.users}; expected at least 1")
+        try:
+            require_no_password(self.db)
+        except ValueError as error:
+            raise UsageError(f"db: expected {error}") from None
 
     def write(self, folder: Path) -> Path:
         """Write perfkit.toml and its SQL files into a folder; returns the former. Raises UsageError."""
         names = [f"query-{n}" for n in range(1, len(self.query) + 1)] if len(self.query) > 1 else ["query"]
+        files = {f"{name}.sql": self._query(text) for name, text in zip(names, self.query, strict=True)}
+        if self.index:
+            files["index.sql"] = "".join(f"{text};\n" for given in self.index for text in _statements(given))
+        if self.rewrite:
+            files["rewrite.sql"] = self._query(self.rewrite)
+        source = ""
+        if self.parameters:
+            lines = _is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
+            source = f"parameters{'.csv' if lines else '.sql'}"
+            files[source] = _read(self.parameters)
+        files["perfkit.toml"] = self._toml(names, source)
         try:
-            for name, text in zip(names, self.query, strict=True):
-                (folder / f"{name}.sql").write_text(_sql(text), encoding="utf-8")
-            if self.index:
-                statements = ";\n".join(_sql(text).strip().rstrip(";") for text in self.index)
-                (folder / "index.sql").write_text(f"{statements};\n", encoding="utf-8")
-            if self.rewrite:
-                (folder / "rewrite.sql").write_text(_sql(self.rewrite), encoding="utf-8")
-            source = self._copied_parameters(folder)
-            path = folder / "perfkit.toml"
-            path.write_text(self._toml(names, source), encoding="utf-8")
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8", newline="")
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
-        return path
+        return folder / "perfkit.toml"
 
-    def _copied_parameters(self, folder: Path) -> str:
-        """The parameter source beside the configuration; "" where there is none."""
-        if self.parameters is None:
-            return ""
-        if _is_file(self.parameters):
-            found = Path(self.parameters)
-            name = f"parameters{'.csv' if found.suffix.lower() == '.csv' else '.sql'}"
-            shutil.copyfile(found, folder / name)
-            return name
-        (folder / "parameters.sql").write_text(_sql(self.parameters), encoding="utf-8")
-        return "parameters.sql"
+    def _query(self, given: Text) -> str:
+        """A query's text, which must be one statement, with a source for the parameters that it names."""
+        text = _read(given)
+        try:
+            single(text)
+        except PlanError as error:
+            raise UsageError(f"{_shown(given)}: {error}") from None
+        if not self.parameters and (named := re.search(r"%\((\w+)\)s", text)):
+            raise UsageError(f"{_shown(given)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
+        return text
 
     def _toml(self, names: Sequence[str], source: str) -> str:
         database: dict[str, object] = {"target": self.db, "way": self.way}
@@ -76,7 +91,7 @@ class Comparison:
         database |= {"pooler": True} if self.pooler else {}
         after: dict[str, object] = {"name": "after", "role": "after", "title": self._title()}
         after |= {"indexes": "index.sql"} if self.index else {}
-        after |= {"settings": dict(self.settings)} if self.settings else {}
+        after |= {"settings": {name: str(value) for name, value in self.settings.items()}} if self.settings else {}
         after |= {"rewrite": {names[0]: "rewrite.sql"}} if self.rewrite else {}
         parameters = {"parameters": "rows"} if source else {}
         scenarios = [_scenario("alone", "1 connection", names, 1, 20)]
@@ -90,7 +105,7 @@ class Comparison:
                 "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],
                 "scenario": scenarios,
                 "arm": [*({"name": role, "role": role} for role in ("before", "control")), after],
-                **({"thresholds": {"p95_ms": self.p95_ms}} if self.p95_ms else {}),
+                **({"thresholds": {"p95_ms": self.p95_ms}} if self.p95_ms is not None else {}),
             }
         )
 
@@ -115,15 +130,29 @@ def _scenario(name: str, label: str, send: Sequence[str], users: int, requests: 
 
 
 def _is_file(text: Text) -> bool:
-    """A file is named by a Path, or by text that could not be SQL: one word ending in .sql or .csv."""
-    return isinstance(text, Path) or text.lower().endswith((".sql", ".csv"))
+    """A file is named by a Path, by what is one, or by a word that could not be SQL: it ends in .sql or .csv."""
+    if isinstance(text, Path) or os.path.isfile(text):  # noqa: PTH113 - Path.is_file raises for a long text
+        return True
+    return bool(re.fullmatch(r"\S+\.(sql|csv)", text, re.IGNORECASE))
 
 
-def _sql(text: Text) -> str:
+def _shown(text: Text) -> str:
+    """What an error calls a text."""
+    return str(text) if _is_file(text) else repr(" ".join(str(text).split())[:60])
+
+
+def _statements(text: Text) -> list[str]:
+    """CREATE INDEX and ANALYZE statements, without the comments between them. Raises UsageError for none."""
+    if not (found := [statement.text for statement in split(_read(text))]):
+        raise UsageError(f"{_shown(text)}: no statement; expected CREATE INDEX ...")
+    return found
+
+
+def _read(text: Text) -> str:
     if not _is_file(text):
         return f"{text}\n"
     try:
-        return Path(text).read_text(encoding="utf-8")
+        return Path(text).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UsageError(f"{text}: cannot be read ({reason}); expected a file with SQL, or the SQL itself") from None

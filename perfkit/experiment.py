@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from perfkit.block import Block, Clock, Ground, Progress, Rows
 from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
-from perfkit.errors import Interrupted, LoadError, PerfkitError
+from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
 from perfkit.explain.capture import explain, typical_parameters
 from perfkit.explain.plan import summarize
 from perfkit.explain.safety import effects, require_harmless
@@ -35,7 +34,7 @@ from perfkit.load.plan import Draw
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
 from perfkit.postgres.external import External
-from perfkit.process import alone, spawn, stop
+from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
 
@@ -202,7 +201,11 @@ class Experiment:
             for query in self._chosen.config.query if place else ():
                 assert place
                 text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
-                bundle.add_plan(arm.name, query.name, self._plan(place, text, own[:PLANNED]))
+                file = arm.rewrite.get(query.name, query.file)
+                try:
+                    bundle.add_plan(arm.name, query.name, self._plan(place, text, own[:PLANNED]))
+                except PlanError as error:
+                    raise PlanError(f"{_homeless(str(file))}: {error}") from None
         sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
         return {
             "title": arm.title,
@@ -271,7 +274,7 @@ class Experiment:
 @contextmanager
 def _null_service() -> Iterator[str]:
     """A service that does nothing, for the floor; yields where it answers."""
-    process = spawn([sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = spawn([*MODULE, "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         line = process.stdout.readline()

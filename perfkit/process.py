@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from perfkit.errors import LoadError
+
 # Runs in the child before the program itself. A separate interpreter rather than `preexec_fn`, which forks a
 # process full of threads (BLAS, uvloop) and may deadlock in it. Python ignores two signals, and exec would
 # hand that down. The parent may have died before its death was asked for.
@@ -33,6 +35,9 @@ for number in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(number, signal.SIG_DFL)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
+
+#: The start of a command that runs one of perfkit's modules: -P, or whatever lies in the current folder is imported.
+MODULE = (sys.executable, "-P", "-m")
 
 # The kernel's "parent" is the thread that forked, so a child asked for by a short-lived thread is forked by
 # this one, which lives as long as the process.
@@ -89,7 +94,10 @@ def alone(say: Callable[[str], None]) -> Iterator[None]:
     import fcntl
 
     path = Path(tempfile.gettempdir()) / f"perfkit-measuring-{os.getuid()}"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be opened ({error.strerror}); expected a file of yours, or none") from None
     try:
         while True:
             try:

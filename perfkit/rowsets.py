@@ -9,7 +9,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from perfkit.explain.capture import session, single
+from perfkit.errors import PlanError
+from perfkit.explain.capture import READING, session, single
+from perfkit.postgres.parameters import exact
+from perfkit.postgres.statements import first_word
 
 Parameters = Mapping[str, Any] | None
 
@@ -37,6 +40,9 @@ def compare(
     not; names of columns and the order of rows do not count. One number of rows and one digest come back for
     each query: no data leaves the server. Raises PlanError with the server's words.
     """
+    for text in map(single, (before, after)):
+        if (word := first_word(text)) not in READING:
+            raise PlanError(f"{word} has no rows that could be compared; expected a SELECT and a rewrite of it")
     equal, first = 0, ""
     with session(connect, timeout_s) as connection:
         connection.rollback()  # the isolation level can only be set before the transaction begins
@@ -61,8 +67,8 @@ def _digest(connection: psycopg.Connection[Any], text: str, row: Parameters, tim
     cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")
     cursor.execute(
         "SELECT count(*), md5(coalesce(string_agg(h, '' ORDER BY h), '')) FROM "
-        f"(SELECT md5(q::text) AS h FROM (\n{text}\n) q) hashed".encode(),
-        row,
+        f"(SELECT md5((q.*)::text) AS h FROM (\n{text}\n) q) hashed".encode(),
+        exact(row),
     )
     count, digest = cursor.fetchone() or (0, "")
     return int(count), str(digest)

@@ -38,8 +38,14 @@ def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str) 
     found = analysis.comparison(arm, worst.scenario, "p95", worst.item)
     if level is None or level.p95 is None:
         return ""
-    text = f"{_ms(level.p95.value)} with {run['arms'][arm]['title'] or arm}"
+    text = f"{_ms(level.p95.value)} {_named(run, arm)}"
     return f"{text} ({_times(found)})" if found and found.ratio else text
+
+
+def _named(run: Mapping[str, Any], arm: str) -> str:
+    """An arm's title as it goes on in a sentence."""
+    title = str(run["arms"][arm]["title"] or arm)
+    return title if title.startswith(("with ", "without ")) else f"with {title}"
 
 
 def _times(found: Comparison) -> str:
@@ -47,10 +53,10 @@ def _times(found: Comparison) -> str:
     assert found.ratio
     value, lo, hi = found.ratio.value, found.ratio.lo, found.ratio.hi
     if found.verdict is Verdict.FASTER:
-        return f"{1 / value:.2g} times as fast, 95 % interval {1 / hi:.2g} to {1 / lo:.2g}"
+        return f"{_three(1 / value)} times as fast, 95 % interval {_three(1 / hi)} to {_three(1 / lo)}"
     if found.verdict is Verdict.SLOWER:
-        return f"{value:.2g} times as slow, 95 % interval {lo:.2g} to {hi:.2g}"
-    return f"{found.verdict}: ratio {value:.2g}, 95 % interval {lo:.2g} to {hi:.2g}"
+        return f"{_three(value)} times as slow, 95 % interval {_three(lo)} to {_three(hi)}"
+    return f"{found.verdict}: ratio {_three(value)}, 95 % interval {_three(lo)} to {_three(hi)}"
 
 
 def _errors(analysis: Analysis) -> str:
@@ -79,6 +85,7 @@ def weaknesses(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
             _control,
             _unverified,
             _near_floor,
+            _too_few,
             _drift,
             _origin,
             _setting,
@@ -130,6 +137,17 @@ def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
             blocks = [c.blocks_needed for c in open_ if c.blocks_needed]
             more = f"; about {max(blocks)} blocks would settle the last of them" if blocks else ""
             yield f"{arm}: inconclusive in {len(open_)} of its comparisons ({what}){more}."
+
+
+def _too_few(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    """The rule counts failures; whether their true rate is under the limit may need more requests."""
+    limit = run["config"]["thresholds"]["error_rate"]
+    for rule in analysis.judgement.rules:
+        if rule.name == "error rate" and rule.arm in _after(run) and rule.bound and rule.bound > limit:
+            yield (
+                f"{rule.arm}: error rates between {100 * limit:.2g} % and {100 * rule.bound:.2g} % are not excluded by "
+                "so few requests; the rule counts the failures that there were."
+            )
 
 
 def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
@@ -185,9 +203,10 @@ def _origin(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
 def _setting(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
     server, host = run.get("server", {}), run["host"]
     if server.get("kind") == "embedded":
+        others = "the service and the load" if run["config"]["request"] else "the load"
         yield (
             f"Measured on embedded PostgreSQL {server['version']} that shares {host['cores']} cores with "
-            f"the service and the load, fsync {server['settings'].get('fsync')}: ratios carry over "
+            f"{others}, fsync {server['settings'].get('fsync')}: ratios carry over "
             "to another machine better than milliseconds; whether a limit in ms holds depends on the machine."
         )
     if rtt := run["parameters"]["rtt_ms"]:
@@ -204,6 +223,15 @@ def _setting(run: Mapping[str, Any], _: Analysis) -> Iterator[str]:
 
 def _arm(run: Mapping[str, Any], role: str) -> str:
     return next((name for name, own in run["roles"].items() if own == role), "")
+
+
+def _three(value: float) -> str:
+    """Three significant digits without an exponent: two would hide on which side of 1 a bound is."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _after(run: Mapping[str, Any]) -> list[str]:
+    return [name for name, role in run["roles"].items() if role == "after"]
 
 
 def _ms(value: float) -> str:

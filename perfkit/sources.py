@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -54,11 +55,14 @@ def _lines(path: Path) -> list[Row]:
     """Every value as text; an empty one is NULL."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            found = [row for row, _ in zip(csv.DictReader(file, strict=True), range(LIMIT), strict=False)]
+            reader = csv.DictReader(file, strict=True)
+            header, found = reader.fieldnames or [], list(islice(reader, LIMIT))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read ({error}); expected CSV in UTF-8 with a header line") from None
     if not found:
         raise UsageError(f"{path}: gave no rows; expected a header line and at least one set of parameters")
+    if len(set(header) - {""}) != len(header):
+        raise UsageError(f"{path}: a column twice or without a name; expected a name for each in the first line")
     if any(None in row or None in row.values() for row in found):
         raise UsageError(f"{path}: lines of different lengths; expected a value for every column")
     return [{name: value or None for name, value in row.items()} for row in found]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import psycopg
@@ -20,6 +22,7 @@ from perfkit.postgres.site import Connection
 from perfkit.text import first_line, visible
 
 EXAMPLE = ROOT / "docs" / "examples" / "orders"
+TIMEOUT_S = 10
 LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
 
 
@@ -46,7 +49,8 @@ def write(folder: Path, external: External | None, db: str = "", *, tls: bool = 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
     return [folder / name for name in sorted(files, key=lambda name: name != "perfkit.toml")]
@@ -59,15 +63,17 @@ def _example() -> dict[str, str]:
 def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
     """Queries by keys, for which the values are there; indexes for foreign keys that have none."""
     try:
-        with external.connect() as connection:
+        with external.connect() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_S * 1000}")
             draft, size = _looked_at(connection)
     except psycopg.Error as error:
         raise ServerError(f"{external.name}: {first_line(error)}") from None
     if not draft.queries:
-        raise ServerError(f"{external.name}: no table with rows and a key; expected one that can be read")
+        raise ServerError(f"{external.name}: no table that can be read has rows and a key; expected one to begin with")
     files = {"perfkit.toml": _toml(draft, db, external.name, size, tls)}
     files |= {f"{name}.sql": f"{text}\n" for name, text in draft.queries.items()}
-    files |= {f"{name}_parameters.sql": f"{text}\n" for name, text in draft.parameters.items()}
+    files |= {f"{name}.parameters.sql": f"{text}\n" for name, text in draft.parameters.items()}
     if draft.indexes:
         files["indexes.sql"] = "".join(f"{statement};\n" for statement in draft.indexes)
     if draft.statements:
@@ -78,18 +84,33 @@ def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
 def _looked_at(connection: Connection) -> tuple[_Draft, int]:
     """The draft, and the database's size in bytes."""
     tables = connection.execute(catalog.get("starter_tables").encode()).fetchall()
-    keys = connection.execute(catalog.get("copy_foreign_keys").encode()).fetchall()
+    keys = connection.execute(catalog.get("starter_foreign_keys").encode()).fetchall()
     draft, by_name = _Draft(), {table["table"]: table for table in tables}
     bare = [key for key in keys if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
     bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
-    for key in bare[:LOOKUPS]:
+    for key in islice((key for key in bare if _has_rows(connection, key["child"], key["columns"])), LOOKUPS):
         _lookup(draft, by_name[key["child"]], key["columns"], "by")
         draft.indexes.append(f"CREATE INDEX ON {key['child']} ({', '.join(key['columns'])})")
-    for table in [table for table in tables if table["key"] and table["rows"]][:KEYS]:
+    keyed = (table for table in tables if table["key"] and _has_rows(connection, table["table"], table["key"]))
+    for table in islice(keyed, KEYS):
         _lookup(draft, table, table["key"], "one_of")
     draft.seen = [_told(table, keys) for table in tables[:20]]
     draft.statements = list(_statements(connection))
     return draft, sum(table["bytes"] + table["index_bytes"] for table in tables)
+
+
+def _has_rows(connection: Connection, table: str, columns: Sequence[str]) -> bool:
+    """Whether there is a row to look up by these columns, as far as one is found in good time."""
+    try:
+        with connection.transaction():
+            found = connection.execute(f"SELECT 1 FROM {table} WHERE {_known(columns)} LIMIT 1".encode())
+            return found.fetchone() is not None
+    except psycopg.Error:
+        return False
+
+
+def _known(columns: Sequence[str]) -> str:
+    return " AND ".join(f"{column} IS NOT NULL" for column in columns)
 
 
 def _indexed(table: Mapping[str, Any], columns: Sequence[str]) -> bool:
@@ -101,11 +122,12 @@ def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how
     """A query for the rows with given values, and the values that there are."""
     name = _name(f"{how}_{table['name']}", draft.queries)
     given = [f"p{number}" for number, _ in enumerate(columns, 1)]
-    condition = " AND ".join(f"{column} = %({value})s" for column, value in zip(columns, given, strict=True))
+    condition = " AND ".join(
+        f"{column.replace('%', '%%')} = %({value})s" for column, value in zip(columns, given, strict=True)
+    )
     selected = ", ".join(f"{column} AS {value}" for column, value in zip(columns, given, strict=True))
-    known = " AND ".join(f"{column} IS NOT NULL" for column in columns)
     draft.queries[name] = f"SELECT * FROM {table['table'].replace('%', '%%')} WHERE {condition} LIMIT 100"
-    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {known} LIMIT :rows"
+    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_known(columns)} LIMIT :rows"
 
 
 def _name(wanted: str, taken: Mapping[str, Any]) -> str:
@@ -116,7 +138,7 @@ def _name(wanted: str, taken: Mapping[str, Any]) -> str:
 
 def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
     refers = [f"{', '.join(k['columns'])} -> {k['parent']}" for k in keys if k["child"] == table["table"]]
-    size = f"{table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
+    size = f"about {table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
     key = f"key {', '.join(table['key'])}" if table["key"] else "no primary key"
     return "; ".join([f"{table['table']}: {size}", key, *refers])
 
@@ -130,7 +152,11 @@ def _statements(connection: Connection) -> Iterator[str]:
     if not found:
         return
     schema = sql.Identifier(found["schema"]).as_string(connection)
-    rows = connection.execute(catalog.get("top_statements").replace(":schema", schema).encode()).fetchall()
+    try:
+        with connection.transaction():
+            rows = connection.execute(catalog.get("top_statements").replace(":schema", schema).encode()).fetchall()
+    except psycopg.Error:
+        return  # not for this role, or of a version that has other columns
     if rows:
         yield "-- Where this database's time goes. To measure one: a file of its own, $1 replaced by %(name)s, and a"
         yield "-- [[query]] with a source of parameters.\n"
@@ -144,7 +170,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     _say(
         document,
         f"What perfkit found in {name}, and a first question to it.",
-        f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {name}",
+        f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {quote(name)}",
         "Every key: docs/configuration.md",
     )
     document["title"] = f"{name.rpartition('/')[2]}: first look"
@@ -162,7 +188,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     if not tls:
         database["tls"] = False
     document["database"] = database
-    document["parameters"] = {query: f"{query}_parameters.sql" for query in draft.parameters}
+    document["parameters"] = {query: f"{query}.parameters.sql" for query in draft.parameters}
     document["query"] = [{"name": query, "file": f"{query}.sql", "parameters": query} for query in draft.queries]
     document["scenario"] = [
         _scenario("alone", "1 connection", draft, users=1, requests=20),

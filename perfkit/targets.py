@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import monotonic_ns
+from typing import TypeVar
 
 from perfkit.config import Arm, Config
 from perfkit.errors import TargetRefused
@@ -17,6 +18,7 @@ from perfkit.load.limits import Caps
 from perfkit.postgres.external import External, open_external
 
 SAFE_METHODS = ("GET",)
+_Place = TypeVar("_Place", Address, Origin)
 LOADED = ("clone", "in-place")  # ways in which load goes to the server of the target
 
 
@@ -27,14 +29,16 @@ class Targets:
     addresses: Mapping[str, Address]
     origins: Mapping[str, Origin]
     permission: Permission
+    pooler: bool = False  # one is declared, whether or not it shows
 
     def open(self, stack: ExitStack, audit: Audit) -> dict[str, External]:
         """Connect to every database, each once; `stack` closes them. Raises ServerError, TargetRefused."""
         opened: dict[str, External] = {}
         for address in self.addresses.values():
-            if address.name not in opened:
-                opened[address.name] = stack.enter_context(open_external(address, self.permission, audit))
-        return {arm: opened[address.name] for arm, address in self.addresses.items()}
+            if (where := address.conninfo()) not in opened:
+                opened[where] = stack.enter_context(open_external(address, self.permission, audit))
+                opened[where].pooler |= self.pooler
+        return {arm: opened[address.conninfo()] for arm, address in self.addresses.items()}
 
 
 def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> Targets:
@@ -50,9 +54,9 @@ def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> T
     for arm in arms:
         common = settings.database.target if settings.database else ""
         if named := arm.database or common:
-            addresses[arm.name] = resolve(named, tls)
+            addresses[arm.name] = _once(resolve(named, tls), addresses.values())
         if url := arm.url or (settings.service.url if settings.service else ""):
-            origins[arm.name] = resolve_origin(url)
+            origins[arm.name] = _once(resolve_origin(url), origins.values())
     for address in {address.name: address for address in addresses.values()}.values():
         admit(address, permission)
         permission = replace(permission, confirm=(*permission.confirm, address.name))  # asked once
@@ -60,7 +64,15 @@ def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> T
         admit_origin(origin, permission)
         permission = replace(permission, confirm=(*permission.confirm, origin.name))
     _require_writes(settings, origins)
-    return Targets(addresses, origins, permission)
+    return Targets(addresses, origins, permission, bool(settings.database and settings.database.pooler))
+
+
+def _once(found: _Place, known: Iterable[_Place]) -> _Place:
+    """What was found, unless the same name led elsewhere a moment ago. Raises TargetRefused."""
+    for other in known:
+        if other.name == found.name and other.address != found.address:
+            raise TargetRefused(f"{found.name} is {other.address} and {found.address}; expected one address")
+    return found
 
 
 def caps(settings: Config, targets: Targets) -> dict[str, Caps]:

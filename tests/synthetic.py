@@ -99,6 +99,7 @@ def _arm(arm: config.Arm) -> dict[str, Any]:
     ]
     return {
         "title": arm.title,
+        "postgres": 18,
         "role": arm.role,
         "indexes": indexes,
         "expected_indexes": names,

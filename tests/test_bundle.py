@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from perfkit.bundle import FORMAT, Bundle, Round, write_atomically
+from perfkit.bundle import COLUMNS, FORMAT, Bundle, Round, write_atomically
 from perfkit.errors import BundleError
 
 
 def round_(block: int, scenario: str = "burst", arm: str = "before", position: int = 0) -> Round:
-    columns: dict[str, list[Any]] = {"item": ["book"], "outcome": ["ok"]}
+    columns: dict[str, list[Any]] = {name: [0] for name in COLUMNS} | {"item": ["book"], "outcome": ["ok"]}
     return Round(block, position, scenario, arm, columns, {"lag_p50_ms": 0.1}, {"q": {"seq:t": 1}})
 
 

@@ -114,3 +114,122 @@ def test_a_file_that_is_no_text_is_one_line(tmp_path):
     (tmp_path / "perfkit.toml").write_bytes(b"\xff\xfe\x00")
     assert len(lines(tmp_path / "perfkit.toml")) == 1
     assert len(lines(tmp_path)) == 1
+
+
+# A database, a service and arms of the user's own
+
+
+TARGET = 'prepare = ["schema.sql"]'
+BEFORE = 'name = "before"\nrole = "before"\n'
+IN_PLACE = 'target = "service=staging"\nway = "in-place"'
+SERVICE = '[service]\nurl = "https://staging.example"\n'
+REQUEST = '[[request]]\nname = "r"\npath = "/r"\n'
+
+
+def changed(*changes: tuple[str, str], more: str = "") -> str:
+    """The smallest configuration with some texts replaced and more at its end."""
+    text = MINIMAL
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    return text + more
+
+
+def arm(role: str, *lines: str) -> str:
+    return "\n".join(("[[arm]]", f'name = "{role}"', f'role = "{role}"', *lines, ""))
+
+
+def drawn(columns: str) -> str:
+    return changed(('ids = "ids.sql"', f"[parameters.ids]\ncolumns = {{ {columns} }}"))
+
+
+WRONG = {
+    # the database
+    "both origins": (changed((TARGET, f'{TARGET}\ntarget = "service=x"')), "database: expected either 'prepare' (SQL files) or 'target' (a database of yours)"),
+    "no origin": (changed((TARGET, "tls = true")), "database: expected either 'prepare' (SQL files) or 'target'"),
+    "no database": (changed(("[database]", ""), (TARGET, "")), "[database] is missing; expected one, for there are queries"),
+    "a target without a way": (changed((TARGET, 'target = "service=x"')), "database: expected way 'made' to fit: 'made' without a target, whole, sample, generated, clone or in-place with one"),
+    "a way without a target": (changed((TARGET, f'{TARGET}\nway = "clone"')), "database: expected way 'clone' to fit"),
+    "an unknown way": (changed((TARGET, f'{TARGET}\nway = "copy"')), "database.way = 'copy'; expected: Input should be 'made', 'whole'"),
+    "a password": (changed((TARGET, 'target = "host=h password=hunter2"\nway = "whole"')), "database.target: expected no password in it: use ~/.pgpass"),
+    "a password in a URI": (changed((TARGET, 'target = "postgres://me:hunter2@h/d"\nway = "whole"')), "database.target: expected no password in it"),
+    "a password in what is no conninfo": (changed((TARGET, 'target = "hunter2@h"\nway = "whole"')), "database.target: expected a libpq connection string"),
+    "scales without files": (changed((TARGET, f"{IN_PLACE}\nscales = {{ small = {{ n = 1 }} }}")), "database: expected no 'scales' without 'prepare' files"),
+    "settings of another's server": (changed((TARGET, f'{IN_PLACE}\nsettings = {{ work_mem = "1MB" }}')), "database: expected no 'settings' for a server that perfkit does not start"),
+    "an unknown scale": (changed((TARGET, f'{TARGET}\nscale = "big"\nscales = {{ small = {{ n = 1 }} }}')), "database: scale = 'big'; expected one of: small"),
+    # arms
+    "indexes in place without a control": (changed((TARGET, IN_PLACE), more=arm("after", 'indexes = "schema.sql"')), "arm: in place, expected one with role = 'control': 'before' once more, at the end"),
+    "prepare in place": (changed((TARGET, IN_PLACE), more=arm("after", 'prepare = ["schema.sql"]')), "arm 'after': prepare cannot be undone in place; expected indexes alone"),
+    "another version in place": (changed((TARGET, IN_PLACE), more=arm("after", "postgres = 16")), "arm 'after': postgres = 16; expected a server that perfkit starts"),
+    "a database for a copy": (changed(more=arm("after", 'database = "service=x"')), "arm 'after': database is for way 'in-place'; expected none"),
+    "a password of an arm": (changed((TARGET, IN_PLACE), more=arm("after", 'database = "postgres://me:hunter2@h/d"')), "arm.1.database: expected no password in it"),
+    "a url without a service": (changed(more=arm("after", 'url = "https://x"')), "arm 'after': url; expected a [service] with a url of its own"),
+    "a url with a name and password": (changed(more=f'{SERVICE}{arm("after", 'url = "https://me:hunter2@x"')}'), "arm.1.url: expected http(s)://host[:port] and nothing more"),
+    "values without a command": (changed(more=f'{SERVICE}{arm("after", 'service = { handler = "x" }')}'), "arm 'after': service; expected a [service] with a command to fill its values in"),
+    "a rewrite of nothing": (changed(more=arm("after", 'rewrite = { gone = "by_id.sql" }')), "arm 'after': rewrite = 'gone'; expected one of: by_id"),
+    "a rewrite that is gone": (changed(more=arm("after", 'rewrite = { by_id = "gone.sql" }')), "arm.1.rewrite.by_id = 'gone.sql'; expected: an existing file"),
+    "a warm-up without end": (changed((BEFORE, f"{BEFORE}warmup = 10001\n")), "arm.0.warmup = 10001; expected: "),
+    # the service and its requests
+    "a command and a url": (changed(more=f'{SERVICE}command = ["x"]\n'), "service: expected either a command or a url"),
+    "neither": (changed(more="[service]\n"), "service: expected either a command or a url"),
+    "a url with a path": (changed(more='[service]\nurl = "https://x/y"\n'), "service.url: expected http(s)://host[:port] and nothing more"),
+    "another scheme": (changed(more='[service]\nurl = "ftp://x"\n'), "service.url: expected http(s)://host[:port] and nothing more"),
+    "requests to nobody": (changed(more=REQUEST), "requests are defined, but no [service]; expected its command or url"),
+    "a path to elsewhere": (changed(more=SERVICE + REQUEST.replace('"/r"', '"//evil.example/r"')), "request.0: expected path '//evil.example/r' to begin with one '/'"),
+    "a whole url as path": (changed(more=SERVICE + REQUEST.replace('"/r"', '"https://evil.example"')), "request.0: expected path 'https://evil.example' to begin with one '/'"),
+    "a path of two lines": (changed(more=SERVICE + REQUEST.replace('"/r"', '"/r\\r\\nHost: x"')), "request.0: expected path '/r\\r\\nHost: x' to begin with one '/'"),
+    "a header of two lines": (changed(more=f'{SERVICE}{REQUEST}headers = {{ X = "1\\r\\nHost: x" }}\n'), "request.0: expected header 'X' of letters, digits and '-', with a value of one line"),
+    "a header with a colon": (changed(more=f'{SERVICE}{REQUEST}headers = {{ "X: y" = "1" }}\n'), "request.0: expected header 'X: y' of letters, digits and '-'"),
+    "a host header": (changed(more=f'{SERVICE}{REQUEST}headers = {{ hOSt = "x" }}\n'), "request.0: expected no header 'hOSt': the client sets it"),
+    "an unknown method": (changed(more=f'{SERVICE}{REQUEST}method = "TRACE"\n'), "request.0.method = 'TRACE'; expected: "),
+    "queries and requests at once": (changed(('send = ["by_id"]', 'send = ["by_id", "r"]'), more=SERVICE + REQUEST), "scenario 'alone': send mixes requests and queries; expected one kind"),
+    # generators
+    "no kind": (drawn("id = {}"), "parameters.ids.columns.id: expected exactly one of integer, number, choice, date, uuid"),
+    "two kinds": (drawn("id = { uuid = true, integer = [1, 2] }"), "parameters.ids.columns.id: expected exactly one of integer"),
+    "a reversed range": (drawn("id = { integer = [2, 1] }"), "parameters.ids.columns.id: expected integer from the smaller to the larger"),
+    "reversed days": (drawn("id = { date = [2026-01-02, 2026-01-01] }"), "parameters.ids.columns.id: expected date from the smaller to the larger"),
+    "half a range": (drawn("id = { integer = [1] }"), "parameters.ids.columns.id.integer.1: missing; expected a value"),
+    "no choice": (drawn("id = { choice = [] }"), "parameters.ids.columns.id.choice = []; expected: "),
+    "no columns": (drawn(""), "parameters.ids.columns: expected "),
+    "a range without end": (drawn("id = { number = [1.0, inf] }"), "parameters.ids.columns.id.number.1 = inf; expected: Input should be a finite number"),
+    "uuid = false": (drawn("id = { uuid = false }"), "parameters.ids.columns.id.uuid = False; expected: Input should be True"),
+    # bounds
+    "no end of time": (changed(more="[limits]\nseconds = inf\n"), "limits.seconds = inf; expected: Input should be a finite number"),
+    "no margin": (changed(("[database]", "margin = 0\n[database]")), "margin = 0; expected: Input should be greater than 0"),
+    "half a breaker": (changed(more="[limits]\nbreaker_errors = 1.5\n"), "limits.breaker_errors = 1.5; expected: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG.values(), ids=list(WRONG))
+def test_what_does_not_go_together_is_one_line_without_a_secret(write, text, expected):
+    path = write(text)
+    (found,) = lines(path)
+    assert found.startswith(f"{path}: {expected}")
+    assert "hunter2" not in found
+
+
+def test_an_arm_of_a_service_alone_has_no_database_to_change(write):
+    text = changed(("[database]", ""), (TARGET, ""), ('send = ["by_id"]', 'send = ["r"]'), more=SERVICE + REQUEST)
+    text = text.replace('[[query]]\nname = "by_id"\nfile = "by_id.sql"\nparameters = "ids"\n', "")
+    assert config.load(write(text)).database is None
+    more = arm("after", 'indexes = "schema.sql"', 'settings = { work_mem = "1MB" }', 'prepare = ["schema.sql"]')
+    found = lines(path := write(text + more))
+    assert [line.removeprefix(f"{path}: arm 'after': ").split(";")[0] for line in found] == [
+        "prepare", "indexes", "settings",
+    ]  # fmt: skip
+    assert all(line.endswith("expected a [database] to do that in") for line in found)
+
+
+def test_mistakes_of_every_table_come_at_once(write):
+    text = changed(
+        ('title = "A query"', "margin = 2"),
+        (TARGET, 'target = "host=h password=hunter2"\nway = "copy"'),
+        ('"by_id.sql"', '"gone.sql"'),
+        (BEFORE, f"{BEFORE}settings = {{ work_mem = 64 }}\n"),
+        more=f'{SERVICE}healthy = "/"\n{REQUEST}headers = {{ Host = "x" }}\n[limits]\nrate = -1\n',
+    )
+    keys = sorted(line.split(": ")[1].split(" = ")[0] for line in lines(write(text)))
+    assert keys == sorted([
+        "title", "margin", "database.target", "database.way", "query.0.file", "arm.0.settings.work_mem",
+        "service.healthy", "request.0", "limits.rate",
+    ])  # fmt: skip

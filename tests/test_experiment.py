@@ -192,7 +192,7 @@ def left_over(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_leaves_a_readable_bundle_and_nothing_running(running, how):
     process, folder = running
     process.send_signal(how)
@@ -230,10 +230,10 @@ def test_a_server_killed_under_a_run_is_one_line_and_the_bundle_says_so(running)
 
 def test_a_full_disk_is_one_line_and_what_came_before_is_kept(tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from perfkit.bundle import Bundle, Round;"
+        "import resource, sys; from pathlib import Path; from perfkit.bundle import COLUMNS, Bundle, Round;"
         "from perfkit.errors import BundleError;"
         "bundle = Bundle.create(Path(sys.argv[1]) / 'run', {});"
-        "small, big = ({'item': ['x'] * n} for n in (10, 100_000));"
+        "small, big = ({name: ['x'] * n for name in COLUMNS} for n in (10, 100_000));"
         "bundle.add_round(Round(0, 0, 'burst', 'before', small, {}));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
         "bundle.add_round(Round(1, 1, 'burst', 'before', big, {}))"
@@ -243,6 +243,19 @@ def test_a_full_disk_is_one_line_and_what_came_before_is_kept(tmp_path):
     assert "cannot be written" in done.stderr.splitlines()[-1]
     assert [r.block for r in Bundle.open(tmp_path / "run").rounds()] == [0]
     assert [p.name for p in (tmp_path / "run" / "rounds").iterdir()] == ["000.burst.before.json"]
+
+
+def test_what_lies_in_the_current_folder_is_not_taken_for_a_part_of_it(tmp_path, server_home):
+    for name in ("json.py", "signal.py", "perfkit.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong one')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "perfkit", "check", "--scale", "seed", "--arm", "before"],
+        cwd=tmp_path,
+        env={**os.environ, "PERFKIT_HOME": str(server_home)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "7 of 7 checks passed"), done.stderr
 
 
 def test_an_unwritable_reports_folder_is_one_line(tmp_path):

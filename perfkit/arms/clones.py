@@ -16,6 +16,7 @@ from perfkit.errors import ServerError, TargetRefused
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built, build
 from perfkit.postgres import catalog, databases, embedded
+from perfkit.postgres.capabilities import allowing
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Site
@@ -69,6 +70,8 @@ class Clones(Stage):
             for (_, name), site in self._owned.items():
                 if kind is None or site.foreign:
                     databases.drop(site, name)
+                if isinstance(site, External):
+                    self._janitor.released("databases", [name])
         super().__exit__(kind, *exc)
 
     @property
@@ -138,10 +141,13 @@ class Clones(Stage):
     def _server(self, arm: Arm) -> Site:
         """The server that fits an arm: its version, and the settings that only a start can give."""
         if self._source and self._config.database and self._config.database.way == "clone":
+            name = self._source.name
+            if self._source.pooler:
+                raise TargetRefused(f"{name}: behind a pooler; expected a direct connection to clone it")
             if "ddl" not in self._source.permissions:
                 raise TargetRefused(
-                    f"{self._source.address.name}: databases may not be made beside it; its owner can allow that "
-                    "with: perfkit allow --ddl"
+                    f"{name}: databases may not be made beside it; its owner can allow that with: "
+                    f"{allowing(self._source, 'ddl')}"
                 )
             return self._servers.setdefault("source", self._source)
         assert self._config.database
@@ -187,5 +193,7 @@ class Clones(Stage):
     def _own(self, site: Site, suffix: str) -> str:
         """A database name of this run that is dropped at the end."""
         name = f"pk_{self._run}_{suffix}"
+        if isinstance(site, External) and (id(site), name) not in self._owned:
+            self._janitor.promise(site, "databases", [name])
         self._owned[id(site), name] = site
         return name

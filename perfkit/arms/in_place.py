@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from time import sleep
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from perfkit.arms.stage import Place, Relay, Stage, undisturbed
 from perfkit.config import Arm, Config
 from perfkit.errors import ServerError, TargetRefused, UsageError
 from perfkit.guards.origin import Origin
-from perfkit.indexes.build import LOCK_TIMEOUT, Built, build, index_names, places
+from perfkit.indexes.build import Built, build, index_names, places
+from perfkit.indexes.remove import remove
 from perfkit.postgres import databases
+from perfkit.postgres.capabilities import allowing
 from perfkit.postgres.external import External
-
-_ATTEMPTS, _PAUSE_S = 5, 0.5
 
 
 class InPlace(Stage):
@@ -61,6 +59,8 @@ class InPlace(Stage):
         for arm in self._config.arm:
             if source := self._sources.get(arm.name):
                 self._require_possible(arm, source)
+                if arm.indexes:
+                    self._require_buildable(arm, source)
         return self.place(self._config.baseline())
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -75,7 +75,9 @@ class InPlace(Stage):
         """Remove the indexes of these arms at the end, also after an error or an interrupt."""
         begun = [arm for arm in arms if arm.indexes]
         for arm in begun:
-            self._require_absent(arm)
+            self._require_buildable(arm, self._sources[arm.name])  # what was so at the start may have changed
+            assert arm.indexes
+            self._janitor.promise(self._sources[arm.name], "indexes", index_names(arm.indexes))
         try:
             yield
         finally:
@@ -101,13 +103,16 @@ class InPlace(Stage):
         return Place(site, site.address.dbname, arm.settings) if site else None
 
     def require_alive(self) -> None:
-        """Nothing can be known without asking; requests that fail are counted."""
+        """Raise ServerError where a server no longer answers; requests that it fails are counted."""
+        for source in self._sources.values():
+            if not source.alive():
+                raise ServerError(f"{source.name}: the server no longer answers; what was measured so far is kept")
 
     def _require_possible(self, arm: Arm, source: External) -> None:
         name, service = source.address.name, self._config.service
         if service and service.command and "writes" not in source.permissions:
             raise TargetRefused(
-                f"{name}: a service may write to it; its owner can allow that with: perfkit allow --writes"
+                f"{name}: a service may write to it; its owner can allow that with: {allowing(source, 'writes')}"
             )
         if arm.settings and source.pooler:
             setting, value = next(iter(arm.settings.items()))
@@ -116,21 +121,17 @@ class InPlace(Stage):
                 f"ALTER ROLE {_quoted(source.address.user)} SET {setting} = '{value}'"
             )
 
-    def _require_absent(self, arm: Arm) -> None:
+    def _require_buildable(self, arm: Arm, source: External) -> None:
         """Raise unless building is allowed and none of the indexes is there already."""
-        place = self.place(arm)
-        assert place and arm.indexes
-        source = self._sources[arm.name]
+        assert arm.indexes
+        if source.pooler:
+            raise TargetRefused(f"{source.name}: behind a pooler; expected a direct connection to build indexes")
         if "ddl" not in source.permissions:
             raise TargetRefused(
-                f"{source.address.name}: indexes may not be built in it; its owner can allow that with: "
-                "perfkit allow --ddl"
+                f"{source.name}: indexes may not be built in it; its owner can allow that with: "
+                f"{allowing(source, 'ddl')}"
             )
-        if source.pooler:
-            raise TargetRefused(
-                f"{source.address.name}: behind a pooler; expected a direct connection to build indexes"
-            )
-        with databases.connected(place.site, place.name) as connection:
+        with databases.connected(source, source.address.dbname) as connection:
             if found := places(connection, index_names(arm.indexes)):
                 raise UsageError(
                     f"{arm.indexes}: index {found[0]} is there already; expected one to build (left behind by an "
@@ -142,26 +143,14 @@ class InPlace(Stage):
         place = self.place(arm)
         assert place and arm.indexes
         self._progress(f"removing the indexes of {arm.name}")
-        if left := _dropped(place, index_names(arm.indexes)):
+        names = index_names(arm.indexes)
+        if left := remove(place.site, place.name, names):
             statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in left)
-            raise ServerError(f"{arm.name}: not every index could be removed; expected you to run: {statements}")
-
-
-def _dropped(place: Place, names: Sequence[str]) -> Sequence[str]:
-    """Drop the indexes of these names, invalid ones too; those that are left."""
-    left: Sequence[str] = names
-    for _ in range(_ATTEMPTS):
-        try:
-            with place.connect() as connection:
-                connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
-                connection.execute("SET statement_timeout = 0")
-                left = places(connection, names)
-                for name in left:
-                    connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.SQL(name)))
-                return ()
-        except psycopg.Error:
-            sleep(_PAUSE_S)
-    return left
+            raise ServerError(
+                f"{arm.name}: not every index could be removed yet (locks?); perfkit tries for ten more minutes, or "
+                f"run: {statements}"
+            )
+        self._janitor.released("indexes", names)
 
 
 def _quoted(name: str) -> str:

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from perfkit.arms.janitor import Janitor
 from perfkit.config import Arm, Config
 from perfkit.errors import ServerError
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built
 from perfkit.postgres.site import Connection, Site
-from perfkit.process import spawn, stop
+from perfkit.process import MODULE, spawn, stop
 from perfkit.service import Service
 
 
@@ -77,6 +77,8 @@ class Stage(ABC):
     def __init__(self, settings: Config, run: str, relay: Relay, origins: Mapping[str, Origin]) -> None:
         self._config, self._run, self._relay, self.origins = settings, run, relay, origins
         self._stack = ExitStack()
+        self._janitor = Janitor()
+        self._stack.callback(self._janitor.close)
         self._relays: dict[str, str] = {}  # the folder that listens, by the server's
         self.services: dict[str, Service] = {}
 
@@ -170,10 +172,11 @@ class Stage(ABC):
         return make_conninfo(conninfo, host=self._relays[server])
 
     def _start_relay(self, server: str) -> str:
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="perfkit-relay-"))
+        folder = Path(server) / f"relay-{self._run}"  # which goes with the server's own folder, come what may
+        folder.mkdir(mode=0o700, exist_ok=True)
         process = spawn(
             [
-                *(sys.executable, "-m", "perfkit.postgres.relay", "--listen", folder),
+                *(*MODULE, "perfkit.postgres.relay", "--listen", str(folder)),
                 *("--server", server, "--rtt-ms", str(self._relay.rtt_ms)),
                 *("--connect-rtts", str(self._relay.connect_rtts)),
             ],
@@ -184,7 +187,7 @@ class Stage(ABC):
         assert process.stdout
         if not process.stdout.readline():
             raise ServerError("the relay did not start; expected its ready line")
-        return folder
+        return str(folder)
 
 
 def _escaped(value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import tomlkit
@@ -41,7 +42,7 @@ file that names it; `perfkit:sql/...` names a file that comes with perfkit.
 
 def show(settings: Config) -> str:
     """The configuration as TOML, every default written out; what is None has no line."""
-    return tomlkit.dumps(_plain(settings.model_dump(mode="json"))).replace(f'"{ROOT}/', '"perfkit:')
+    return tomlkit.dumps(_plain(settings.model_dump()))
 
 
 def reference() -> str:
@@ -76,6 +77,8 @@ def _kind(field: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_kind(option) for option in options if option.get("type") != "null"))
     if "$ref" in field or "allOf" in field:
         return "table"
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
     if "enum" in field:
         return ", ".join(f"`{json.dumps(value)}`" for value in field["enum"])
     match field.get("type"):
@@ -106,7 +109,9 @@ def _bounds(field: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without what has no value, which TOML cannot say."""
+    """As TOML says it: without what has no value, with keys of text and a path as a configuration names it."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Path):
+        return f"perfkit:{value.relative_to(ROOT)}" if value.is_relative_to(ROOT) else str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

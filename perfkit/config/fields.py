@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -17,7 +18,7 @@ FOLDER = "folder"  # the key in pydantic's context that says where the file is
 class Model(BaseModel):
     """Base of every table: frozen, no key that perfkit does not know, documented under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def folder_of(info: ValidationInfo) -> Path:
@@ -34,7 +35,7 @@ def _existing(path: Path, info: ValidationInfo) -> Path:
     return found
 
 
-def _without_password(text: str) -> str:
+def require_no_password(text: str) -> str:
     """Insist on what libpq can read and anybody may see; the text is not repeated in the error."""
     try:
         given = conninfo_to_dict(text)
@@ -42,6 +43,13 @@ def _without_password(text: str) -> str:
         raise ValueError("a libpq connection string, postgresql:// URI or service=NAME") from None
     if given.keys() & {"password", "sslpassword"}:
         raise ValueError("no password in it: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
+    return text
+
+
+def _is_origin(text: str) -> str:
+    """Insist on an origin alone: no path, and nobody's name or password."""
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", text):
+        raise ValueError("http(s)://host[:port] and nothing more")
     return text
 
 
@@ -53,8 +61,19 @@ def check_header(name: str, value: str) -> None:
         raise ValueError(f"no header {name!r}: the client sets it")
 
 
+def _as_json(value: Any) -> Any:
+    """A value of TOML as JSON has it: dates and times as text."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
 File = Annotated[Path, AfterValidator(_existing)]
-Conninfo = Annotated[str, AfterValidator(_without_password)]
+Conninfo = Annotated[str, AfterValidator(require_no_password)]
+Url = Annotated[str, AfterValidator(_is_origin)]
+Json = Annotated[Any, AfterValidator(_as_json)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]

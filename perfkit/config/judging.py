@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds
+from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Url
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -34,7 +34,7 @@ class Arm(Model):
     """Values for the service's command."""
     database: Conninfo = ""
     """Another database of yours, measured in place."""
-    url: str = ""
+    url: Url = ""
     """Another service of yours."""
     warmup: Annotated[int, Field(ge=0, le=10_000)] = 20
     """Requests of each kind before each block that do not count."""

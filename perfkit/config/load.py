@@ -47,7 +47,7 @@ def _lines(path: Path, item: Any) -> list[str]:
     if item["type"] == "extra_forbidden":
         return [f"{path}: {key}: unknown key; expected only documented ones"]
     given = item["input"]
-    if isinstance(given, dict) or loc[-1] in ("target", "database"):  # these may hold a password
+    if isinstance(given, dict) or loc[-1] in ("target", "database", "url"):  # these may hold a password
         return [f"{path}: {key}: expected {message}"]
     value = repr(str(given) if isinstance(given, Path) else given)
     return [f"{path}: {key} = {value if len(value) < 80 else value[:77] + '...'}; expected: {message}"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from perfkit.config.fields import Count, Model, Name
+from perfkit.config.fields import Model, Name
 from perfkit.config.judging import Arm, Check, Limits, Thresholds
 from perfkit.config.targets import COPIES, Database, Service
 from perfkit.config.workload import Query, Request, Scenario, Source
@@ -44,8 +44,8 @@ class Config(Model):
     """What perfkit may do."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Differences up to this share do not matter: they are called equivalent."""
-    profiles: dict[Name, Count] = {"quick": 6, "standard": 12, "thorough": 24}
-    """By profile, how many blocks are measured."""
+    profiles: dict[Name, Annotated[int, Field(ge=6)]] = {"quick": 6, "standard": 12, "thorough": 24}
+    """By profile, how many blocks are measured; fewer than 6 could settle nothing."""
 
     @model_validator(mode="after")
     def _references(self) -> Config:
@@ -108,7 +108,12 @@ class Config(Model):
             yield "service: expected either a command or a url"
         for arm in self.arm:
             if arm.url and not (service and service.url):
-                yield f"arm '{arm.name}': url = {arm.url!r}; expected a [service] with a url of its own"
+                yield f"arm '{arm.name}': url; expected a [service] with a url of its own"
+            if arm.service and not (service and service.command):
+                yield f"arm '{arm.name}': service; expected a [service] with a command to fill its values in"
+            for key in () if way else ("prepare", "indexes", "settings"):
+                if getattr(arm, key):
+                    yield f"arm '{arm.name}': {key}; expected a [database] to do that in"
             if arm.database and way != "in-place":
                 yield f"arm '{arm.name}': database is for way 'in-place'; expected none"
             if arm.prepare and way == "in-place":

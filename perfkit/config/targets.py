@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, folder_of
+from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Url, folder_of
 
 Way = Literal["made", "whole", "sample", "generated", "clone", "in-place"]
 COPIES = ("whole", "sample", "generated")
@@ -49,6 +49,10 @@ class Database(Model):
         if bool(self.target) == (self.way == "made"):
             ways = ", ".join(("'made' without a target", *COPIES, "clone or in-place with one"))
             raise ValueError(f"way '{self.way}' to fit: {ways}")
+        if self.scales and not self.prepare:
+            raise ValueError("no 'scales' without 'prepare' files to fill them in")
+        if self.settings and self.way in ("clone", "in-place"):
+            raise ValueError("no 'settings' for a server that perfkit does not start: they belong to the arms")
         return self
 
 
@@ -58,7 +62,7 @@ class Service(Model):
     command: tuple[str, ...] = ()
     """Program and arguments. `{python}`, `{port}`, `{folder}` (of the perfkit.toml) and the arm's own values are
     filled in; the database is in the environment as `PERFKIT_DATABASE`."""
-    url: str = ""
+    url: Url = ""
     """The origin of a service of yours: `https://host:port`, without a path."""
     writes: bool = False
     """Whether requests other than GET may be sent to the service at `url`."""

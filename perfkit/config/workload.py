@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfkit.config.fields import File, Model, Name, Seconds, check_header
+from perfkit.config.fields import File, Json, Model, Name, Seconds, check_header
 
 
 class Column(Model):
@@ -18,11 +18,11 @@ class Column(Model):
     """Whole numbers from the first to the second."""
     number: tuple[float, float] | None = None
     """Numbers from the first to the second."""
-    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    choice: Annotated[tuple[Json, ...], Field(min_length=1)] | None = None
     """One of these."""
     date: tuple[datetime.date, datetime.date] | None = None
     """Days from the first to the second."""
-    uuid: bool | None = None
+    uuid: Literal[True] | None = None
     """Random UUIDs."""
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Request(Model):
     headers: dict[str, str] = {}
     """Headers; `{column}` is filled in, and `{env:NAME}` from the environment of perfkit, which keeps secrets out
     of files."""
-    body: dict[str, Any] | None = None
+    body: dict[str, Json] | None = None
     """A JSON body; `{column}` is filled in, alone with the value's own type."""
     expect: tuple[int, ...] = (200,)
     """Status codes that are no error."""

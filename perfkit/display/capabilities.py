@@ -19,7 +19,7 @@ def capabilities(found: Capabilities) -> Block:
     if not allow:
         return Block(table.to_html(), table.to_text())
     lines = [_line(statement, what) for statement, what in allow.items()]
-    title = "What its owner can run to allow more"
+    title = "What its owner or an administrator can run to allow more"
     html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(lines), name=title)}"
     return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in lines)]))
 

@@ -129,6 +129,10 @@ def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, .
     size, wal = (sum(index[key] or 0 for index in built) for key in ("bytes", "wal_bytes"))
     table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
     share = numbers.percent(size / table_bytes) if table_bytes else numbers.NONE
-    told = Cell("in total", f"{len(built)} indexes on tables of {numbers.size(table_bytes)}", "total")
+    told = Cell(
+        "in total",
+        f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {numbers.size(table_bytes)}",
+        "total",
+    )
     last = (numbers.size(size), share, numbers.size(wal), numbers.seconds(sum(i["seconds"] for i in built)))
     return (told, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))

@@ -38,7 +38,10 @@ def glance(subject: Subject) -> Table:
     )
     said = f" (limit {numbers.significant(limit)} ms)" if limit is not None else ""
     caption = f"95 of 100 requests were answered within, ms{said}"
-    note = "≤ is the upper end of the 95 % interval. ✓ holds even there, ? only by its estimate, ✕ does not."
+    note = (
+        "≤ is the upper end of the 95 % interval. ✓ holds even there, ? only by its estimate (or there are too few "
+        "samples), ✕ does not."
+    )
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
 
 
@@ -124,7 +127,10 @@ def thresholds(subject: Subject) -> Table:
     if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
         rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
-    note = "Marks as above. Only arms with a change decide."
+    note = (
+        "Marks as above, but an error rate is judged by the failures that were counted; below it is what so many "
+        "requests exclude. Only arms with a change decide."
+    )
     return Table(
         "Thresholds: what must hold",
         ("rule", "load", "limit", *arms),
@@ -230,6 +236,8 @@ def _judged(rule: Rule | None) -> Cell:
     known = rule.bound is not None and math.isfinite(rule.bound)
     bound = numbers.unbroken(f"≤ {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
     bound = "" if rule.bound is None else bound
+    if rule.unit == "share" and rule.bound is not None:
+        bound = numbers.unbroken(f"over {numbers.percent(rule.bound)} excluded")
     if not bound and rule.outcome is not Outcome.HOLDS:
         bound = rule.text
     return Cell(f"{mark} {_with_unit(rule.value, rule.unit)}", bound, state)
@@ -240,6 +248,7 @@ def _with_unit(value: float | None, unit: str) -> str:
         return numbers.NONE
     if unit == "share":
         return numbers.percent(value)
+    unit = {"indexes": "index", "checks": "check"}.get(unit, unit) if value == 1 else unit
     return f"{numbers.count(value) if float(value).is_integer() else numbers.significant(value)} {unit}".strip()
 
 

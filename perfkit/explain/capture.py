@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError
 from perfkit.explain.plan import summarize
+from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
 
 Parameters = Mapping[str, Any] | None
@@ -85,4 +86,4 @@ def single(sql: str) -> str:
 def _run(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> psycopg.Cursor[Any]:
     cursor = connection.cursor()
     cursor.row_factory = tuple_row
-    return cursor.execute(sql.encode(), parameters)
+    return cursor.execute(sql.encode(), exact(parameters))

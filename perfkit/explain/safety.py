@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from shlex import quote
 from typing import Any
 
 import psycopg
 import sqlglot
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
 from perfkit.explain.capture import WRITING, Parameters, single
 from perfkit.explain.plan import root, walk
 from perfkit.postgres import catalog
+from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word
 
-_CALLED = re.compile(r'("(?:[^"]|"")+"|[^\W\d][\w$]*)\s*\(')
-_WORDS = frozenset({"VAR", "IDENTIFIER"})
+_NAME = r'("(?:[^"]|"")+"|[^\W\d][\w$]*)'
+_WORD, _CALLED, _SYMBOL = re.compile(_NAME), re.compile(rf"{_NAME}\s*\("), re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+# Volatile because their result changes; they change nothing.
+_HARMLESS = frozenset(
+    {"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +38,21 @@ class Effects:
     volatile: tuple[str, ...]
 
 
-def effects(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> Effects:
+def effects(connection: psycopg.Connection[Any], statement: str, parameters: Parameters) -> Effects:
     """What one statement would do. Nothing is executed.
 
-    Functions are found by name in the statement and in its verbose plan, where views and inlined functions
-    show. What a function calls inside is not seen: PostgreSQL itself forbids writing to one that is not
-    declared volatile. Raises PlanError where the statement cannot be planned.
+    Functions are found by name in the statement, in its verbose plan, and in the views, functions, operators,
+    casts and domains that are named there, and so on. Not seen: what a function does in a language other than
+    SQL and PL/pgSQL, or in a text that it puts together. Raises PlanError where the statement cannot be planned.
     """
-    text = single(sql)
+    text = single(statement)
     try:
         cursor = connection.cursor()
         cursor.row_factory = tuple_row
-        cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), parameters)
+        cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
         document: Any = (cursor.fetchone() or ([],))[0]
         nodes = list(walk(root(document)))
-        names = _called(text) | {name for node in nodes for name in _planned(node)}
-        cursor.execute(catalog.get("volatile").encode(), {"names": sorted(names)})
-        volatile = tuple(sorted(row[0] for row in cursor))
+        volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
         connection.rollback()
     except psycopg.Error as error:
         raise PlanError(f"cannot be planned: {(str(error).splitlines() or [''])[0]}") from None
@@ -61,12 +66,30 @@ def require_harmless(found: Effects, *, writes_allowed: bool, volatile_allowed: 
         what = "writes" if found.writes else "locks rows"
         raise TargetRefused(f"{where}: a statement {what}; its owner can allow that with: perfkit allow --writes")
     allowed = {name.lower() for name in volatile_allowed}
-    unknown = [name for name in found.volatile if not {name, name.split(".")[-1]} & allowed]
+    unknown = [name for name in found.volatile if not {name.lower(), name.lower().split(".")[-1]} & allowed]
     if unknown:
         raise TargetRefused(
             f"{where}: a statement calls volatile {', '.join(unknown)}; if it may: 'volatile' in [database], or "
-            f"--volatile {unknown[0]}"
+            + " ".join(f"--volatile {quote(name)}" for name in unknown)
         )
+
+
+def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """Volatile functions among the calls and those in the texts, and in what stands behind them, and so on."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    while new := set(texts) - seen:
+        seen |= new
+        asked = {
+            "calls": calls | {_plain(name) for text in new for name in _CALLED.findall(text)},
+            "words": {_plain(name) for text in new for name in _WORD.findall(text)},
+            "symbols": {cut for text in new for all_ in _SYMBOL.findall(text) for cut in (all_, all_.rstrip("+-"))},
+        }
+        cursor.execute(catalog.get("volatile").encode(), {name: sorted(values) for name, values in asked.items()})
+        rows = cursor.fetchall()
+        found |= {name for name, volatile, _ in rows if volatile}
+        texts = {text for _, _, text in rows if text}
+    return tuple(sorted(found - _HARMLESS))
 
 
 def _called(text: str) -> set[str]:
@@ -83,14 +106,12 @@ def _called(text: str) -> set[str]:
 
 
 def _planned(node: Mapping[str, Any]) -> Iterator[str]:
-    """Names before a parenthesis in a node's expressions, and the function that a node scans."""
+    """A node's expressions, and the function that it scans as if it were called."""
     if name := node.get("Function Name"):
-        yield str(name)
+        yield f"{sql.Identifier(str(name)).as_string()}()"
     for key, value in node.items():
         if key != "Plans":
-            for part in value if isinstance(value, list) else [value]:
-                if isinstance(part, str):
-                    yield from (_plain(match) for match in _CALLED.findall(part))
+            yield from (part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str))
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import threading
 from collections.abc import Mapping
@@ -16,8 +17,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from perfkit.errors import ServerError, TargetRefused, UsageError
 
-_SECRETS = {"password", "sslpassword"}
+_SECRETS = {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
 _SAFE_MODES = ("require", "verify-ca", "verify-full")
+# What belongs to others: settings to the arms, and nobody wants TLS keys in a file or a replication stream.
+_UNWANTED = ("options", "replication", "sslkeylogfile")
+# Networks whose addresses stand for an IPv4 address in their last bits: IPv4-compatible, NAT64, 6to4.
+_TRANSLATED = ((ipaddress.IPv6Network("::/96"), 0), (ipaddress.IPv6Network("64:ff9b::/96"), 0),
+               (ipaddress.IPv6Network("2002::/16"), 80))  # fmt: skip
 # What libpq may add by itself from the environment or a service file, and must not.
 _PINNED = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "options", "target_session_attrs")
 _environment = threading.Lock()
@@ -50,12 +56,9 @@ class Address:
         """For libpq, with everything given that could lead elsewhere; a password it finds by itself."""
         given = dict(self.parameters) | {"host": self.host, "port": str(self.port), "user": self.user}
         given["dbname"] = dbname or self.dbname
-        given["options"] = given["target_session_attrs"] = ""
-        if self.address:
-            given["hostaddr"] = self.address
+        given |= {"hostaddr": self.address, "options": "", "target_session_attrs": "any"}  # "" outranks PGHOSTADDR
         if self.service:
             given["service"] = self.service  # it may hold the password; what is given here outranks it
-        given["target_session_attrs"] = "any"
         return make_conninfo("", **given)
 
 
@@ -70,8 +73,9 @@ def resolve(db: str, tls: bool = True) -> Address:
     for key in ("host", "hostaddr", "port"):
         if "," in given.get(key, ""):
             raise TargetRefused(f"{key} = {given[key]!r}; expected one host, for load must know where it goes")
-    if options := given.get("options", ""):
-        raise TargetRefused(f"options = {options!r}; expected none: settings belong to the arms")
+    for key in _UNWANTED:
+        if given.get(key):
+            raise TargetRefused(f"{key} = {given[key]!r}; expected none: it changes what a session is")
     if not given.get("dbname"):
         raise UsageError("no database is named; expected dbname=... or a service that has one")
     port = given.get("port") or "5432"
@@ -104,23 +108,48 @@ def addresses(host: str, port: int) -> tuple[list[str], tuple[str, ...]]:
         return [str(literal)], ()
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):
         raise ServerError(f"{host!r} has no address here; expected a host that can be resolved") from None
+    if canonical(host) == "localhost":  # many listen on 127.0.0.1 only, and only one address will be used
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     others = {canonical(name) for _, _, _, name, _ in found if name} - {canonical(host)}
     return list(dict.fromkeys(_plain(str(entry[4][0])) for entry in found)), tuple(sorted(others))
+
+
+def here(address: str) -> bool:
+    """Whether an address is one of this machine's: only then can it be bound."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def require_sensible(host: str, address: str) -> None:
     """Raise TargetRefused for addresses that are nobody's, or that only a trick would lead to."""
     ip = ipaddress.ip_address(address)
-    if ip.is_unspecified or ip.is_multicast:
+    if inner := _translated(ip):
+        require_sensible(f"{host} ({address})", inner)
+    elif ip.is_multicast or (ip.version == 4 and (ip.is_reserved or int(ip) < 1 << 24)) or ip.is_unspecified:
         raise TargetRefused(f"{host} is {address}; expected the address of one machine")
     if ip.is_link_local:
         raise TargetRefused(f"{host} is {address}, a link-local address; expected a database's or a service's")
+    if host == "localhost" and not ip.is_loopback:
+        raise TargetRefused(f"localhost is {address}, which is not this machine; expected a loopback address")
     if ip.is_loopback and host != "localhost" and not _numeric(host):
         raise TargetRefused(
             f"{host} is {address}, this machine; expected 'localhost' where that is meant (a tunnel, a pooler?)"
         )
+
+
+def _require_plain(given: Mapping[str, str]) -> None:
+    """Raise UsageError for a connection string where a name belongs; it may hold a password and is not repeated."""
+    for key in ("host", "hostaddr", "port", "dbname", "user", "service"):
+        text = given.get(key, "")
+        if "://" in text or re.search(r"\bpassword\s*=", text) or ("@" in text[1:] and key in ("host", "hostaddr")):
+            raise UsageError(f"{key} holds a connection string or a password; expected a name")
 
 
 def _read(db: str) -> dict[str, str]:
@@ -132,6 +161,7 @@ def _read(db: str) -> dict[str, str]:
     if explicit.keys() & _SECRETS:
         raise UsageError("db holds a password; expected none: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
     service = explicit.get("service") or os.environ.get("PGSERVICE", "")
+    _require_plain(explicit | {"service": service})
     with _environment:
         before = os.environ.get("PGSERVICE")
         if service:
@@ -154,6 +184,7 @@ def _read(db: str) -> dict[str, str]:
     if service:
         given["service"] = service
     given.setdefault("dbname", given["user"])
+    _require_plain(given)
     return given
 
 
@@ -176,6 +207,8 @@ def _located(host: str, hostaddr: str, port: int) -> tuple[str, str, tuple[str, 
         if hostaddr:
             raise TargetRefused(f"hostaddr = {hostaddr!r} beside a socket folder; expected one of them")
         return os.path.normpath(host), "", ()
+    if not (host or hostaddr).isascii():
+        raise TargetRefused(f"host = {host or hostaddr!r}; expected it in ASCII: other letters can look alike")
     host = canonical(host or hostaddr)
     found, aliases = addresses(host, port)
     chosen = found[0]
@@ -204,14 +237,25 @@ def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
 def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """An address in any of the ways to write one: 127.1, 2130706433, 0x7f.1 and ::ffff:127.0.0.1 too."""
     try:
-        found = ipaddress.ip_address(text.split("%")[0])
+        found = ipaddress.ip_address(text.split("%")[0] if ":" in text else text)
     except ValueError:
+        if not re.fullmatch(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}", text):
+            return None
         try:
-            return ipaddress.IPv4Address(socket.inet_aton(text)) if text and text[0].isdigit() else None
-        except (OSError, ValueError):
+            return ipaddress.IPv4Address(socket.inet_aton(text))
+        except OSError:
             return None
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return mapped or found
+
+
+def _translated(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """The IPv4 address to which a gateway would translate this one; "" for most."""
+    if ip.version == 4 or int(ip) < 2:
+        return ""
+    return next(
+        (str(ipaddress.IPv4Address(int(ip) >> shift & 0xFFFFFFFF)) for net, shift in _TRANSLATED if ip in net), ""
+    )
 
 
 def _plain(address: str) -> str:

@@ -10,7 +10,10 @@ from perfkit.errors import TargetRefused
 from perfkit.guards.address import Address, bracketed, canonical
 from perfkit.guards.origin import Origin, require_encrypted
 
-_PRODUCTION = re.compile(r"(?<![a-z])(my|our|the)?(prod|production|prd|live|master|primary)(?![a-z])")
+_PRODUCTION = re.compile(
+    r"(?<!pre)(?<!non)(production|(prod|prd)(?![a-z]))"  # at the end of a word too: appprod
+    r"|(?<![a-z])(my|our|the)?(prod|prd|live|master|primary)(db|sql|pg|app)?(?![a-z])"
+)
 
 
 @dataclass(frozen=True, slots=True)

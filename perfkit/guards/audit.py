@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
@@ -17,14 +19,26 @@ from perfkit.errors import BundleError
 
 
 class Audit:
-    """`audit.jsonl`: one JSON object a line, written before anything else happens. Without a path, nowhere."""
+    """`audit.jsonl`, one JSON object a line: a statement (`n`) before it is sent, and its end (`done`) after.
+
+    Without a path, nowhere.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
+        self.path, self._numbers = path, count(1)
 
-    def note(self, target: str, statement: str, seconds: float, error: str = "") -> None:
-        """A statement as it was sent, without the values of its parameters, and how long it took."""
-        self._write({"target": target, "statement": statement, "seconds": round(seconds, 4), "error": error})
+    @contextmanager
+    def noted(self, target: str, statement: str) -> Iterator[None]:
+        """A statement as it is sent, without its parameters' values; then how long it took, and how it failed."""
+        number, start, error = next(self._numbers), perf_counter(), ""
+        self._write({"n": number, "target": target, "statement": statement})
+        try:
+            yield
+        except BaseException as failure:
+            error = getattr(failure, "sqlstate", None) or type(failure).__name__
+            raise
+        finally:
+            self._write({"done": number, "target": target, "seconds": round(perf_counter() - start, 4), "error": error})
 
     def load(
         self, target: str, scenario: str, arm: str, statements: Sequence[str], requests: int, seconds: float
@@ -35,14 +49,14 @@ class Audit:
 
     def _write(self, entry: dict[str, Any]) -> None:
         """Append and flush. Raises BundleError: what cannot be recorded must not go on."""
-        if self._path is None:
+        if self.path is None:
             return
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"at": at, **{k: v for k, v in entry.items() if v != ""}}) + "\n")
         except OSError as error:
-            raise BundleError(f"{self._path}: cannot be written ({error.strerror}); the run ends here") from None
+            raise BundleError(f"{self.path}: cannot be written ({error.strerror}); the run ends here") from None
 
 
 def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
@@ -53,18 +67,21 @@ def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
             super().__init__(connection, row_factory=row_factory or dict_row)
 
         def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-            start, error = perf_counter(), ""
-            try:
+            with audit.noted(target, _text(query)):
                 return super().execute(query, params, **options)
-            except psycopg.Error as failure:
-                error = failure.sqlstate or type(failure).__name__
-                raise
-            finally:
-                audit.note(target, _text(query), perf_counter() - start, error)
 
-        def copy(self, statement: Any, params: Any = None, **options: Any) -> Any:
-            audit.note(target, _text(statement), 0.0)
-            return super().copy(statement, params, **options)
+        def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
+            with audit.noted(target, _text(query)):
+                super().executemany(query, params_seq, **options)
+
+        def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[dict[str, Any]]:
+            with audit.noted(target, _text(query)):
+                yield from super().stream(query, params, **options)
+
+        @contextmanager
+        def copy(self, statement: Any, params: Any = None, **options: Any) -> Iterator[psycopg.Copy]:
+            with audit.noted(target, _text(statement)), super().copy(statement, params, **options) as copy:
+                yield copy
 
     return Noted
 

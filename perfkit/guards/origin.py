@@ -38,14 +38,14 @@ def resolve_origin(url: str) -> Origin:
     """The origin of a base URL. Raises UsageError for more than an origin, ServerError, TargetRefused."""
     expected = "expected http(s)://host[:port] and nothing more"
     if not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", url):
-        raise UsageError(f"url = {_without_userinfo(url)!r}; {expected}")
+        raise UsageError(f"url = {_shown(url)!r}; {expected}")
     try:
         parts = urlsplit(url)
         host, port = canonical(parts.hostname or ""), parts.port or _PORTS[parts.scheme]
     except ValueError:
-        raise UsageError(f"url = {url!r}; {expected}") from None
+        raise UsageError(f"url = {_shown(url)!r}; {expected}") from None
     if not host:
-        raise UsageError(f"url = {url!r}; {expected}")
+        raise UsageError(f"url = {_shown(url)!r}; {expected}")
     found, aliases = addresses(host, port)
     require_sensible(host, found[0])
     return Origin(parts.scheme, host, port, found[0], aliases)
@@ -57,6 +57,6 @@ def require_encrypted(origin: Origin, named: bool) -> None:
         raise TargetRefused(f"{origin.name}: not encrypted; expected https, or this very text in 'allow'")
 
 
-def _without_userinfo(url: str) -> str:
-    """A URL that may be shown."""
-    return re.sub(r"//[^/@]*@", "//...@", url)
+def _shown(url: str) -> str:
+    """A URL that may be shown: without what may be a password or a token."""
+    return re.sub(r"[?#].*", "?...", re.sub(r"//.*@", "//...@", url))

@@ -60,9 +60,13 @@ def build(server: Site, database: str, path: Path, *, in_place: str = "") -> lis
     """
     costs: dict[str, tuple[float, int | None]] = {}
     with connected(server, database) as connection:
+        connection.execute("SET statement_timeout = 0")
         if in_place:
             connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
-            connection.execute("SET statement_timeout = 0")
+            # Where the server knows it: a build whose client was killed ends too.
+            connection.execute(
+                "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
+            )
         there = {row["oid"] for row in connection.execute(catalog.get("indexes").encode())}
         for (text, line), name in _statements(path):
             before, start = _wal(connection), perf_counter()

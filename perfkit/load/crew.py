@@ -9,31 +9,20 @@ from __future__ import annotations
 import json
 import select
 import subprocess
-import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns
 from typing import Any, Self
 
+from perfkit.bundle import COLUMNS
 from perfkit.errors import LoadError, TargetRefused
 from perfkit.load.limits import Caps
 from perfkit.load.plan import Batch
-from perfkit.process import spawn, stop
+from perfkit.process import MODULE, spawn, stop
 
 WATCH_S = 0.5
 LEAD_NS = 3_000_000  # from the go to the release: time for every worker to be waiting
-COLUMNS = (
-    "item",
-    "user",
-    "batch",
-    "counted",
-    "scheduled",
-    "started",
-    "acquired",
-    "done",
-    "outcome",
-    "detail",
-)
 Target = Mapping[str, Any]
 
 
@@ -89,6 +78,7 @@ class Crew:
     def __init__(self, size: int, watch: Callable[[], None] = lambda: None) -> None:
         self._watch = watch
         self._workers = [_Worker() for _ in range(size)]
+        self._sent: Counter[str] = Counter()  # requests by budget
 
     def __enter__(self) -> Self:
         return self
@@ -110,16 +100,19 @@ class Crew:
         Raises LoadError when a worker fails as such. A crew whose round was broken off cannot be used again.
         """
         users = max(len(batch.queues) for batch in batches)
-        used = self._workers[:users]
+        limits: Caps = target.get("limits") or Caps()
+        target = {**target, "limits": limits.left(self._sent[limits.budget]) if target.get("limits") else None}
+        used = self._workers[: limits.workers(users)]
         shares = [len(range(index, users, len(used))) for index in range(len(used))]
         try:
             opens = [
                 {"do": "open", "target": _dealt(target, number, len(used)), "users": share}
                 for number, share in enumerate(shares)
             ]
-            self._ask(used, opens, timeout_s=60)
+            self._ask(used, opens, timeout_s=60 + (users / limits.rate if limits.rate else 0))
             parts = [self._release(used, batch, keep_bodies) for batch in batches]
-            self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
+            closed = self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
+            self._sent[limits.budget] += sum(answer["sent"] for answer in closed)
         except BaseException:
             self.close()
             raise
@@ -158,7 +151,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = spawn(
-            [sys.executable, "-m", "perfkit.load.worker"],
+            [*MODULE, "perfkit.load.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 OK = "ok"
+NOTHING = -1  # of requests: which is not the same as no bound
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
     """Bounds by name; 0 means none.
 
-    Requests per second, requests in flight, requests in the run, an instant of the monotonic clock (ns) after
-    which nothing is sent; and the circuit breaker: it opens when of the last `breaker_window` responses, after
-    the first `grace`, a share of `breaker_errors` failed or more than half took longer than `breaker_ms`.
+    Requests per second (each worker may send its first at once), requests in flight, requests in the run, an
+    instant of the monotonic clock (ns) after which nothing is sent; and the circuit breaker, which every worker
+    has for itself: it opens when of the last `breaker_window` responses, after the first `grace`, a share of
+    `breaker_errors` failed or more than half took longer than `breaker_ms`.
     """
 
     budget: str = ""
@@ -28,13 +30,21 @@ class Caps:
     breaker_window: int = 20
     grace: int = 20
 
+    def workers(self, most: int) -> int:
+        """How many workers can share this, each with a request in flight."""
+        return min(most, self.in_flight or most)
+
+    def left(self, sent: int) -> Caps:
+        """What may still be done when so many requests of the run were sent."""
+        return replace(self, total=max(self.total - sent, 0) or NOTHING) if self.total else self
+
     def share(self, worker: int, workers: int) -> Caps:
         """What one of several workers may do; together never more than the whole."""
-        total = self.total // workers + (worker < self.total % workers) if self.total else 0
-        if self.total and not total:
-            total = -1  # nothing, which is not the same as no bound
-        in_flight = self.in_flight // workers + (worker < self.in_flight % workers) if self.in_flight else 0
-        return replace(self, rate=self.rate / workers, total=total, in_flight=max(in_flight, bool(self.in_flight)))
+        total, in_flight = (
+            whole if whole <= 0 else whole // workers + (worker < whole % workers) or NOTHING
+            for whole in (self.total, self.in_flight)
+        )
+        return replace(self, rate=self.rate / workers, total=NOTHING if in_flight < 0 else total, in_flight=in_flight)
 
     def as_dict(self) -> dict[str, Any]:
         """For the pipe to a worker."""
@@ -49,18 +59,22 @@ class Gate:
         self._seen = 0
         self._last: deque[tuple[str, float]] = deque(maxlen=caps.breaker_window)
 
+    def renew(self, caps: Caps) -> None:
+        """Another round, with its share of what is left; pace and circuit breaker go on."""
+        self._caps, self.sent = caps, 0
+
     def admit(self, now: int) -> int | None:
         """The instant at which one more request may be sent, or None when none may; `reason` says why."""
         caps = self._caps
-        if not self.reason and caps.deadline_ns and now >= caps.deadline_ns:
+        at = max(now, self._next)
+        if not self.reason and caps.deadline_ns and at >= caps.deadline_ns:
             self.reason = "the time for load on this target is over"
         if not self.reason and caps.total and self.sent >= caps.total:
-            self.reason = f"the limit of {max(caps.total, 0):,} requests a worker is reached"
+            self.reason = "the limit on requests to this target is reached"
         if self.reason:
             return None
-        at = max(now, self._next)
         if caps.rate:
-            self._next = at + int(1e9 / caps.rate)
+            self._next = at + int(min(1e9 / caps.rate, 2**62))
         self.sent += 1
         return at
 

@@ -88,6 +88,8 @@ def http_message(request: Request, row: Row) -> Message:
             f"request '{request.name}': {{{error.args[0]}}} is no column of its parameters; "
             f"expected one of: {', '.join(row)}"
         ) from None
+    if any(value.count("{env:") != request.headers[name].count("{env:") for name, value in headers.items()):
+        raise UsageError(f"request '{request.name}': a parameter value names an environment variable; expected data")
     return {
         "item": request.name,
         "method": request.method,

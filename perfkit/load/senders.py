@@ -7,6 +7,7 @@ what the answer means is decided after the clock has stopped.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -15,7 +16,13 @@ from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from perfkit.postgres.parameters import exact
+
 OK = "ok"
+_OWN_HEADERS = re.compile(
+    r"host|connection|content-length|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*|x-forwarded-host",
+    re.IGNORECASE,
+)  # of the client: another's would lead a request elsewhere, or make two of it
 _SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -32,6 +39,8 @@ class Answer:
 
 class Sender(Protocol):
     """Opens connections for a number of users, sends one message at a time for each, closes."""
+
+    warm: dict[str, Any] | None  # sent once for each user before the clock runs
 
     async def open(self, users: int) -> None:
         """Get ready, so that the first timed request finds an open connection."""
@@ -56,7 +65,10 @@ class HttpSender:
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(self._acquired)
         trace.on_connection_reuseconn.append(self._acquired)
-        self._aiohttp, self._url, self._base, self._trace, self._warm = aiohttp, URL, base, trace, warm
+        self._aiohttp, self._url, self._base, self._trace = aiohttp, URL, base, trace
+        self.warm = (
+            None if warm is None else {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
+        )
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._address = address
         self._secrets: dict[str, str] = {}
@@ -66,7 +78,7 @@ class HttpSender:
         context.trace_request_ctx.acquired = monotonic_ns()
 
     async def open(self, users: int) -> None:
-        """Open the session and a connection for each user."""
+        """Open the session, which uses no proxy, whatever the environment says."""
         self._session = self._aiohttp.ClientSession(
             connector=self._aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=300, resolver=_pinned(self._address) if self._address else None
@@ -74,10 +86,8 @@ class HttpSender:
             cookie_jar=self._aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             trace_configs=[self._trace],
+            trust_env=False,
         )
-        if self._warm is not None:
-            warm = {"method": "GET", "path": self._warm, "json": None, "expect": [200]}
-            await asyncio.gather(*(self.send(warm) for _ in range(users)))
 
     async def send(self, message: dict[str, Any]) -> Answer:
         """Send one HTTP request and read its body."""
@@ -102,14 +112,21 @@ class HttpSender:
         return Answer(stamp.acquired, done, OK, str(response.status), text)
 
     def check(self, message: dict[str, Any]) -> None:
-        """Raise ValueError for a message that leaves the target's origin, or lacks a secret it names."""
-        if self._url(self._base + message["path"]).origin() != self._url(self._base).origin():
-            raise ValueError(f"request {message['item']}: {message['path']!r} leaves {self._base}")
-        for value in message.get("headers", {}).values():
+        """Raise ValueError for a message that could leave the target's origin, or lacks a secret it names."""
+        where, path = f"request {message['item']}", message["path"]
+        if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path):
+            raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
+        if self._url(self._base + path).origin() != self._url(self._base).origin():
+            raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
+        for header, value in message.get("headers", {}).items():
             for name in _SECRET.findall(value):
                 if name not in os.environ:
-                    raise ValueError(f"request {message['item']}: no {name} in the environment; expected its value")
+                    raise ValueError(f"{where}: no {name} in the environment; expected its value")
                 self._secrets[name] = os.environ[name]
+            if _OWN_HEADERS.fullmatch(header) or not re.fullmatch(r"[A-Za-z0-9_-]+", header):
+                raise ValueError(f"{where}: header {header!r}; expected one that is not the client's own")
+            if re.search(r"[\r\n\0]", self._filled(value)):
+                raise ValueError(f"{where}: header {header!r} of several lines; expected one")
 
     def _filled(self, value: str) -> str:
         """A header with the secrets it names."""
@@ -153,6 +170,8 @@ def _pinned(address: str) -> Any:
 class SqlSender:
     """psycopg async, autocommit, one pooled connection for each user."""
 
+    warm: dict[str, Any] | None = None  # connecting is enough
+
     def __init__(self, conninfo: str, timeout_s: float, session: dict[str, str], prepare: bool) -> None:
         self._conninfo, self._timeout_s = conninfo, timeout_s
         self._kwargs: dict[str, Any] = {"autocommit": True, "application_name": "perfkit load"}
@@ -188,11 +207,11 @@ class SqlSender:
 
     async def send(self, message: dict[str, Any]) -> Answer:
         """Run one statement and fetch every row."""
-        acquired = monotonic_ns()
+        parameters, acquired = exact(message["params"]), monotonic_ns()
         try:
             async with asyncio.timeout(self._timeout_s), self._pool.connection() as connection:
                 acquired = monotonic_ns()
-                cursor = await connection.execute(message["sql"], message["params"])
+                cursor = await connection.execute(message["sql"], parameters)
                 rows = await cursor.fetchall() if cursor.description else []
                 return Answer(acquired, monotonic_ns(), OK, f"{len(rows)} rows")
         except Exception as error:
@@ -217,9 +236,11 @@ class SqlSender:
 
 
 def preload() -> None:
-    """Import the clients now, so that no round pays for it."""
+    """Import the clients now, so that no round pays for it; what they would log is in the outcomes."""
     import aiohttp  # noqa: F401
     import psycopg_pool  # noqa: F401
+
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 def make(spec: dict[str, Any]) -> Sender:

@@ -42,6 +42,9 @@ class Worker:
                 self._sender = make(command["target"])
                 self._bound(command["target"]["limits"])
                 await self._sender.open(command["users"])
+                if (warm := self._sender.warm) is not None:  # within the bounds, like any other request
+                    self._sender.check(warm)
+                    await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))
             case "arm":
                 self._queues = command["queues"]
                 for queue in self._queues.values():
@@ -54,6 +57,7 @@ class Worker:
                     await self._sender.close()
                 self._sender = None
                 gc.collect()
+                return {"sent": self._gate.sent if self._gate else 0}
         return {"ok": True}
 
     def _bound(self, limits: dict[str, Any] | None) -> None:
@@ -62,7 +66,8 @@ class Worker:
         if limits:
             caps = Caps(**limits)
             self._gate = self._gates.setdefault(caps.budget, Gate(caps))
-            self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight else None
+            self._gate.renew(caps)
+            self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight > 0 else None
 
     async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
         """Release every user at the instant `at`; returns columns with times in ns from it."""
@@ -94,20 +99,28 @@ class Worker:
         await release.wait()
         scheduled = at
         for message in queue:
-            if self._gate is not None:
-                due = await self._let_through(self._gate, scheduled)
-                if due is None:
-                    return
-                scheduled = due
-            started = monotonic_ns()
-            answer: Answer = await self._sender.send(message)  # type: ignore[union-attr]
-            if self._gate is not None:
-                self._gate.note(answer.outcome, (answer.done - started) / 1e6)
-                if self._slots:
-                    self._slots.release()
+            sent = await self._send(message, scheduled)
+            if sent is None:
+                return
+            scheduled, started, answer = sent
             stamps = (scheduled - at, started - at, answer.acquired - at, answer.done - at)
             samples.append((message["item"], user, *stamps, answer.outcome, answer.detail, answer.body))
             scheduled = answer.done
+
+    async def _send(self, message: dict[str, Any], scheduled: int) -> tuple[int, int, Answer] | None:
+        """One request within the bounds: when it was due, when it was sent, the answer. None: it may not be sent."""
+        if self._gate is not None:
+            due = await self._let_through(self._gate, scheduled)
+            if due is None:
+                return None
+            scheduled = due
+        started = monotonic_ns()
+        answer: Answer = await self._sender.send(message)  # type: ignore[union-attr]
+        if self._gate is not None:
+            self._gate.note(answer.outcome, (answer.done - started) / 1e6)
+            if self._slots:
+                self._slots.release()
+        return scheduled, started, answer
 
     async def _let_through(self, gate: Gate, scheduled: int) -> int | None:
         """When the next request is due: waiting for a bound is not the target's slowness. None: never."""
@@ -115,12 +128,12 @@ class Worker:
         if self._slots:
             await self._slots.acquire()
         at = gate.admit(monotonic_ns())
-        if at is None:
+        if at is not None and (wait := at - monotonic_ns()) > 0:
+            await asyncio.sleep(wait / 1e9)
+        if at is None or gate.reason:  # which may have come up meanwhile
             if self._slots:
                 self._slots.release()
             return None
-        if (wait := at - monotonic_ns()) > 0:
-            await asyncio.sleep(wait / 1e9)
         return scheduled + max(0, monotonic_ns() - began)
 
 

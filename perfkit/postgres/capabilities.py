@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from shlex import quote
 from time import perf_counter
 from typing import Any, Literal
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import catalog
@@ -61,11 +63,23 @@ def probe(external: External) -> Capabilities:
         with external.connect() as connection:
             facts = connection.execute(catalog.get("capabilities").encode()).fetchone() or {}
             way = _way(external, connection)
-            quoted = {name: sql.Identifier(facts[name]).as_string(connection) for name in ("user", "owned_by")}
+            names = {"user": facts["user"], "owned_by": facts["owned_by"], "dbname": external.address.dbname}
+            quoted = {name: sql.Identifier(text).as_string(connection) for name, text in names.items()}
     except psycopg.Error as error:
         raise ServerError(f"{external.name}: {first_line(error)}") from None
-    found = judge(facts | {"quoted": quoted, "dbname": external.address.dbname}, way, external.permissions)
+    commands = {kind: allowing(external, kind) for kind in ("writes", "ddl")}
+    found = judge(facts | {"quoted": quoted, "commands": commands}, way, external.permissions)
     return Capabilities(external.name, str(facts["version"]), tuple(found))
+
+
+def allowing(external: External, kind: str) -> str:
+    """The command with which a database's owner allows "writes" or "ddl" beside what is allowed there already."""
+    address = external.address
+    if address.service:
+        db = make_conninfo("", service=address.service, dbname=address.dbname)
+    else:
+        db = make_conninfo("", host=address.host, port=address.port, dbname=address.dbname, user=address.user)
+    return " ".join(["perfkit allow --db", quote(db), *(f"--{k}" for k in sorted({kind, *external.permissions}))])
 
 
 def headroom(external: External, users: int) -> None:
@@ -144,7 +158,7 @@ def _copy(facts: Mapping[str, Any], way: Way) -> Capability:
     name = "private copy"
     if way.pooler:
         return Capability(name, "no", "pg_dump needs a direct connection")
-    if int(str(facts["version"]).split(".")[0].rstrip("abcdefghijklmnopqrstuvwxyz")) > DUMPED:
+    if facts["major"] > DUMPED:
         return Capability(name, "no", f"the embedded pg_dump reads servers up to version {DUMPED}")
     if hidden := facts["unreadable"]:
         grant = f"GRANT pg_read_all_data TO {facts['quoted']['user']}"
@@ -161,10 +175,12 @@ def _clones(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> 
         allow.append(f"ALTER ROLE {facts['quoted']['user']} CREATEDB")
     if not facts["owner"]:
         lacking.append(f"is not {facts['owned_by']}, who owns it")
-        allow.append(f"GRANT {facts['quoted']['owned_by']} TO {facts['quoted']['user']}")
+        quoted = facts["quoted"]
+        give = f"ALTER DATABASE {quoted['dbname']} OWNER TO {quoted['user']}"  # never the role of a superuser
+        allow.append(give if facts["owner_super"] else f"GRANT {quoted['owned_by']} TO {quoted['user']}")
     if "ddl" not in permissions:
         lacking.append("has no permission for it")
-        allow.append("perfkit allow --ddl")
+        allow.append(facts["commands"]["ddl"])
     if lacking:
         return Capability(name, "no", f"{facts['user']} {', '.join(lacking)}", tuple(allow))
     return Capability(name, "yes", "while nobody else is connected to it: CREATE DATABASE needs that of its template")
@@ -174,22 +190,24 @@ def _in_place(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -
     name = "indexes in place"
     if way.pooler or facts["standby"]:
         return Capability(name, "no", "a standby" if facts["standby"] else "behind a pooler")
-    lacking, allow = [], []
-    if others := facts["not_owned"]:
-        lacking.append(f"does not own {_some(others)}")
-        allow.append(f"GRANT {facts['quoted']['owned_by']} TO {facts['quoted']['user']}")
+    lacking = [f"does not own {_some(others)}"] if (others := facts["not_owned"]) else []
+    allow = [f"GRANT {role} TO {facts['quoted']['user']}" for role in facts["table_owners"]]
+    state: State = "partly" if len(others) < facts["tables"] else "no"
     if "ddl" not in permissions:
         lacking.append("has no permission for it")
-        allow.append("perfkit allow --ddl")
+        allow.append(facts["commands"]["ddl"])
+        state = "no"
     if lacking:
-        return Capability(name, "no", f"{facts['user']} {', '.join(lacking)}", tuple(allow))
+        return Capability(name, state, f"{facts['user']} {', '.join(lacking)}", tuple(allow))
     return Capability(name, "yes", "built CONCURRENTLY and removed at the end")
 
 
 def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability:
     if "writes" in permissions and not facts["standby"]:
         return Capability("writes in place", "yes", "its owner allowed load that changes rows")
-    return Capability("writes in place", "no", "load may only read there", ("perfkit allow --writes",))
+    if facts["standby"]:
+        return Capability("writes in place", "no", "a standby")
+    return Capability("writes in place", "no", "load may only read there", (facts["commands"]["writes"],))
 
 
 def _statements(facts: Mapping[str, Any]) -> Capability:
@@ -220,7 +238,7 @@ def _logging(facts: Mapping[str, Any]) -> Capability:
     shown = facts["log_min_duration"]
     said = "statements are not logged" if shown == "-1" else f"statements over {shown} are logged"
     said += ", with plans (auto_explain)" if facts["auto_explain_loaded"] else ""
-    if facts["superuser"]:
+    if facts["superuser"] or shown != "-1":
         return Capability("query logging", "yes", said)
     allow = f"ALTER ROLE {facts['quoted']['user']} SET log_min_duration_statement = '100ms'"
     return Capability("query logging", "partly", f"{said}; only a superuser changes that", (allow,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from psycopg import sql
 
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
+from perfkit.postgres.parameters import number
 from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, substitute
 
@@ -40,6 +42,7 @@ def create(server: Site, name: str, template: str = "template0") -> None:
     if server.version >= 15:
         statement += sql.SQL(" STRATEGY FILE_COPY")
     with connected(server, user="postgres") as connection:
+        connection.execute("SET statement_timeout = 0")  # a role's own is for its queries
         connection.execute(statement)
 
 
@@ -76,6 +79,7 @@ def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
 def freeze(server: Site, name: str) -> None:
     """VACUUM (FREEZE, ANALYZE), so that no round pays for hint bits or stale statistics."""
     with connected(server, name) as connection:
+        connection.execute("SET statement_timeout = 0")
         connection.execute("VACUUM (FREEZE, ANALYZE)")
 
 
@@ -99,8 +103,8 @@ def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]
     with connected(server, name) as connection, connection.transaction():
         try:
             connection.execute("SET TRANSACTION READ ONLY")
-            cursor = connection.execute(f"SELECT to_jsonb(p) AS row FROM (\n{text}\n) p".encode())
-            found = [row["row"] for row in cursor]
+            cursor = connection.execute(f"SELECT to_jsonb(p.*)::text AS row FROM (\n{text}\n) p".encode())
+            found = [json.loads(row["row"], parse_float=number) for row in cursor]
         except psycopg.Error as error:
             raise UsageError(f"{path}: {words(error)}") from None
     if not found:

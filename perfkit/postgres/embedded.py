@@ -109,8 +109,14 @@ class Server:
 
     def conninfo(self, dbname: str = "", user: str = "") -> str:
         """Connection string for libpq; `perfkit` may log in and nothing else, `postgres` is the superuser."""
-        return make_conninfo(
-            host=str(self.socket_dir), port=self.port, dbname=dbname or "postgres", user=user or "perfkit"
+        return make_conninfo(  # with what the environment might add: PGHOSTADDR leads a socket's folder elsewhere
+            host=str(self.socket_dir),
+            hostaddr="",
+            port=self.port,
+            dbname=dbname or "postgres",
+            user=user or "perfkit",
+            options="",
+            target_session_attrs="any",
         )
 
     def connect(self, dbname: str = "", user: str = "") -> Connection:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import socket
+import struct
 from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
 
 import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, TargetRefused
-from perfkit.guards.address import Address, bracketed, canonical
-from perfkit.guards.admission import Permission, admit, normal
+from perfkit.guards.address import Address, bracketed, canonical, here
+from perfkit.guards.admission import Permission, admit, looks_like_production, normal
 from perfkit.guards.audit import Audit, audited
 from perfkit.postgres import catalog, marker
 from perfkit.postgres.site import Connection
 from perfkit.text import visible
 
 CONNECT_TIMEOUT = 5  # seconds
+_ASK_S = 2.0
 
 
 @dataclass(slots=True)
@@ -29,7 +38,8 @@ class External:
     version: int = 0
     pooler: bool = False
     permissions: frozenset[str] = frozenset()
-    system: str = ""  # the cluster's identity
+    system: str = ""  # what tells it from another server that might answer in its place
+    answered: float = 0.0  # when it was last asked whether it lives, on the monotonic clock
 
     @property
     def name(self) -> str:
@@ -55,14 +65,30 @@ class External:
             cursor_factory=audited(self.audit, self.name),
             application_name="perfkit",
             connect_timeout=CONNECT_TIMEOUT,
+            client_encoding="utf8",  # or a database in SQL_ASCII gives bytes for text
         )
-        if self.system and _answering(connection)["system"] != self.system:
+        if self.system:
+            try:
+                known = _system(connection, _answering(connection)) == self.system
+            except BaseException:
+                connection.close()
+                raise
+            if known:
+                return connection
             connection.close()
             raise TargetRefused(f"{self.name}: another server answers than before; nothing more was sent to it")
         return connection
 
     def alive(self) -> bool:
-        """As far as perfkit can tell without asking it."""
+        """Whether anything answers at its address, asked every other second at most; once more before it is lost."""
+        if monotonic() - self.answered < _ASK_S:
+            return True
+        conninfo = make_conninfo(self.conninfo(), connect_timeout=CONNECT_TIMEOUT).encode()
+        if pq.PGconn.ping(conninfo) == pq.Ping.NO_RESPONSE:
+            sleep(_ASK_S / 2)
+            if pq.PGconn.ping(conninfo) == pq.Ping.NO_RESPONSE:
+                return False
+        self.answered = monotonic()
         return True
 
     def log_tail(self, lines: int = 5) -> str:
@@ -91,10 +117,10 @@ def open_external(address: Address, permission: Permission, audit: Audit) -> Ext
     try:
         with external.connect() as connection:
             found = _answering(connection)
-            _require_same(address, found, permission)
+            _require_same(address, found, _direct(connection, found), permission)
             external.version = connection.info.server_version // 10000
             external.pooler = connection.info.backend_pid != found["pid"]
-            external.system = found["system"] or ""
+            external.system = _system(connection, found)
             external.permissions = marker.permissions(connection)
     except psycopg.Error as error:
         words = visible((str(error).strip() or type(error).__name__).splitlines()[0])
@@ -110,18 +136,48 @@ def _answering(connection: Connection) -> dict[str, Any]:
     return connection.execute(catalog.get("answering").encode()).fetchone() or {}
 
 
-def _require_same(address: Address, found: dict[str, Any], permission: Permission) -> None:
-    """Behind a local address may be a tunnel or a pooler: the server that answers must have been named too."""
+def _system(connection: Connection, found: dict[str, Any]) -> str:
+    """The cluster's identity, or where that may not be seen, where the server itself says it is."""
+    system = marker.cluster(connection, found["identifiable"])
+    return system or f"{found['address']}:{found['listens']}"
+
+
+def _direct(connection: Connection, found: dict[str, Any]) -> bool:
+    """Whether nothing is in between: the server sees the very socket that is held here."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as own:
+        if own.family == socket.AF_UNIX:
+            return found["client_address"] is None and _listener(own) in ("postgres", "postmaster")
+        address, port = own.getsockname()[:2]
+    return (canonical(found["client_address"] or ""), found["client_port"]) == (canonical(address), port)
+
+
+def _listener(own: socket.socket) -> str:
+    """The program that listens at a socket folder; "" where that cannot be seen."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS tells nothing
+        return "postgres"
+    pid, _, _ = struct.unpack("3i", own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _require_same(address: Address, found: dict[str, Any], direct: bool, permission: Permission) -> None:
+    """Behind an address of this machine may be a tunnel or a pooler: what answers must have been named too."""
     if found["database"] != address.dbname:
         name = f"{bracketed(address.host)}:{address.port}/{found['database']}"
         _require_named(address, name, permission)
-    elsewhere = found["address"] is not None and canonical(found["address"]) != address.address
-    if address.local and (elsewhere or (found["port"] and found["port"] != address.port)):
-        _require_named(
-            address,
-            f"{bracketed(canonical(found['address']))}:{found['port']}/{found['database']}",
-            permission,
-        )
+    if not direct and (address.local or here(address.address)):
+        _require_named(address, _behind(address, found), permission)
+
+
+def _behind(address: Address, found: dict[str, Any]) -> str:
+    """What to call a server behind something: where it says it is, unless the way to it could be called the same."""
+    port = found["port"] or found["listens"]
+    host = canonical(found["address"]) if found["address"] else "unix"
+    name = f"{bracketed(host)}:{port}/{found['database']}"
+    alike = port == address.port and (host == "unix" or ipaddress.ip_address(host).is_loopback)
+    return f"tunnel:{name}" if alike else name
 
 
 def _require_named(address: Address, name: str, permission: Permission) -> None:
@@ -129,4 +185,9 @@ def _require_named(address: Address, name: str, permission: Permission) -> None:
         raise TargetRefused(
             f"{address.name} leads to {visible(name)} (a tunnel, a proxy, a pooler?); if that is meant: "
             f"--confirm {visible(name)}"
+        )
+    if looks_like_production([name]) and normal(name) not in map(normal, permission.production):
+        raise TargetRefused(
+            f"{address.name} leads to {visible(name)}, which looks like production; if that is meant: "
+            f"--production {visible(name)}"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from perfkit.errors import TargetRefused
+from perfkit.errors import TargetRefused, UsageError
 from perfkit.postgres import catalog
 
 SCHEMA = "perfkit_allowed"
@@ -28,24 +28,37 @@ def permissions(connection: psycopg.Connection[dict[str, Any]]) -> frozenset[str
         return frozenset()
     try:
         said = json.loads(row["comment"] or "")
-        valid = (said["database"], said["system"]) == (row["database"], row["system"])
-        if not valid or date.fromisoformat(said["until"]) < datetime.now(UTC).date():
+        here = (row["database"], cluster(connection, row["identifiable"]))
+        if (
+            "" in here
+            or (said["database"], said["system"]) != here
+            or date.fromisoformat(said["until"]) < datetime.now(UTC).date()
+        ):
             return frozenset()
         return KINDS & frozenset(said["permissions"])
     except (ValueError, KeyError, TypeError):
         return frozenset()
 
 
+def cluster(connection: psycopg.Connection[dict[str, Any]], identifiable: bool) -> str:
+    """The identity of the cluster; "" where this role may not see it."""
+    row = connection.execute(catalog.get("cluster").encode()).fetchone() if identifiable else None
+    return str(row["system"]) if row else ""
+
+
 def grant_sql(connection: psycopg.Connection[dict[str, Any]], kinds: Collection[str], days: int) -> str:
-    """The statements with which an owner gives the permission, for `days` from today."""
+    """The statements with which an owner gives the permission, for `days` from today.
+
+    Raises UsageError, or TargetRefused where the permission could not be told from a copy's.
+    """
+    if days < 1:
+        raise UsageError(f"days = {days}; expected at least 1")
     row = connection.execute(catalog.get("marker_identity").encode()).fetchone() or {}
     until = (datetime.now(UTC).date() + timedelta(days=days)).isoformat()
-    said = {
-        "permissions": sorted(kinds),
-        "database": row["database"],
-        "system": row["system"],
-        "until": until,
-    }
+    if not (system := cluster(connection, row["identifiable"])):
+        function = "EXECUTE ON FUNCTION pg_control_system()"
+        raise TargetRefused(f"this cluster cannot be told from a copy; expected its owner to run: GRANT {function} ...")
+    said = {"permissions": sorted(kinds), "database": row["database"], "system": system, "until": until}
     return (
         sql.SQL("CREATE SCHEMA IF NOT EXISTS {0} AUTHORIZATION {1}; COMMENT ON SCHEMA {0} IS {2}")
         .format(sql.Identifier(SCHEMA), sql.Identifier(row["owner"]), sql.Literal(json.dumps(said)))
@@ -58,8 +71,7 @@ def grant(connection: psycopg.Connection[dict[str, Any]], kinds: Collection[str]
     statements = grant_sql(connection, kinds, days)
     try:
         with connection.transaction():
-            for statement in statements.split("; "):
-                connection.execute(statement.encode())
+            connection.execute(statements.encode())
     except psycopg.Error as error:
         raise TargetRefused(f"{_words(error)}; expected the database's owner to run: {statements}") from None
     if permissions(connection) != frozenset(kinds):

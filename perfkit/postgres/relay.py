@@ -77,11 +77,20 @@ async def _deliver(travelling: _Queue, sink: StreamWriter) -> None:
 async def listen(relay: Relay, path: Path) -> int:
     """Serve at `path` until told to stop; returns an exit code. Raises OSError if it cannot listen there."""
     stop = stop_event(watch_stdin=True)
-    listener = await asyncio.start_unix_server(relay.serve, path)
+    clients: set[asyncio.Task[None]] = set()
+
+    def accepted(reader: StreamReader, writer: StreamWriter) -> None:
+        clients.add(task := asyncio.create_task(relay.serve(reader, writer)))
+        task.add_done_callback(clients.discard)
+
+    listener = await asyncio.start_unix_server(accepted, path)
     print(json.dumps({"socket": str(path)}), flush=True)  # noqa: T201
     await stop.wait()
     listener.close()
     path.unlink(missing_ok=True)
+    for task in clients:
+        task.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
-from perfkit.bundle import Bundle, write_atomically
+from perfkit.bundle import Bundle, reading, write_atomically
 from perfkit.config import ROOT
 from perfkit.errors import BundleError, PerfkitError
 from perfkit.report import files
@@ -34,9 +34,14 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BundleError(f"{folder}: cannot be created ({error.strerror}); expected a writable folder") from None
-    write_atomically(folder / "verdict.json", files.verdict(run.subject))
-    write_atomically(folder / "summary.md", files.summary(run.subject))
-    write_atomically(folder / "samples.csv", files.samples(run.rounds))
+    with reading(bundle):
+        written = {
+            "verdict.json": files.verdict(run.subject),
+            "summary.md": files.summary(run.subject),
+            "samples.csv": files.samples(run.rounds),
+        }
+    for name, text in written.items():
+        write_atomically(folder / name, text)
     _papermill()
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works

@@ -1,7 +1,9 @@
--- Which server, database and process answers.
+-- Which server, database and process answers, and where it saw the connection come from.
 SELECT current_database() AS database,
        host(inet_server_addr()) AS address,
        inet_server_port() AS port,
+       host(inet_client_addr()) AS client_address,
+       inet_client_port() AS client_port,
+       current_setting('port')::int AS listens,
        pg_backend_pid() AS pid,
-       CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE')
-            THEN (SELECT system_identifier::text FROM pg_control_system()) END AS system;
+       has_function_privilege('pg_control_system()', 'EXECUTE') AS identifiable;

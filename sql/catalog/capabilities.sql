@@ -1,11 +1,22 @@
 -- What this role may do in this database, what the server is like, and how many connections are left.
+WITH tables AS (
+    SELECT c.oid::regclass::text AS name, c.reltuples, c.relowner,
+           has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS readable,
+           pg_has_role(c.relowner, 'USAGE') AS owned,
+           EXISTS (SELECT FROM pg_depend x
+                   WHERE x.classid = 'pg_class'::regclass AND x.objid = c.oid AND x.deptype = 'e') AS extension
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+)
 SELECT current_user AS "user",
        r.rolsuper AS superuser,
        r.rolsuper OR r.rolcreatedb AS createdb,
        r.rolsuper OR pg_has_role(d.datdba, 'USAGE') AS owner,
        r.rolsuper OR pg_has_role('pg_read_all_stats', 'USAGE') AS reads_stats,
        pg_get_userbyid(d.datdba) AS owned_by,
+       (SELECT o.rolsuper FROM pg_roles o WHERE o.oid = d.datdba) AS owner_super,
        current_setting('server_version') AS version,
+       current_setting('server_version_num')::integer / 10000 AS major,
        pg_is_in_recovery() AS standby,
        pg_database_size(d.oid) AS bytes,
        current_setting('statement_timeout') AS statement_timeout,
@@ -23,14 +34,14 @@ SELECT current_user AS "user",
        (SELECT count(*)::integer FROM pg_stat_activity a WHERE a.usename = current_user) AS role_connected,
        d.datconnlimit AS database_limit,
        (SELECT numbackends FROM pg_stat_database s WHERE s.datid = d.oid) AS database_connected,
-       (SELECT coalesce(array_agg(c.oid::regclass::text ORDER BY c.reltuples DESC), '{}')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-          AND NOT (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))) AS unreadable,
-       (SELECT coalesce(array_agg(c.oid::regclass::text ORDER BY c.reltuples DESC), '{}')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind IN ('r', 'p', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-          AND NOT pg_has_role(c.relowner, 'USAGE')) AS not_owned,
+       (SELECT coalesce(array_agg(name ORDER BY reltuples DESC) FILTER (WHERE NOT readable), '{}') FROM tables)
+           AS unreadable,
+       (SELECT count(*)::integer FROM tables WHERE NOT extension) AS tables,
+       (SELECT coalesce(array_agg(name ORDER BY reltuples DESC), '{}') FROM tables WHERE NOT owned AND NOT extension)
+           AS not_owned,
+       (SELECT coalesce(array_agg(DISTINCT quote_ident(o.rolname)), '{}')
+        FROM tables t JOIN pg_roles o ON o.oid = t.relowner
+        WHERE NOT owned AND NOT extension AND NOT o.rolsuper) AS table_owners,
        (SELECT coalesce(jsonb_object_agg(x.extname, n.nspname), '{}')
         FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace) AS extensions,
        (SELECT coalesce(array_agg(name), '{}') FROM pg_available_extensions) AS available

@@ -1,6 +1,12 @@
--- Every foreign key of a table that holds rows: its columns and those they refer to, in order.
+-- Every foreign key of a table that holds rows: its columns and those they refer to, in order, and which tables
+-- hold the rows referred to. The copies that PostgreSQL keeps of a key for the partitions referred to are left out.
 SELECT format('%I.%I', cn.nspname, c.relname) AS child,
-       format('%I.%I', pn.nspname, p.relname) AS parent,
+       CASE p.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || format('%I.%I', pn.nspname, p.relname) AS parent_rows,
+       coalesce((SELECT array_agg(format('%I.%I', ln.nspname, l.relname))
+                 FROM pg_partition_tree(CASE p.relkind WHEN 'p' THEN p.oid END) tree
+                 JOIN pg_class l ON l.oid = tree.relid AND l.relkind = 'r'
+                 JOIN pg_namespace ln ON ln.oid = l.relnamespace),
+                ARRAY[format('%I.%I', pn.nspname, p.relname)]) AS parents,
        (SELECT array_agg(quote_ident(a.attname) ORDER BY k.ord)
         FROM unnest(f.conkey) WITH ORDINALITY k (attnum, ord)
         JOIN pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.attnum) AS columns,
@@ -13,4 +19,5 @@ JOIN pg_namespace cn ON cn.oid = c.relnamespace
 JOIN pg_class p ON p.oid = f.confrelid
 JOIN pg_namespace pn ON pn.oid = p.relnamespace
 WHERE f.contype = 'f'
-ORDER BY 1, f.conname;
+  AND NOT EXISTS (SELECT FROM pg_constraint whole WHERE whole.oid = f.conparentid AND whole.conrelid = f.conrelid)
+ORDER BY cardinality(f.conkey) DESC, 1, f.conname;

@@ -1,14 +1,17 @@
--- Every table that holds rows itself, with its estimated rows and the columns that can be written.
+-- Every table that holds rows itself, with about how many (by its size where it was never analysed) and the
+-- columns that can be written.
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
-       greatest(c.reltuples, 0)::bigint AS rows,
+       CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE pg_relation_size(c.oid) / 100 END::bigint AS rows,
+       c.reltuples <= 0 AND pg_relation_size(c.oid) > 0 AS unknown,
+       CASE WHEN c.relispartition THEN pg_get_partition_constraintdef(c.oid) END AS bounds,
        (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r'
-  AND c.relpersistence = 'p'
+  AND c.relpersistence <> 't'
   AND n.nspname !~ '^pg_'
   AND n.nspname <> 'information_schema'
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-ORDER BY c.reltuples DESC, 1;
+ORDER BY rows DESC, 1;

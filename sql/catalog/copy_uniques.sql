@@ -1,15 +1,15 @@
--- The columns of every unique index on plain columns of a table.
+-- The columns or expressions of every unique index of a table, its predicate, and whether NULL equals NULL in it.
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
-       array_agg(quote_ident(a.attname) ORDER BY k.ord) AS columns
+       (SELECT array_agg(pg_get_indexdef(x.indexrelid, k, false) ORDER BY k)
+        FROM generate_series(1, x.indnkeyatts) k) AS columns,
+       pg_get_expr(x.indpred, x.indrelid) AS predicate,
+       coalesce((to_jsonb(x) ->> 'indnullsnotdistinct')::boolean, false) AS nulls_equal
 FROM pg_index x
 JOIN pg_class c ON c.oid = x.indrelid AND c.relkind = 'r'
 JOIN pg_namespace n ON n.oid = c.relnamespace
-CROSS JOIN LATERAL unnest(x.indkey::smallint[]) WITH ORDINALITY k (attnum, ord)
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
 WHERE x.indisunique
-  AND x.indexprs IS NULL
-  AND k.ord <= x.indnkeyatts
+  AND NOT EXISTS (SELECT FROM pg_attribute a
+                  WHERE a.attrelid = c.oid AND a.attnum = ANY (x.indkey::smallint[]) AND a.attgenerated <> '')
   AND n.nspname !~ '^pg_'
   AND n.nspname <> 'information_schema'
-GROUP BY n.nspname, c.relname, x.indexrelid
 ORDER BY 1, 2;

@@ -1,7 +1,7 @@
--- Which database of which cluster this is, and whose.
+-- Which database this is, and whose.
 SELECT d.oid::bigint AS database,
-       (SELECT system_identifier::text FROM pg_control_system()) AS system,
-       r.rolname AS owner
+       r.rolname AS owner,
+       has_function_privilege('pg_control_system()', 'EXECUTE') AS identifiable
 FROM pg_database d
 JOIN pg_roles r ON r.oid = d.datdba
 WHERE d.datname = current_database();

@@ -1,7 +1,32 @@
--- Which of these names belong to a function that is declared volatile, in any schema.
-SELECT DISTINCT CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname || '.' END || p.proname AS name
-FROM pg_proc p
+-- What runs where these names, operators and words stand: functions with whether they are declared volatile, and
+-- the texts of functions, views and domains, in which more may be named. What is PostgreSQL's own has no text.
+WITH called AS (
+    SELECT oid FROM pg_proc WHERE proname = ANY (%(calls)s::text[])
+    UNION
+    SELECT oprcode FROM pg_operator WHERE oprname = ANY (%(symbols)s::text[])
+    UNION  -- an implicit cast shows nowhere, so all that are not PostgreSQL's own
+    SELECT castfunc FROM pg_cast WHERE castfunc <> 0 AND oid >= 16384
+    UNION
+    SELECT unnest(ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
+                        a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[])
+    FROM pg_aggregate a JOIN pg_proc p ON p.oid = a.aggfnoid
+    WHERE p.proname = ANY (%(calls)s::text[])
+)
+SELECT CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname || '.' END || p.proname AS name,
+       p.provolatile = 'v' AS volatile,
+       CASE WHEN n.nspname = 'pg_catalog' OR p.prokind = 'a' OR l.lanname NOT IN ('sql', 'plpgsql') THEN ''
+            WHEN p.prosrc <> '' THEN p.prosrc
+            ELSE pg_get_functiondef(p.oid) END AS text
+FROM called
+JOIN pg_proc p USING (oid)
 JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE p.provolatile = 'v'
-  AND p.prokind IN ('f', 'w')
-  AND p.proname = ANY (%(names)s::text[]);
+JOIN pg_language l ON l.oid = p.prolang
+WHERE p.prokind <> 'p' AND p.prorettype <> 'tsm_handler'::regtype
+UNION
+SELECT '', false, pg_get_viewdef(oid)
+FROM pg_class
+WHERE relkind = 'v' AND relname = ANY (%(words)s::text[]) AND relnamespace <> 'pg_catalog'::regnamespace
+UNION
+SELECT '', false, pg_get_constraintdef(c.oid)
+FROM pg_constraint c JOIN pg_type t ON t.oid = c.contypid
+WHERE t.typname = ANY (%(words)s::text[]);

@@ -1,7 +1,7 @@
--- Values as pgbench draws them: a random account, teller and branch, and an amount.
-SELECT 1 + (random() * (a.n - 1))::integer AS aid, 1 + (random() * (t.n - 1))::integer AS tid,
-       1 + (random() * (b.n - 1))::integer AS bid, (random() * 10000)::integer - 5000 AS delta
+-- As pgbench draws them: any account, teller and branch, and an amount; a hash, so that every run has the same.
+SELECT 1 + (hashint8extended(n, 1) & 2147483647) % a.n AS aid, 1 + (hashint8extended(n, 2) & 2147483647) % t.n AS tid,
+       1 + (hashint8extended(n, 3) & 2147483647) % b.n AS bid, (hashint8extended(n, 4) & 2147483647) % 10001 - 5000 AS delta
 FROM (SELECT count(*) AS n FROM pgbench_accounts) a,
      (SELECT count(*) AS n FROM pgbench_tellers) t,
      (SELECT count(*) AS n FROM pgbench_branches) b,
-     generate_series(1, 2000)
+     generate_series(1, 2000) n

@@ -28,7 +28,8 @@ CREATE TABLE part (
     p_brand text NOT NULL,
     p_type text NOT NULL,
     p_size integer NOT NULL,
-    p_container text NOT NULL
+    p_container text NOT NULL,
+    p_price numeric(15, 2) NOT NULL
 );
 
 CREATE TABLE orders (

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
+from psycopg import sql
 
 from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import catalog, databases
 from perfkit.postgres.copies import dump, generate, sample
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.external import External
+from perfkit.postgres.site import Connection
+from perfkit.text import visible
 
 _TELLS = {
     "whole": (
@@ -63,6 +67,7 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
     start = perf_counter()
     if source.pooler:
         raise TargetRefused(f"{source.name}: behind a pooler; expected a direct connection for a copy")
+    _require_readable(source, how)
     sizes = databases.sizes(source, source.address.dbname, exact=False)
     total = sum(size["bytes"] + size["index_bytes"] for size in sizes.values())
     if how.method == "whole" and total > how.max_bytes:
@@ -73,30 +78,81 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
     if not sizes:
         raise ServerError(f"{source.name}: no table that can be seen; expected at least one to copy")
     progress(f"copying {source.name} ({how.method}, {total / 1e6:,.0f} MB)")
-    databases.create(server, name)
     try:
+        databases.create(server, name)
         missing = _copied(source, server, name, how, progress)
         rows = {table: size["rows"] for table, size in databases.sizes(server, name).items()}
     except BaseException as error:
-        databases.drop(server, name)
-        if isinstance(error, psycopg.Error):
-            raise ServerError(f"{source.name}: the copy failed: {databases.words(error)}") from None
+        with suppress(ServerError):  # where that server is gone, so is the database
+            databases.drop(server, name)
+        if isinstance(error, psycopg.Error | OSError):
+            said = databases.words(error) if isinstance(error, psycopg.Error) else f"{error.strerror or error}"
+            raise ServerError(f"{source.name}: the copy failed: {visible(said)}") from None
         raise
     tells, cannot = _TELLS[how.method]
     there = {table: size["rows"] for table, size in sizes.items()}
     return Copied(how.method, rows, there, perf_counter() - start, tuple(missing), tells, cannot)
 
 
+def _require_readable(source: External, how: Copying) -> None:
+    """Raise TargetRefused naming what the role cannot see all of."""
+    with databases.connected(source, source.address.dbname) as connection:
+        found = connection.execute(catalog.get("copy_unreadable").encode()).fetchall()
+    hidden = [row for row in found if how.method == "whole" or not row["sequence"]]
+    filtered = [row["name"] for row in hidden if row["readable"]]
+    unreadable = [row["name"] for row in hidden if not row["readable"]]
+    if unreadable:
+        raise TargetRefused(
+            f"{source.name}: {_listed(unreadable)} may not be read; expected USAGE on the schema "
+            "and SELECT on all of it"
+        )
+    if filtered:
+        raise TargetRefused(
+            f"{source.name}: row-level security hides rows of {_listed(filtered)}; expected the owner's login, or "
+            "a role with BYPASSRLS"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return visible(", ".join(names[:3])) + more
+
+
 def _copied(source: External, server: Server, name: str, how: Copying, progress: Callable[[str], None]) -> list[str]:
     """Copy by one of the methods; what could not be brought along."""
+    missing = _order_of_text(source, server, name)
     if how.method == "whole":
-        return dump.transfer(source, server, name)
-    missing = dump.transfer(source, server, name, "pre-data")
+        return missing + dump.transfer(source, server, name)
+    missing += dump.transfer(source, server, name, "pre-data")
     with source.connect() as read, server.connect(name) as write:
-        write.execute(catalog.get("copy_helpers").encode())
+        read.execute(catalog.get("copy_session").encode())
+        write.execute(b"SET search_path = ''")
+        sequences = read.execute(catalog.get("copy_sequences").encode()).fetchall()
         if how.method == "sample":
             sample.rows(read, write, how.rows, how.seed, progress)
         else:
             missing += generate.rows(read, write, how.rows, how.seed, progress)
-        write.execute("DROP FUNCTION pg_temp.pk_uniform(bigint, text)")
+        _position(write, sequences)
     return missing + dump.transfer(source, server, name, "post-data")
+
+
+def _order_of_text(source: External, server: Server, name: str) -> list[str]:
+    """Where text sorts otherwise in the copy, in words: it decides which indexes can serve LIKE."""
+    query = b"SELECT datcollate AS name FROM pg_database WHERE datname = current_database()"
+    with source.connect() as read, server.connect(name) as write:
+        theirs, ours = (((c.execute(query).fetchone()) or {"name": ""})["name"] for c in (read, write))
+    return [] if theirs == ours else [f"the order of text, {visible(theirs)}; here it is {ours}"]
+
+
+def _position(write: Connection, sequences: Sequence[Mapping[str, Any]]) -> None:
+    """Put every sequence where it stands in the source, and beyond the values of its own column."""
+    known = {row["name"] for row in write.execute(catalog.get("copy_sequences").encode())}
+    for row in sequences:
+        if row["name"] not in known:
+            continue
+        position: sql.Composable = sql.Literal(row["last_value"])
+        if row["table"] and row["ascending"]:
+            position = sql.SQL("greatest({0}, (SELECT max({2}) FROM {1} WHERE {2} <= {3}))").format(
+                position, sql.SQL(row["table"]), sql.SQL(row["column"]), row["maximum"]
+            )
+        write.execute(sql.SQL("SELECT setval({}::regclass, {}::bigint)").format(row["name"], position))

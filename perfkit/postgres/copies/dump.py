@@ -6,17 +6,63 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
-from perfkit.errors import ServerError
+from perfkit.errors import ServerError, TargetRefused
+from perfkit.postgres import binaries, catalog
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.external import External
 from perfkit.process import spawn, stop
+from perfkit.text import visible
 
-_PLAIN = ("--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions", "--no-security-labels")
-_FAILED = re.compile(r"could not execute query: ERROR:\s+(.*?)\nCommand was: (.*?)(?=\npg_restore:|\Z)", re.DOTALL)
+# Roles, storage and replication belong to the source's server; a compression it was built with may be missing here.
+_DUMP = (
+    "--format=custom",
+    "--compress=0",
+    "--no-owner",
+    "--no-privileges",
+    "--no-publications",
+    "--no-subscriptions",
+    "--no-security-labels",
+    "--no-tablespaces",
+    "--no-table-access-method",
+    "--no-toast-compression",
+    "--lock-wait-timeout=5s",
+)
+_RESTORE = ("--no-owner", "--no-privileges", "--no-data-for-failed-tables")
+_ERROR = re.compile(r"^pg_restore: error: (.*?)(?=^pg_restore: |\Z)", re.MULTILINE | re.DOTALL)
+_FAILED = re.compile(r"could not execute query: ERROR:\s+([^\n]*)\n.*?^Command was: (.*)", re.MULTILINE | re.DOTALL)
 _EXTENSION = re.compile(r"^\d+; \d+ \d+ (?:EXTENSION - |COMMENT - EXTENSION )(\S+)", re.MULTILINE)
+_TABLE = re.compile(r"CREATE (?:UNLOGGED )?TABLE (.+?) \(|(?:ALTER TABLE \S.* ATTACH PARTITION|COPY) ", re.DOTALL)
+_UNKNOWN = re.compile(r"(type|function) .* does not exist")
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A program that ended, and what it said."""
+
+    program: str
+    code: int
+    output: str
+    said: str
+
+    def checked(self) -> Ended:
+        """Itself. Raises ServerError with its words where it failed."""
+        if self.code:
+            raise ServerError(f"{self.program}: {self.words()}")
+        return self
+
+    def words(self) -> str:
+        """Its first error, with the detail where that is the server's message."""
+        lines = self.said.splitlines()
+        error, detail = f"{self.program}: error: ", f"{self.program}: detail: Error message from server: "
+        first = next((line for line in lines if line.startswith(error)), lines[-1] if lines else "")
+        more = [line.removeprefix(detail) for line in lines if line.startswith(detail)][:1]
+        return visible("; ".join([first.removeprefix(error) or "it ended without a word", *more]))
 
 
 def transfer(source: External, server: Server, name: str, section: str = "") -> list[str]:
@@ -24,83 +70,129 @@ def transfer(source: External, server: Server, name: str, section: str = "") -> 
 
     Raises ServerError with the programs' words, also where a table or its rows would be missing.
     """
+    programs = _programs(source, server)
     with tempfile.TemporaryDirectory(prefix="perfkit-copy-") as folder:
-        archive = Path(folder) / "dump"
-        sections = [f"--section={section}"] if section else []
-        _run(
-            [
-                *(str(server.bin_dir / "pg_dump"), "--format=custom", "--compress=0", f"--file={archive}"),
-                *(*_PLAIN, "--lock-wait-timeout=5s", *sections, f"--dbname={source.conninfo()}"),
-            ],
-            _with_tls(),
-        )
-        wanted = Path(folder) / "list"
-        lines, lacking = _available(server, archive)
-        wanted.write_text(lines, encoding="utf-8")
-        said = _run(
-            [
-                *(
-                    str(server.bin_dir / "pg_restore"),
-                    "--no-owner",
-                    "--no-privileges",
-                    f"--use-list={wanted}",
-                ),
-                *(f"--dbname={server.conninfo(name)}", str(archive)),
-            ],
-            may_fail=True,
-        )
-    return lacking + _failures(said)
+        archive, wanted = Path(folder) / "dump", Path(folder) / "list"
+        _dump(source, programs, archive, section)
+        listed = _run([str(programs / "pg_restore"), "--list", str(archive)]).checked().output
+        lacking = _lacking(server, listed)
+        lines = [line for line in listed.split("\n") if not _names(line, lacking)]
+        wanted.write_text("\n".join(lines), encoding="utf-8")
+        missing = _stand_in(source, server, name, lacking)
+        target = (f"--use-list={wanted}", f"--dbname={server.conninfo(name)}", str(archive))
+        ended = _run([str(programs / "pg_restore"), *_RESTORE, *target])
+        if not _ERROR.search(ended.said):
+            ended.checked()
+    return missing + _failures(ended.said, bool(lacking), source.version > server.version)
 
 
-def _available(server: Server, archive: Path) -> tuple[str, list[str]]:
-    """The archive's contents without extensions that the server lacks, and these."""
-    listed = _run([str(server.bin_dir / "pg_restore"), "--list", str(archive)])
+def _programs(source: External, server: Server) -> Path:
+    """Those that can read the one server and write to the other: as new as the newer of them."""
+    newest = max(source.version, server.version)
+    fitting = [version for version in (16, 18) if version >= newest]
+    if not fitting:
+        raise TargetRefused(f"{source.name}: PostgreSQL {source.version}; expected at most 18 for a copy")
+    if fitting[0] <= server.version:
+        return server.bin_dir
+    return binaries.locate(fitting[0], server.data_dir.parent.parent)
+
+
+def _dump(source: External, programs: Path, archive: Path, section: str) -> None:
+    """Run pg_dump; the audit names what it was asked for."""
+    asked = [*_DUMP, *([f"--section={section}"] if section else [])]
+    args = [str(programs / "pg_dump"), *asked, f"--file={archive}", f"--dbname={source.conninfo()}"]
+    with source.audit.noted(source.name, " ".join(["pg_dump", *asked])):
+        ended = _run(args, _with_tls())
+        if ended.code:
+            raise ServerError(f"{source.name}: pg_dump: {ended.words()}")
+
+
+def _lacking(server: Server, listed: str) -> list[str]:
+    """The archive's extensions that the server does not have."""
     with server.connect() as connection:
         known = {row["name"] for row in connection.execute("SELECT name FROM pg_available_extensions")}
-    lacking = sorted(set(_EXTENSION.findall(listed)) - known)
-    kept = [line for line in listed.splitlines() if not _names(line, lacking)]
-    return "\n".join(kept) + "\n", [f"extension {name}, and what needs it" for name in lacking]
+    return sorted(set(_EXTENSION.findall(listed)) - known)
 
 
-def _names(line: str, extensions: list[str]) -> bool:
+def _names(line: str, extensions: Sequence[str]) -> bool:
     found = _EXTENSION.match(line)
     return found is not None and found[1] in extensions
 
 
-def _failures(said: str) -> list[str]:
-    """What pg_restore could not do, one line each. Raises ServerError where that loses a table."""
-    missing = []
-    for words, command in _FAILED.findall(said):
-        first = " ".join(command.split())[:100]
-        if words.endswith("already exists") or "unrecognized configuration parameter" in words:
+def _stand_in(source: External, server: Server, name: str, lacking: Sequence[str]) -> list[str]:
+    """Make functions for columns' defaults that those of lacking extensions give; a table needs them to exist."""
+    missing = [f"extension {extension}, and what needs it" for extension in lacking]
+    if not lacking:
+        return missing
+    with source.connect() as read, server.connect(name) as write:
+        for row in read.execute(catalog.get("copy_stand_ins").encode()).fetchall():
+            if row["extension"] not in lacking:
+                continue
+            body = "pg_catalog.gen_random_uuid()" if row["returns"] == "uuid" else f"NULL::{row['returns']}"
+            write.execute(f"CREATE SCHEMA IF NOT EXISTS {row['schema']}".encode())
+            write.execute(
+                f"CREATE FUNCTION {row['signature']} RETURNS {row['returns']} LANGUAGE sql RETURN {body}".encode()
+            )
+            missing.append(f"function {row['signature']} of {row['extension']}: here it gives {body}")
+    return missing
+
+
+def _failures(said: str, lacking: bool, newer: bool) -> list[str]:
+    """What pg_restore could not do, one line each. Raises ServerError where that loses a table or its rows.
+
+    A table whose column has the type of an extension that the server lacks is named, with what refers to it once.
+    """
+    missing: list[str] = []
+    lost: list[str] = []
+    for error in _ERROR.findall(said):
+        found = _FAILED.match(error)
+        if not found:
+            raise ServerError(f"pg_restore: the copy is not complete: {visible(error.splitlines()[0])}")
+        words, command = visible(found[1]), found[2]
+        first = visible(" ".join(command.split())[:100])
+        harmless = re.fullmatch(r'schema ".*" already exists', words) or command.startswith("SET ")
+        if harmless or any(f'relation "{table}" does not exist' == words for table in lost):
             continue
-        if re.match(r"CREATE (UNLOGGED )?TABLE|COPY ", command):
-            raise ServerError(f"the copy lacks a table: {first}: {words}")
+        if table := _TABLE.match(command):
+            if not (table[1] and lacking and _UNKNOWN.match(words)):
+                hint = "; the source is of a newer PostgreSQL" if newer else ""
+                raise ServerError(f"pg_restore: the copy would lack a table: {first}: {words}{hint}")
+            lost.append(table[1].replace('"', ""))
+            missing.append(f"table {visible(table[1])} ({words})")
+            continue
         missing.append(f"{first} ({words})")
     return missing
 
 
 def _with_tls() -> dict[str, str]:
-    """The environment in which the embedded programs can encrypt: with psycopg's libpq in place of theirs."""
+    """The environment in which the embedded programs can encrypt: with psycopg's libpq in place of theirs.
+
+    What cannot be loaded is ignored by the loader; a connection that needs it then fails with libpq's words.
+    """
     found = find_spec("psycopg_binary")
     if sys.platform != "linux" or found is None or found.origin is None:
         return dict(os.environ)
     libraries = Path(found.origin).parents[1] / "psycopg_binary.libs"
-    preload = next((str(path) for path in sorted(libraries.glob("libpq-*.so*"))), "")
-    return {**os.environ, **({"LD_PRELOAD": preload} if preload else {})}
+    ours = sorted(str(path) for path in libraries.glob("libpq-*.so*"))[:1]
+    theirs = [os.environ["LD_PRELOAD"]] if os.environ.get("LD_PRELOAD") else []
+    return {**os.environ, "LD_PRELOAD": ":".join([*ours, *theirs])}
 
 
-def _run(args: list[str], env: dict[str, str] | None = None, *, may_fail: bool = False) -> str:
-    """A program's output, or with `may_fail` its messages. Raises ServerError with its last words."""
+def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> Ended:
+    """Run a program to its end; it does not outlive an interrupt."""
+    # In English, for the messages are read here.
+    english = {**(os.environ if env is None else env), "LC_ALL": "C"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = spawn(args, env=env, stdout=out, stderr=errors)
+        process = spawn(args, env=english, stdout=out, stderr=errors)
         try:
             code = process.wait()
         except BaseException:
             stop(process)
             raise
-        said = [(file.seek(0), file.read().decode("utf-8", "replace"))[1] for file in (out, errors)]
-    if code and not may_fail:
-        words = said[1].strip().splitlines()
-        raise ServerError(f"{Path(args[0]).name}: {words[0] if words else 'it ended without a word'}")
-    return said[1] if may_fail else said[0]
+        output, said = (_text(file) for file in (out, errors))
+    return Ended(Path(args[0]).name, code, output, said)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")

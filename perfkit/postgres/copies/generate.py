@@ -2,185 +2,309 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from perfkit.errors import ServerError
 from perfkit.postgres import catalog
+from perfkit.postgres.copies.values import ROW, Drawing, common, distinct, value
+from perfkit.postgres.databases import words
 from perfkit.postgres.site import Connection
 
-_LEAST = 10  # rows of a table that the planner knows nothing about
-_NUMBERS = {"smallint", "integer", "bigint", "numeric", "real", "double precision"}
-_TIMES = {"date", "timestamp without time zone", "timestamp with time zone"}
-# Where nothing is known: a value from `u`, uniform in [0, 1).
-_PLAIN = {
-    **dict.fromkeys(_NUMBERS, "(u * 1000)::integer"),
-    **dict.fromkeys(_TIMES, "timestamp '2024-01-01' + u * interval '365 days'"),
-    "boolean": "u < 0.5",
-    "uuid": "md5(u::text)::uuid",
-    "json": "'{}'",
-    "jsonb": "'{}'",
-}
-_UNIQUE = {
-    **dict.fromkeys(_NUMBERS, "g"),
-    **dict.fromkeys(_TIMES, "timestamp '2000-01-01' + g * interval '1 minute'"),
-    "uuid": "md5(g::text)::uuid",
-}
-_TEXTS = ("text", "character varying", "character", "bpchar", "name")
+_WHOLE = 1000  # tables of no more rows are as large as they are there
+_SPARE = 3  # candidates for each row where some may not fit
+_GOLDEN = 0.6180339887  # multiples of it spread evenly
+_PLACE = '"perfkit place"'  # of a row among those that a key can refer to
+
+Described = Mapping[str, Any]  # a row of the catalogue query that the name says
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is known of the source's tables, keyed by their quoted names, and how many rows to make."""
+
+    tables: Mapping[str, Described]
+    columns: Mapping[str, Sequence[Described]]
+    keys: Sequence[Described]
+    uniques: Mapping[str, Sequence[Described]]
+    counts: Mapping[str, int]
 
 
 def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: Callable[[str], None]) -> list[str]:
     """Fill every table, parents first; returns what could not be kept, in words.
 
-    Of the source only pg_stats is read, whose most common values and histogram bounds are real values.
+    Of the source only the catalogue is read, whose most common values and histogram bounds are real values.
     """
-    columns = read.execute(catalog.get("copy_columns").encode()).fetchall()
-    keys = read.execute(catalog.get("copy_foreign_keys").encode()).fetchall()
-    uniques = read.execute(catalog.get("copy_uniques").encode()).fetchall()
-    counts = {row["table"]: row["rows"] for row in columns}
-    share = min(1.0, wanted / max([1, *counts.values()]))
-    missing: list[str] = []
-    order = _parents_first(list(counts), keys)
+    write.execute(catalog.get("copy_helpers").encode())
+    source = _described(read, write, wanted)
+    order = _parents_first(source)
+    missing = [
+        f"statistics of {table}, which was never analysed: its rows are a guess"
+        for table, row in source.tables.items()
+        if row["unknown"]
+    ]
+    later: list[tuple[str, Described]] = []
+    filled: set[str] = set()
     for number, table in enumerate(order, 1):
         progress(f"making up rows: {table} ({number} of {len(order)})")
-        own = [row for row in columns if row["table"] == table and not row["generated"]]
-        refs = [key for key in keys if key["child"] == table and key["parent"] in order[: number - 1]]
-        unique = [row["columns"] for row in uniques if row["table"] == table]
-        count = max(_LEAST, round(counts[table] * share))
-        missing += _fill(write, table, own, refs, unique, count, seed)
-        _require_unique(write, table, unique)
+        keys = [key for key in source.keys if key["child"] == table]
+        later += [(table, key) for key in keys if not filled.issuperset(key["parents"])]
+        earlier = [key for key in keys if filled.issuperset(key["parents"])]
+        missing += _fill(write, source, table, earlier, seed)
+        filled.add(table)
+    for table, key in later:
+        _refer(write, source, table, key, seed)
+    write.execute(b"DROP FUNCTION pg_temp.pk_uniform(bigint, text)")
     return missing
 
 
-def _parents_first(tables: Sequence[str], keys: Sequence[Mapping[str, Any]]) -> list[str]:
+def _described(read: Connection, write: Connection, wanted: int) -> Source:
+    # The bounds of a hash partition name the table by its number, so they are the copy's own.
+    bounds = {row["table"]: row["bounds"] for row in _rows(write, "copy_tables")}
+    found = [row for row in _rows(read, "copy_tables") if row["table"] in bounds]
+    tables = {row["table"]: {**row, "bounds": bounds[row["table"]]} for row in found}
+    share = min(1.0, wanted / max([1, *(row["rows"] for row in tables.values())]))
+    keys = [key for key in _rows(read, "copy_foreign_keys") if tables.keys() >= {key["child"], *key["parents"]}]
+    return Source(
+        tables,
+        _by_table(tables, _rows(read, "copy_columns")),
+        keys,
+        _by_table(tables, _rows(read, "copy_uniques")),
+        {table: max(min(row["rows"], _WHOLE), round(row["rows"] * share)) for table, row in tables.items()},
+    )
+
+
+def _rows(connection: Connection, query: str) -> list[dict[str, Any]]:
+    return connection.execute(catalog.get(query).encode()).fetchall()
+
+
+def _by_table(tables: Collection[str], found: Sequence[Described]) -> dict[str, list[Described]]:
+    return {table: [row for row in found if row["table"] == table] for table in tables}
+
+
+def _parents_first(source: Source) -> list[str]:
     """Tables after those they refer to; a circle is broken anywhere."""
     order: list[str] = []
-    left = list(tables)
+    left = list(source.tables)
     while left:
-        free = [
-            table for table in left
-            if not any(k["child"] == table and k["parent"] in left and k["parent"] != table for k in keys)
-        ]  # fmt: skip
+        waiting = {key["child"] for key in source.keys if (set(key["parents"]) - {key["child"]}) & set(left)}
+        free = [table for table in left if table not in waiting]
         order += free or left[:1]
         left = [table for table in left if table not in order]
     return order
 
 
-def _fill(
-    write: Connection,
-    table: str,
-    columns: Sequence[Mapping[str, Any]],
-    keys: Sequence[Mapping[str, Any]],
-    unique: Sequence[Sequence[str]],
-    count: int,
-    seed: int,
-) -> list[str]:
-    """Insert the rows; a CHECK constraint that they break is dropped and named."""
-    referring = {column for key in keys for column in key["columns"]}
-    alone = {group[0] for group in unique if len(group) == 1}
-    own = [column for column in columns if column["column"] not in referring]
-    names = [column["column"] for column in own]
-    values = [_value(write, column, seed, column["column"] in alone) for column in own]
-    joins = ""
-    for number, key in enumerate(keys):
-        names += key["columns"]
-        values += [f"p{number}.{parent}" for parent in key["parent_columns"]]
-        joins += _join(write, number, key, seed)
-    statement = (
-        f"INSERT INTO {table} ({', '.join(names)}) OVERRIDING SYSTEM VALUE "
-        f"SELECT {', '.join(values)} FROM generate_series(1, {count}) g{joins}"
-    )
+def _fill(write: Connection, source: Source, table: str, keys: Sequence[Described], seed: int) -> list[str]:
+    """Insert the rows; what they do not meet and can be dropped is dropped and named."""
+    count = source.counts[table]
+    if not source.columns[table] or not count:
+        return []
+    statement = _insert(write, source, table, keys, seed)
     missing: list[str] = []
     while True:
         try:
             write.execute(statement.encode())
             return missing
-        except psycopg.errors.CheckViolation as error:
-            name = error.diag.constraint_name or ""
-            drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(sql.SQL(table), sql.Identifier(name))
-            write.execute(drop)
-            missing.append(f"constraint {name} of {table}, which made-up rows do not meet")
+        except (psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation) as error:
+            missing.append(_drop_broken(write, table, error))
+        except psycopg.Error as error:
+            raise ServerError(f"rows of {table} could not be made up: {words(error)}") from None
 
 
-def _uniform(write: Connection, *purpose: object) -> str:
-    """A number in [0, 1) for row `g` that the purpose alone decides."""
-    return f"pg_temp.pk_uniform(g, {_literal(write, '/'.join(map(str, purpose)))})"
+def _drop_broken(write: Connection, table: str, error: psycopg.Error) -> str:
+    """Drop the constraint that an error is about; returns its name in words."""
+    diag = error.diag
+    owner: sql.Composable
+    if diag.datatype_name:
+        owner = sql.Identifier(diag.schema_name or "public", diag.datatype_name)
+        kind, where = sql.SQL("DOMAIN"), f"domain {diag.datatype_name}"
+    else:
+        kind, owner, where = sql.SQL("TABLE"), sql.SQL(table), table
+    if isinstance(error, psycopg.errors.NotNullViolation):
+        column = sql.SQL("ALTER COLUMN {} ").format(sql.Identifier(diag.column_name or ""))
+        change = sql.SQL("{}DROP NOT NULL").format(sql.SQL("") if diag.datatype_name else column)
+        name = f"NOT NULL of {diag.column_name or 'every column'}"
+    else:
+        name = f"constraint {diag.constraint_name}"
+        change = sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(diag.constraint_name or ""))
+        if not diag.datatype_name:
+            found = write.execute(catalog.get("copy_check_owner"), [table, diag.constraint_name]).fetchone()
+            owner = sql.SQL(found["table"] if found else table)
+    write.execute(sql.SQL("ALTER {} {} {}").format(kind, owner, change))
+    return f"{name} of {where}, which made-up rows do not meet"
 
 
-def _join(write: Connection, number: int, key: Mapping[str, Any], seed: int) -> str:
-    """A random row of the parent for each new one; the earlier ones more often, as foreign keys usually are."""
-    parent, name = key["parent"], f"p{number}"
-    place = f"power({_uniform(write, seed, number, *key['columns'])}, 1.5) * (SELECT count(*) FROM {parent})"
+def _insert(write: Connection, source: Source, table: str, keys: Sequence[Described], seed: int) -> str:
+    """The statement that makes the rows up, from more candidates than are needed where some will not fit."""
+    count, bounds, uniques = source.counts[table], source.tables[table]["bounds"], source.uniques[table]
+    columns = {column["column"]: column for column in source.columns[table]}
+    moduli = re.findall(r"satisfies_hash_partition\('\d+'::oid, (\d+),", bounds or "")
+    spread = count * prod(map(int, moduli))
+    draw = Drawing(lambda given: sql.Literal(given).as_string(write), seed, spread)
+    alone = {unique["columns"][0] for unique in uniques if len(unique["columns"]) == 1 and not unique["predicate"]}
+    taken: dict[str, str] = {}
+    joins, conditions = "", []
+    for number, key in enumerate(keys):
+        reference = _reference(write, source, draw, number, key, taken)
+        joins += reference.join
+        taken |= reference.values
+        conditions.append(reference.condition)
+    own = {name: value(draw, column, name in alone) for name, column in columns.items() if name not in taken}
+    given = own | taken
+    spare = _SPARE if bounds or any(len(unique["columns"]) > 1 or unique["predicate"] for unique in uniques) else 1
+    numbered, first = "", ""
+    for number, unique in enumerate(uniques):
+        numbered += f", {_number(unique)} AS {_name('unique', number)}"
+        first += f" AND {_name('unique', number)} = 1"
+    listed = ", ".join(f"{expression} AS {name}" for name, expression in given.items())
     return (
-        f" LEFT JOIN (SELECT *, row_number() OVER () AS rn FROM {parent}) {name}"
-        f" ON {name}.rn = 1 + floor({place})::bigint"
+        f"INSERT INTO {table} ({', '.join(given)}) OVERRIDING SYSTEM VALUE SELECT {', '.join(given)} FROM ("
+        f"SELECT *{numbered} FROM (SELECT {ROW}, {listed} "
+        f"FROM (SELECT generate_series(1, {spread * spare}) AS {ROW}) made{joins}"
+        f" WHERE {' AND '.join(['true', *filter(None, conditions)])}) candidate WHERE {bounds or 'true'}) numbered "
+        f"WHERE true{first} ORDER BY {ROW} LIMIT {count}"
     )
 
 
-def _value(write: Connection, column: Mapping[str, Any], seed: int, unique: bool) -> str:
-    """An expression of `g`, the number of the row, for one column."""
-    kind, full, name = column["type"], column["full_type"], column["column"]
-    if unique:
-        text = "'v' || g" if kind in _TEXTS else _UNIQUE.get(kind, "g")
-        return f"({text})::{full}"
-    known = _fitted(write, column)
-    if known is None:
-        plain = _PLAIN.get(kind) or ("'value ' || (u * 1000)::integer" if kind in _TEXTS else "")
-        if labels := column["labels"]:
-            plain = f"({_literal(write, labels)}::text[])[1 + floor(u * {len(labels)})::integer]"
-        known = f"({plain})::{full}" if plain else "NULL"
-    if column["null_frac"] and not column["not_null"]:
-        nothing = f"{_uniform(write, seed, 'null', name)} < {column['null_frac']}"
-        known = f"CASE WHEN {nothing} THEN NULL ELSE {known} END"
-    return f"(SELECT {known} FROM (SELECT {_uniform(write, seed, name)} AS u) d)"
+def _name(what: str, number: int) -> str:
+    """An identifier that no column has."""
+    return f'"perfkit {what} {number}"'
 
 
-def _fitted(write: Connection, column: Mapping[str, Any]) -> str | None:
-    """A value as common as the statistics say: one of the most common, or from the histogram."""
-    common, bounds = column["common"] or [], column["bounds"] or []
-    if not common and len(bounds) < 2:
-        return None
-    full = column["full_type"]
-    total = sum(column["frequencies"] or []) / max(1e-9, 1 - (column["null_frac"] or 0.0))
-    rest = _between(write, column["type"], full, bounds, total) if len(bounds) > 1 else None
-    if not common:
-        return rest
-    sums, running = [], 0.0
-    for frequency in column["frequencies"]:
-        running += frequency / max(1e-9, 1 - (column["null_frac"] or 0.0))
-        sums.append(running)
-    picked = (
-        f"({_literal(write, common)}::text[])[least({len(common)}, 1 + width_bucket((u * {1 if rest else sums[-1]})"
-        f"::double precision, {_literal(write, sums)}::double precision[]))]::{full}"
-    )
-    return f"CASE WHEN u < {total} THEN {picked} ELSE {rest} END" if rest else picked
+def _number(unique: Described) -> str:
+    """How many rows up to this one a unique index would call the same."""
+    keys = [f"({key})" for key in unique["columns"]]
+    counted = [f"({unique['predicate']})"] if unique["predicate"] else []
+    if not unique["nulls_equal"]:
+        counted += [f"{key} IS NOT NULL" for key in keys]
+    counted = counted or ["true"]
+    same = ", ".join([*keys, *counted])
+    return f"CASE WHEN {' AND '.join(counted)} THEN row_number() OVER (PARTITION BY {same} ORDER BY {ROW}) ELSE 1 END"
 
 
-def _between(write: Connection, kind: str, full: str, bounds: Sequence[str], taken: float) -> str:
-    """A value between two neighbouring bounds of the histogram, or one of them where there is no between."""
-    buckets = len(bounds) - 1
-    place = f"(greatest(0, least(0.999999, (u - {taken}) / {max(1e-9, 1 - taken)})) * {buckets})"
-    array = f"({_literal(write, list(bounds))}::text[])"
-    low, high = (f"{array}[{n} + floor({place})::integer]::{full}" for n in (1, 2))
-    if kind in _NUMBERS or kind in _TIMES:
-        step = f"({place} - floor({place}))"
-        if kind == "date":
-            return f"({low} + floor({step} * ({high} - {low}))::integer)"
-        return f"({low} + {step} * ({high} - {low}))::{full}"
-    return low
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """How rows get the columns of a foreign key: a join, the new columns' values, and a condition or ""."""
+
+    join: str
+    values: Mapping[str, str]
+    condition: str
 
 
-def _require_unique(write: Connection, table: str, unique: Sequence[Sequence[str]]) -> None:
-    """Remove rows that a unique constraint would refuse."""
-    for columns in unique:
-        statement = (
-            f"DELETE FROM {table} a USING (SELECT ctid, row_number() OVER (PARTITION BY {', '.join(columns)}) AS n "
-            f"FROM {table}) d WHERE a.ctid = d.ctid AND d.n > 1"
+def _reference(
+    write: Connection, source: Source, draw: Drawing, number: int, key: Described, taken: Mapping[str, str]
+) -> Reference:
+    """A row of the parent for each new one, in whose columns the values that are `taken` already agree."""
+    columns = {column["column"]: column for column in source.columns[key["child"]]}
+    pairs = list(zip(key["columns"], key["parent_columns"], strict=True))
+    shared = {parent: taken[name] for name, parent in pairs if name in taken}
+    new = [name for name, _ in pairs if name not in taken]
+    optional = not all(columns[name]["not_null"] for name in new)
+    p, groups = f"p{number}", f"g{number}"
+    condition = "" if new and optional else f"{p}.{_PLACE} IS NOT NULL"
+    if shared:
+        by, drawn = ", ".join(shared), draw.uniform("parent", number, *key["columns"])
+        join = (
+            f" LEFT JOIN (SELECT {by}, count(*) AS rows FROM {key['parent_rows']} GROUP BY {by}) {groups}"
+            f" ON {_equal(groups, shared)} LEFT JOIN {_numbered(key, by)} {p}"
+            f" ON {_equal(p, shared)} AND {p}.{_PLACE} = 1 + floor({drawn} * {groups}.rows)::bigint"
         )
-        write.execute(statement.encode())
+        if condition:  # a key with a NULL in it refers to nothing
+            condition = f"({' OR '.join([condition, *(f'{value} IS NULL' for value in shared.values())])})"
+    else:
+        join = f" LEFT JOIN {_numbered(key)} {p} ON {p}.{_PLACE} = {_position(write, source, draw, key)}"
+    values = {
+        name: draw.or_null(columns[name], f"key {number}", f"{p}.{parent}") for name, parent in pairs if name in new
+    }
+    return Reference(join, values, condition)
 
 
-def _literal(write: Connection, value: Any) -> str:
-    return sql.Literal(value).as_string(write)
+def _equal(alias: str, shared: Mapping[str, str]) -> str:
+    return " AND ".join(f"{alias}.{parent} = {value}" for parent, value in shared.items())
+
+
+def _numbered(key: Described, by: str = "") -> str:
+    """The rows that a key can refer to, numbered from 1 in the order they lie in, by group if any."""
+    group = f"PARTITION BY {by} " if by else ""
+    complete = " AND ".join(f"{column} IS NOT NULL" for column in key["parent_columns"])
+    return (
+        f"(SELECT {', '.join(key['parent_columns'])}, row_number() OVER ({group}ORDER BY tableoid, ctid) "
+        f"AS {_PLACE} FROM {key['parent_rows']} WHERE {complete})"
+    )
+
+
+def _position(write: Connection, source: Source, draw: Drawing, key: Described) -> str:
+    """Which row of the parent a row refers to: some as often, and as many, as the child's statistics say."""
+    found = write.execute(f"SELECT count(*) AS n FROM {_numbered(key)} p".encode()).fetchone()
+    parents = (found or {"n": 0})["n"]
+    ones = set(key["columns"])
+    if any(ones.issuperset(unique["columns"]) and not unique["predicate"] for unique in source.uniques[key["child"]]):
+        return f"1 + floor({draw.in_order()} * {parents})::bigint"
+    column, parent = max(
+        (
+            (column, parent)
+            for column in source.columns[key["child"]]
+            for name, parent in zip(key["columns"], key["parent_columns"], strict=True)
+            if column["column"] == name
+        ),
+        key=lambda pair: distinct(pair[0], draw.spread),
+    )
+    there = max(1, sum(source.tables[table]["rows"] for table in key["parents"]))
+    number = column["n_distinct"]
+    referred = max(1, round(number / there * parents if number > 0 else -number * draw.spread)) if number else parents
+    values = column["common"]
+    rest = max(1, min(parents, referred) - len(values))
+    level = f"floor({draw.ordered(column)} * {rest})"
+    position = f"1 + floor(({level} + 0.5) * {parents} / {rest})::bigint"
+    if not values or not parents:
+        return position
+    # The same row where the parent has that very value, else any, but each another.
+    numbers = write.execute(
+        sql.SQL(
+            "SELECT {parent}::text AS value, {row} AS n FROM {rows} p WHERE {parent}::text = ANY ({values})"
+        ).format(parent=sql.SQL(parent), row=sql.SQL(_PLACE), rows=sql.SQL(_numbered(key)), values=sql.Literal(values))
+    )
+    same = {row["value"]: row["n"] for row in numbers}
+    places = [same.get(text, 1 + int((n + 1) * _GOLDEN % 1 * parents)) for n, text in enumerate(values)]
+    complete = sum(column["frequencies"]) / max(1e-9, 1 - column["null_frac"]) > 0.999
+    return common(draw, column, f"({draw.quote(places)}::bigint[])", len(places), None if complete else position)
+
+
+def _refer(write: Connection, source: Source, table: str, key: Described, seed: int) -> None:
+    """Set the columns of a key to the table itself or to one that was filled later.
+
+    Within one table a row refers to an earlier one, so that there is no circle of rows.
+    """
+    fixed = {column for unique in source.uniques[table] for column in unique["columns"]}
+    fixed |= {c for other in source.keys if other["child"] == table and other is not key for c in other["columns"]}
+    taken = {name: f"r.{name}" for name in key["columns"] if name in fixed}
+    if len(taken) == len(key["columns"]):
+        taken = {}
+    draw = Drawing(lambda given: sql.Literal(given).as_string(write), seed, max(1, source.counts[table]))
+    reference = _reference(write, source, draw, 0, key, taken)
+    shared = [parent for name, parent in zip(key["columns"], key["parent_columns"], strict=True) if name in taken]
+    group = f"PARTITION BY {', '.join(shared)} " if shared else ""
+    join = reference.join
+    if key["parents"] == [table]:
+        nullable = not all(c["not_null"] for c in source.columns[table] if c["column"] in reference.values)
+        equal = _equal("p0", {parent: f"r.{parent}" for parent in shared}) or "true"
+        join = (
+            f" LEFT JOIN {_numbered(key, ', '.join(shared))} p0 ON {equal} AND p0.{_PLACE} "
+            f"= 1 + floor({draw.uniform('earlier', *key['columns'])} * (r.{_PLACE} - 1))::bigint"
+            f" AND p0.{_PLACE} {'<' if nullable else '<='} r.{_PLACE}"
+        )
+    changes = ", ".join(f"{name} = {expression}" for name, expression in reference.values.items())
+    write.execute(
+        (
+            f"UPDATE ONLY {table} child SET {changes} FROM (SELECT ctid AS {_name('row', 0)}, *, row_number() OVER "
+            f"(ORDER BY ctid) AS {ROW}, row_number() OVER ({group}ORDER BY ctid) AS {_PLACE} FROM ONLY {table}) r"
+            f"{join} WHERE child.ctid = r.{_name('row', 0)}"
+        ).encode()
+    )
+    write.execute(f"VACUUM (FULL) {table}".encode())

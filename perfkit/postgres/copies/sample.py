@@ -23,27 +23,26 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
 
     Everything is read in one repeatable-read transaction. The constraints that come later prove the rest.
     """
-    tables = {row["table"]: row for row in read.execute(catalog.get("copy_tables").encode())}
+    read.autocommit = False
+    read.isolation_level = IsolationLevel.REPEATABLE_READ
+    made = {row["table"] for row in write.execute(catalog.get("copy_tables").encode())}
+    found = read.execute(catalog.get("copy_tables").encode()).fetchall()
+    tables = {row["table"]: row for row in found if row["table"] in made}
     keys = read.execute(catalog.get("copy_foreign_keys").encode()).fetchall()
     share = min(1.0, wanted / max([1, *(row["rows"] for row in tables.values())]))
-    read.autocommit = False
-    read.read_only, read.isolation_level = True, IsolationLevel.REPEATABLE_READ
-    read.execute("SET LOCAL statement_timeout = 0")
     chosen: dict[str, set[str]] = {table: set() for table in tables}
     fresh = [(table, ctid) for table, row in tables.items() for ctid in _sampled(read, table, row["rows"], share, seed)]
     while fresh:
         by_table: dict[str, set[str]] = defaultdict(set)
         for table, ctid in fresh:
             by_table[table].add(ctid)
-        new = {table: ctids - chosen[table] for table, ctids in by_table.items() if table in chosen}
+        new = {table: ctids - chosen[table] for table, ctids in by_table.items() if table in made}
         for table, ctids in new.items():
             chosen[table] |= ctids
         fresh = [row for key in keys for row in _referred(read, key, new.get(key["child"], ()))]
     for number, (table, ctids) in enumerate(chosen.items(), 1):
         progress(f"copying rows: {table} ({number} of {len(chosen)})")
         _transfer(read, write, table, tables[table]["columns"], ctids)
-    for row in read.execute(catalog.get("copy_sequences").encode()).fetchall():
-        write.execute("SELECT setval(%s::regclass, %s)", [row["name"], row["last_value"]])
     read.rollback()
 
 
@@ -59,32 +58,24 @@ def _sampled(read: Connection, table: str, count: int, share: float, seed: int) 
 def _referred(read: Connection, key: dict[str, Any], children: Iterable[str]) -> Iterator[Row]:
     """The rows that these rows of a child refer to by one foreign key."""
     pairs = " AND ".join(f"p.{p} = c.{c}" for p, c in zip(key["parent_columns"], key["columns"], strict=True))
-    query = (
-        f"SELECT DISTINCT p.tableoid::regclass::oid::bigint AS oid, p.ctid::text AS ctid FROM ONLY {key['child']} c "
-        f"JOIN {key['parent']} p ON {pairs} WHERE c.ctid = ANY (%s::tid[])"
-    )
-    names: dict[int, str] = {}
     for batch in _batches(children):
-        for row in read.execute(query.encode(), [batch]).fetchall():
-            if row["oid"] not in names:
-                names[row["oid"]] = _name(read, row["oid"])
-            yield names[row["oid"]], row["ctid"]
+        query = (
+            "SELECT format('%I.%I', n.nspname, t.relname) AS name, f.ctid FROM "
+            f"(SELECT DISTINCT p.tableoid, p.ctid::text FROM ONLY {key['child']} c JOIN {key['parent_rows']} p "
+            f"ON {pairs} WHERE c.ctid = ANY ({_literal(read, batch)}::tid[])) f "
+            "JOIN pg_class t ON t.oid = f.tableoid JOIN pg_namespace n ON n.oid = t.relnamespace"
+        )
+        for row in read.execute(query.encode()).fetchall():
+            yield row["name"], row["ctid"]
 
 
-def _name(read: Connection, oid: int) -> str:
-    found = read.execute(
-        "SELECT format('%%I.%%I', n.nspname, c.relname) AS name FROM pg_class c "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s",
-        [oid],
-    ).fetchone()
-    return str((found or {})["name"])
-
-
-def _transfer(read: Connection, write: Connection, table: str, columns: str, ctids: Iterable[str]) -> None:
+def _transfer(read: Connection, write: Connection, table: str, columns: str | None, ctids: Iterable[str]) -> None:
     """Rows by their place, through COPY on both sides."""
+    if columns is None:  # a table without columns that hold anything
+        return
     for batch in _batches(ctids):
-        which = sql.Literal(batch).as_string(read)
-        out = f"COPY (SELECT {columns} FROM ONLY {table} WHERE ctid = ANY ({which}::tid[])) TO STDOUT"
+        which = f"ctid = ANY ({_literal(read, batch)}::tid[])"
+        out = f"COPY (SELECT {columns} FROM ONLY {table} WHERE {which}) TO STDOUT"
         with (
             read.cursor().copy(out.encode()) as source,
             write.cursor().copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as sink,
@@ -97,3 +88,7 @@ def _batches(items: Iterable[str]) -> Iterator[list[str]]:
     source = iter(sorted(items))
     while batch := list(islice(source, _BATCH)):
         yield batch
+
+
+def _literal(connection: Connection, ctids: list[str]) -> str:
+    return sql.Literal(ctids).as_string(connection)

@@ -1,4 +1,4 @@
--- Orders of a quarter with a line that came later than promised, by priority (after Q4).
+-- Orders of a quarter with a line that came later than agreed, by priority (after Q4).
 SELECT o_orderpriority, count(*) AS orders
 FROM orders
 WHERE o_orderdate >= %(day)s::date AND o_orderdate < %(day)s::date + interval '3 months'

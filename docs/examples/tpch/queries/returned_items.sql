@@ -6,5 +6,5 @@ JOIN lineitem ON l_orderkey = o_orderkey
 WHERE o_orderdate >= %(day)s::date AND o_orderdate < %(day)s::date + interval '3 months'
   AND l_returnflag = 'R'
 GROUP BY c_custkey, c_name, c_acctbal
-ORDER BY lost DESC
+ORDER BY lost DESC, c_custkey
 LIMIT 20

@@ -1,0 +1,20 @@
+"""The command line: options in, one call out."""
+
+from __future__ import annotations
+
+import click
+
+from perfkit.cli import databases, runs
+from perfkit.cli.group import Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="perfkit")
+def main() -> None:
+    """Did the index make it faster? Measured evidence for PostgreSQL."""
+
+
+for command in (runs.report, runs.compare, runs.check, runs.gate):
+    main.add_command(command)
+for command in (databases.doctor, databases.allow, databases.init, databases.config):
+    main.add_command(command)

@@ -1,0 +1,155 @@
+"""Commands that measure, or read what was measured: report, compare, check, gate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from perfkit.cli.group import ask, echo, experiment_options, target_options
+from perfkit.errors import UsageError
+
+GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100}
+INVALID = 98
+
+
+@click.command()
+@experiment_options
+@target_options
+@click.option(
+    "--profile", default="standard", show_default=True, help="quick (6 blocks), standard (12), thorough (24)."
+)
+@click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")
+@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
+@click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
+@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
+def report(gate: bool, **options: Any) -> None:
+    """Measure before and after, write report.html, verdict.json, summary.md and the raw data.
+
+    \b
+    Examples:
+      perfkit report                        the booking system, about 5 minutes
+      perfkit report --profile quick        6 blocks, about 90 seconds
+      perfkit report --rtt-ms 20            with a network between service and database
+      perfkit report --bundle reports/RUN   render once more, measure nothing
+    """  # noqa: D301 - click wants the character
+    from perfkit import api
+
+    _rendered(api.run(**options, ask=ask()), gate)
+
+
+@click.command()
+@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--query", multiple=True, metavar="SQL|FILE", help="What is slow; several times.")
+@click.option("--index", multiple=True, metavar="SQL|FILE", help="CREATE INDEX statements; several times.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A server setting; several times.")
+@click.option("--rewrite", metavar="SQL|FILE", help="The query in other words; must give the same rows.")
+@click.option("--parameters", metavar="FILE", help="Values for %(name)s: a SELECT (.sql) or lines (.csv).")
+@click.option(
+    "--way",
+    type=click.Choice(["whole", "sample", "generated", "clone", "in-place"]),
+    default="whole",
+    show_default=True,
+    help="A private copy (whole, sample, generated), clones beside the database, or in place.",
+)
+@click.option("--users", default=10, show_default=True, help="Connections of the second load level.")
+@click.option("--p95-ms", type=float, help="A limit for 95 of 100 executions.")
+@click.option("--volatile", multiple=True, metavar="FUNCTION", help="A volatile function that may be called.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@click.option("--pooler", is_flag=True, help="It is reached through a pooler in transaction mode.")
+@click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard, thorough.")
+@click.option("--seed", default=1, show_default=True, help="Decides everything that is random.")
+@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes.")
+@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
+@target_options
+def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
+    """Measure a query of yours before and after an index, a setting or a rewrite.
+
+    The database is only read, and measured in a private copy, unless --way says otherwise.
+
+    \b
+    Examples:
+      perfkit compare --db service=staging --query slow.sql --index "CREATE INDEX ON orders (customer_id)"
+      perfkit compare --db service=staging --query slow.sql --set work_mem=64MB --way in-place
+      perfkit compare --db "host=localhost dbname=app" --query slow.sql --rewrite faster.sql
+    """  # noqa: D301 - click wants the character
+    from perfkit import api
+
+    pairs = [setting.partition("=") for setting in settings]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise UsageError(f"--set {wrong[0]}; expected NAME=VALUE")
+    given = {name.strip(): value.strip() for name, _, value in pairs}
+    _rendered(api.compare(**options, settings=given, ask=ask()), gate)
+
+
+def _rendered(run: Any, gate: bool) -> None:
+    """Write a run's report, say its decision and where it is."""
+    from perfkit.report.render import render
+
+    page = render(run.bundle.path)
+    echo(f"{run.analysis.judgement.decision}: {run.analysis.headline}")
+    echo(str(page))
+    if gate:
+        sys.exit(_gate(run.analysis))
+
+
+@click.command()
+@experiment_options
+@target_options
+def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any) -> None:
+    """Run the functional checks alone, on every arm; exit 1 when one fails.
+
+    \b
+    Examples:
+      perfkit check
+      perfkit check --scale seed --arm before --arm after-full
+    """  # noqa: D301 - click wants the character
+    from perfkit import config
+    from perfkit.display.progress import progress
+    from perfkit.experiment import Experiment
+    from perfkit.guards.admission import Permission
+    from perfkit.selection import Options, Selection
+    from perfkit.targets import admitted
+
+    path = options.pop("config")
+    chosen = Selection(config.load(Path(path) if path else None), Options(**options))
+    targets = admitted(chosen.config, chosen.arms, Permission((), confirm, production, ask()))
+    with progress() as say:
+        results = Experiment(chosen, targets, say).check()
+    checks = [(arm, check) for arm, own in results.items() for check in own]
+    for arm, result in checks:
+        echo(f"{'passed' if result.passed else 'FAILED'}  {arm}: {result.group}: {result.name}")
+        if not result.passed:
+            echo(f"        expected {result.expected}\n        got      {result.got}")
+    failed = sum(not result.passed for _, result in checks)
+    echo(f"{len(checks) - failed} of {len(checks)} checks passed")
+    sys.exit(1 if failed else 0)
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def gate(bundle: Path) -> None:
+    """Exit 0 on GO, 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid, for a run on disk.
+
+    \b
+    Example:
+      perfkit gate reports/20260115-090000-standard
+    """  # noqa: D301 - click wants the character
+    from perfkit.analysis import analyse
+    from perfkit.bundle import Bundle
+
+    found = analyse(Bundle.open(bundle))
+    echo(f"{found.judgement.decision}: {found.headline}")
+    sys.exit(_gate(found))
+
+
+def _gate(analysis: Any) -> int:
+    """The exit code of a decision; a comparison that is invalid outranks what the rest could not settle."""
+    from perfkit.policy import Decision
+    from perfkit.stats import Verdict
+
+    decision = analysis.judgement.decision
+    invalid = any(comparison.verdict is Verdict.INVALID for comparison in analysis.comparisons)
+    return INVALID if invalid and decision is Decision.INCONCLUSIVE else GATE[str(decision)]

@@ -1,0 +1,220 @@
+"""SQL expressions for made-up values: as common, spread and ordered as the planner's statistics say.
+
+Every expression is one of ROW, the number of the row, from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+ROW = '"perfkit row"'
+_INTEGERS = ("smallint", "integer", "bigint")
+_NUMBERS = (*_INTEGERS, "numeric", "real", "double precision", "money")
+_SPANS = ("interval", "time without time zone")
+_TIMES = ("timestamp without time zone", "timestamp with time zone", *_SPANS)
+_TEXTS = ("text", "character varying", "character", '"char"', "name")
+_ELEMENTS = 50  # of those that arrays and documents hold most often
+_ENDLESS = {"infinity", "-infinity", "nan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What values are drawn with: the server's quoting of a literal, the seed, and over how many rows they spread."""
+
+    quote: Callable[[Any], str]
+    seed: int
+    spread: int
+
+    def uniform(self, *purpose: object) -> str:
+        """A number in [0, 1) that the row and the purpose alone decide."""
+        return f"pg_temp.pk_uniform({ROW}, {self.quote('/'.join(map(str, (self.seed, *purpose))))})"
+
+    def in_order(self) -> str:
+        """The row's place among all, in (0, 1)."""
+        return f"((({ROW} - 1) % {self.spread} + 0.5) / {self.spread})::double precision"
+
+    def ordered(self, column: Mapping[str, Any]) -> str:
+        """Uniform in [0, 1), and correlated with the order of the rows as the column's values are."""
+        name, correlation = column["column"], column["correlation"]
+        free = self.uniform("place", name)
+        if abs(correlation) < 0.05:
+            return free
+        along = self.in_order() if correlation > 0 else f"1 - {self.in_order()}"
+        return f"CASE WHEN {self.uniform('order', name)} < {abs(correlation)} THEN {along} ELSE {free} END"
+
+    def or_null(self, column: Mapping[str, Any], purpose: object, value: str) -> str:
+        """The value, or NULL as often as the column is."""
+        if column["not_null"] or not column["null_frac"]:
+            return value
+        return f"CASE WHEN {self.uniform('null', purpose)} < {column['null_frac']} THEN NULL ELSE {value} END"
+
+    def array(self, texts: Sequence[str]) -> str:
+        """A constant array of text."""
+        return f"({self.quote(list(texts))}::text[])"
+
+
+def distinct(column: Mapping[str, Any], rows: int) -> int:
+    """How many values a column of so many rows should have; 0 where nothing is known."""
+    number = float(column["n_distinct"])
+    return round(min(rows, number if number > 0 else -number * rows))
+
+
+def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, rest: str | None) -> str:
+    """One of an array of `many` values as often as the column's most common ones, otherwise the rest."""
+    present = max(1e-9, 1 - column["null_frac"])
+    sums = list(accumulate(frequency / present for frequency in column["frequencies"][:many]))
+    drawn = f"{draw.uniform('common', column['column'])}"
+    scaled = drawn if rest else f"{drawn} * {sums[-1]}"
+    bucket = f"width_bucket({scaled}, {draw.quote(sums)}::double precision[])"
+    picked = f"{values}[least({many}, 1 + {bucket})]"
+    return f"CASE WHEN {drawn} < {sums[-1]} THEN {picked} ELSE {rest} END" if rest else picked
+
+
+def value(draw: Drawing, column: Mapping[str, Any], unique: bool) -> str:
+    """An expression for a column: of its own for every row where it is unique, else as its statistics say."""
+    full, found = column["full_type"], None
+    if unique:
+        found = _unique(draw, column)
+    found = found or _fitted(draw, column) or _plain(draw, column)
+    return draw.or_null(column, column["column"], f"({found})::{full}")
+
+
+def _fitted(draw: Drawing, column: Mapping[str, Any]) -> str | None:
+    """One of the most common values or one from the histogram; None without either."""
+    values, bounds = column["common"], _bounds(column)
+    full = column["full_type"]
+    rest = None
+    if len(bounds) > 1:
+        # No value of the rest is as common as these: there are at least as many as leave each of them less.
+        levels = max(distinct(column, draw.spread) - len(values), len(bounds) - 1)
+        level = f"floor({draw.ordered(column)} * {levels})::bigint"
+        rest = _between(draw, column, bounds, f"(({level} + 0.5) / {levels})", level, levels)
+    if values:
+        picked = common(draw, column, draw.array(values), len(values), None if rest is None else f"({rest})::text")
+        return f"({picked})::{full}"
+    return rest
+
+
+def _bounds(column: Mapping[str, Any]) -> list[str]:
+    return [bound for bound in column["bounds"] if bound.lower() not in _ENDLESS]
+
+
+def _between(
+    draw: Drawing, column: Mapping[str, Any], bounds: Sequence[str], place: str, level: str, levels: int
+) -> str:
+    """The value at a place in [0, 1) of a histogram; of kinds without a between, a bound made the level's own."""
+    kind, full = column["type"], column["full_type"]
+    buckets = len(bounds) - 1
+    at = f"least({buckets} * {place}, {buckets} - 0.000001)"
+    low, high = (f"{draw.array(bounds)}[{n} + floor({at})::integer]::{full}" for n in (1, 2))
+    step = f"({at} - floor({at}))"
+    if kind in _INTEGERS:
+        return f"{low} + floor({step}::numeric * ({high}::numeric - {low}::numeric))"
+    if kind == "numeric":
+        return f"{low} + {step}::numeric * ({high} - {low})"
+    if kind == "date":
+        return f"{low} + floor({step} * ({high} - {low}))::integer"
+    if kind in (*_NUMBERS, *_TIMES):
+        return f"{low} + {step}::double precision * ({high} - {low})"
+    if kind in _TEXTS and levels > buckets:
+        return _own_text(draw, column, f"({low})::text", f"'~' || {level}")
+    if kind == "uuid":
+        return f"md5({draw.quote(str(draw.seed))} || {level})::uuid"
+    if kind == "bytea" and levels > buckets:
+        return f"{low} || int8send({level})"
+    return low
+
+
+def _own_text(draw: Drawing, column: Mapping[str, Any], text: str, suffix: str) -> str:
+    """A text about as long as before that begins alike and ends in the suffix."""
+    kept = f"greatest(length({text}) - length({suffix}), length({text}) / 2)"
+    if column["most"]:
+        kept = f"greatest(0, least({kept}, {column['most']} - length({suffix})))"
+    return f"left({text}, {kept}) || {suffix}"
+
+
+def _unique(draw: Drawing, column: Mapping[str, Any]) -> str | None:
+    """A value of its own for every row; None for kinds that it is not known how to."""
+    kind, bounds = column["type"], _bounds(column)
+    if labels := column["labels"]:
+        return f"{draw.array(labels)}[{ROW}]"
+    if draw.spread <= len(bounds) and not column["null_frac"]:
+        return f"{draw.array(bounds)}[{ROW}]"
+    if kind == "uuid":
+        return f"md5({draw.quote(str(draw.seed))} || {ROW})::uuid"
+    if kind in _TEXTS and (column["most"] or 99) < 8:
+        return f"lpad(to_hex({ROW}), {column['most']}, '0')"
+    if len(bounds) < 2:
+        return _numbered(kind)
+    between = _between(draw, column, bounds, draw.in_order(), ROW, draw.spread)
+    if kind in _INTEGERS:
+        first, last = int(bounds[0]), int(bounds[-1])
+        if last - first < 1.05 * draw.spread:
+            return f"{first} + {ROW} - 1"
+    if kind in (*_INTEGERS, "date"):  # the histogram's place, or the next free value after the row before
+        return f"max({between} - {ROW}) OVER (ORDER BY {ROW}) + {ROW}"
+    return between if kind in (*_NUMBERS, *_TIMES, *_TEXTS, "bytea") else _numbered(kind)
+
+
+def _numbered(kind: str) -> str | None:
+    if kind in _NUMBERS:
+        return ROW
+    if kind in _TEXTS:
+        return f"'v' || {ROW}"
+    return {
+        "date": f"date '2000-01-01' + {ROW}",
+        "interval": f"{ROW} * interval '1 minute'",
+        "bytea": f"int4send({ROW})",
+        "inet": f"inet '10.0.0.0' + {ROW}",
+        **dict.fromkeys(_TIMES[:2], f"timestamp '2000-01-01' + {ROW} * interval '1 minute'"),
+    }.get(kind)
+
+
+def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
+    """A value of a column without most common values or a histogram, which wide ones have not; NULL at worst."""
+    kind, drawn = column["type"], draw.uniform("plain", column["column"])
+    number = f"floor({drawn} * 1000)::integer"
+    if labels := column["labels"]:
+        return f"{draw.array(labels)}[1 + floor({drawn} * {len(labels)})::integer]"
+    text = f"rpad('value ' || {number}, greatest(9, {column['width']}), 'x')"
+    if kind in _TEXTS:
+        return text
+    if kind in _INTEGERS:
+        return number
+    if kind in _NUMBERS:
+        return f"{drawn} * 0.9"
+    return {
+        "boolean": f"{drawn} < 0.5",
+        "date": f"date '2024-01-01' + floor({drawn} * 365)::integer",
+        "interval": f"{drawn} * interval '1 day'",
+        "time without time zone": f"time '00:00' + {drawn} * interval '1 day'",
+        "timestamp without time zone": f"timestamp '2024-01-01' + {drawn} * interval '365 days'",
+        "timestamp with time zone": f"timestamptz '2024-01-01 00:00Z' + {drawn} * interval '365 days'",
+        "uuid": f"md5({draw.quote(str(draw.seed))} || {drawn})::uuid",
+        "json": f"json_build_object('number', {number}, 'text', {text})",
+        "jsonb": f"jsonb_build_object('number', {number}, 'text', {text})",
+        "bytea": f"convert_to({text}, 'UTF8')",
+        "inet": f"inet '10.0.0.0' + {number}",
+        "array": _elements(draw, column),
+        "tsvector": f"array_to_tsvector({_elements(draw, column)})",
+        "range": "'empty'",
+    }.get(kind, "NULL")
+
+
+def _elements(draw: Drawing, column: Mapping[str, Any]) -> str:
+    """An array in which each of the most common elements is as often as the statistics say."""
+    known = sorted(zip(column["element_frequencies"], column["elements"], strict=False), reverse=True)[:_ELEMENTS]
+    if not known:
+        return "'{}'"
+    texts = draw.array([text for _, text in known])
+    often = f"{draw.quote([frequency for frequency, _ in known])}::double precision[]"
+    element = "element" if column["type"] == "tsvector" else f"element::{column['full_type']}"
+    if column["type"] != "tsvector":  # an array's own type ends in []
+        element = f"element::{column['full_type'].removesuffix('[]')}"
+    return (
+        f"ARRAY(SELECT {element} FROM unnest({texts}, {often}) AS known (element, often) "
+        f"WHERE pg_temp.pk_uniform({ROW}, element || {draw.quote(str(draw.seed))}) < often)"
+    )

@@ -1,0 +1,27 @@
+"""Values of parameters on their way to the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+
+def exact(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The same with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
+
+    The server turns a decimal into whatever number a column holds, but never a column into a decimal's type.
+    """
+    return None if row is None else {name: _exact(value) for name, value in row.items()}
+
+
+def number(text: str) -> float | str:
+    """A JSON number that is no integer; as text where a float would not hold all its digits."""
+    found = float(text)
+    return found if Decimal(repr(found)) == Decimal(text) else text
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    return Decimal(repr(value)) if isinstance(value, float) else value
