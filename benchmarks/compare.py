@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import time
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from perfkit import api
@@ -39,7 +38,7 @@ def main() -> bool:
                 reports=folder,
                 confirm=f"{server.socket_dir}:{server.port}/{DATABASE}",
             )
-            render(Path(run.bundle.path))
+            render(run.bundle.path)
             whole = time.perf_counter() - start
         finally:
             databases.drop(server, DATABASE)
@@ -50,6 +49,6 @@ def main() -> bool:
 
 def _fill(server: embedded.Server) -> None:
     """pgbench's own tables, all of its steps but the primary keys."""
-    command = [server.bin_dir / "pgbench", "--initialize", "--init-steps=dtgv", f"--scale={SCALE}", "--quiet"]
-    where = ["--host", server.socket_dir, "--port", str(server.port), "--username", "perfkit", DATABASE]
-    subprocess.run([*command, *where], check=True, capture_output=True)
+    steps = ["--initialize", "--init-steps=dtgv", f"--scale={SCALE}", "--quiet"]
+    where = [f"--host={server.socket_dir}", f"--port={server.port}", "--username=perfkit", DATABASE]
+    subprocess.run([str(server.bin_dir / "pgbench"), *steps, *where], check=True, capture_output=True)

@@ -147,7 +147,8 @@ class Block:
         name = arm.name if arm else FLOOR
         self._say(f"{scenario.name} on {name}")
         usage: dict[str, dict[str, int]] = {}
-        start = perf_counter()
+        target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
+        start, load = perf_counter(), None
         try:
             if self._chosen.is_sql(scenario):
                 load = self._query_round(scenario, arm, usage)
@@ -156,9 +157,9 @@ class Block:
             self._ground.stage.require_alive()
         except LoadError as error:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
-        target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
-        if target.name in self._ground.caps and (arm or self._chosen.is_sql(scenario)):
-            self._note(scenario, arm, target.name, load, perf_counter() - start)
+        finally:
+            if target.name in self._ground.caps and (arm or self._chosen.is_sql(scenario)):
+                self._note(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
         bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage))
@@ -176,11 +177,11 @@ class Block:
                 self._sql_scans[arm.name].update(usage[item])
         return joined(loads)
 
-    def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load, seconds: float) -> None:
-        """What was sent to something that perfkit did not start."""
+    def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
+        """What was sent to something that perfkit did not start; how often is unknown of a round broken off."""
         texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
-        sent = len(load.columns["item"])
+        sent = len(load.columns["item"]) if load else None
         self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
 
     def _load(self, scenario: Scenario, name: str, target: Target) -> Load:
@@ -196,7 +197,7 @@ class Block:
         draw, chosen = self._draws[arm], self._chosen
         if item in chosen.requests:
             message = http_message(chosen.requests[item], _drawn(draw, chosen.requests[item].parameters))
-            return message | {"expect": [200]} if arm == FLOOR else message
+            return message | {"expect": [200], "contains": []} if arm == FLOOR else message
         source = chosen.queries[item].parameters
         parameters = draw(source) if source else None
         if arm == FLOOR:

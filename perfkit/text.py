@@ -1,4 +1,4 @@
-"""Text from elsewhere, made fit to be seen: what a terminal, a page or a reader would take for more than text."""
+"""Text from elsewhere, made fit to be sent or seen: what a server, a terminal or a page would take for more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import re
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
+
+_CLIENTS_HEADERS = re.compile(
+    r"host|connection|content-length|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*|x-forwarded-host",
+    re.IGNORECASE,
+)
+
+
+def require_header(name: str, value: str) -> None:
+    """Raise ValueError for a header that could lead a request elsewhere, or make two of it."""
+    if _CLIENTS_HEADERS.fullmatch(name):
+        raise ValueError(f"no header {name!r}: the client sets it")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or re.search(r"[\r\n\0]", value):
+        raise ValueError(f"header {name!r} of letters, digits, '_' and '-', with a value of one line")
 
 
 def visible(text: object) -> str:

@@ -277,3 +277,46 @@ def test_a_report_is_a_success_whatever_it_says_unless_it_is_asked_to_gate(run: 
         assert decision.startswith("NO-GO: 30 at once: ")
         assert page == f"{run.path}/report.html"
         assert "NO-GO" in Path(page).read_text()
+
+
+# Configurations
+
+
+def test_a_shown_configuration_can_be_shown_again(booking: Path, tmp_path: Path) -> None:
+    first = perfkit("config", "show", booking)
+    assert (first.exit_code, first.stderr) == (0, "")
+    (tmp_path / "shown.toml").write_text(first.stdout)
+    assert perfkit("config", "show", tmp_path / "shown.toml").stdout == first.stdout
+    assert "breaker_errors = 0.5" in first.stdout  # a default, which the file does not name
+
+
+def test_every_mistake_of_a_configuration_is_a_line(booking: Path) -> None:
+    replaced(replaced(booking, "p95_ms = 500", "p95_ms = -1"), 'role = "control"', 'role = "placebo"')
+    done = perfkit("config", "show", booking)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert [line.removeprefix("perfkit: ").split(" = ")[0] for line in done.stderr.splitlines()] == [
+        f"{booking}: arm.1.role",
+        f"{booking}: thresholds.p95_ms",
+    ]
+
+
+def test_the_reference_is_markdown_with_every_table() -> None:
+    done = perfkit("config", "reference")
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "# `perfkit.toml`, every key")
+    assert all(f"\n## `{table}`\n" in done.stdout for table in ("[database]", "[[arm]]", "[limits]"))
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["config", "show", "gone.toml"], "gone.toml: no such file; expected a perfkit.toml"),
+        (
+            ["compare", "--db", "dbname=x", "--query", "SELECT 1"],
+            "nothing to compare; expected --index, --set or --rewrite",
+        ),
+        (["compare", "--db", "dbname=x", "--set", "a"], "--set a; expected NAME=VALUE"),
+        (["init", "/dev/null"], "/dev/null: cannot be written"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_one_line(args: list[str], said: str) -> None:
+    assert refusal(2, *args).startswith(said)

@@ -1,5 +1,6 @@
 """A configuration written out with its defaults, and the reference of every key; both made from the model."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -29,7 +30,10 @@ def again(folder: Path, settings: config.Config) -> config.Config:
 
 @pytest.mark.parametrize("path", TREE, ids=lambda path: path.parent.name)
 def test_what_is_shown_means_the_same_wherever_it_is(tmp_path: Path, path: Path) -> None:
-    settings = config.load(path)
+    copy = Path(shutil.copytree(path.parent, tmp_path / "copy")) / "perfkit.toml"
+    if "schema.py" in (names := {file.name for file in copy.parent.iterdir()}) and "schema.sql" not in names:
+        (copy.parent / "schema.sql").write_text("")  # which a user makes with it
+    settings = config.load(copy)
     shown = again(tmp_path, settings)
     assert shown == settings
     assert document.show(shown) == document.show(settings)
@@ -141,3 +145,14 @@ def test_a_default_in_the_reference_is_the_models() -> None:
     assert "| `uuid` | `true` |  |" in text
     assert "| `integer` | two of whole number |  |" in text
     assert "| `title` | text | required |" in text
+
+
+def test_the_examples_are_one_configuration_that_could_be_used(tmp_path: Path) -> None:
+    (tmp_path / "perfkit.toml").write_text(document.EXAMPLE.read_text())
+    for name in ("customers.sql", "products.csv", "open_orders.sql", "faster.sql", "indexes.sql"):
+        (tmp_path / name).write_text("")
+    settings = config.load(tmp_path / "perfkit.toml")
+    assert again(tmp_path, settings) == settings
+    text = document.reference()
+    assert all(part in text for part in document.EXAMPLE.read_text().strip().split("\n\n"))
+    assert text.count("```toml\n") == len(document.TABLES) - 1  # a check has its steps with it

@@ -143,6 +143,7 @@ def test_failures_are_named_and_kept(crew):
             "http_409": crew.run(http_target(base, 5), one("/taken")),
             "ok": crew.run(http_target(base, 5), one("/taken", expect=[409])),
             "refused": crew.run(http_target(nobody, 5), one()),
+            "unexpected_body": crew.run(http_target(base, 5), one("/taken", expect=[409], contains=["booked"])),
         }
     assert {name: load.columns["outcome"] for name, load in outcomes.items()} == {name: [name] for name in outcomes}
     assert outcomes["http_409"].columns["detail"] == ['{"error": "taken"}']

@@ -19,6 +19,7 @@ from perfkit.config import Arm, Config
 from perfkit.errors import ServerError
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built
+from perfkit.postgres.parameters import options
 from perfkit.postgres.site import Connection, Site
 from perfkit.process import MODULE, spawn, stop
 from perfkit.service import Service
@@ -68,7 +69,7 @@ class Place:
         base = self.site.conninfo(self.name)
         if not self.settings:
             return base
-        return make_conninfo(base, options=" ".join(f"-c {k}={_escaped(v)}" for k, v in self.settings.items()))
+        return make_conninfo(base, options=options(self.settings))
 
 
 class Stage(ABC):
@@ -165,7 +166,7 @@ class Stage(ABC):
     def _through_relay(self, conninfo: str) -> str:
         """The same database behind a relay, where a round trip was asked for."""
         if not self._relay.rtt_ms:
-            return conninfo
+            return conninfo  # a selection with a round trip is on a server of perfkit's own
         server = str(conninfo_to_dict(conninfo)["host"])
         if server not in self._relays:
             self._relays[server] = self._start_relay(server)
@@ -188,11 +189,6 @@ class Stage(ABC):
         if not process.stdout.readline():
             raise ServerError("the relay did not start; expected its ready line")
         return str(folder)
-
-
-def _escaped(value: str) -> str:
-    """A value inside libpq's `options`."""
-    return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[thresholds]": Thresholds,
     "[limits]": Limits,
 }
+EXAMPLE = Path(__file__).with_name("example.toml")
 _INTRO = """# `perfkit.toml`, every key
 
 Made from the model by `perfkit config reference`. `perfkit config show FILE` checks a file, prints every mistake
@@ -54,6 +55,8 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
     schema = model.model_json_schema()
     yield f"## {f'`{name}`' if name else 'At the top'}\n"
     yield f"{' '.join(str(model.__doc__).split())}\n"
+    if example := _example(name):
+        yield f"```toml\n{example}\n```\n"
     yield "| key | type | default | meaning |"
     yield "|---|---|---|---|"
     for key, field in schema["properties"].items():
@@ -61,6 +64,14 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
         meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
         yield f"| `{key}` | {_kind(field)} | {default} | {meaning} |"
     yield ""
+
+
+def _example(name: str) -> str:
+    """What the example has in these tables."""
+    start = name.replace("NAME", "days") or "title ="
+    starts = ("[parameters]", start) if start == "[parameters.days]" else (start,)
+    parts = EXAMPLE.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(part for part in parts if part.startswith(starts))
 
 
 def _default(key: str, schema: Mapping[str, Any]) -> str:

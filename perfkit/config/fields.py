@@ -53,14 +53,6 @@ def _is_origin(text: str) -> str:
     return text
 
 
-def check_header(name: str, value: str) -> None:
-    """Raise ValueError for a header that could send a request elsewhere, or split it in two."""
-    if not re.fullmatch(r"[A-Za-z0-9-]+", name) or re.search(r"[\r\n\0]", value):
-        raise ValueError(f"header {name!r} of letters, digits and '-', with a value of one line")
-    if name.lower() in ("host", "content-length", "transfer-encoding", "connection"):
-        raise ValueError(f"no header {name!r}: the client sets it")
-
-
 def _as_json(value: Any) -> Any:
     """A value of TOML as JSON has it: dates and times as text."""
     if isinstance(value, dict):

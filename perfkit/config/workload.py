@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from perfkit.config.fields import File, Json, Model, Name, Seconds, check_header
+from perfkit.config.fields import File, Json, Model, Name, Seconds
+from perfkit.text import require_header
 
 
 class Column(Model):
@@ -79,6 +80,8 @@ class Request(Model):
     """A JSON body; `{column}` is filled in, alone with the value's own type."""
     expect: tuple[int, ...] = (200,)
     """Status codes that are no error."""
+    contains: tuple[str, ...] = ()
+    """Text that the body must hold; an answer without it counts as an error."""
     runs: tuple[Name, ...] = ()
     """Queries that it executes, so that the report can tell whether the plans shown are those in use."""
 
@@ -87,7 +90,7 @@ class Request(Model):
         if not re.fullmatch(r"/(?![/\\])[^\s\\]*", self.path):
             raise ValueError(f"path {self.path!r} to begin with one '/'")
         for name, value in self.headers.items():
-            check_header(name, value)
+            require_header(name, value)
         return self
 
 

@@ -39,7 +39,7 @@ class Effects:
 
 
 def effects(connection: psycopg.Connection[Any], statement: str, parameters: Parameters) -> Effects:
-    """What one statement would do. Nothing is executed.
+    """What one statement would do, from its plan alone, made in a read-only transaction.
 
     Functions are found by name in the statement, in its verbose plan, and in the views, functions, operators,
     casts and domains that are named there, and so on. Not seen: what a function does in a language other than
@@ -49,6 +49,7 @@ def effects(connection: psycopg.Connection[Any], statement: str, parameters: Par
     try:
         cursor = connection.cursor()
         cursor.row_factory = tuple_row
+        cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions that are not declared volatile
         cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
         document: Any = (cursor.fetchone() or ([],))[0]
         nodes = list(walk(root(document)))

@@ -41,7 +41,7 @@ class Audit:
             self._write({"done": number, "target": target, "seconds": round(perf_counter() - start, 4), "error": error})
 
     def load(
-        self, target: str, scenario: str, arm: str, statements: Sequence[str], requests: int, seconds: float
+        self, target: str, scenario: str, arm: str, statements: Sequence[str], requests: int | None, seconds: float
     ) -> None:
         """A round of load: what was sent, how often, and how long the round took."""
         what = {"scenario": scenario, "arm": arm, "statements": list(statements), "requests": requests}

@@ -97,6 +97,7 @@ def http_message(request: Request, row: Row) -> Message:
         "json": body,
         "headers": headers,
         "expect": list(request.expect),
+        "contains": list(request.contains),
     }
 
 

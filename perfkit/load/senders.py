@@ -16,13 +16,10 @@ from time import monotonic_ns
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from perfkit.postgres.parameters import exact
+from perfkit.postgres.parameters import exact, options
+from perfkit.text import require_header
 
 OK = "ok"
-_OWN_HEADERS = re.compile(
-    r"host|connection|content-length|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*|x-forwarded-host",
-    re.IGNORECASE,
-)  # of the client: another's would lead a request elsewhere, or make two of it
 _SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -109,6 +106,8 @@ class HttpSender:
         text = self._clean(body[:65536].decode("utf-8", "replace"))
         if response.status not in message["expect"]:
             return Answer(stamp.acquired, done, f"http_{response.status}", text[:200], text)
+        if any(needle not in text for needle in message.get("contains", ())):
+            return Answer(stamp.acquired, done, "unexpected_body", text[:200], text)
         return Answer(stamp.acquired, done, OK, str(response.status), text)
 
     def check(self, message: dict[str, Any]) -> None:
@@ -123,10 +122,10 @@ class HttpSender:
                 if name not in os.environ:
                     raise ValueError(f"{where}: no {name} in the environment; expected its value")
                 self._secrets[name] = os.environ[name]
-            if _OWN_HEADERS.fullmatch(header) or not re.fullmatch(r"[A-Za-z0-9_-]+", header):
-                raise ValueError(f"{where}: header {header!r}; expected one that is not the client's own")
-            if re.search(r"[\r\n\0]", self._filled(value)):
-                raise ValueError(f"{where}: header {header!r} of several lines; expected one")
+            try:
+                require_header(header, self._filled(value))
+            except ValueError as error:
+                raise ValueError(f"{where}: expected {error}") from None
 
     def _filled(self, value: str) -> str:
         """A header with the secrets it names."""
@@ -176,14 +175,14 @@ class SqlSender:
         self._conninfo, self._timeout_s = conninfo, timeout_s
         self._kwargs: dict[str, Any] = {"autocommit": True, "application_name": "perfkit load"}
         if session:
-            self._kwargs["options"] = " ".join(f"-c {name}={_escaped(v)}" for name, v in session.items())
+            self._kwargs["options"] = options(session)
         if not prepare:
             self._kwargs["prepare_threshold"] = None
 
     async def open(self, users: int) -> None:
         """Open one connection for each user. Raises ConnectionError with the server's words."""
         from psycopg import AsyncConnection, OperationalError
-        from psycopg_pool import AsyncConnectionPool
+        from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
         try:  # the pool says of a failure only that it took too long
             first = await AsyncConnection.connect(
@@ -200,18 +199,22 @@ class SqlSender:
             kwargs=self._kwargs,
             open=False,
         )
-        await self._pool.open(wait=True, timeout=self._timeout_s)
+        try:
+            await self._pool.open(wait=True, timeout=self._timeout_s)
+        except PoolTimeout:
+            raise ConnectionError(f"{users} connections could not be had within {self._timeout_s:g} s") from None
 
     def check(self, message: dict[str, Any]) -> None:
-        """Nothing in a statement leads elsewhere."""
+        """Nothing in a statement leads elsewhere; its numbers become what the server can compare with an index."""
+        message["params"] = exact(message["params"])
 
     async def send(self, message: dict[str, Any]) -> Answer:
         """Run one statement and fetch every row."""
-        parameters, acquired = exact(message["params"]), monotonic_ns()
+        acquired = monotonic_ns()
         try:
             async with asyncio.timeout(self._timeout_s), self._pool.connection() as connection:
                 acquired = monotonic_ns()
-                cursor = await connection.execute(message["sql"], parameters)
+                cursor = await connection.execute(message["sql"], message["params"])
                 rows = await cursor.fetchall() if cursor.description else []
                 return Answer(acquired, monotonic_ns(), OK, f"{len(rows)} rows")
         except Exception as error:
@@ -247,11 +250,6 @@ def make(spec: dict[str, Any]) -> Sender:
     """The sender that a target description from the parent asks for."""
     kinds: dict[str, type[HttpSender] | type[SqlSender]] = {"http": HttpSender, "sql": SqlSender}
     return kinds[spec["kind"]](**spec["options"])
-
-
-def _escaped(value: str) -> str:
-    """A value inside libpq's `options`."""
-    return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 def _first_line(error: Exception) -> str:

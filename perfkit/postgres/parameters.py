@@ -1,7 +1,8 @@
-"""Values of parameters on their way to the server."""
+"""Values of parameters, and settings of a session, on their way to the server."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -13,6 +14,15 @@ def exact(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
     The server turns a decimal into whatever number a column holds, but never a column into a decimal's type.
     """
     return None if row is None else {name: _exact(value) for name, value in row.items()}
+
+
+def options(settings: Mapping[str, str]) -> str:
+    r"""Settings as libpq's `options` take them.
+
+    >>> options({"work_mem": "64MB", "search_path": "a, b"})
+    '-c work_mem=64MB -c search_path=a,\\ b'
+    """
+    return " ".join(f"-c {name}=" + re.sub(r"([\\\s])", r"\\\1", value) for name, value in settings.items())
 
 
 def number(text: str) -> float | str:

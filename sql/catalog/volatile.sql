@@ -4,8 +4,11 @@ WITH called AS (
     SELECT oid FROM pg_proc WHERE proname = ANY (%(calls)s::text[])
     UNION
     SELECT oprcode FROM pg_operator WHERE oprname = ANY (%(symbols)s::text[])
-    UNION  -- an implicit cast shows nowhere, so all that are not PostgreSQL's own
-    SELECT castfunc FROM pg_cast WHERE castfunc <> 0 AND oid >= 16384
+    UNION  -- an implicit cast shows nowhere
+    SELECT c.castfunc
+    FROM pg_cast c JOIN pg_type t ON t.oid = c.casttarget
+    WHERE c.castcontext = 'i' OR t.typname = ANY (%(words)s::text[])
+       OR split_part(format_type(t.oid, NULL), ' ', 1) = ANY (%(words)s::text[])  -- integer, double precision
     UNION
     SELECT unnest(ARRAY[a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggserialfn, a.aggdeserialfn,
                         a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn]::oid[])

@@ -1,5 +1,7 @@
 """Prints the tables, functions and triggers of the installed procrastinate, as the library itself would make them."""
 
+import sys
+
 from procrastinate.schema import SchemaManager
 
-print(SchemaManager.get_schema())
+sys.stdout.write(SchemaManager.get_schema())

@@ -18,6 +18,7 @@ routes = web.RouteTableDef()
 
 @routes.post("/jobs")
 async def defer(request: web.Request) -> web.Response:
+    """A new job in a queue."""
     given = await request.json()
     task = request.app[QUEUES].configure_task(given["task"], queue=given["queue"])
     return web.json_response({"id": await task.defer_async(number=given["number"])}, status=201)
@@ -44,6 +45,7 @@ async def finish(request: web.Request) -> web.Response:
 
 @routes.get("/jobs/{id}")
 async def status(request: web.Request) -> web.Response:
+    """What has become of a job."""
     found = await request.app[QUEUES].job_manager.get_job_status_async(int(request.match_info["id"]))
     return web.json_response({"status": found.value})
 
@@ -57,6 +59,7 @@ async def counts(request: web.Request) -> web.Response:
 
 @routes.get("/health")
 async def health(request: web.Request) -> web.Response:
+    """200 when the library finds its tables."""
     return web.Response(status=200 if await request.app[QUEUES].check_connection_async() else 503)
 
 

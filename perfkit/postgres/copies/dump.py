@@ -23,6 +23,7 @@ from perfkit.text import visible
 _DUMP = (
     "--format=custom",
     "--compress=0",
+    "--encoding=UTF8",
     "--no-owner",
     "--no-privileges",
     "--no-publications",

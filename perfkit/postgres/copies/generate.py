@@ -103,9 +103,11 @@ def _parents_first(source: Source) -> list[str]:
 def _fill(write: Connection, source: Source, table: str, keys: Sequence[Described], seed: int) -> list[str]:
     """Insert the rows; what they do not meet and can be dropped is dropped and named."""
     count = source.counts[table]
-    if not source.columns[table] or not count:
+    if not count:
         return []
-    statement = _insert(write, source, table, keys, seed)
+    statement = f"INSERT INTO {table} SELECT FROM generate_series(1, {count})"  # rows of nothing
+    if source.columns[table]:
+        statement = _insert(write, source, table, keys, seed)
     missing: list[str] = []
     while True:
         try:
@@ -165,10 +167,11 @@ def _insert(write: Connection, source: Source, table: str, keys: Sequence[Descri
     listed = ", ".join(f"{expression} AS {name}" for name, expression in given.items())
     return (
         f"INSERT INTO {table} ({', '.join(given)}) OVERRIDING SYSTEM VALUE SELECT {', '.join(given)} FROM ("
-        f"SELECT *{numbered} FROM (SELECT {ROW}, {listed} "
+        f"SELECT * FROM (SELECT *{numbered} FROM (SELECT {ROW}, {listed} "
         f"FROM (SELECT generate_series(1, {spread * spare}) AS {ROW}) made{joins}"
         f" WHERE {' AND '.join(['true', *filter(None, conditions)])}) candidate WHERE {bounds or 'true'}) numbered "
-        f"WHERE true{first} ORDER BY {ROW} LIMIT {count}"
+        # A candidate that takes another's place is to lie there too, so that the rows keep their order.
+        f"WHERE true{first} ORDER BY {ROW} LIMIT {count}) chosen ORDER BY ({ROW} - 1) % {spread}, {ROW}"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import expm1, gcd
 from typing import Any
 
 ROW = '"perfkit row"'
@@ -32,9 +33,19 @@ class Drawing:
         """A number in [0, 1) that the row and the purpose alone decide."""
         return f"pg_temp.pk_uniform({ROW}, {self.quote('/'.join(map(str, (self.seed, *purpose))))})"
 
-    def in_order(self) -> str:
+    def in_order(self, row: str = ROW) -> str:
         """The row's place among all, in (0, 1)."""
-        return f"((({ROW} - 1) % {self.spread} + 0.5) / {self.spread})::double precision"
+        return f"((({row} - 1) % {self.spread} + 0.5) / {self.spread})::double precision"
+
+    def reordered(self, column: Mapping[str, Any]) -> str:
+        """The rows' numbers in an order as unlike theirs as the column's values are."""
+        if column["correlation"] > 0.5 or self.spread < 2:
+            return ROW
+        other = f"{self.spread} + 1 - {ROW}"
+        if column["correlation"] > -0.5:
+            step = next(n for n in range(int(self.spread * 0.618) + 1, 2 * self.spread) if gcd(n, self.spread) == 1)
+            other = f"(1 + {ROW}::bigint * {step} % {self.spread})::integer"
+        return f"(CASE WHEN {ROW} <= {self.spread} THEN {other} ELSE {ROW} END)"
 
     def ordered(self, column: Mapping[str, Any]) -> str:
         """Uniform in [0, 1), and correlated with the order of the rows as the column's values are."""
@@ -62,6 +73,16 @@ def distinct(column: Mapping[str, Any], rows: int) -> int:
     return round(min(rows, number if number > 0 else -number * rows))
 
 
+def _levels(wanted: int, rows: float) -> int:
+    """Of how many values so many rows must each draw one for about the wanted number of them to appear."""
+    low, high = wanted, 64 * wanted
+    while low < high:
+        middle = (low + high) // 2
+        appear = middle * -expm1(-rows / middle)
+        low, high = (middle + 1, high) if appear < wanted else (low, middle)
+    return low
+
+
 def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, rest: str | None) -> str:
     """One of an array of `many` values as often as the column's most common ones, otherwise the rest."""
     present = max(1e-9, 1 - column["null_frac"])
@@ -76,7 +97,8 @@ def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, res
 def value(draw: Drawing, column: Mapping[str, Any], unique: bool) -> str:
     """An expression for a column: of its own for every row where it is unique, else as its statistics say."""
     full, found = column["full_type"], None
-    if unique:
+    every = (1 - column["null_frac"]) * 0.99
+    if unique or (not column["common"] and -column["n_distinct"] >= every):
         found = _unique(draw, column)
     found = found or _fitted(draw, column) or _plain(draw, column)
     return draw.or_null(column, column["column"], f"({found})::{full}")
@@ -88,8 +110,9 @@ def _fitted(draw: Drawing, column: Mapping[str, Any]) -> str | None:
     full = column["full_type"]
     rest = None
     if len(bounds) > 1:
-        # No value of the rest is as common as these: there are at least as many as leave each of them less.
-        levels = max(distinct(column, draw.spread) - len(values), len(bounds) - 1)
+        drawn = draw.spread * max(0.0, 1 - column["null_frac"] - sum(column["frequencies"]))
+        wanted = distinct(column, draw.spread) - len(values)
+        levels = max(_levels(wanted, drawn) if wanted > 0 else 0, len(bounds) - 1)
         level = f"floor({draw.ordered(column)} * {levels})::bigint"
         rest = _between(draw, column, bounds, f"(({level} + 0.5) / {levels})", level, levels)
     if values:
@@ -139,37 +162,38 @@ def _own_text(draw: Drawing, column: Mapping[str, Any], text: str, suffix: str) 
 def _unique(draw: Drawing, column: Mapping[str, Any]) -> str | None:
     """A value of its own for every row; None for kinds that it is not known how to."""
     kind, bounds = column["type"], _bounds(column)
+    row = draw.reordered(column)
     if labels := column["labels"]:
-        return f"{draw.array(labels)}[{ROW}]"
+        return f"{draw.array(labels)}[{row}]"
     if draw.spread <= len(bounds) and not column["null_frac"]:
-        return f"{draw.array(bounds)}[{ROW}]"
+        return f"{draw.array(bounds)}[{row}]"
     if kind == "uuid":
-        return f"md5({draw.quote(str(draw.seed))} || {ROW})::uuid"
+        return f"md5({draw.quote(str(draw.seed))} || {row})::uuid"
     if kind in _TEXTS and (column["most"] or 99) < 8:
-        return f"lpad(to_hex({ROW}), {column['most']}, '0')"
+        return f"lpad(to_hex({row}), {column['most']}, '0')"
     if len(bounds) < 2:
-        return _numbered(kind)
-    between = _between(draw, column, bounds, draw.in_order(), ROW, draw.spread)
+        return _numbered(kind, row)
+    between = _between(draw, column, bounds, draw.in_order(row), row, draw.spread)
     if kind in _INTEGERS:
         first, last = int(bounds[0]), int(bounds[-1])
         if last - first < 1.05 * draw.spread:
-            return f"{first} + {ROW} - 1"
-    if kind in (*_INTEGERS, "date"):  # the histogram's place, or the next free value after the row before
-        return f"max({between} - {ROW}) OVER (ORDER BY {ROW}) + {ROW}"
-    return between if kind in (*_NUMBERS, *_TIMES, *_TEXTS, "bytea") else _numbered(kind)
+            return f"{first} + {row} - 1"
+    if kind in (*_INTEGERS, "date"):  # the histogram's place, or the next free value after the one before
+        return f"max({between} - {row}) OVER (ORDER BY {row}) + {row}"
+    return between if kind in (*_NUMBERS, *_TIMES, *_TEXTS, "bytea") else _numbered(kind, row)
 
 
-def _numbered(kind: str) -> str | None:
+def _numbered(kind: str, row: str) -> str | None:
     if kind in _NUMBERS:
-        return ROW
+        return row
     if kind in _TEXTS:
-        return f"'v' || {ROW}"
+        return f"'v' || {row}"
     return {
-        "date": f"date '2000-01-01' + {ROW}",
-        "interval": f"{ROW} * interval '1 minute'",
-        "bytea": f"int4send({ROW})",
-        "inet": f"inet '10.0.0.0' + {ROW}",
-        **dict.fromkeys(_TIMES[:2], f"timestamp '2000-01-01' + {ROW} * interval '1 minute'"),
+        "date": f"date '2000-01-01' + {row}",
+        "interval": f"{row} * interval '1 minute'",
+        "bytea": f"int4send({row})",
+        "inet": f"inet '10.0.0.0' + {row}",
+        **dict.fromkeys(_TIMES[:2], f"timestamp '2000-01-01' + {row} * interval '1 minute'"),
     }.get(kind)
 
 
