@@ -173,12 +173,18 @@ def _rules(
     """Every rule of every arm."""
     thresholds, requests = run["config"]["thresholds"], {r["name"] for r in run["config"]["request"]}
     requests &= {level.item for level in levels}
+    items = {
+        scenario: {level.item for level in levels if level.scenario == scenario}
+        for scenario in run["parameters"]["scenarios"]
+    }
     rules: list[policy.Rule] = []
     for arm in run["parameters"]["arms"]:
         own = [level for level in levels if level.arm == arm]
         for level in own if thresholds["p95_ms"] else ():
             if not requests or level.item in requests:  # with a service, its users' load is what must hold
-                rules.append(policy.latency_rule(arm, level.scenario, 95, level.p95, thresholds["p95_ms"], level.n))
+                item = level.item if len(items[level.scenario]) > 1 else ""
+                limit = thresholds["p95_ms"]
+                rules.append(policy.latency_rule(arm, level.scenario, 95, level.p95, limit, level.n, item))
         errors, sent = sum(level.errors for level in own), sum(level.sent for level in own)
         rules.append(policy.error_rule(arm, errors, sent, thresholds["error_rate"]))
         if checks := run["checks"].get(arm):

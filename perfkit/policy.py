@@ -42,6 +42,7 @@ class Rule:
     unit: str  # of value, bound and limit
     outcome: Outcome
     text: str  # one plain sentence with its numbers
+    item: str = ""  # the request or query, where a scenario sends several
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,16 @@ class Judgement:
     reasons: tuple[str, ...]
 
 
-def latency_rule(arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int) -> Rule:
+def latency_rule(
+    arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int, item: str = ""
+) -> Rule:
     """The q-th percentile must be under the limit by its interval's upper end; all in ms."""
-    name = f"p{q}"
+    name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
-        text = f"{arm}, {scenario}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
-        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text)
+        text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
+        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item)
     value, bound = interval.value, interval.hi
-    said = f"{arm}, {scenario}: {name} {_number(value)} ms"
+    said = f"{where}: {name} {_number(value)} ms"
     if value >= limit_ms:
         outcome, text = Outcome.BROKEN, f"{said} is not under {_number(limit_ms)} ms{_range(interval)}."
     elif bound < limit_ms:
@@ -68,7 +71,7 @@ def latency_rule(arm: str, scenario: str, q: int, interval: Interval | None, lim
     else:
         outcome = Outcome.UNPROVEN
         text = f"{said} is under {_number(limit_ms)} ms, but its bound is not{_range(interval)}."
-    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text)
+    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item)
 
 
 def error_rule(arm: str, errors: int, n: int, limit: float) -> Rule:

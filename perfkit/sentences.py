@@ -11,35 +11,46 @@ from perfkit.explain.plan import NO_TABLE
 from perfkit.results import Analysis, Comparison, Level
 from perfkit.stats import Verdict
 
+NAMED = 3  # comparisons named in a sentence; the rest are counted
 FLOOR_FACTOR = 3.0  # below this many times the floor's median, a latency is mostly the client's own
 
 
 def headline(run: Mapping[str, Any], analysis: Analysis) -> str:
     """The load level that was worst before, in numbers, and what else a decision needs."""
-    parts = [part for part in (_worst(run, analysis), _errors(analysis), _checks(run)) if part]
-    return "; ".join(parts) + "." if parts else "Nothing was measured."
+    parts = [_worst(run, analysis), *_counted(run, analysis), _errors(analysis), _checks(run)]
+    said = "; ".join(part for part in parts if part)
+    return f"{said[0].upper()}{said[1:]}." if said else "Nothing was measured."
 
 
 def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
-    before = _arm(run, "before")
-    levels = [(level.p95.value, level) for level in analysis.levels if level.arm == before and level.p95]
-    if not levels:
-        return ""
-    value, worst = max(levels, key=lambda pair: pair[0])
-    after = [arm for arm in run["parameters"]["arms"] if run["roles"][arm] == "after"]
-    changes = [change for arm in after if (change := _change(run, analysis, worst, arm))]
-    label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
-    within = f"{label}: 95 of 100 requests were answered within {_ms(value)} before"
-    return ", ".join([within, *changes])
+    """By the p95, or the median where no p95 has the samples for it."""
+    before = [level for level in analysis.levels if level.arm == _arm(run, "before")]
+    for metric, share in (("p95", "95 of 100 requests were"), ("p50", "half of the requests were")):
+        found = [(interval.value, level) for level in before if (interval := getattr(level, metric))]
+        if found:
+            value, worst = max(found, key=lambda pair: pair[0])
+            changes = [change for arm in _after(run) if (change := _change(run, analysis, worst, arm, metric))]
+            label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
+            return ", ".join([f"{label}: {share} answered within {_ms(value)} before", *changes])
+    return ""
 
 
-def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str) -> str:
+def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str, metric: str) -> str:
     level = analysis.level(arm, worst.scenario, worst.item)
-    found = analysis.comparison(arm, worst.scenario, "p95", worst.item)
-    if level is None or level.p95 is None:
+    found = analysis.comparison(arm, worst.scenario, metric, worst.item)
+    interval = getattr(level, metric) if level else None
+    if interval is None:
         return ""
-    text = f"{_ms(level.p95.value)} {_named(run, arm)}"
+    text = f"{_ms(interval.value)} {_named(run, arm)}"
     return f"{text} ({_times(found)})" if found and found.ratio else text
+
+
+def _counted(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+    """Where several queries were measured, how many became faster and slower: one is not all of them."""
+    for arm in _after(run) if len(run["queries"]) > 1 and not run["config"]["request"] else ():
+        found = [c.verdict for c in analysis.comparisons if c.after == arm and c.metric == "p50"]
+        faster, slower = found.count(Verdict.FASTER), found.count(Verdict.SLOWER)
+        yield f"of {len(found)} medians {faster} faster and {slower} slower {_named(run, arm)}"
 
 
 def _named(run: Mapping[str, Any], arm: str) -> str:
@@ -133,7 +144,8 @@ def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
     for arm, role in run["roles"].items():
         open_ = [c for c in analysis.comparisons if c.after == arm and c.verdict is Verdict.INCONCLUSIVE]
         if role == "after" and open_:
-            what = ", ".join(f"{c.scenario} {c.metric} of {c.item}" for c in open_)
+            what = ", ".join(f"{c.scenario} {c.metric} of {c.item}" for c in open_[:NAMED])
+            what += f" and {len(open_) - NAMED} more" if len(open_) > NAMED else ""
             blocks = [c.blocks_needed for c in open_ if c.blocks_needed]
             more = f"; about {max(blocks)} blocks would settle the last of them" if blocks else ""
             yield f"{arm}: inconclusive in {len(open_)} of its comparisons ({what}){more}."
@@ -172,7 +184,7 @@ def _unverified(_: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
 
 def _near_floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
     floors = {(f.scenario, f.item): f.p50.value for f in analysis.levels if f.arm == FLOOR and f.p50}
-    for arm in run["parameters"]["arms"]:
+    for arm in _after(run):
         near = [
             f"{level.scenario} of {level.item} ({_ms(level.p50.value)})"
             for level in analysis.levels

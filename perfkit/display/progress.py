@@ -29,8 +29,8 @@ def _on_terminal() -> Say:
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             sys.stderr.write("\r\x1b[K" + line[:width])
-        elif line and line.split(":")[0] != last:
-            last = line.split(":")[0]
+        elif line and line.split(": ")[0] != last:
+            last = line.split(": ")[0]
             sys.stderr.write(last + "\n")
         sys.stderr.flush()
 

@@ -26,15 +26,18 @@ _OUTCOMES = {Outcome.HOLDS: ("✓", "good"), Outcome.BROKEN: ("✕", "bad"), Out
 
 def glance(subject: Subject) -> Table:
     """p95 by load level and arm against its limit, or p50 against before: what a stakeholder asks first."""
-    rules = {(r.scenario, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
+    rules = {(r.scenario, r.item, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
     arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
     if not rules:
         return _medians(subject, arms)
     limit = next((r.limit for r in rules.values() if r.limit is not None), None)
-    scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if (name, subject.before) in rules]
+    known = dict.fromkeys((scenario, item) for scenario, item, arm in rules if arm == subject.before)
     rows = tuple(
-        (Cell(subject.label(scenario), scenario), *(_judged(rules.get((scenario, arm))) for arm in arms))
-        for scenario in scenarios
+        (
+            Cell(subject.label(scenario), f"{scenario}: {item}" if item else scenario),
+            *(_judged(rules.get((scenario, item, arm))) for arm in arms),
+        )
+        for scenario, item in sorted(known, key=lambda pair: _place(subject, pair[0]))
     )
     said = f" (limit {numbers.significant(limit)} ms)" if limit is not None else ""
     caption = f"95 of 100 requests were answered within, ms{said}"
@@ -43,6 +46,12 @@ def glance(subject: Subject) -> Table:
         "samples), ✕ does not."
     )
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def _place(subject: Subject, scenario: str) -> int:
+    """A load level's place in the order of the configuration."""
+    order = [name for name, _ in subject.loads]
+    return order.index(scenario) if scenario in order else len(order)
 
 
 def _medians(subject: Subject, arms: list[str]) -> Table:
@@ -117,12 +126,11 @@ def levels(subject: Subject) -> Table:
 def thresholds(subject: Subject) -> Table:
     """Every rule on every arm: value, bound, limit and result."""
     single = [rule for rule in subject.analysis.judgement.rules if not _compares(rule)]
-    rules = {(r.name, r.scenario, r.arm): r for r in single}
+    rules = {(r.name, r.scenario, r.item, r.arm): r for r in single}
     arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
     names = list(dict.fromkeys(r.name for r in single))
-    keys = dict.fromkeys((r.name, r.scenario) for r in single)
-    order = [scenario for scenario, _ in subject.loads]
-    ranked = sorted(keys, key=lambda k: (names.index(k[0]), order.index(k[1]) if k[1] in order else len(order)))
+    keys = dict.fromkeys((r.name, r.scenario, r.item) for r in single)
+    ranked = sorted(keys, key=lambda key: (names.index(key[0]), _place(subject, key[1])))
     rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
     if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
@@ -256,9 +264,9 @@ def _compares(rule: Rule) -> bool:
     return "slower" in rule.name
 
 
-def _rule(subject: Subject, by_arm: list[Rule | None], name: str, scenario: str) -> tuple[Cell, ...]:
+def _rule(subject: Subject, by_arm: list[Rule | None], name: str, scenario: str, item: str) -> tuple[Cell, ...]:
     known = next(rule for rule in by_arm if rule)
-    load = Cell(subject.label(scenario), scenario) if scenario else Cell("whole run")
+    load = Cell(subject.label(scenario), f"{scenario}: {item}" if item else scenario) if scenario else Cell("whole run")
     return (Cell(name), load, Cell(_with_unit(known.limit, known.unit)), *(_judged(rule) for rule in by_arm))
 
 

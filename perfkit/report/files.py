@@ -107,14 +107,15 @@ def samples(rounds: Iterable[Round]) -> str:
 
 
 def _ratios(subject: Subject) -> list[str]:
-    """p95 of every after arm against before, as a second small table."""
+    """p95 of every after arm against before, as a second small table where there are any."""
+    several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
     rows = tuple(
-        (
-            Cell(subject.label(scenario)),
-            *(compared(subject.analysis.comparison(arm, scenario, "p95", item)) for arm in subject.after),
-        )
+        (Cell(subject.label(scenario), item if several else ""), *map(compared, found))
         for scenario, item in subject.loads
+        if any(found := [subject.analysis.comparison(arm, scenario, "p95", item) for arm in subject.after])
     )
+    if not rows:
+        return []
     return [
         "p95 compared with before, 95 % intervals",
         "",
