@@ -13,6 +13,7 @@ import tomlkit
 from perfkit.config.fields import require_no_password
 from perfkit.errors import BundleError, PlanError, UsageError
 from perfkit.explain.capture import single
+from perfkit.guards.address import resolve
 from perfkit.postgres.statements import split
 
 Text = str | Path  # SQL, or the name of a file that holds it
@@ -100,6 +101,7 @@ class Comparison:
         return tomlkit.dumps(
             {
                 "title": self._headline(),
+                "allow": [resolve(self.db, self.tls).name],
                 "database": database,
                 **({"parameters": {"rows": source}} if source else {}),
                 "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],

@@ -174,6 +174,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
         "Every key: docs/configuration.md",
     )
     document["title"] = f"{name.rpartition('/')[2]}: first look"
+    document["allow"] = [name]
     document.add(tomlkit.nl())
     _say(document, "Its tables, the largest first:", *draft.seen)
     limit = Database.model_fields["copy_limit_mb"].default

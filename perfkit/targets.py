@@ -57,6 +57,9 @@ def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> T
             addresses[arm.name] = _once(resolve(named, tls), addresses.values())
         if url := arm.url or (settings.service.url if settings.service else ""):
             origins[arm.name] = _once(resolve_origin(url), origins.values())
+    names = [address.name for address in addresses.values()] + [origin.name for origin in origins.values()]
+    for name in () if permission.allow else names:
+        raise TargetRefused(f"{name} is not in 'allow'; expected allow = [\"{name}\"] at the top of the configuration")
     for address in {address.name: address for address in addresses.values()}.values():
         admit(address, permission)
         permission = replace(permission, confirm=(*permission.confirm, address.name))  # asked once

@@ -178,7 +178,8 @@ def in_place(server: embedded.Server, name: str = "pk_one") -> tuple[str, str]:
 
 def test_two_databases_are_compared_as_they_stand(home: Path, two: embedded.Server, tmp_path: Path) -> None:
     (one, first), (other, second) = in_place(two), in_place(two, "pk_two")
-    text = f'[database]\ntarget = "{one}"\nway = "in-place"\n' + queries("things", "writable", "memory")
+    text = f'allow = ["{first}", "{second}"]\n[database]\ntarget = "{one}"\nway = "in-place"\n'
+    text += queries("things", "writable", "memory")
     arms = (
         arm("before", "before"),
         arm("other", "after", f'database = "{other}"'),
@@ -205,7 +206,7 @@ def test_indexes_in_place_follow_one_another_and_are_gone_at_the_end(
     (tmp_path / "index.sql").write_text("CREATE INDEX things_name ON things (name)")
     with two.connect("pk_one") as connection:
         marker.grant(connection, ["ddl"], 1)
-    text = f'[database]\ntarget = "{target}"\nway = "in-place"\n' + queries("things")
+    text = f'allow = ["{name}"]\n[database]\ntarget = "{target}"\nway = "in-place"\n' + queries("things")
     arms = arm("before", "before") + arm("control", "control") + arm("after", "after", 'indexes = "index.sql"')
     run = measured(tmp_path, text + arms, confirm=[name])
     assert run.bundle.run["order"] == "sequential"
@@ -268,7 +269,7 @@ parameters = "numbers"
 def test_two_urls_of_a_service_are_asked_for_the_same_with_no_database(home: Path, tmp_path: Path) -> None:
     with service() as (one, first), service() as (other, second):
         arms = arm("before", "before", "warmup = 5") + arm("after", "after", f'url = "{other}"', "warmup = 5")
-        text = f'[service]\nurl = "{one}"\n' + REQUEST + SCENARIO.format('"hello"') + arms
+        text = f'allow = ["{one}", "{other}"]\n[service]\nurl = "{one}"\n' + REQUEST + SCENARIO.format('"hello"') + arms
         run = measured(tmp_path, text, confirm=[one, other])
     assert answers(run, "hello") == {"before": {"ok: 200"}, "after": {"ok: 200"}}
     asked = [Counter({path: n for path, n in found.items() if path != "/health"}) for found in (first, second)]
@@ -279,7 +280,7 @@ def test_two_urls_of_a_service_are_asked_for_the_same_with_no_database(home: Pat
 def test_a_service_that_answers_otherwise_shows_in_its_arm_alone(home: Path, tmp_path: Path) -> None:
     with service() as (one, _), service(status=503) as (other, _):
         arms = arm("before", "before", "warmup = 0") + arm("after", "after", f'url = "{other}"', "warmup = 0")
-        text = f'[service]\nurl = "{one}"\n' + REQUEST + SCENARIO.format('"hello"') + arms
+        text = f'allow = ["{one}", "{other}"]\n[service]\nurl = "{one}"\n' + REQUEST + SCENARIO.format('"hello"') + arms
         run = measured(tmp_path, text, confirm=[one, other])
     assert answers(run, "hello") == {"before": {"ok: 200"}, "after": {"http_503: hello"}}
     assert str(run.analysis.judgement.decision) == "NO-GO"

@@ -102,23 +102,35 @@ def bench(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> 
     databases.drop(server, BENCH)
 
 
+def here(server: embedded.Server, folder: Path) -> Path:
+    """The example with this server where the usual one is allowed."""
+    copy = Path(shutil.copytree(EXAMPLES / "pgbench", folder / "pgbench"))
+    text = (copy / "perfkit.toml").read_text()
+    assert "/var/run/postgresql:5432/bench" in text
+    (copy / "perfkit.toml").write_text(text.replace("/var/run/postgresql:5432/bench", named(server)))
+    return copy
+
+
+def named(server: embedded.Server) -> str:
+    return f"{server.socket_dir}:{server.port}/{BENCH}"
+
+
 @pytest.fixture(scope="module")
 def pgbench(
     server: embedded.Server, server_home: Path, bench: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    confirmed = f"{server.socket_dir}:{server.port}/{BENCH}"
     folder = tmp_path_factory.mktemp("pgbench")
-    return reported(EXAMPLES / "pgbench", folder, "--confirm", confirmed, home=server_home, **bench)
+    return reported(here(server, folder), folder / "reports", "--confirm", named(server), home=server_home, **bench)
 
 
 def test_pgbench_is_refused_until_it_is_confirmed(
     server: embedded.Server, server_home: Path, bench: dict[str, str], tmp_path: Path
 ) -> None:
-    done = perfkit(
-        "report", "--config", EXAMPLES / "pgbench" / "perfkit.toml", "--reports", tmp_path, home=server_home, **bench
-    )
-    assert (done.returncode, done.stdout) == (97, "")
-    assert f"--confirm {server.socket_dir}:{server.port}/{BENCH}" in done.stderr.splitlines()[-1]
+    for folder, said in ((EXAMPLES / "pgbench", "is not in 'allow'"), (here(server, tmp_path), "--confirm ")):
+        reports = ("--reports", tmp_path / "reports")
+        done = perfkit("report", "--config", folder / "perfkit.toml", *reports, home=server_home, **bench)
+        assert (done.returncode, done.stdout) == (97, "")
+        assert named(server) in done.stderr.splitlines()[-1] and said in done.stderr.splitlines()[-1]
 
 
 def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bundle) -> None:

@@ -311,13 +311,20 @@ class TestPinning:
     def test_arms_of_one_name_with_two_addresses_are_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        settings = two_databases(tmp_path, "host=db.example dbname=app", "host=db.example dbname=app user=other")
+        settings = two_databases(
+            tmp_path, "host=db.example dbname=app", "host=db.example dbname=app user=x", "db.example:5432/app"
+        )
         resolving(monkeypatch, "192.0.2.1", "192.0.2.2")
         with stopped_by_a_guard("192.0.2.1 and 192.0.2.2; expected one address"):
             admitted(settings, settings.arm, Permission(confirm=("db.example:5432/app",)))
 
+    def test_a_configuration_names_what_it_may_use_and_confirming_is_not_enough(self, tmp_path: Path) -> None:
+        settings = two_databases(tmp_path, "host=127.0.0.1 dbname=app", "host=127.0.0.1 dbname=app")
+        with stopped_by_a_guard(r"""127.0.0.1:5432/app is not in 'allow'; expected allow = \["127.0.0.1:5432/app"\]"""):
+            admitted(settings, settings.arm, Permission(confirm=("127.0.0.1:5432/app",)))
+
     def test_arms_of_one_name_with_two_users_keep_their_own(self, cluster: Cluster, tmp_path: Path) -> None:
-        settings = two_databases(tmp_path, cluster.db(), cluster.db(user="plain"))
+        settings = two_databases(tmp_path, cluster.db(), cluster.db(user="plain"), cluster.name())
         targets = admitted(settings, settings.arm, Permission(confirm=(cluster.name(),)))
         with ExitStack() as stack:
             opened = targets.open(stack, Audit(None))
@@ -355,11 +362,12 @@ class TestPinning:
                 connection.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
 
 
-def two_databases(tmp_path: Path, before: str, after: str) -> config.Config:
+def two_databases(tmp_path: Path, before: str, after: str, *allow: str) -> config.Config:
     """A configuration with two databases of the user's."""
     (tmp_path / "q.sql").write_text("SELECT 1")
     arms = [("before", "before", before), ("control", "control", before), ("after", "after", after)]
-    text = f'title = "t"\n[database]\ntarget = "{before}"\nway = "in-place"\n[[query]]\nname = "q"\nfile = "q.sql"\n'
+    text = f'title = "t"\nallow = {json.dumps(allow)}\n[database]\ntarget = "{before}"\nway = "in-place"\n'
+    text += '[[query]]\nname = "q"\nfile = "q.sql"\n'
     text += '[[scenario]]\nname = "s"\nlabel = "s"\nsend = ["q"]\n'
     text += "".join(f'[[arm]]\nname = "{n}"\nrole = "{r}"\ndatabase = "{d}"\n' for n, r, d in arms)
     (tmp_path / "perfkit.toml").write_text(text)
@@ -806,7 +814,7 @@ class TestRequests:
         self, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("TWO_LINES", "hunter2\r\nHost: other.example")
-        with pytest.raises(ValueError, match="request get: header") as caught:
+        with pytest.raises(ValueError, match=r"request get: expected .*header") as caught:
             HttpSender("http://127.0.0.1:80", 5).check({**GET, "headers": headers})
         assert "hunter2" not in str(caught.value)
 
@@ -827,7 +835,8 @@ class TestRequests:
     def test_a_request_that_may_change_something_needs_the_users_word(self, tmp_path: Path) -> None:
         with service() as meant:
             url = f"http://127.0.0.1:{meant.port}"
-            text = f'title = "t"\n[service]\nurl = "{url}"\n[[request]]\nname = "r"\npath = "/"\nmethod = "POST"\n'
+            text = f'title = "t"\nallow = ["{url}"]\n[service]\nurl = "{url}"\n'
+            text += '[[request]]\nname = "r"\npath = "/"\nmethod = "POST"\n'
             text += '[[scenario]]\nname = "s"\nlabel = "s"\nsend = ["r"]\n'
             text += "".join(f'[[arm]]\nname = "{role}"\nrole = "{role}"\n' for role in ("before", "control", "after"))
             (tmp_path / "perfkit.toml").write_text(text)

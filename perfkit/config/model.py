@@ -19,7 +19,7 @@ class Config(Model):
     title: str
     """What is measured, in a few words: the report's title."""
     allow: tuple[str, ...] = ()
-    """Targets that perfkit did not start and may use: `host:port/database`, `https://host:port`."""
+    """Targets that perfkit did not start and that it may use once they are confirmed: `host:port/database`, `https://host:port`."""
     production: tuple[str, ...] = ()
     """Those of them whose name looks like production and which are meant all the same."""
     database: Database | None = None

@@ -61,11 +61,13 @@ def effects(connection: psycopg.Connection[Any], statement: str, parameters: Par
     return Effects("ModifyTable" in kinds or first_word(text) in WRITING, "LockRows" in kinds, volatile)
 
 
-def require_harmless(found: Effects, *, writes_allowed: bool, volatile_allowed: Collection[str], where: str) -> None:
-    """Raise TargetRefused for effects that nobody allowed, saying how to allow them."""
+def require_harmless(
+    found: Effects, *, writes_allowed: bool, volatile_allowed: Collection[str], where: str, allow: str = "perfkit allow"
+) -> None:
+    """Raise TargetRefused for effects that nobody allowed; `allow` is the command with which an owner allows writes."""
     if (found.writes or found.locks) and not writes_allowed:
         what = "writes" if found.writes else "locks rows"
-        raise TargetRefused(f"{where}: a statement {what}; its owner can allow that with: perfkit allow --writes")
+        raise TargetRefused(f"{where}: a statement {what}; its owner can allow that with: {allow}")
     allowed = {name.lower() for name in volatile_allowed}
     unknown = [name for name in found.volatile if not {name.lower(), name.lower().split(".")[-1]} & allowed]
     if unknown:

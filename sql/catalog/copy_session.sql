@@ -1,6 +1,7 @@
--- Text that any server reads back the same, every name with its schema, all rows or none, no time limit, no writing.
+-- Text that any server reads back the same, every name with its schema, all rows or none, no long wait for
+-- a lock, no other time limit, no writing.
 SELECT set_config(name, value, false)
 FROM (VALUES ('client_encoding', 'UTF8'), ('DateStyle', 'ISO'), ('IntervalStyle', 'postgres'),
              ('extra_float_digits', '3'), ('search_path', ''), ('row_security', 'off'), ('statement_timeout', '0'),
-             ('idle_in_transaction_session_timeout', '0'),
+             ('lock_timeout', '5s'), ('idle_in_transaction_session_timeout', '0'),
              ('default_transaction_read_only', 'on')) setting (name, value);

@@ -67,8 +67,7 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
     start = perf_counter()
     if source.pooler:
         raise TargetRefused(f"{source.name}: behind a pooler; expected a direct connection for a copy")
-    _require_readable(source, how)
-    sizes = databases.sizes(source, source.address.dbname, exact=False)
+    sizes = _readable_sizes(source, how)
     total = sum(size["bytes"] + size["index_bytes"] for size in sizes.values())
     if how.method == "whole" and total > how.max_bytes:
         raise TargetRefused(
@@ -94,10 +93,16 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
     return Copied(how.method, rows, there, perf_counter() - start, tuple(missing), tells, cannot)
 
 
-def _require_readable(source: External, how: Copying) -> None:
-    """Raise TargetRefused naming what the role cannot see all of."""
+def _readable_sizes(source: External, how: Copying) -> dict[str, dict[str, Any]]:
+    """Rows and bytes by table. Raises TargetRefused naming what the role cannot see all of."""
     with databases.connected(source, source.address.dbname) as connection:
+        connection.execute(catalog.get("copy_session").encode())
         found = connection.execute(catalog.get("copy_unreadable").encode()).fetchall()
+        _require_readable(source, found, how)
+        return {row["table"]: row for row in connection.execute(catalog.get("sizes").encode())}
+
+
+def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how: Copying) -> None:
     hidden = [row for row in found if how.method == "whole" or not row["sequence"]]
     filtered = [row["name"] for row in hidden if row["readable"]]
     unreadable = [row["name"] for row in hidden if not row["readable"]]
@@ -133,7 +138,7 @@ def _copied(source: External, server: Server, name: str, how: Copying, progress:
         else:
             missing += generate.rows(read, write, how.rows, how.seed, progress)
         _position(write, sequences)
-    return missing + dump.transfer(source, server, name, "post-data")
+    return missing + dump.transfer(source, server, name, "post-data", missing)
 
 
 def _order_of_text(source: External, server: Server, name: str) -> list[str]:

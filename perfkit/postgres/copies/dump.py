@@ -66,8 +66,10 @@ class Ended:
         return visible("; ".join([first.removeprefix(error) or "it ended without a word", *more]))
 
 
-def transfer(source: External, server: Server, name: str, section: str = "") -> list[str]:
+def transfer(source: External, server: Server, name: str, section: str = "", known: Sequence[str] = ()) -> list[str]:
     """Copy everything, or one section (pre-data, post-data); returns what could not be brought along.
+
+    What only lacks a table that is `known` to be missing is not named again.
 
     Raises ServerError with the programs' words, also where a table or its rows would be missing.
     """
@@ -84,7 +86,7 @@ def transfer(source: External, server: Server, name: str, section: str = "") -> 
         ended = _run([str(programs / "pg_restore"), *_RESTORE, *target])
         if not _ERROR.search(ended.said):
             ended.checked()
-    return missing + _failures(ended.said, bool(lacking), source.version > server.version)
+    return missing + _failures(ended.said, [*known, *missing], source.version > server.version)
 
 
 def _programs(source: External, server: Server) -> Path:
@@ -138,30 +140,31 @@ def _stand_in(source: External, server: Server, name: str, lacking: Sequence[str
     return missing
 
 
-def _failures(said: str, lacking: bool, newer: bool) -> list[str]:
+def _failures(said: str, known: Sequence[str], newer: bool) -> list[str]:
     """What pg_restore could not do, one line each. Raises ServerError where that loses a table or its rows.
 
-    A table whose column has the type of an extension that the server lacks is named, with what refers to it once.
+    A table that needs an extension which the server lacks is named, and not what refers to it.
     """
     missing: list[str] = []
-    lost: list[str] = []
+    lacking = any(line.startswith("extension ") for line in known)
     for error in _ERROR.findall(said):
         found = _FAILED.match(error)
         if not found:
             raise ServerError(f"pg_restore: the copy is not complete: {visible(error.splitlines()[0])}")
         words, command = visible(found[1]), found[2]
         first = visible(" ".join(command.split())[:100])
-        harmless = re.fullmatch(r'schema ".*" already exists', words) or command.startswith("SET ")
-        if harmless or any(f'relation "{table}" does not exist' == words for table in lost):
+        if re.fullmatch(r'schema ".*" already exists', words) or command.startswith("SET "):
+            continue
+        gone = re.fullmatch(r'relation "(.*)" does not exist', words)
+        if gone and any(line.replace('"', "").startswith(f"table {gone[1]} (") for line in [*known, *missing]):
             continue
         if table := _TABLE.match(command):
             if not (table[1] and lacking and _UNKNOWN.match(words)):
                 hint = "; the source is of a newer PostgreSQL" if newer else ""
                 raise ServerError(f"pg_restore: the copy would lack a table: {first}: {words}{hint}")
-            lost.append(table[1].replace('"', ""))
             missing.append(f"table {visible(table[1])} ({words})")
-            continue
-        missing.append(f"{first} ({words})")
+        else:
+            missing.append(f"{first} ({words})")
     return missing
 
 
