@@ -17,7 +17,7 @@ import pytest
 from hosted import Hosted, hosted
 from psycopg import sql
 
-from perfkit.errors import PerfkitError, ServerError, TargetRefused
+from perfkit.errors import PerfkitError, ServerError
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
@@ -232,15 +232,16 @@ def definitions(server: embedded.Server, name: str) -> dict[str, list]:
         "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname !~ '^pg_'",
         "constraints": "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), convalidated "
         "FROM pg_constraint WHERE contype <> 'n' AND oid >= 16384 AND conparentid = 0",
-        "columns": "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, attidentity, "
-        "attgenerated, pg_get_expr(adbin, adrelid) FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND "
-        "adnum = attnum JOIN pg_class c ON c.oid = attrelid WHERE attrelid >= 16384 AND attnum > 0 "
+        "columns": "SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull, "
+        "attidentity, attgenerated, pg_get_expr(adbin, adrelid) FROM pg_attribute "
+        "LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum JOIN pg_class c ON c.oid = attrelid "
+        "WHERE attrelid >= 16384 AND attnum > 0 "
         "AND relkind IN ('r', 'p', 'v', 'm')",
         "sequences": "SELECT schemaname, sequencename, last_value, increment_by FROM pg_sequences",
         "triggers": "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal",
         "policies": "SELECT tablename, policyname, qual FROM pg_policies",
-        "parents": "SELECT inhrelid::regclass::text, inhparent::regclass::text FROM pg_inherits WHERE inhrelid >= 16384 "
-        "AND EXISTS (SELECT FROM pg_class c WHERE c.oid = inhrelid AND relkind IN ('r', 'p'))",
+        "parents": "SELECT inhrelid::regclass::text, inhparent::regclass::text FROM pg_inherits "
+        "WHERE inhrelid >= 16384 AND EXISTS (SELECT FROM pg_class c WHERE c.oid = inhrelid AND relkind IN ('r', 'p'))",
         "functions": "SELECT proname, prosrc FROM pg_proc WHERE oid >= 16384",
         "kinds": "SELECT oid::regclass::text, relkind, relpersistence, relrowsecurity FROM pg_class "
         "WHERE relnamespace::regnamespace::text !~ '^pg_|^information_schema' AND relkind <> 'c'",
@@ -352,15 +353,16 @@ class TestEveryCopy:
         database(
             up.source, "pk_dates",
             "CREATE TABLE t (id int PRIMARY KEY, at date, span interval, n float8)",
-            "INSERT INTO t SELECT n, date '2024-02-03', '-1 day 02:03:04', 0.1::float8 + 0.2 FROM generate_series(1, 300) n",
+            "INSERT INTO t SELECT n, date '2024-02-03', '-1 day 02:03:04', 0.1::float8 + 0.2 "
+            "FROM generate_series(1, 300) n",
             "ALTER DATABASE pk_dates SET DateStyle = 'SQL, DMY'", "ALTER DATABASE pk_dates SET extra_float_digits = 0",
             "ALTER DATABASE pk_dates SET IntervalStyle = 'sql_standard'", "ANALYZE",
         )  # fmt: skip
         try:
             up.copy("pk_dates", method=method)
             assert up.query(
-                "SELECT count(*), count(*) FILTER (WHERE at = '2024-02-03' AND span = '-1 day 2:03:04' AND n = 0.1::float8 + 0.2) FROM t"
-            ) == [(300, 300)]
+                "SELECT count(*) FROM t WHERE at = '2024-02-03' AND span = '-1 day 2:03:04' AND n = 0.1::float8 + 0.2"
+            ) == [(300,)]
         finally:
             databases.drop(up.source, "pk_dates")
 
@@ -573,6 +575,37 @@ class TestGeneratedRows:
         finally:
             databases.drop(up.source, "pk_guess")
 
+    @pytest.mark.parametrize("analysed", [True, False])
+    def test_are_found_for_every_type_or_what_forbids_them_is_dropped_and_named(
+        self, analysed: bool, up: Copier
+    ) -> None:
+        database(
+            up.source, "pk_types",
+            "CREATE EXTENSION vector",
+            "CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0)",
+            "CREATE TYPE one AS (a int)",
+            'CREATE TABLE t (id int PRIMARY KEY, a money NOT NULL, b timetz NOT NULL, c bit(3) NOT NULL, '
+            '"d" "char" NOT NULL, '
+            "e numeric(2, 2) NOT NULL, f one NOT NULL, g int4multirange NOT NULL, h text[] NOT NULL, "
+            "i tsvector NOT NULL, j numrange NOT NULL, k interval NOT NULL, l time NOT NULL, m bytea NOT NULL, "
+            "n vector(3), o date, p even, "
+            "q point NOT NULL, r int GENERATED ALWAYS AS (id + 1) STORED, CHECK (id >= 0))",
+            "CREATE UNIQUE INDEX ON t ((r * 2))",
+            "INSERT INTO t SELECT n, n, '10:00+1', '101', 'x', n % 90 / 100.0, ROW(n)::one, '{[1,2]}', '{a}', 'a b', "
+            "'[1,2]', n * interval '1 day', time '10:00' + n * interval '1 s', int4send(n), '[1,2,3]', "
+            "CASE WHEN n IN (1, 2000) THEN 'infinity' ELSE date '0044-03-15 BC' + n END, n * 4, '(1,2)' "
+            "FROM generate_series(1, 2000) n",
+            "GRANT SELECT ON t TO perfkit", *(["ANALYZE"] if analysed else []), user="postgres",
+        )  # fmt: skip
+        try:
+            copied = up.copy("pk_types", method="generated")
+            assert "NOT NULL of q of public.t, which made-up rows do not meet" in copied.missing
+            assert "constraint even_check of domain even, which made-up rows do not meet" in copied.missing
+            assert not any("extension" in text for text in copied.missing)
+            assert copied.rows["t"] == 2000 if analysed else copied.rows["t"] > 1000
+        finally:
+            databases.drop(up.source, "pk_types")
+
     def test_are_fewer_in_proportion_when_fewer_are_wanted(self, up: Copier, everything: str) -> None:
         first = up.copy(everything, method="generated", rows=6000)
         assert first.missing == ()
@@ -584,9 +617,10 @@ class TestGeneratedRows:
         assert first.rows["staff"] == 1000
         assert up.query("SELECT count(*) FROM events")[0][0] > 1500  # every partition gets its own
         assert up.query(
-            "SELECT max(depth) < 1000 FROM (WITH RECURSIVE up AS (SELECT id, boss, 0 AS depth FROM staff UNION ALL SELECT s.id, s.boss, depth + 1 FROM up JOIN staff s ON s.id = up.boss) SELECT depth FROM up) d"
-        ) == [(True,)]
-        assert first.rows["Sales Dept.lines"] > 0 and rows["public.frozen"][0] > 0
+            "WITH RECURSIVE up AS (SELECT id, boss, 0 AS depth FROM staff UNION ALL SELECT s.id, s.boss, depth + 1 "
+            "FROM up JOIN staff s ON s.id = up.boss WHERE depth < 1000) SELECT max(depth) < 1000 FROM up"
+        ) == [(True,)]  # nobody is their own boss's boss
+        assert rows["public.frozen"][0] == 3
         up.copy(everything, method="generated", rows=6000)
         assert contents(up.server, "pk_copy") == rows
 
@@ -599,7 +633,7 @@ class TestGeneratedRows:
             "FOREIGN KEY (tenant, parent) REFERENCES b)",
             "CREATE TABLE c (tenant int NOT NULL REFERENCES tenants, a int NOT NULL, b int, "
             "FOREIGN KEY (tenant, a) REFERENCES a, FOREIGN KEY (tenant, b) REFERENCES b)",
-            "CREATE TABLE one (tenant int, a int, more text, PRIMARY KEY (tenant, a), FOREIGN KEY (tenant, a) REFERENCES a)",
+            "CREATE TABLE one (tenant int, a int, PRIMARY KEY (tenant, a), FOREIGN KEY (tenant, a) REFERENCES a)",
             "INSERT INTO tenants SELECT generate_series(1, 30)",
             "INSERT INTO a SELECT t, n FROM generate_series(1, 30) t, generate_series(1, 40) n",
             "INSERT INTO b SELECT t, n, nullif(n / 2, 0) FROM generate_series(1, 30) t, generate_series(1, 40) n",
@@ -612,7 +646,8 @@ class TestGeneratedRows:
             assert (
                 definitions(up.server, "pk_copy")["constraints"] == definitions(up.source, "pk_shared")["constraints"]
             )
-            assert copied.rows == copied.source_rows
+            for table, count in copied.source_rows.items():  # a key that takes every pair of values loses a few
+                assert count * 0.93 < copied.rows[table] <= count
             assert up.query("SELECT count(*) BETWEEN 50 AND 250 FROM c WHERE b IS NULL") == [(True,)]
         finally:
             databases.drop(up.source, "pk_shared")
@@ -637,13 +672,13 @@ class TestACopyThatFails:
 
     def test_because_the_source_ends_the_connection_says_so_in_one_line(self, up: Copier, locked: tuple) -> None:
         name, lock = locked
-        with when_pg_dump_waits(up.source, "SELECT pg_terminate_backend(%s)"):
+        with WhenPgDumpWaits(up.source, "SELECT pg_terminate_backend(%s)"):
             text = up.refused(name, method="whole", progress=lock)
         assert re.search(r"pk_slow: pg_dump: .*(terminating connection|closed the connection)", text)
 
     def test_because_of_ctrl_c_is_an_interrupt_at_once(self, up: Copier, locked: tuple) -> None:
         name, lock = locked
-        with when_pg_dump_waits(up.source, None), pytest.raises(KeyboardInterrupt):
+        with WhenPgDumpWaits(up.source, None), pytest.raises(KeyboardInterrupt):
             up.copy(name, method="whole", progress=lock)
         assert up.there() == []
         ended = [entry for entry in up.entries() if entry.get("error") == "KeyboardInterrupt"]
@@ -662,11 +697,8 @@ class TestACopyThatFails:
         def cut(said: str) -> None:
             if "rows:" in said:
                 side = up.source if method == "sample" else up.server
-                ask(
-                    side,
-                    "postgres",
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('pk_everything', 'pk_copy')",
-                )
+                ours = "datname IN ('pk_everything', 'pk_copy')"
+                ask(side, "postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")
 
         with pytest.raises(
             ServerError, match=r"^\S+pk_everything: the copy failed: .*$|^rows of .* could not be made up"
@@ -689,7 +721,7 @@ class TestACopyThatFails:
             assert "\n" not in str(caught.value)
 
 
-class when_pg_dump_waits:  # noqa: N801
+class WhenPgDumpWaits:
     """While pg_dump waits for a lock there: run a statement with its process id, or interrupt this process."""
 
     def __init__(self, server: embedded.Server, statement: str | None) -> None:
@@ -733,9 +765,7 @@ def elsewhere() -> Iterator[Hosted]:
             "ANALYZE",
             user="shop",
         )
-        running.run("ALTER SYSTEM SET client_min_messages = 'debug1'", "SELECT pg_reload_conf()")
-        hba = Path(running.folder / "data" / "pg_hba.conf")
-        hba.write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+        (running.folder / "data" / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
         running.run("SELECT pg_reload_conf()")
         yield running
 

@@ -1,4 +1,5 @@
 -- The columns or expressions of every unique index of a table, its predicate, and whether NULL equals NULL in it.
+-- Those of generated columns are left out: these have no value yet where rows are made up.
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
        (SELECT array_agg(pg_get_indexdef(x.indexrelid, k, false) ORDER BY k)
         FROM generate_series(1, x.indnkeyatts) k) AS columns,
@@ -8,8 +9,9 @@ FROM pg_index x
 JOIN pg_class c ON c.oid = x.indrelid AND c.relkind = 'r'
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE x.indisunique
-  AND NOT EXISTS (SELECT FROM pg_attribute a
-                  WHERE a.attrelid = c.oid AND a.attnum = ANY (x.indkey::smallint[]) AND a.attgenerated <> '')
+  AND NOT EXISTS (SELECT FROM pg_depend d
+                  JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND a.attgenerated <> ''
+                  WHERE d.classid = 'pg_class'::regclass AND d.objid = x.indexrelid AND d.refobjid = x.indrelid)
   AND n.nspname !~ '^pg_'
   AND n.nspname <> 'information_schema'
 ORDER BY 1, 2;

@@ -6,16 +6,19 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from psycopg import sql
 
 from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import binaries, catalog
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.external import External
+from perfkit.postgres.site import Connection
 from perfkit.process import spawn, stop
 from perfkit.text import visible
 
@@ -78,10 +81,9 @@ def transfer(source: External, server: Server, name: str, section: str = "", kno
         archive, wanted = Path(folder) / "dump", Path(folder) / "list"
         _dump(source, programs, archive, section)
         listed = _run([str(programs / "pg_restore"), "--list", str(archive)]).checked().output
-        lacking = _lacking(server, listed)
-        lines = [line for line in listed.split("\n") if not _names(line, lacking)]
+        lines = [line for line in listed.split("\n") if not _EXTENSION.match(line)]
         wanted.write_text("\n".join(lines), encoding="utf-8")
-        missing = _stand_in(source, server, name, lacking)
+        missing = _extend(source, server, name, set(_EXTENSION.findall(listed)))
         target = (f"--use-list={wanted}", f"--dbname={server.conninfo(name)}", str(archive))
         ended = _run([str(programs / "pg_restore"), *_RESTORE, *target])
         if not _ERROR.search(ended.said):
@@ -110,34 +112,36 @@ def _dump(source: External, programs: Path, archive: Path, section: str) -> None
             raise ServerError(f"{source.name}: pg_dump: {ended.words()}")
 
 
-def _lacking(server: Server, listed: str) -> list[str]:
-    """The archive's extensions that the server does not have."""
-    with server.connect() as connection:
-        known = {row["name"] for row in connection.execute("SELECT name FROM pg_available_extensions")}
-    return sorted(set(_EXTENSION.findall(listed)) - known)
+def _extend(source: External, server: Server, name: str, wanted: Collection[str]) -> list[str]:
+    """Make the extensions that the server has, as only a superuser may, and stand-ins for functions of others.
 
-
-def _names(line: str, extensions: Sequence[str]) -> bool:
-    found = _EXTENSION.match(line)
-    return found is not None and found[1] in extensions
-
-
-def _stand_in(source: External, server: Server, name: str, lacking: Sequence[str]) -> list[str]:
-    """Make functions for columns' defaults that those of lacking extensions give; a table needs them to exist."""
-    missing = [f"extension {extension}, and what needs it" for extension in lacking]
-    if not lacking:
-        return missing
-    with source.connect() as read, server.connect(name) as write:
+    Returns what is lacking. A table needs the functions that its columns' defaults call to exist.
+    """
+    if not wanted:
+        return []
+    with source.connect() as read, server.connect(name) as write, server.connect(name, "postgres") as superuser:
+        known = {row["name"] for row in write.execute("SELECT name FROM pg_available_extensions")}
+        for row in read.execute(catalog.get("copy_extensions").encode()).fetchall():
+            if row["name"] in known & set(wanted):
+                write.execute(f"CREATE SCHEMA IF NOT EXISTS {row['schema']}".encode())
+                extension = sql.Identifier(row["name"])
+                superuser.execute(
+                    sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}").format(extension, sql.SQL(row["schema"]))
+                )
+        lacking = sorted(set(wanted) - known)
+        missing = [f"extension {visible(extension)}, and what needs it" for extension in lacking]
         for row in read.execute(catalog.get("copy_stand_ins").encode()).fetchall():
-            if row["extension"] not in lacking:
-                continue
-            body = "pg_catalog.gen_random_uuid()" if row["returns"] == "uuid" else f"NULL::{row['returns']}"
-            write.execute(f"CREATE SCHEMA IF NOT EXISTS {row['schema']}".encode())
-            write.execute(
-                f"CREATE FUNCTION {row['signature']} RETURNS {row['returns']} LANGUAGE sql RETURN {body}".encode()
-            )
-            missing.append(f"function {row['signature']} of {row['extension']}: here it gives {body}")
+            if row["extension"] in lacking:
+                missing.append(_stand_in(write, row))
     return missing
+
+
+def _stand_in(write: Connection, function: Mapping[str, Any]) -> str:
+    signature, returns = function["signature"], function["returns"]
+    body = "pg_catalog.gen_random_uuid()" if returns == "uuid" else f"NULL::{returns}"
+    write.execute(f"CREATE SCHEMA IF NOT EXISTS {function['schema']}".encode())
+    write.execute(f"CREATE FUNCTION {signature} RETURNS {returns} LANGUAGE sql RETURN {body}".encode())
+    return f"function {visible(signature)} of {function['extension']}: here it gives {body}"
 
 
 def _failures(said: str, known: Sequence[str], newer: bool) -> list[str]:

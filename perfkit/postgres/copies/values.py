@@ -209,7 +209,7 @@ def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
     if kind in _INTEGERS:
         return number
     if kind in _NUMBERS:
-        return f"{drawn} * 0.9"
+        return f"({drawn} * 0.9)::numeric"
     return {
         "boolean": f"{drawn} < 0.5",
         "date": f"date '2024-01-01' + floor({drawn} * 365)::integer",
