@@ -133,6 +133,7 @@ def test_pgbench_is_refused_until_it_is_confirmed(
         assert named(server) in done.stderr.splitlines()[-1] and said in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bundle) -> None:
     found = analyse(pgbench)
     for scenario in ("alone", "five"):
@@ -145,6 +146,7 @@ def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bund
     assert plans(found, "control") == before
 
 
+@pytest.mark.slow
 def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, server: embedded.Server) -> None:
     assert "private copy" in pgbench.run["origin"]["way"]
     assert pgbench.run["database"]["rows"]["pgbench_accounts"] == 500_000
@@ -395,6 +397,7 @@ def test_the_librarys_service_works_through_its_api_and_ends_when_it_is_told_or_
         assert process.wait(timeout=10) == 0
 
 
+@pytest.mark.slow
 def test_a_fetch_is_faster_with_the_librarys_index_on_priority_and_its_checks_pass(
     library: Path, server_home: Path, tmp_path: Path
 ) -> None:

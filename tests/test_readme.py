@@ -41,6 +41,7 @@ def test_every_perfkit_command_takes_the_options_shown(command):
     assert all(flag in shown.output for flag in flags)
 
 
+@pytest.mark.slow
 def test_the_example_to_copy_gives_a_report(tmp_path, server_home):
     shutil.copytree(ROOT / "docs/examples/orders", tmp_path / "mine")
     done = subprocess.run(
