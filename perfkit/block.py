@@ -139,7 +139,12 @@ class Block:
                     tuple(http_message(request, _drawn(draw, request.parameters)) for _ in range(each))
                     for _ in range(WARM_USERS)
                 )
+                start = perf_counter()
                 load = self._ground.crew.run(self._http(arm), [Batch(queues)])
+                if arm.name in self._ground.caps:
+                    called, asked = self._ground.stage.called(arm.name), [f"{request.method} {request.path}"]
+                    count = len(load.columns["item"])
+                    self._ground.audit.load(called, "warm-up", arm.name, asked, count, perf_counter() - start)
                 self._count(arm.name, load)
                 self._failures[arm.name] += sum(outcome != "ok" for outcome in load.columns["outcome"])
 

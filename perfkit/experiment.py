@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from perfkit import host, rowsets, sources
@@ -257,7 +258,14 @@ class Experiment:
         base, address = ground.stage.reached(arm)
         limits = ground.caps.get(arm.name)
         target = http_target(base, config.limits.request_timeout_s, address=address, limits=limits)
-        return run_checks(config, target, ground.crew, Draw(ground.rows, f"{self._chosen.options.seed}/checks"))
+        draw, start = Draw(ground.rows, f"{self._chosen.options.seed}/checks"), perf_counter()
+        try:
+            return run_checks(config, target, ground.crew, draw)
+        finally:
+            if limits:
+                called, steps = ground.stage.called(arm.name), {s.request for c in config.check for s in c.step}
+                asked = [f"{r.method} {r.path}" for r in config.request if r.name in steps]
+                ground.audit.load(called, "functional checks", arm.name, asked, None, perf_counter() - start)
 
     def _same_rows(self, ground: Ground, arm: Arm) -> list[CheckResult]:
         """Whether each rewritten query returns the rows of the one it replaces."""

@@ -1,6 +1,7 @@
 """Arms are any difference: settings, versions, data, a query's words, databases, services; each gets its own."""
 
 import asyncio
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -275,6 +276,9 @@ def test_two_urls_of_a_service_are_asked_for_the_same_with_no_database(home: Pat
     asked = [Counter({path: n for path, n in found.items() if path != "/health"}) for found in (first, second)]
     assert asked[0] == asked[1] and sum(asked[0].values()) == 5 + 2  # to warm up, and what counts
     assert set(asked[0]) <= {"/hello/1", "/hello/2", "/hello/3"}
+    audit = [json.loads(line)["load"] for line in (run.bundle.path / "audit.jsonl").read_text().splitlines()]
+    told = Counter({arm: sum(own["requests"] for own in audit if own["arm"] == arm) for arm in ("before", "after")})
+    assert told == {"before": 7, "after": 7} and {own["scenario"] for own in audit} >= {"warm-up"}
 
 
 def test_a_service_that_answers_otherwise_shows_in_its_arm_alone(home: Path, tmp_path: Path) -> None:
