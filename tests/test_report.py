@@ -9,6 +9,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import papermill
 import pytest
 from browser import CHROMIUM, browser
@@ -117,6 +118,18 @@ def test_the_same_bundle_gives_the_same_bytes(report: Path, tmp_path: Path) -> N
     for name in ("report.html", "verdict.json", "summary.md", "samples.csv"):
         assert (again.parent / name).read_bytes() == (report.parent / name).read_bytes(), name
     assert not list(report.parent.glob("*.ipynb")) and not list(report.parent.glob(".*"))
+
+
+def test_a_cell_writes_the_report_of_its_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").path
+    source = (
+        "from pathlib import Path\nfrom perfkit.bundle import Bundle\nfrom perfkit.report.run import Run\n"
+        f"Run(Bundle.open(Path({str(folder)!r}))).render()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbformat.write(notebook, tmp_path / "cell.ipynb")
+    execute(tmp_path / "cell.ipynb", {})
+    assert "GO" in (folder / "report.html").read_text()
 
 
 def test_nothing_hostile_becomes_markup(hostile: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfkit.analysis import analyse
@@ -30,6 +31,12 @@ class Run:
     def rounds(self) -> list[Round]:
         """Every round of the run."""
         return list(self.bundle.rounds())
+
+    def render(self) -> Path:
+        """Write report.html and what belongs beside it into the run's folder; returns the page. Raises BundleError."""
+        from perfkit.report.render import render  # which executes a notebook that shows a run
+
+        return render(self.bundle.path)
 
     def frame(self) -> DataFrame:
         """Every request of the run, one row each, with its block, scenario and arm; times in ns."""
