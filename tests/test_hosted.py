@@ -33,7 +33,7 @@ from perfkit.guards.audit import Audit
 from perfkit.postgres.capabilities import Capabilities, Capability, Way, judge
 from perfkit.postgres.external import External, open_external
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 QUERY = "SELECT count(*) FROM sales.orders WHERE customer_id = 7"
 INDEX = "CREATE INDEX orders_customer ON sales.orders (customer_id)"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from hosted import Hosted, hosted
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 INDEX = "CREATE INDEX orders_customer ON sales.orders (customer_id)"
 VALID = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass('sales.orders_customer') AND indisvalid"
