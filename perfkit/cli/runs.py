@@ -30,7 +30,7 @@ def report(gate: bool, **options: Any) -> None:
 
     \b
     Examples:
-      perfkit report                        the booking system, about 5 minutes
+      perfkit report                        the booking system, about 4 minutes
       perfkit report --profile quick        6 blocks, about 90 seconds
       perfkit report --rtt-ms 20            with a network between service and database
       perfkit report --bundle reports/RUN   render once more, measure nothing
