@@ -11,7 +11,8 @@ from typing import Any
 from perfkit import policy, stats
 from perfkit.bundle import FLOOR, Bundle, Round, reading
 from perfkit.errors import BundleError, PlanError
-from perfkit.explain.plan import Summary, summarize
+from perfkit.explain.plan import Plan, read_plan
+from perfkit.explain.scans import Scan, in_words, scans
 from perfkit.results import Analysis, Comparison, ErrorGroup, Level, PlanUse
 from perfkit.sentences import headline, weaknesses
 
@@ -255,18 +256,18 @@ def _plan_uses(bundle: Bundle, rounds: Sequence[Round]) -> list[PlanUse]:
     found = []
     for arm in bundle.run["parameters"]["arms"]:
         plans = {query: bundle.plan(arm, query) for query in bundle.run["queries"]}
-        summaries = {q: _summary(bundle, arm, q, plan) for q, plan in plans.items() if plan is not None}
+        read = {query: _plan(bundle, arm, query, plan) for query, plan in plans.items() if plan is not None}
         uses = [*_sql_uses(arm, rounds), *_http_uses(arm, bundle.run)]
-        for query, summary in summaries.items():
-            executed, used = _used(query, summary, uses)
-            cost = (summary.execution_ms, summary.buffers, summary.rows)
-            found.append(PlanUse(arm, query, str(summary), *cost, executed, used, 0 < executed == used))
+        for query, plan in read.items():
+            executed, used = _used(query, scans(plan), uses)
+            cost = (plan.execution_ms, int(plan.buffers), plan.rows)
+            found.append(PlanUse(arm, query, in_words(plan), *cost, executed, used, 0 < executed == used))
     return found
 
 
-def _summary(bundle: Bundle, arm: str, query: str, plan: Any) -> Summary:
+def _plan(bundle: Bundle, arm: str, query: str, document: Any) -> Plan:
     try:
-        return summarize(plan)
+        return read_plan(document)
     except PlanError as error:
         raise BundleError(f"{bundle.path}/plans/{arm}/{query}.json: {error}") from None
 
@@ -300,13 +301,13 @@ def _http_uses(arm: str, run: Mapping[str, Any]) -> list[Use]:
     return uses
 
 
-def _used(query: str, plan: Summary, uses: Iterable[Use]) -> tuple[int, int]:
+def _used(query: str, expected: Sequence[Scan], uses: Iterable[Use]) -> tuple[int, int]:
     """How often a query was executed, and in how many of these the server counted every scan of its plan."""
     executed = used = 0
-    for executions, scans in uses:
+    for executions, counted in uses:
         count = executions.get(query, 0)
         executed += count
-        used += min([count, *(scans.get(scan.counter, 0) for scan in plan.scans)]) if plan.scans else 0
+        used += min([count, *(counted.get(scan.counter, 0) for scan in expected)]) if expected else 0
     return executed, used
 
 

@@ -26,7 +26,7 @@ from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
 from perfkit.explain.capture import explain, typical_parameters
-from perfkit.explain.plan import summarize
+from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects, require_harmless
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
@@ -190,7 +190,7 @@ class Experiment:
         """The selection with rounds that do not last longer than they should."""
         before = self._chosen.config.baseline().name
         plans = {query.name: bundle.plan(before, query.name) for query in self._chosen.config.query}
-        took = {name: summarize(plan).execution_ms for name, plan in plans.items() if plan is not None}
+        took = {name: read_plan(plan).execution_ms for name, plan in plans.items() if plan is not None}
         chosen = fitted(self._chosen, took)
         bundle.update(scenarios=chosen.describe()["scenarios"])
         return chosen

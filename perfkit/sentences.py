@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfkit.bundle import FLOOR
-from perfkit.explain.plan import NO_TABLE
+from perfkit.explain.scans import NO_TABLE
 from perfkit.results import Analysis, Comparison, Level
 from perfkit.stats import Verdict
 

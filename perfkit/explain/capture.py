@@ -11,7 +11,8 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError
-from perfkit.explain.plan import summarize
+from perfkit.explain.plan import read_plan
+from perfkit.explain.scans import in_words
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
 
@@ -28,7 +29,7 @@ def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -
     with session(connect, 60.0) as connection:
         for row in rows:
             cursor = _run(connection, f"EXPLAIN (FORMAT JSON) {single(sql)}", row)
-            shapes.append(str(summarize((cursor.fetchone() or ([],))[0])))
+            shapes.append(in_words(read_plan((cursor.fetchone() or ([],))[0])))
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
 

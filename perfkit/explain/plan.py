@@ -1,87 +1,355 @@
-"""Reading a plan's JSON: the scans it makes, its buffers and time, and one line in words."""
+"""A plan, read once: a typed view of every node, over EXPLAIN's own document, which stays as it is.
+
+Rows and times in the document are averages per loop, buffers are totals, both with everything below the node.
+The view adds what each node did itself, with parallel workers, CTEs, InitPlans and never-executed nodes in mind.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from perfkit.errors import PlanError
+from perfkit.explain.accounting import GATHERS, Raw, exclusive, processes, structure
 
-Node = Mapping[str, Any]
-NO_TABLE = "no table read"
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """How a plan reads one table; `counter` names the statistic that counts it (`seq:table` or an index)."""
-
-    kind: str
-    relation: str
-    index: str
-    counter: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} using {self.index} on {self.relation}" if self.index else f"{self.kind} on {self.relation}"
+PAGES = ("Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks")
+COUNTERS = (
+    *PAGES,
+    *("Shared Dirtied Blocks", "Shared Written Blocks", "Local Dirtied Blocks", "Local Written Blocks"),
+    *("Temp Read Blocks", "Temp Written Blocks"),
+)
+_READ = ("I/O Read Time", "Shared I/O Read Time", "Local I/O Read Time")  # the first until 16, the rest since 17
+_WRITE = ("I/O Write Time", "Shared I/O Write Time", "Local I/O Write Time")
+_DISABLED = 1e10  # what a disabled node's cost begins with until 17
+_LARGEST = 1e18  # no figure of a plan is larger
+_STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
+_BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One execution: scans in tree order, 8 kB buffers hit and read, ms, and rows of the root."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One node. Times are ms of elapsed time with all loops, None without TIMING; `raw` has every other key."""
 
-    scans: tuple[Scan, ...]
-    buffers: int
-    execution_ms: float
-    rows: float
+    number: int  # in the order in which EXPLAIN lists them, from 1
+    depth: int
+    raw: Raw
+    parent: Node | None
+    children: list[Node]
+    loops: float  # executions by all processes; 0: never executed
+    processes: float  # processes that divided the loops among them
+    inclusive_ms: float | None
+    exclusive_ms: float | None
+    own: Mapping[str, float]  # exclusive counts of blocks, by their name in COUNTERS; none means 0
 
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.scans)) or NO_TABLE
+    @property
+    def kind(self) -> str:
+        """The node type as EXPLAIN's JSON names it."""
+        return str(self.raw["Node Type"])
+
+    @property
+    def name(self) -> str:
+        """The node type as EXPLAIN's text form names it: `Parallel Hash Left Join`, `HashAggregate`."""
+        kind, raw = self.kind, self.raw
+        if kind == "Aggregate":
+            kind = _STRATEGIES.get(str(raw.get("Strategy")), "Aggregate")
+            mode = raw.get("Partial Mode")
+            kind = f"{mode} {kind}" if mode in ("Partial", "Finalize") else kind
+        elif kind == "SetOp":
+            kind = ("HashSetOp" if raw.get("Strategy") == "Hashed" else "SetOp") + f" {raw.get('Command', '')}"
+        elif kind in ("ModifyTable", "Foreign Scan") and isinstance(raw.get("Operation"), str):
+            kind = str(raw["Operation"]) if kind == "ModifyTable" else f"Foreign {raw['Operation']}"
+        join = raw.get("Join Type")
+        if isinstance(join, str) and join != "Inner":
+            kind = f"{kind.removesuffix(' Join')} {join} Join"
+        elif join == "Inner" and kind in ("Hash", "Merge"):
+            kind += " Join"
+        backward = " Backward" if raw.get("Scan Direction") == "Backward" else ""
+        parallel = "Parallel " if raw.get("Parallel Aware") is True else ""
+        return f"{parallel}{kind}{backward}".strip()
+
+    @property
+    def title(self) -> str:
+        """Its name with what it works on: `Index Scan using visits_day on visits v`."""
+        index, relation = self.text("Index Name"), self.relation
+        kind, alias = self.name, self.text("Alias")
+        if index:
+            kind += f" {'on' if self.kind == 'Bitmap Index Scan' else 'using'} {index}"
+        if relation:
+            kind += f" on {relation}" + (f" {alias}" if alias and alias != relation else "")
+        return kind
+
+    @property
+    def relation(self) -> str:
+        """The table, function, CTE or the like that it reads or writes; "" for none."""
+        keys = ("Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
+        return next((found for key in keys if (found := self.text(key))), "")
+
+    @property
+    def relationship(self) -> str:
+        """Outer, Inner, InitPlan, SubPlan, Member, Subquery; "" for the root."""
+        return self.text("Parent Relationship")
+
+    @property
+    def executed(self) -> bool:
+        """Whether it ran at all; in a plan that was not analysed, nothing did."""
+        return self.loops > 0
+
+    @property
+    def rows(self) -> float:
+        """Rows of all loops."""
+        return self.value("Actual Rows") * self.loops
+
+    @property
+    def pages(self) -> float:
+        """8 kB pages that it and everything below touched, shared and local, hit or read."""
+        return sum(self.value(key) for key in PAGES)
+
+    @property
+    def own_pages(self) -> float:
+        """8 kB pages that it touched itself."""
+        return sum(self.own.get(key, 0.0) for key in PAGES)
+
+    @property
+    def read_ms(self) -> float:
+        """Time of reading pages, with track_io_timing, everything below included; of all processes."""
+        return sum(self.value(key) for key in _READ)
+
+    @property
+    def write_ms(self) -> float:
+        """Time of writing pages, likewise."""
+        return sum(self.value(key) for key in _WRITE)
+
+    @property
+    def rounding_ms(self) -> float:
+        """How far its times may be off because the server rounds them to µs per loop."""
+        return 0.0005 * self.loops / self.processes
+
+    @property
+    def disabled(self) -> bool:
+        """Whether an enable_ setting forbade it and nothing else was possible."""
+        if "Disabled" in self.raw:
+            return self.raw["Disabled"] is True
+        cost = self.value("Total Cost")
+        return cost >= _DISABLED and cost - sum(child.value("Total Cost") for child in self.children) >= _DISABLED / 2
+
+    @property
+    def partial(self) -> bool:
+        """Whether each process gets a part of its rows, so that the estimate is of one process's part."""
+        node = self
+        while node.raw.get("Parallel Aware") is not True:
+            if node.kind in GATHERS or node.raw.get("Partial Mode") == "Partial":
+                return False
+            driving = [child for child in node.children if child.relationship in ("Outer", "Member", "Subquery")]
+            if not driving:
+                return False
+            node = driving[0]
+        return True
+
+    @property
+    def estimated(self) -> float:
+        """Rows that the planner expected, comparable with `rows`."""
+        if not self.partial:
+            return self.value("Plan Rows") * max(self.loops, 1.0)
+        gather = next((above for above in self.above() if above.kind in GATHERS), None)
+        workers = gather.value("Workers Planned") if gather else 0.0
+        divisor = workers + max(0.0, 1.0 - 0.3 * workers)  # the leader's part, costsize.c: get_parallel_divisor
+        return self.value("Plan Rows") * divisor * max(self.loops / self.processes, 1.0)
+
+    @property
+    def misestimate(self) -> float:
+        """How far the rows are from the estimate: 10 is ten times as many, 0.1 a tenth; 1 where it did not run.
+
+        Less than a row per loop counts as one, because the planner never expects less.
+        """
+        if not self.executed:
+            return 1.0
+        rounds = max(self.loops, 1.0)
+        return max(self.rows, rounds) / max(self.estimated, rounds)
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether something above may have stopped asking before the last row: LIMIT, a join, a subquery."""
+        node = self
+        for above in self.above():
+            if node.kind in _BITMAPS:
+                return False
+            if above.kind in ("Limit", "Merge Join") or above.text("Join Type") in ("Semi", "Anti"):
+                return True
+            if above.raw.get("Inner Unique") is True and node.relationship == "Inner":
+                return True
+            if node.relationship in ("InitPlan", "SubPlan") and not node.text("Subplan Name").startswith("CTE "):
+                return True
+            if above.kind in ("Sort", "Hash") or (above.kind == "Aggregate" and above.text("Strategy") != "Sorted"):
+                return False
+            node = above
+        return False
+
+    def above(self) -> Iterator[Node]:
+        """The nodes above it, nearest first."""
+        node = self.parent
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def below(self) -> Iterator[Node]:
+        """It and every node under it, in EXPLAIN's order."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
+
+    def value(self, key: str) -> float:
+        """A number of the document; 0 where there is none."""
+        return number(self.raw, key)
+
+    def text(self, key: str) -> str:
+        """A text of the document; "" where there is none."""
+        found = self.raw.get(key)
+        return found if isinstance(found, str) else ""
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Texts of the document, of a list or one alone."""
+        found = self.raw.get(key)
+        return tuple(item for item in (found if isinstance(found, list) else [found]) if isinstance(item, str))
 
 
-def root(document: Any) -> Node:
-    """The root node of EXPLAIN's JSON. Raises PlanError where there is none."""
+@dataclass(frozen=True)
+class Plan:
+    """A whole plan; `document` is what EXPLAIN gave for one statement, `nodes` are in its order."""
+
+    document: Mapping[str, Any]
+    nodes: tuple[Node, ...]
+    outside_ms: float  # executed after the root had ended: data-modifying CTEs
+    outside: Mapping[str, float]  # blocks of those, by their name in COUNTERS
+
+    @property
+    def root(self) -> Node:
+        """The node on top."""
+        return self.nodes[0]
+
+    @cached_property
+    def analyzed(self) -> bool:
+        """Whether the statement was executed."""
+        return "Actual Loops" in self.root.raw
+
+    @cached_property
+    def timed(self) -> bool:
+        """Whether each node was timed."""
+        return self.root.inclusive_ms is not None
+
+    @property
+    def planning_ms(self) -> float:
+        """Time of planning."""
+        return number(self.document, "Planning Time")
+
+    @property
+    def execution_ms(self) -> float:
+        """Time of execution as the server gives it, with triggers and the executor's start and end; else the root's."""
+        if "Execution Time" in self.document:
+            return number(self.document, "Execution Time")
+        return (self.root.inclusive_ms or 0.0) + self.outside_ms
+
+    def share(self, node: Node) -> float:
+        """A node's own part of the execution's time, 0 to 1; 0 without times."""
+        whole = max(self.execution_ms, (self.root.inclusive_ms or 0.0) + self.outside_ms)
+        return (node.exclusive_ms or 0.0) / whole if whole else 0.0
+
+    @property
+    def buffers(self) -> float:
+        """8 kB pages touched by the whole execution, planning aside."""
+        return self.root.pages + sum(self.outside.get(key, 0.0) for key in PAGES)
+
+    @property
+    def rows(self) -> float:
+        """Rows of the result."""
+        return self.root.rows
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Planner settings that are not the server's default, with SETTINGS."""
+        found = self.document.get("Settings")
+        return {k: str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def triggers(self) -> Sequence[Raw]:
+        """Triggers that fired: `Trigger Name`, `Constraint Name`, `Relation`, `Time` (ms), `Calls`."""
+        found = self.document.get("Triggers")
+        return [trigger for trigger in found if isinstance(trigger, dict)] if isinstance(found, list) else []
+
+    @property
+    def jit_ms(self) -> float:
+        """Time of compiling expressions."""
+        jit = self.document.get("JIT")
+        timing = jit.get("Timing") if isinstance(jit, dict) else None
+        return number(timing, "Total") if isinstance(timing, dict) else 0.0
+
+    @property
+    def serialization_ms(self) -> float:
+        """Time of making the result ready to be sent, with SERIALIZE; not in the root's time."""
+        found = self.document.get("Serialization")
+        return number(found, "Time") if isinstance(found, dict) else 0.0
+
+
+def number(raw: Raw, key: str) -> float:
+    """A number of a document as it can stand in a plan; 0 for anything else."""
+    found = raw.get(key)
+    if isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= _LARGEST:
+        return float(found)
+    return 0.0
+
+
+def read_plan(document: Any) -> Plan:
+    """The plan of EXPLAIN's JSON: its array (of which the first is taken), or one element. Raises PlanError."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, dict) or not isinstance(first.get("Plan"), dict):
         raise PlanError("not a plan; expected EXPLAIN (FORMAT JSON) output with a 'Plan'")
-    node: Node = first["Plan"]
-    return node
+    raws, parents = _listed(first["Plan"])
+    loops = [number(raw, "Actual Loops") for raw in raws]
+    shared = processes(raws, parents, loops)
+    found = structure(raws, parents, loops)
+    counts: list[dict[str, float]] = [{} for _ in raws]
+    beyond: dict[str, float] = {}
+    for key in COUNTERS:
+        if number(raws[0], key) or (len(found.trees) > 1 and any(key in raw for raw in raws)):
+            own, left = exclusive(found, [number(raw, key) for raw in raws], exact=True)
+            beyond |= {key: left} if left else {}
+            for mine, count in zip(counts, own, strict=True):
+                if count:
+                    mine[key] = count
+    inclusive: list[float] | list[None] = [None] * len(raws)
+    alone: list[float] | list[None] = inclusive
+    outside = 0.0
+    if "Actual Total Time" in raws[0]:
+        per_loop = [number(raw, "Actual Total Time") for raw in raws]
+        inclusive = [ms * n / p for ms, n, p in zip(per_loop, loops, shared, strict=True)]
+        alone, outside = exclusive(found, inclusive, exact=False)
+    nodes: list[Node] = []
+    for at, raw in enumerate(raws):
+        parent = nodes[parents[at]] if at else None
+        depth = parent.depth + 1 if parent else 0
+        node = Node(at + 1, depth, raw, parent, [], loops[at], shared[at], inclusive[at], alone[at], counts[at])
+        if parent:
+            parent.children.append(node)
+        nodes.append(node)
+    return Plan(first, tuple(nodes), outside, beyond)
 
 
-def walk(node: Node) -> Iterator[Node]:
-    """Every node, parents first."""
-    yield node
-    for child in node.get("Plans", []):
-        yield from walk(child)
-
-
-def summarize(document: Any) -> Summary:
-    """What a plan reads and what one execution of it cost. Raises PlanError for what is no plan."""
-    top = root(document)
-    first = document[0] if isinstance(document, list) else document
-    try:
-        buffers = sum(int(top.get(key, 0)) for key in ("Shared Hit Blocks", "Shared Read Blocks"))
-        time, rows = float(first.get("Execution Time", 0.0)), float(top.get("Actual Rows", 0.0))
-        return Summary(tuple(_scans(top)), buffers, time, rows)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise PlanError(f"not a plan ({type(error).__name__}: {error}); expected EXPLAIN's own JSON") from None
-
-
-def _scans(top: Node) -> Iterator[Scan]:
-    for node in walk(top):
-        kind, relation, index = node["Node Type"], node.get("Relation Name", ""), node.get("Index Name", "")
-        if node.get("Actual Loops", 1) == 0:
-            continue  # planned, never executed: its counter does not move
-        if kind == "Bitmap Index Scan":
-            yield Scan("Bitmap Index Scan", _heap_of(top, node), index, index)
-        elif index:
-            yield Scan(kind, relation, index, index)
-        elif kind == "Seq Scan":
-            yield Scan(kind, relation, "", f"seq:{relation}")
-
-
-def _heap_of(top: Node, wanted: Node) -> str:
-    """The table whose heap a bitmap index scan feeds."""
-    for node in walk(top):
-        if node["Node Type"] == "Bitmap Heap Scan" and any(child is wanted for child in walk(node)):
-            return str(node.get("Relation Name", ""))
-    return ""
+def _listed(top: Raw) -> tuple[list[Raw], list[int]]:
+    """Nodes in EXPLAIN's order, and the position of each one's parent."""
+    raws: list[Raw] = []
+    parents: list[int] = []
+    waiting: list[tuple[Any, int]] = [(top, -1)]
+    while waiting:
+        raw, parent = waiting.pop()
+        if not isinstance(raw, dict) or not isinstance(raw.get("Node Type"), str):
+            raise PlanError("not a plan (a node without a 'Node Type'); expected EXPLAIN (FORMAT JSON) output")
+        below = raw.get("Plans", [])
+        if not isinstance(below, list):
+            raise PlanError("not a plan ('Plans' is no list); expected EXPLAIN (FORMAT JSON) output")
+        waiting.extend((child, len(raws)) for child in reversed(below))
+        raws.append(raw)
+        parents.append(parent)
+    return raws, parents

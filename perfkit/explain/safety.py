@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
 from perfkit.explain.capture import WRITING, Parameters, single
-from perfkit.explain.plan import root, walk
+from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word
@@ -52,7 +52,7 @@ def effects(connection: psycopg.Connection[Any], statement: str, parameters: Par
         cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions that are not declared volatile
         cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
         document: Any = (cursor.fetchone() or ([],))[0]
-        nodes = list(walk(root(document)))
+        nodes = [node.raw for node in read_plan(document).nodes]
         volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
         connection.rollback()
     except psycopg.Error as error:

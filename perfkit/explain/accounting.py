@@ -1,0 +1,225 @@
+"""Which node spent what: inclusive figures turned into exclusive ones.
+
+A node's figure (time, pages) includes whatever was executed inside of it: its children, as a rule. Two kinds of
+subtree are executed elsewhere than they are listed: a CTE by the CTE Scans that read it, an InitPlan by the first
+node that asks for its value, somewhere below the node that lists it, or by the Gather that hands it to workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from perfkit.errors import PlanError
+
+Raw = Mapping[str, Any]
+GATHERS = frozenset({"Gather", "Gather Merge"})
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
+_REFERENCE = re.compile(r"\$\d+|\([^()]+\)(?=\.col\d)")  # until 16 and since 17
+_CHAIN = 50  # nodes that are asked, one below the other, where no expression shows who evaluates an InitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Hoisted:
+    """A subtree executed elsewhere: a CTE by its scans, an InitPlan by one of its payers, likeliest first."""
+
+    node: int
+    payers: Sequence[int]
+    cte: bool
+    writes: bool  # a data-modifying CTE, which runs to its end even where nobody reads it
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Nodes in preorder: of each its regular children; `trees`: the root and what is hoisted, payers' trees first."""
+
+    children: Sequence[Sequence[int]]
+    trees: Sequence[tuple[Hoisted | None, Sequence[int]]]
+
+
+def structure(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float]) -> Structure:
+    """Tell what each node executes. SubPlans are regular children: the node that lists one executes it.
+
+    Raises PlanError where CTEs would execute each other.
+    """
+    children: list[list[int]] = [[] for _ in raws]
+    lifted: list[int] = []
+    tree = [0] * len(raws)  # the top of the tree that a node is in
+    for node, parent in enumerate(parents):
+        if parent < 0:
+            continue
+        if raws[node].get("Parent Relationship") == "InitPlan":
+            lifted.append(node)
+            tree[node] = node
+        else:
+            children[parent].append(node)
+            tree[node] = tree[parent]
+    if not lifted:
+        return Structure(children, [(None, range(len(raws)))])
+    found = {h.node: h for h in _hoisted(raws, parents, loops, lifted)}
+    try:
+        order = [*TopologicalSorter({n: {tree[p] for p in h.payers} | {0} for n, h in found.items()}).static_order()]
+    except CycleError:
+        raise PlanError("not a plan (its CTEs read each other); expected EXPLAIN's own JSON") from None
+    members: dict[int, list[int]] = defaultdict(list)
+    for node, top in enumerate(tree):
+        members[top].append(node)
+    return Structure(children, [(found.get(top), members[top]) for top in order])
+
+
+def exclusive(found: Structure, inclusive: list[float], *, exact: bool) -> tuple[list[float], float]:
+    """Each node's own part of a figure, and what was executed outside of the root; both add up to the root's.
+
+    Outside are data-modifying CTEs, which run on when the root has ended. Counts are `exact`. Times were rounded
+    per loop by the server: where children exceed their parent for that, they are scaled to it, in `inclusive`
+    too. A CTE read by several scans is divided in proportion to their figures: the plan does not tell who found
+    it unread.
+    """
+    own = list(inclusive)
+    outside = 0.0
+    for hoisted, members in found.trees:
+        if hoisted:
+            top, whole = hoisted.node, inclusive[hoisted.node]
+            for payer, part in _shares(hoisted, own, whole, exact):
+                own[payer] -= part
+                whole -= part
+            if hoisted.writes or not hoisted.payers:
+                outside += whole
+            elif exact:
+                own[hoisted.payers[0]] -= whole
+            else:
+                inclusive[top] -= whole
+                own[top] -= whole
+        for node in members:
+            if below := found.children[node]:
+                whole, parts = inclusive[node], sum(inclusive[child] for child in below)
+                if parts > whole and not exact:
+                    for child in below:
+                        inclusive[child] = own[child] = inclusive[child] * whole / parts
+                    parts = whole
+                own[node] -= parts
+    return own, outside
+
+
+def processes(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float]) -> list[float]:
+    """How many processes divided a node's loops among them: 1 outside of a Gather.
+
+    Told by how often the Gather's child was executed, so that a leader that took no part, and workers that were
+    not launched, are not counted.
+    """
+    found = [1.0] * len(raws)
+    for node, parent in enumerate(parents):
+        if parent < 0:
+            continue
+        found[node] = found[parent]
+        if raws[parent]["Node Type"] in GATHERS and raws[node].get("Parent Relationship") == "Outer" and loops[parent]:
+            found[node] *= max(1.0, loops[node] / loops[parent])
+    return found
+
+
+def _shares(hoisted: Hoisted, own: Sequence[float], whole: float, exact: bool) -> list[tuple[int, float]]:
+    """Who is charged how much of a hoisted subtree, nobody more than it has."""
+    room = {payer: own[payer] for payer in hoisted.payers if own[payer] > 0}
+    if not room or whole <= 0:
+        return []
+    if hoisted.cte:
+        part = min(1.0, whole / sum(room.values()))
+        shares = {payer: float(int(has * part)) if exact else has * part for payer, has in room.items()}
+    else:
+        fits = next((payer for payer, has in room.items() if has >= whole), None)
+        shares = dict.fromkeys(room, 0.0) if fits is None else {fits: whole}
+    rest = whole - sum(shares.values())
+    for payer in shares:
+        more = min(rest, room[payer] - shares[payer])
+        shares[payer] += more
+        rest -= more
+    return list(shares.items())
+
+
+def _hoisted(
+    raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float], lifted: Iterable[int]
+) -> Iterable[Hoisted]:
+    ends = _ends(parents)
+    ctes = {(parents[node], str(raws[node].get("Subplan Name"))): node for node in lifted}
+    scans = _cte_scans(raws, parents, loops, ctes)
+    references = _references(raws, loops)
+    for node in lifted:
+        name, parent = str(raws[node].get("Subplan Name")), parents[node]
+        if name.startswith("CTE "):
+            yield Hoisted(node, scans[node], True, raws[node]["Node Type"] == "ModifyTable")
+            continue
+        tokens = {f"({name})", *re.findall(r"\$\d+", name)}
+        near = {n for token in tokens for n in references[token] if _in(n, parent, ends)}
+        below = {n for n in near if not _in(n, node, ends)}
+        likely = sorted(below, key=lambda n: (ends[n], -n))  # children before their parents, outer before inner
+        chain = _chain(raws, parents, parent, ends)
+        payers = dict.fromkeys([*(_asks(raws, parents, n, parent) for n in likely), *chain])
+        yield Hoisted(node, list(payers), False, False)
+
+
+def _cte_scans(
+    raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float], ctes: Mapping[tuple[int, str], int]
+) -> Mapping[int, list[int]]:
+    """The executed scans of each CTE; a name means the nearest one listed above."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for node, raw in enumerate(raws):
+        if raw["Node Type"] != "CTE Scan" or not loops[node]:
+            continue
+        name, above = f"CTE {raw.get('CTE Name')}", node
+        while above >= 0 and (above, name) not in ctes:
+            above = parents[above]
+        if above >= 0:
+            found[ctes[above, name]].append(node)
+    return found
+
+
+def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, list[int]]:
+    """Executed nodes by the parameters and InitPlans that their expressions name, constants aside."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for node, raw in enumerate(raws):
+        if loops[node]:
+            texts = (text for value in raw.values() for text in (value if isinstance(value, list) else [value]))
+            for text in texts:
+                if isinstance(text, str) and ("$" in text or ".col" in text):
+                    for token in set(_REFERENCE.findall(_LITERAL.sub("''", text))):
+                        found[token].append(node)
+    return found
+
+
+def _asks(raws: Sequence[Raw], parents: Sequence[int], node: int, top: int) -> int:
+    """The node that evaluates what `node` refers to: itself, or the Gather above it that hands values to workers."""
+    asks = node
+    while node != top:
+        node = parents[node]
+        if raws[node]["Node Type"] in GATHERS:
+            asks = node
+    return asks
+
+
+def _chain(raws: Sequence[Raw], parents: Sequence[int], top: int, ends: Sequence[int]) -> list[int]:
+    """A node and, one below the other, those it gets its rows from."""
+    chain = [top]
+    while len(chain) < _CHAIN:
+        child = chain[-1] + 1
+        while child < ends[chain[-1]] and raws[child].get("Parent Relationship") in ("InitPlan", "SubPlan"):
+            child = ends[child]
+        if child >= ends[chain[-1]]:
+            break
+        chain.append(child)
+    return chain
+
+
+def _in(node: int, top: int, ends: Sequence[int]) -> bool:
+    return top <= node < ends[top]
+
+
+def _ends(parents: Sequence[int]) -> list[int]:
+    """Of each node in preorder, the number after the last one below it."""
+    ends = [node + 1 for node in range(len(parents))]
+    for node in range(len(parents) - 1, 0, -1):
+        ends[parents[node]] = max(ends[parents[node]], ends[node])
+    return ends

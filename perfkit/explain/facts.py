@@ -1,0 +1,127 @@
+"""What the catalogue says of the tables in a plan: kept with the plan, so that a report needs no server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from perfkit.errors import PlanError
+from perfkit.explain.plan import Node, Plan
+from perfkit.postgres import catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """`distinct`: values, or with a minus their share of the rows; None without statistics, as `commonest`."""
+
+    name: str
+    type: str
+    distinct: float | None
+    commonest: float | None  # share of rows with the commonest value
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """`keys` are columns or expressions as PostgreSQL writes them, without those that are only included."""
+
+    name: str
+    method: str
+    unique: bool
+    valid: bool
+    predicate: str
+    keys: tuple[str, ...]
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A foreign key of another table that points here, and whether an index there begins with its columns."""
+
+    constraint: str
+    table: str
+    columns: tuple[str, ...]
+    indexed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: rows and pages by its statistics, rows changed since those, its columns, indexes and references."""
+
+    schema: str
+    name: str
+    rows: float
+    pages: float
+    dead: float
+    changed: float
+    analyzed: bool
+    columns: tuple[Column, ...]
+    indexes: tuple[Index, ...]
+    referenced_by: tuple[Reference, ...]
+
+    def column(self, name: str) -> Column | None:
+        """A column by its name."""
+        return next((column for column in self.columns if column.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Tables of a plan; empty where nobody could be asked."""
+
+    tables: tuple[Table, ...] = ()
+
+    def of(self, node: Node) -> Table | None:
+        """The table that a node reads or writes."""
+        return self.named(node.text("Relation Name"), node.text("Schema"))
+
+    def named(self, name: str, schema: str = "") -> Table | None:
+        """A table by its name."""
+        return next((t for t in self.tables if t.name == name and schema in ("", t.schema)), None) if name else None
+
+
+NO_FACTS = Facts()
+
+
+def ask(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
+    """The facts about a plan's tables as JSON values. Raises psycopg.Error."""
+    wanted = {(node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name"))}
+    if not wanted:
+        return []
+    schemas, tables = zip(*sorted(wanted), strict=True)
+    cursor = connection.cursor(row_factory=tuple_row)
+    cursor.execute(catalog.get("plan_tables").encode(), {"schemas": list(schemas), "tables": list(tables)})
+    return [row[0] for row in cursor]
+
+
+def read_facts(tables: Sequence[Mapping[str, Any]]) -> Facts:
+    """Facts from the JSON values that were kept. Raises PlanError where they are none."""
+    try:
+        return Facts(tuple(_table(table) for table in tables))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"facts about tables that cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _table(table: Mapping[str, Any]) -> Table:
+    columns = [Column(c["name"], c["type"], c["distinct"], c["commonest"]) for c in table["columns"] or ()]
+    indexes = [
+        Index(i["name"], i["method"], i["unique"], i["valid"], i["predicate"] or "", tuple(i["keys"]), i["definition"])
+        for i in table["indexes"] or ()
+    ]
+    references = [
+        Reference(r["constraint"], r["table"], tuple(r["columns"]), r["indexed"]) for r in table["referenced_by"] or ()
+    ]
+    return Table(
+        schema=table["schema"],
+        name=table["name"],
+        rows=float(table["rows"] or 0),
+        pages=float(table["pages"] or 0),
+        dead=float(table["dead"] or 0),
+        changed=float(table["changed"] or 0),
+        analyzed=table["analyzed"],
+        columns=tuple(columns),
+        indexes=tuple(indexes),
+        referenced_by=tuple(references),
+    )
