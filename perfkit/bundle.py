@@ -3,6 +3,7 @@
     <folder>/run.json                                what was run, on what, how far it came
     <folder>/rounds/003.burst.after-index.json       samples of one round, column by column
     <folder>/plans/after-index/conflict_check.json   EXPLAIN's JSON, untouched
+    .../conflict_check.facts.json                    earlier executions, and the catalogue's facts about its tables
 
 A crash loses at most the round that was running.
 """
@@ -10,7 +11,7 @@ A crash loses at most the round that was running.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from perfkit.errors import BundleError
 
 FORMAT = 1
+_FACTS = ".facts.json"
 COLUMNS = ("item", "user", "batch", "counted", "scheduled", "started", "acquired", "done", "outcome", "detail")
 FLOOR = "floor"  # stands for an arm in rounds against a target that does nothing
 
@@ -91,18 +93,27 @@ class Bundle:
                 raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
             yield found
 
-    def add_plan(self, arm: str, query: str, plan: Any) -> None:
-        """Keep EXPLAIN's JSON as it came."""
+    def add_plan(self, arm: str, query: str, documents: Sequence[Any], tables: Sequence[Any] = ()) -> None:
+        """Keep EXPLAIN's JSON as it came: that of the last execution; beside it the others and facts about tables."""
         folder = self.path / "plans" / arm
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{query}.json", json.dumps(plan, indent=1, ensure_ascii=False))
+        write_atomically(folder / f"{query}.json", json.dumps(documents[-1], indent=1, ensure_ascii=False))
+        rest = {"earlier": documents[:-1], "tables": tables}
+        write_atomically(folder / f"{query}{_FACTS}", json.dumps(rest, indent=1, ensure_ascii=False))
 
     def plan(self, arm: str, query: str) -> Any | None:
         """EXPLAIN's JSON of one query in one arm; None where it was not captured."""
+        return self._plan(arm, query, ".json")
+
+    def tables(self, arm: str, query: str) -> list[Any]:
+        """What the catalogue said of the tables in that plan."""
+        return list((self._plan(arm, query, _FACTS) or {}).get("tables", ()))
+
+    def _plan(self, arm: str, query: str, suffix: str) -> Any | None:
         for name in (arm, query):
             if Path(name).name != name:
                 raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
-        path = self.path / "plans" / arm / f"{query}.json"
+        path = self.path / "plans" / arm / f"{query}{suffix}"
         return _read(path) if path.is_file() else None
 
 

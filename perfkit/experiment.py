@@ -25,15 +25,15 @@ from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
-from perfkit.explain.capture import explain, typical_parameters
+from perfkit.explain.capture import Capture, Options, typical_parameters
 from perfkit.explain.plan import read_plan
-from perfkit.explain.safety import effects, require_harmless
+from perfkit.explain.safety import guarded
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.load.crew import Crew, http_target
 from perfkit.load.plan import Draw
 from perfkit.postgres import databases
-from perfkit.postgres.capabilities import allowing, headroom
+from perfkit.postgres.capabilities import headroom
 from perfkit.postgres.external import External
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
@@ -204,7 +204,8 @@ class Experiment:
                 text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
                 file = arm.rewrite.get(query.name, query.file)
                 try:
-                    bundle.add_plan(arm.name, query.name, self._plan(place, text, own[:PLANNED]))
+                    found = self._plan(place, text, own[:PLANNED])
+                    bundle.add_plan(arm.name, query.name, found.documents, found.tables)
                 except PlanError as error:
                     raise PlanError(f"{_homeless(str(file))}: {error}") from None
         sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
@@ -219,23 +220,13 @@ class Experiment:
             "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
         }
 
-    def _plan(self, place: Place, text: str, rows: Sequence[Any]) -> Any:
+    def _plan(self, place: Place, text: str, rows: Sequence[Any]) -> Capture:
         """EXPLAIN ANALYZE of a query with the parameters of most; on a foreign server only what harms nothing."""
         typical = typical_parameters(place.session, text, rows) if rows else None
-        if isinstance(place.site, External):
-            assert self._chosen.config.database
-            with place.session() as connection:
-                found = effects(connection, text, typical)
-            allowed = self._chosen.config.database.volatile
-            require_harmless(
-                found,
-                writes_allowed=place.writable,
-                volatile_allowed=allowed,
-                where=place.name,
-                allow=allowing(place.site, "writes"),
-            )
-        limit = self._chosen.config.limits.statement_timeout_s
-        return explain(place.session, text, typical, timeout_s=limit, writes=place.writable)
+        config = self._chosen.config
+        allowed = config.database.volatile if config.database else ()
+        options = Options(timeout_s=config.limits.statement_timeout_s)
+        return guarded(place.site, place.session, text, typical, options, allowed)
 
     def _checks(self, ground: Ground, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
         """Functional checks and compared rows of every arm but the control, on clones that no round will use."""

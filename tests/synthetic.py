@@ -63,7 +63,7 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
     bundle = Bundle.create(folder, run)
     for arm in run["roles"]:
         for query in queries:
-            bundle.add_plan(arm, query, _plan(arm))
+            bundle.add_plan(arm, query, [_plan(arm)])
     position = 0
     for block in range(blocks):
         for scenario in booking.scenario:

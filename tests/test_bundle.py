@@ -38,13 +38,19 @@ def test_a_new_bundle_is_running_and_readable_at_once(bundle: Bundle) -> None:
 def test_what_is_added_is_on_disk_at_once(bundle: Bundle) -> None:
     bundle.update(status="complete", blocks=[1])
     bundle.add_round(round_(0))
-    bundle.add_plan("before", "q", [{"Plan": {"Strange Key": "kept"}}])
+    bundle.add_plan("before", "q", [[{"Plan": {}}], [{"Plan": {"Strange Key": "kept"}}]], [{"name": "visits"}])
     found = Bundle.open(bundle.path)
     assert (found.run["status"], found.run["blocks"], found.run["title"]) == ("complete", [1], "Ünïcode")
     assert list(found.rounds()) == [round_(0)]
     assert found.plan("before", "q") == [{"Plan": {"Strange Key": "kept"}}]
-    assert found.plan("after", "q") is None
-    assert files(bundle) == {"run.json", "rounds/000.burst.before.json", "plans/before/q.json"}
+    assert found.tables("before", "q") == [{"name": "visits"}]
+    assert found.plan("after", "q") is None and not found.tables("after", "q")
+    assert files(bundle) == {
+        "run.json",
+        "rounds/000.burst.before.json",
+        "plans/before/q.json",
+        "plans/before/q.facts.json",
+    }
 
 
 def test_rounds_come_by_block_scenario_and_arm_whatever_their_order_was(bundle: Bundle) -> None:
@@ -123,7 +129,7 @@ def test_a_damaged_round_is_one_line_with_its_file(bundle: Bundle, text: str) ->
 
 
 def test_a_damaged_plan_is_one_line_with_its_file(bundle: Bundle) -> None:
-    bundle.add_plan("before", "q", {})
+    bundle.add_plan("before", "q", [{}])
     (bundle.path / "plans" / "before" / "q.json").write_text("{")
     with pytest.raises(BundleError, match=r"plans/before/q.json: damaged \(.*\); expected JSON"):
         bundle.plan("before", "q")

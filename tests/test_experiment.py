@@ -16,7 +16,8 @@ from perfkit import config
 from perfkit.bundle import Bundle
 from perfkit.errors import PerfkitError, UsageError
 from perfkit.experiment import measure
-from perfkit.explain.plan import summarize
+from perfkit.explain.plan import read_plan
+from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import embedded
 from perfkit.selection import Options, Selection
 
@@ -84,9 +85,9 @@ def test_conflicts_are_the_exception(bundle):
 def test_every_arm_shows_the_plan_its_rounds_used(bundle):
     for arm in ARMS:
         for query in QUERIES:
-            assert summarize(bundle.plan(arm, query)).scans, (arm, query)
-    assert "Seq Scan on appointments" in str(summarize(bundle.plan("before", "conflict_check")))
-    assert "Index Scan using idx_appointments_" in str(summarize(bundle.plan("after-index", "conflict_check")))
+            assert scans(read_plan(bundle.plan(arm, query))), (arm, query)
+    assert "Seq Scan on appointments" in in_words(read_plan(bundle.plan("before", "conflict_check")))
+    assert "Index Scan using idx_appointments_" in in_words(read_plan(bundle.plan("after-index", "conflict_check")))
 
 
 def test_the_server_counts_the_scans_of_every_booking(bundle):

@@ -8,12 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from perfkit.errors import PerfkitError, PlanError
-from perfkit.explain.capture import explain, typical_parameters
-from perfkit.explain.plan import Summary, root, summarize, walk
+from perfkit.explain.capture import Options, capture, typical_parameters
+from perfkit.explain.plan import Plan
+from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
@@ -44,12 +43,15 @@ class Database:
     def connect(self) -> psycopg.Connection[Any]:
         return self.server.connect(self.name)
 
-    def scanned(self, sql: str) -> tuple[Summary, dict[str, int]]:
+    def explain(self, sql: str, parameters: Any = None, **options: Any) -> Plan:
+        return capture(self.connect, sql, parameters, Options(**options)).plan
+
+    def scanned(self, sql: str) -> tuple[Plan, dict[str, int]]:
         """One execution's plan, and what the server counted for it."""
         before = self.scans()
-        summary = summarize(explain(self.connect, sql, {}, repeats=1))
+        plan = self.explain(sql, {}, repeats=1)
         after = self.scans()
-        return summary, {name: n - before[name] for name, n in after.items() if n != before[name]}
+        return plan, {name: n - before[name] for name, n in after.items() if n != before[name]}
 
     def scans(self) -> dict[str, int]:
         return databases.scans(self.server, self.name, terminate=True)
@@ -73,7 +75,7 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def refused(database: Database, sql: str, **options: Any) -> str:
     with pytest.raises(PerfkitError) as caught:
-        explain(database.connect, sql, {}, **options)
+        database.explain(sql, {}, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -82,25 +84,29 @@ def refused(database: Database, sql: str, **options: Any) -> str:
 
 
 def test_a_plan_is_the_servers_own_json_of_a_real_execution(database: Database) -> None:
-    plan = explain(database.connect, PLAIN, {})
+    (plan,) = capture(database.connect, PLAIN).documents[-1]
     assert plan == json.loads(json.dumps(plan))
-    assert plan[0]["Plan"]["Actual Loops"] == 1
-    assert plan[0]["Plan"]["Rows Removed by Filter"] == 19_999
-    assert {"Planning Time", "Execution Time", "Settings"} <= plan[0].keys()
+    assert plan["Plan"]["Actual Loops"] == 1
+    assert plan["Plan"]["Rows Removed by Filter"] == 19_999
+    assert {"Planning Time", "Execution Time", "Settings"} <= plan.keys()
 
 
-def test_the_warm_execution_is_kept_of_as_many_as_were_asked_for(database: Database) -> None:
+def test_every_execution_is_kept_as_many_as_were_asked_for_the_first_with_the_caches_as_they_were(
+    database: Database,
+) -> None:
     before = database.scans()["seq:visits"]
-    explain(database.connect, PLAIN, {}, repeats=3)
+    found = capture(database.connect, PLAIN, options=Options(repeats=3))
     assert database.scans()["seq:visits"] == before + 3
+    assert len(found.documents) == 3
+    times = [document[0]["Execution Time"] for document in found.documents]
+    assert (found.first.execution_ms, found.plan.execution_ms) == (times[0], times[-1])
 
 
 def test_parameters_are_bound_not_pasted(database: Database) -> None:
     note = "'; DROP TABLE visits; --"
     sql = "SELECT id FROM visits WHERE note = %(note)s AND id > %(low)s;"
-    assert summarize(explain(database.connect, sql, {"note": note, "low": 0})).rows == 0
-    found = summarize(explain(database.connect, sql, {"note": "note 7", "low": 0, "spare": 1}))
-    assert found.rows == 1
+    assert database.explain(sql, {"note": note, "low": 0}).rows == 0
+    assert database.explain(sql, {"note": "note 7", "low": 0, "spare": 1}).rows == 1
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,7 @@ def test_only_one_statement_is_taken(database: Database, sql: str, count: int) -
 
 
 def test_a_semicolon_in_a_string_or_comment_is_no_second_statement(database: Database) -> None:
-    assert explain(database.connect, "SELECT ';', $$;$$ -- ; SELECT 2\n /* ; */ ;", {})
+    assert database.explain("SELECT ';', $$;$$ -- ; SELECT 2\n /* ; */ ;", {}).rows == 1
 
 
 @pytest.mark.parametrize(
@@ -179,18 +185,71 @@ def test_what_fails_is_one_line_in_the_servers_words(database: Database, sql: st
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
     with pytest.raises(PlanError, match=r"^EXPLAIN failed: .+$"):
-        explain(lambda: psycopg.connect("host=/nonexistent"), "SELECT 1", {})
+        capture(lambda: psycopg.connect("host=/nonexistent"), "SELECT 1")
 
 
 def test_typical_parameters_are_the_first_whose_plan_most_rows_get(database: Database) -> None:
     sql = "SELECT note FROM visits WHERE clinic = %(clinic)s"
     many, few = [{"clinic": 1}], [{"clinic": n} for n in range(95, 100)]
-    scans = database.scans()
+    counted = database.scans()
     assert typical_parameters(database.connect, sql, many + few) == few[0]
     assert typical_parameters(database.connect, sql, few[:2] + many * 3) == many[0]
-    assert database.scans() == scans  # planned, never executed
-    plans = {str(summarize(explain(database.connect, sql, row))) for row in (many[0], few[0])}
+    assert database.scans() == counted  # planned, never executed
+    plans = {in_words(database.explain(sql, row)) for row in (many[0], few[0])}
     assert plans == {"Seq Scan on visits", "Index Scan using visits_clinic on visits"}
+
+
+# how
+
+POSITIONAL = "SELECT id FROM visits WHERE clinic = {} AND day < {}"
+
+
+def test_parameters_may_be_numbered_or_in_order(database: Database) -> None:
+    expected = database.explain("SELECT id FROM visits WHERE clinic = 95 AND day < 100").rows
+    assert expected > 0
+    assert database.explain(POSITIONAL.format("$1", "$2"), [95, 100]).rows == expected
+    assert database.explain(POSITIONAL.format("%s", "%s"), [95, 100]).rows == expected
+
+
+@pytest.mark.parametrize("sql", [POSITIONAL.format("$1", "$2"), POSITIONAL.format("%(clinic)s", "%(day)s")])
+def test_a_generic_plan_needs_no_values_and_executes_nothing(database: Database, sql: str) -> None:
+    before = database.scans()
+    plan = database.explain(sql, generic=True)
+    assert not plan.analyzed
+    assert "$1" in str(plan.document)
+    assert database.scans() == before
+
+
+def test_without_analyze_nothing_is_executed(database: Database) -> None:
+    before = database.scans()
+    assert not database.explain(PLAIN, analyze=False).analyzed
+    assert not database.explain("DELETE FROM visits", analyze=False).analyzed
+    assert database.scans() == before
+
+
+def test_a_statement_that_may_write_is_executed_and_leaves_nothing(database: Database) -> None:
+    plan = database.explain("UPDATE visits SET day = 1 WHERE id < 100", writes=True, repeats=1)
+    assert plan.root.name == "Update"
+    assert plan.root.value("WAL Records") > 0
+    assert database.ask("SELECT count(*) FROM visits WHERE day = 1 AND id < 100") == 1
+
+
+def test_options_are_those_that_the_version_has(database: Database) -> None:
+    plan = database.explain(PLAIN, serialize=True, timing=False)
+    assert not plan.timed and plan.analyzed
+    assert plan.root.text("Schema") == "public"
+    assert ("Serialization" in plan.document) == (database.server.version >= 17)
+    assert ("Memory Used" in plan.document.get("Planning", {})) == (database.server.version >= 17)
+
+
+def test_the_catalogues_facts_come_with_a_plan(database: Database) -> None:
+    facts = capture(database.connect, "SELECT * FROM visits v JOIN clinics c ON c.id = v.clinic").facts
+    assert {table.name for table in facts.tables} == {"visits", "clinics"}
+    visits = facts.named("visits", "public")
+    assert visits and visits.rows == 20_000 and visits.analyzed
+    assert [index.keys for index in visits.indexes] == [("clinic",), ("day",), ("id",)]
+    day = visits.column("day")
+    assert day and (day.type, day.distinct) == ("integer", 365)
 
 
 # reading
@@ -233,9 +292,9 @@ def test_typical_parameters_are_the_first_whose_plan_most_rows_get(database: Dat
 def test_the_scans_of_a_plan_are_those_the_server_counts(
     database: Database, sql: str, said: str, counters: dict[str, int]
 ) -> None:
-    summary, counted = database.scanned(sql)
-    assert sorted(str(summary).split(", ")) == sorted(said.split(", "))
-    assert Counter(scan.counter for scan in summary.scans) == counters
+    plan, counted = database.scanned(sql)
+    assert sorted(in_words(plan).split(", ")) == sorted(said.split(", "))
+    assert Counter(scan.counter for scan in scans(plan)) == counters
     # The planner may look up the ends of an index, which the server counts too.
     assert {name: min(n, counters.get(name, 0)) for name, n in counted.items()} == counters
 
@@ -245,53 +304,15 @@ def test_a_scan_that_was_planned_and_never_executed_is_left_out(database: Databa
         SELECT * FROM (SELECT clinic FROM visits WHERE id = -1) v
         JOIN LATERAL (SELECT * FROM clinics WHERE id = v.clinic OFFSET 0) c ON true
     """
-    plan = explain(database.connect, sql, {})
-    assert {"visits", "clinics"} == {n["Relation Name"] for n in walk(root(plan)) if "Relation Name" in n}
-    summary, counted = database.scanned(sql)
-    assert str(summary) == "Index Scan using visits_pkey on visits"
+    plan, counted = database.scanned(sql)
+    assert {"visits", "clinics"} == {node.text("Relation Name") for node in plan.nodes} - {""}
+    assert in_words(plan) == "Index Scan using visits_pkey on visits"
     assert counted == {"visits_pkey": 1}
 
 
 def test_buffers_are_those_of_the_whole_tree_and_rows_those_of_its_root(database: Database) -> None:
     pages = database.ask("SELECT pg_relation_size('visits') / 8192")
-    found = summarize(explain(database.connect, "SELECT count(*) FROM visits WHERE note > ''", {}))
+    found = database.explain("SELECT count(*) FROM visits WHERE note > ''")
     assert (found.buffers, found.rows) == (pages, 1)
     assert found.execution_ms > 0
-    few = summarize(explain(database.connect, "SELECT * FROM visits WHERE id = 7", {}))
-    assert 0 < few.buffers < 10
-
-
-# what is no plan
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-keys = st.sampled_from(
-    ["Node Type", "Plans", "Relation Name", "Index Name", "Actual Loops", "Actual Rows", "Shared Hit Blocks"]
-)
-kinds = st.sampled_from(["Seq Scan", "Bitmap Heap Scan", "Bitmap Index Scan", "Index Scan"])
-nodes = st.recursive(
-    st.dictionaries(keys, kinds | json_values, max_size=5),
-    lambda inner: st.fixed_dictionaries({"Node Type": kinds, "Plans": st.lists(inner | json_values, max_size=3)}),
-    max_leaves=4,
-)
-documents = st.builds(lambda plan, time: [{"Plan": plan, "Execution Time": time}], nodes, json_values)
-
-
-@given(json_values | documents | nodes)
-def test_any_json_is_a_plan_or_a_plan_error(document: Any) -> None:
-    for read in (root, summarize):
-        try:
-            found = read(document)
-        except PlanError as error:
-            assert "expected EXPLAIN" in str(error) and "\n" not in str(error)
-        else:
-            assert str(found)
-
-
-@pytest.mark.parametrize("document", [None, [], {}, [[]], "Seq Scan", [{"Plan": "text"}], {"Query": 1}])
-def test_what_has_no_plan_is_one_line(document: Any) -> None:
-    with pytest.raises(PlanError, match=r"^not a plan; expected EXPLAIN \(FORMAT JSON\) output"):
-        summarize(document)
+    assert 0 < database.explain("SELECT * FROM visits WHERE id = 7").buffers < 10

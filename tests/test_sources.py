@@ -15,8 +15,8 @@ from perfkit import sources
 from perfkit.arms.stage import Place
 from perfkit.config import Column, Generator
 from perfkit.errors import UsageError
-from perfkit.explain.capture import explain
-from perfkit.explain.plan import summarize
+from perfkit.explain.capture import capture
+from perfkit.explain.scans import in_words
 from perfkit.load.crew import Crew, sql_target
 from perfkit.load.plan import Batch
 from perfkit.postgres import databases, embedded
@@ -217,8 +217,8 @@ def test_a_float_becomes_the_decimal_that_it_was_written_as(value: float) -> Non
 @pytest.mark.parametrize("column", ["id", "exact", "double", "day"])
 def test_a_selected_value_finds_its_row_by_index(place: Place, tmp_path: Path, column: str) -> None:
     rows = selected(place, tmp_path, f"SELECT {column} AS value FROM prices WHERE id IN (150, 1225) ORDER BY id")
-    plan = explain(place.session, f"SELECT * FROM prices WHERE {column} = %(value)s", rows[0])
-    assert f"prices_{column}" in str(summarize(plan))
+    plan = capture(place.session, f"SELECT * FROM prices WHERE {column} = %(value)s", rows[0]).plan
+    assert f"prices_{column}" in in_words(plan)
 
 
 def test_load_uses_the_index_that_the_plan_shows(place: Place, tmp_path: Path) -> None:

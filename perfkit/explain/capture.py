@@ -2,61 +2,95 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
+from psycopg.types.json import set_json_loads
 
 from perfkit.errors import PlanError
-from perfkit.explain.plan import read_plan
-from perfkit.explain.scans import in_words
+from perfkit.explain.document import loads
+from perfkit.explain.facts import Facts, ask, read_facts
+from perfkit.explain.fingerprint import fingerprint
+from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
 
-Parameters = Mapping[str, Any] | None
+Parameters = Mapping[str, Any] | Sequence[Any] | None
 Connect = Callable[[], psycopg.Connection[Any]]
 READING = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 WRITING = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _LOCK_TIMEOUT_S = 3.0  # waiting longer for a lock would make others wait behind us
+_NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 
-def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
-    """The first of the rows whose plan reads tables as the plans of most rows do; nothing is executed."""
-    shapes = []
-    with session(connect, 60.0) as connection:
-        for row in rows:
-            cursor = _run(connection, f"EXPLAIN (FORMAT JSON) {single(sql)}", row)
-            shapes.append(in_words(read_plan((cursor.fetchone() or ([],))[0])))
-    most, _ = Counter(shapes).most_common(1)[0]
-    return rows[shapes.index(most)]
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed."""
+
+    analyze: bool = True
+    generic: bool = False
+    repeats: int = 2  # executions; the first finds the caches as they are, the last is shown
+    timeout_s: float = 60.0
+    writes: bool = False
+    timing: bool = True
+    serialize: bool = False  # since 17: include making the result ready to be sent
 
 
-def explain(
-    connect: Connect,
-    sql: str,
-    parameters: Parameters,
-    *,
-    repeats: int = 2,
-    timeout_s: float = 60.0,
-    writes: bool = False,
-) -> Any:
-    """EXPLAIN (ANALYZE, BUFFERS, SETTINGS) of one statement as parsed JSON.
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A statement's plans as they came, one for each execution, and what the catalogue says of its tables."""
 
-    The last of `repeats` executions is kept: a warm one. The statement really runs, each time in a transaction
-    of its own on a connection of its own that is rolled back, read-only unless `writes`.
+    documents: tuple[Any, ...]
+    tables: tuple[Any, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the last execution, which found its data in memory where it fits."""
+        return read_plan(self.documents[-1])
+
+    @property
+    def first(self) -> Plan:
+        """The plan of the first execution, with the caches as they were."""
+        return read_plan(self.documents[0])
+
+    @property
+    def facts(self) -> Facts:
+        """The facts about its tables."""
+        return read_facts(self.tables)
+
+
+def capture(connect: Connect, sql: str, parameters: Parameters = None, options: Options | None = None) -> Capture:
+    """EXPLAIN of one statement, on a connection for each execution.
+
+    With ANALYZE the statement really runs, each time in a transaction that is rolled back, read-only unless
+    `options.writes`. Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`.
     Raises PlanError for anything but one statement that can be planned, for one that writes where it may not,
     and with the server's own words when it fails.
     """
-    row = None
-    for _ in range(repeats):
-        with session(connect, timeout_s, read_only=not writes) as connection:
-            row = _run(
-                connection, f"EXPLAIN (ANALYZE, BUFFERS, SETTINGS, FORMAT JSON) {single(sql)}", parameters
-            ).fetchone()
-    return row[0] if row else []
+    options = options or Options()
+    text, documents, tables = single(sql), [], []
+    executed = options.analyze and not options.generic
+    for last in (n == options.repeats - 1 for n in range(options.repeats if executed else 1)):
+        with session(connect, options.timeout_s, read_only=not options.writes) as connection:
+            documents.append(_explained(connection, text, parameters, options))
+            if last or not executed:
+                tables = ask(connection, read_plan(documents[-1]))
+    return Capture(tuple(documents), tuple(tables))
+
+
+def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
+    """The first of the rows whose plan is that of most rows; nothing is executed."""
+    with session(connect, 60.0) as connection:
+        plans = (_explained(connection, single(sql), row, Options(analyze=False)) for row in rows)
+        shapes = [fingerprint(read_plan(plan)) for plan in plans]
+    most, _ = Counter(shapes).most_common(1)[0]
+    return rows[shapes.index(most)]
 
 
 @contextmanager
@@ -66,6 +100,7 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
         with connect() as connection:
             connection.autocommit = False
             connection.read_only = read_only
+            set_json_loads(loads, connection)
             limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, _LOCK_TIMEOUT_S)}
             for limit, seconds in limits.items():
                 connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 is none
@@ -84,7 +119,60 @@ def single(sql: str) -> str:
     return statements[0].text
 
 
-def _run(connection: psycopg.Connection[Any], sql: str, parameters: Parameters) -> psycopg.Cursor[Any]:
-    cursor = connection.cursor()
-    cursor.row_factory = tuple_row
-    return cursor.execute(sql.encode(), exact(parameters))
+def numbered(sql: str) -> str:
+    """A statement with `$1`, `$2`, ... for its `%(name)s`, one number for each name.
+
+    >>> numbered("SELECT %(a)s, %(b)s, %(a)s WHERE x LIKE '%%y'")
+    "SELECT $1, $2, $1 WHERE x LIKE '%y'"
+    """
+    names = named(sql)
+    return _NAMED.sub(lambda m: f"${names.index(m[1]) + 1}" if m[1] else "%", sql) if names else sql
+
+
+def named(sql: str) -> list[str]:
+    """The names of a statement's `%(name)s`, each once."""
+    return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
+
+
+def _explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> Any:
+    """One EXPLAIN's document."""
+    version = connection.info.server_version // 10_000
+    if options.generic:
+        return _generic(connection, numbered(text), version)
+    explain = f"EXPLAIN ({_wanted(options, version, text)}) {text}"
+    positional = isinstance(parameters, Sequence) and re.search(r"\$\d", text)
+    made = psycopg.RawCursor if positional else psycopg.Cursor
+    return _first(made(connection, row_factory=tuple_row), explain, exact(parameters))
+
+
+def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> Any:
+    """The plan for any values: EXPLAIN's own since 16; before, that of a prepared statement."""
+    cursor = connection.cursor(row_factory=tuple_row)
+    if version >= 16:
+        return _first(cursor, f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON) {text}", None)
+    count = max((int(number) for number in re.findall(r"\$(\d+)", text)), default=0)
+    cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    cursor.execute(f"PREPARE perfkit_generic AS {text}".encode())
+    values = f"({', '.join(['NULL'] * count)})" if count else ""
+    document = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
+    document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+    cursor.execute("DEALLOCATE perfkit_generic")
+    return document
+
+
+def _wanted(options: Options, version: int, text: str) -> str:
+    """EXPLAIN's options, as far as this version has them."""
+    wanted = ["VERBOSE", "SETTINGS", "FORMAT JSON"]
+    if version >= 17:
+        wanted.insert(0, "MEMORY")
+    if options.analyze:
+        wanted = ["ANALYZE", "BUFFERS", *wanted]
+        wanted += ["WAL"] if first_word(text) in WRITING else []
+        wanted += [] if options.timing else ["TIMING OFF"]
+        wanted += ["SERIALIZE TEXT"] if options.serialize and version >= 17 else []
+    return ", ".join(wanted)
+
+
+def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> Any:
+    row = cursor.execute(sql.encode(), parameters).fetchone()
+    return row[0] if row else []

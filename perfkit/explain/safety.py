@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from shlex import quote
 from typing import Any
@@ -15,10 +15,13 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
-from perfkit.explain.capture import WRITING, Parameters, single
+from perfkit.explain.capture import WRITING, Capture, Connect, Options, Parameters, capture, single
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog
+from perfkit.postgres.capabilities import allowing
+from perfkit.postgres.external import External
 from perfkit.postgres.parameters import exact
+from perfkit.postgres.site import Site
 from perfkit.postgres.statements import first_word
 
 _NAME = r'("(?:[^"]|"")+"|[^\W\d][\w$]*)'
@@ -36,6 +39,27 @@ class Effects:
     writes: bool
     locks: bool
     volatile: tuple[str, ...]
+
+
+def guarded(
+    site: Site, connect: Connect, sql: str, parameters: Parameters, options: Options, volatile: Collection[str] = ()
+) -> Capture:
+    """EXPLAIN where executing harms nothing: on a server that perfkit did not start, effects are looked for first.
+
+    Raises PlanError, and TargetRefused for a statement that would write, or call what was not allowed.
+    """
+    writable = "writes" in site.permissions
+    if isinstance(site, External) and options.analyze and not options.generic:
+        with connect() as connection:
+            found = effects(connection, sql, parameters)
+        require_harmless(
+            found,
+            writes_allowed=writable,
+            volatile_allowed=volatile,
+            where=site.name,
+            allow=allowing(site, "writes"),
+        )
+    return capture(connect, sql, parameters, replace(options, writes=writable))
 
 
 def effects(connection: psycopg.Connection[Any], statement: str, parameters: Parameters) -> Effects:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 
-def exact(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
     """The same with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
 
     The server turns a decimal into whatever number a column holds, but never a column into a decimal's type.
     """
-    return None if row is None else {name: _exact(value) for name, value in row.items()}
+    if isinstance(row, Mapping):
+        return {name: _exact(value) for name, value in row.items()}
+    return None if row is None else [_exact(value) for value in row]
 
 
 def options(settings: Mapping[str, str]) -> str:
