@@ -9,6 +9,13 @@ __version__ = "0.1.0"
 __all__ = ["compare", "run"]
 
 
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext perfkit`: the magics `%perfkit` and `%%explain`."""
+    from perfkit.magics import load_ipython_extension as load
+
+    load(shell)
+
+
 def __getattr__(name: str) -> Any:
     if name in __all__:  # late: a load worker imports this package too and must stay small
         from perfkit import api

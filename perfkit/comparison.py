@@ -63,7 +63,7 @@ class Comparison:
             files["rewrite.sql"] = self._query(self.rewrite)
         source = ""
         if self.parameters:
-            lines = _is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
+            lines = is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
             source = f"parameters{'.csv' if lines else '.sql'}"
             files[source] = _read(self.parameters)
         files["perfkit.toml"] = self._toml(names, source)
@@ -113,7 +113,7 @@ class Comparison:
 
     def _headline(self) -> str:
         first = self.query[0]
-        return f"{Path(first).stem} before and after" if _is_file(first) else "A query before and after"
+        return f"{Path(first).stem} before and after" if is_file(first) else "A query before and after"
 
     def _title(self) -> str:
         """What is different about the arm after, in a few words."""
@@ -131,7 +131,7 @@ def _scenario(name: str, label: str, send: Sequence[str], users: int, requests: 
     return {"name": name, "label": label, "send": list(send), **load}
 
 
-def _is_file(text: Text) -> bool:
+def is_file(text: Text) -> bool:
     """A file is named by a Path, by what is one, or by a word that could not be SQL: it ends in .sql or .csv."""
     if isinstance(text, Path) or os.path.isfile(text):  # noqa: PTH113 - Path.is_file raises for a long text
         return True
@@ -140,7 +140,7 @@ def _is_file(text: Text) -> bool:
 
 def _shown(text: Text) -> str:
     """What an error calls a text."""
-    return str(text) if _is_file(text) else repr(" ".join(str(text).split())[:60])
+    return str(text) if is_file(text) else repr(" ".join(str(text).split())[:60])
 
 
 def _statements(text: Text) -> list[str]:
@@ -151,7 +151,7 @@ def _statements(text: Text) -> list[str]:
 
 
 def _read(text: Text) -> str:
-    if not _is_file(text):
+    if not is_file(text):
         return f"{text}\n"
     try:
         return Path(text).read_bytes().decode("utf-8-sig")

@@ -12,6 +12,7 @@ import pytest
 from perfkit.errors import PerfkitError, PlanError
 from perfkit.explain.capture import Options, capture, typical_parameters
 from perfkit.explain.plan import Plan
+from perfkit.explain.safety import effects
 from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
@@ -209,6 +210,27 @@ def test_parameters_may_be_numbered_or_in_order(database: Database) -> None:
     assert expected > 0
     assert database.explain(POSITIONAL.format("$1", "$2"), [95, 100]).rows == expected
     assert database.explain(POSITIONAL.format("%s", "%s"), [95, 100]).rows == expected
+
+
+def test_whatever_is_sent_goes_through_the_connections_own_kind_of_cursor(database: Database) -> None:
+    sent: list[str] = []
+
+    class Audited(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+            sent.append(query.decode() if isinstance(query, bytes) else str(query))
+            return super().execute(query, *args, **options)
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = database.connect()
+        connection.cursor_factory = Audited
+        return connection
+
+    for marks, values in ((("$1", "$2"), [95, 100]), (("%s", "%s"), [95, 100]), (("95", "100"), None)):
+        capture(connect, POSITIONAL.format(*marks), values)
+        with connect() as connection:
+            effects(connection, POSITIONAL.format(*marks), values)
+    assert sum(text.startswith("EXPLAIN (ANALYZE") for text in sent) == 6
+    assert sum(text.startswith("EXPLAIN (VERBOSE") for text in sent) == 3
 
 
 @pytest.mark.parametrize("sql", [POSITIONAL.format("$1", "$2"), POSITIONAL.format("%(clinic)s", "%(day)s")])

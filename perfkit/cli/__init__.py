@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from perfkit.cli import databases, runs
+from perfkit.cli import databases, plans, runs
 from perfkit.cli.group import Group
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""
 
 
-for command in (runs.report, runs.compare, runs.check, runs.gate):
+for command in (runs.report, runs.compare, runs.check, runs.gate, plans.explain):
     main.add_command(command)
 for command in (databases.doctor, databases.allow, databases.init, databases.config):
     main.add_command(command)

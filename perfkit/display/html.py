@@ -9,6 +9,8 @@ from pathlib import Path
 
 from perfkit.text import visible
 
+_NOTHING = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
 
 def escape(text: object) -> str:
     """Text as inert HTML, also inside a quoted attribute."""
@@ -24,6 +26,17 @@ def code(text: object, *, name: str = "") -> str:
     """A block of source text to scroll and copy; `name` is what a screen reader announces."""
     label = f' role="region" aria-label="{escape(name)}"' if name else ""
     return f'<pre tabindex="0"{label}><code>{escape(text)}</code></pre>'
+
+
+def page(title: str, content: str) -> str:
+    """A whole page of its own: it requests nothing and runs nothing."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style()} body {{ margin: 16px; }}</style></head>"
+        f'<body class="pk">{content}</body></html>\n'
+    )
 
 
 @cache

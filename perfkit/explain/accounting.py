@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -18,9 +18,10 @@ from perfkit.errors import PlanError
 
 Raw = Mapping[str, Any]
 GATHERS = frozenset({"Gather", "Gather Merge"})
+_PRUNERS = frozenset({"Append", "Merge Append"})
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 _REFERENCE = re.compile(r"\$\d+|\([^()]+\)(?=\.col\d)")  # until 16 and since 17
-_CHAIN = 50  # nodes that are asked, one below the other, where no expression shows who evaluates an InitPlan
+_CHAIN = 50  # nodes that are asked whether they evaluated an InitPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class Hoisted:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Nodes in preorder: of each its regular children; `trees`: the root and what is hoisted, payers' trees first."""
+    """Nodes in preorder: each one's parent and regular children; `trees`: the root and what is hoisted, payers' first."""
 
+    parents: Sequence[int]
     children: Sequence[Sequence[int]]
     trees: Sequence[tuple[Hoisted | None, Sequence[int]]]
 
@@ -59,26 +61,32 @@ def structure(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float
             children[parent].append(node)
             tree[node] = tree[parent]
     if not lifted:
-        return Structure(children, [(None, range(len(raws)))])
+        return Structure(parents, children, [(None, range(len(raws)))])
     found = {h.node: h for h in _hoisted(raws, parents, loops, lifted)}
+    before = {n: {tree[p] for p in (*h.payers, parents[n])} for n, h in found.items()}
     try:
-        order = [*TopologicalSorter({n: {tree[p] for p in h.payers} | {0} for n, h in found.items()}).static_order()]
+        order = [*TopologicalSorter({0: (), **before}).static_order()]
     except CycleError:
         raise PlanError("not a plan (its CTEs read each other); expected EXPLAIN's own JSON") from None
     members: dict[int, list[int]] = defaultdict(list)
     for node, top in enumerate(tree):
         members[top].append(node)
-    return Structure(children, [(found.get(top), members[top]) for top in order])
+    return Structure(parents, children, [(found.get(top), members[top]) for top in order])
 
 
-def exclusive(found: Structure, inclusive: list[float], *, exact: bool) -> tuple[list[float], float]:
+def exclusive(
+    found: Structure, inclusive: list[float], rounding: Sequence[float] | None = None
+) -> tuple[list[float], float]:
     """Each node's own part of a figure, and what was executed outside of the root; both add up to the root's.
 
-    Outside are data-modifying CTEs, which run on when the root has ended. Counts are `exact`. Times were rounded
-    per loop by the server: where children exceed their parent for that, they are scaled to it, in `inclusive`
-    too. A CTE read by several scans is divided in proportion to their figures: the plan does not tell who found
-    it unread.
+    Outside are data-modifying CTEs, which run on when the root has ended. Counts are exact. Times were rounded
+    per loop by the server, which moves them by up to `rounding`: where children exceed their parent for that,
+    both are adjusted, in `inclusive` too. A CTE read by several scans is divided in proportion to their figures:
+    the plan does not tell who found it unread.
     """
+    exact = rounding is None
+    if rounding is not None:
+        _fit(found.children, inclusive, rounding)
     own = list(inclusive)
     outside = 0.0
     for hoisted, members in found.trees:
@@ -89,9 +97,16 @@ def exclusive(found: Structure, inclusive: list[float], *, exact: bool) -> tuple
                 whole -= part
             if hoisted.writes or not hoisted.payers:
                 outside += whole
-            elif exact:
+                whole = 0.0
+            lister = found.parents[top]
+            while whole > 0 and lister >= 0:  # what ends with the statement is told to those above: workers, as a rule
+                part = max(0.0, min(whole, own[lister]))
+                own[lister] -= part
+                whole -= part
+                lister = found.parents[lister]
+            if exact and whole > 0:
                 own[hoisted.payers[0]] -= whole
-            else:
+            elif whole > 0:
                 inclusive[top] -= whole
                 own[top] -= whole
         for node in members:
@@ -121,6 +136,24 @@ def processes(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float
     return found
 
 
+def _fit(children: Sequence[Sequence[int]], ms: list[float], rounding: Sequence[float]) -> None:
+    """Move times by no more than their rounding, so that no node has less than its children."""
+    if all(ms[node] >= sum([ms[child] for child in below]) for node, below in enumerate(children) if below):
+        return
+    least = list(ms)
+    for node in range(len(ms) - 1, -1, -1):
+        below, given = children[node], ms[node]
+        least[node] = max(0.0, given - rounding[node], sum(least[child] for child in below))
+        ms[node] = max(given, min(given + rounding[node], sum(ms[child] for child in below)))
+    for node, below in enumerate(children):
+        excess = sum(ms[child] for child in below) - ms[node]
+        room = [max(0.0, ms[child] - least[child]) for child in below]
+        if excess > 0 and any(room):
+            part = min(1.0, excess / sum(room))
+            for child, space in zip(below, room, strict=True):
+                ms[child] -= space * part
+
+
 def _shares(hoisted: Hoisted, own: Sequence[float], whole: float, exact: bool) -> list[tuple[int, float]]:
     """Who is charged how much of a hoisted subtree, nobody more than it has."""
     room = {payer: own[payer] for payer in hoisted.payers if own[payer] > 0}
@@ -147,6 +180,7 @@ def _hoisted(
     ctes = {(parents[node], str(raws[node].get("Subplan Name"))): node for node in lifted}
     scans = _cte_scans(raws, parents, loops, ctes)
     references = _references(raws, loops)
+    pruning = {above for n, above in enumerate(parents) if not loops[n] and raws[above]["Node Type"] in _PRUNERS}
     for node in lifted:
         name, parent = str(raws[node].get("Subplan Name")), parents[node]
         if name.startswith("CTE "):
@@ -157,7 +191,8 @@ def _hoisted(
         below = {n for n in near if not _in(n, node, ends)}
         likely = sorted(below, key=lambda n: (ends[n], -n))  # children before their parents, outer before inner
         chain = _chain(raws, parents, parent, ends)
-        payers = dict.fromkeys([*(_asks(raws, parents, n, parent) for n in likely), *chain])
+        asking = (asks for n in likely[:_CHAIN] for asks in _asks(raws, parents, pruning, n, parent))
+        payers = dict.fromkeys([*asking, *chain])
         yield Hoisted(node, list(payers), False, False)
 
 
@@ -190,14 +225,20 @@ def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, lis
     return found
 
 
-def _asks(raws: Sequence[Raw], parents: Sequence[int], node: int, top: int) -> int:
-    """The node that evaluates what `node` refers to: itself, or the Gather above it that hands values to workers."""
-    asks = node
+def _asks(raws: Sequence[Raw], parents: Sequence[int], pruning: Collection[int], node: int, top: int) -> Iterable[int]:
+    """The nodes that may evaluate what `node` refers to, likeliest first.
+
+    It is the Gather above that hands values to workers, the Append above that prunes by them (as it touches no pages
+    itself, it can only be charged if it did), or the node itself.
+    """
+    asks, pruner = node, -1
     while node != top:
         node = parents[node]
         if raws[node]["Node Type"] in GATHERS:
-            asks = node
-    return asks
+            asks, pruner = node, -1
+        elif node in pruning and pruner < 0:
+            pruner = node
+    return [pruner, asks] if pruner >= 0 else [asks]
 
 
 def _chain(raws: Sequence[Raw], parents: Sequence[int], top: int, ends: Sequence[int]) -> list[int]:

@@ -129,6 +129,18 @@ def numbered(sql: str) -> str:
     return _NAMED.sub(lambda m: f"${names.index(m[1]) + 1}" if m[1] else "%", sql) if names else sql
 
 
+def cursor_for(connection: psycopg.Connection[Any], text: str, parameters: Parameters) -> psycopg.Cursor[Any]:
+    """A cursor that takes these parameters as the statement names them; rows come as tuples.
+
+    It is of the connection's own kind, which may be one that writes an audit.
+    """
+    made: Any = connection.cursor_factory
+    if isinstance(parameters, Sequence) and re.search(r"\$\d", text):
+        made = type("Numbered", (psycopg.RawCursor, made), {})
+    cursor: psycopg.Cursor[Any] = made(connection, row_factory=tuple_row)
+    return cursor
+
+
 def named(sql: str) -> list[str]:
     """The names of a statement's `%(name)s`, each once."""
     return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
@@ -140,9 +152,7 @@ def _explained(connection: psycopg.Connection[Any], text: str, parameters: Param
     if options.generic:
         return _generic(connection, numbered(text), version)
     explain = f"EXPLAIN ({_wanted(options, version, text)}) {text}"
-    positional = isinstance(parameters, Sequence) and re.search(r"\$\d", text)
-    made = psycopg.RawCursor if positional else psycopg.Cursor
-    return _first(made(connection, row_factory=tuple_row), explain, exact(parameters))
+    return _first(cursor_for(connection, text, parameters), explain, exact(parameters))
 
 
 def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> Any:

@@ -21,7 +21,7 @@ _WORDS = frozenset(
     "between collate at time zone interval date timestamp current_date current_timestamp current_user localtime "
     "localtimestamp session_user user unknown operator escape to initplan subplan hashed exists".split()
 )
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "= ANY": "ANY ="}  # the last: a value in the column's array
 _RANGES = frozenset({"<", "<=", ">", ">=", "~<~", "~<=~", "~>~", "~>=~"})
 
 
@@ -40,7 +40,7 @@ class Predicate:
     @property
     def equality(self) -> bool:
         """Whether it fixes its subject to one value or a few."""
-        return self.operator in ("=", "= ANY", "IS NULL", "IS TRUE", "IS NOT DISTINCT FROM")
+        return self.operator in ("=", "= ANY", "IS NULL", "IS TRUE", "IS FALSE")
 
     @property
     def range(self) -> bool:
@@ -66,6 +66,11 @@ def predicates(condition: str, alias: str = "", names: frozenset[str] | None = N
     `names` are the table's columns where they are known. A condition that is not understood has no operator.
     """
     return tuple(found for text in _split(_bare(condition), "and") if (found := _predicate(text, alias, names)))
+
+
+def alternatives(predicate: Predicate) -> tuple[str, ...]:
+    """The conditions of an OR, of which one must hold."""
+    return tuple(_split(predicate.subject, "or")) if predicate.operator == "OR" else ()
 
 
 def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate | None:

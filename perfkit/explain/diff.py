@@ -76,7 +76,7 @@ def diff(before: Plan, after: Plan) -> Diff:
         matched = set(pairs.values())
         left, right = [node for node in left if node not in pairs], [node for node in right if node not in matched]
     origin = {second: first for first, second in pairs.items()}
-    changes = [Change(_kind(node, origin), origin.get(node), node) for node in after.nodes]
+    changes = [Change(_kind(node, origin, pairs), origin.get(node), node) for node in after.nodes]
     changes += [Change(Kind.REMOVED, node, None) for node in left]
     return Diff(before, after, tuple(changes), fingerprint(before) == fingerprint(after))
 
@@ -115,14 +115,14 @@ def _tables(plan: Plan) -> dict[Node, int]:
     return found
 
 
-def _kind(node: Node, origin: Mapping[Node, Node]) -> Kind:
+def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -> Kind:
     """What happened to a node; it moved where the nearest pair above it is not a pair for both."""
     if (before := origin.get(node)) is None:
         return Kind.ADDED
     if _exact(before) != _exact(node):
         return Kind.CHANGED
     above = next((origin[n] for n in node.above() if n in origin), None)
-    return Kind.SAME if above is None or above in before.above() else Kind.MOVED
+    return Kind.SAME if above is next((n for n in before.above() if n in pairs), None) else Kind.MOVED
 
 
 def _worded(changes: Iterable[Change]) -> list[str]:

@@ -61,6 +61,7 @@ class Table:
     columns: tuple[Column, ...]
     indexes: tuple[Index, ...]
     referenced_by: tuple[Reference, ...]
+    parent: tuple[str, str] | None = None  # schema and name of the partitioned table that it is a part of
 
     def column(self, name: str) -> Column | None:
         """A column by its name."""
@@ -124,4 +125,5 @@ def _table(table: Mapping[str, Any]) -> Table:
         columns=tuple(columns),
         indexes=tuple(indexes),
         referenced_by=tuple(references),
+        parent=(str(parent[0]), str(parent[1])) if (parent := table.get("parent")) else None,
     )

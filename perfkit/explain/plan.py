@@ -23,8 +23,10 @@ COUNTERS = (
 _READ = ("I/O Read Time", "Shared I/O Read Time", "Local I/O Read Time")  # the first until 16, the rest since 17
 _WRITE = ("I/O Write Time", "Shared I/O Write Time", "Local I/O Write Time")
 _DISABLED = 1e10  # what a disabled node's cost begins with until 17
+_ROUNDING_MS = 0.0005  # times come with three digits
 _LARGEST = 1e18  # no figure of a plan is larger
 _STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
+_MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # rows of the outer side need a match
 _BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
 
 
@@ -58,8 +60,10 @@ class Node:
             kind = f"{mode} {kind}" if mode in ("Partial", "Finalize") else kind
         elif kind == "SetOp":
             kind = ("HashSetOp" if raw.get("Strategy") == "Hashed" else "SetOp") + f" {raw.get('Command', '')}"
-        elif kind in ("ModifyTable", "Foreign Scan") and isinstance(raw.get("Operation"), str):
-            kind = str(raw["Operation"]) if kind == "ModifyTable" else f"Foreign {raw['Operation']}"
+        elif kind == "ModifyTable":
+            kind = self.text("Operation") or kind
+        elif kind == "Foreign Scan" and (operation := self.text("Operation")) not in ("", "Select"):
+            kind = f"Foreign {operation}"
         join = raw.get("Join Type")
         if isinstance(join, str) and join != "Inner":
             kind = f"{kind.removesuffix(' Join')} {join} Join"
@@ -67,7 +71,8 @@ class Node:
             kind += " Join"
         backward = " Backward" if raw.get("Scan Direction") == "Backward" else ""
         parallel = "Parallel " if raw.get("Parallel Aware") is True else ""
-        return f"{parallel}{kind}{backward}".strip()
+        apart = "Async " if raw.get("Async Capable") is True else ""
+        return f"{parallel}{apart}{kind}{backward}".strip()
 
     @property
     def title(self) -> str:
@@ -76,9 +81,8 @@ class Node:
         kind, alias = self.name, self.text("Alias")
         if index:
             kind += f" {'on' if self.kind == 'Bitmap Index Scan' else 'using'} {index}"
-        if relation:
-            kind += f" on {relation}" + (f" {alias}" if alias and alias != relation else "")
-        return kind
+        names = dict.fromkeys(name for name in (relation, alias) if name)
+        return f"{kind} on {' '.join(names)}" if names else kind
 
     @property
     def relation(self) -> str:
@@ -124,7 +128,7 @@ class Node:
     @property
     def rounding_ms(self) -> float:
         """How far its times may be off because the server rounds them to µs per loop."""
-        return 0.0005 * self.loops / self.processes
+        return _ROUNDING_MS * self.loops / self.processes
 
     @property
     def disabled(self) -> bool:
@@ -152,18 +156,21 @@ class Node:
         """Rows that the planner expected, comparable with `rows`."""
         if not self.partial:
             return self.value("Plan Rows") * max(self.loops, 1.0)
-        gather = next((above for above in self.above() if above.kind in GATHERS), None)
+        top = next((node for node in (self, *self.above()) if node.parent and node.parent.kind in GATHERS), self)
+        gather = top.parent
         workers = gather.value("Workers Planned") if gather else 0.0
-        divisor = workers + max(0.0, 1.0 - 0.3 * workers)  # the leader's part, costsize.c: get_parallel_divisor
-        return self.value("Plan Rows") * divisor * max(self.loops / self.processes, 1.0)
+        leading = not gather or not top.executed or top.loops > gather.value("Workers Launched") * gather.loops
+        divisor = workers + (max(0.0, 1.0 - 0.3 * workers) if leading else 0.0)  # costsize.c: get_parallel_divisor
+        return self.value("Plan Rows") * max(divisor, 1.0) * max(self.loops / self.processes, 1.0)
 
     @property
     def misestimate(self) -> float:
         """How far the rows are from the estimate: 10 is ten times as many, 0.1 a tenth; 1 where it did not run.
 
-        Less than a row per loop counts as one, because the planner never expects less.
+        Less than a row per loop counts as one, because the planner never expects less. BitmapAnd and BitmapOr never
+        tell their rows.
         """
-        if not self.executed:
+        if not self.executed or self.kind in ("BitmapAnd", "BitmapOr"):
             return 1.0
         rounds = max(self.loops, 1.0)
         return max(self.rows, rounds) / max(self.estimated, rounds)
@@ -172,16 +179,16 @@ class Node:
     def cut_short(self) -> bool:
         """Whether something above may have stopped asking before the last row: LIMIT, a join, a subquery."""
         node = self
-        for above in self.above():
-            if node.kind in _BITMAPS:
-                return False
-            if above.kind in ("Limit", "Merge Join") or above.text("Join Type") in ("Semi", "Anti"):
+        while (above := node.parent) is not None and node.kind not in _BITMAPS:
+            if node.text("Subplan Name").startswith("CTE "):
+                readers = [scan for scan in above.below() if scan.executed and _read_by(scan) is node]
+                if not readers:
+                    return False
+                node = max(readers, key=lambda scan: scan.rows)
+                continue
+            if node.relationship in ("InitPlan", "SubPlan") or _stops(above, node):
                 return True
-            if above.raw.get("Inner Unique") is True and node.relationship == "Inner":
-                return True
-            if node.relationship in ("InitPlan", "SubPlan") and not node.text("Subplan Name").startswith("CTE "):
-                return True
-            if above.kind in ("Sort", "Hash") or (above.kind == "Aggregate" and above.text("Strategy") != "Sorted"):
+            if above.kind in ("Sort", "Hash") or above.text("Strategy") in ("Plain", "Hashed", "Mixed"):
                 return False
             node = above
         return False
@@ -293,6 +300,25 @@ class Plan:
         return number(found, "Time") if isinstance(found, dict) else 0.0
 
 
+def _read_by(scan: Node) -> Node | None:
+    """The CTE that a CTE Scan reads: the nearest of its name listed above."""
+    name = f"CTE {scan.text('CTE Name')}"
+    named = (child for above in scan.above() for child in above.children if child.text("Subplan Name") == name)
+    return next(named, None) if scan.kind == "CTE Scan" else None
+
+
+def _stops(above: Node, node: Node) -> bool:
+    """Whether a node may leave rows of one below it unread."""
+    if above.kind in ("Limit", "Merge Join") or "Run Condition" in above.raw:
+        return True
+    if above.kind == "Nested Loop":
+        first = above.text("Join Type") in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
+        return first and node.relationship == "Inner"
+    if above.kind == "Hash Join" and node.relationship == "Outer" and above.text("Join Type") in _MATCHED:
+        return any(child.kind == "Hash" and not child.rows for child in above.children)  # nothing can be joined to it
+    return False
+
+
 def number(raw: Raw, key: str) -> float:
     """A number of a document as it can stand in a plan; 0 for anything else."""
     found = raw.get(key)
@@ -314,7 +340,7 @@ def read_plan(document: Any) -> Plan:
     beyond: dict[str, float] = {}
     for key in COUNTERS:
         if number(raws[0], key) or (len(found.trees) > 1 and any(key in raw for raw in raws)):
-            own, left = exclusive(found, [number(raw, key) for raw in raws], exact=True)
+            own, left = exclusive(found, [number(raw, key) for raw in raws])
             beyond |= {key: left} if left else {}
             for mine, count in zip(counts, own, strict=True):
                 if count:
@@ -325,7 +351,8 @@ def read_plan(document: Any) -> Plan:
     if "Actual Total Time" in raws[0]:
         per_loop = [number(raw, "Actual Total Time") for raw in raws]
         inclusive = [ms * n / p for ms, n, p in zip(per_loop, loops, shared, strict=True)]
-        alone, outside = exclusive(found, inclusive, exact=False)
+        rounding = [_ROUNDING_MS * n / p for n, p in zip(loops, shared, strict=True)]
+        alone, outside = exclusive(found, inclusive, rounding)
     nodes: list[Node] = []
     for at, raw in enumerate(raws):
         parent = nodes[parents[at]] if at else None

@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
-from perfkit.explain.capture import WRITING, Capture, Connect, Options, Parameters, capture, single
+from perfkit.explain.capture import WRITING, Capture, Connect, Options, Parameters, capture, cursor_for, single
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
@@ -71,11 +71,11 @@ def effects(connection: psycopg.Connection[Any], statement: str, parameters: Par
     """
     text = single(statement)
     try:
-        cursor = connection.cursor()
-        cursor.row_factory = tuple_row
+        cursor = connection.cursor(row_factory=tuple_row)
         cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions that are not declared volatile
-        cursor.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
-        document: Any = (cursor.fetchone() or ([],))[0]
+        planned = cursor_for(connection, text, parameters)
+        planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
+        document: Any = (planned.fetchone() or ([],))[0]
         nodes = [node.raw for node in read_plan(document).nodes]
         volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
         connection.rollback()

@@ -5,12 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from perfkit.explain.facts import NO_FACTS, Facts
+from perfkit.explain.findings.blocked import blocked_condition
+from perfkit.explain.findings.estimates import misestimate
+from perfkit.explain.findings.joins import correlated_subplan, nested_loop
+from perfkit.explain.findings.memory import hash_batches, sort_spill
 from perfkit.explain.findings.model import Finding, Limits, Look, Severity
+from perfkit.explain.findings.order import ordered_limit
+from perfkit.explain.findings.overheads import (
+    jit_share,
+    planner_setting,
+    planning_share,
+    trigger_time,
+    workers_not_launched,
+)
+from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, sequential_scan
 from perfkit.explain.plan import Plan
 
 __all__ = ["Finding", "Severity", "findings"]
 
-RULES: tuple[Callable[[Look], Iterator[Finding]], ...] = ()
+RULES: tuple[Callable[[Look], Iterator[Finding]], ...] = (
+    sequential_scan,
+    index_filter,
+    heap_fetches,
+    lossy_bitmap,
+    blocked_condition,
+    ordered_limit,
+    misestimate,
+    sort_spill,
+    hash_batches,
+    nested_loop,
+    correlated_subplan,
+    workers_not_launched,
+    jit_share,
+    trigger_time,
+    planning_share,
+    planner_setting,
+)
 _ORDER = (Severity.HIGH, Severity.MEDIUM, Severity.LOW)
 
 

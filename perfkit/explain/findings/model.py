@@ -25,6 +25,30 @@ class Limits:
     high_ms: float = 10.0  # and at least so many ms
     medium_share: float = 0.1
     medium_ms: float = 1.0
+    worth_share: float = 0.05  # of the time, and
+    worth_ms: float = 1.0  # ms: for less, nobody should change anything
+    memory_mb: int = 1024  # more work_mem than this for a statement is advised to nobody
+    misestimate: float = 10.0  # times off; less rarely makes another plan the better one
+    misestimate_rows: float = 1000  # the larger of estimate and rows: 2 instead of 40 matter to nobody
+    stale_share: float = 0.1  # of a table's rows changed since ANALYZE, where autovacuum would renew the statistics
+    repeats: float = 100  # executions of a scan that reads everything
+    repeat_rows: float = 100  # looked at in each of them: going through a handful again costs less than a hash table
+    lookups: float = 10_000  # executions of an index scan: each is a few pages, only very many add up
+    repeat_share: float = 0.2  # of the time in what is repeated
+    workers_share: float = 0.2  # of the time in a part that got fewer workers than planned
+    jit_share: float = 0.25  # of the time in compiling: it should be paid back several times over
+    jit_ms: float = 5.0  # compiling less is not felt
+    trigger_share: float = 0.2  # of the time
+    trigger_call_ms: float = 0.2  # of a foreign key's check: one that finds its rows by an index takes a tenth
+    planning_share: float = 0.5  # of planning and execution: longer planned than executed
+    planning_ms: float = 5.0  # a new connection plans its first statement in 1 to 3 ms
+    sifted_rows: float = 5_000  # looked at by a scan, in all loops: fewer take less than a millisecond
+    sifted_share: float = 0.05  # kept of them, at most: with more, most pages are needed in any case
+    scan_rows: float = 400  # in each execution of a sequential scan: fewer fit into a few pages, quicker than an index
+    heap_fetches: float = 1_000  # rows that an index-only scan looks up: fewer take less than a millisecond
+    heap_fetch_share: float = 0.1  # of its rows: the last changes before the next VACUUM are always there
+    lossy_pages: float = 500  # of a bitmap: some 50,000 rows are checked again
+    lossy_share: float = 0.1  # of its pages
 
 
 @dataclass(frozen=True, slots=True)

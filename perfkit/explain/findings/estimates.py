@@ -1,0 +1,264 @@
+"""Estimates that were far off: where that starts, what was planned because of it, and what mends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from perfkit.explain.candidates import quoted
+from perfkit.explain.conditions import Predicate, predicates
+from perfkit.explain.facts import Table
+from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.words import child, counted, inclusive, took, worth
+from perfkit.explain.plan import Node
+
+JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
+CONDITIONS = ("Index Cond", "Recheck Cond", "Filter")
+# They hand on what they get, or count otherwise than they estimate.
+_PASSING = frozenset(
+    "Sort,Incremental Sort,Materialize,Memoize,Hash,Gather,Gather Merge,Limit,LockRows,Result,WindowAgg,ModifyTable,"
+    "BitmapAnd,BitmapOr,Bitmap Index Scan,Recursive Union,WorkTable Scan".split(",")
+)
+# Immutable, as statistics on an expression have to be; of others a name does not tell it.
+_IMMUTABLE = frozenset(
+    "abs btrim ceil char_length coalesce date_part date_trunc extract floor greatest least left length lower ltrim md5 "
+    "mod nullif replace reverse right round rtrim sign split_part strpos substr substring trunc upper".split()
+)
+_MOST_COLUMNS = 8  # of a CREATE STATISTICS
+_NAME_BYTES = 63
+
+
+def misestimate(look: Look) -> Iterator[Finding]:
+    """Row estimates that were far off, at the lowest node, where something above was planned for them."""
+    off = {node.number for node in look.plan.nodes if _off(look, node)} if look.plan.analyzed else set()
+    if not off:
+        return
+    said: set[int] = set()
+    starts = off - _fed(look.plan.nodes, off)
+    for node in look.plan.nodes:
+        if node.number not in starts or node.kind in _PASSING:
+            continue
+        start = _in_cte(node, off) or node
+        parent = start.parent
+        key = parent.number if parent and parent.kind in ("Append", "Merge Append") else start.number
+        top = _planned_for(node, off)
+        if top is None or key in said:
+            continue
+        spent = inclusive(top) - inclusive(node) if top is not node else node.exclusive_ms or 0.0
+        if not worth(look, spent):
+            continue
+        said.add(key)
+        advice, sql = cure(look, start)
+        rate, under = start.misestimate, start.misestimate > 1
+        rounds = f" in {counted(start.loops, 'execution')}" if start.loops > start.processes else ""
+        depends = (
+            "that is why its groups went through disk" if top is node else f"the {top.name} above was planned for that"
+        )
+        yield look.finding(
+            "misestimate",
+            start,
+            f"{start.title} gave {counted(start.rows, 'row')}{rounds} where the planner expected"
+            f" {start.estimated:,.0f}, {rate if under else 1 / rate:,.0f} times too {'few' if under else 'many'};"
+            f" {depends}{took(look, spent)}.",
+            advice,
+            sql=sql,
+            ms=spent,
+        )
+
+
+def cure(look: Look, node: Node) -> tuple[str, str]:
+    """What makes the estimate of a node better: advice, and the statement where one does it."""
+    if node.text("Relation Name"):
+        return _of_table(look, node)
+    if node.kind == "Aggregate":
+        return _of_groups(look, node)
+    if node.kind in JOINS:
+        return (
+            "The joined columns depend on each other in a way that statistics of single tables do not show: see that"
+            " both tables are analysed, and materialise the join's input in a temporary table with ANALYZE if not.",
+            "",
+        )
+    if node.kind in ("Function Scan", "Table Function Scan", "ProjectSet"):
+        return "Tell the planner how many rows the function gives: ALTER FUNCTION ... ROWS.", ""
+    if node.kind in ("Append", "Merge Append"):
+        return "Each part was estimated a little wrong, and that adds up: analyse the tables below.", ""
+    return "The planner cannot know it: put these rows into a temporary table, ANALYZE it and go on from there.", ""
+
+
+def conditions(node: Node, table: Table | None, keys: Iterable[str] = CONDITIONS, more: str = "") -> list[Predicate]:
+    """The conditions of a scan, each once, and `more`, that of a join."""
+    names = frozenset(column.name for column in table.columns) if table and table.columns else None
+    texts = [text for key in keys if (text := node.text(key))] + ([more] if more else [])
+    return list(dict.fromkeys(p for text in texts for p in predicates(text, node.text("Alias"), names)))
+
+
+def qualified(schema: str, relation: str) -> str:
+    """A table's name as a statement needs it."""
+    return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
+
+
+def _off(look: Look, node: Node) -> bool:
+    """Whether an estimate is far off, and the rows are what the node really had to give."""
+    limits, parent = look.limits, node.parent
+    rate = node.misestimate
+    if 1 / limits.misestimate < rate < limits.misestimate:
+        return False
+    if max(node.rows, node.estimated) < limits.misestimate_rows:
+        return False
+    if rate > 1:  # the inner side of a merge join is read again for equal keys
+        return not (parent and parent.kind == "Merge Join" and node.relationship == "Inner")
+    return not node.cut_short and not _unwanted(node)
+
+
+def _unwanted(node: Node) -> bool:
+    """Whether a hash join found nothing to look into and so read no further."""
+    for above in node.above():
+        inner = child(above, "Inner") if above.kind == "Hash Join" and node.relationship == "Outer" else None
+        if inner and not inner.rows:
+            return True
+        node = above
+    return False
+
+
+def _fed(nodes: Sequence[Node], off: set[int]) -> set[int]:
+    """The nodes that get their rows from one whose estimate is far off."""
+    found: set[int] = set()
+    for node in reversed(nodes):
+        wrong = node.number in found or (node.number in off and node.kind not in _PASSING)
+        if wrong and node.parent and node.relationship not in ("InitPlan", "SubPlan"):
+            found.add(node.parent.number)
+    return found
+
+
+def _in_cte(node: Node, off: set[int]) -> Node | None:
+    """Where in a CTE the estimate of its scan went wrong."""
+    name = f"CTE {node.text('CTE Name')}" if node.kind == "CTE Scan" else ""
+    ctes = (c for above in node.above() for c in above.children if name and c.text("Subplan Name") == name)
+    if (cte := next(ctes, None)) is None:
+        return None
+    below = [*cte.below()]
+    starts = off - _fed(below, off)
+    return next((n for n in below if n.number in starts and n.kind not in _PASSING), None)
+
+
+def _planned_for(node: Node, off: set[int]) -> Node | None:
+    """The last node above that was chosen by this estimate, as far up as the estimates are wrong."""
+    under = node.misestimate > 1
+    last = node if under and node.kind == "Aggregate" and node.value("HashAgg Batches") > 1 else None
+    for above in node.above():
+        if node.relationship in ("InitPlan", "SubPlan"):
+            break
+        spilled = above.text("Sort Space Type") == "Disk" or above.value("HashAgg Batches") > 1
+        if above.kind in JOINS or (under and spilled):
+            last = above
+        wrong = above.number in off and (above.misestimate > 1) == under
+        if above.kind == "Limit" or not (wrong or above.kind in _PASSING):
+            break
+        node = above
+    return last
+
+
+def _of_table(look: Look, node: Node) -> tuple[str, str]:
+    relation = node.text("Relation Name")
+    table = look.facts.of(node)
+    name = qualified(node.text("Schema"), relation)
+    analyze = f"ANALYZE {name}"
+    if table is None:
+        return (
+            f"Renew the statistics of {relation}; if that does not help, its columns depend on each other: see CREATE"
+            " STATISTICS.",
+            analyze,
+        )
+    if not table.analyzed and all(column.distinct is None for column in table.columns):
+        return f"{relation} has no statistics yet: analyse it.", analyze
+    if table.changed >= look.limits.stale_share * max(table.rows, 1.0):
+        return (
+            f"{counted(table.changed, 'row')} of {relation} changed since its statistics were made for"
+            f" {table.rows:,.0f}: analyse it, and let autovacuum do so more often"
+            " (autovacuum_analyze_scale_factor).",
+            analyze,
+        )
+    found = conditions(node, table)
+    if any(re.search(r"\$\d", p.value) for p in found):
+        return (
+            "The plan was made without the parameters' values: SET plan_cache_mode = force_custom_plan lets them"
+            " be seen.",
+            "",
+        )
+    if expression := next((p for p in found if not p.column and p.operator not in ("", "OR") and not p.cast), None):
+        return _of_expression(look, node, table, expression)
+    columns = list(dict.fromkeys(column for p in found for column in sorted(p.columns)))
+    if len(columns) > 1:
+        listed = " and ".join(columns)
+        return (
+            f"The planner takes {listed} for independent of each other: let it learn how they go together.",
+            _statistics(node, "(dependencies, mcv) ", columns[:_MOST_COLUMNS]),
+        )
+    if any(p.joined for p in found) or not columns:
+        return (
+            f"The values come from another table, and the planner expects an average number of rows of {relation} for"
+            " each: see that the tables are analysed; very uneven values are better handled by a statement of their"
+            " own."
+            if found
+            else f"Renew the statistics of {relation}.",
+            "" if found else analyze,
+        )
+    return (
+        f"The statistics of {columns[0]} are too coarse: collect more of its values.",
+        _finer(node, columns[0]),
+    )
+
+
+def _of_expression(look: Look, node: Node, table: Table, found: Predicate) -> tuple[str, str]:
+    advice = (
+        f"The planner has no statistics of {found.subject} and guesses: compare the column as it is, or collect them."
+    )
+    types = {column.type for name in found.columns if (column := table.column(name))}
+    functions = {
+        name.strip('"').lower()
+        for name in re.findall(r"([\w$.\"]+)\s*\(", re.sub(r"'(?:[^']|'')*'", "''", found.subject))
+    }
+    if not types or any("with time zone" in each for each in types) or not functions <= _IMMUTABLE:
+        return advice, ""
+    parts = re.split(r"('(?:[^']|'')*')", found.subject)
+    prefix = re.compile(r'(?<![\w$".])' + re.escape(quoted(node.text("Alias")) + "."))
+    plain = "".join(part if at % 2 else prefix.sub("", part) for at, part in enumerate(parts))
+    return advice, _statistics(node, "", sorted(found.columns), f"({plain})")
+
+
+def _of_groups(look: Look, node: Node) -> tuple[str, str]:
+    """The number of groups; their columns are of one table as a rule."""
+    keys = node.texts("Group Key")
+    scans = {n.text("Alias"): n for n in node.below() if n.text("Relation Name")}
+    for alias, scan in scans.items():
+        table = look.facts.of(scan)
+        names = frozenset(column.name for column in table.columns) if table else frozenset()
+        found = [p for key in keys for p in predicates(f"({key} IS NULL)", alias, names)]
+        if not keys or len(found) < len(keys) or not all(p.column for p in found):
+            continue
+        columns = [p.column for p in found]
+        if len(columns) > 1:
+            return (
+                f"The planner does not know how many combinations of {' and '.join(columns)} there are: let it count"
+                " them.",
+                _statistics(scan, "(ndistinct) ", columns[:_MOST_COLUMNS]),
+            )
+        return (
+            f"The number of different values of {columns[0]} is not known well enough: collect more of them.",
+            _finer(scan, columns[0]),
+        )
+    return "The planner has no statistics of what is grouped by: group by columns as they are.", ""
+
+
+def _statistics(node: Node, kinds: str, columns: Sequence[str], what: str = "") -> str:
+    """CREATE STATISTICS with a name, which servers before 16 demand."""
+    relation = node.text("Relation Name")
+    name = "_".join([relation, *columns]).encode()[: _NAME_BYTES - 6].decode(errors="ignore") + "_stats"
+    table = qualified(node.text("Schema"), relation)
+    listed = what or ", ".join(map(quoted, columns))
+    return f"CREATE STATISTICS IF NOT EXISTS {quoted(name)} {kinds}ON {listed} FROM {table};\nANALYZE {table}"
+
+
+def _finer(node: Node, column: str) -> str:
+    table = qualified(node.text("Schema"), node.text("Relation Name"))
+    return f"ALTER TABLE {table} ALTER COLUMN {quoted(column)} SET STATISTICS 1000;\nANALYZE {table}"

@@ -1,0 +1,346 @@
+"""Scans that look at many more rows or pages than they keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from math import ceil
+
+from perfkit.explain.candidates import quoted
+from perfkit.explain.conditions import Predicate, alternatives, predicates
+from perfkit.explain.findings.blocked import blocks
+from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.where import (
+    Sifted,
+    broken,
+    column_of,
+    conditions,
+    explained,
+    index_for,
+    listed,
+    placed,
+    plain,
+    sifted,
+    usable,
+    wanted_order,
+    wasteful,
+    why_unused,
+)
+from perfkit.explain.findings.words import counted, memory, percent, rounded, worth
+from perfkit.explain.plan import Node
+
+INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
+_CONSTANT = re.compile(r"(?:'(?:[^']|'')*'|\d+(?:\.\d+)?)(?:::[\w ]+)?|")
+_ENTRY = 64  # bytes for a page in a bitmap: tidbitmap.c, tbm_calculate_entries
+_GIN = {"@>": " jsonb_path_ops", "@?": " jsonb_path_ops", "@@": " jsonb_path_ops"}
+_CONTAINMENT = frozenset({"@>", "<@", "&&", "?", "?|", "?&", "@?", "@@", "-|-", "ANY ="})
+_PATTERNS = frozenset({"~~", "~~*", "~", "~*"})
+Remedy = tuple[str, str]  # advice and SQL
+
+
+def sequential_scan(look: Look) -> Iterator[Finding]:
+    """A table read from end to end for a few rows."""
+    for nodes in _together(look):
+        node = nodes[0]
+        parts = [found for part in nodes if (found := sifted(look, part))]
+        total = Sifted(sum(p.kept for p in parts), sum(p.seen for p in parts), sum(p.ms for p in parts))
+        scans = max(1.0, node.loops / node.processes if node.raw.get("Parallel Aware") is True else node.loops)
+        if not wasteful(look, node, total) or total.seen / scans < look.limits.scan_rows:
+            continue
+        if not (remedy := _remedy(look, node, total.share)):
+            continue
+        pages = sum(part.own_pages for part in nodes) or (_known_pages(look, nodes) if scans == 1 else 0.0)
+        expected = "" if look.plan.analyzed else "expected to be "
+        where = f" in {len(nodes)} partitions" if len(nodes) > 1 else ""
+        often = f" {scans:,.0f} times" if scans > 1 else ""
+        about = "about " if node.loops != 1 else ""
+        touched = f", {counted(pages, 'page')}" if pages else ""
+        text = (
+            f"{_whole(look, nodes)} is {expected}read from end to end{where}{often}: {counted(total.seen, 'row')} "
+            f"to find {about}{total.kept:,.0f} ({percent(total.share)}){touched}."
+        )
+        yield look.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
+
+
+def index_filter(look: Look) -> Iterator[Finding]:
+    """An index that finds many rows of which a filter keeps few."""
+    for node in look.plan.nodes:
+        if node.kind not in INDEX_SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
+            continue
+        if walks(node):
+            continue
+        remedy = _sharper(look, node)
+        if remedy:
+            yield look.finding(
+                "index-filter",
+                node,
+                f"{_indexes(node)} {'find' if ' and ' in _indexes(node) else 'finds'} {counted(found.seen, 'row')} of "
+                f"{node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} throws away all but "
+                f"{found.kept:,.0f} ({percent(found.share)}).",
+                remedy[0],
+                sql=remedy[1],
+            )
+
+
+def heap_fetches(look: Look) -> Iterator[Finding]:
+    """An index-only scan that has to look into the table all the same."""
+    for node in look.plan.nodes:
+        fetches = node.value("Heap Fetches") if node.kind == "Index Only Scan" else 0.0  # of all loops already
+        if fetches < look.limits.heap_fetches or not worth(look, node.exclusive_ms or 0.0):
+            continue
+        seen = max(fetches, node.rows + node.value("Rows Removed by Filter") * node.loops)
+        if fetches < look.limits.heap_fetch_share * seen:
+            continue
+        name = quoted(node.relation)
+        schema = node.text("Schema")
+        name = f"{quoted(schema)}.{name}" if schema not in ("", "public") else name
+        yield look.finding(
+            "heap-fetches",
+            node,
+            f"{node.text('Index Name')} holds all that is asked, and yet {counted(fetches, 'row')} of {seen:,.0f} were "
+            f"looked up in {node.relation}, because its pages have changed since the last VACUUM.",
+            f"VACUUM {node.relation}, and let autovacuum do it sooner on this table (autovacuum_vacuum_scale_factor, "
+            "or autovacuum_vacuum_insert_scale_factor where rows are only added). If it does not help, a transaction "
+            "that has been open for long holds it up.",
+            sql=f"VACUUM {name}",
+        )
+
+
+def lossy_bitmap(look: Look) -> Iterator[Finding]:
+    """A bitmap that no longer fits into work_mem and remembers pages instead of rows."""
+    for node in look.plan.nodes:
+        if node.kind != "Bitmap Heap Scan":
+            continue
+        lossy, exact = _blocks(node, "Lossy Heap Blocks"), _blocks(node, "Exact Heap Blocks")
+        if lossy < look.limits.lossy_pages or not worth(look, node.exclusive_ms or 0.0):
+            continue
+        if lossy < look.limits.lossy_share * (lossy + exact):
+            continue
+        mb = _bitmap_mb(look, node, lossy + exact)
+        rechecked = node.value("Rows Removed by Index Recheck") * node.loops
+        fits = mb <= look.limits.memory_mb and mb * 1024 > memory(look.plan.settings)
+        advice = (
+            f"With work_mem = {mb} MB the bitmap keeps every row."
+            if fits
+            else "Make the bitmap smaller: an index on more of the conditions, or fewer rows at a time."
+        )
+        yield look.finding(
+            "lossy-bitmap",
+            node,
+            f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')} it could "
+            f"only say for {lossy:,.0f} that something is there, and {counted(rechecked, 'row')} were read in vain.",
+            advice,
+            sql=f"SET work_mem = '{mb}MB'" if fits else "",
+        )
+
+
+def walks(node: Node) -> bool:
+    """Whether an index is read in its order until a LIMIT above has enough, with no value to look for."""
+    if node.kind not in ("Index Scan", "Index Only Scan") or not limited(node):
+        return False
+    return not any(p.equality for p in predicates(node.text("Index Cond"), node.text("Alias")))
+
+
+def limited(node: Node) -> Node | None:
+    """The LIMIT that stops a scan, where nothing in between collects its rows."""
+    for above in node.above():
+        if above.kind == "Limit":
+            return above
+        if above.kind not in ("LockRows", "Result", "Subquery Scan", "Gather Merge", "Nested Loop", "Unique"):
+            return None
+        if node.relationship == "Inner":
+            return None
+        node = above
+    return None
+
+
+def _together(look: Look) -> Iterator[list[Node]]:
+    """Sequential scans with a filter; those of one table's partitions together."""
+    groups: dict[tuple[object, ...], list[Node]] = {}
+    for node in look.plan.nodes:
+        if node.kind != "Seq Scan" or "Filter" not in node.raw or (look.plan.analyzed and not node.executed):
+            continue
+        if node.text("Schema") == "pg_catalog" or node.relation.startswith("pg_"):
+            continue
+        key: tuple[object, ...] = (node.number,)
+        if node.parent and node.parent.kind in ("Append", "Merge Append"):
+            table = look.facts.of(node)
+            stem = re.fullmatch(r"(.+)_\d+", node.text("Alias"))
+            whole = table.parent if table else (stem[1] if stem and stem[0] != node.relation else None)
+            key = (node.parent.number, whole) if whole else key
+        groups.setdefault(key, []).append(node)
+    yield from groups.values()
+
+
+def _whole(look: Look, nodes: Sequence[Node]) -> str:
+    """The name of what is read: a table, or the partitioned table of several parts."""
+    table = look.facts.of(nodes[0])
+    if len(nodes) > 1:
+        return table.parent[1] if table and table.parent else listed([node.relation for node in nodes[:3]])
+    return nodes[0].relation
+
+
+def _known_pages(look: Look, nodes: Sequence[Node]) -> float:
+    return sum(table.pages for node in nodes if (table := look.facts.of(node)))
+
+
+def _remedy(look: Look, node: Node, share: float) -> Remedy | None:
+    """What would find the rows of a scan; None where nothing is better than reading them all."""
+    found, table = conditions(look, node, "Filter"), look.facts.of(node)
+    good = usable(found, table)
+    others = [p for p in found if p not in good]
+    vague = bool(good) and bool(others) and all(p.operator == "=" for p in good) and explained(good, table) > 0.25
+    if not vague and (remedy := _index(look, node, found, good)):
+        return remedy
+    if not good and any(blocks(look, node, p) for p in found):
+        return None  # blocked-condition says it
+    for p in others:
+        if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
+            return remedy
+    return _index(look, node, found, good) if vague else None
+
+
+def _index(look: Look, node: Node, found: Sequence[Predicate], good: Sequence[Predicate]) -> Remedy | None:
+    """The B-tree for what is compared as it is."""
+    fixed = {column_of(p, look.facts.of(node)) for p in good if p.operator == "="}
+    ranged = [column_of(p, look.facts.of(node)) for p in good if not p.equality]
+    order = [name for name in wanted_order(node, node.text("Alias")) if name not in fixed]
+    if len(fixed) < len({p.column for p in good if p.equality}) or (ranged and ranged[0] not in order[:1]) or not fixed:
+        order = []
+    if not (best := index_for(look, node, found, order)):
+        return None
+    if best.existing:
+        return why_unused(look, node, best.existing)
+    if left := broken(look, node, best.columns):
+        return f"{left.name} is on these columns, and invalid: the command that made it failed. Build it again.", (
+            f"REINDEX INDEX {quoted(look.facts.of(node).schema)}.{quoted(left.name)}"  # type: ignore[union-attr]
+        )
+    first = ", and the first of them in the order that is wanted" if order else ""
+    return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
+
+
+def _either(look: Look, node: Node, predicate: Predicate) -> Remedy | None:
+    """An index for each of the conditions of an OR."""
+    table = look.facts.of(node)
+    names = frozenset(column.name for column in table.columns) if table else None
+    parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
+    served = [index_for(look, node, part) if part else None for part in parts]
+    if not served or not all(served):
+        return None
+    best = [one for one in served if one]
+    missing = list(dict.fromkeys(one.sql for one in best if not one.existing))
+    columns = list(dict.fromkeys(listed(one.columns) for one in best))
+    if not missing:
+        return None
+    if len(columns) == 1:
+        return f"An index on {columns[0]} finds these rows without reading the others.", missing[0]
+    return (
+        f"An OR over several columns needs an index for each part of it: {'; '.join(columns)}. Two statements joined "
+        "by UNION are the other way.",
+        ";\n".join(missing),
+    )
+
+
+def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
+    """The index for what no B-tree serves: patterns, documents, arrays, ranges, full text."""
+    key, table = plain(p.subject, node.text("Alias")), look.facts.of(node)
+    if p.operator in _PATTERNS and not p.prefix and p.column:
+        return (
+            f"A pattern that may begin with anything needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
+            f"INDEX ON {placed(look, node)} USING gin ({quoted(p.column)} gin_trgm_ops).",
+            "",
+        )
+    if p.operator not in _CONTAINMENT or p.joined or not (p.column or "tsvector(" in p.subject):
+        return None
+    column = table.column(p.column) if table and p.column else None
+    kind = column.type if column else (re.findall(r"::([\w\[\]]+)$", p.value) or [""])[0]
+    method, ops = "gin", ""
+    if kind == "jsonb":
+        ops = _GIN.get(p.operator, "")
+    elif "range" in kind:
+        method = "gist"
+    elif not kind.endswith("[]") and kind not in ("tsvector", "tsquery") and p.column:
+        return None
+    if p.operator == "ANY =":
+        rewrite = f" Ask for {key} @> ARRAY[{p.value}] instead of {p.value} = ANY ({key}), which no index serves."
+        return f"A GIN index on {key} finds these rows.{rewrite}", ""
+    if any(i.method == method and i.keys == (key,) and i.valid for i in (table.indexes if table else ())):
+        return None
+    made = f"CREATE INDEX ON {placed(look, node)} USING {method} ({key}{ops})"
+    return f"A {'GiST' if method == 'gist' else 'GIN'} index on {key} serves {p.operator}; a B-tree does not.", made
+
+
+def _partial(look: Look, node: Node, p: Predicate) -> Remedy | None:
+    """An index of the few rows that differ from a constant."""
+    if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
+        return None
+    table, condition = look.facts.of(node), plain(p.text, node.text("Alias"))
+    if table and any(_same(i.predicate, condition) for i in table.indexes):
+        return None
+    made = f"CREATE INDEX ON {placed(look, node)} ({quoted(p.column)}) WHERE {condition}"
+    return f"Few rows are meant by {condition}: an index of those alone is small and finds them.", made
+
+
+def _same(one: str, other: str) -> bool:
+    return re.sub(r"[\s()]", "", one) == re.sub(r"[\s()]", "", other)
+
+
+def _sharper(look: Look, node: Node) -> Remedy | None:
+    """An index that also has the filter's columns."""
+    table = look.facts.of(node)
+    found, bitmaps = conditions(look, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
+    by = conditions(look, node, "Recheck Cond" if bitmaps else "Index Cond")
+    if not usable(found, table):
+        return None if any(blocks(look, node, p) for p in found) else _beside(look, node, found)
+    if any(p.operator == "OR" for p in by):
+        columns = listed(sorted({p.column for p in usable(found, table)}))
+        return f"Add {columns} to the indexes of the OR, {_indexes(node)}, before any column with a range.", ""
+    both = usable([*by, *found], table)
+    ranged = list(dict.fromkeys(column_of(p, table) for p in both if not p.equality))
+    order = ranged if len(ranged) > 1 or not any(p.prefix for p in both) else []
+    best = index_for(look, node, both, order)
+    if best is None:
+        return None
+    if best.existing:
+        return why_unused(look, node, best.existing)
+    return f"An index on {listed(best.columns)} finds only the rows that are wanted.", best.sql
+
+
+def _beside(look: Look, node: Node, found: Sequence[Predicate]) -> Remedy | None:
+    for p in found:
+        if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
+            return remedy
+    return None
+
+
+def _indexes(node: Node) -> str:
+    names = [below.text("Index Name") for below in node.below() if below.text("Index Name")]
+    return listed(list(dict.fromkeys(names))) or "The index"
+
+
+def _rounds(node: Node) -> str:
+    scans = node.loops / node.processes
+    return f" in {scans:,.0f} rounds" if scans > 1 else ""
+
+
+def _quoted_filter(node: Node) -> str:
+    text = plain(node.text("Filter"), node.text("Alias"))
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _blocks(node: Node, key: str) -> float:
+    """Pages of a bitmap, with those of workers, which are counted beside the leader's since 18."""
+    workers = node.raw.get("Workers")
+    own = [w.get(key) for w in workers if isinstance(w, dict)] if isinstance(workers, list) else []
+    if not any(own) and node.raw.get("Parallel Aware") is True:  # until 17 the leader's alone are known
+        return node.value(key) * node.processes
+    return node.value(key) + sum(n for n in own if isinstance(n, int | float) and 0 <= n <= 1e12)
+
+
+def _bitmap_mb(look: Look, node: Node, pages: float) -> int:
+    """work_mem in MB, a power of two, for one execution's bitmap; each of several may cover more than their AND."""
+    scans = max(1.0, node.loops / node.processes)
+    table = look.facts.of(node)
+    several = node.processes > 1 or any(below.kind == "BitmapAnd" for below in node.below())
+    most = max(pages / scans, (table.pages if table else 4 * pages / scans) if several else 0.0)
+    return rounded(ceil(most * _ENTRY / 1024))
