@@ -11,6 +11,7 @@ from typing import Any
 from perfkit import policy, stats
 from perfkit.bundle import FLOOR, Bundle, Round, reading
 from perfkit.errors import BundleError, PlanError
+from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.explain.scans import Scan, in_words, scans
 from perfkit.results import Analysis, Comparison, ErrorGroup, Level, PlanUse
@@ -261,7 +262,9 @@ def _plan_uses(bundle: Bundle, rounds: Sequence[Round]) -> list[PlanUse]:
         for query, plan in read.items():
             executed, used = _used(query, scans(plan), uses)
             cost = (plan.execution_ms, int(plan.buffers), plan.rows)
-            found.append(PlanUse(arm, query, in_words(plan), *cost, executed, used, 0 < executed == used))
+            found.append(
+                PlanUse(arm, query, in_words(plan), fingerprint(plan), *cost, executed, used, 0 < executed == used)
+            )
     return found
 
 

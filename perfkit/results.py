@@ -64,6 +64,7 @@ class PlanUse:
     arm: str
     query: str
     summary: str  # "Index Scan using idx_appointments_org_contact_date"
+    fingerprint: str  # the same for the same plan, whatever its numbers and constants
     execution_ms: float  # measured once
     buffers: int  # shared hit + read of the whole plan
     rows: float

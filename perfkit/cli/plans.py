@@ -66,7 +66,7 @@ def explain(
       perfkit explain plan.json                                    what is wrong with it
       perfkit explain --diff before.json after.json                what changed
       perfkit explain slow.sql --db service=staging --analyze      executed, and rolled back
-      perfkit explain "SELECT * FROM visits WHERE day = $1" --db service=staging --generic
+      perfkit explain 'SELECT * FROM visits WHERE day = $1' --db service=staging --generic
       perfkit explain sql/queries/clinic_day.sql --generic --arm after-index
     """  # noqa: D301 - click wants the character
     from perfkit.explain.capture import Options

@@ -7,10 +7,15 @@ from typing import Any
 
 from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
-from perfkit.display.plans import plan_text
+from perfkit.display.plans import DiffView, PlanView
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
+from perfkit.errors import BundleError, PlanError
+from perfkit.explain.diff import diff
+from perfkit.explain.facts import read_facts
+from perfkit.explain.findings import findings
+from perfkit.explain.plan import read_plan
 from perfkit.results import PlanUse
 
 
@@ -71,22 +76,54 @@ def index_costs(subject: Subject) -> Table:
 
 
 def plans(subject: Subject) -> Block:
-    """Every captured plan, folded: as a tree in every arm, and EXPLAIN's JSON to copy."""
-    parts, texts = [], []
-    for query in subject.queries:
-        raw = {arm: plan for arm in subject.arms if (plan := subject.bundle.plan(arm, query)) is not None}
-        trees = {arm: plan_text(plan) for arm, plan in raw.items()}
-        drawn = "".join(f"<h4>{escape(arm)}</h4>{code(tree, name=f'{query} in {arm}')}" for arm, tree in trees.items())
-        source = "".join(
-            folded(
-                f"JSON of {query} in {arm}",
-                code(json.dumps(plan, indent=1, ensure_ascii=False), name=f"JSON, {arm}"),
+    """Every query's plan before and after, folded: what changed, both drawn, and EXPLAIN's JSON to copy."""
+    found = [_drawn(subject, query) for query in subject.queries]
+    html = "".join(block.html for block in found) or "<p>No plan was captured.</p>"
+    return Block(html, "\n\n".join(block.text for block in found) or "No plan was captured.")
+
+
+def _drawn(subject: Subject, query: str) -> Block:
+    """One query: each after arm compared with before, arms with the plan of an earlier one in a sentence."""
+    seen = {arm: view for arm in subject.arms if (view := _view(subject, arm, query))}
+    before = seen.get(subject.before)
+    shown: list[tuple[str, str]] = []
+    said = ""
+    drawn: list[str] = []
+    for arm in sorted((arm for arm in seen if arm != subject.before), key=lambda arm: arm not in subject.after):
+        alike = next((a for a in (subject.before, *drawn) if a in seen and diff(seen[a].plan, seen[arm].plan).same), "")
+        if alike:
+            line = f"{arm}: {diff(seen[alike].plan, seen[arm].plan).sentence} ({alike} -> {arm})"
+            shown.append((f"<p>{escape(line)}</p>", line))
+        elif before:
+            changed = DiffView(
+                diff(before.plan, seen[arm].plan), before.findings, seen[arm].findings, (subject.before, arm)
             )
-            for arm, plan in raw.items()
+            said = said or changed.diff.sentence
+            drawn.append(arm)
+            shown.append((changed.html(), changed.text()))
+    if not drawn:
+        shown = [(view.html(), view.text()) for view in [before or next(iter(seen.values()), None)] if view] + shown
+    source = "".join(
+        folded(
+            f"JSON of {query} in {arm}",
+            code(json.dumps(subject.bundle.plan(arm, query), indent=1, ensure_ascii=False), name=f"JSON, {arm}"),
         )
-        parts.append(folded(query, drawn + source))
-        texts += [f"{query} in {arm}\n{tree}" for arm, tree in trees.items()]
-    return Block("".join(parts) or "<p>No plan was captured.</p>", "\n\n".join(texts) or "No plan was captured.")
+        for arm in seen
+    )
+    title = f"{query}: {said}" if said else query
+    html = folded(title, "".join(html for html, _ in shown) + source)
+    return Block(html, "\n\n".join([title, *(text for _, text in shown)]))
+
+
+def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
+    """A captured plan with what the rules find in it."""
+    if (document := subject.bundle.plan(arm, query)) is None:
+        return None
+    try:
+        plan, facts = read_plan(document), read_facts(subject.bundle.tables(arm, query))
+    except PlanError as error:
+        raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
+    return PlanView(plan, findings(plan, facts), arm)
 
 
 def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
@@ -94,7 +131,7 @@ def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -
     found = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
     quiet = "quiet" if subject.role(use.arm) == "control" else ""
     other = before if before and before.arm != use.arm else None
-    change = "" if other is None else "same plan as before" if other.summary == use.summary else "changed"
+    change = "" if other is None else "same plan as before" if other.fingerprint == use.fingerprint else "changed"
     fewer = f"before: {numbers.count(other.buffers)}" if other and other.buffers != use.buffers else ""
     mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
     state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
