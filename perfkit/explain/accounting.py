@@ -36,7 +36,7 @@ class Hoisted:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Nodes in preorder: each one's parent and regular children; `trees`: the root and what is hoisted, payers' first."""
+    """Nodes in preorder: parents, regular children, and `trees`: the root and what is hoisted, payers' trees first."""
 
     parents: Sequence[int]
     children: Sequence[Sequence[int]]

@@ -152,7 +152,10 @@ def _explained(connection: psycopg.Connection[Any], text: str, parameters: Param
     if options.generic:
         return _generic(connection, numbered(text), version)
     explain = f"EXPLAIN ({_wanted(options, version, text)}) {text}"
-    return _first(cursor_for(connection, text, parameters), explain, exact(parameters))
+    cursor, values = cursor_for(connection, text, parameters), exact(parameters)
+    if options.analyze:  # or the planning time would be that of reading the catalogue into a new connection
+        cursor.execute(f"EXPLAIN {text}".encode(), values)
+    return _first(cursor, explain, values)
 
 
 def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> Any:

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from perfkit.errors import PlanError
@@ -17,22 +17,29 @@ from perfkit.errors import PlanError
 EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
 _DEEP = 10_000  # nested values that are followed; Python's own limit is 1,000, a plan takes two for each level
 _deepening = threading.Lock()
-_HEADER = re.compile(r"^[\s|│║]*QUERY PLAN[\s|│║]*$", re.MULTILINE)
-_FRAME = re.compile(r"^[ \t]*[|│║]?[ \t]?|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")
+_HEADER = re.compile(r"^[ \t|│║]*QUERY PLAN\b", re.MULTILINE)
+_FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
 _ENTRY = re.compile(r"plan:\s*(?=\{)")
-_TEXT = re.compile(r"\(cost=\d+\.\d+\.\.\d+\.\d+ rows=\d+ width=\d+\)|^\s*- Plan:|<explain ", re.MULTILINE)
+_TEXT = re.compile(
+    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)|^[\s|│║]*- Plan:|<explain ", re.MULTILINE
+)
+_SPACE = re.compile(r"\s*")
+_LONE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold as it is
 _CSV_LIMIT = 1 << 28
 
 
 def read(text: str) -> list[Any]:
     """Every plan in a text, each as a document with a 'Plan'. Raises PlanError saying what was expected."""
+    text = text.lstrip("\ufeff").strip()
     with deep():
-        found = [document for value in _values(text.lstrip("\ufeff")) for document in _documents(value)]
-    if not found:
-        if _TEXT.search(text):
-            raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
-        raise PlanError(f"no plan in it; {EXPECTED}")
-    return found
+        for values in (_json, _framed, _logged):
+            if found := [document for value in values(text) for document in _documents(value)]:
+                return found
+        if text.startswith(("[", "{")) and not _ENTRY.search(text):
+            json.JSONDecoder().raw_decode(text)  # says where it is wrong
+    if _TEXT.search(text):
+        raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
+    raise PlanError(f"no plan in it; {EXPECTED}")
 
 
 def loads(text: str | bytes) -> Any:
@@ -44,7 +51,8 @@ def loads(text: str | bytes) -> Any:
 def dumps(document: Any) -> str:
     """A plan as text that public viewers take. Raises PlanError."""
     with deep():
-        return json.dumps(document, indent=1, ensure_ascii=False)
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+        return text if text.isascii() or not _LONE.search(text) else json.dumps(document, indent=1)
 
 
 @contextmanager
@@ -63,37 +71,53 @@ def deep() -> Iterator[None]:
             sys.setrecursionlimit(limit)
 
 
-def _values(text: str) -> Iterator[Any]:
-    """JSON values in a text of one of the kinds that are known."""
-    if header := _HEADER.search(text):
-        lines = text[header.end() :].splitlines()
-        start = next((n for n, line in enumerate(lines) if _FRAME.sub("", line).startswith(("[", "{"))), len(lines))
-        yield _first("\n".join(_FRAME.sub("", line) for line in lines[start:]))
-        return
-    stripped = text.strip()
-    if stripped.startswith(('"[', '"{')):
-        stripped = stripped[1:].replace('""', '"')
-    if stripped.startswith(("[", "{")) and not _ENTRY.search(text):
-        yield _first(stripped)
-        return
-    yield from _logged(text)
+def _json(text: str) -> Iterator[Any]:
+    """JSON values one after the other; what follows (psql's count of rows) is left alone."""
+    if text.startswith(('"[', '"{')):  # a cell of CSV
+        text = text[1:].replace('""', '"')
+    at, decoder = 0, json.JSONDecoder()
+    while text.startswith(("[", "{"), at):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except ValueError:
+            return
+        yield value
+        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
+
+
+def _framed(text: str) -> Iterator[Any]:
+    """psql's output, with the lines around its cells, expanded or not, as CSV too."""
+    for part in _HEADER.split(text)[1:] or [text]:
+        lines = [_FRAME.sub("", line) for line in part.splitlines()]
+        start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
+        yield from _json("\n".join(lines[start:]))
 
 
 def _logged(text: str) -> Iterator[Any]:
     """auto_explain's entries in a log of any format; one that was cut off is left out."""
-    if text.lstrip().startswith("{"):
+    if text.startswith("{"):
         parts = [_message(line) for line in text.splitlines()]
     elif '{""' in text or '""Query Text""' in text:
-        csv.field_size_limit(_CSV_LIMIT)
-        parts = [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
+        parts = _cells(text)
     else:
         parts = [text]
+    decoder = json.JSONDecoder()
     for part in parts:
-        for entry in _ENTRY.finditer(part):
-            try:
-                yield json.JSONDecoder().raw_decode(part, entry.end())[0]
-            except ValueError:
-                continue
+        at = 0
+        while entry := _ENTRY.search(part, at):
+            at = entry.end()
+            with suppress(ValueError):
+                value, at = decoder.raw_decode(part, at)
+                yield value
+
+
+def _cells(text: str) -> list[str]:
+    """The messages of a CSV log."""
+    csv.field_size_limit(_CSV_LIMIT)
+    try:
+        return [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
+    except csv.Error:
+        return []
 
 
 def _message(line: str) -> str:
@@ -103,11 +127,6 @@ def _message(line: str) -> str:
     except ValueError:
         return ""
     return str(value.get("message", "")) if isinstance(value, dict) else ""
-
-
-def _first(text: str) -> Any:
-    """The JSON value that a text begins with; what follows (psql's count of rows) is left alone."""
-    return json.JSONDecoder().raw_decode(text.lstrip())[0]
 
 
 def _documents(value: Any) -> Iterator[Any]:

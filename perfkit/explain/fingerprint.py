@@ -31,7 +31,7 @@ def without_constants(expression: str) -> str:
     """An expression with a question mark for each constant and parameter.
 
     >>> without_constants("((day = 7) AND (note_2 = 'it''s'::text) AND (id = $1))")
-    "((day = ?) AND (note_2 = ?::text) AND (id = ?))"
+    '((day = ?) AND (note_2 = ?::text) AND (id = ?))'
     """
     return _TOKEN.sub(lambda m: m["kept"] or "?", expression)
 

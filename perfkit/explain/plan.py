@@ -180,7 +180,7 @@ class Node:
         """Whether something above may have stopped asking before the last row: LIMIT, a join, a subquery."""
         node = self
         while (above := node.parent) is not None and node.kind not in _BITMAPS:
-            if node.text("Subplan Name").startswith("CTE "):
+            if node.relationship == "InitPlan" and node.text("Subplan Name").startswith("CTE "):
                 readers = [scan for scan in above.below() if scan.executed and _read_by(scan) is node]
                 if not readers:
                     return False
@@ -302,8 +302,9 @@ class Plan:
 
 def _read_by(scan: Node) -> Node | None:
     """The CTE that a CTE Scan reads: the nearest of its name listed above."""
-    name = f"CTE {scan.text('CTE Name')}"
-    named = (child for above in scan.above() for child in above.children if child.text("Subplan Name") == name)
+    name, lists = f"CTE {scan.text('CTE Name')}", (scan, *scan.above())
+    ctes = (child for above in lists for child in reversed(above.children) if child.relationship == "InitPlan")
+    named = (cte for cte in ctes if cte.text("Subplan Name") == name)
     return next(named, None) if scan.kind == "CTE Scan" else None
 
 

@@ -14,6 +14,11 @@ SELECT pg_catalog.json_build_object(
     'dead', s.n_dead_tup,
     'changed', s.n_mod_since_analyze,
     'analyzed', greatest(s.last_analyze, s.last_autoanalyze) IS NOT NULL,
+    'parent', (
+        SELECT pg_catalog.json_build_array(n.nspname, p.relname)
+        FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+        WHERE p.oid = pg_catalog.pg_partition_root(w.oid) AND p.oid <> w.oid
+    ),
     'columns', (
         SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
             'name', a.attname,

@@ -22,7 +22,7 @@ from perfkit.explain.findings.where import (
     wasteful,
     why_unused,
 )
-from perfkit.explain.findings.words import counted, percent
+from perfkit.explain.findings.words import counted
 from perfkit.explain.plan import Node
 
 _SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
@@ -35,11 +35,14 @@ _IMMUTABLE = frozenset(
 )
 _SAFE_CASTS = frozenset({"integer", "bigint", "smallint", "numeric", "text", "double precision", "boolean", "uuid"})
 _CALCULATED = ("smallint", "integer", "bigint", "numeric", "real", "double", "date", "time")
-_TIMES = ("timestamp", "time", "date", "interval")
+# Types whose conversion to text and calculations depend on no setting.
+_PLAIN = ("text", "character", "smallint", "integer", "bigint", "numeric", "real", "double", "boolean", "uuid", "json")
 _COLUMN = r'(?P<column>(?:"(?:[^"]|"")*"|[^\W\d][\w$]*))'
 _VALUE = r"(?P<value>'(?:[^']|'')*'(?:::[\w ]+)?|\d[\d.]*|\$\d+)"
 _SHIFTED = re.compile(rf"(?:{_COLUMN} (?P<sign>[-+]) {_VALUE}|{_VALUE.replace('value', 'first')} \+ "
                       rf"{_COLUMN.replace('column', 'last')})")  # fmt: skip
+_TAKEN = re.compile(rf"(?P<from>now\(\)|CURRENT_\w+|{_VALUE.replace('?P<value>', '')}) - {_COLUMN}")
+_FLIPPED = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _TRUNCATED = re.compile(rf"date_trunc\('(?P<unit>\w+)'(?:::text)?, {_COLUMN}\)")
 _YEAR = re.compile(rf"(?:EXTRACT\(year FROM |date_part\('year'(?:::text)?, ){_COLUMN}\)")
 _DISTINCT = re.compile(r"\(*NOT \((?P<subject>.+) IS DISTINCT FROM (?P<value>.+?)\)+")
@@ -74,7 +77,7 @@ def blocked_condition(look: Look) -> Iterator[Finding]:
                 node,
                 f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
                 f"{counted(found.seen, 'row')} of {node.relation} {'were' if look.plan.analyzed else 'will be'} "
-                f"looked at to keep {found.kept:,.0f} ({percent(found.share)}).",
+                f"looked at to keep {found.few}.",
                 advice,
                 sql=sql,
             )
@@ -99,7 +102,9 @@ def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
         return None
     column = table.column(name) if table else None
     kind = column.type if column else ""
-    if cast := p.cast:
+    if subject.lower().startswith(("position(", "strpos(")):
+        return None  # a search inside a text, which a B-tree would not help
+    if cast := p.cast or ("date" if subject == f"date({quoted(name)})" and kind.startswith("timestamp") else ""):
         return _cast(p, quoted(name), cast, kind)
     return _time(p, subject) or _moved(p, subject, kind) or _expression(p, subject, kind, placed(look, node))
 
@@ -198,8 +203,12 @@ def _time(p: Predicate, subject: str) -> Block | None:
 
 def _moved(p: Predicate, subject: str, kind: str) -> Block | None:
     """A calculation that can be done on the other side."""
-    found = _SHIFTED.fullmatch(subject)
-    if not found or p.operator not in ("=", "<", "<=", ">", ">="):
+    if p.operator not in _FLIPPED:
+        return None
+    if taken := _TAKEN.fullmatch(subject):
+        name = taken["column"]
+        return Block(f"a calculation with {name}", f"{name} {_FLIPPED[p.operator]} {taken['from']} - {p.value}")
+    if not (found := _SHIFTED.fullmatch(subject)):
         return None
     name, by = found["column"] or found["last"], found["value"] or found["first"]
     sign = "-" if found["first"] or found["sign"] == "+" else "+"
@@ -216,9 +225,11 @@ def _expression(p: Predicate, subject: str, kind: str, where: str) -> Block:
     call = re.fullmatch(r"[\w.]+\(.*\)", subject)
     key = subject if call and _closes(subject) else f"({subject})"
     key += " text_pattern_ops" if p.prefix else ""
-    known = functions <= _IMMUTABLE and casts <= _SAFE_CASTS and kind and not kind.startswith(_TIMES)
+    known = functions <= _IMMUTABLE and casts <= _SAFE_CASTS and kind.startswith(_PLAIN)
     if known and ("||" not in bare or kind.startswith(("text", "character"))):
         return Block(subject, key=key)
+    if re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare):
+        return Block(subject, hint="Compare the column itself, and do the calculation on the other side.")
     return Block(
         subject,
         hint=f"Compare the column itself, with a range for instance; or CREATE INDEX ON {where} ({key}), which is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from perfkit.explain.accounting import GATHERS
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate, predicates
 from perfkit.explain.facts import Table
@@ -30,12 +31,14 @@ _NAME_BYTES = 63
 
 def misestimate(look: Look) -> Iterator[Finding]:
     """Row estimates that were far off, at the lowest node, where something above was planned for them."""
-    off = {node.number for node in look.plan.nodes if _off(look, node)} if look.plan.analyzed else set()
+    nodes = look.plan.nodes
+    parallel = any(node.kind in GATHERS for node in nodes)
+    off = {node.number for node in nodes if node.executed and _off(look, node, parallel)}
     if not off:
         return
     said: set[int] = set()
-    starts = off - _fed(look.plan.nodes, off)
-    for node in look.plan.nodes:
+    starts = off - _fed(nodes, off)
+    for node in nodes:
         if node.number not in starts or node.kind in _PASSING:
             continue
         start = _in_cte(node, off) or node
@@ -97,13 +100,14 @@ def qualified(schema: str, relation: str) -> str:
     return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
 
 
-def _off(look: Look, node: Node) -> bool:
+def _off(look: Look, node: Node, parallel: bool) -> bool:
     """Whether an estimate is far off, and the rows are what the node really had to give."""
-    limits, parent = look.limits, node.parent
+    limits, parent, rows = look.limits, node.parent, node.rows
+    expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # the same, and quick
+    if max(rows, expected) < limits.misestimate_rows:
+        return False
     rate = node.misestimate
     if 1 / limits.misestimate < rate < limits.misestimate:
-        return False
-    if max(node.rows, node.estimated) < limits.misestimate_rows:
         return False
     if rate > 1:  # the inner side of a merge join is read again for equal keys
         return not (parent and parent.kind == "Merge Join" and node.relationship == "Inner")

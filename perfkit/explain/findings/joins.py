@@ -139,10 +139,8 @@ def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
     index = "An index finds its rows without reading them all. " if indexed else ""
     if "NOT (ANY" in uses or (node.kind == "Materialize" and "NOT" in uses):
         return f"{index}Write NOT EXISTS instead of NOT IN, which can be joined."
-    name = re.escape(node.text("Subplan Name"))
-    alone = re.search(
-        rf"(?:^|NOT |OR |AND )\(*{name}\)+(?:$| OR | AND )", uses
-    )  # until 16 that is how EXISTS is printed
+    name = re.escape(node.text("Subplan Name"))  # alone between AND and OR, as EXISTS was printed until 16
+    alone = re.search(rf"(?:^|NOT |OR |AND )\(*{name}\)+\s*(?:$| OR | AND )", uses)
     if "EXISTS" in uses or "ANY" in uses or alone:
         return (
             f"{index}Take EXISTS or IN out of the OR or CASE that it stands in, by a UNION say, and it can be joined."

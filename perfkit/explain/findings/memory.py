@@ -18,6 +18,7 @@ _LARGEST_MULTIPLIER = 16  # more is better said as work_mem
 # its array doubles, and its state of aggregation; a kept row's pointer and headers.
 _SORTED, _HASHED, _GROUPED, _STORED = 56, 48, 176, 40
 _MARGIN = 1.15
+_GROUP_GROWS = 4  # times the disk that narrow rows take in memory
 
 
 def sort_spill(look: Look) -> Iterator[Finding]:
@@ -30,7 +31,10 @@ def sort_spill(look: Look) -> Iterator[Finding]:
             continue
         most, whole = max(spilled), sum(spilled)
         rows = _input(node) * most * len(spilled) / whole
-        kb = max(most * 1.5, (most * 1024 + rows * _SORTED) / 1024) * _MARGIN
+        if node.kind == "Incremental Sort":  # its groups are sorted one by one, and nothing tells their rows
+            kb = most * _GROUP_GROWS
+        else:
+            kb = max(most * 1.5, most + rows * _SORTED / 1024) * _MARGIN
         keys = ", ".join(node.texts("Sort Key"))
         each = f" in {counted(len(spilled), 'process')}" if len(spilled) > 1 else ""
         limited = any(above.kind == "Limit" for above in node.above())
@@ -50,22 +54,17 @@ def sort_spill(look: Look) -> Iterator[Finding]:
 
 def hash_batches(look: Look) -> Iterator[Finding]:
     """Hash tables, hashed groups and kept rows that were written to disk in part."""
+    looks = {"Hash": _hash_table, "Aggregate": _groups}
     for node in look.plan.nodes:
-        if not node.executed:
-            continue
-        if node.kind == "Hash":
-            yield from _hash_table(look, node)
-        elif node.kind == "Aggregate":
-            yield from _groups(look, node)
-        elif node.kind in _KEPT:
-            yield from _stored(look, node)
+        rule = looks.get(node.kind) or (_stored if node.kind in _KEPT else None)
+        if rule and node.executed:
+            yield from rule(look, node)
 
 
 def _hash_table(look: Look, node: Node) -> Iterator[Finding]:
     """The build side of a hash join."""
-    batches = _largest(node, "Hash Batches")
     join = node.parent
-    if batches <= 1 or join is None:
+    if join is None or (batches := _largest(node, "Hash Batches")) <= 1:
         return
     spent = (node.exclusive_ms or 0.0) + (join.exclusive_ms or 0.0)
     if not worth(look, spent):

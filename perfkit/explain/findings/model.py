@@ -44,6 +44,7 @@ class Limits:
     planning_ms: float = 5.0  # a new connection plans its first statement in 1 to 3 ms
     sifted_rows: float = 5_000  # looked at by a scan, in all loops: fewer take less than a millisecond
     sifted_share: float = 0.05  # kept of them, at most: with more, most pages are needed in any case
+    unused_share: float = 0.01  # for an index that is there and was not taken: above it the planner may be right
     scan_rows: float = 400  # in each execution of a sequential scan: fewer fit into a few pages, quicker than an index
     heap_fetches: float = 1_000  # rows that an index-only scan looks up: fewer take less than a millisecond
     heap_fetch_share: float = 0.1  # of its rows: the last changes before the next VACUUM are always there

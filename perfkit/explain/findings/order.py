@@ -8,7 +8,7 @@ from perfkit.explain.candidates import quoted
 from perfkit.explain.findings.model import Finding, Look
 from perfkit.explain.findings.scans import walks
 from perfkit.explain.findings.where import column_of, conditions, index_for, listed, sifted, usable, wasteful
-from perfkit.explain.findings.words import counted, percent
+from perfkit.explain.findings.words import counted
 from perfkit.explain.plan import Node
 
 _OTHERWISE = (
@@ -28,9 +28,8 @@ def ordered_limit(look: Look) -> Iterator[Finding]:
         yield look.finding(
             "ordered-limit",
             node,
-            f"{node.text('Index Name')} was walked in the order that is wanted, in the hope that the LIMIT is soon "
-            f"reached: {counted(found.seen, 'row')} of {node.relation} went by for {found.kept:,.0f} that the filter "
-            f"keeps ({percent(found.share)}).",
+            f"{node.text('Index Name')} was walked in its order until enough rows were found: "
+            f"{counted(found.seen, 'row')} of {node.relation} went by, and the filter keeps {found.few}.",
             advice,
             sql=sql,
         )
@@ -49,7 +48,8 @@ def _remedy(look: Look, node: Node) -> tuple[str, str]:
     if not fixed:
         return f"No index on the filter's columns can replace it as they are compared. {_OTHERWISE}", ""
     if not order:
-        return f"Make an index that begins with {listed(sorted(columns))} and goes on with the ORDER BY.", ""
+        walked_by = node.text("Index Name")
+        return f"Make an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
     best = index_for(look, node, fixed, order)
     if best is None or best.existing:
         return f"The index {best.existing.name if best and best.existing else ''} serves both. {_OTHERWISE}", ""

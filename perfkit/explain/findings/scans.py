@@ -26,7 +26,7 @@ from perfkit.explain.findings.where import (
     wasteful,
     why_unused,
 )
-from perfkit.explain.findings.words import counted, memory, percent, rounded, worth
+from perfkit.explain.findings.words import counted, memory, rounded, worth
 from perfkit.explain.plan import Node
 
 INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
@@ -54,10 +54,11 @@ def sequential_scan(look: Look) -> Iterator[Finding]:
         where = f" in {len(nodes)} partitions" if len(nodes) > 1 else ""
         often = f" {scans:,.0f} times" if scans > 1 else ""
         about = "about " if node.loops != 1 else ""
+        kept = about + total.few if round(total.kept) else total.few
         touched = f", {counted(pages, 'page')}" if pages else ""
         text = (
             f"{_whole(look, nodes)} is {expected}read from end to end{where}{often}: {counted(total.seen, 'row')} "
-            f"to find {about}{total.kept:,.0f} ({percent(total.share)}){touched}."
+            f"to find {kept}{touched}."
         )
         yield look.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
 
@@ -75,8 +76,7 @@ def index_filter(look: Look) -> Iterator[Finding]:
                 "index-filter",
                 node,
                 f"{_indexes(node)} {'find' if ' and ' in _indexes(node) else 'finds'} {counted(found.seen, 'row')} of "
-                f"{node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} throws away all but "
-                f"{found.kept:,.0f} ({percent(found.share)}).",
+                f"{node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} keeps {found.few}.",
                 remedy[0],
                 sql=remedy[1],
             )
@@ -160,8 +160,8 @@ def _together(look: Look) -> Iterator[list[Node]]:
     for node in look.plan.nodes:
         if node.kind != "Seq Scan" or "Filter" not in node.raw or (look.plan.analyzed and not node.executed):
             continue
-        if node.text("Schema") == "pg_catalog" or node.relation.startswith("pg_"):
-            continue
+        if node.text("Schema").startswith("pg_") or node.relation.startswith("pg_"):
+            continue  # the catalogue, and temporary tables
         key: tuple[object, ...] = (node.number,)
         if node.parent and node.parent.kind in ("Append", "Merge Append"):
             table = look.facts.of(node)
@@ -190,31 +190,33 @@ def _remedy(look: Look, node: Node, share: float) -> Remedy | None:
     good = usable(found, table)
     others = [p for p in found if p not in good]
     vague = bool(good) and bool(others) and all(p.operator == "=" for p in good) and explained(good, table) > 0.25
-    if not vague and (remedy := _index(look, node, found, good)):
+    if not vague and (remedy := _index(look, node, found, good, share)):
         return remedy
     if not good and any(blocks(look, node, p) for p in found):
         return None  # blocked-condition says it
     for p in others:
         if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
             return remedy
-    return _index(look, node, found, good) if vague else None
+    return _index(look, node, found, good, share) if vague else None
 
 
-def _index(look: Look, node: Node, found: Sequence[Predicate], good: Sequence[Predicate]) -> Remedy | None:
+def _index(
+    look: Look, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
+) -> Remedy | None:
     """The B-tree for what is compared as it is."""
-    fixed = {column_of(p, look.facts.of(node)) for p in good if p.operator == "="}
-    ranged = [column_of(p, look.facts.of(node)) for p in good if not p.equality]
+    table = look.facts.of(node)
+    fixed = {column_of(p, table) for p in good if p.equality}
+    ranged = [column_of(p, table) for p in good if not p.equality]
     order = [name for name in wanted_order(node, node.text("Alias")) if name not in fixed]
-    if len(fixed) < len({p.column for p in good if p.equality}) or (ranged and ranged[0] not in order[:1]) or not fixed:
+    if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
     if not (best := index_for(look, node, found, order)):
         return None
     if best.existing:
-        return why_unused(look, node, best.existing)
-    if left := broken(look, node, best.columns):
-        return f"{left.name} is on these columns, and invalid: the command that made it failed. Build it again.", (
-            f"REINDEX INDEX {quoted(look.facts.of(node).schema)}.{quoted(left.name)}"  # type: ignore[union-attr]
-        )
+        return why_unused(look, node, best.existing) if share <= look.limits.unused_share else None
+    if table and (left := broken(table, best.columns)):
+        again = f"REINDEX INDEX {quoted(table.schema)}.{quoted(left.name)}"
+        return f"{left.name} is on these columns, and invalid: the command that made it failed. Build it again.", again
     first = ", and the first of them in the order that is wanted" if order else ""
     return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
 
@@ -244,10 +246,15 @@ def _either(look: Look, node: Node, predicate: Predicate) -> Remedy | None:
 def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
     """The index for what no B-tree serves: patterns, documents, arrays, ranges, full text."""
     key, table = plain(p.subject, node.text("Alias")), look.facts.of(node)
-    if p.operator in _PATTERNS and not p.prefix and p.column:
+    name = quoted(column_of(p, table))
+    if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
+        ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
+        made = f"CREATE INDEX ON {placed(look, node)} ({name} text_pattern_ops)"
+        return None if ready else (f"An index on {name} that knows patterns finds what begins like this.", made)
+    if p.operator in _PATTERNS and not p.prefix and name != '""':
         return (
             f"A pattern that may begin with anything needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
-            f"INDEX ON {placed(look, node)} USING gin ({quoted(p.column)} gin_trgm_ops).",
+            f"INDEX ON {placed(look, node)} USING gin ({name} gin_trgm_ops).",
             "",
         )
     if p.operator not in _CONTAINMENT or p.joined or not (p.column or "tsvector(" in p.subject):
@@ -255,7 +262,7 @@ def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
     column = table.column(p.column) if table and p.column else None
     kind = column.type if column else (re.findall(r"::([\w\[\]]+)$", p.value) or [""])[0]
     method, ops = "gin", ""
-    if kind == "jsonb":
+    if kind == "jsonb" and p.operator not in ("<@", "&&", "-|-"):
         ops = _GIN.get(p.operator, "")
     elif "range" in kind:
         method = "gist"

@@ -11,7 +11,7 @@ from perfkit.explain.candidates import Candidate, candidate, comparable, quoted
 from perfkit.explain.conditions import Predicate, predicates
 from perfkit.explain.facts import Index, Table
 from perfkit.explain.findings.model import Look
-from perfkit.explain.findings.words import worth
+from perfkit.explain.findings.words import percent, worth
 from perfkit.explain.plan import Node
 
 COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
@@ -33,6 +33,11 @@ class Sifted:
     def share(self) -> float:
         """Kept of those seen."""
         return self.kept / self.seen if self.seen else 1.0
+
+    @property
+    def few(self) -> str:
+        """How many it kept, in words."""
+        return f"{self.kept:,.0f} ({percent(self.share)})" if round(self.kept) else "none"
 
 
 def sifted(look: Look, node: Node) -> Sifted | None:
@@ -107,13 +112,10 @@ def index_for(look: Look, node: Node, found: Sequence[Predicate], order: Sequenc
     return good
 
 
-def broken(look: Look, node: Node, columns: Sequence[str]) -> Index | None:
+def broken(table: Table, columns: Sequence[str]) -> Index | None:
     """An index on these columns that a failed CREATE INDEX CONCURRENTLY left invalid."""
-    table = look.facts.of(node)
     keys = tuple(quoted(name) for name in columns)
-    return (
-        next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None) if table else None
-    )
+    return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
 
 
 def why_unused(look: Look, node: Node, index: Index) -> tuple[str, str]:
