@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("phases", "compare", "verdicts")
+NAMES = ("plans", "phases", "compare", "verdicts")
 
 
 def main() -> int:

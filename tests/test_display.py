@@ -11,7 +11,6 @@ from synthetic import make_run
 from perfkit.bundle import Bundle
 from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded, style, visible
-from perfkit.display.plans import plan_text
 from perfkit.display.table import Cell, Table
 from perfkit.report.run import Run
 
@@ -99,33 +98,6 @@ def test_units() -> None:
     assert numbers.percent(0.00125) == "0.125 %"
     assert numbers.seconds(0.31) == "310 ms"
     assert " ".join(numbers.too_few(40, 95).split()) == "not enough samples (40 of 72)"
-
-
-def test_a_plan_is_a_tree_with_rows_loops_time_and_buffers() -> None:
-    inner = {
-        "Node Type": "Index Scan",
-        "Relation Name": "a",
-        "Index Name": "i",
-        "Actual Rows": 2.5,
-        "Actual Loops": 4,
-        "Actual Total Time": 0.5,
-        "Shared Hit Blocks": 7,
-        "Shared Read Blocks": 1,
-        "Index Cond": "(x = 1)",
-    }
-    never = {"Node Type": "Seq Scan", "Relation Name": "b", "Actual Rows": 0, "Actual Loops": 0}
-    raw = [{"Plan": {"Node Type": "Append", "Actual Rows": 10, "Actual Loops": 1, "Plans": [inner, never]}}]
-    assert plan_text(raw).splitlines() == [
-        "Append  (10 rows × 1, 0 buffers)",
-        "   └─ Index Scan using i on a  (2.5 rows × 4, 0.500 ms, 8 buffers)",
-        "         Index Cond: (x = 1)",
-        "   └─ Seq Scan on b  (never executed)",
-    ]
-
-
-@pytest.mark.parametrize("raw", [None, [], {}, [{}], "x", [{"Plan": 3}]])
-def test_what_is_no_plan_is_said_so(raw: object) -> None:
-    assert plan_text(raw) == "no plan was captured"
 
 
 def test_everything_a_run_shows_has_html_and_words(run: Run) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from perfkit.text import visible
 
 _NOTHING = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_BODY = " body { margin: 16px; background: var(--paper); }"
 
 
 def escape(text: object) -> str:
@@ -34,7 +35,8 @@ def page(title: str, content: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style()} body {{ margin: 16px; }}</style></head>"
+        f"<title>{escape(title)}</title><style>{style()}"
+        "body { margin: 16px; background: var(--paper); }</style></head>"
         f'<body class="pk">{content}</body></html>\n'
     )
 

@@ -1,60 +1,78 @@
-"""EXPLAIN's JSON as an indented tree: what each node did, how often, how long, and the pages it touched."""
+"""A plan, and what changed between two, as they show themselves in a notebook, a report and a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from perfkit.display import numbers
+from perfkit.display import plan_diff, plan_html, plan_lines
+from perfkit.display.html import style
+from perfkit.display.plan_figures import Figures
+from perfkit.explain.diff import Diff, Kind
+from perfkit.explain.findings.model import Finding
+from perfkit.explain.plan import Plan
+from perfkit.text import visible
 
-_DETAILS = ("Index Cond", "Recheck Cond", "Hash Cond", "Join Filter", "Filter", "Sort Key", "Group Key")
-
-
-def plan_text(raw: Any) -> str:
-    """The tree of one plan as EXPLAIN returned it; rows and times are averages per loop, buffers totals."""
-    try:
-        document = raw[0]
-        lines = list(_node(document["Plan"], 0))
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return "no plan was captured"
-    for key in ("Planning Time", "Execution Time"):
-        if key in document:
-            lines.append(f"{key}: {numbers.significant(float(document[key]))} ms (measured once)")
-    return "\n".join(lines)
+_KEPT = 400  # changed steps that are shown however little they count
 
 
-def _node(node: dict[str, Any], depth: int) -> Iterator[str]:
-    indent = "   " * depth
-    yield f"{indent}{'└─ ' if depth else ''}{_title(node)}  {_actuals(node)}".rstrip()
-    inner = indent + ("      " if depth else "   ")
-    for key in _DETAILS:
-        if key in node:
-            value = node[key]
-            yield f"{inner}{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
-    if removed := node.get("Rows Removed by Filter"):
-        yield f"{inner}Rows removed by filter: {numbers.count(float(removed))}"
-    for child in node.get("Plans", []):
-        yield from _node(child, depth + 1)
+@dataclass(frozen=True, repr=False)
+class PlanView:
+    """A plan with what was found in it."""
+
+    plan: Plan
+    findings: Sequence[Finding] = ()
+    title: str = ""
+
+    def html(self) -> str:
+        """The drawing, for a page that has the style sheet."""
+        return plan_html.drawn(Figures(self.plan, self.findings), self.title)
+
+    def text(self, width: int | None = None) -> str:
+        """The tree in text, `width` characters wide; None: as wide as needed."""
+        figures = Figures(self.plan, self.findings)
+        parts = [[visible(self.title)] if self.title else [], plan_lines.above(figures, width)]
+        parts += [[""], plan_lines.lines(figures, width)]
+        if found := list(plan_lines.findings(figures, width)):
+            parts += [[""], found]
+        return "\n".join(line for part in parts for line in part)
+
+    def _repr_html_(self) -> str:
+        return _alone(self.html())
+
+    def __repr__(self) -> str:
+        return self.text()
 
 
-def _title(node: dict[str, Any]) -> str:
-    parts = [str(node.get("Node Type", "?"))]
-    if "Index Name" in node:
-        parts.append(f"using {node['Index Name']}")
-    if "Relation Name" in node:
-        parts.append(f"on {node['Relation Name']}")
-    return " ".join(parts)
+@dataclass(frozen=True, repr=False)
+class DiffView:
+    """What changed between two plans, with what was found in each."""
+
+    diff: Diff
+    before: Sequence[Finding] = ()
+    after: Sequence[Finding] = ()
+    labels: tuple[str, str] = ("before", "after")
+
+    def html(self) -> str:
+        """The sentence, the figures of both, and both plans side by side."""
+        return plan_diff.drawn(self.diff, *self._figures(), self.labels)
+
+    def text(self, width: int | None = None) -> str:
+        """The sentence, and the second plan's tree with each step's figures before and after."""
+        return "\n".join(plan_diff.lines(self.diff, *self._figures(), self.labels, width))
+
+    def _figures(self) -> tuple[Figures, Figures]:
+        changed = [change for change in self.diff.changes if change.kind != Kind.SAME]
+        kept = {node for change in changed[:_KEPT] for node in (change.before, change.after) if node}
+        return Figures(self.diff.before, self.before, kept), Figures(self.diff.after, self.after, kept)
+
+    def _repr_html_(self) -> str:
+        return _alone(self.html())
+
+    def __repr__(self) -> str:
+        return self.text()
 
 
-def _actuals(node: dict[str, Any]) -> str:
-    if "Actual Loops" not in node:
-        return f"(estimated: {numbers.count(float(node.get('Plan Rows', 0)))} rows)"
-    if not node["Actual Loops"]:
-        return "(never executed)"
-    rows, loops = float(node.get("Actual Rows", 0)), float(node["Actual Loops"])
-    said = [f"{rows:,.10g} rows × {numbers.count(loops)}"]
-    if "Actual Total Time" in node:
-        said.append(f"{numbers.significant(float(node['Actual Total Time']))} ms")
-    pages = node.get("Shared Hit Blocks", 0) + node.get("Shared Read Blocks", 0)
-    said.append(f"{numbers.count(pages)} buffers")
-    return f"({', '.join(said)})"
+def _alone(html: str) -> str:
+    """HTML with the style sheet, for a cell of any notebook."""
+    return f"<style>{style()}</style><div class='pk'>{html}</div>"

@@ -217,11 +217,11 @@ def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, lis
     found: dict[str, list[int]] = defaultdict(list)
     for node, raw in enumerate(raws):
         if loops[node]:
-            texts = (text for value in raw.values() for text in (value if isinstance(value, list) else [value]))
-            for text in texts:
-                if isinstance(text, str) and ("$" in text or ".col" in text):
-                    for token in set(_REFERENCE.findall(_LITERAL.sub("''", text))):
-                        found[token].append(node)
+            for value in raw.values():
+                for text in (value,) if type(value) is str else value if type(value) is list else ():
+                    if type(text) is str and ("$" in text or ".col" in text):
+                        for token in set(_REFERENCE.findall(_LITERAL.sub("''", text))):
+                            found[token].append(node)
     return found
 
 

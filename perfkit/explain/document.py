@@ -17,14 +17,18 @@ from perfkit.errors import PlanError
 EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
 _DEEP = 10_000  # nested values that are followed; Python's own limit is 1,000, a plan takes two for each level
 _deepening = threading.Lock()
-_HEADER = re.compile(r"^[ \t|│║]*QUERY PLAN\b", re.MULTILINE)
+_HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
 _FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
+_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # as JSON does, and a log's prefix does not
 _ENTRY = re.compile(r"plan:\s*(?=\{)")
 _TEXT = re.compile(
-    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)|^[\s|│║]*- Plan:|<explain ", re.MULTILINE
+    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)"
+    r"|^[\s|│║]*(?:QUERY PLAN[\s|│║]*)?- Plan:|<explain ",
+    re.MULTILINE,
 )
 _SPACE = re.compile(r"\s*")
 _LONE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold as it is
+_INDENTED = 200  # levels; the spaces grow with their square
 _CSV_LIMIT = 1 << 28
 
 
@@ -35,7 +39,7 @@ def read(text: str) -> list[Any]:
         for values in (_json, _framed, _logged):
             if found := [document for value in values(text) for document in _documents(value)]:
                 return found
-        if text.startswith(("[", "{")) and not _ENTRY.search(text):
+        if _BEGINS.match(text):
             json.JSONDecoder().raw_decode(text)  # says where it is wrong
     if _TEXT.search(text):
         raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
@@ -49,10 +53,11 @@ def loads(text: str | bytes) -> Any:
 
 
 def dumps(document: Any) -> str:
-    """A plan as text that public viewers take. Raises PlanError."""
+    """A plan as text that public viewers take, indented unless that would be most of it. Raises PlanError."""
     with deep():
-        text = json.dumps(document, indent=1, ensure_ascii=False)
-        return text if text.isascii() or not _LONE.search(text) else json.dumps(document, indent=1)
+        indent = 1 if _levels(document) < _INDENTED else None
+        text = json.dumps(document, indent=indent, ensure_ascii=False)
+        return json.dumps(document, indent=indent) if _LONE.search(text) else text
 
 
 @contextmanager
@@ -71,6 +76,16 @@ def deep() -> Iterator[None]:
             sys.setrecursionlimit(limit)
 
 
+def _levels(document: Any) -> int:
+    """How deep values are nested in each other."""
+    levels, layer = 0, [document] if isinstance(document, dict | list) else []
+    while layer and levels < _INDENTED:
+        within = (value.values() if isinstance(value, dict) else value for value in layer)
+        layer = [item for values in within for item in values if isinstance(item, dict | list)]
+        levels += 1
+    return levels
+
+
 def _json(text: str) -> Iterator[Any]:
     """JSON values one after the other; what follows (psql's count of rows) is left alone."""
     if text.startswith(('"[', '"{')):  # a cell of CSV
@@ -86,8 +101,8 @@ def _json(text: str) -> Iterator[Any]:
 
 
 def _framed(text: str) -> Iterator[Any]:
-    """psql's output, with the lines around its cells, expanded or not, as CSV too."""
-    for part in _HEADER.split(text)[1:] or [text]:
+    """Output of psql, with the lines around its cells, expanded or not, as CSV too."""
+    for part in _HEADER.split(text)[1:] or ([text] if text.startswith(("[", "{")) else []):
         lines = [_FRAME.sub("", line) for line in part.splitlines()]
         start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
         yield from _json("\n".join(lines[start:]))

@@ -322,10 +322,9 @@ def _stops(above: Node, node: Node) -> bool:
 
 def number(raw: Raw, key: str) -> float:
     """A number of a document as it can stand in a plan; 0 for anything else."""
-    found = raw.get(key)
-    if isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found <= _LARGEST:
-        return float(found)
-    return 0.0
+    found: Any = raw.get(key)
+    kind = type(found)  # not isinstance: True is no number, and this is asked a hundred times for each node
+    return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
 
 
 def read_plan(document: Any) -> Plan:
@@ -340,7 +339,7 @@ def read_plan(document: Any) -> Plan:
     counts: list[dict[str, float]] = [{} for _ in raws]
     beyond: dict[str, float] = {}
     for key in COUNTERS:
-        if number(raws[0], key) or (len(found.trees) > 1 and any(key in raw for raw in raws)):
+        if any(raw.get(key) for raw in raws):
             own, left = exclusive(found, [number(raw, key) for raw in raws])
             beyond |= {key: left} if left else {}
             for mine, count in zip(counts, own, strict=True):
