@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perfkit import nested
 from perfkit.errors import BundleError
 
 FORMAT = 1
@@ -97,9 +98,9 @@ class Bundle:
         """Keep EXPLAIN's JSON as it came: that of the last execution; beside it the others and facts about tables."""
         folder = self.path / "plans" / arm
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{query}.json", json.dumps(documents[-1], indent=1, ensure_ascii=False))
+        write_atomically(folder / f"{query}.json", nested.dumps(documents[-1]))
         rest = {"earlier": documents[:-1], "tables": tables}
-        write_atomically(folder / f"{query}{_FACTS}", json.dumps(rest, indent=1, ensure_ascii=False))
+        write_atomically(folder / f"{query}{_FACTS}", nested.dumps(rest))
 
     def plan(self, arm: str, query: str) -> Any | None:
         """EXPLAIN's JSON of one query in one arm; None where it was not captured."""
@@ -140,7 +141,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return nested.loads(path.read_bytes())
     except FileNotFoundError:
         raise BundleError(f"{path}: no such file; expected a bundle's folder") from None
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import click
 
 from perfkit.cli.group import ask, echo, target_options
 from perfkit.errors import UsageError
+from perfkit.nested import dumps
 
 if TYPE_CHECKING:
     from perfkit.explain.capture import Capture
@@ -162,7 +162,7 @@ def _plans(found: list[Capture], form: str) -> str:
 
     views = [PlanView(capture.plan, findings(capture.plan, capture.facts)) for capture in found]
     if form == "json":
-        return json.dumps([_told(capture) for capture in found], indent=1, ensure_ascii=False)
+        return dumps([_told(capture) for capture in found])
     if form == "html":
         return page("Plan", "".join(view.html() for view in views))
     return "\n\n".join(map(repr, views))
@@ -183,7 +183,7 @@ def _diff(found: list[Capture], form: str) -> str:
             for c in changed.changes
         ]
         told = {"sentence": changed.sentence, "evidence": changed.evidence, "same": changed.same, "changes": numbers}
-        return json.dumps({**told, "plans": [_told(capture) for capture in found]}, indent=1, ensure_ascii=False)
+        return dumps({**told, "plans": [_told(capture) for capture in found]})
     before, after = (findings(capture.plan, capture.facts) for capture in found)
     view = DiffView(changed, before, after)
     return page("What changed", view.html()) if form == "html" else repr(view)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from perfkit.display import numbers
@@ -16,6 +15,7 @@ from perfkit.explain.diff import diff
 from perfkit.explain.facts import read_facts
 from perfkit.explain.findings import findings
 from perfkit.explain.plan import read_plan
+from perfkit.nested import dumps
 from perfkit.results import PlanUse
 
 
@@ -106,7 +106,7 @@ def _drawn(subject: Subject, query: str) -> Block:
     source = "".join(
         folded(
             f"JSON of {query} in {arm}",
-            code(json.dumps(subject.bundle.plan(arm, query), indent=1, ensure_ascii=False), name=f"JSON, {arm}"),
+            code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"),
         )
         for arm in seen
     )

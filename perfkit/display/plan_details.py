@@ -8,9 +8,9 @@ from typing import Any
 from perfkit.display import numbers
 from perfkit.display.plan_figures import ms, plural
 from perfkit.errors import PlanError
-from perfkit.explain.document import dumps
 from perfkit.explain.fingerprint import CONDITIONS
 from perfkit.explain.plan import COUNTERS, Node
+from perfkit.nested import dumps
 
 SHORT = 160  # characters of a condition in the line that says most
 _LONG = 1_000  # characters of any value

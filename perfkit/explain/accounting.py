@@ -21,6 +21,11 @@ GATHERS = frozenset({"Gather", "Gather Merge"})
 _PRUNERS = frozenset({"Append", "Merge Append"})
 _LITERAL = re.compile(r"'(?:[^']|'')*'")
 _REFERENCE = re.compile(r"\$\d+|\([^()]+\)(?=\.col\d)")  # until 16 and since 17
+_EXPRESSIONS = {
+    *("Output", "Filter", "Index Cond", "Recheck Cond", "Join Filter", "Hash Cond", "Merge Cond", "One-Time Filter"),
+    *("TID Cond", "Order By", "Sort Key", "Group Key", "Cache Key", "Function Call", "Table Function Call"),
+    *("Run Condition", "Conflict Filter", "Repeatable Seed", "Sampling Parameters", "Params Evaluated", "Window"),
+}
 _CHAIN = 50  # nodes that are asked whether they evaluated an InitPlan
 
 
@@ -111,7 +116,7 @@ def exclusive(
                 own[top] -= whole
         for node in members:
             if below := found.children[node]:
-                whole, parts = inclusive[node], sum(inclusive[child] for child in below)
+                whole, parts = inclusive[node], sum([inclusive[child] for child in below])
                 if parts > whole and not exact:
                     for child in below:
                         inclusive[child] = own[child] = inclusive[child] * whole / parts
@@ -156,15 +161,13 @@ def _fit(children: Sequence[Sequence[int]], ms: list[float], rounding: Sequence[
 
 def _shares(hoisted: Hoisted, own: Sequence[float], whole: float, exact: bool) -> list[tuple[int, float]]:
     """Who is charged how much of a hoisted subtree, nobody more than it has."""
-    room = {payer: own[payer] for payer in hoisted.payers if own[payer] > 0}
-    if not room or whole <= 0:
+    if whole <= 0:
         return []
-    if hoisted.cte:
-        part = min(1.0, whole / sum(room.values()))
-        shares = {payer: float(int(has * part)) if exact else has * part for payer, has in room.items()}
-    else:
-        fits = next((payer for payer, has in room.items() if has >= whole), None)
-        shares = dict.fromkeys(room, 0.0) if fits is None else {fits: whole}
+    if not hoisted.cte and (fits := next((payer for payer in hoisted.payers if own[payer] >= whole), None)) is not None:
+        return [(fits, whole)]
+    room = {payer: own[payer] for payer in hoisted.payers if own[payer] > 0}
+    part = min(1.0, whole / sum(room.values())) if hoisted.cte and room else 0.0
+    shares = {payer: float(int(has * part)) if exact else has * part for payer, has in room.items()}
     rest = whole - sum(shares.values())
     for payer in shares:
         more = min(rest, room[payer] - shares[payer])
@@ -217,7 +220,7 @@ def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, lis
     found: dict[str, list[int]] = defaultdict(list)
     for node, raw in enumerate(raws):
         if loops[node]:
-            for value in raw.values():
+            for value in map(raw.get, raw.keys() & _EXPRESSIONS):
                 for text in (value,) if type(value) is str else value if type(value) is list else ():
                     if type(text) is str and ("$" in text or ".col" in text):
                         for token in set(_REFERENCE.findall(_LITERAL.sub("''", text))):

@@ -14,10 +14,10 @@ from psycopg.rows import tuple_row
 from psycopg.types.json import set_json_loads
 
 from perfkit.errors import PlanError
-from perfkit.explain.document import loads
 from perfkit.explain.facts import Facts, ask, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
+from perfkit.nested import loads
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
 

@@ -6,17 +6,14 @@ import csv
 import io
 import json
 import re
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from perfkit.errors import PlanError
+from perfkit.nested import deep
 
 EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
-_DEEP = 10_000  # nested values that are followed; Python's own limit is 1,000, a plan takes two for each level
-_deepening = threading.Lock()
 _HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
 _FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
 _BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # as JSON does, and a log's prefix does not
@@ -27,63 +24,24 @@ _TEXT = re.compile(
     re.MULTILINE,
 )
 _SPACE = re.compile(r"\s*")
-_LONE = re.compile("[\ud800-\udfff]")  # half a character, which no file can hold as it is
-_INDENTED = 200  # levels; the spaces grow with their square
 _CSV_LIMIT = 1 << 28
 
 
 def read(text: str) -> list[Any]:
     """Every plan in a text, each as a document with a 'Plan'. Raises PlanError saying what was expected."""
     text = text.lstrip("\ufeff").strip()
-    with deep():
-        for values in (_json, _framed, _logged):
-            if found := [document for value in values(text) for document in _documents(value)]:
-                return found
-        if _BEGINS.match(text):
-            json.JSONDecoder().raw_decode(text)  # says where it is wrong
+    try:
+        with deep():
+            for values in (_json, _framed, _logged):
+                if found := [document for value in values(text) for document in _documents(value)]:
+                    return found
+            if _BEGINS.match(text):
+                json.JSONDecoder().raw_decode(text)  # says where it is wrong
+    except ValueError as error:
+        raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
     if _TEXT.search(text):
         raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
     raise PlanError(f"no plan in it; {EXPECTED}")
-
-
-def loads(text: str | bytes) -> Any:
-    """JSON however deep a plan may be. Raises PlanError."""
-    with deep():
-        return json.loads(text)
-
-
-def dumps(document: Any) -> str:
-    """A plan as text that public viewers take, indented unless that would be most of it. Raises PlanError."""
-    with deep():
-        indent = 1 if _levels(document) < _INDENTED else None
-        text = json.dumps(document, indent=indent, ensure_ascii=False)
-        return json.dumps(document, indent=indent) if _LONE.search(text) else text
-
-
-@contextmanager
-def deep() -> Iterator[None]:
-    """Python's own limit on nested values raised, and what is wrong with JSON as a PlanError."""
-    with _deepening:
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(max(limit, _DEEP))
-        try:
-            yield
-        except RecursionError:
-            raise PlanError("nested too deeply for a plan; expected EXPLAIN's own JSON") from None
-        except ValueError as error:
-            raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
-        finally:
-            sys.setrecursionlimit(limit)
-
-
-def _levels(document: Any) -> int:
-    """How deep values are nested in each other."""
-    levels, layer = 0, [document] if isinstance(document, dict | list) else []
-    while layer and levels < _INDENTED:
-        within = (value.values() if isinstance(value, dict) else value for value in layer)
-        layer = [item for values in within for item in values if isinstance(item, dict | list)]
-        levels += 1
-    return levels
 
 
 def _json(text: str) -> Iterator[Any]:

@@ -13,9 +13,9 @@ CONDITIONS = (
     *("One-Time Filter", "Run Condition", "Sort Key", "Presorted Key", "Group Key", "Grouping Sets", "Cache Key"),
     *("Function Call", "Conflict Filter"),
 )
-_TOKEN = re.compile(
-    r"""(?P<kept>"(?:[^"]|"")*"|[^\W\d][\w$]*(?!'))"""  # names, quoted or not
-    r"""|[EB]?'(?:[^']|'')*'|\$\d+|\b\d+(?:\.\d+)?(?:e[+-]?\d+)?\b""",
+_CONSTANT = re.compile(
+    r"""(?P<name>"(?:[^"]|"")*")"""  # whose digits and quotes are its own
+    r"""|(?:(?<![\w$])[EBX])?'(?:[^']|'')*'|\$\d+|(?<![\w$.])\d+(?:\.\d+)?(?:e[+-]?\d+)?\b""",
     re.IGNORECASE,
 )
 
@@ -33,18 +33,17 @@ def without_constants(expression: str) -> str:
     >>> without_constants("((day = 7) AND (note_2 = 'it''s'::text) AND (id = $1))")
     '((day = ?) AND (note_2 = ?::text) AND (id = ?))'
     """
-    return _TOKEN.sub(lambda m: m["kept"] or "?", expression)
+    return _CONSTANT.sub(lambda m: m["name"] or "?", expression)
 
 
 def conditions(node: Node) -> str:
     """What a node's rows must fulfil and how they are ordered, without constants."""
-    return "; ".join(
-        f"{key}: {', '.join(without_constants(text) for text in found)}"
-        for key in CONDITIONS
-        if key in node.raw and (found := node.texts(key))
-    )
+    said = [key for key in CONDITIONS if key in node.raw]
+    return "; ".join([f"{key}: {', '.join(map(without_constants, node.texts(key)))}" for key in said]) if said else ""
 
 
 def _shape(node: Node) -> str:
-    where = f"{node.text('Schema')}.{node.relation} {node.text('Index Name')}"
-    return f"{node.relationship} {without_constants(node.text('Subplan Name'))} {node.name} {where} {conditions(node)}"
+    get = node.raw.get
+    sub = without_constants(node.text("Subplan Name")) if "Subplan Name" in node.raw else ""
+    where = f"{get('Schema')}.{node.relation} {get('Index Name')}"
+    return f"{get('Parent Relationship')} {sub} {node.name} {where} {conditions(node)}"

@@ -24,6 +24,7 @@ _READ = ("I/O Read Time", "Shared I/O Read Time", "Local I/O Read Time")  # the 
 _WRITE = ("I/O Write Time", "Shared I/O Write Time", "Local I/O Write Time")
 _DISABLED = 1e10  # what a disabled node's cost begins with until 17
 _ROUNDING_MS = 0.0005  # times come with three digits
+_READ_FROM = ("Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
 _LARGEST = 1e18  # no figure of a plan is larger
 _STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
 _MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # rows of the outer side need a match
@@ -37,6 +38,7 @@ class Node:
     number: int  # in the order in which EXPLAIN lists them, from 1
     depth: int
     raw: Raw
+    kind: str  # the node type as EXPLAIN's JSON names it
     parent: Node | None
     children: list[Node]
     loops: float  # executions by all processes; 0: never executed
@@ -44,11 +46,6 @@ class Node:
     inclusive_ms: float | None
     exclusive_ms: float | None
     own: Mapping[str, float]  # exclusive counts of blocks, by their name in COUNTERS; none means 0
-
-    @property
-    def kind(self) -> str:
-        """The node type as EXPLAIN's JSON names it."""
-        return str(self.raw["Node Type"])
 
     @property
     def name(self) -> str:
@@ -87,8 +84,7 @@ class Node:
     @property
     def relation(self) -> str:
         """The table, function, CTE or the like that it reads or writes; "" for none."""
-        keys = ("Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
-        return next((found for key in keys if (found := self.text(key))), "")
+        return self.text("Relation Name") or next((found for key in _READ_FROM if (found := self.text(key))), "")
 
     @property
     def relationship(self) -> str:
@@ -103,7 +99,7 @@ class Node:
     @property
     def rows(self) -> float:
         """Rows of all loops."""
-        return self.value("Actual Rows") * self.loops
+        return self.value("Actual Rows") * self.loops if self.loops else 0.0
 
     @property
     def pages(self) -> float:
@@ -210,12 +206,14 @@ class Node:
 
     def value(self, key: str) -> float:
         """A number of the document; 0 where there is none."""
-        return number(self.raw, key)
+        found: Any = self.raw.get(key)
+        kind = type(found)  # as `number` does, which is a call more: rules ask this thousands of times
+        return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
 
     def text(self, key: str) -> str:
         """A text of the document; "" where there is none."""
-        found = self.raw.get(key)
-        return found if isinstance(found, str) else ""
+        found: Any = self.raw.get(key)
+        return found if type(found) is str else ""
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Texts of the document, of a list or one alone."""
@@ -327,20 +325,26 @@ def number(raw: Raw, key: str) -> float:
     return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
 
 
+def _numbers(raws: Sequence[Raw], key: str) -> list[float]:
+    """The same for every node."""
+    values: list[Any] = [raw.get(key) for raw in raws]
+    return [number(raw, key) for raw in raws] if any(values) else [0.0] * len(values)
+
+
 def read_plan(document: Any) -> Plan:
     """The plan of EXPLAIN's JSON: its array (of which the first is taken), or one element. Raises PlanError."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, dict) or not isinstance(first.get("Plan"), dict):
         raise PlanError("not a plan; expected EXPLAIN (FORMAT JSON) output with a 'Plan'")
     raws, parents = _listed(first["Plan"])
-    loops = [number(raw, "Actual Loops") for raw in raws]
+    loops = _numbers(raws, "Actual Loops")
     shared = processes(raws, parents, loops)
     found = structure(raws, parents, loops)
     counts: list[dict[str, float]] = [{} for _ in raws]
     beyond: dict[str, float] = {}
     for key in COUNTERS:
-        if any(raw.get(key) for raw in raws):
-            own, left = exclusive(found, [number(raw, key) for raw in raws])
+        if any(figures := _numbers(raws, key)):
+            own, left = exclusive(found, figures)
             beyond |= {key: left} if left else {}
             for mine, count in zip(counts, own, strict=True):
                 if count:
@@ -349,7 +353,7 @@ def read_plan(document: Any) -> Plan:
     alone: list[float] | list[None] = inclusive
     outside = 0.0
     if "Actual Total Time" in raws[0]:
-        per_loop = [number(raw, "Actual Total Time") for raw in raws]
+        per_loop = _numbers(raws, "Actual Total Time")
         inclusive = [ms * n / p for ms, n, p in zip(per_loop, loops, shared, strict=True)]
         rounding = [_ROUNDING_MS * n / p for n, p in zip(loops, shared, strict=True)]
         alone, outside = exclusive(found, inclusive, rounding)
@@ -357,7 +361,19 @@ def read_plan(document: Any) -> Plan:
     for at, raw in enumerate(raws):
         parent = nodes[parents[at]] if at else None
         depth = parent.depth + 1 if parent else 0
-        node = Node(at + 1, depth, raw, parent, [], loops[at], shared[at], inclusive[at], alone[at], counts[at])
+        node = Node(
+            at + 1,
+            depth,
+            raw,
+            raw["Node Type"],
+            parent,
+            [],
+            loops[at],
+            shared[at],
+            inclusive[at],
+            alone[at],
+            counts[at],
+        )
         if parent:
             parent.children.append(node)
         nodes.append(node)

@@ -69,9 +69,9 @@ SELECT c.id, v.id FROM clinics c LEFT JOIN visits v ON c.id = v.clinic;
 SELECT c.id, v.id FROM clinics c FULL JOIN visits v ON c.id = v.clinic;
 -- hash_semi: HASHED
 SELECT id FROM visits v WHERE EXISTS (SELECT FROM sparse s WHERE s.id = v.day AND s.k < v.clinic);
--- hash_right_semi: HASHED
-SELECT id FROM visits v WHERE clinic IN (SELECT day FROM visits);
--- hash_anti: HASHED live
+-- hash_right_semi: HASHED enable_hashagg=off enable_sort=off enable_indexonlyscan=off
+SELECT id FROM clinics c WHERE EXISTS (SELECT FROM visits v WHERE v.clinic = c.id AND v.note > 'a');
+-- hash_anti: HASHED
 SELECT id FROM visits v WHERE NOT EXISTS (SELECT FROM clinics c WHERE v.clinic = c.id);
 -- hash_right_anti: HASHED
 SELECT id FROM clinics c WHERE NOT EXISTS (SELECT FROM visits v WHERE v.clinic = c.id);
