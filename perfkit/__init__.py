@@ -1,12 +1,12 @@
 """perfkit: did the index make it faster? Measured evidence for PostgreSQL.
 
-`perfkit.run` and `perfkit.compare` are the two calls of a notebook.
+In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.connect` and `perfkit.plans` explain.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compare", "run"]
+__all__ = ["compare", "connect", "plans", "run"]
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from perfkit import config as configuration
 from perfkit.bundle import Bundle
 from perfkit.display.progress import progress
-from perfkit.errors import BundleError, PerfkitError
+from perfkit.errors import BundleError, PerfkitError, UsageError
 from perfkit.report.run import Run
 
 if TYPE_CHECKING:
     from perfkit.comparison import Text
+    from perfkit.query import Explained, Session
     from perfkit.selection import Selection
     from perfkit.targets import Targets
 
@@ -119,6 +120,50 @@ def compare(
         if not (folder / "audit.jsonl").exists():  # nothing was done to the database: nothing to keep
             shutil.rmtree(folder)
         raise
+
+
+def connect(
+    db: str = "",
+    confirm: Names = (),
+    production: Names = (),
+    volatile: Names = (),
+    tls: bool = True,
+    config: str | Path = "",
+    scale: str = "",
+    arm: str = "",
+    postgres: int = 0,
+    ask: Callable[[str], str] | None = None,
+) -> Session:
+    """A database to explain statements in: `connect("service=staging", confirm=...).explain("SELECT ...")`.
+
+    Without `db` it is the data of a configuration, the booking system's by default, as its `arm` has it, on a
+    server that perfkit starts. Raises PerfkitError as `run` does.
+    """
+    from perfkit import query
+    from perfkit.guards.admission import Permission
+
+    if db:
+        permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+        return query.connect(db, permission, tls=tls, volatile=_names(volatile))
+    with progress() as say:
+        return query.made(config, scale, arm, postgres, say=say)
+
+
+def plans(text: str | Path) -> list[Explained]:
+    """Plans from elsewhere, judged and ready to be shown: JSON, psql's output or auto_explain's, or a file of these.
+
+    Raises PlanError for what holds none, UsageError for a file that cannot be read.
+    """
+    from perfkit.explain.capture import Capture
+    from perfkit.explain.document import read
+    from perfkit.query import Explained
+
+    if isinstance(text, Path):
+        try:
+            text = text.read_bytes().decode("utf-8-sig", "replace")
+        except OSError as error:
+            raise UsageError(f"{text}: cannot be read ({error.strerror}); expected a file with plans") from None
+    return [Explained(Capture((document,), ())) for document in read(text)]
 
 
 def _admitted(chosen: Selection, confirm: Names, production: Names, ask: Callable[[str], str] | None) -> Targets:

@@ -106,9 +106,9 @@ class Bundle:
         """EXPLAIN's JSON of one query in one arm; None where it was not captured."""
         return self._plan(arm, query, ".json")
 
-    def tables(self, arm: str, query: str) -> list[Any]:
-        """What the catalogue said of the tables in that plan."""
-        return list((self._plan(arm, query, _FACTS) or {}).get("tables", ()))
+    def beside_plan(self, arm: str, query: str) -> Mapping[str, Any]:
+        """`earlier`: EXPLAIN's JSON of the executions before; `tables`: what the catalogue said of its tables."""
+        return dict(self._plan(arm, query, _FACTS) or {})
 
     def _plan(self, arm: str, query: str, suffix: str) -> Any | None:
         for name in (arm, query):

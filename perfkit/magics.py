@@ -13,11 +13,11 @@ from IPython.core.error import UsageError as ShellError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from psycopg.conninfo import make_conninfo
 
+from perfkit.api import connect
 from perfkit.display.progress import progress
 from perfkit.errors import PerfkitError, UsageError
-from perfkit.explain.capture import Options, named
-from perfkit.guards.admission import Permission
-from perfkit.query import Explained, Session, connect, made
+from perfkit.explain.capture import named
+from perfkit.query import Explained, Session
 from perfkit.text import visible
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -67,7 +67,9 @@ def _explain_parser() -> _Parser:
     parser.add_argument("--generic", action="store_true", help="the plan for any values, for a text with $1")
     parser.add_argument("--param", action="append", default=[], metavar="NAME", help="a variable for $1, $2, ...")
     parser.add_argument("--repeats", type=int, default=2, help="executions; the last is shown")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that one execution may take")
+    parser.add_argument(
+        "--timeout", dest="timeout_s", type=float, default=60.0, help="seconds that one execution may take"
+    )
     parser.add_argument("--serialize", action="store_true", help="with what sending the result costs")
     parser.add_argument("--to", default="", metavar="NAME", help="keep the result in this variable")
     return parser
@@ -88,17 +90,9 @@ class PerfkitMagics(Magics):
             raise UsageError(
                 f"%perfkit {command}; expected %perfkit connect [service=NAME] (see %perfkit connect --help)"
             )
-        options = _connect_parser().parse_args(words)
+        options = vars(_connect_parser().parse_args(words))
         self.close()
-        with progress() as say:
-            say("connecting")
-            if options.db:
-                permission = Permission((), tuple(options.confirm), tuple(options.production), _ask)
-                self.session = connect(
-                    _conninfo(options.db), permission, tls=not options.no_tls, volatile=options.volatile
-                )
-            else:
-                self.session = made(options.config, options.scale, options.arm, say=say)
+        self.session = connect(_conninfo(options.pop("db")), tls=not options.pop("no_tls"), ask=_ask, **options)
         print(f"connected to {visible(self.session.name)}")  # noqa: T201 - the cell's output
 
     @line_cell_magic
@@ -108,16 +102,16 @@ class PerfkitMagics(Magics):
         options = _explain_parser().parse_args(shlex.split(line))
         if not cell.strip():
             raise UsageError("%explain: no statement; expected %%explain, and the statement below it")
-        if options.analyze and options.generic:
-            raise UsageError("%%explain --generic --analyze: a plan for any values cannot be executed; expected one")
         if self.session is None:
             raise UsageError("%%explain: no database; expected %perfkit connect service=NAME before it")
-        how = Options(options.analyze, options.generic, options.repeats, options.timeout, serialize=options.serialize)
+        given, values = vars(options), self._parameters(cell, options)
+        keep = given.pop("to")
+        del given["param"]
         with progress() as say:
             say("explaining")
-            found = self.session.explain(cell, self._parameters(cell, options), how)
-        if options.to:
-            self._shell.user_ns[options.to] = found
+            found = self.session.explain(cell, values, **given)
+        if keep:
+            self._shell.user_ns[keep] = found
         return found
 
     def close(self) -> None:

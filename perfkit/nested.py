@@ -22,11 +22,11 @@ def loads(text: str | bytes) -> Any:
         return json.loads(text)
 
 
-def dumps(value: Any) -> str:
+def dumps(value: Any, *, ascii_only: bool = False) -> str:
     """A text that files can hold, indented unless that would be most of it. Raises ValueError."""
     with deep():
         indent = 1 if _levels(value) < _INDENTED else None
-        text = json.dumps(value, indent=indent, ensure_ascii=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
         return json.dumps(value, indent=indent) if _LONE.search(text) else text
 
 

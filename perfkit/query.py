@@ -32,9 +32,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Explained:
-    """A statement's plan with what the rules found in it; it shows itself as a drawing, or as text."""
+    """A plan with what the rules found in it; it shows itself as a drawing, or as text."""
 
-    sql: str
     capture: Capture
 
     @cached_property
@@ -50,7 +49,7 @@ class Explained:
     @property
     def view(self) -> PlanView:
         """How it is shown."""
-        return PlanView(self.plan, self.findings)
+        return PlanView(self.plan, self.findings, first=self.capture.first if len(self.capture.documents) > 1 else None)
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()
@@ -72,11 +71,24 @@ class Session:
         """What messages call it."""
         return self.place.site.name
 
-    def explain(self, sql: str, parameters: Parameters = None, options: Options | None = None) -> Explained:
-        """A statement's plan. Raises PlanError, and TargetRefused where executing it could change something."""
-        return Explained(
-            sql, guarded(self.place.site, self.place.session, sql, parameters, options or Options(), self.volatile)
-        )
+    def explain(
+        self,
+        sql: str,
+        parameters: Parameters = None,
+        *,
+        analyze: bool = False,
+        generic: bool = False,
+        repeats: int = 2,
+        timeout_s: float = 60.0,
+        serialize: bool = False,
+    ) -> Explained:
+        """A statement's plan; with `analyze` it is executed, `repeats` times, and rolled back.
+
+        Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`; none with `generic`. Raises PlanError,
+        UsageError, and TargetRefused where executing it could change something.
+        """
+        options = Options(analyze, generic, repeats, timeout_s, serialize=serialize)
+        return Explained(guarded(self.place.site, self.place.session, sql, parameters, options, self.volatile))
 
     def close(self) -> None:
         """Give back what was started."""

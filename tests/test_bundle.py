@@ -43,8 +43,8 @@ def test_what_is_added_is_on_disk_at_once(bundle: Bundle) -> None:
     assert (found.run["status"], found.run["blocks"], found.run["title"]) == ("complete", [1], "Ünïcode")
     assert list(found.rounds()) == [round_(0)]
     assert found.plan("before", "q") == [{"Plan": {"Strange Key": "kept"}}]
-    assert found.tables("before", "q") == [{"name": "visits"}]
-    assert found.plan("after", "q") is None and not found.tables("after", "q")
+    assert found.beside_plan("before", "q") == {"earlier": [[{"Plan": {}}]], "tables": [{"name": "visits"}]}
+    assert found.plan("after", "q") is None and not found.beside_plan("after", "q")
     assert files(bundle) == {
         "run.json",
         "rounds/000.burst.before.json",

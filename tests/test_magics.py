@@ -10,6 +10,8 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
+import perfkit
+from perfkit.errors import PerfkitError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 from perfkit.query import Explained
@@ -101,7 +103,8 @@ def test_the_result_can_be_kept(connected: InteractiveShell) -> None:
         ("--analyze", "DELETE FROM visits", "a statement writes; its owner can allow that"),
         ("", "SELECT %(absent)s", "%%explain: no variable 'absent'; expected one for %(absent)s"),
         ("--wrong", "SELECT 1", "%%explain: unrecognized arguments: --wrong (see %%explain --help)"),
-        ("--generic --analyze", "SELECT $1", "a plan for any values cannot be executed"),
+        ("--generic --analyze", "SELECT $1", "generic with analyze: a plan for any values cannot be executed"),
+        ("--repeats 0", "SELECT 1", "repeats = 0, timeout = 60; expected more than 0"),
         ("", "SELECT 1; SELECT 2", "EXPLAIN takes one statement; found 2"),
     ],
 )
@@ -155,3 +158,33 @@ def test_it_works_in_a_kernel_where_progress_clears_itself(
     (line,) = [out for out in outputs if "text/html" not in out.get("data", {})]
     assert line.data["text/plain"] == ""
     assert json.dumps(done)
+
+
+# without magics
+
+
+def test_a_call_does_the_same_as_a_magic(where: tuple[str, str]) -> None:
+    conninfo, name = where
+    with perfkit.connect(conninfo, confirm=name) as session:
+        found = session.explain("SELECT * FROM visits WHERE clinic = %(clinic)s", {"clinic": 7}, analyze=True)
+    assert found.plan.analyzed and "First execution" in repr(found)
+    assert found.capture.first.execution_ms > 0
+
+
+def test_a_plan_that_somebody_pasted_is_judged_and_drawn(where: tuple[str, str], tmp_path: Path) -> None:
+    text = """
+                      QUERY PLAN
+    ------------------------------------------------------
+     [                                                    +
+       {"Plan": {"Node Type": "Seq Scan", "Alias": "a",   +
+         "Relation Name": "a", "Plan Rows": 1}}           +
+     ]
+    (1 row)
+    """
+    (found,) = perfkit.plans(text)
+    assert "Seq Scan on a" in repr(found)
+    (tmp_path / "plan.txt").write_text(text)
+    (again,) = perfkit.plans(tmp_path / "plan.txt")
+    assert repr(again) == repr(found)
+    with pytest.raises(PerfkitError, match=r"gone\.txt: cannot be read"):
+        perfkit.plans(tmp_path / "gone.txt")

@@ -170,8 +170,8 @@ def test_executing_what_could_change_something_is_refused(mine: Mine, sql: str, 
         (["{}"], 1, "no plan in it"),
         (['[{"Plan": {'], 1, "not JSON"),
         (["--diff", "{}"], 2, "--diff: 1 given; expected two"),
-        (["SELECT $1", "--analyze", "--generic"], 2, "--generic with --analyze"),
-        (["SELECT 1", "--repeats", "0"], 2, "--repeats and --timeout: expected more than 0"),
+        (["SELECT $1", "--analyze", "--generic"], 2, "generic with analyze: a plan for any values cannot be executed"),
+        (["SELECT 1", "--repeats", "0"], 2, "repeats = 0, timeout = 60; expected more than 0"),
         (["SELECT 1", "--param", "a=1", "--param", "2"], 2, "--param a=1 2; expected NAME=VALUE for all"),
         (["SELECT 1", "--arm", "nobody"], 2, "arm 'nobody' is unknown; expected one of: before"),
         (["Seq Scan on t  (cost=0.00..1.00 rows=1 width=4)"], 1, "a plan that is not JSON; expected EXPLAIN"),
@@ -201,3 +201,5 @@ def test_text_from_elsewhere_cannot_steer_the_terminal(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"Plan": node}]))
     shown = perfkit("explain", file).stdout
     assert "\x1b" not in shown and "⟨1B⟩" in shown and "\u202e" not in shown
+    told = perfkit("explain", file, "--format", "json").stdout
+    assert told.isascii() and json.loads(told)[0]["explain"][0]["Plan"]["Relation Name"] == node["Relation Name"]

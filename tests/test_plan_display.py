@@ -340,34 +340,34 @@ def test_the_text_fits_eighty_columns(plans: dict[str, Plan], name: str) -> None
 
 
 def test_a_diff_marks_what_became_of_every_step_in_words(plans: dict[str, Plan]) -> None:
-    view = DiffView(diff(plans["scan"], plans["index"]), [HIGH], labels=("without", "with"))
+    view = DiffView(PlanView(plans["scan"], [HIGH], "without"), PlanView(plans["index"], (), "with"))
     told = Drawing(view.html()).text
     assert told.startswith(diff(plans["scan"], plans["index"]).sentence)
     assert "≠ changed to 1 Seq Scan on visits" in told and "≠ changed from 1 " in told
     assert told.count("weak evidence") == 1 and told.count("It reads 40,000 rows") == 1
     assert all(word in told for word in ("without", "with"))
-    both = Drawing(DiffView(diff(plans["scan"], plans["sort"])).html()).text
+    both = Drawing(DiffView(PlanView(plans["scan"]), PlanView(plans["sort"])).html()).text
     assert "+ added Sort" in both and "Signs:" in both
-    other = Drawing(DiffView(diff(plans["sort"], plans["scan"])).html()).text
+    other = Drawing(DiffView(PlanView(plans["sort"]), PlanView(plans["scan"])).html()).text
     assert "− removed Sort" in other
 
 
 def test_a_diff_in_text_has_both_figures_of_every_step(plans: dict[str, Plan]) -> None:
     before, after = plans["scan"], plans["index"]
-    lines = repr(DiffView(diff(before, after))).splitlines()
+    lines = repr(DiffView(PlanView(before), PlanView(after))).splitlines()
     assert (
         f"pages  {before.buffers:14,.0f}".split()
         == next(line for line in lines if line.startswith("pages")).split()[:2]
     )
     row = next(line for line in lines if line.startswith("1 ≠"))
     assert f"{before.root.own_pages:,.0f} → {after.root.own_pages:,.0f}" in row
-    gone = repr(DiffView(diff(plans["sort"], plans["scan"])))
+    gone = repr(DiffView(PlanView(plans["sort"]), PlanView(plans["scan"])))
     assert re.search(r"^− Sort \([\d.]+ ms, \d+ pages\) removed$", gone, re.MULTILINE)
-    assert max(map(len, DiffView(diff(plans["sort"], plans["scan"]), [HIGH]).text(80).splitlines())) <= 80
+    assert max(map(len, DiffView(PlanView(plans["sort"], [HIGH]), PlanView(plans["scan"])).text(80).splitlines())) <= 80
 
 
 def test_a_diff_of_estimates_says_costs_and_nothing_measured(plans: dict[str, Plan]) -> None:
-    view = DiffView(diff(plans["estimated"], plans["estimated"]))
+    view = DiffView(PlanView(plans["estimated"]), PlanView(plans["estimated"]))
     for told in (Drawing(view.html()).text, repr(view)):
         assert "cost (estimated)" in told and "execution time" not in told and "pages" not in told
 
@@ -413,7 +413,7 @@ def test_nothing_hostile_becomes_markup_or_control(text: str) -> None:
     finding = Finding("r", Severity.HIGH, 1, text, text, text)
     plan = read_plan(document)
     other = read_plan({"Plan": node("Index Scan", Relation_Name=text)})
-    changed = DiffView(diff(plan, other), [finding], [finding], (text, text + "2"))
+    changed = DiffView(PlanView(plan, [finding], text), PlanView(other, [finding], text + "2"))
     for html in (PlanView(plan, [finding], text).html(), changed.html()):
         found = Drawing(html)
         assert {tag for tag, _ in found.tags} <= ALLOWED
@@ -515,7 +515,7 @@ def test_a_grave_finding_is_never_folded_away(plans: dict[str, Plan]) -> None:
 def test_what_changed_is_never_folded_away(plans: dict[str, Plan], documents: dict[str, Any]) -> None:
     raw = copy.deepcopy(documents["many"][0])
     read_plan(raw).nodes[-1].raw["Filter"] = "(day <> 4)"  # type: ignore[index]
-    lines = repr(DiffView(diff(plans["many"], read_plan(raw)))).splitlines()
+    lines = repr(DiffView(PlanView(plans["many"]), PlanView(read_plan(raw)))).splitlines()
     assert any("≠" in line and "parts_149" in line for line in lines)
 
 
@@ -537,14 +537,14 @@ def test_a_thousand_levels_are_drawn_and_do_not_push_the_rows_off() -> None:
     assert found.open == [] and found.deepest < 400, "browsers stop at 512 nested elements"
     lines = PlanView(plan).text(100).splitlines()
     assert max(map(len, lines)) <= 100 and "Seq Scan" in lines[-1]
-    assert DiffView(diff(plan, plan)).html()
+    assert DiffView(PlanView(plan), PlanView(plan)).html()
 
 
 # In a notebook and in a browser
 
 
 def test_alone_in_a_cell_a_plan_brings_its_style(plans: dict[str, Plan]) -> None:
-    for view in (PlanView(plans["scan"]), DiffView(diff(plans["scan"], plans["index"]))):
+    for view in (PlanView(plans["scan"]), DiffView(PlanView(plans["scan"]), PlanView(plans["index"]))):
         html = view._repr_html_()
         assert html.startswith("<style>.pk {") and "<div class='pk'>" in html
         assert "<style" not in view.html() and "@import" not in html and "url(" not in html
@@ -557,7 +557,7 @@ def shown(plans: dict[str, Plan], tmp_path: Path) -> Path:
         PlanView(plans["initplan"], [HIGH, MEDIUM, LOW]),
         PlanView(plans["initplan"], [HIGH]),
         PlanView(read_plan({"Plan": chain(60)})),
-        DiffView(diff(plans["scan"], plans["sort"])),
+        DiffView(PlanView(plans["scan"]), PlanView(plans["sort"])),
     ]
     path = tmp_path / "plans.html"
     path.write_text(page("Plans", "".join(view.html() for view in views)), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from perfkit import config, query, sources
-from perfkit.explain.capture import Options, typical_parameters
+from perfkit.explain.capture import typical_parameters
 from perfkit.explain.diff import diff
 from perfkit.explain.findings import Severity
 from perfkit.explain.fingerprint import fingerprint
@@ -29,7 +29,7 @@ class Workload(NamedTuple):
         for each in self.settings.query:
             text, rows = each.file.read_text(), found[each.parameters or ""][:20]
             typical = typical_parameters(place.session, text, rows)
-            plans[each.name] = self.session.explain(text, typical, Options())
+            plans[each.name] = self.session.explain(text, typical, analyze=True)
         return plans
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,8 +16,8 @@ from perfkit.errors import UsageError
 from perfkit.nested import dumps
 
 if TYPE_CHECKING:
+    from perfkit.display.plans import PlanView
     from perfkit.explain.capture import Capture
-    from perfkit.explain.capture import Options as How
     from perfkit.query import Session
 
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--generic", is_flag=True, help="The plan for any values, for a text with $1.")
 @click.option("--param", "given", multiple=True, metavar="[NAME=]VALUE", help="For %(NAME)s, or in order for $1.")
 @click.option("--repeats", default=2, show_default=True, help="Executions; the last is shown.")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds that one execution may take.")
+@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds that one execution may take.")
 @click.option("--serialize", is_flag=True, help="With what sending the result costs (PostgreSQL 17).")
 @click.option("--volatile", multiple=True, metavar="FUNCTION", help="A volatile function that may be called.")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
@@ -52,12 +53,7 @@ def explain(
     differ: bool,
     form: str,
     output: Path | None,
-    analyze: bool,
-    generic: bool,
-    repeats: int,
-    timeout: float,
-    serialize: bool,
-    **where: Any,
+    **options: Any,
 ) -> None:
     """Read a plan: of a statement, or from a file with EXPLAIN's JSON, psql's output or auto_explain's log.
 
@@ -69,17 +65,14 @@ def explain(
       perfkit explain 'SELECT * FROM visits WHERE day = $1' --db service=staging --generic
       perfkit explain sql/queries/clinic_day.sql --generic --arm after-index
     """  # noqa: D301 - click wants the character
-    from perfkit.explain.capture import Options
-
     if differ and len(what) != 2:
         raise UsageError(f"--diff: {len(what)} given; expected two, before and after")
-    if repeats < 1 or timeout <= 0:
-        raise UsageError("--repeats and --timeout: expected more than 0")
-    if analyze and generic:
-        raise UsageError("--generic with --analyze: a plan for any values cannot be executed; expected one of them")
-    how = Options(analyze, generic, repeats, timeout, serialize=serialize)
+    from perfkit.explain.capture import Options
+
+    how = {name: options.pop(name) for name in ("analyze", "generic", "repeats", "timeout_s", "serialize")}
+    Options(**how)  # what is wrong is said before a server is started
     with ExitStack() as stack:
-        source = Source(stack, how, _parameters(given), where)
+        source = Source(stack, how, _parameters(given), options)
         found = [capture for each in what for capture in source.captures(each)]
         text = _diff(found, form) if differ else _plans(found, form)
     if output:
@@ -95,7 +88,7 @@ def explain(
 class Source:
     """Where plans come from: files that hold some, or a database that is opened for the first statement."""
 
-    def __init__(self, stack: ExitStack, how: How, parameters: Any, where: Mapping[str, Any]) -> None:
+    def __init__(self, stack: ExitStack, how: Mapping[str, Any], parameters: Any, where: Mapping[str, Any]) -> None:
         self._stack, self._how, self._parameters, self._where = stack, how, parameters, where
         self._session: Session | None = None
 
@@ -108,25 +101,14 @@ class Source:
         text = _text(what)
         word = "" if text.lstrip()[:1] in ("{", "[", '"') else first_word(text)
         if word in READING | WRITING:
-            return [self._opened().explain(text, self._parameters, self._how).capture]
+            return [self._opened().explain(text, self._parameters, **self._how).capture]
         return [Capture((document,), ()) for document in read(text)]
 
     def _opened(self) -> Session:
-        from perfkit import query
-        from perfkit.display.progress import progress
-        from perfkit.guards.admission import Permission
+        from perfkit import api
 
         if self._session is None:
-            where = dict(self._where)
-            confirm, production, db = (where.pop(name) for name in ("confirm", "production", "db"))
-            tls, volatile = where.pop("tls"), where.pop("volatile")
-            if db:
-                permission = Permission((), confirm, production, ask())
-                self._session = query.connect(db, permission, tls=tls, volatile=volatile)
-            else:
-                with progress() as say:
-                    self._session = query.made(**where, say=say)
-            self._stack.enter_context(self._session)
+            self._session = self._stack.enter_context(api.connect(**self._where, ask=ask()))
         return self._session
 
 
@@ -157,36 +139,45 @@ def _parameters(given: tuple[str, ...]) -> Any:
 
 def _plans(found: list[Capture], form: str) -> str:
     from perfkit.display.html import page
+
+    views = [_view(capture) for capture in found]
+    if form == "json":
+        return dumps([_told(capture) for capture in found], ascii_only=True)  # a terminal may be steered by more
+    if form == "html":
+        return page("Plan", "".join(view.html() for view in views))
+    return "\n\n".join(view.text(_width()) for view in views)
+
+
+def _view(capture: Capture, title: str = "") -> PlanView:
     from perfkit.display.plans import PlanView
     from perfkit.explain.findings import findings
 
-    views = [PlanView(capture.plan, findings(capture.plan, capture.facts)) for capture in found]
-    if form == "json":
-        return dumps([_told(capture) for capture in found])
-    if form == "html":
-        return page("Plan", "".join(view.html() for view in views))
-    return "\n\n".join(map(repr, views))
+    first = capture.first if len(capture.documents) > 1 else None
+    return PlanView(capture.plan, findings(capture.plan, capture.facts), title, first)
+
+
+def _width() -> int | None:
+    """Of the terminal; None where the text goes elsewhere, which may be as wide as it needs."""
+    return max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def _diff(found: list[Capture], form: str) -> str:
     from perfkit.display.html import page
     from perfkit.display.plans import DiffView
-    from perfkit.explain.diff import diff
-    from perfkit.explain.findings import findings
 
     if len(found) != 2:
         raise UsageError(f"--diff: {len(found)} plans in the two files; expected one in each")
-    changed = diff(found[0].plan, found[1].plan)
-    if form == "json":
-        numbers = [
-            {"kind": c.kind, "before": c.before and c.before.number, "after": c.after and c.after.number}
-            for c in changed.changes
-        ]
-        told = {"sentence": changed.sentence, "evidence": changed.evidence, "same": changed.same, "changes": numbers}
-        return dumps({**told, "plans": [_told(capture) for capture in found]})
-    before, after = (findings(capture.plan, capture.facts) for capture in found)
-    view = DiffView(changed, before, after)
-    return page("What changed", view.html()) if form == "html" else repr(view)
+    view = DiffView(*map(_view, found))
+    if form == "html":
+        return page("What changed", view.html())
+    if form == "text":
+        return view.text(_width())
+    changes = [
+        {"kind": c.kind, "before": c.before and c.before.number, "after": c.after and c.after.number}
+        for c in view.diff.changes
+    ]
+    told = {"sentence": view.diff.sentence, "evidence": view.diff.evidence, "same": view.diff.same, "changes": changes}
+    return dumps({**told, "plans": [_told(capture) for capture in found]}, ascii_only=True)
 
 
 def _told(capture: Capture) -> dict[str, Any]:

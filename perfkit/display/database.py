@@ -11,7 +11,6 @@ from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
 from perfkit.errors import BundleError, PlanError
-from perfkit.explain.diff import diff
 from perfkit.explain.facts import read_facts
 from perfkit.explain.findings import findings
 from perfkit.explain.plan import read_plan
@@ -90,14 +89,12 @@ def _drawn(subject: Subject, query: str) -> Block:
     said = ""
     drawn: list[str] = []
     for arm in sorted((arm for arm in seen if arm != subject.before), key=lambda arm: arm not in subject.after):
-        alike = next((a for a in (subject.before, *drawn) if a in seen and diff(seen[a].plan, seen[arm].plan).same), "")
-        if alike:
-            line = f"{arm}: {diff(seen[alike].plan, seen[arm].plan).sentence} ({alike} -> {arm})"
+        pairs = (DiffView(seen[other], seen[arm]) for other in (subject.before, *drawn) if other in seen)
+        if alike := next((pair for pair in pairs if pair.diff.same), None):
+            line = f"{arm}: {alike.diff.sentence} ({alike.before.title} -> {arm})"
             shown.append((f"<p>{escape(line)}</p>", line))
         elif before:
-            changed = DiffView(
-                diff(before.plan, seen[arm].plan), before.findings, seen[arm].findings, (subject.before, arm)
-            )
+            changed = DiffView(before, seen[arm])
             said = said or changed.diff.sentence
             drawn.append(arm)
             shown.append((changed.html(), changed.text()))
@@ -120,10 +117,11 @@ def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
     if (document := subject.bundle.plan(arm, query)) is None:
         return None
     try:
-        plan, facts = read_plan(document), read_facts(subject.bundle.tables(arm, query))
+        plan, beside = read_plan(document), subject.bundle.beside_plan(arm, query)
+        first = read_plan(beside["earlier"][0]) if beside.get("earlier") else None
+        return PlanView(plan, findings(plan, read_facts(beside.get("tables", ()))), arm, first)
     except PlanError as error:
         raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
-    return PlanView(plan, findings(plan, facts), arm)
 
 
 def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:

@@ -79,9 +79,11 @@ class Group:
 class Figures:
     """A plan's figures as text, with what was not measured left open as a dash."""
 
-    def __init__(self, plan: Plan, findings: Sequence[Finding] = (), kept: Collection[Node] = ()) -> None:
-        """`kept` are nodes that are never folded, however little they count."""
-        self.plan = plan
+    def __init__(
+        self, plan: Plan, findings: Sequence[Finding] = (), kept: Collection[Node] = (), first: Plan | None = None
+    ) -> None:
+        """`kept` are nodes that are never folded, however little they count; `first` is the first execution's plan."""
+        self.plan, self.first = plan, first
         self.kept = kept
         self.found: dict[int | None, list[Finding]] = {}
         numbered = {node.number for node in plan.nodes}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from perfkit.display import numbers
 from perfkit.display.plan_figures import Figures, badge, duration, ms, plural, rank, share
 from perfkit.explain.findings.model import Finding
-from perfkit.explain.plan import number
+from perfkit.explain.plan import Plan, number
 
 _WEAK = "Pages repeat from one execution to the next; the time of a single execution is weak evidence."
 _GUESSED = "Costs, in the planner's own unit, and rows are what it expects."
@@ -44,6 +44,7 @@ def aside(figures: Figures) -> list[tuple[str, str]]:
     """What the statement cost beside its nodes, and the settings that shaped its plan."""
     plan, whole = figures.plan, figures.plan.execution_ms
     told = [("Settings", "; ".join(f"{name} = {value}" for name, value in plan.settings.items()))]
+    told.append(("First execution", _first(figures.first) if figures.first else ""))
     told.append(("Triggers", "; ".join(_triggers(plan.triggers, whole))))
     for name, spent in (
         ("JIT compilation", plan.jit_ms),
@@ -53,6 +54,12 @@ def aside(figures: Figures) -> list[tuple[str, str]]:
         of = f" ({share(spent / whole)} of the execution)" if whole and name != "Serialization" else ""
         told.append((name, f"{duration(spent)}{of}" if spent else ""))
     return [(name, text) for name, text in told if text]
+
+
+def _first(plan: Plan) -> str:
+    """What the execution took that found the caches as they were."""
+    read = sum(plan.root.value(key) for key in ("Shared Read Blocks", "Local Read Blocks"))
+    return f"{duration(plan.execution_ms)}, {plural(read, 'page')} read into memory; what is shown is the last one"
 
 
 def folding(figures: Figures, what: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from perfkit.display import plan_diff, plan_html, plan_lines
 from perfkit.display.html import style
 from perfkit.display.plan_figures import Figures
-from perfkit.explain.diff import Diff, Kind
+from perfkit.explain.diff import Diff, Kind, diff
 from perfkit.explain.findings.model import Finding
-from perfkit.explain.plan import Plan
+from perfkit.explain.plan import Node, Plan
 from perfkit.text import visible
 
 _KEPT = 400  # changed steps that are shown however little they count
@@ -23,19 +24,24 @@ class PlanView:
     plan: Plan
     findings: Sequence[Finding] = ()
     title: str = ""
+    first: Plan | None = None  # the first execution, where there was more than one
 
     def html(self) -> str:
         """The drawing, for a page that has the style sheet."""
-        return plan_html.drawn(Figures(self.plan, self.findings), self.title)
+        return plan_html.drawn(self.figures(), self.title)
 
     def text(self, width: int | None = None) -> str:
         """The tree in text, `width` characters wide; None: as wide as needed."""
-        figures = Figures(self.plan, self.findings)
+        figures = self.figures()
         parts = [[visible(self.title)] if self.title else [], plan_lines.above(figures, width)]
         parts += [[""], plan_lines.lines(figures, width)]
         if found := list(plan_lines.findings(figures, width)):
             parts += [[""], found]
         return "\n".join(line for part in parts for line in part)
+
+    def figures(self, kept: Collection[Node] = ()) -> Figures:
+        """Its figures as text; `kept` are nodes that are never folded."""
+        return Figures(self.plan, self.findings, kept, self.first)
 
     def _repr_html_(self) -> str:
         return _alone(self.html())
@@ -46,25 +52,32 @@ class PlanView:
 
 @dataclass(frozen=True, repr=False)
 class DiffView:
-    """What changed between two plans, with what was found in each."""
+    """What changed between two plans, each with what was found in it; their titles tell them apart."""
 
-    diff: Diff
-    before: Sequence[Finding] = ()
-    after: Sequence[Finding] = ()
-    labels: tuple[str, str] = ("before", "after")
+    before: PlanView
+    after: PlanView
+
+    @cached_property
+    def diff(self) -> Diff:
+        """The plans aligned."""
+        return diff(self.before.plan, self.after.plan)
 
     def html(self) -> str:
         """The sentence, the figures of both, and both plans side by side."""
-        return plan_diff.drawn(self.diff, *self._figures(), self.labels)
+        return plan_diff.drawn(self.diff, *self._figures(), self._labels)
 
     def text(self, width: int | None = None) -> str:
         """The sentence, and the second plan's tree with each step's figures before and after."""
-        return "\n".join(plan_diff.lines(self.diff, *self._figures(), self.labels, width))
+        return "\n".join(plan_diff.lines(self.diff, *self._figures(), self._labels, width))
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        return self.before.title or "before", self.after.title or "after"
 
     def _figures(self) -> tuple[Figures, Figures]:
         changed = [change for change in self.diff.changes if change.kind != Kind.SAME]
         kept = {node for change in changed[:_KEPT] for node in (change.before, change.after) if node}
-        return Figures(self.diff.before, self.before, kept), Figures(self.diff.after, self.after, kept)
+        return self.before.figures(kept), self.after.figures(kept)
 
     def _repr_html_(self) -> str:
         return _alone(self.html())

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg.types.json import set_json_loads
 
-from perfkit.errors import PlanError
+from perfkit.errors import PlanError, UsageError
 from perfkit.explain.facts import Facts, ask, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
@@ -31,7 +31,10 @@ _NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed."""
+    """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed.
+
+    Raises UsageError for what cannot be meant.
+    """
 
     analyze: bool = True
     generic: bool = False
@@ -40,6 +43,12 @@ class Options:
     writes: bool = False
     timing: bool = True
     serialize: bool = False  # since 17: include making the result ready to be sent
+
+    def __post_init__(self) -> None:
+        if self.analyze and self.generic:
+            raise UsageError("generic with analyze: a plan for any values cannot be executed; expected one of them")
+        if self.repeats < 1 or self.timeout_s <= 0:
+            raise UsageError(f"repeats = {self.repeats}, timeout = {self.timeout_s:g}; expected more than 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +84,10 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     """
     options = options or Options()
     text, documents, tables = single(sql), [], []
-    executed = options.analyze and not options.generic
-    for last in (n == options.repeats - 1 for n in range(options.repeats if executed else 1)):
+    for last in (n == options.repeats - 1 for n in range(options.repeats if options.analyze else 1)):
         with session(connect, options.timeout_s, read_only=not options.writes) as connection:
             documents.append(_explained(connection, text, parameters, options))
-            if last or not executed:
+            if last or not options.analyze:
                 tables = ask(connection, read_plan(documents[-1]))
     return Capture(tuple(documents), tuple(tables))
 

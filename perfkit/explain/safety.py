@@ -49,7 +49,7 @@ def guarded(
     Raises PlanError, and TargetRefused for a statement that would write, or call what was not allowed.
     """
     writable = "writes" in site.permissions
-    if isinstance(site, External) and options.analyze and not options.generic:
+    if isinstance(site, External) and options.analyze:
         with connect() as connection:
             found = effects(connection, sql, parameters)
         require_harmless(
