@@ -256,6 +256,30 @@ def test_a_statement_that_may_write_is_executed_and_leaves_nothing(database: Dat
     assert database.ask("SELECT count(*) FROM visits WHERE day = 1 AND id < 100") == 1
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH gone AS (DELETE FROM visits RETURNING id) SELECT count(*) FROM gone",
+        "SELECT note_it()",
+        "SELECT * FROM clinics WHERE id = 1 FOR UPDATE",
+    ],
+)
+def test_a_select_is_read_only_until_the_server_says_that_it_writes_and_it_may(database: Database, sql: str) -> None:
+    opened: list[psycopg.Connection[Any]] = []
+
+    def connect() -> psycopg.Connection[Any]:
+        opened.append(database.connect())
+        return opened[-1]
+
+    capture(connect, PLAIN, None, Options(writes=True))
+    assert [connection.read_only for connection in opened] == [True, True]
+    opened.clear()
+    capture(connect, sql, None, Options(writes=True))
+    assert [connection.read_only for connection in opened] == [True, False, False]
+    assert database.ask("SELECT count(*) FROM visits") == 20_000
+    assert database.ask("SELECT count(*) FROM clinics") == 200
+
+
 def test_options_are_those_that_the_version_has(database: Database) -> None:
     plan = database.explain(PLAIN, serialize=True, timing=False)
     assert not plan.timed and plan.analyzed

@@ -29,6 +29,10 @@ _LOCK_TIMEOUT_S = 3.0  # waiting longer for a lock would make others wait behind
 _NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 
+class _WouldWrite(PlanError):
+    """A statement that a read-only transaction refuses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed.
@@ -77,18 +81,27 @@ class Capture:
 def capture(connect: Connect, sql: str, parameters: Parameters = None, options: Options | None = None) -> Capture:
     """EXPLAIN of one statement, on a connection for each execution.
 
-    With ANALYZE the statement really runs, each time in a transaction that is rolled back, read-only unless
-    `options.writes`. Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`.
+    With ANALYZE the statement really runs, each time in a transaction that is rolled back. It is read-only, unless
+    `options.writes` and the statement writes. Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`.
     Raises PlanError for anything but one statement that can be planned, for one that writes where it may not,
     and with the server's own words when it fails.
     """
     options = options or Options()
-    text, documents, tables = single(sql), [], []
-    for last in (n == options.repeats - 1 for n in range(options.repeats if options.analyze else 1)):
-        with session(connect, options.timeout_s, read_only=not options.writes) as connection:
-            documents.append(_explained(connection, text, parameters, options))
-            if last or not options.analyze:
-                tables = ask(connection, read_plan(documents[-1]))
+    text = single(sql)
+    documents: list[Any] = []
+    tables: list[Any] = []
+    repeats = options.repeats if options.analyze else 1
+    read_only = first_word(text) not in WRITING or not options.writes
+    while len(documents) < repeats:
+        try:
+            with session(connect, options.timeout_s, read_only=read_only) as connection:
+                documents.append(_explained(connection, text, parameters, options))
+                if len(documents) == repeats:
+                    tables = ask(connection, read_plan(documents[-1]))
+        except _WouldWrite:
+            if not (read_only and options.writes):
+                raise
+            read_only = False  # a CTE, a function or a lock, and it may
     return Capture(tuple(documents), tuple(tables))
 
 
@@ -115,7 +128,8 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
             yield connection
             connection.rollback()
     except psycopg.Error as error:
-        raise PlanError(f"EXPLAIN failed: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        kind = _WouldWrite if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) else PlanError
+        raise kind(f"EXPLAIN failed: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
 
 
 def single(sql: str) -> str:
