@@ -10,7 +10,7 @@ from perfkit.errors import PerfkitError
 from perfkit.guards.admission import Permission
 from perfkit.query import Session, connect
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 QUERY = "SELECT * FROM sales.orders WHERE customer_id = {}"
 

@@ -33,6 +33,8 @@ from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
+pytestmark = pytest.mark.slow  # the pages' examples of every rule are in test_findings
+
 MINE = (
     *(misestimate, sort_spill, hash_batches, nested_loop, correlated_subplan, workers_not_launched, jit_share),
     *(trigger_time, planning_share, planner_setting),

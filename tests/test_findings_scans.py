@@ -21,6 +21,8 @@ from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
+pytestmark = pytest.mark.slow  # the pages' examples of every rule are in test_findings
+
 MINE = (sequential_scan, index_filter, heap_fetches, lossy_bitmap, blocked_condition, ordered_limit)
 ANY_TIME = Limits(worth_ms=0.0, worth_share=0.0)  # the machine's speed does not matter
 NAMES = {rule.__name__.replace("_", "-") for rule in MINE}

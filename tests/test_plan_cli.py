@@ -195,6 +195,13 @@ def test_what_the_server_refuses_is_said_in_its_words(mine: Mine, args: list[str
     assert said in refusal(1, "explain", *args, *mine.options)
 
 
+@pytest.mark.parametrize("content", ["", "nothing of the kind", "\x00\xff\x00", '{"Plan": 7}'])
+def test_a_file_without_a_plan_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "plan.txt"
+    file.write_text(content, encoding="latin-1")
+    assert refusal(1, "explain", file).startswith(f"{file}: no plan in it; expected EXPLAIN (FORMAT JSON) output")
+
+
 def test_text_from_elsewhere_cannot_steer_the_terminal(tmp_path: Path) -> None:
     node = {"Node Type": "Seq Scan", "Relation Name": "a\x1b[31mb\u202e", "Alias": "a"}
     file = tmp_path / "plan.json"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfkit.cli.group import ask, echo, target_options
-from perfkit.errors import UsageError
+from perfkit.errors import PlanError, UsageError
 from perfkit.nested import dumps
 
 if TYPE_CHECKING:
@@ -93,7 +93,15 @@ class Source:
         self._session: Session | None = None
 
     def captures(self, what: str) -> list[Capture]:
-        """The plans in a file or a text, or the plan of a statement."""
+        """The plans in a file or a text, or the plan of a statement. Raises PlanError with the file's name."""
+        from perfkit.comparison import is_file
+
+        try:
+            return self._captures(what)
+        except PlanError as error:
+            raise PlanError(f"{what}: {error}" if what == "-" or is_file(what) else str(error)) from None
+
+    def _captures(self, what: str) -> list[Capture]:
         from perfkit.explain.capture import READING, WRITING, Capture
         from perfkit.explain.document import read
         from perfkit.postgres.statements import first_word
