@@ -11,7 +11,7 @@ import pytest
 from hosted import Hosted, hosted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_findings import PAGES, Page, explained
+from test_findings import FAST, PAGES, Page, explained
 
 from perfkit.errors import PlanError
 from perfkit.explain.capture import Capture, Options, capture
@@ -99,7 +99,7 @@ class Database:
     def found(self, rule: str, sql: str, *session: str, facts: bool = True, **options: Any) -> list[Finding]:
         """What one rule finds in it."""
         got = self.explained(sql, *session, **options)
-        look = Look(got.plan, got.facts if facts else NO_FACTS)
+        look = Look(got.plan, got.facts if facts else NO_FACTS, FAST)
         return [f for each in MINE for f in each(look) if f.rule == rule]
 
     def assert_found(self, rule: str, sql: str, text: str, cure: str, *session: str, **options: Any) -> Finding:
@@ -873,7 +873,7 @@ def test_a_plan_that_was_only_estimated_tells_nothing_but_its_settings(db: Datab
 
 def test_thresholds_are_limits_that_a_caller_may_set(db: Database) -> None:
     got = db.explained("SELECT * FROM visits ORDER BY note", "work_mem = '1MB'")
-    assert any(f.rule == "sort-spill" for f in findings(got.plan, got.facts))
+    assert any(f.rule == "sort-spill" for f in findings(got.plan, got.facts, FAST))
     assert not any(f.rule == "sort-spill" for f in findings(got.plan, got.facts, Limits(worth_ms=1e9)))
 
 
@@ -992,7 +992,7 @@ def test_the_pages_that_need_a_system_server_hold_on_it(system: Hosted) -> None:
         for kind, wanted in (("silent", False), ("found", True)):
             for sql in page.statements(kind):
                 got = explained(Named(), "bare", sql)  # type: ignore[arg-type]
-                found = [f for f in findings(got.plan, got.facts) if f.rule == page.rule]
+                found = [f for f in findings(got.plan, got.facts, FAST if wanted else None) if f.rule == page.rule]
                 assert bool(found) == wanted, (sql, found)
                 for finding in found:
                     after = explained(Named(), "bare", sql, [finding.sql])  # type: ignore[arg-type]

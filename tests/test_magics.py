@@ -18,7 +18,7 @@ from perfkit.query import Explained
 from perfkit.report.render import execute
 
 TABLES = """
-CREATE TABLE visits AS SELECT n AS id, n % 300 AS clinic, repeat('x', 60) AS note FROM generate_series(1, 20000) n;
+CREATE TABLE visits AS SELECT n AS id, n % 300 AS clinic, repeat('x', 60) AS note FROM generate_series(1, 300000) n;
 ANALYZE;
 """
 

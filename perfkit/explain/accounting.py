@@ -41,7 +41,10 @@ class Hoisted:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Nodes in preorder: parents, regular children, and `trees`: the root and what is hoisted, payers' trees first."""
+    """Nodes in preorder: parents, regular children, and `trees`: the root and what is hoisted, payers' trees first.
+
+    Of each tree the nodes that have children, in preorder.
+    """
 
     parents: Sequence[int]
     children: Sequence[Sequence[int]]
@@ -66,17 +69,18 @@ def structure(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float
             children[parent].append(node)
             tree[node] = tree[parent]
     if not lifted:
-        return Structure(parents, children, [(None, range(len(raws)))])
+        return Structure(parents, children, [(None, [node for node, below in enumerate(children) if below])])
     found = {h.node: h for h in _hoisted(raws, parents, loops, lifted)}
     before = {n: {tree[p] for p in (*h.payers, parents[n])} for n, h in found.items()}
     try:
         order = [*TopologicalSorter({0: (), **before}).static_order()]
     except CycleError:
         raise PlanError("not a plan (its CTEs read each other); expected EXPLAIN's own JSON") from None
-    members: dict[int, list[int]] = defaultdict(list)
+    inner: dict[int, list[int]] = defaultdict(list)
     for node, top in enumerate(tree):
-        members[top].append(node)
-    return Structure(parents, children, [(found.get(top), members[top]) for top in order])
+        if children[node]:
+            inner[top].append(node)
+    return Structure(parents, children, [(found.get(top), inner[top]) for top in order])
 
 
 def exclusive(
@@ -94,7 +98,7 @@ def exclusive(
         _fit(found.children, inclusive, rounding)
     own = list(inclusive)
     outside = 0.0
-    for hoisted, members in found.trees:
+    for hoisted, inner in found.trees:
         if hoisted:
             top, whole = hoisted.node, inclusive[hoisted.node]
             for payer, part in _shares(hoisted, own, whole, exact):
@@ -114,14 +118,14 @@ def exclusive(
             elif whole > 0:
                 inclusive[top] -= whole
                 own[top] -= whole
-        for node in members:
-            if below := found.children[node]:
-                whole, parts = inclusive[node], sum([inclusive[child] for child in below])
-                if parts > whole and not exact:
-                    for child in below:
-                        inclusive[child] = own[child] = inclusive[child] * whole / parts
-                    parts = whole
-                own[node] -= parts
+        for node in inner:
+            below = found.children[node]
+            whole, parts = inclusive[node], sum([inclusive[child] for child in below])
+            if parts > whole and not exact:
+                for child in below:
+                    inclusive[child] = own[child] = inclusive[child] * whole / parts
+                parts = whole
+            own[node] -= parts
     return own, outside
 
 

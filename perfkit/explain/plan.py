@@ -24,7 +24,7 @@ _READ = ("I/O Read Time", "Shared I/O Read Time", "Local I/O Read Time")  # the 
 _WRITE = ("I/O Write Time", "Shared I/O Write Time", "Local I/O Write Time")
 _DISABLED = 1e10  # what a disabled node's cost begins with until 17
 _ROUNDING_MS = 0.0005  # times come with three digits
-_READ_FROM = ("Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
+_READ_FROM = ("Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
 _LARGEST = 1e18  # no figure of a plan is larger
 _STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
 _MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # rows of the outer side need a match
@@ -84,7 +84,10 @@ class Node:
     @property
     def relation(self) -> str:
         """The table, function, CTE or the like that it reads or writes; "" for none."""
-        return self.text("Relation Name") or next((found for key in _READ_FROM if (found := self.text(key))), "")
+        for key in _READ_FROM:
+            if found := self.text(key):
+                return found
+        return ""
 
     @property
     def relationship(self) -> str:
@@ -218,7 +221,9 @@ class Node:
     def texts(self, key: str) -> tuple[str, ...]:
         """Texts of the document, of a list or one alone."""
         found = self.raw.get(key)
-        return tuple(item for item in (found if isinstance(found, list) else [found]) if isinstance(item, str))
+        if type(found) is list:
+            return tuple([item for item in found if type(item) is str])
+        return (found,) if type(found) is str else ()
 
 
 @dataclass(frozen=True)
@@ -392,7 +397,8 @@ def _listed(top: Raw) -> tuple[list[Raw], list[int]]:
         below = raw.get("Plans", [])
         if not isinstance(below, list):
             raise PlanError("not a plan ('Plans' is no list); expected EXPLAIN (FORMAT JSON) output")
-        waiting.extend((child, len(raws)) for child in reversed(below))
+        at = len(raws)
+        waiting += [(child, at) for child in reversed(below)]
         raws.append(raw)
         parents.append(parent)
     return raws, parents
