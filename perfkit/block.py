@@ -217,8 +217,8 @@ class Block:
             place.site.conninfo(place.name),
             limits.request_timeout_s,
             limits.statement_timeout_s,
-            pooler=place.pooler,
-            read_only=not place.writable,
+            pooler=place.site.pooler,
+            read_only="writes" not in place.site.permissions,
             settings=place.settings,
             limits=self._ground.caps.get(name),
         )

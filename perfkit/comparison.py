@@ -14,7 +14,7 @@ from perfkit.config.fields import require_no_password
 from perfkit.errors import BundleError, PlanError, UsageError
 from perfkit.explain.capture import single
 from perfkit.guards.address import resolve
-from perfkit.postgres.statements import split
+from perfkit.postgres.statements import read, split
 
 Text = str | Path  # SQL, or the name of a file that holds it
 
@@ -95,9 +95,9 @@ class Comparison:
         after |= {"settings": {name: str(value) for name, value in self.settings.items()}} if self.settings else {}
         after |= {"rewrite": {names[0]: "rewrite.sql"}} if self.rewrite else {}
         parameters = {"parameters": "rows"} if source else {}
-        scenarios = [_scenario("alone", "1 connection", names, 1, 20)]
+        scenarios = [scenario("alone", names, 1, 20)]
         if self.users > 1:
-            scenarios.append(_scenario("together", f"{self.users} connections", names, self.users, 5))
+            scenarios.append(scenario("together", names, self.users, 5))
         return tomlkit.dumps(
             {
                 "title": self._headline(),
@@ -126,7 +126,9 @@ class Comparison:
         return ", ".join(said)
 
 
-def _scenario(name: str, label: str, send: Sequence[str], users: int, requests: int) -> dict[str, object]:
+def scenario(name: str, send: Sequence[str], users: int, requests: int) -> dict[str, object]:
+    """A scenario's table for queries on so many connections."""
+    label = f"{users} connection{'s' if users > 1 else ''}"
     load = {"users": users, "requests": requests, "warm": 1, "seconds": 4}
     return {"name": name, "label": label, "send": list(send), **load}
 
@@ -151,10 +153,4 @@ def _statements(text: Text) -> list[str]:
 
 
 def _read(text: Text) -> str:
-    if not is_file(text):
-        return f"{text}\n"
-    try:
-        return Path(text).read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise UsageError(f"{text}: cannot be read ({reason}); expected a file with SQL, or the SQL itself") from None
+    return read(Path(text)) if is_file(text) else f"{text}\n"

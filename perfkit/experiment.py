@@ -10,7 +10,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -131,12 +131,12 @@ class Experiment:
         self._progress("connecting" if self._targets.addresses else "starting PostgreSQL")
         chosen, database = self._chosen, self._chosen.config.database
         relay = Relay(chosen.options.rtt_ms, chosen.options.connect_rtts)
-        self._externals = self._targets.open(stack, audit)
-        common = (chosen.config, secrets.token_hex(3), relay, self._targets.origins)
+        self._externals = self._targets.open(audit)
+        origins = self._targets.origins
+        common = (chosen.config, secrets.token_hex(3), relay, origins, self._externals, self._progress)
         if database is None or database.way == "in-place":
-            return stack.enter_context(InPlace(*common, self._externals, self._progress))
-        source = self._externals.get(chosen.config.baseline().name)
-        return stack.enter_context(Clones(*common, source, chosen.postgres, self._progress))
+            return stack.enter_context(InPlace(*common))
+        return stack.enter_context(Clones(*common, version=chosen.postgres))
 
     def _set_up(self, stage: Stage, bundle: Bundle) -> Rows:
         """The base database and the parameter rows."""
@@ -215,7 +215,7 @@ class Experiment:
             "settings": arm.settings,
             "postgres": place.site.version if place else 0,
             "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
-            "indexes": [index.as_dict() for index in built],
+            "indexes": [asdict(index) for index in built],
             "expected_indexes": self._chosen.expected_indexes[arm.name],
             "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
         }

@@ -124,7 +124,7 @@ def made(config: str | Path = "", scale: str = "", arm: str = "", postgres: int 
     if settings.database is None or not settings.database.prepare:
         raise UsageError(f"{config}: its data is not made by SQL files; expected --db with the database itself")
     with ExitStack() as stack:
-        stage = stack.enter_context(Clones(settings, secrets.token_hex(3), Relay(), {}, None, chosen.postgres, say))
+        stage = stack.enter_context(Clones(settings, secrets.token_hex(3), Relay(), {}, {}, say, chosen.postgres))
         say(f"making the data{f' ({chosen.scale})' if chosen.scale else ''}")
         stage.base(chosen.scale)
         place, _ = stage.prepare(next(own for own in chosen.arms if own.name == (arm or first)))

@@ -14,12 +14,14 @@ import psycopg
 import tomlkit
 from psycopg import sql
 
+from perfkit.comparison import scenario
 from perfkit.config import ROOT, Database
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
+from perfkit.postgres.databases import connected
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection
-from perfkit.text import first_line, visible
+from perfkit.text import visible
 
 EXAMPLE = ROOT / "docs" / "examples" / "orders"
 TIMEOUT_S = 10
@@ -62,13 +64,10 @@ def _example() -> dict[str, str]:
 
 def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
     """Queries by keys, for which the values are there; indexes for foreign keys that have none."""
-    try:
-        with external.connect() as connection, connection.transaction():
-            connection.execute("SET TRANSACTION READ ONLY")
-            connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_S * 1000}")
-            draft, size = _looked_at(connection)
-    except psycopg.Error as error:
-        raise ServerError(f"{external.name}: {first_line(error)}") from None
+    with connected(external) as connection, connection.transaction():
+        connection.execute("SET TRANSACTION READ ONLY")
+        connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_S * 1000}")
+        draft, size = _looked_at(connection)
     if not draft.queries:
         raise ServerError(f"{external.name}: no table that can be read has rows and a key; expected one to begin with")
     files = {"perfkit.toml": _toml(draft, db, external.name, size, tls)}
@@ -83,8 +82,7 @@ def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
 
 def _looked_at(connection: Connection) -> tuple[_Draft, int]:
     """The draft, and the database's size in bytes."""
-    tables = connection.execute(catalog.get("starter_tables").encode()).fetchall()
-    keys = connection.execute(catalog.get("starter_foreign_keys").encode()).fetchall()
+    tables, keys = catalog.rows(connection, "starter_tables"), catalog.rows(connection, "starter_foreign_keys")
     draft, by_name = _Draft(), {table["table"]: table for table in tables}
     bare = [key for key in keys if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
     bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
@@ -122,10 +120,9 @@ def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how
     """A query for the rows with given values, and the values that there are."""
     name = _name(f"{how}_{table['name']}", draft.queries)
     given = [f"p{number}" for number, _ in enumerate(columns, 1)]
-    condition = " AND ".join(
-        f"{column.replace('%', '%%')} = %({value})s" for column, value in zip(columns, given, strict=True)
-    )
-    selected = ", ".join(f"{column} AS {value}" for column, value in zip(columns, given, strict=True))
+    pairs = list(zip(columns, given, strict=True))
+    condition = " AND ".join(f"{column.replace('%', '%%')} = %({value})s" for column, value in pairs)
+    selected = ", ".join(f"{column} AS {value}" for column, value in pairs)
     draft.queries[name] = f"SELECT * FROM {table['table'].replace('%', '%%')} WHERE {condition} LIMIT 100"
     draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_known(columns)} LIMIT :rows"
 
@@ -191,24 +188,16 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     document["database"] = database
     document["parameters"] = {query: f"{query}.parameters.sql" for query in draft.parameters}
     document["query"] = [{"name": query, "file": f"{query}.sql", "parameters": query} for query in draft.queries]
-    document["scenario"] = [
-        _scenario("alone", "1 connection", draft, users=1, requests=20),
-        _scenario("ten", "10 connections", draft, users=10, requests=5),
+    document["scenario"] = [scenario("alone", list(draft.queries), 1, 20), scenario("ten", list(draft.queries), 10, 5)]
+    after: dict[str, object] = {"title": "more memory for sorts and hashes", "settings": {"work_mem": "64MB"}}
+    if draft.indexes:  # else the setting is something to replace
+        after = {"title": "foreign keys indexed", "indexes": "indexes.sql"}
+    document["arm"] = [
+        {"name": "before", "role": "before"},
+        {"name": "control", "role": "control"},
+        {"name": "after", "role": "after", **after},
     ]
-    document["arm"] = [{"name": "before", "role": "before"}, {"name": "control", "role": "control"}, _after(draft)]
     return tomlkit.dumps(document)
-
-
-def _after(draft: _Draft) -> dict[str, object]:
-    """Indexes for foreign keys that lack one, or else a setting: something to replace."""
-    after: dict[str, object] = {"name": "after", "role": "after"}
-    if draft.indexes:
-        return after | {"title": "foreign keys indexed", "indexes": "indexes.sql"}
-    return after | {"title": "more memory for sorts and hashes", "settings": {"work_mem": "64MB"}}
-
-
-def _scenario(name: str, label: str, draft: _Draft, **load: int) -> dict[str, object]:
-    return {"name": name, "label": label, "send": list(draft.queries), **load, "warm": 1, "seconds": 4.0}
 
 
 def _say(container: Any, *lines: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from time import monotonic_ns
 from typing import TypeVar
@@ -11,7 +10,7 @@ from typing import TypeVar
 from perfkit.config import Arm, Config
 from perfkit.errors import TargetRefused
 from perfkit.guards.address import Address, resolve
-from perfkit.guards.admission import Permission, admit, admit_origin
+from perfkit.guards.admission import Permission, admit
 from perfkit.guards.audit import Audit
 from perfkit.guards.origin import Origin, resolve_origin
 from perfkit.load.limits import Caps
@@ -31,12 +30,12 @@ class Targets:
     permission: Permission
     pooler: bool = False  # one is declared, whether or not it shows
 
-    def open(self, stack: ExitStack, audit: Audit) -> dict[str, External]:
-        """Connect to every database, each once; `stack` closes them. Raises ServerError, TargetRefused."""
+    def open(self, audit: Audit) -> dict[str, External]:
+        """Connect to every database, each once. Raises ServerError, TargetRefused."""
         opened: dict[str, External] = {}
         for address in self.addresses.values():
             if (where := address.conninfo()) not in opened:
-                opened[where] = stack.enter_context(open_external(address, self.permission, audit))
+                opened[where] = open_external(address, self.permission, audit)
                 opened[where].pooler |= self.pooler
         return {arm: opened[address.conninfo()] for arm, address in self.addresses.items()}
 
@@ -50,24 +49,21 @@ def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> T
     )
     addresses: dict[str, Address] = {}
     origins: dict[str, Origin] = {}
-    tls = settings.database.tls if settings.database else True
+    database, service = settings.database, settings.service
     for arm in arms:
-        common = settings.database.target if settings.database else ""
-        if named := arm.database or common:
-            addresses[arm.name] = _once(resolve(named, tls), addresses.values())
-        if url := arm.url or (settings.service.url if settings.service else ""):
+        if named := arm.database or (database.target if database else ""):
+            addresses[arm.name] = _once(resolve(named, not database or database.tls), addresses.values())
+        if url := arm.url or (service.url if service else ""):
             origins[arm.name] = _once(resolve_origin(url), origins.values())
-    names = [address.name for address in addresses.values()] + [origin.name for origin in origins.values()]
-    for name in () if permission.allow else names:
-        raise TargetRefused(f"{name} is not in 'allow'; expected allow = [\"{name}\"] at the top of the configuration")
-    for address in {address.name: address for address in addresses.values()}.values():
-        admit(address, permission)
-        permission = replace(permission, confirm=(*permission.confirm, address.name))  # asked once
-    for origin in {origin.name: origin for origin in origins.values()}.values():
-        admit_origin(origin, permission)
-        permission = replace(permission, confirm=(*permission.confirm, origin.name))
+    found: list[Address | Origin] = [*addresses.values(), *origins.values()]
+    for name, target in {target.name: target for target in found}.items():
+        if not permission.allow:
+            expected = f'allow = ["{name}"] at the top of the configuration'
+            raise TargetRefused(f"{name} is not in 'allow'; expected {expected}")
+        admit(target, permission)
+        permission = replace(permission, confirm=(*permission.confirm, name))  # asked once
     _require_writes(settings, origins)
-    return Targets(addresses, origins, permission, bool(settings.database and settings.database.pooler))
+    return Targets(addresses, origins, permission, bool(database and database.pooler))
 
 
 def _once(found: _Place, known: Iterable[_Place]) -> _Place:

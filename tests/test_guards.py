@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from perfkit import config
 from perfkit.errors import BundleError, LoadError, PerfkitError, ServerError, TargetRefused, UsageError
 from perfkit.guards import address as guarded
 from perfkit.guards.address import Address, canonical, resolve
-from perfkit.guards.admission import Permission, admit, admit_origin, looks_like_production, normal
+from perfkit.guards.admission import Permission, admit, looks_like_production, normal
 from perfkit.guards.audit import Audit
 from perfkit.guards.origin import resolve_origin
 from perfkit.load.crew import Crew, http_target, sql_target
@@ -326,12 +326,10 @@ class TestPinning:
     def test_arms_of_one_name_with_two_users_keep_their_own(self, cluster: Cluster, tmp_path: Path) -> None:
         settings = two_databases(tmp_path, cluster.db(), cluster.db(user="plain"), cluster.name())
         targets = admitted(settings, settings.arm, Permission(confirm=(cluster.name(),)))
-        with ExitStack() as stack:
-            opened = targets.open(stack, Audit(None))
-            users = {}
-            for arm, site in opened.items():
-                with site.connect() as connection:
-                    users[arm] = connection.info.user
+        users = {}
+        for arm, site in targets.open(Audit(None)).items():
+            with site.connect() as connection:
+                users[arm] = connection.info.user
         assert users == {"before": "app", "control": "app", "after": "plain"}
 
     def test_a_server_that_takes_the_place_of_the_admitted_one_is_not_used(
@@ -610,10 +608,10 @@ class TestPermission:
         resolving(monkeypatch, "192.0.2.1")
         origin = resolve_origin("http://shop.staging.example")
         with stopped_by_a_guard("not encrypted"):
-            admit_origin(origin, Permission(confirm=(origin.name,)))
+            admit(origin, Permission(confirm=(origin.name,)))
         with stopped_by_a_guard("is not in 'allow'"):
-            admit_origin(origin, Permission(("https://shop.staging.example",), (origin.name,)))
-        admit_origin(origin, Permission((origin.name,), (origin.name,)))
+            admit(origin, Permission(("https://shop.staging.example",), (origin.name,)))
+        admit(origin, Permission((origin.name,), (origin.name,)))
 
     @pytest.mark.parametrize(
         "url",

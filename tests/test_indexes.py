@@ -1,6 +1,7 @@
 """Building an index set on a real server: what each index costs, and what is refused."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_every_index_of_the_file_is_built_in_order_valid_and_with_its_costs(
         assert index.bytes >= 8192 * 2
         assert index.wal_bytes > index.bytes / 4  # wal_level counts a build; pages are logged without holes
     assert built[0].definition == "CREATE INDEX visits_clinic ON public.visits USING btree (clinic)"
-    assert Built(**built[0].as_dict()) == built[0]
+    assert Built(**asdict(built[0])) == built[0]
 
 
 def test_the_names_are_known_before_anything_is_built(tmp_path: Path) -> None:

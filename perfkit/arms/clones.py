@@ -6,17 +6,16 @@ that database, on its own server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from perfkit.arms.stage import Place, Relay, Stage, undisturbed
-from perfkit.config import Arm, Config
-from perfkit.errors import ServerError, TargetRefused
-from perfkit.guards.origin import Origin
+from perfkit.arms.stage import Place, Stage, undisturbed
+from perfkit.config import Arm
+from perfkit.errors import ServerError
 from perfkit.indexes.build import Built, build
 from perfkit.postgres import catalog, databases, embedded
-from perfkit.postgres.capabilities import allowing
+from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Site
@@ -33,31 +32,23 @@ _CLONED = {
 }
 
 
+@dataclass(eq=False)
 class Clones(Stage):
     """Template databases, cloned for every block; all arms can alternate."""
 
-    def __init__(
-        self,
-        settings: Config,
-        run: str,
-        relay: Relay,
-        origins: Mapping[str, Origin],
-        source: External | None,
-        version: int,
-        progress: Callable[[str], None],
-    ) -> None:
-        super().__init__(settings, run, relay, origins)
-        self._source, self._version, self._progress = source, version, progress
-        self._servers: dict[Any, Site] = {}
-        self._restarting: frozenset[str] | None = None  # settings that need a server of their own
-        self._bases: dict[int, str] = {}  # by the identity of their server
-        self._templates: dict[str, tuple[Place, list[Built]]] = {}
-        self._owned: dict[tuple[int, str], Site] = {}
-        self._scale = ""
-        self._copied: Copied | None = None
+    private = True
+
+    version: int  # of the servers that perfkit starts
+    _servers: dict[Any, Site] = field(default_factory=dict, init=False)
+    _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that need a server of their own
+    _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of their server
+    _templates: dict[str, tuple[Place, list[Built]]] = field(default_factory=dict, init=False)
+    _owned: dict[tuple[int, str], Site] = field(default_factory=dict, init=False)
+    _scale: str = field(default="", init=False)
+    _copied: Copied | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        self._server(self._config.baseline())
+        self._server(self.config.baseline())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -75,9 +66,9 @@ class Clones(Stage):
         super().__exit__(kind, *exc)
 
     @property
-    def private(self) -> bool:
-        """Each arm has a database of its own."""
-        return True
+    def _source(self) -> External | None:
+        """The database of the user's that every arm starts from, where there is one."""
+        return self.sources.get(self.config.baseline().name)
 
     @property
     def origin(self) -> Mapping[str, Any]:
@@ -95,16 +86,8 @@ class Clones(Stage):
     def base(self, scale: str) -> Place | None:
         """Make the database that the first arm starts from."""
         self._scale = scale
-        site = self._server(self._config.baseline())
+        site = self._server(self.config.baseline())
         return Place(site, self._base(site))
-
-    def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
-        """All arms alternate."""
-        return [list(arms)]
-
-    def phase(self, arms: Sequence[Arm]) -> AbstractContextManager[None]:
-        """Nothing to begin or to end."""
-        return nullcontext()
 
     def prepare(self, arm: Arm) -> tuple[Place, list[Built]]:
         """The arm's template and what its indexes cost; arms that are prepared alike share one."""
@@ -129,7 +112,7 @@ class Clones(Stage):
 
     def place(self, arm: Arm) -> Place:
         """The arm's clone."""
-        return Place(self._server(arm), f"pk_{self._run}_clone_{arm.name}")
+        return Place(self._server(arm), f"pk_{self.run}_clone_{arm.name}")
 
     def require_alive(self) -> None:
         """Raise ServerError with the server's last words when it has died."""
@@ -140,29 +123,21 @@ class Clones(Stage):
 
     def _server(self, arm: Arm) -> Site:
         """The server that fits an arm: its version, and the settings that only a start can give."""
-        if self._source and self._config.database and self._config.database.way == "clone":
-            name = self._source.name
-            if self._source.pooler:
-                raise TargetRefused(f"{name}: behind a pooler; expected a direct connection to clone it")
-            if "ddl" not in self._source.permissions:
-                raise TargetRefused(
-                    f"{name}: databases may not be made beside it; its owner can allow that with: "
-                    f"{allowing(self._source, 'ddl')}"
-                )
+        assert self.config.database
+        if self._source and self.config.database.way == "clone":
+            require_direct(self._source, "to clone it")
+            require_allowed(self._source, "ddl", "databases may not be made beside it")
             return self._servers.setdefault("source", self._source)
-        assert self._config.database
         if self._restarting is None:
             self._restarting = frozenset()  # the plain server is needed to ask which settings these are
-            plain = self._server(arm.model_copy(update={"settings": {}, "postgres": None}))
-            with databases.connected(plain) as connection:
-                found = connection.execute(catalog.get("restarting_settings").encode()).fetchall()
-            self._restarting = frozenset(row["name"] for row in found)
-        version = arm.postgres or self._version
+            with databases.connected(self._server(arm.model_copy(update={"settings": {}, "postgres": None}))) as plain:
+                self._restarting = frozenset(row["name"] for row in catalog.rows(plain, "restarting_settings"))
+        version = arm.postgres or self.version
         own = {name: value for name, value in arm.settings.items() if name.lower() in self._restarting}
         key = (version, *sorted(own.items()))
         if key not in self._servers:
-            self._progress(f"starting PostgreSQL {version}")
-            settings = {**self._config.database.settings, **own}
+            self.progress(f"starting PostgreSQL {version}")
+            settings = {**self.config.database.settings, **own}
             self._servers[key] = self._stack.enter_context(embedded.start(version, settings))
         return self._servers[key]
 
@@ -175,12 +150,12 @@ class Clones(Stage):
         """The server's base database: made by files, copied from the user's, or a clone of it."""
         if id(site) in self._bases:
             return self._bases[id(site)]
-        assert self._config.database
-        settings, name = self._config.database, self._own(site, "base")
+        assert self.config.database
+        settings, name = self.config.database, self._own(site, "base")
         if self._source and settings.way in ("whole", "sample", "generated"):
             how = Copying(settings.way, rows=settings.sample_rows, max_bytes=settings.copy_limit_mb * 10**6)
             assert isinstance(site, embedded.Server)
-            self._copied = copy_into(self._source, site, name, how, self._progress)
+            self._copied = copy_into(self._source, site, name, how, self.progress)
         elif self._source:
             databases.create(site, name, self._source.address.dbname)
         else:
@@ -192,7 +167,7 @@ class Clones(Stage):
 
     def _own(self, site: Site, suffix: str) -> str:
         """A database name of this run that is dropped at the end."""
-        name = f"pk_{self._run}_{suffix}"
+        name = f"pk_{self.run}_{suffix}"
         if isinstance(site, External) and (id(site), name) not in self._owned:
             self._janitor.promise(site, "databases", [name])
         self._owned[id(site), name] = site

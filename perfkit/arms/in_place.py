@@ -6,48 +6,35 @@ the indexes are built CONCURRENTLY and removed at the end, whatever happens in b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import sql
 
-from perfkit.arms.stage import Place, Relay, Stage, undisturbed
-from perfkit.config import Arm, Config
+from perfkit.arms.stage import Place, Stage, undisturbed
+from perfkit.config import Arm
 from perfkit.errors import ServerError, TargetRefused, UsageError
-from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built, build, index_names, places
 from perfkit.indexes.remove import remove
 from perfkit.postgres import databases
-from perfkit.postgres.capabilities import allowing
+from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.external import External
 
 
+@dataclass(eq=False)
 class InPlace(Stage):
     """The user's own databases and services, by arm; nothing in them is made but the arms' indexes."""
 
-    def __init__(
-        self,
-        settings: Config,
-        run: str,
-        relay: Relay,
-        origins: Mapping[str, Origin],
-        sources: Mapping[str, External],
-        progress: Callable[[str], None],
-    ) -> None:
-        super().__init__(settings, run, relay, origins)
-        self._sources, self._progress = sources, progress
-        self._built: dict[str, list[Built]] = {}
+    private = False
 
-    @property
-    def private(self) -> bool:
-        """Others may be using the databases."""
-        return False
+    _built: dict[str, list[Built]] = field(default_factory=dict, init=False)
 
     @property
     def origin(self) -> Mapping[str, Any]:
         """How the arms were got, and what that can and cannot tell."""
-        order = "before, after, before again" if self._config.sequential else "alternating, nothing changed"
+        order = "before, after, before again" if self.config.sequential else "alternating, nothing changed"
         return {
             "way": f"in place ({order})",
             "tells": "how these arms compare on the database as it is, beside whatever else it was doing",
@@ -56,17 +43,17 @@ class InPlace(Stage):
 
     def base(self, scale: str) -> Place | None:
         """The database of the first arm. Raises TargetRefused for what may not, or cannot, be done there."""
-        for arm in self._config.arm:
-            if source := self._sources.get(arm.name):
+        for arm in self.config.arm:
+            if source := self.sources.get(arm.name):
                 self._require_possible(arm, source)
                 if arm.indexes:
                     self._require_buildable(arm, source)
-        return self.place(self._config.baseline())
+        return self.place(self.config.baseline())
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
         """All arms alternate, or one follows the other with the control, which is `before` again, at the end."""
-        if not self._config.sequential:
-            return [list(arms)]
+        if not self.config.sequential:
+            return super().phases(arms)
         order = {"before": 0, "after": 1, "control": 2}
         return [[arm] for arm in sorted(arms, key=lambda arm: order[arm.role])]
 
@@ -75,9 +62,9 @@ class InPlace(Stage):
         """Remove the indexes of these arms at the end, also after an error or an interrupt."""
         begun = [arm for arm in arms if arm.indexes]
         for arm in begun:
-            self._require_buildable(arm, self._sources[arm.name])  # what was so at the start may have changed
+            self._require_buildable(arm, self.sources[arm.name])  # what was so at the start may have changed
             assert arm.indexes
-            self._janitor.promise(self._sources[arm.name], "indexes", index_names(arm.indexes))
+            self._janitor.promise(self.sources[arm.name], "indexes", index_names(arm.indexes))
         try:
             yield
         finally:
@@ -89,8 +76,8 @@ class InPlace(Stage):
         """Build the arm's indexes where it has some."""
         place = self.place(arm)
         if place and arm.indexes and arm.name not in self._built:
-            self._progress(f"building the indexes of {arm.name}, concurrently")
-            comment = f"perfkit run {self._run}"
+            self.progress(f"building the indexes of {arm.name}, concurrently")
+            comment = f"perfkit run {self.run}"
             self._built[arm.name] = build(place.site, place.name, arm.indexes, in_place=comment)
         return place, self._built.get(arm.name, [])
 
@@ -99,39 +86,31 @@ class InPlace(Stage):
 
     def place(self, arm: Arm) -> Place | None:
         """The arm's database."""
-        site = self._sources.get(arm.name)
+        site = self.sources.get(arm.name)
         return Place(site, site.address.dbname, arm.settings) if site else None
 
     def require_alive(self) -> None:
         """Raise ServerError where a server no longer answers; requests that it fails are counted."""
-        for source in self._sources.values():
+        for source in self.sources.values():
             if not source.alive():
                 raise ServerError(f"{source.name}: the server no longer answers; what was measured so far is kept")
 
     def _require_possible(self, arm: Arm, source: External) -> None:
-        name, service = source.address.name, self._config.service
-        if service and service.command and "writes" not in source.permissions:
-            raise TargetRefused(
-                f"{name}: a service may write to it; its owner can allow that with: {allowing(source, 'writes')}"
-            )
+        if self.config.service and self.config.service.command:
+            require_allowed(source, "writes", "a service may write to it")
         if arm.settings and source.pooler:
             setting, value = next(iter(arm.settings.items()))
             raise TargetRefused(
-                f"{name}: behind a pooler, which forgets settings; expected a direct connection, or from its owner: "
-                f"ALTER ROLE {_quoted(source.address.user)} SET {setting} = '{value}'"
+                f"{source.name}: behind a pooler, which forgets settings; expected a direct connection, or from its "
+                f"owner: ALTER ROLE {sql.Identifier(source.address.user).as_string()} SET {setting} = '{value}'"
             )
 
     def _require_buildable(self, arm: Arm, source: External) -> None:
         """Raise unless building is allowed and none of the indexes is there already."""
         assert arm.indexes
-        if source.pooler:
-            raise TargetRefused(f"{source.name}: behind a pooler; expected a direct connection to build indexes")
-        if "ddl" not in source.permissions:
-            raise TargetRefused(
-                f"{source.name}: indexes may not be built in it; its owner can allow that with: "
-                f"{allowing(source, 'ddl')}"
-            )
-        with databases.connected(source, source.address.dbname) as connection:
+        require_direct(source, "to build indexes")
+        require_allowed(source, "ddl", "indexes may not be built in it")
+        with databases.connected(source) as connection:
             if found := places(connection, index_names(arm.indexes)):
                 raise UsageError(
                     f"{arm.indexes}: index {found[0]} is there already; expected one to build (left behind by an "
@@ -142,7 +121,7 @@ class InPlace(Stage):
         """Drop the arm's indexes, which were not there before it, trying again where a lock is not to be had."""
         place = self.place(arm)
         assert place and arm.indexes
-        self._progress(f"removing the indexes of {arm.name}")
+        self.progress(f"removing the indexes of {arm.name}")
         names = index_names(arm.indexes)
         if left := remove(place.site, place.name, names):
             statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in left)
@@ -151,7 +130,3 @@ class InPlace(Stage):
                 f"run: {statements}"
             )
         self._janitor.released("indexes", names)
-
-
-def _quoted(name: str) -> str:
-    return sql.Identifier(name).as_string()

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -19,6 +19,7 @@ from perfkit.config import Arm, Config
 from perfkit.errors import ServerError
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built
+from perfkit.postgres.external import External
 from perfkit.postgres.parameters import options
 from perfkit.postgres.site import Connection, Site
 from perfkit.process import MODULE, spawn, stop
@@ -41,16 +42,6 @@ class Place:
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def pooler(self) -> bool:
-        """Whether sessions end with their transaction."""
-        return self.site.pooler
-
-    @property
-    def writable(self) -> bool:
-        """Whether load may change data there."""
-        return "writes" in self.site.permissions
-
     def connect(self) -> Connection:
         """A connection in autocommit mode. Raises psycopg.Error."""
         return self.site.connect(self.name)
@@ -58,30 +49,36 @@ class Place:
     def session(self) -> Connection:
         """A connection that is not in autocommit mode; with the settings unless a pooler is in between."""
         connection = self.connect()
-        if self.settings and not self.pooler:
-            for name, value in self.settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        for name, value in () if self.site.pooler else self.settings.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         connection.autocommit = False
         return connection
 
     def conninfo(self) -> str:
         """For libpq; with the settings."""
         base = self.site.conninfo(self.name)
-        if not self.settings:
-            return base
-        return make_conninfo(base, options=options(self.settings))
+        return make_conninfo(base, options=options(self.settings)) if self.settings else base
 
 
+@dataclass(eq=False)
 class Stage(ABC):
     """All arms of one run. Leaving it removes every database and stops every process it made."""
 
-    def __init__(self, settings: Config, run: str, relay: Relay, origins: Mapping[str, Origin]) -> None:
-        self._config, self._run, self._relay, self.origins = settings, run, relay, origins
-        self._stack = ExitStack()
-        self._janitor = Janitor()
+    private: ClassVar[bool]  # whether nobody else uses the arms' databases, so that what they count is ours
+
+    config: Config
+    run: str  # in the names of what is made
+    relay: Relay
+    origins: Mapping[str, Origin]  # of services that perfkit did not start, by arm
+    sources: Mapping[str, External]  # likewise of databases
+    progress: Callable[[str], None]
+    services: dict[str, Service] = field(default_factory=dict, init=False)
+    _stack: ExitStack = field(default_factory=ExitStack, init=False)
+    _janitor: Janitor = field(default_factory=Janitor, init=False)
+    _relays: dict[str, str] = field(default_factory=dict, init=False)  # the folder that listens, by the server's
+
+    def __post_init__(self) -> None:
         self._stack.callback(self._janitor.close)
-        self._relays: dict[str, str] = {}  # the folder that listens, by the server's
-        self.services: dict[str, Service] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -93,11 +90,6 @@ class Stage(ABC):
 
     @property
     @abstractmethod
-    def private(self) -> bool:
-        """Whether nobody else uses the arms' databases, so that what they count is ours."""
-
-    @property
-    @abstractmethod
     def origin(self) -> Mapping[str, Any]:
         """How the arms were got, and what that can and cannot tell, for the bundle."""
 
@@ -105,13 +97,13 @@ class Stage(ABC):
     def base(self, scale: str) -> Place | None:
         """Make or reach the database that every arm starts from; None where there is only a service."""
 
-    @abstractmethod
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
-        """The arms by what can alternate; phases follow one another."""
+        """The arms by what can alternate, by default all; phases follow one another."""
+        return [list(arms)]
 
-    @abstractmethod
     def phase(self, arms: Sequence[Arm]) -> AbstractContextManager[None]:
         """A context in which these arms can be prepared and measured."""
+        return nullcontext()
 
     @abstractmethod
     def prepare(self, arm: Arm) -> tuple[Place | None, list[Built]]:
@@ -131,7 +123,7 @@ class Stage(ABC):
 
     def serve(self, arms: Sequence[Arm]) -> None:
         """Launch or reset the service of every arm on its database, and wait until all are ready."""
-        if self._config.service is None or not self._config.service.command:
+        if self.config.service is None or not self.config.service.command:
             return
         for arm in arms:
             if arm.name in self.services:
@@ -151,21 +143,21 @@ class Stage(ABC):
         """What the audit calls the arm's target."""
         if found := self.origins.get(arm):
             return found.name
-        place = next((self.place(own) for own in self._config.arm if own.name == arm), None)
+        place = next((self.place(own) for own in self.config.arm if own.name == arm), None)
         return f"{place.site.name}: {place.name}" if place else arm
 
     def _service(self, arm: Arm) -> Service:
-        assert self._config.service is not None
+        assert self.config.service is not None
         place = self.place(arm)
         conninfo = self._through_relay(place.conninfo()) if place else ""
-        service = Service(arm.name, self._config.service, arm.service, conninfo)
+        service = Service(arm.name, self.config.service, arm.service, conninfo)
         self._stack.callback(service.stop)
         service.launch()
         return service
 
     def _through_relay(self, conninfo: str) -> str:
         """The same database behind a relay, where a round trip was asked for."""
-        if not self._relay.rtt_ms:
+        if not self.relay.rtt_ms:
             return conninfo  # a selection with a round trip is on a server of perfkit's own
         server = str(conninfo_to_dict(conninfo)["host"])
         if server not in self._relays:
@@ -173,17 +165,11 @@ class Stage(ABC):
         return make_conninfo(conninfo, host=self._relays[server])
 
     def _start_relay(self, server: str) -> str:
-        folder = Path(server) / f"relay-{self._run}"  # which goes with the server's own folder, come what may
+        folder = Path(server) / f"relay-{self.run}"  # which goes with the server's own folder, come what may
         folder.mkdir(mode=0o700, exist_ok=True)
-        process = spawn(
-            [
-                *(*MODULE, "perfkit.postgres.relay", "--listen", str(folder)),
-                *("--server", server, "--rtt-ms", str(self._relay.rtt_ms)),
-                *("--connect-rtts", str(self._relay.connect_rtts)),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        delay = ["--rtt-ms", str(self.relay.rtt_ms), "--connect-rtts", str(self.relay.connect_rtts)]
+        command = [*MODULE, "perfkit.postgres.relay", "--listen", str(folder), "--server", server, *delay]
+        process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._stack.callback(stop, process)
         assert process.stdout
         if not process.stdout.readline():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,7 @@ def doctor(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, 
     from perfkit.display.capabilities import capabilities
     from perfkit.postgres.capabilities import probe
 
-    with _opened(db, tls, confirm, production) as external:
-        echo(repr(capabilities(probe(external))))
+    echo(repr(capabilities(probe(opened(db, tls, confirm, production)))))
 
 
 @click.command()
@@ -63,7 +61,8 @@ def allow(
     kinds = [kind for kind, wanted in (("writes", writes), ("ddl", ddl)) if wanted]
     if bool(kinds) == revoke:
         raise UsageError("allow: expected --writes, --ddl or both; or --revoke alone")
-    with _opened(db, tls, confirm, production) as external, external.connect() as connection:
+    external = opened(db, tls, confirm, production)
+    with external.connect() as connection:
         if revoke:
             marker.revoke(connection)
             echo(f"{external.name}: perfkit may no longer change anything there")
@@ -71,7 +70,7 @@ def allow(
             echo(f"{external.name}: {' and '.join(kinds)} allowed until {marker.grant(connection, kinds, days)}")
 
 
-def _opened(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> External:
+def opened(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> External:
     """A database of the user's, named and confirmed."""
     from perfkit.guards.address import resolve
     from perfkit.guards.admission import Permission
@@ -97,10 +96,9 @@ def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production:
     """  # noqa: D301 - click wants the character
     from perfkit import starter
 
-    with ExitStack() as stack:
-        external = stack.enter_context(_opened(db, tls, confirm, production)) if db else None
-        for path in starter.write(folder, external, db, tls=tls):
-            echo(str(path))
+    external = opened(db, tls, confirm, production) if db else None
+    for path in starter.write(folder, external, db, tls=tls):
+        echo(str(path))
 
 
 @click.group()

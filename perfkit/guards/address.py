@@ -48,6 +48,11 @@ class Address:
         return f"{bracketed(self.host)}:{self.port}/{self.dbname}"
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What could say that it is production."""
+        return (self.host, *self.aliases, self.dbname, self.service, self.user)
+
+    @property
     def local(self) -> bool:
         """Whether connections do not leave this machine, as far as the address tells."""
         return not self.address or ipaddress.ip_address(self.address).is_loopback

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from perfkit.errors import TargetRefused
 from perfkit.guards.address import Address, bracketed, canonical
-from perfkit.guards.origin import Origin, require_encrypted
+from perfkit.guards.origin import Origin
 
 _PRODUCTION = re.compile(
     r"(?<!pre)(?<!non)(production|(prod|prd)(?![a-z]))"  # at the end of a word too: appprod
@@ -29,18 +29,25 @@ class Permission:
     ask: Callable[[str], str] | None = None
 
 
-def admit(address: Address, permission: Permission) -> None:
-    """Raise TargetRefused, saying what to do, unless this database may be used."""
-    at = f" ({address.address})" if address.address and address.address != address.host else ""
-    looks = (address.host, *address.aliases, address.dbname, address.service, address.user)
-    _admit(address.name, at, looks, permission)
-
-
-def admit_origin(origin: Origin, permission: Permission) -> None:
-    """Raise TargetRefused, saying what to do, unless this service may be used."""
-    at = f" ({origin.address})" if origin.address != origin.host else ""
-    _admit(origin.name, at, (origin.host, *origin.aliases), permission)
-    require_encrypted(origin, origin.name in map(normal, permission.allow))
+def admit(target: Address | Origin, permission: Permission) -> None:
+    """Raise TargetRefused, saying what to do, unless this database or service may be used."""
+    name, allow = target.name, set(map(normal, permission.allow))
+    shown = f"{name} ({target.address})" if target.address not in ("", target.host) else name
+    if allow and name not in allow:
+        raise TargetRefused(f"{shown} is not in 'allow' ({', '.join(sorted(allow))}); expected \"{name}\" in it")
+    suspect = looks_like_production(target.words)
+    if suspect and name not in map(normal, permission.production):
+        raise TargetRefused(
+            f"{shown} looks like production ({suspect!r}); if it is meant: --production {name}, or "
+            "'production' in the configuration"
+        )
+    if name not in map(normal, permission.confirm):
+        if permission.ask is None:
+            raise TargetRefused(f"{shown} was not started by perfkit; if it may be used: --confirm {name}")
+        if normal(permission.ask(f"{shown} was not started by perfkit. To use it, type its name")) != name:
+            raise TargetRefused(f"{shown}: something else was typed; nothing was sent to it")
+    if isinstance(target, Origin) and target.scheme == "http" and not target.local and name not in allow:
+        raise TargetRefused(f"{name}: not encrypted; expected https, or this very text in 'allow'")
 
 
 def normal(text: str) -> str:
@@ -58,21 +65,3 @@ def normal(text: str) -> str:
 def looks_like_production(names: Iterable[str]) -> str:
     """The first of the names that holds a word for production; "" if none does."""
     return next((name for name in names if _PRODUCTION.search(name.lower())), "")
-
-
-def _admit(name: str, at: str, looks: Iterable[str], permission: Permission) -> None:
-    allow, confirm = set(map(normal, permission.allow)), set(map(normal, permission.confirm))
-    if allow and name not in allow:
-        raise TargetRefused(f"{name}{at} is not in 'allow' ({', '.join(sorted(allow))}); expected \"{name}\" in it")
-    suspect = looks_like_production(looks)
-    if suspect and name not in set(map(normal, permission.production)):
-        raise TargetRefused(
-            f"{name}{at} looks like production ({suspect!r}); if it is meant: --production {name}, or "
-            "'production' in the configuration"
-        )
-    if name in confirm:
-        return
-    if permission.ask is None:
-        raise TargetRefused(f"{name}{at} was not started by perfkit; if it may be used: --confirm {name}")
-    if normal(permission.ask(f"{name}{at} was not started by perfkit. To use it, type its name")) != name:
-        raise TargetRefused(f"{name}{at}: something else was typed; nothing was sent to it")

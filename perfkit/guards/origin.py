@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from perfkit.errors import TargetRefused, UsageError
+from perfkit.errors import UsageError
 from perfkit.guards.address import addresses, bracketed, canonical, require_sensible
 
 _PORTS = {"http": 80, "https": 443}
@@ -29,6 +29,11 @@ class Origin:
         return f"{self.scheme}://{bracketed(self.host)}:{self.port}"
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What could say that it is production."""
+        return (self.host, *self.aliases)
+
+    @property
     def local(self) -> bool:
         """Whether connections do not leave this machine, as far as the address tells."""
         return ipaddress.ip_address(self.address).is_loopback
@@ -36,25 +41,18 @@ class Origin:
 
 def resolve_origin(url: str) -> Origin:
     """The origin of a base URL. Raises UsageError for more than an origin, ServerError, TargetRefused."""
-    expected = "expected http(s)://host[:port] and nothing more"
-    if not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", url):
-        raise UsageError(f"url = {_shown(url)!r}; {expected}")
     try:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", url):
+            raise ValueError
         parts = urlsplit(url)
         host, port = canonical(parts.hostname or ""), parts.port or _PORTS[parts.scheme]
+        if not host:
+            raise ValueError
     except ValueError:
-        raise UsageError(f"url = {_shown(url)!r}; {expected}") from None
-    if not host:
-        raise UsageError(f"url = {_shown(url)!r}; {expected}")
+        raise UsageError(f"url = {_shown(url)!r}; expected http(s)://host[:port] and nothing more") from None
     found, aliases = addresses(host, port)
     require_sensible(host, found[0])
     return Origin(parts.scheme, host, port, found[0], aliases)
-
-
-def require_encrypted(origin: Origin, named: bool) -> None:
-    """Raise TargetRefused for plain http beyond this machine unless it was named as such."""
-    if origin.scheme == "http" and not origin.local and not named:
-        raise TargetRefused(f"{origin.name}: not encrypted; expected https, or this very text in 'allow'")
 
 
 def _shown(url: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,6 +18,7 @@ from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, split
+from perfkit.text import first_line
 
 # Only as far as the name: what follows is the server's to judge, whatever its version knows.
 _CREATE = re.compile(
@@ -42,14 +43,10 @@ class Built:
     wal_bytes: int | None
     valid: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """For the bundle."""
-        return asdict(self)
-
 
 def index_names(path: Path) -> list[str]:
     """The names of the indexes that a file creates. Raises UsageError with the line of anything else."""
-    return [name for _, name in _statements(path) if name]
+    return [name for _, _, name in _statements(path) if name]
 
 
 def build(server: Site, database: str, path: Path, *, in_place: str = "") -> list[Built]:
@@ -67,33 +64,31 @@ def build(server: Site, database: str, path: Path, *, in_place: str = "") -> lis
             connection.execute(
                 "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
             )
-        there = {row["oid"] for row in connection.execute(catalog.get("indexes").encode())}
-        for (text, line), name in _statements(path):
+        there = {row["oid"] for row in catalog.rows(connection, "indexes")}
+        for text, line, name in _statements(path):
             before, start = _wal(connection), perf_counter()
             try:
                 connection.execute((_concurrently(text) if in_place else text).encode())
             except psycopg.Error as error:
-                message = (error.diag.message_primary or str(error)).splitlines()[0]
-                raise UsageError(f"{path}:{line}: {message}") from None
+                raise UsageError(f"{path}:{line}: {first_line(error)}") from None
             if name:
                 costs[name] = (perf_counter() - start, None if in_place else _wal(connection) - before)
-        rows = connection.execute(catalog.get("indexes").encode()).fetchall()
-        found = {row["name"]: row for row in rows if row["oid"] not in there}
+        found = {row["name"]: row for row in catalog.rows(connection, "indexes") if row["oid"] not in there}
         if missing := [name for name in costs if name not in found]:
             raise UsageError(f"{path}: {', '.join(missing)} is there already; expected every index to be a new one")
-        for name in costs if in_place else ():
-            _mark(connection, found[name]["quoted"], in_place)
+        for name in costs if in_place else ():  # whose it is, should it ever be left behind
+            mark = sql.SQL("COMMENT ON INDEX {} IS {}")
+            connection.execute(mark.format(sql.SQL(found[name]["quoted"]), sql.Literal(in_place)))
     return [_built(found[name], *costs[name]) for name in costs]
 
 
 def places(connection: Connection, names: Sequence[str]) -> list[str]:
     """The indexes of these names in any schema, quoted and with their schema."""
-    return [row["quoted"] for row in connection.execute(catalog.get("indexes").encode()) if row["name"] in names]
+    return [row["quoted"] for row in catalog.rows(connection, "indexes") if row["name"] in names]
 
 
 def _built(row: Mapping[str, Any], seconds: float, wal_bytes: int | None) -> Built:
-    told = {key: row[key] for key in ("name", "table", "definition", "bytes", "valid")}
-    return Built(seconds=seconds, wal_bytes=wal_bytes, **told)
+    return Built(row["name"], row["table"], row["definition"], seconds, row["bytes"], wal_bytes, row["valid"])
 
 
 def _concurrently(text: str) -> str:
@@ -104,12 +99,7 @@ def _concurrently(text: str) -> str:
     return f"{match['verb']} CONCURRENTLY {text[match.end('verb') :]}"
 
 
-def _mark(connection: Connection, quoted: str, comment: str) -> None:
-    """Say on the index whose it is, should it ever be left behind."""
-    connection.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(sql.SQL(quoted), sql.Literal(comment)))
-
-
-def _statements(path: Path) -> list[tuple[tuple[str, int], str]]:
+def _statements(path: Path) -> list[tuple[str, int, str]]:
     """Statements with their line and, for CREATE INDEX, the index's name (empty for ANALYZE)."""
     found = []
     for statement in split(read(path)):
@@ -123,7 +113,7 @@ def _statements(path: Path) -> list[tuple[tuple[str, int], str]]:
         else:
             first = text.splitlines()[0][:60]
             raise UsageError(f"{path}:{statement.line}: {first!r}; expected CREATE INDEX ... or ANALYZE")
-        found.append(((text, statement.line), name))
+        found.append((text, statement.line, name))
     return found
 
 

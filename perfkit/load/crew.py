@@ -11,7 +11,7 @@ import select
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import monotonic, monotonic_ns
 from typing import Any, Self
 
@@ -100,15 +100,15 @@ class Crew:
         Raises LoadError when a worker fails as such. A crew whose round was broken off cannot be used again.
         """
         users = max(len(batch.queues) for batch in batches)
-        limits: Caps = target.get("limits") or Caps()
-        target = {**target, "limits": limits.left(self._sent[limits.budget]) if target.get("limits") else None}
+        limits: Caps = target["limits"] or Caps()
+        left = limits.left(self._sent[limits.budget])
         used = self._workers[: limits.workers(users)]
-        shares = [len(range(index, users, len(used))) for index in range(len(used))]
+        opens = []
+        for number in range(len(used)):
+            share = asdict(left.share(number, len(used))) if target["limits"] else None
+            own = len(range(number, users, len(used)))
+            opens.append({"do": "open", "target": {**target, "limits": share}, "users": own})
         try:
-            opens = [
-                {"do": "open", "target": _dealt(target, number, len(used)), "users": share}
-                for number, share in enumerate(shares)
-            ]
             self._ask(used, opens, timeout_s=60 + (users / limits.rate if limits.rate else 0))
             parts = [self._release(used, batch, keep_bodies) for batch in batches]
             closed = self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
@@ -140,21 +140,11 @@ class Crew:
         return [worker.hear(deadline, self._watch) for worker in workers]
 
 
-def _dealt(target: Target, number: int, workers: int) -> dict[str, Any]:
-    """The target with this worker's share of its bounds."""
-    limits = target.get("limits")
-    return {**target, "limits": limits.share(number, workers).as_dict() if limits else None}
-
-
 class _Worker:
     """One process and its two pipes."""
 
     def __init__(self) -> None:
-        self._process = spawn(
-            [*MODULE, "perfkit.load.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        self._process = spawn([*MODULE, "perfkit.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def tell(self, command: Mapping[str, Any]) -> None:
         assert self._process.stdin

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 OK = "ok"
 NOTHING = -1  # of requests: which is not the same as no bound
@@ -45,10 +44,6 @@ class Caps:
             for whole in (self.total, self.in_flight)
         )
         return replace(self, rate=self.rate / workers, total=NOTHING if in_flight < 0 else total, in_flight=in_flight)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the pipe to a worker."""
-        return asdict(self)
 
 
 class Gate:

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 
-from perfkit.load.loop import loop_factory
+from perfkit.postgres.lifetime import run
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
@@ -44,11 +44,5 @@ async def serve() -> None:
     await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
-def main() -> None:
-    """Run on uvloop where that exists, as the measured service does."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve())
-
-
 if __name__ == "__main__":
-    main()
+    run(serve())

@@ -7,19 +7,24 @@ what the answer means is decided after the clock has stopped.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import socket
 from dataclasses import dataclass
 from time import monotonic_ns
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
+import aiohttp
+import psycopg
+from aiohttp.abc import AbstractResolver, ResolveResult
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from yarl import URL
+
+from perfkit.load.limits import OK
 from perfkit.postgres.parameters import exact, options
 from perfkit.text import require_header
 
-OK = "ok"
 _SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -34,40 +39,13 @@ class Answer:
     body: str = ""
 
 
-class Sender(Protocol):
-    """Opens connections for a number of users, sends one message at a time for each, closes."""
-
-    warm: dict[str, Any] | None  # sent once for each user before the clock runs
-
-    async def open(self, users: int) -> None:
-        """Get ready, so that the first timed request finds an open connection."""
-
-    def check(self, message: dict[str, Any]) -> None:
-        """Raise ValueError for a message that must not be sent."""
-
-    async def send(self, message: dict[str, Any]) -> Answer:
-        """Send one message; a failure is an outcome, never an exception."""
-
-    async def close(self) -> None:
-        """Let go of every connection."""
-
-
 class HttpSender:
     """aiohttp, keep-alive, as many connections as users; every request stays at the target's origin."""
 
     def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
-        import aiohttp
-        from yarl import URL
-
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(self._acquired)
-        trace.on_connection_reuseconn.append(self._acquired)
-        self._aiohttp, self._url, self._base, self._trace = aiohttp, URL, base, trace
-        self.warm = (
-            None if warm is None else {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
-        )
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._address = address
+        self._base, self._timeout_s, self._address = base, timeout_s, address
+        get = {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
+        self.warm = None if warm is None else get  # sent once for each user before the clock runs
         self._secrets: dict[str, str] = {}
 
     @staticmethod
@@ -76,13 +54,15 @@ class HttpSender:
 
     async def open(self, users: int) -> None:
         """Open the session, which uses no proxy, whatever the environment says."""
-        self._session = self._aiohttp.ClientSession(
-            connector=self._aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=300, resolver=_pinned(self._address) if self._address else None
-            ),
-            cookie_jar=self._aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            trace_configs=[self._trace],
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(self._acquired)
+        trace.on_connection_reuseconn.append(self._acquired)
+        resolver = _Pinned(self._address) if self._address else None
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=300, resolver=resolver),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            trace_configs=[trace],
             trust_env=False,
         )
 
@@ -115,7 +95,7 @@ class HttpSender:
         where, path = f"request {message['item']}", message["path"]
         if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path):
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
-        if self._url(self._base + path).origin() != self._url(self._base).origin():
+        if URL(self._base + path).origin() != URL(self._base).origin():
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
         for header, value in message.get("headers", {}).items():
             for name in _SECRET.findall(value):
@@ -140,9 +120,9 @@ class HttpSender:
     def _failure(self, error: Exception) -> str:
         if isinstance(error, TimeoutError):
             return "timeout"
-        if isinstance(error, self._aiohttp.ClientConnectorError):
+        if isinstance(error, aiohttp.ClientConnectorError):
             return "refused"
-        if isinstance(error, (self._aiohttp.ClientConnectionError, self._aiohttp.ClientPayloadError)):
+        if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
             return "reset"
         return "generator"
 
@@ -151,19 +131,18 @@ class HttpSender:
         await self._session.close()
 
 
-def _pinned(address: str) -> Any:
+class _Pinned(AbstractResolver):
     """A resolver that knows one answer, whatever a name would resolve to now."""
-    from aiohttp.abc import AbstractResolver, ResolveResult
 
-    class Pinned(AbstractResolver):
-        async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-            found = socket.AF_INET6 if ":" in address else socket.AF_INET
-            return [ResolveResult(hostname=host, host=address, port=port, family=found, proto=0, flags=0)]
+    def __init__(self, address: str) -> None:
+        self._address = address
 
-        async def close(self) -> None:
-            pass
+    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
+        found = socket.AF_INET6 if ":" in self._address else socket.AF_INET
+        return [ResolveResult(hostname=host, host=self._address, port=port, family=found, proto=0, flags=0)]
 
-    return Pinned()
+    async def close(self) -> None:
+        pass
 
 
 class SqlSender:
@@ -181,23 +160,14 @@ class SqlSender:
 
     async def open(self, users: int) -> None:
         """Open one connection for each user. Raises ConnectionError with the server's words."""
-        from psycopg import AsyncConnection, OperationalError
-        from psycopg_pool import AsyncConnectionPool, PoolTimeout
-
+        patience = max(2, int(self._timeout_s))
         try:  # the pool says of a failure only that it took too long
-            first = await AsyncConnection.connect(
-                self._conninfo, connect_timeout=max(2, int(self._timeout_s)), **self._kwargs
-            )
+            first = await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=patience, **self._kwargs)
             await first.close()
-        except OperationalError as error:
+        except psycopg.OperationalError as error:
             raise ConnectionError(_first_line(error)) from None
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            self._conninfo,
-            min_size=users,
-            max_size=users,
-            timeout=self._timeout_s,
-            kwargs=self._kwargs,
-            open=False,
+            self._conninfo, min_size=users, max_size=users, timeout=self._timeout_s, kwargs=self._kwargs, open=False
         )
         try:
             await self._pool.open(wait=True, timeout=self._timeout_s)
@@ -222,9 +192,6 @@ class SqlSender:
 
     @staticmethod
     def _failure(error: Exception) -> str:
-        import psycopg
-        from psycopg_pool import PoolTimeout
-
         if isinstance(error, PoolTimeout):
             return "pool_timeout"
         if isinstance(error, TimeoutError):
@@ -238,17 +205,12 @@ class SqlSender:
         await self._pool.close()
 
 
-def preload() -> None:
-    """Import the clients now, so that no round pays for it; what they would log is in the outcomes."""
-    import aiohttp  # noqa: F401
-    import psycopg_pool  # noqa: F401
-
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())
+Sender = HttpSender | SqlSender
 
 
 def make(spec: dict[str, Any]) -> Sender:
     """The sender that a target description from the parent asks for."""
-    kinds: dict[str, type[HttpSender] | type[SqlSender]] = {"http": HttpSender, "sql": SqlSender}
+    kinds: dict[str, type[Sender]] = {"http": HttpSender, "sql": SqlSender}
     return kinds[spec["kind"]](**spec["options"])
 
 

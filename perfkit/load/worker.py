@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import sys
 from time import monotonic_ns, process_time_ns
 from typing import Any
 
 from perfkit.load.limits import Caps, Gate
-from perfkit.load.loop import loop_factory
-from perfkit.load.senders import Answer, Sender, make, preload
+from perfkit.load.senders import Answer, Sender, make
+from perfkit.postgres.lifetime import run
 
 SPIN_NS = 2_000_000  # the event loop's timers are no finer than a millisecond: sleep, then spin
-COLUMNS = (
-    "item", "user", "scheduled", "started", "acquired", "done", "outcome", "detail", "body",
-)  # fmt: skip
+COLUMNS = ("item", "user", "scheduled", "started", "acquired", "done", "outcome", "detail", "body")
 
 
 class Worker:
@@ -73,20 +72,15 @@ class Worker:
         """Release every user at the instant `at`; returns columns with times in ns from it."""
         release = asyncio.Event()
         samples: list[tuple[Any, ...]] = []
-        users = [
-            asyncio.create_task(self._user(int(user), queue, at, release, samples))
-            for user, queue in self._queues.items()
-        ]
+        queues = self._queues.items()
+        users = [asyncio.create_task(self._user(int(user), queue, at, release, samples)) for user, queue in queues]
         await asyncio.sleep(max(0, at - monotonic_ns() - SPIN_NS) / 1e9)
         while monotonic_ns() < at:
             pass
         cpu = process_time_ns()
         release.set()
         await asyncio.gather(*users)
-        health = {
-            "cpu_ns": process_time_ns() - cpu,
-            "wall_ns": monotonic_ns() - at,
-        }
+        health = {"cpu_ns": process_time_ns() - cpu, "wall_ns": monotonic_ns() - at}
         columns = dict(zip(COLUMNS, map(list, zip(*samples, strict=True)), strict=True)) if samples else {}
         if not keep_body:
             columns.pop("body", None)
@@ -115,7 +109,7 @@ class Worker:
                 return None
             scheduled = due
         started = monotonic_ns()
-        answer: Answer = await self._sender.send(message)  # type: ignore[union-attr]
+        answer = await self._sender.send(message)  # type: ignore[union-attr]
         if self._gate is not None:
             self._gate.note(answer.outcome, (answer.done - started) / 1e6)
             if self._slots:
@@ -139,7 +133,7 @@ class Worker:
 
 async def serve() -> None:
     """Answer the parent's commands until its end of the pipe closes."""
-    preload()
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # what it would log is in the outcomes
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -157,11 +151,5 @@ async def serve() -> None:
         sys.stdout.buffer.flush()
 
 
-def main() -> None:
-    """Run the worker on uvloop where that exists."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve())
-
-
 if __name__ == "__main__":
-    main()
+    run(serve())

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from shlex import quote
 from time import perf_counter
 from typing import Any, Literal
 
-import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from perfkit.errors import ServerError, TargetRefused
+from perfkit.errors import TargetRefused
 from perfkit.postgres import catalog
+from perfkit.postgres.databases import connected
 from perfkit.postgres.external import External
-from perfkit.text import first_line
+from perfkit.postgres.site import Connection
 
 State = Literal["yes", "partly", "no"]
 SPARE = 5  # connections that a burst must leave to others
@@ -59,14 +59,11 @@ class Way:
 
 def probe(external: External) -> Capabilities:
     """Ask the server, on one connection; nothing is changed. Raises ServerError with its words."""
-    try:
-        with external.connect() as connection:
-            facts = connection.execute(catalog.get("capabilities").encode()).fetchone() or {}
-            way = _way(external, connection)
-            names = {"user": facts["user"], "owned_by": facts["owned_by"], "dbname": external.address.dbname}
-            quoted = {name: sql.Identifier(text).as_string(connection) for name, text in names.items()}
-    except psycopg.Error as error:
-        raise ServerError(f"{external.name}: {first_line(error)}") from None
+    with connected(external) as connection:
+        facts = catalog.row(connection, "capabilities")
+        way = _way(external, connection)
+        names = {"user": facts["user"], "owned_by": facts["owned_by"], "dbname": external.address.dbname}
+        quoted = {name: sql.Identifier(text).as_string(connection) for name, text in names.items()}
     commands = {kind: allowing(external, kind) for kind in ("writes", "ddl")}
     found = judge(facts | {"quoted": quoted, "commands": commands}, way, external.permissions)
     return Capabilities(external.name, str(facts["version"]), tuple(found))
@@ -82,16 +79,26 @@ def allowing(external: External, kind: str) -> str:
     return " ".join(["perfkit allow --db", quote(db), *(f"--{k}" for k in sorted({kind, *external.permissions}))])
 
 
+def require_allowed(external: External, kind: str, otherwise: str) -> None:
+    """Raise TargetRefused, saying what is so otherwise, unless the owner allowed "writes" or "ddl"."""
+    if kind not in external.permissions:
+        allow = allowing(external, kind)
+        raise TargetRefused(f"{external.name}: {otherwise}; its owner can allow that with: {allow}")
+
+
+def require_direct(external: External, purpose: str) -> None:
+    """Raise TargetRefused behind a pooler."""
+    if external.pooler:
+        raise TargetRefused(f"{external.name}: behind a pooler; expected a direct connection {purpose}")
+
+
 def headroom(external: External, users: int) -> None:
     """Raise TargetRefused unless `users` more connections leave SPARE; behind a pooler it is the pooler's matter."""
     if external.pooler:
         return
-    try:
-        with external.connect() as connection:
-            facts = connection.execute(catalog.get("capabilities").encode()).fetchone() or {}
-    except psycopg.Error as error:
-        raise ServerError(f"{external.name}: {first_line(error)}") from None
-    if (left := free_connections(facts)) < users + SPARE:
+    with connected(external) as connection:
+        left = free_connections(catalog.row(connection, "capabilities"))
+    if left < users + SPARE:
         raise TargetRefused(
             f"{external.name}: {left} connections are free; expected {users + SPARE} for {users} users and {SPARE} "
             "to spare: fewer users, or a larger limit"
@@ -119,7 +126,7 @@ def judge(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> It
     yield _in_place(facts, way, permissions)
     yield _writes(facts, permissions)
     yield _statements(facts)
-    yield _hypopg(facts)
+    yield _extension(facts, "hypothetical indexes", "hypopg")
     yield _logging(facts)
 
 
@@ -162,44 +169,42 @@ def _copy(facts: Mapping[str, Any], way: Way) -> Capability:
         return Capability(name, "no", f"the embedded pg_dump reads servers up to version {DUMPED}")
     if hidden := facts["unreadable"]:
         grant = f"GRANT pg_read_all_data TO {facts['quoted']['user']}"
-        return Capability(name, "no", f"{_some(hidden)} cannot be read", (grant,))
+        return Capability(name, "no", f"{some(hidden)} cannot be read", (grant,))
     return Capability(name, "yes", "whole, sample or generated: the database is only read")
 
 
 def _clones(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> Capability:
-    name, lacking, allow = "clones beside it", [], []
-    if way.pooler or facts["standby"]:
-        return Capability(name, "no", "a standby" if facts["standby"] else "behind a pooler")
+    lacking, allow, quoted = [], [], facts["quoted"]
     if not facts["createdb"]:
         lacking.append("may not create databases")
-        allow.append(f"ALTER ROLE {facts['quoted']['user']} CREATEDB")
+        allow.append(f"ALTER ROLE {quoted['user']} CREATEDB")
     if not facts["owner"]:
         lacking.append(f"is not {facts['owned_by']}, who owns it")
-        quoted = facts["quoted"]
         give = f"ALTER DATABASE {quoted['dbname']} OWNER TO {quoted['user']}"  # never the role of a superuser
         allow.append(give if facts["owner_super"] else f"GRANT {quoted['owned_by']} TO {quoted['user']}")
-    if "ddl" not in permissions:
-        lacking.append("has no permission for it")
-        allow.append(facts["commands"]["ddl"])
-    if lacking:
-        return Capability(name, "no", f"{facts['user']} {', '.join(lacking)}", tuple(allow))
-    return Capability(name, "yes", "while nobody else is connected to it: CREATE DATABASE needs that of its template")
+    able = "while nobody else is connected to it: CREATE DATABASE needs that of its template"
+    found = Capability("clones beside it", "no" if lacking else "yes", able, tuple(allow))
+    return _with_ddl(facts, way, permissions, found, lacking)
 
 
 def _in_place(facts: Mapping[str, Any], way: Way, permissions: frozenset[str]) -> Capability:
-    name = "indexes in place"
+    others = facts["not_owned"]
+    state: State = "yes" if not others else "partly" if len(others) < facts["tables"] else "no"
+    allow = tuple(f"GRANT {role} TO {facts['quoted']['user']}" for role in facts["table_owners"])
+    found = Capability("indexes in place", state, "built CONCURRENTLY and removed at the end", allow)
+    return _with_ddl(facts, way, permissions, found, [f"does not own {some(others)}"] if others else [])
+
+
+def _with_ddl(
+    facts: Mapping[str, Any], way: Way, permissions: frozenset[str], found: Capability, lacking: list[str]
+) -> Capability:
+    """What also needs a direct connection to a primary and its owner's word; `lacking` takes the detail's place."""
     if way.pooler or facts["standby"]:
-        return Capability(name, "no", "a standby" if facts["standby"] else "behind a pooler")
-    lacking = [f"does not own {_some(others)}"] if (others := facts["not_owned"]) else []
-    allow = [f"GRANT {role} TO {facts['quoted']['user']}" for role in facts["table_owners"]]
-    state: State = "partly" if len(others) < facts["tables"] else "no"
+        return Capability(found.name, "no", "a standby" if facts["standby"] else "behind a pooler")
     if "ddl" not in permissions:
-        lacking.append("has no permission for it")
-        allow.append(facts["commands"]["ddl"])
-        state = "no"
-    if lacking:
-        return Capability(name, state, f"{facts['user']} {', '.join(lacking)}", tuple(allow))
-    return Capability(name, "yes", "built CONCURRENTLY and removed at the end")
+        lacking = [*lacking, "has no permission for it"]
+        found = replace(found, state="no", allow=(*found.allow, facts["commands"]["ddl"]))
+    return replace(found, detail=f"{facts['user']} {', '.join(lacking)}") if lacking else found
 
 
 def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability:
@@ -211,27 +216,24 @@ def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability
 
 
 def _statements(facts: Mapping[str, Any]) -> Capability:
-    name, extension = "slow statements", "pg_stat_statements"
-    if extension in facts["extensions"] and facts["statements_loaded"]:
-        if facts["reads_stats"]:
-            return Capability(name, "yes", f"{extension} in schema {facts['extensions'][extension]}")
-        grant = f"GRANT pg_read_all_stats TO {facts['quoted']['user']}"
-        return Capability(name, "partly", f"{extension}, of which only one's own texts can be seen", (grant,))
-    allow = [] if facts["statements_loaded"] else [f"shared_preload_libraries = '{extension}' and a restart"]
-    if extension not in facts["extensions"]:
-        allow.append(f"CREATE EXTENSION {extension}")
-    there = extension in facts["available"]
-    return Capability(
-        name, "no", f"no {extension}" + ("" if there else " to be had here"), tuple(allow) if there else ()
-    )
+    extension, loaded = "pg_stat_statements", facts["statements_loaded"]
+    preload = () if loaded else (f"shared_preload_libraries = '{extension}' and a restart",)
+    found = _extension(facts, "slow statements", extension, preload)
+    if found.state == "no" or facts["reads_stats"]:
+        return found
+    grant = f"GRANT pg_read_all_stats TO {facts['quoted']['user']}"
+    return Capability(found.name, "partly", f"{extension}, of which only one's own texts can be seen", (grant,))
 
 
-def _hypopg(facts: Mapping[str, Any]) -> Capability:
-    if "hypopg" in facts["extensions"]:
-        return Capability("hypothetical indexes", "yes", f"hypopg in schema {facts['extensions']['hypopg']}")
-    there = "hypopg" in facts["available"]
-    allow = ("CREATE EXTENSION hypopg",) if there else ()
-    return Capability("hypothetical indexes", "no", "no hypopg" + ("" if there else " to be had here"), allow)
+def _extension(facts: Mapping[str, Any], name: str, extension: str, preload: tuple[str, ...] = ()) -> Capability:
+    """What needs an extension, and `preload` before it."""
+    schema, there = facts["extensions"].get(extension), extension in facts["available"]
+    if schema and not preload:
+        return Capability(name, "yes", f"{extension} in schema {schema}")
+    if not there:
+        return Capability(name, "no", f"no {extension} to be had here")
+    create = () if schema else (f"CREATE EXTENSION {extension}",)
+    return Capability(name, "no", f"no {extension}", (*preload, *create))
 
 
 def _logging(facts: Mapping[str, Any]) -> Capability:
@@ -244,12 +246,13 @@ def _logging(facts: Mapping[str, Any]) -> Capability:
     return Capability("query logging", "partly", f"{said}; only a superuser changes that", (allow,))
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _way(external: External, connection: psycopg.Connection[dict[str, Any]]) -> Way:
+def _way(external: External, connection: Connection) -> Way:
     """The quickest of a few round trips bounds how far the clocks are apart."""
     trips = []
     for _ in range(_PINGS):
@@ -258,13 +261,7 @@ def _way(external: External, connection: psycopg.Connection[dict[str, Any]]) -> 
         took = perf_counter() - start
         trips.append((took, (row["now"] - began).total_seconds() - took / 2))
     took, offset = min(trips)
-    encrypted = connection.pgconn.ssl_in_use
-    tls = (
-        "encrypted"
-        if encrypted
-        else "not encrypted, through a socket"
-        if not external.address.address
-        else "not encrypted"
-    )
     where = external.address.address or external.address.host
+    plain = "not encrypted" if external.address.address else "not encrypted, through a socket"
+    tls = "encrypted" if connection.pgconn.ssl_in_use else plain
     return Way(where, tls, external.pooler, took * 1000, offset, took / 2)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from perfkit.config import ROOT
+from perfkit.postgres.site import Connection
 
 
 @functools.cache
@@ -15,3 +17,13 @@ def get(name: str) -> str:
     '-- How often each index and each table (sequentially) was scanned so far; `seq:` marks a table.'
     """
     return (ROOT / "sql" / "catalog" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def rows(connection: Connection, name: str) -> list[dict[str, Any]]:
+    """Every row that a catalogue query gives."""
+    return connection.execute(get(name).encode()).fetchall()
+
+
+def row(connection: Connection, name: str) -> dict[str, Any]:
+    """The first row of a catalogue query; an empty one where there is none."""
+    return connection.execute(get(name).encode()).fetchone() or {}

@@ -17,20 +17,19 @@ from perfkit.postgres import catalog
 from perfkit.postgres.parameters import number
 from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, substitute
+from perfkit.text import first_line
 
 
 @contextmanager
 def connected(server: Site, database: str = "", user: str = "") -> Iterator[Connection]:
-    """A connection in autocommit mode; rows come as dictionaries. ServerError with the server's own words.
-
-    `user` is one of the embedded server's own; elsewhere there is only the one that the target names.
-    """
+    """`Site.connect` for a `with`: psycopg's errors become ServerError, with the server's own words."""
     try:
         with server.connect(database, user) as connection:
             yield connection
     except psycopg.Error as error:
         tail = "" if server.alive() else f"; the server is gone: {server.log_tail()}"
-        raise ServerError(f"{database}: {words(error)}{tail}") from None
+        where = server.name if server.foreign else database
+        raise ServerError(f"{where}: {first_line(error)}{tail}") from None
 
 
 def create(server: Site, name: str, template: str = "template0") -> None:
@@ -59,7 +58,7 @@ def prepare(server: Site, name: str, files: Sequence[Path], variables: Mapping[s
             try:
                 connection.execute(substitute(read(path), variables).encode())
             except psycopg.Error as error:
-                raise UsageError(f"{path}: {words(error)}") from None
+                raise UsageError(f"{path}: {first_line(error)}") from None
 
 
 def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
@@ -67,13 +66,10 @@ def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
     with connected(server, name, user="postgres") as connection:
         for setting, value in settings.items():
             try:
-                connection.execute(
-                    sql.SQL("ALTER DATABASE {} SET {} = {}").format(
-                        sql.Identifier(name), sql.Identifier(setting), sql.Literal(value)
-                    )
-                )
+                change = sql.SQL("ALTER DATABASE {} SET {} = {}")
+                connection.execute(change.format(sql.Identifier(name), sql.Identifier(setting), sql.Literal(value)))
             except psycopg.Error as error:
-                raise UsageError(f"setting {setting} = {value!r}: {words(error)}") from None
+                raise UsageError(f"setting {setting} = {value!r}: {first_line(error)}") from None
 
 
 def freeze(server: Site, name: str) -> None:
@@ -86,15 +82,12 @@ def freeze(server: Site, name: str) -> None:
 def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str, int]]:
     """By table: rows, counted unless the planner's estimate will do; bytes of the table and of its indexes."""
     with connected(server, name) as connection:
-        found = {row["table"]: row for row in connection.execute(catalog.get("sizes").encode())}
+        found = {row["table"]: row for row in catalog.rows(connection, "sizes")}
         for row in found.values() if exact else ():
             table = sql.SQL(row["quoted"])  # the server's own quoting
             count = connection.execute(sql.SQL("SELECT count(*) AS n FROM {}").format(table)).fetchone()
             row["rows"] = (count or {"n": 0})["n"]
-    return {
-        table: {"rows": row["rows"], "bytes": row["bytes"], "index_bytes": row["index_bytes"]}
-        for table, row in found.items()
-    }
+    return {table: {key: row[key] for key in ("rows", "bytes", "index_bytes")} for table, row in found.items()}
 
 
 def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
@@ -106,7 +99,7 @@ def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]
             cursor = connection.execute(f"SELECT to_jsonb(p.*)::text AS row FROM (\n{text}\n) p".encode())
             found = [json.loads(row["row"], parse_float=number) for row in cursor]
         except psycopg.Error as error:
-            raise UsageError(f"{path}: {words(error)}") from None
+            raise UsageError(f"{path}: {first_line(error)}") from None
     if not found:
         raise UsageError(f"{path}: gave no rows; expected at least one set of parameters")
     return found
@@ -118,26 +111,21 @@ def scans(server: Site, name: str, *, terminate: bool = False) -> dict[str, int]
     A connection publishes its statistics when it ends, or seconds later: this waits for the load's
     connections, and with `terminate` ends everyone else's.
     """
-    others = catalog.get("terminate_others" if terminate else "load_connections").encode()
+    others = "terminate_others" if terminate else "load_connections"
     with connected(server, name, user="postgres") as connection:
         deadline = monotonic() + 5
-        while (connection.execute(others).fetchone() or {"n": 0})["n"] and monotonic() < deadline:
+        while catalog.row(connection, others)["n"] and monotonic() < deadline:
             sleep(0.005)
-        return {row["name"]: row["scans"] or 0 for row in connection.execute(catalog.get("scans").encode())}
+        return {row["name"]: row["scans"] or 0 for row in catalog.rows(connection, "scans")}
 
 
 def settings(server: Site, name: str) -> dict[str, str]:
     """The server's settings that were chosen or that matter, as far as they may be seen."""
     with connected(server, name, user="postgres") as connection:
-        return {row["name"]: row["value"] for row in connection.execute(catalog.get("settings").encode())}
+        return {row["name"]: row["value"] for row in catalog.rows(connection, "settings")}
 
 
 def server_version(server: Site) -> str:
     """The exact version, e.g. `18.4`."""
     with connected(server) as connection:
         return str((connection.execute("SHOW server_version").fetchone() or {})["server_version"])
-
-
-def words(error: psycopg.Error) -> str:
-    """The server's own first line, or libpq's."""
-    return (error.diag.message_primary or str(error).strip() or type(error).__name__).splitlines()[0]

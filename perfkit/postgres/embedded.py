@@ -17,8 +17,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -64,48 +63,25 @@ _OWN = {
     "log_rotation_age": "0",
     "log_rotation_size": "0",
 }
-_REFUSED = {
-    *_OWN,
-    "unix_socket_directories",
-    "data_directory",
-    "hba_file",
-    "config_file",
-    "external_pid_file",
-}
+_REFUSED = {*_OWN, "unix_socket_directories", "data_directory", "hba_file", "config_file", "external_pid_file"}
 
 
 @dataclass(slots=True, eq=False)
 class Server:
     """A running server and this process's lease on it; a context manager that ends the lease."""
 
+    name: ClassVar = "embedded"
+    foreign: ClassVar = False
+    pooler: ClassVar = False
+    permissions: ClassVar = frozenset({"writes", "ddl"})
+    port: ClassVar = 5432  # in the socket's name
     version: int
     pid: int
     socket_dir: Path
     data_dir: Path
     bin_dir: Path
     settings: Mapping[str, str]
-    port: int = 5432
     _lease: int | None = field(default=None, repr=False)
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        return "embedded"
-
-    @property
-    def foreign(self) -> bool:
-        """It is perfkit's own."""
-        return False
-
-    @property
-    def pooler(self) -> bool:
-        """There is none."""
-        return False
-
-    @property
-    def permissions(self) -> frozenset[str]:
-        """Everything."""
-        return frozenset({"writes", "ddl"})
 
     def conninfo(self, dbname: str = "", user: str = "") -> str:
         """Connection string for libpq; `perfkit` may log in and nothing else, `postgres` is the superuser."""
@@ -148,9 +124,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

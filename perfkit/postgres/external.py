@@ -9,8 +9,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import pq
@@ -23,7 +22,7 @@ from perfkit.guards.admission import Permission, admit, looks_like_production, n
 from perfkit.guards.audit import Audit, audited
 from perfkit.postgres import catalog, marker
 from perfkit.postgres.site import Connection
-from perfkit.text import visible
+from perfkit.text import first_line, visible
 
 CONNECT_TIMEOUT = 5  # seconds
 _ASK_S = 2.0
@@ -67,16 +66,12 @@ class External:
             connect_timeout=CONNECT_TIMEOUT,
             client_encoding="utf8",  # or a database in SQL_ASCII gives bytes for text
         )
-        if self.system:
-            try:
-                known = _system(connection, _answering(connection)) == self.system
-            except BaseException:
-                connection.close()
-                raise
-            if known:
-                return connection
+        try:
+            if self.system and _system(connection, catalog.row(connection, "answering")) != self.system:
+                raise TargetRefused(f"{self.name}: another server answers than before; nothing more was sent to it")
+        except BaseException:
             connection.close()
-            raise TargetRefused(f"{self.name}: another server answers than before; nothing more was sent to it")
+            raise
         return connection
 
     def alive(self) -> bool:
@@ -95,17 +90,6 @@ class External:
         """Its log is not perfkit's to read."""
         return ""
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def open_external(address: Address, permission: Permission, audit: Audit) -> External:
     """Admit, connect, and see that what answers is what was named.
@@ -116,24 +100,18 @@ def open_external(address: Address, permission: Permission, audit: Audit) -> Ext
     external = External(address, audit)
     try:
         with external.connect() as connection:
-            found = _answering(connection)
+            found = catalog.row(connection, "answering")
             _require_same(address, found, _direct(connection, found), permission)
             external.version = connection.info.server_version // 10000
             external.pooler = connection.info.backend_pid != found["pid"]
             external.system = _system(connection, found)
             external.permissions = marker.permissions(connection)
     except psycopg.Error as error:
-        words = visible((str(error).strip() or type(error).__name__).splitlines()[0])
-        raise ServerError(
-            f"{address.name}: {words}; expected a server that can be reached and a login that works"
-        ) from None
+        expected = "expected a server that can be reached and a login that works"
+        raise ServerError(f"{address.name}: {visible(first_line(error))}; {expected}") from None
     if external.version < 13:
         raise ServerError(f"{address.name}: PostgreSQL {external.version}; expected 13 or later")
     return external
-
-
-def _answering(connection: Connection) -> dict[str, Any]:
-    return connection.execute(catalog.get("answering").encode()).fetchone() or {}
 
 
 def _system(connection: Connection, found: dict[str, Any]) -> str:
@@ -181,13 +159,8 @@ def _behind(address: Address, found: dict[str, Any]) -> str:
 
 
 def _require_named(address: Address, name: str, permission: Permission) -> None:
+    leads, shown = f"{address.name} leads to {visible(name)}", visible(name)
     if normal(name) not in map(normal, (*permission.allow, *permission.confirm)):
-        raise TargetRefused(
-            f"{address.name} leads to {visible(name)} (a tunnel, a proxy, a pooler?); if that is meant: "
-            f"--confirm {visible(name)}"
-        )
+        raise TargetRefused(f"{leads} (a tunnel, a proxy, a pooler?); if that is meant: --confirm {shown}")
     if looks_like_production([name]) and normal(name) not in map(normal, permission.production):
-        raise TargetRefused(
-            f"{address.name} leads to {visible(name)}, which looks like production; if that is meant: "
-            f"--production {visible(name)}"
-        )
+        raise TargetRefused(f"{leads}, which looks like production; if that is meant: --production {shown}")

@@ -7,10 +7,12 @@ import os
 import signal
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
 
 
-def run(main: Coroutine[Any, Any, int]) -> int:
+def run(main: Coroutine[Any, Any, _Result]) -> _Result:
     """The result of `main`, run on uvloop or, where that is missing, on asyncio's own loop."""
     try:
         import uvloop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import sqlglot
@@ -31,18 +32,9 @@ def split(sql: str) -> list[Statement]:
         tokens = sqlglot.tokenize(sql, read="postgres")
     except SqlglotError as error:
         raise UsageError(f"SQL that cannot be read: {str(error).splitlines()[0]}") from None
-    found: list[Statement] = []
-    first = last = None
-    for token in tokens:
-        if token.token_type.name == "SEMICOLON":
-            if first is not None and last is not None:
-                found.append(Statement(sql[first.start : last.end + 1], first.line))
-            first = last = None
-            continue
-        first, last = first or token, token
-    if first is not None and last is not None:
-        found.append(Statement(sql[first.start : last.end + 1], first.line))
-    return found
+    runs = groupby(tokens, lambda token: token.token_type.name == "SEMICOLON")
+    found = [list(run) for between, run in runs if not between]
+    return [Statement(sql[run[0].start : run[-1].end + 1], run[0].line) for run in found]
 
 
 def first_word(sql: str) -> str:
@@ -73,6 +65,7 @@ def comment(sql: str) -> str:
 def read(path: Path) -> str:
     """A SQL file's text. Raises UsageError where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); expected SQL in UTF-8") from None
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: cannot be read ({reason}); expected a file in UTF-8") from None

@@ -1,9 +1,11 @@
--- The owner's permission as it stands in this database, and the database that it must name to count.
-SELECT obj_description(n.oid, 'pg_namespace') AS comment,
-       n.nspowner = d.datdba OR r.rolsuper AS by_owner,
-       d.oid::bigint AS database,
-       has_function_privilege('pg_control_system()', 'EXECUTE') AS identifiable
-FROM pg_namespace n
-JOIN pg_roles r ON r.oid = n.nspowner
-JOIN pg_database d ON d.datname = current_database()
-WHERE n.nspname = 'perfkit_allowed';
+-- This database and its owner, with the owner's permission where there is one and whether it is the owner's own.
+SELECT d.oid::bigint AS database,
+       o.rolname AS owner,
+       has_function_privilege('pg_control_system()', 'EXECUTE') AS identifiable,
+       obj_description(n.oid, 'pg_namespace') AS comment,
+       coalesce(n.nspowner = d.datdba OR r.rolsuper, false) AS by_owner
+FROM pg_database d
+JOIN pg_roles o ON o.oid = d.datdba
+LEFT JOIN pg_namespace n ON n.nspname = 'perfkit_allowed'
+LEFT JOIN pg_roles r ON r.oid = n.nspowner
+WHERE d.datname = current_database();

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Literal
 
 import psycopg
@@ -13,11 +12,12 @@ from psycopg import sql
 
 from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import catalog, databases
+from perfkit.postgres.capabilities import require_direct, some
 from perfkit.postgres.copies import dump, generate, sample
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection
-from perfkit.text import visible
+from perfkit.text import first_line, visible
 
 _TELLS = {
     "whole": (
@@ -52,7 +52,6 @@ class Copied:
     method: str
     rows: Mapping[str, int]
     source_rows: Mapping[str, int]  # as the planner there estimates them
-    seconds: float
     missing: tuple[str, ...]
     tells: str
     cannot_tell: str
@@ -64,9 +63,7 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
     Raises TargetRefused where it is too large or behind a pooler, ServerError with the servers' words; nothing
     half made is left.
     """
-    start = perf_counter()
-    if source.pooler:
-        raise TargetRefused(f"{source.name}: behind a pooler; expected a direct connection for a copy")
+    require_direct(source, "for a copy")
     sizes = _readable_sizes(source, how)
     total = sum(size["bytes"] + size["index_bytes"] for size in sizes.values())
     if how.method == "whole" and total > how.max_bytes:
@@ -85,21 +82,20 @@ def copy_into(source: External, server: Server, name: str, how: Copying, progres
         with suppress(ServerError):  # where that server is gone, so is the database
             databases.drop(server, name)
         if isinstance(error, psycopg.Error | OSError):
-            said = databases.words(error) if isinstance(error, psycopg.Error) else f"{error.strerror or error}"
+            said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
             raise ServerError(f"{source.name}: the copy failed: {visible(said)}") from None
         raise
     tells, cannot = _TELLS[how.method]
     there = {table: size["rows"] for table, size in sizes.items()}
-    return Copied(how.method, rows, there, perf_counter() - start, tuple(missing), tells, cannot)
+    return Copied(how.method, rows, there, tuple(missing), tells, cannot)
 
 
 def _readable_sizes(source: External, how: Copying) -> dict[str, dict[str, Any]]:
     """Rows and bytes by table. Raises TargetRefused naming what the role cannot see all of."""
-    with databases.connected(source, source.address.dbname) as connection:
+    with databases.connected(source) as connection:
         connection.execute(catalog.get("copy_session").encode())
-        found = connection.execute(catalog.get("copy_unreadable").encode()).fetchall()
-        _require_readable(source, found, how)
-        return {row["table"]: row for row in connection.execute(catalog.get("sizes").encode())}
+        _require_readable(source, catalog.rows(connection, "copy_unreadable"), how)
+        return {row["table"]: row for row in catalog.rows(connection, "sizes")}
 
 
 def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how: Copying) -> None:
@@ -107,20 +103,11 @@ def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how:
     filtered = [row["name"] for row in hidden if row["readable"]]
     unreadable = [row["name"] for row in hidden if not row["readable"]]
     if unreadable:
-        raise TargetRefused(
-            f"{source.name}: {_listed(unreadable)} may not be read; expected USAGE on the schema "
-            "and SELECT on all of it"
-        )
+        named, expected = visible(some(unreadable)), "USAGE on the schema and SELECT on all of it"
+        raise TargetRefused(f"{source.name}: {named} may not be read; expected {expected}")
     if filtered:
-        raise TargetRefused(
-            f"{source.name}: row-level security hides rows of {_listed(filtered)}; expected the owner's login, or "
-            "a role with BYPASSRLS"
-        )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return visible(", ".join(names[:3])) + more
+        named, expected = visible(some(filtered)), "the owner's login, or a role with BYPASSRLS"
+        raise TargetRefused(f"{source.name}: row-level security hides rows of {named}; expected {expected}")
 
 
 def _copied(source: External, server: Server, name: str, how: Copying, progress: Callable[[str], None]) -> list[str]:
@@ -132,7 +119,7 @@ def _copied(source: External, server: Server, name: str, how: Copying, progress:
     with source.connect() as read, server.connect(name) as write:
         read.execute(catalog.get("copy_session").encode())
         write.execute(b"SET search_path = ''")
-        sequences = read.execute(catalog.get("copy_sequences").encode()).fetchall()
+        sequences = catalog.rows(read, "copy_sequences")
         if how.method == "sample":
             sample.rows(read, write, how.rows, how.seed, progress)
         else:
@@ -151,10 +138,8 @@ def _order_of_text(source: External, server: Server, name: str) -> list[str]:
 
 def _position(write: Connection, sequences: Sequence[Mapping[str, Any]]) -> None:
     """Put every sequence where it stands in the source, and beyond the values of its own column."""
-    known = {row["name"] for row in write.execute(catalog.get("copy_sequences").encode())}
-    for row in sequences:
-        if row["name"] not in known:
-            continue
+    known = {row["name"] for row in catalog.rows(write, "copy_sequences")}
+    for row in (row for row in sequences if row["name"] in known):
         position: sql.Composable = sql.Literal(row["last_value"])
         if row["table"] and row["ascending"]:
             position = sql.SQL("greatest({0}, (SELECT max({2}) FROM {1} WHERE {2} <= {3}))").format(

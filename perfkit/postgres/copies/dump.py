@@ -7,10 +7,10 @@ import re
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from subprocess import PIPE
+from typing import Any
 
 from psycopg import sql
 
@@ -45,30 +45,6 @@ _TABLE = re.compile(r"CREATE (?:UNLOGGED )?TABLE (.+?) \(|(?:ALTER TABLE \S.* AT
 _UNKNOWN = re.compile(r"(type|function) .* does not exist")
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A program that ended, and what it said."""
-
-    program: str
-    code: int
-    output: str
-    said: str
-
-    def checked(self) -> Ended:
-        """Itself. Raises ServerError with its words where it failed."""
-        if self.code:
-            raise ServerError(f"{self.program}: {self.words()}")
-        return self
-
-    def words(self) -> str:
-        """Its first error, with the detail where that is the server's message."""
-        lines = self.said.splitlines()
-        error, detail = f"{self.program}: error: ", f"{self.program}: detail: Error message from server: "
-        first = next((line for line in lines if line.startswith(error)), lines[-1] if lines else "")
-        more = [line.removeprefix(detail) for line in lines if line.startswith(detail)][:1]
-        return visible("; ".join([first.removeprefix(error) or "it ended without a word", *more]))
-
-
 def transfer(source: External, server: Server, name: str, section: str = "", known: Sequence[str] = ()) -> list[str]:
     """Copy everything, or one section (pre-data, post-data); returns what could not be brought along.
 
@@ -80,15 +56,14 @@ def transfer(source: External, server: Server, name: str, section: str = "", kno
     with tempfile.TemporaryDirectory(prefix="perfkit-copy-") as folder:
         archive, wanted = Path(folder) / "dump", Path(folder) / "list"
         _dump(source, programs, archive, section)
-        listed = _run([str(programs / "pg_restore"), "--list", str(archive)]).checked().output
+        listed, _ = _run([str(programs / "pg_restore"), "--list", str(archive)])
         lines = [line for line in listed.split("\n") if not _EXTENSION.match(line)]
         wanted.write_text("\n".join(lines), encoding="utf-8")
         missing = _extend(source, server, name, set(_EXTENSION.findall(listed)))
         target = (f"--use-list={wanted}", f"--dbname={server.conninfo(name)}", str(archive))
-        ended = _run([str(programs / "pg_restore"), *_RESTORE, *target])
-        if not _ERROR.search(ended.said):
-            ended.checked()
-    return missing + _failures(ended.said, [*known, *missing], source.version > server.version)
+        # Statements that fail are judged one by one.
+        _, said = _run([str(programs / "pg_restore"), *_RESTORE, *target], tolerated=_ERROR)
+    return missing + _failures(said, [*known, *missing], source.version > server.version)
 
 
 def _programs(source: External, server: Server) -> Path:
@@ -107,9 +82,7 @@ def _dump(source: External, programs: Path, archive: Path, section: str) -> None
     asked = [*_DUMP, *([f"--section={section}"] if section else [])]
     args = [str(programs / "pg_dump"), *asked, f"--file={archive}", f"--dbname={source.conninfo()}"]
     with source.audit.noted(source.name, " ".join(["pg_dump", *asked])):
-        ended = _run(args, _with_tls())
-        if ended.code:
-            raise ServerError(f"{source.name}: pg_dump: {ended.words()}")
+        _run(args, env=_with_tls(), where=f"{source.name}: ")
 
 
 def _extend(source: External, server: Server, name: str, wanted: Collection[str]) -> list[str]:
@@ -121,19 +94,15 @@ def _extend(source: External, server: Server, name: str, wanted: Collection[str]
         return []
     with source.connect() as read, server.connect(name) as write, server.connect(name, "postgres") as superuser:
         known = {row["name"] for row in write.execute("SELECT name FROM pg_available_extensions")}
-        for row in read.execute(catalog.get("copy_extensions").encode()).fetchall():
+        for row in catalog.rows(read, "copy_extensions"):
             if row["name"] in known & set(wanted):
                 write.execute(f"CREATE SCHEMA IF NOT EXISTS {row['schema']}".encode())
-                extension = sql.Identifier(row["name"])
-                superuser.execute(
-                    sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}").format(extension, sql.SQL(row["schema"]))
-                )
+                extend = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}")
+                superuser.execute(extend.format(sql.Identifier(row["name"]), sql.SQL(row["schema"])))
         lacking = sorted(set(wanted) - known)
         missing = [f"extension {visible(extension)}, and what needs it" for extension in lacking]
-        for row in read.execute(catalog.get("copy_stand_ins").encode()).fetchall():
-            if row["extension"] in lacking:
-                missing.append(_stand_in(write, row))
-    return missing
+        stand_ins = catalog.rows(read, "copy_stand_ins")
+        return missing + [_stand_in(write, row) for row in stand_ins if row["extension"] in lacking]
 
 
 def _stand_in(write: Connection, function: Mapping[str, Any]) -> str:
@@ -186,21 +155,29 @@ def _with_tls() -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": ":".join([*ours, *theirs])}
 
 
-def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> Ended:
-    """Run a program to its end; it does not outlive an interrupt."""
-    # In English, for the messages are read here.
-    english = {**(os.environ if env is None else env), "LC_ALL": "C"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        process = spawn(args, env=english, stdout=out, stderr=errors)
-        try:
-            code = process.wait()
-        except BaseException:
-            stop(process)
-            raise
-        output, said = (_text(file) for file in (out, errors))
-    return Ended(Path(args[0]).name, code, output, said)
+def _run(
+    args: Sequence[str], env: Mapping[str, str] = os.environ, where: str = "", tolerated: re.Pattern[str] | None = None
+) -> tuple[str, str]:
+    """What a program wrote to its two outputs; it does not outlive an interrupt.
+
+    Raises ServerError with its words where it failed, unless these hold what is tolerated.
+    """
+    process = spawn(args, env={**env, "LC_ALL": "C"}, stdout=PIPE, stderr=PIPE)  # in English, for it is read here
+    try:
+        output, said = (text.decode("utf-8", "replace") for text in process.communicate())
+    except BaseException:
+        stop(process)
+        raise
+    if process.returncode and not (tolerated and tolerated.search(said)):
+        program = Path(args[0]).name
+        raise ServerError(f"{where}{program}: {_words(program, said)}")
+    return output, said
 
 
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode("utf-8", "replace")
+def _words(program: str, said: str) -> str:
+    """A program's first error, with the detail where that is the server's message."""
+    lines = said.splitlines()
+    error, detail = f"{program}: error: ", f"{program}: detail: Error message from server: "
+    first = next((line for line in lines if line.startswith(error)), lines[-1] if lines else "")
+    more = [line.removeprefix(detail) for line in lines if line.startswith(detail)][:1]
+    return visible("; ".join([first.removeprefix(error) or "it ended without a word", *more]))

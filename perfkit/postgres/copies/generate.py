@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,8 +14,8 @@ from psycopg import sql
 from perfkit.errors import ServerError
 from perfkit.postgres import catalog
 from perfkit.postgres.copies.values import ROW, Drawing, common, distinct, value
-from perfkit.postgres.databases import words
 from perfkit.postgres.site import Connection
+from perfkit.text import first_line
 
 _WHOLE = 1000  # tables of no more rows are as large as they are there
 _SPARE = 3  # candidates for each row where some may not fit
@@ -66,26 +66,17 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
 
 def _described(read: Connection, write: Connection, wanted: int) -> Source:
     # The bounds of a hash partition name the table by its number, so they are the copy's own.
-    bounds = {row["table"]: row["bounds"] for row in _rows(write, "copy_tables")}
-    found = [row for row in _rows(read, "copy_tables") if row["table"] in bounds]
+    bounds = {row["table"]: row["bounds"] for row in catalog.rows(write, "copy_tables")}
+    found = [row for row in catalog.rows(read, "copy_tables") if row["table"] in bounds]
     tables = {row["table"]: {**row, "bounds": bounds[row["table"]]} for row in found}
     share = min(1.0, wanted / max([1, *(row["rows"] for row in tables.values())]))
-    keys = [key for key in _rows(read, "copy_foreign_keys") if tables.keys() >= {key["child"], *key["parents"]}]
-    return Source(
-        tables,
-        _by_table(tables, _rows(read, "copy_columns")),
-        keys,
-        _by_table(tables, _rows(read, "copy_uniques")),
-        {table: max(min(row["rows"], _WHOLE), round(row["rows"] * share)) for table, row in tables.items()},
+    keys = [key for key in catalog.rows(read, "copy_foreign_keys") if tables.keys() >= {key["child"], *key["parents"]}]
+    columns, uniques = (
+        {table: [row for row in described if row["table"] == table] for table in tables}
+        for described in (catalog.rows(read, "copy_columns"), catalog.rows(read, "copy_uniques"))
     )
-
-
-def _rows(connection: Connection, query: str) -> list[dict[str, Any]]:
-    return connection.execute(catalog.get(query).encode()).fetchall()
-
-
-def _by_table(tables: Collection[str], found: Sequence[Described]) -> dict[str, list[Described]]:
-    return {table: [row for row in found if row["table"] == table] for table in tables}
+    counts = {table: max(min(row["rows"], _WHOLE), round(row["rows"] * share)) for table, row in tables.items()}
+    return Source(tables, columns, keys, uniques, counts)
 
 
 def _parents_first(source: Source) -> list[str]:
@@ -116,7 +107,7 @@ def _fill(write: Connection, source: Source, table: str, keys: Sequence[Describe
         except (psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation) as error:
             missing.append(_drop_broken(write, table, error))
         except psycopg.Error as error:
-            raise ServerError(f"rows of {table} could not be made up: {words(error)}") from None
+            raise ServerError(f"rows of {table} could not be made up: {first_line(error)}") from None
 
 
 def _drop_broken(write: Connection, table: str, error: psycopg.Error) -> str:
@@ -249,15 +240,10 @@ def _position(write: Connection, source: Source, draw: Drawing, key: Described) 
     ones = set(key["columns"])
     if any(ones.issuperset(unique["columns"]) and not unique["predicate"] for unique in source.uniques[key["child"]]):
         return f"1 + floor({draw.in_order()} * {parents})::bigint"
-    column, parent = max(
-        (
-            (column, parent)
-            for column in source.columns[key["child"]]
-            for name, parent in zip(key["columns"], key["parent_columns"], strict=True)
-            if column["column"] == name
-        ),
-        key=lambda pair: distinct(pair[0], draw.spread),
-    )
+    parent_of = dict(zip(key["columns"], key["parent_columns"], strict=True))
+    candidates = [column for column in source.columns[key["child"]] if column["column"] in parent_of]
+    column = max(candidates, key=lambda column: distinct(column, draw.spread))
+    parent = parent_of[column["column"]]
     there = max(1, sum(source.tables[table]["rows"] for table in key["parents"]))
     number = column["n_distinct"]
     referred = max(1, round(number / there * parents if number > 0 else -number * draw.spread)) if number else parents
@@ -268,11 +254,8 @@ def _position(write: Connection, source: Source, draw: Drawing, key: Described) 
     if not values or not parents:
         return position
     # The same row where the parent has that very value, else any, but each another.
-    numbers = write.execute(
-        sql.SQL(
-            "SELECT {parent}::text AS value, {row} AS n FROM {rows} p WHERE {parent}::text = ANY ({values})"
-        ).format(parent=sql.SQL(parent), row=sql.SQL(_PLACE), rows=sql.SQL(_numbered(key)), values=sql.Literal(values))
-    )
+    known = f"SELECT {parent}::text AS value, {_PLACE} AS n FROM {_numbered(key)} p"
+    numbers = write.execute(f"{known} WHERE {parent}::text = ANY ({draw.array(values)})".encode())
     same = {row["value"]: row["n"] for row in numbers}
     places = [same.get(text, 1 + int((n + 1) * _GOLDEN % 1 * parents)) for n, text in enumerate(values)]
     complete = sum(column["frequencies"]) / max(1e-9, 1 - column["null_frac"]) > 0.999

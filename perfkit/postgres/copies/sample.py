@@ -25,10 +25,9 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
     """
     read.autocommit = False
     read.isolation_level = IsolationLevel.REPEATABLE_READ
-    made = {row["table"] for row in write.execute(catalog.get("copy_tables").encode())}
-    found = read.execute(catalog.get("copy_tables").encode()).fetchall()
-    tables = {row["table"]: row for row in found if row["table"] in made}
-    keys = read.execute(catalog.get("copy_foreign_keys").encode()).fetchall()
+    made = {row["table"] for row in catalog.rows(write, "copy_tables")}
+    tables = {row["table"]: row for row in catalog.rows(read, "copy_tables") if row["table"] in made}
+    keys = catalog.rows(read, "copy_foreign_keys")
     share = min(1.0, wanted / max([1, *(row["rows"] for row in tables.values())]))
     chosen: dict[str, set[str]] = {table: set() for table in tables}
     fresh = [(table, ctid) for table, row in tables.items() for ctid in _sampled(read, table, row["rows"], share, seed)]

@@ -87,7 +87,7 @@ def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, res
     """One of an array of `many` values as often as the column's most common ones, otherwise the rest."""
     present = max(1e-9, 1 - column["null_frac"])
     sums = list(accumulate(frequency / present for frequency in column["frequencies"][:many]))
-    drawn = f"{draw.uniform('common', column['column'])}"
+    drawn = draw.uniform("common", column["column"])
     scaled = drawn if rest else f"{drawn} * {sums[-1]}"
     bucket = f"width_bucket({scaled}, {draw.quote(sums)}::double precision[])"
     picked = f"{values}[least({many}, 1 + {bucket})]"
@@ -96,12 +96,10 @@ def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, res
 
 def value(draw: Drawing, column: Mapping[str, Any], unique: bool) -> str:
     """An expression for a column: of its own for every row where it is unique, else as its statistics say."""
-    full, found = column["full_type"], None
     every = (1 - column["null_frac"]) * 0.99
-    if unique or (not column["common"] and -column["n_distinct"] >= every):
-        found = _unique(draw, column)
-    found = found or _fitted(draw, column) or _plain(draw, column)
-    return draw.or_null(column, column["column"], f"({found})::{full}")
+    own = unique or (not column["common"] and -column["n_distinct"] >= every)
+    found = (_unique(draw, column) if own else None) or _fitted(draw, column) or _plain(draw, column)
+    return draw.or_null(column, column["column"], f"({found})::{column['full_type']}")
 
 
 def _fitted(draw: Drawing, column: Mapping[str, Any]) -> str | None:
@@ -183,17 +181,18 @@ def _unique(draw: Drawing, column: Mapping[str, Any]) -> str | None:
     return between if kind in (*_NUMBERS, *_TIMES, *_TEXTS, "bytea") else _numbered(kind, row)
 
 
-def _numbered(kind: str, row: str) -> str | None:
+def _numbered(kind: str, number: str) -> str | None:
+    """A value that a whole number decides, and another for each; None for kinds that it is not known how to."""
     if kind in _NUMBERS:
-        return row
+        return number
     if kind in _TEXTS:
-        return f"'v' || {row}"
+        return f"'v' || {number}"
     return {
-        "date": f"date '2000-01-01' + {row}",
-        "interval": f"{row} * interval '1 minute'",
-        "bytea": f"int4send({row})",
-        "inet": f"inet '10.0.0.0' + {row}",
-        **dict.fromkeys(_TIMES[:2], f"timestamp '2000-01-01' + {row} * interval '1 minute'"),
+        "date": f"date '2000-01-01' + {number}",
+        "interval": f"{number} * interval '1 minute'",
+        "bytea": f"int4send({number})",
+        "inet": f"inet '10.0.0.0' + {number}",
+        **dict.fromkeys(_TIMES[:2], f"timestamp '2000-01-01' + {number} * interval '1 minute'"),
     }.get(kind)
 
 
@@ -201,31 +200,28 @@ def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
     """A value of a column without most common values or a histogram, which wide ones have not; NULL at worst."""
     kind, drawn = column["type"], draw.uniform("plain", column["column"])
     number = f"floor({drawn} * 1000)::integer"
+    text = f"rpad('value ' || {number}, greatest(9, {column['width']}), 'x')"
     if labels := column["labels"]:
         return f"{draw.array(labels)}[1 + floor({drawn} * {len(labels)})::integer]"
-    text = f"rpad('value ' || {number}, greatest(9, {column['width']}), 'x')"
     if kind in _TEXTS:
         return text
-    if kind in _INTEGERS:
-        return number
-    if kind in _NUMBERS:
-        return f"({drawn} * 0.9)::numeric"
-    return {
-        "boolean": f"{drawn} < 0.5",
-        "date": f"date '2024-01-01' + floor({drawn} * 365)::integer",
-        "interval": f"{drawn} * interval '1 day'",
-        "time without time zone": f"time '00:00' + {drawn} * interval '1 day'",
-        "timestamp without time zone": f"timestamp '2024-01-01' + {drawn} * interval '365 days'",
-        "timestamp with time zone": f"timestamptz '2024-01-01 00:00Z' + {drawn} * interval '365 days'",
-        "uuid": f"md5({draw.quote(str(draw.seed))} || {drawn})::uuid",
-        "json": f"json_build_object('number', {number}, 'text', {text})",
-        "jsonb": f"jsonb_build_object('number', {number}, 'text', {text})",
-        "bytea": f"convert_to({text}, 'UTF8')",
-        "inet": f"inet '10.0.0.0' + {number}",
-        "array": _elements(draw, column),
-        "tsvector": f"array_to_tsvector({_elements(draw, column)})",
-        "range": "'empty'",
-    }.get(kind, "NULL")
+    if kind in _NUMBERS and kind not in _INTEGERS:
+        return f"({drawn} * 0.9)::numeric"  # few digits before the point may be allowed
+    return (
+        {
+            "boolean": f"{drawn} < 0.5",
+            "time without time zone": f"time '00:00' + {drawn} * interval '1 day'",
+            "uuid": f"md5({draw.quote(str(draw.seed))} || {drawn})::uuid",
+            "json": f"json_build_object('number', {number}, 'text', {text})",
+            "jsonb": f"jsonb_build_object('number', {number}, 'text', {text})",
+            "bytea": f"convert_to({text}, 'UTF8')",
+            "array": _elements(draw, column),
+            "tsvector": f"array_to_tsvector({_elements(draw, column)})",
+            "range": "'empty'",
+        }.get(kind)
+        or _numbered(kind, number)
+        or "NULL"
+    )
 
 
 def _elements(draw: Drawing, column: Mapping[str, Any]) -> str:
@@ -235,10 +231,8 @@ def _elements(draw: Drawing, column: Mapping[str, Any]) -> str:
         return "'{}'"
     texts = draw.array([text for _, text in known])
     often = f"{draw.quote([frequency for frequency, _ in known])}::double precision[]"
-    element = "element" if column["type"] == "tsvector" else f"element::{column['full_type']}"
-    if column["type"] != "tsvector":  # an array's own type ends in []
-        element = f"element::{column['full_type'].removesuffix('[]')}"
+    kind = "text" if column["type"] == "tsvector" else column["full_type"].removesuffix("[]")
     return (
-        f"ARRAY(SELECT {element} FROM unnest({texts}, {often}) AS known (element, often) "
+        f"ARRAY(SELECT element::{kind} FROM unnest({texts}, {often}) AS known (element, often) "
         f"WHERE pg_temp.pk_uniform({ROW}, element || {draw.quote(str(draw.seed))}) < often)"
     )
