@@ -16,9 +16,9 @@ from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.config import Arm, Scenario
 from perfkit.errors import LoadError
 from perfkit.guards.audit import Audit
-from perfkit.load.crew import Crew, Load, Target, http_target, joined, sql_target
+from perfkit.load.crew import Crew, Load, Target, alternating_target, http_target, joined, part, sql_target
 from perfkit.load.limits import Caps
-from perfkit.load.plan import Batch, Draw, Message, batches, http_message
+from perfkit.load.plan import Batch, Draw, Message, batches, http_message, turns
 from perfkit.postgres import databases
 from perfkit.selection import Selection
 
@@ -54,6 +54,7 @@ class Ground:
     crew: Crew
     null: str
     rows: Rows
+    took: Mapping[tuple[str, str], float]  # ms of one execution, by arm and query
     caps: Mapping[str, Caps]
     audit: Audit
     clock: Clock
@@ -95,8 +96,12 @@ class Block:
             self._warm_up()
         with clock.timed("load"):
             for scenario in self._chosen.scenarios:
-                floor = [None] if self._chosen.config.baseline() in arms else []
-                for chosen in self._order.sample([*arms, *floor], len(arms) + len(floor)):
+                own = [arm for arm in arms if not scenario.arms or arm.name in scenario.arms]
+                floor = [None] if self._chosen.config.baseline() in own else []
+                if scenario.alternate:
+                    self._alternating(scenario, [*own, *floor], bundle)
+                    continue
+                for chosen in self._order.sample([*own, *floor], len(own) + len(floor)):
                     self._round(scenario, chosen, bundle)
         with clock.timed("scans"):
             end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
@@ -169,6 +174,33 @@ class Block:
             self._count(name, load)
         bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage))
         self._done += 1
+
+    def _alternating(self, scenario: Scenario, arms: Sequence[Arm | None], bundle: Bundle) -> None:
+        """Every arm's round at once, the arms taking turns."""
+        self._say(f"{scenario.name} on {len(arms)} arms in turn")
+        targets = {arm.name if arm else FLOOR: self._sql(arm) for arm in arms}
+        loads: dict[str, list[Load]] = {name: [] for name in targets}
+        start, count = perf_counter(), scenario.warm + scenario.requests
+        for item in scenario.send:
+            order = turns(scenario, {name: self._ground.took.get((name, item), 0.0) for name in targets}, self._order)
+            messages = {name: [self._message(name, item) | {"arm": name} for _ in range(count)] for name in targets}
+            queue = tuple(messages[name][number] for name, number in order)
+            try:
+                load = self._ground.crew.run(alternating_target(targets), [Batch((queue,))])
+                self._ground.stage.require_alive()
+            except LoadError as error:
+                raise LoadError(f"block {self._number}, {scenario.name}: {error}") from None
+            for name in targets:
+                counted = [number >= scenario.warm if own == name else None for own, number in order]
+                loads[name].append(part(load, counted))
+        for arm, (name, parts) in zip(arms, loads.items(), strict=True):
+            load = joined(parts)
+            if arm:
+                self._count(name, load)
+            if (target := (arm or self._chosen.config.baseline()).name) in self._ground.caps:
+                self._note(scenario, arm, target, load, perf_counter() - start)
+            bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health))
+            self._done += 1
 
     def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
         """One query after the other, so that every scan the server counts has its query (in `usage`)."""
@@ -245,7 +277,7 @@ class Block:
 
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks
-        total = blocks * len(self._chosen.scenarios) * (len(self._chosen.arms) + 1)
+        total = blocks * sum(len(s.arms or self._chosen.arms) + 1 for s in self._chosen.scenarios)
         spent = self._earlier + perf_counter() - self._started
         left = ""
         if self._done:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -34,7 +34,6 @@ from perfkit.load.crew import Crew, http_target
 from perfkit.load.plan import Draw
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
-from perfkit.postgres.external import External
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
@@ -47,9 +46,11 @@ def measure(
     folder: Path,
     progress: Progress = lambda _: None,
     targets: Targets | None = None,
+    stage: Stage | None = None,
 ) -> Bundle:
     """Run the experiment into a new bundle in `folder`, on `targets`, without which nothing foreign is used.
 
+    With a `stage` that the caller opened (see `staged`), its databases are used and stay.
     Whatever happens, the bundle stays readable and says how far it came, and nothing is left running.
     Raises PerfkitError; Interrupted when the user stopped it.
     """
@@ -57,7 +58,7 @@ def measure(
     experiment = Experiment(chosen, targets, progress)
     bundle = Bundle.create(folder, {"started": _now(), **chosen.describe()})
     try:
-        experiment.run(bundle)
+        experiment.run(bundle, stage)
         bundle.update(status="complete", finished=_now())
     except KeyboardInterrupt:
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
@@ -73,35 +74,50 @@ def measure(
     return bundle
 
 
+def staged(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Stage:
+    """The targets, opened, and the place for a run's databases and services: a context manager.
+
+    Raises ServerError, TargetRefused.
+    """
+    progress("connecting" if targets.addresses else "starting PostgreSQL")
+    database, relay = chosen.config.database, Relay(chosen.options.rtt_ms, chosen.options.connect_rtts)
+    common = (chosen.config, secrets.token_hex(3), relay, targets.origins, targets.open(audit), progress)
+    if database is None or database.way == "in-place":
+        return InPlace(*common)
+    return Clones(*common, version=chosen.postgres)
+
+
 class Experiment:
     """One run of a selection on its targets; everything random comes from its seed."""
 
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
         self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, Clock()
-        self._externals: dict[str, External] = {}
 
-    def run(self, bundle: Bundle) -> None:
+    def run(self, bundle: Bundle, stage: Stage | None = None) -> None:
         """Set up, then phase by phase: prepare the arms, check them, measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
-            stack.enter_context(alone(self._progress))
             audit = Audit(bundle.path / "audit.jsonl")
-            with clock.timed("server"):
-                stage = self._stage(stack, audit)
+            if stage is None:
+                stack.enter_context(alone(self._progress))
+                with clock.timed("server"):
+                    stage = stack.enter_context(staged(chosen, self._targets, audit, self._progress))
+            stage.config = chosen.config
             rows = self._set_up(stage, bundle)
             with clock.timed("workers"):
                 crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
                 null = stack.enter_context(_null_service()) if chosen.config.service else ""
             bundle.update(workers=len(crew), arms={}, checks={})
             limits = caps(chosen.config, self._targets)
-            ground = Ground(chosen, stage, crew, null, rows, limits, audit, clock, self._progress)
+            ground = Ground(chosen, stage, crew, null, rows, {}, limits, audit, clock, self._progress)
             first = 0
             for arms in stage.phases(chosen.arms):
-                self._require_headroom(arms)
+                self._require_headroom(stage, arms)
                 with stage.phase(arms):
                     self._prepare(ground, arms, bundle)
                     if first == 0:  # the plans of `before` tell how long a query takes
-                        ground = replace(ground, chosen=self._fitted(bundle))
+                        took = self._took(arms, bundle)
+                        ground = replace(ground, chosen=self._fitted(took, bundle), took=took)
                     for number in range(chosen.blocks):
                         first = Block(ground, number, arms, first).run(bundle)
                         bundle.update(timings=dict(clock.seconds))
@@ -112,12 +128,12 @@ class Experiment:
         with ExitStack() as stack:
             stack.enter_context(alone(self._progress))
             audit = Audit(None)
-            stage = self._stage(stack, audit)
+            stage = stack.enter_context(staged(chosen, self._targets, audit, self._progress))
             self._progress(f"making the data ({chosen.scale})")
             rows = self._rows(stage.base(chosen.scale))
             crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
             limits = caps(chosen.config, self._targets)
-            ground = Ground(chosen, stage, crew, "", rows, limits, audit, self._clock, self._progress)
+            ground = Ground(chosen, stage, crew, "", rows, {}, limits, audit, self._clock, self._progress)
             found: dict[str, list[CheckResult]] = {}
             for arms in stage.phases(chosen.arms):
                 with stage.phase(arms):
@@ -125,18 +141,6 @@ class Experiment:
                         stage.prepare(arm)
                     found |= self._checks(ground, arms)
             return found
-
-    def _stage(self, stack: ExitStack, audit: Audit) -> Stage:
-        """The targets, opened, and the place for the run's databases and services."""
-        self._progress("connecting" if self._targets.addresses else "starting PostgreSQL")
-        chosen, database = self._chosen, self._chosen.config.database
-        relay = Relay(chosen.options.rtt_ms, chosen.options.connect_rtts)
-        self._externals = self._targets.open(audit)
-        origins = self._targets.origins
-        common = (chosen.config, secrets.token_hex(3), relay, origins, self._externals, self._progress)
-        if database is None or database.way == "in-place":
-            return stack.enter_context(InPlace(*common))
-        return stack.enter_context(Clones(*common, version=chosen.postgres))
 
     def _set_up(self, stage: Stage, bundle: Bundle) -> Rows:
         """The base database and the parameter rows."""
@@ -167,13 +171,13 @@ class Experiment:
         found = self._chosen.config.parameters.items()
         return {name: sources.rows(name, source, base, seed) for name, source in found}
 
-    def _require_headroom(self, arms: Sequence[Arm]) -> None:
+    def _require_headroom(self, stage: Stage, arms: Sequence[Arm]) -> None:
         """Refuse a burst that would take a foreign server's last connections."""
         users = max((s.users for s in self._chosen.scenarios), default=1)
         database = self._chosen.config.database
         if database is None or database.way not in LOADED:
             return
-        for external in {id(e): e for e in (self._externals.get(arm.name) for arm in arms) if e}.values():
+        for external in {id(e): e for e in (stage.sources.get(arm.name) for arm in arms) if e}.values():
             headroom(external, users)
 
     def _prepare(self, ground: Ground, arms: Sequence[Arm], bundle: Bundle) -> None:
@@ -186,12 +190,16 @@ class Experiment:
         done = {arm: [check.as_dict() for check in own] for arm, own in found.items()}
         bundle.update(checks={**bundle.run["checks"], **done})
 
-    def _fitted(self, bundle: Bundle) -> Selection:
+    def _took(self, arms: Sequence[Arm], bundle: Bundle) -> dict[tuple[str, str], float]:
+        """What one execution took when the plan was captured, in ms, by arm and query."""
+        keys = [(arm.name, query.name) for arm in arms for query in self._chosen.queries_on(arm)]
+        plans = {key: bundle.plan(*key) for key in keys}
+        return {key: read_plan(plan).execution_ms for key, plan in plans.items() if plan is not None}
+
+    def _fitted(self, took: Mapping[tuple[str, str], float], bundle: Bundle) -> Selection:
         """The selection with rounds that do not last longer than they should."""
         before = self._chosen.config.baseline().name
-        plans = {query.name: bundle.plan(before, query.name) for query in self._chosen.config.query}
-        took = {name: read_plan(plan).execution_ms for name, plan in plans.items() if plan is not None}
-        chosen = fitted(self._chosen, took)
+        chosen = fitted(self._chosen, {query: ms for (arm, query), ms in took.items() if arm == before})
         bundle.update(scenarios=chosen.describe()["scenarios"])
         return chosen
 
@@ -199,7 +207,7 @@ class Experiment:
         with self._clock.timed("indexes"):
             place, built = stage.prepare(arm)
         with self._clock.timed("plans"):
-            for query in self._chosen.config.query if place else ():
+            for query in self._chosen.queries_on(arm) if place else ():
                 assert place
                 text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
                 file = arm.rewrite.get(query.name, query.file)
@@ -218,6 +226,7 @@ class Experiment:
             "indexes": [asdict(index) for index in built],
             "expected_indexes": self._chosen.expected_indexes[arm.name],
             "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
+            "plans": [query.name for query in self._chosen.queries_on(arm)] if place else [],
         }
 
     def _plan(self, place: Place, text: str, rows: Sequence[Any]) -> Capture:

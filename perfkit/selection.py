@@ -127,6 +127,12 @@ class Selection:
         """Whether the arms are on a server that perfkit starts."""
         return self.config.database is not None and self.config.database.way in OWN
 
+    def queries_on(self, arm: Arm) -> list[Query]:
+        """The queries whose plans on an arm are captured: not those that only other arms are sent."""
+        others = {q for s in self.scenarios if s.arms and arm.name not in s.arms for q in s.send}
+        own = {q for s in self.scenarios if not s.arms or arm.name in s.arms for q in s.send}
+        return [query for query in self.config.query if query.plan and query.name not in others - own]
+
     def is_sql(self, scenario: Scenario) -> bool:
         """Whether a scenario goes to the database rather than the service."""
         return scenario.send[0] in self.queries
@@ -195,6 +201,8 @@ def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
     """
 
     def fit(scenario: Scenario) -> Scenario:
+        if scenario.alternate:  # each arm by what it takes itself
+            return scenario
         each = sum(took_ms.get(name, 0.0) for name in scenario.send) / 1000
         alone = each * scenario.batches * max(1.0, scenario.users / host.cores())
         if not scenario.seconds or alone * scenario.requests <= scenario.seconds:

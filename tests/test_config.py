@@ -183,6 +183,13 @@ WRONG = {
     "a host header": (changed(more=f'{SERVICE}{REQUEST}headers = {{ hOSt = "x" }}\n'), "request.0: expected no header 'hOSt': the client sets it"),
     "an unknown method": (changed(more=f'{SERVICE}{REQUEST}method = "TRACE"\n'), "request.0.method = 'TRACE'; expected: "),
     "queries and requests at once": (changed(('send = ["by_id"]', 'send = ["by_id", "r"]'), more=SERVICE + REQUEST), "scenario 'alone': send mixes requests and queries; expected one kind"),
+    "turns of several users": (changed(('send = ["by_id"]', 'send = ["by_id"]\nalternate = true\nusers = 2')), "scenario.0: expected alternate with one user and one batch"),
+    "turns of requests": (changed(('send = ["by_id"]', 'send = ["r"]\nalternate = true'), more=SERVICE + REQUEST), "scenario 'alone': alternate; expected queries on arms that can take turns"),
+    "a level of unknown arms": (changed(('send = ["by_id"]', 'send = ["by_id"]\narms = ["before", "gone"]')), "scenario 'alone': arms = 'gone'; expected one of: before"),
+    "a level without the first arm": (changed(('send = ["by_id"]', 'send = ["by_id"]\narms = ["after"]'), more=arm("after")), "scenario 'alone': arms; expected 'before' among them, to compare with"),
+    "a claim of an unknown query": (changed(more='[[claim]]\ntext = "fast"\nmeasure = "latency_ms"\nquery = "gone"\nhigh = 1\n'), "claim 'fast': query = 'gone'; expected one of: by_id"),
+    "a claim without a number": (changed(more='[[claim]]\ntext = "fast"\nmeasure = "build_s"\n'), "claim.0: expected low, high or both"),
+    "a claim about everything": (changed(more='[[claim]]\ntext = "fast"\nmeasure = "build_s"\nquery = "by_id"\nhigh = 1\n'), "claim.0: expected query to be given for latency_ms and latency_saved alone"),
     # generators
     "no kind": (drawn("id = {}"), "parameters.ids.columns.id: expected exactly one of integer, number, choice, date, uuid"),
     "two kinds": (drawn("id = { uuid = true, integer = [1, 2] }"), "parameters.ids.columns.id: expected exactly one of integer"),

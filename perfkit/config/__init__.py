@@ -4,7 +4,7 @@ A path is relative to the file that names it; `perfkit:sql/...` names a file shi
 """
 
 from perfkit.config.fields import ROOT
-from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
+from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.load import BOOKING, load
 from perfkit.config.model import Config
 from perfkit.config.targets import COPIES, Database, Service
@@ -16,6 +16,7 @@ __all__ = [
     "ROOT",
     "Arm",
     "Check",
+    "Claim",
     "Column",
     "Config",
     "Database",

@@ -11,7 +11,7 @@ import tomlkit
 from pydantic import BaseModel
 
 from perfkit.config.fields import ROOT
-from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
+from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.model import Config
 from perfkit.config.targets import Database, Service
 from perfkit.config.workload import Column, Generator, Query, Request, Scenario
@@ -29,6 +29,7 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[[arm]]": Arm,
     "[[check]]": Check,
     "[[check.step]]": Step,
+    "[[claim]]": Claim,
     "[thresholds]": Thresholds,
     "[limits]": Limits,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Url
 
@@ -42,6 +42,31 @@ class Arm(Model):
     def prepared(self) -> dict[str, Any]:
         """What makes this arm what it is; equal for an arm and its control."""
         return self.model_dump(exclude={"name", "role", "title"})
+
+
+class Claim(Model):
+    """What was said of the change before anything was measured."""
+
+    text: str
+    """The claim in its own words."""
+    measure: Literal["index_share", "build_s", "build_total_s", "latency_ms", "latency_saved", "insert_slowdown"]
+    """What it is held against: bytes of all indexes as a share of their tables', seconds of the slowest build or of
+    all, a query's median with all indexes in ms, the share of its median that they save, what they add to the latency
+    of an insert."""
+    query: Name | None = None
+    """The query that it is about, for `latency_ms` and `latency_saved`."""
+    low: float | None = None
+    """The least that was claimed."""
+    high: float | None = None
+    """The most."""
+
+    @model_validator(mode="after")
+    def _about_something(self) -> Claim:
+        if (self.query is not None) != self.measure.startswith("latency"):
+            raise ValueError("query to be given for latency_ms and latency_saved alone")
+        if self.low is None and self.high is None:
+            raise ValueError("low, high or both")
+        return self
 
 
 class Step(Model):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from perfkit.config.fields import Model, Name
-from perfkit.config.judging import Arm, Check, Limits, Thresholds
+from perfkit.config.judging import Arm, Check, Claim, Limits, Thresholds
 from perfkit.config.targets import COPIES, Database, Service
 from perfkit.config.workload import Query, Request, Scenario, Source
 
@@ -38,6 +38,8 @@ class Config(Model):
     """What is compared."""
     check: tuple[Check, ...] = ()
     """Functional checks."""
+    claim: tuple[Claim, ...] = ()
+    """What was claimed beforehand; the index lab puts what it measured beside it."""
     thresholds: Thresholds = Thresholds()
     """When it is fit to ship."""
     limits: Limits = Limits()
@@ -73,9 +75,12 @@ class Config(Model):
             yield from _known(f"request '{request.name}': runs", request.runs, queries)
         for scenario in self.scenario:
             yield from _known(f"scenario '{scenario.name}': send", scenario.send, requests | queries)
+            yield from _known(f"scenario '{scenario.name}': arms", scenario.arms, {arm.name for arm in self.arm})
         for check in self.check:
             yield from _known(f"check '{check.name}': request", [s.request for s in check.step], requests)
             yield from _known(f"check '{check.name}': row", [s.row for s in check.step], {*check.rows, "*"})
+        for claim in self.claim:
+            yield from _known(f"claim '{claim.text}': query", [claim.query] if claim.query else [], queries)
         for arm in self.arm:
             yield from _known(f"arm '{arm.name}': rewrite", arm.rewrite, queries)
         if self.database and self.database.scales:
@@ -88,10 +93,15 @@ class Config(Model):
         for scenario in self.scenario:
             if 0 < len(requests & set(scenario.send)) < len(set(scenario.send)):
                 yield f"scenario '{scenario.name}': send mixes requests and queries; expected one kind"
+            if scenario.alternate and (requests & set(scenario.send) or self.sequential):
+                yield f"scenario '{scenario.name}': alternate; expected queries on arms that can take turns"
         if requests and self.service is None:
             yield "requests are defined, but no [service]; expected its command or url"
         yield from self._unreachable()
         befores = [arm for arm in self.arm if arm.role == "before"]
+        for scenario in self.scenario:
+            if scenario.arms and befores and befores[0].name not in scenario.arms:
+                yield f"scenario '{scenario.name}': arms; expected '{befores[0].name}' among them, to compare with"
         if len(befores) != 1:
             yield "arm: expected exactly one with role = 'before'"
         for arm in self.arm:

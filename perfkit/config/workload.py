@@ -60,6 +60,8 @@ class Query(Model):
     """The file that holds it, one statement; `%(name)s` stands for a parameter."""
     parameters: Name | None = None
     """The source of its parameters."""
+    plan: bool = True
+    """Whether its plan is captured, for which it is executed and rolled back."""
 
 
 class Request(Model):
@@ -115,3 +117,14 @@ class Scenario(Model):
     """Batches of one request each before what counts."""
     seconds: Seconds | None = None
     """Queries that take long are sent less often, so that a round takes no longer than about this."""
+    arms: tuple[Name, ...] = ()
+    """Only on these arms; empty: on all."""
+    alternate: bool = False
+    """One query at a time, the arms taking turns at every one, each on a connection of its own: for what takes so
+    little that a machine's pace changes more from one second to the next."""
+
+    @model_validator(mode="after")
+    def _one_at_a_time(self) -> Scenario:
+        if self.alternate and (self.users > 1 or self.batches > 1 or self.ramp):
+            raise ValueError("alternate with one user and one batch")
+        return self

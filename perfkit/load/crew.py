@@ -11,7 +11,7 @@ import select
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import monotonic, monotonic_ns
 from typing import Any, Self
 
@@ -58,6 +58,12 @@ def sql_target(
         "prepare": not pooler,
     }
     return {"kind": "sql", "options": options, "limits": limits}
+
+
+def alternating_target(targets: Mapping[str, Target]) -> Target:
+    """Several databases at once, a connection to each; a message names its own as `arm`."""
+    options = {"targets": {name: target["options"] for name, target in targets.items()}}
+    return {"kind": "alternating", "options": options, "limits": next(iter(targets.values()))["limits"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +180,13 @@ class _Worker:
 
     def close(self) -> None:
         stop(self._process)
+
+
+def part(load: Load, counted: Sequence[bool | None]) -> Load:
+    """Those samples of a load for which `counted` says whether they count; None leaves one out."""
+    kept = [index for index, own in enumerate(counted) if own is not None]
+    columns = {name: [values[index] for index in kept] for name, values in load.columns.items()}
+    return replace(load, columns={**columns, "counted": [bool(counted[index]) for index in kept]}, bodies=[])
 
 
 def joined(loads: Sequence[Load]) -> Load:

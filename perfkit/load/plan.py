@@ -6,6 +6,7 @@ own requests one after the other (closed model). The next batch starts when the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from perfkit.errors import UsageError
 
 Row = Mapping[str, Any]
 Message = dict[str, Any]  # one request as the workers take it
+LEAST = 3  # requests of an arm's round where arms take turns
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 
 
@@ -73,6 +75,21 @@ def batches(scenario: Scenario, message: Callable[[str], Message]) -> list[Batch
         for _ in range(scenario.batches)
     ]
     return lead + full
+
+
+def turns(scenario: Scenario, took_ms: Mapping[str, float], draw: Random) -> list[tuple[str, int]]:
+    """Which arm sends the request of which number, one after the other: each once for every number, in random order.
+
+    An arm whose requests take so long that its round would outlast `scenario.seconds` sits out evenly, down to a
+    few requests.
+    """
+    most, limit = scenario.requests, 1000 * (scenario.seconds or math.inf)
+    own = {name: min(most, max(LEAST, int(min(most, limit / ms)))) if ms else most for name, ms in took_ms.items()}
+    found: list[tuple[str, int]] = []
+    for number in range(-scenario.warm, most):
+        taking = [n for n, count in own.items() if number < 0 or (number + 1) * count // most > number * count // most]
+        found += [(name, number + scenario.warm) for name in draw.sample(taking, len(taking))]
+    return found
 
 
 def http_message(request: Request, row: Row) -> Message:

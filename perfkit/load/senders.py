@@ -158,14 +158,17 @@ class SqlSender:
         if not prepare:
             self._kwargs["prepare_threshold"] = None
 
-    async def open(self, users: int) -> None:
-        """Open one connection for each user. Raises ConnectionError with the server's words."""
+    async def connect(self) -> psycopg.AsyncConnection[Any]:
+        """One connection. Raises ConnectionError with the server's words."""
         patience = max(2, int(self._timeout_s))
-        try:  # the pool says of a failure only that it took too long
-            first = await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=patience, **self._kwargs)
-            await first.close()
+        try:
+            return await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=patience, **self._kwargs)
         except psycopg.OperationalError as error:
             raise ConnectionError(_first_line(error)) from None
+
+    async def open(self, users: int) -> None:
+        """Open one connection for each user. Raises ConnectionError with the server's words."""
+        await (await self.connect()).close()  # the pool says of a failure only that it took too long
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             self._conninfo, min_size=users, max_size=users, timeout=self._timeout_s, kwargs=self._kwargs, open=False
         )
@@ -184,11 +187,16 @@ class SqlSender:
         try:
             async with asyncio.timeout(self._timeout_s), self._pool.connection() as connection:
                 acquired = monotonic_ns()
-                cursor = await connection.execute(message["sql"], message["params"])
-                rows = await cursor.fetchall() if cursor.description else []
-                return Answer(acquired, monotonic_ns(), OK, f"{len(rows)} rows")
+                return await self.run(connection, message, acquired)
         except Exception as error:
             return Answer(acquired, monotonic_ns(), self._failure(error), _first_line(error))
+
+    @staticmethod
+    async def run(connection: psycopg.AsyncConnection[Any], message: dict[str, Any], acquired: int) -> Answer:
+        """Run one statement on a connection and fetch every row. Raises what goes wrong."""
+        cursor = await connection.execute(message["sql"], message["params"])
+        rows = await cursor.fetchall() if cursor.description else []
+        return Answer(acquired, monotonic_ns(), OK, f"{len(rows)} rows")
 
     @staticmethod
     def _failure(error: Exception) -> str:
@@ -205,12 +213,48 @@ class SqlSender:
         await self._pool.close()
 
 
-Sender = HttpSender | SqlSender
+class AlternatingSender:
+    """Several databases, a connection to each; a message names its own."""
+
+    warm: dict[str, Any] | None = None
+
+    def __init__(self, targets: dict[str, dict[str, Any]]) -> None:
+        self._senders = {name: SqlSender(**own) for name, own in targets.items()}
+        self._timeouts_s = {name: own["timeout_s"] for name, own in targets.items()}
+
+    async def open(self, users: int) -> None:
+        """Open every connection, for the one user that there is. Raises ConnectionError with the server's words."""
+        if users != 1:
+            raise ConnectionError(f"{users} users; expected one, for the databases take turns")
+        self._connections: dict[str, psycopg.AsyncConnection[Any]] = {}
+        for name, sender in self._senders.items():
+            self._connections[name] = await sender.connect()
+
+    def check(self, message: dict[str, Any]) -> None:
+        """As for one database."""
+        self._senders[message["arm"]].check(message)
+
+    async def send(self, message: dict[str, Any]) -> Answer:
+        """Run one statement where it belongs and fetch every row."""
+        acquired = monotonic_ns()
+        try:
+            async with asyncio.timeout(self._timeouts_s[message["arm"]]):
+                return await SqlSender.run(self._connections[message["arm"]], message, acquired)
+        except Exception as error:
+            return Answer(acquired, monotonic_ns(), SqlSender._failure(error), _first_line(error))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for connection in self._connections.values():
+            await connection.close()
+
+
+Sender = HttpSender | SqlSender | AlternatingSender
 
 
 def make(spec: dict[str, Any]) -> Sender:
     """The sender that a target description from the parent asks for."""
-    kinds: dict[str, type[Sender]] = {"http": HttpSender, "sql": SqlSender}
+    kinds: dict[str, type[Sender]] = {"http": HttpSender, "sql": SqlSender, "alternating": AlternatingSender}
     return kinds[spec["kind"]](**spec["options"])
 
 

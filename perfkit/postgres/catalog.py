@@ -13,8 +13,8 @@ from perfkit.postgres.site import Connection
 def get(name: str) -> str:
     """The text of a catalogue query.
 
-    >>> get("scans").splitlines()[0]
-    '-- How often each index and each table (sequentially) was scanned so far; `seq:` marks a table.'
+    >>> get("settings").splitlines()[0][:2]
+    '--'
     """
     return (ROOT / "sql" / "catalog" / f"{name}.sql").read_text(encoding="utf-8")
 
