@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from perfkit.report.run import Run
 
 if TYPE_CHECKING:
     from perfkit.comparison import Text
+    from perfkit.indexes.advise import Advice
     from perfkit.query import Explained, Session
+    from perfkit.report.lab import IndexLab
     from perfkit.selection import Selection
     from perfkit.targets import Targets
 
@@ -30,6 +33,7 @@ def run(
     rtt_ms: float = 0.0,
     postgres: int = 0,
     bundle: str | Path = "",
+    lab: str | Path = "",
     reports: str | Path = "",
     config: str | Path = "",
     arms: Names = (),
@@ -41,14 +45,15 @@ def run(
 ) -> Run:
     """Measure before and after into a new bundle, or open the one given.
 
-    Empty values mean the configuration's own. `confirm` names the targets that perfkit did not start and may
-    use (`host:port/database`, `https://host:port`), `production` those whose name looks like production.
+    Empty values mean the configuration's own. The summary of an index `lab` is taken into the run. `confirm` names
+    the targets that perfkit did not start and may use (`host:port/database`, `https://host:port`), `production` those
+    whose name looks like production.
 
     Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed,
     Interrupted when the user stopped it.
     """
     if bundle:
-        return Run(Bundle.open(Path(bundle)))
+        return _with_lab(Run(Bundle.open(Path(bundle))), lab)
     from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
 
     options = Options(
@@ -56,7 +61,7 @@ def run(
     )
     chosen = Selection(configuration.load(Path(config) if config else None), options)
     targets = _admitted(chosen, confirm, production, ask)
-    return _measured(chosen, targets, new_folder(reports, profile))
+    return _with_lab(_measured(chosen, targets, new_folder(reports, profile)), lab)
 
 
 def compare(
@@ -122,6 +127,119 @@ def compare(
         raise
 
 
+def ablate(
+    profile: str = "standard",
+    scale: str = "",
+    seed: int = 1,
+    postgres: int = 0,
+    config: str | Path = "",
+    indexes: Text = "",
+    margin: float = 0.0,
+    budget_mb: float = 0.0,
+    advised: Text = "",
+    reads: bool = True,
+    db: str = "",
+    query: Text | Sequence[Text] = (),
+    parameters: Text | None = None,
+    way: str = "whole",
+    tls: bool = True,
+    command: str = "",
+    bundle: str | Path = "",
+    reports: str | Path = "",
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> IndexLab:
+    """Measure what each index of a set is worth, into a new folder; or open the folder of a lab.
+
+    `indexes` is SQL or a file; without it, the first arm of the configuration that has some. With `db` the workload
+    is `query` on a database of yours, as for `compare`. `advised` is another set that is compared with all of them,
+    or "auto": what perfkit itself would advise.
+    Without `reads` only what they cost is measured. Raises PerfkitError as `run` does.
+    """
+    from perfkit.report.lab import IndexLab
+
+    if bundle:
+        return IndexLab(Path(bundle))
+    from perfkit.comparison import Comparison, sql_of
+    from perfkit.guards.admission import Permission
+    from perfkit.lab.run import AUTO, Asked, ablate, index_set
+    from perfkit.selection import Options
+
+    folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
+    try:
+        if db:
+            config = Comparison(db, _texts(query), (indexes,), None, None, parameters, way, tls=tls).write(folder)
+        settings = configuration.load(Path(config) if config else None)
+        options = Options(profile, scale, seed, postgres=postgres, config=str(config))
+        asked = Asked(
+            settings,
+            index_set(settings, "" if db else indexes, folder),
+            options,
+            margin or settings.margin,
+            budget_mb * 1024 * 1024 or math.inf,
+            advised if advised in ("", AUTO) else sql_of(advised),
+            reads,
+            command,
+        )
+    except BaseException:
+        shutil.rmtree(folder)  # nothing was measured
+        raise
+    permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    try:
+        with progress() as say:
+            ablate(asked, folder, permission, say)
+    except PerfkitError:
+        if not any((folder / name).exists() for name in ("ablation", "audit.jsonl")):  # nothing was measured or done
+            shutil.rmtree(folder)
+        raise
+    return IndexLab(folder)
+
+
+def advise(
+    config: str | Path = "",
+    scale: str = "",
+    seed: int = 1,
+    postgres: int = 0,
+    db: str = "",
+    query: Text | Sequence[Text] = (),
+    parameters: Text | None = None,
+    way: str = "",
+    analyze: bool | None = None,
+    tls: bool = True,
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> Advice:
+    """Which indexes a workload needs, and why none would help the rest of it.
+
+    The workload is that of a configuration, on data that perfkit makes, or with `db` the `query` on a database of
+    yours: as it is (HypoPG, or the plans alone), or with a `way` in a private copy, where indexes are built and
+    rolled back. Raises PerfkitError.
+    """
+    import tempfile
+
+    from perfkit import query as sessions
+    from perfkit.comparison import Comparison
+    from perfkit.guards.admission import Permission
+    from perfkit.indexes.advise import advise
+    from perfkit.lab.workload import workload
+
+    permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    with progress() as say, tempfile.TemporaryDirectory() as folder:
+        if db:
+            wanted = Comparison(db, _texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
+            config = wanted.write(Path(folder))
+        settings = configuration.load(Path(config) if config else None)
+        if db and not way:
+            session = sessions.connect(db, permission, tls=tls)
+        else:
+            session = sessions.made(config, scale, postgres=postgres, say=say, permission=permission)
+        with session:
+            queries = workload(settings, session.place, seed)
+            return advise(session, queries, analyze=analyze, say=say)
+
+
 def connect(
     db: str = "",
     confirm: Names = (),
@@ -172,6 +290,12 @@ def _admitted(chosen: Selection, confirm: Names, production: Names, ask: Callabl
 
     permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
     return admitted(chosen.config, chosen.arms, permission)
+
+
+def _with_lab(found: Run, lab: str | Path) -> Run:
+    if lab:
+        found.take(Path(lab))
+    return found
 
 
 def _measured(chosen: Selection, targets: Targets, folder: Path) -> Run:

@@ -35,11 +35,12 @@ class Comparison:
     volatile: Sequence[str] = ()
     tls: bool = True
     pooler: bool = False
+    bare: bool = False  # nothing is compared: what its configuration is wanted for is the database with the queries
 
     def __post_init__(self) -> None:
         if not self.query:
             raise UsageError("no query; expected at least one --query")
-        if not (self.index or self.settings or self.rewrite):
+        if not (self.index or self.settings or self.rewrite or self.bare):
             raise UsageError("nothing to compare; expected --index, --set or --rewrite")
         if self.rewrite and len(self.query) != 1:
             raise UsageError(f"a rewrite of {len(self.query)} queries; expected one --query with it")
@@ -65,7 +66,7 @@ class Comparison:
         if self.parameters:
             lines = is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
             source = f"parameters{'.csv' if lines else '.sql'}"
-            files[source] = _read(self.parameters)
+            files[source] = sql_of(self.parameters)
         files["perfkit.toml"] = self._toml(names, source)
         try:
             for name, text in files.items():
@@ -76,7 +77,7 @@ class Comparison:
 
     def _query(self, given: Text) -> str:
         """A query's text, which must be one statement, with a source for the parameters that it names."""
-        text = _read(given)
+        text = sql_of(given)
         try:
             single(text)
         except PlanError as error:
@@ -98,6 +99,7 @@ class Comparison:
         scenarios = [scenario("alone", names, 1, 20)]
         if self.users > 1:
             scenarios.append(scenario("together", names, self.users, 5))
+        arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
         return tomlkit.dumps(
             {
                 "title": self._headline(),
@@ -106,7 +108,7 @@ class Comparison:
                 **({"parameters": {"rows": source}} if source else {}),
                 "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],
                 "scenario": scenarios,
-                "arm": [*({"name": role, "role": role} for role in ("before", "control")), after],
+                "arm": arms if self.bare else [*arms, after],
                 **({"thresholds": {"p95_ms": self.p95_ms}} if self.p95_ms is not None else {}),
             }
         )
@@ -147,10 +149,11 @@ def _shown(text: Text) -> str:
 
 def _statements(text: Text) -> list[str]:
     """CREATE INDEX and ANALYZE statements, without the comments between them. Raises UsageError for none."""
-    if not (found := [statement.text for statement in split(_read(text))]):
+    if not (found := [statement.text for statement in split(sql_of(text))]):
         raise UsageError(f"{_shown(text)}: no statement; expected CREATE INDEX ...")
     return found
 
 
-def _read(text: Text) -> str:
+def sql_of(text: Text) -> str:
+    """The SQL that is given itself or by the name of a file. Raises UsageError."""
     return read(Path(text)) if is_file(text) else f"{text}\n"

@@ -25,7 +25,7 @@ from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
-from perfkit.explain.capture import Capture, Options, typical_parameters
+from perfkit.explain.capture import PLANNED, Capture, Options, typical_parameters
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.admission import Permission
@@ -37,8 +37,6 @@ from perfkit.postgres.capabilities import headroom
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
-
-PLANNED = 15  # parameter rows that are planned to find the plan most of them get
 
 
 def measure(

@@ -14,18 +14,22 @@ from typing import Self
 from perfkit import config as configuration
 from perfkit.arms.clones import Clones
 from perfkit.arms.stage import Place, Relay
-from perfkit.display.plans import PlanView
+from perfkit.display.plans import DiffView, PlanView
+from perfkit.display.whatif import WhatIfView
 from perfkit.errors import UsageError
 from perfkit.explain.capture import Capture, Options, Parameters
+from perfkit.explain.diff import Diff
 from perfkit.explain.findings import Finding, findings
 from perfkit.explain.plan import Plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
+from perfkit.indexes.trial import Made, one_index, trying
 from perfkit.postgres.external import open_external
 from perfkit.selection import Options as Chosen
 from perfkit.selection import Selection
+from perfkit.targets import admitted
 
 Say = Callable[[str], None]
 
@@ -50,6 +54,45 @@ class Explained:
     def view(self) -> PlanView:
         """How it is shown."""
         return PlanView(self.plan, self.findings, first=self.capture.first if len(self.capture.documents) > 1 else None)
+
+    def _repr_html_(self) -> str:
+        return self.view._repr_html_()
+
+    def __repr__(self) -> str:
+        return repr(self.view)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A statement without and with an index that was not kept; it shows itself as what changed."""
+
+    index: str  # the CREATE INDEX
+    before: Explained
+    after: Explained
+    evidence: str
+    made: Made
+
+    @property
+    def diff(self) -> Diff:
+        """Both plans aligned."""
+        return self.view.plans.diff
+
+    @property
+    def bytes(self) -> int:
+        """The index's size: as built, or HypoPG's estimate, which is on the large side."""
+        return self.made.bytes
+
+    @property
+    def used(self) -> bool:
+        """Whether the planner takes the index."""
+        return any(node.text("Index Name") in self.made.names for node in self.after.plan.nodes)
+
+    @cached_property
+    def view(self) -> WhatIfView:
+        """How it is shown."""
+        before = PlanView(self.before.plan, self.before.findings, "without the index")
+        after = PlanView(self.after.plan, self.after.findings, "with the index")
+        return WhatIfView(DiffView(before, after), self.used, self.bytes, self.evidence, bool(self.made.quoted))
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()
@@ -90,6 +133,36 @@ class Session:
         options = Options(analyze, generic, repeats, timeout_s, serialize=serialize)
         return Explained(guarded(self.place.site, self.place.session, sql, parameters, options, self.volatile))
 
+    def whatif(
+        self,
+        sql: str,
+        index: str,
+        parameters: Parameters = None,
+        *,
+        analyze: bool | None = None,
+        timeout_s: float = 60.0,
+    ) -> WhatIf:
+        """A statement's plans without and with an index, which is not kept: `index` is one CREATE INDEX.
+
+        On a server that perfkit started it is built and rolled back, and the statement executed unless `analyze` is
+        false. On any other nothing is built or executed: HypoPG imagines the index for this connection's planner.
+        Raises UsageError where the index cannot be had either way, and PlanError.
+        """
+        wanted = one_index(index)
+        if analyze and self.place.site.foreign:
+            raise UsageError(f"{self.name}: analyze with an index that is only imagined; expected a plan alone there")
+        with trying(self.place, [wanted], timeout_s, executed=analyze is not False) as trial:
+            if trial is None:
+                raise UsageError(
+                    f"{self.name}: no index is built on a server that perfkit did not start; expected HypoPG there "
+                    "(CREATE EXTENSION hypopg, and USAGE on its schema), or a copy: perfkit compare --way whole"
+                )
+            if wanted in trial.failed:
+                raise UsageError(f"{' '.join(wanted.split())[:60]!r}: {trial.failed[wanted]}")
+            before = Explained(trial.explain(sql, parameters, ()))
+            after = Explained(trial.explain(sql, parameters, (wanted,)))
+            return WhatIf(wanted, before, after, trial.evidence, trial.made[wanted])
+
     def close(self) -> None:
         """Give back what was started."""
         self._stack.close()
@@ -113,18 +186,29 @@ def connect(
     return Session(Place(external, external.address.dbname), frozenset(volatile))
 
 
-def made(config: str | Path = "", scale: str = "", arm: str = "", postgres: int = 0, *, say: Say) -> Session:
+def made(
+    config: str | Path = "",
+    scale: str = "",
+    arm: str = "",
+    postgres: int = 0,
+    *,
+    say: Say,
+    permission: Permission | None = None,
+) -> Session:
     """A session in the data of a configuration, the booking system's by default, on a server that perfkit starts.
 
-    `arm` is one of the configuration's, with its indexes; by default the first. Raises UsageError, ServerError.
+    `arm` is one of the configuration's, with its indexes; by default the first. Raises UsageError, ServerError,
+    TargetRefused.
     """
     settings = configuration.load(Path(config) if config else None)
     first = settings.baseline().name
     chosen = Selection(settings, Chosen(scale=scale, postgres=postgres, arms=tuple({first, arm or first})))
-    if settings.database is None or not settings.database.prepare:
-        raise UsageError(f"{config}: its data is not made by SQL files; expected --db with the database itself")
+    if not chosen.on_own_server:
+        raise UsageError(f"{config}: its data is not on a server that perfkit starts; expected --db with the database")
+    targets = admitted(settings, chosen.arms, permission or Permission())
     with ExitStack() as stack:
-        stage = stack.enter_context(Clones(settings, secrets.token_hex(3), Relay(), {}, {}, say, chosen.postgres))
+        where = (Relay(), targets.origins, targets.open(Audit(None)))
+        stage = stack.enter_context(Clones(settings, secrets.token_hex(3), *where, say, chosen.postgres))
         say(f"making the data{f' ({chosen.scale})' if chosen.scale else ''}")
         stage.base(chosen.scale)
         place, _ = stage.prepare(next(own for own in chosen.arms if own.name == (arm or first)))

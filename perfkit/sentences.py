@@ -83,6 +83,11 @@ def _checks(run: Mapping[str, Any]) -> str:
     return f"{passed} of {len(results)} functional checks passed" if results else ""
 
 
+def circumstances(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
+    """What holds of every result of a run: its order, its data, its server."""
+    return tuple(line for source in (_drift, _origin, _setting) for line in source(run, analysis))
+
+
 def weaknesses(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
     """What a careful reader should hold against the result, gravest first."""
     return tuple(

@@ -84,6 +84,13 @@ def test_a_commands_help_shows_an_example_of_it(command: str) -> None:
     assert f"\n    perfkit {command}" in done.output.partition("Example")[2]
 
 
+@pytest.mark.parametrize("command", main.commands["indexes"].commands)
+def test_each_command_about_indexes_shows_an_example_too(command: str) -> None:
+    done = perfkit("indexes", command, "-h")
+    assert done.exit_code == 0
+    assert f"\n    perfkit indexes {command}" in done.output.partition("Example")[2]
+
+
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "perfkit", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()[-1]) == (0, "0.1.0")

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from perfkit import config
 from perfkit.errors import UsageError
-from perfkit.indexes.build import Built, build, index_names, places
+from perfkit.indexes.build import Built, build, index_names, places, send
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
@@ -144,9 +145,25 @@ def test_a_statement_that_fails_is_one_line_with_the_servers_words(
 ) -> None:
     path = file(tmp_path, "CREATE INDEX a ON visits (id);\n\nCREATE INDEX b ON visits (nothing);")
     assert refused(database, path) == f'{path}:3: column "nothing" does not exist'
-    assert refused(database, file(tmp_path, "CREATE INDEX c ON visits (id")) == (
-        f"{path}:1: syntax error at end of input"
-    )
+    path = file(tmp_path, "CREATE INDEX c ON visits (id, id + 1);\nANALYZE nothing")
+    assert refused(database, path) == f'{path}:1: syntax error at or near "+"'
+    path = file(tmp_path, "CREATE INDEX c ON visits (id);\nANALYZE nothing")
+    assert refused(database, path) == f'{path}: ANALYZE nothing: relation "nothing" does not exist'
+
+
+def test_a_statement_that_the_server_reads_as_two_is_run_as_none(database: tuple[Server, str], tmp_path: Path) -> None:
+    one, _ = database
+    with databases.connected(one, "indexes_test", "postgres") as connection:
+        connection.execute("ALTER ROLE perfkit SET standard_conforming_strings = off")
+    try:
+        path = file(tmp_path, r"CREATE INDEX a ON visits (id) WHERE note <> 'a\' AND note <> '; DROP TABLE visits; --'")
+        assert [index.name for index in build(one, "indexes_test", path)] == ["a"]  # means what it means everywhere
+    finally:
+        with databases.connected(one, "indexes_test", "postgres") as connection:
+            connection.execute("ALTER ROLE perfkit RESET standard_conforming_strings")
+    with databases.connected(one, "indexes_test") as connection, pytest.raises(psycopg.errors.SyntaxError):
+        send(connection, "CREATE INDEX b ON visits (id); DROP TABLE visits")
+    assert ask((one, "indexes_test"), "SELECT count(*) FROM visits") == [2000]
 
 
 def test_sql_that_cannot_be_read_and_a_missing_file_are_one_line(database: tuple[Server, str], tmp_path: Path) -> None:

@@ -17,15 +17,17 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Literal
 
+import psycopg
+
 from perfkit.errors import PerfkitError
 from perfkit.guards.address import Address
 from perfkit.guards.audit import Audit
-from perfkit.indexes.remove import remove
+from perfkit.indexes.remove import clear, remove
 from perfkit.postgres import databases
 from perfkit.postgres.external import External
 from perfkit.process import MODULE, spawn
 
-Kind = Literal["indexes", "databases"]
+Kind = Literal["indexes", "leftovers", "databases"]  # leftovers: indexes, with their schema, that are invalid
 _PATIENCE_S = 10.0  # that a run waits for it
 _DEADLINE_S, _PAUSE_S = 600.0, 2.0  # how long it tries to remove one thing, and how often
 
@@ -39,7 +41,9 @@ class Janitor:
     def promise(self, external: External, kind: Kind, names: Sequence[str]) -> None:
         """These are about to be made, and must be gone when the run is."""
         if self._process is None:
-            self._process = spawn([*MODULE, "perfkit.arms.janitor"], stdin=subprocess.PIPE, die_with_parent=False)
+            # It may live on for minutes: whoever reads the run's output through a pipe must not wait for that.
+            quiet, command = subprocess.DEVNULL, [*MODULE, "perfkit.arms.janitor"]
+            self._process = spawn(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, die_with_parent=False)
         audit = external.audit.path
         where = {"address": asdict(external.address), "system": external.system, "audit": str(audit) if audit else ""}
         self._tell({"kind": kind, "names": list(names), "where": where})
@@ -82,9 +86,12 @@ def _keep(kind: str, name: str, where: dict[str, Any]) -> None:
     external = External(address, Audit(Path(where["audit"]) if where["audit"] else None), system=where["system"])
     deadline = monotonic() + _DEADLINE_S
     while monotonic() < deadline:
-        with suppress(PerfkitError):
+        with suppress(PerfkitError, psycopg.Error):
             if kind == "databases":
                 databases.drop(external, name)
+                return
+            if kind == "leftovers":
+                clear(external, address.dbname, name)
                 return
             if not remove(external, address.dbname, [name]):
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from perfkit.cli import databases, indexes, plans, runs
+from perfkit.cli import databases, indexes, lab, plans, runs
 from perfkit.cli.group import Group
 
 
@@ -18,4 +18,6 @@ for command in (runs.report, runs.compare, runs.check, runs.gate, plans.explain)
     main.add_command(command)
 for command in (databases.doctor, databases.allow, databases.init, databases.config):
     main.add_command(command)
+for command in (lab.ablate, lab.cost, lab.advise):
+    indexes.indexes.add_command(command)
 main.add_command(indexes.indexes)

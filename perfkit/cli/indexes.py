@@ -1,8 +1,10 @@
-"""Commands about indexes: which of a database's earn their keep."""
+"""Commands about indexes: which of a database's earn their keep; building a set of them, and taking it back."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import join
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,14 +13,18 @@ from perfkit.cli.group import echo, target_options
 from perfkit.errors import UsageError
 from perfkit.nested import dumps
 
+if TYPE_CHECKING:
+    from perfkit.indexes.apply import Applied, Dropped
+
 
 @click.group()
 def indexes() -> None:
-    """What the indexes of a database are worth.
+    """What the indexes of a database are worth; build a set of them, or take it back.
 
     \b
-    Example:
+    Examples:
       perfkit indexes use --db service=staging
+      perfkit indexes apply set.sql --db service=staging
     """  # noqa: D301 - click wants the character
 
 
@@ -58,6 +64,111 @@ def use(
         click.echo(dumps({"counters": counters, "indexes": there, "remarks": said}, ascii_only=True))
     else:
         echo(repr(index_use(facts, remarks)))
+
+
+@indexes.command()
+@click.argument("file", metavar="SET.sql", type=click.Path(path_type=Path))
+@click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--dry-run", is_flag=True, help="Print the SQL for psql; with --db only what is still to be done.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@target_options
+def apply(file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
+    """Build the indexes of a file, CONCURRENTLY, in a database that others use meanwhile.
+
+    The file holds CREATE INDEX and ANALYZE statements. All of them are tried on empty tables first. What is there
+    with the same definition is left, what is there and invalid is built anew; so it can be run again at any time.
+    The owner allows it with: perfkit allow --ddl
+
+    \b
+    Examples:
+      perfkit indexes apply set.sql --dry-run
+      perfkit indexes apply set.sql --db service=staging
+    """  # noqa: D301 - click wants the character
+    from perfkit.arms.janitor import Janitor
+    from perfkit.display.progress import progress
+    from perfkit.indexes import apply as sets
+    from perfkit.indexes.statements import read_set
+
+    wanted = read_set(file)
+    if not db:
+        _require_dry(dry_run)
+        click.echo(sets.script(wanted), nl=False)
+        return
+    external = opened(db, tls, confirm, production)
+    if dry_run:
+        click.echo(sets.script(wanted, sets.survey(external, external.address.dbname, wanted)), nl=False)
+        return
+    janitor = Janitor()
+    try:
+        with progress() as say:
+            found = sets.apply(external, external.address.dbname, wanted, say, keeper=janitor)
+    finally:
+        janitor.close()
+    for index in found:
+        echo(_applied(index))
+    options = ["--db", db, *([] if tls else ["--no-tls"])]
+    options += [part for name in confirm for part in ("--confirm", name)]
+    options += [part for name in production for part in ("--production", name)]
+    echo(f"to take it back: {join(['perfkit', 'indexes', 'rollback', str(file), *options])}")
+
+
+@indexes.command()
+@click.argument("file", metavar="SET.sql", type=click.Path(path_type=Path))
+@click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
+@click.option("--dry-run", is_flag=True, help="Print the SQL for psql; with --db only what is there to be dropped.")
+@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@target_options
+def rollback(
+    file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]
+) -> None:
+    """Drop the indexes of a file, CONCURRENTLY, where they are there as the file defines them.
+
+    An index of such a name that is defined otherwise is left alone, and named.
+
+    \b
+    Examples:
+      perfkit indexes rollback set.sql --dry-run
+      perfkit indexes rollback set.sql --db service=staging
+    """  # noqa: D301 - click wants the character
+    from perfkit.display.progress import progress
+    from perfkit.indexes import apply as sets
+    from perfkit.indexes.statements import read_set
+
+    wanted = read_set(file)
+    if not db:
+        _require_dry(dry_run)
+        click.echo(sets.rollback_script(wanted), nl=False)
+        return
+    external = opened(db, tls, confirm, production)
+    if dry_run:
+        click.echo(sets.rollback_script(wanted, sets.look(external, external.address.dbname, wanted)), nl=False)
+        return
+    with progress() as say:
+        gone = sets.rollback(external, external.address.dbname, wanted, say)
+    for index in gone:
+        echo(_dropped(index))
+
+
+def _require_dry(dry_run: bool) -> None:
+    if not dry_run:
+        raise UsageError("no database; expected --db CONNINFO, or --dry-run to see the SQL")
+
+
+def _applied(index: Applied) -> str:
+    from perfkit.display.numbers import seconds, size
+
+    if index.how == "there":
+        return f"{index.name} on {index.table}: there already, {size(index.bytes)}"
+    anew = ", in place of an invalid one" if index.how == "rebuilt" else ""
+    return f"{index.name} on {index.table}: built in {seconds(index.seconds)}, {size(index.bytes)}{anew}"
+
+
+def _dropped(index: Dropped) -> str:
+    from perfkit.display.numbers import size
+
+    if index.how == "dropped":
+        return f"{index.name}: dropped, {size(index.bytes)}"
+    return f"{index.name}: " + ("not there" if index.how == "absent" else f"left alone: {index.why}")
 
 
 def _text(path: Path) -> str:

@@ -24,6 +24,7 @@ INVALID = 98
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")
 @click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
+@click.option("--lab", default="", metavar="FOLDER", help="Take the summary of this index lab into the report.")
 @click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
 def report(gate: bool, **options: Any) -> None:
     """Measure before and after, write report.html, verdict.json, summary.md and the raw data.

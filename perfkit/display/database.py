@@ -74,6 +74,20 @@ def index_costs(subject: Subject) -> Table:
     return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
 
 
+def index_lab(subject: Subject) -> Block:
+    """What an index lab found of the change's indexes, where its summary was taken into the run."""
+    found = subject.run.get("lab")
+    if not found:
+        text = "Which of them earn their keep was not measured here: perfkit indexes ablate, then report --lab FOLDER."
+        return Block(f'<p class="note">{escape(text)}</p>', text)
+    columns = tuple(found["columns"])
+    rows = tuple(tuple(Cell(*cell) for cell in row) for row in found["rows"])
+    note = f"Measured apart from this run: {found['command']}"
+    table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=note)
+    said = str(found["sentence"])
+    return Block(f"<p><strong>{escape(said)}</strong></p>{table.to_html()}", f"{said}\n\n{table.to_text()}")
+
+
 def plans(subject: Subject) -> Block:
     """Every query's plan before and after, folded: what changed, both drawn, and EXPLAIN's JSON to copy."""
     found = [_drawn(subject, query) for query in subject.queries]

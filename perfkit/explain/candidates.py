@@ -40,7 +40,7 @@ def candidate(
     usable = [(column, p) for p in conditions if (column := comparable(p, table))]
     equal = list(dict.fromkeys(column for column, p in usable if p.equality))
     if table:
-        equal.sort(key=lambda name: -_distinct(table, name))
+        equal.sort(key=lambda name: -distinct(table, name))
     ranged = [(column, p) for column, p in usable if (p.range or p.prefix) and column not in equal]
     last = [name for name in order if name not in equal] or [column for column, _ in ranged[:1]]
     if not (columns := (*equal, *last)):
@@ -84,7 +84,7 @@ def _existing(table: Table | None, keys: Sequence[str], equal: int) -> Index | N
     return None
 
 
-def _distinct(table: Table, name: str) -> float:
+def distinct(table: Table, name: str) -> float:
     """How many values a column has, as far as the statistics tell."""
     column = table.column(name)
     if column is None or column.distinct is None:

@@ -95,7 +95,7 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     while len(documents) < repeats:
         try:
             with session(connect, options.timeout_s, read_only=read_only) as connection:
-                documents.append(_explained(connection, text, parameters, options))
+                documents.append(explained(connection, text, parameters, options))
                 if len(documents) == repeats:
                     tables = ask(connection, read_plan(documents[-1]))
         except _WouldWrite:
@@ -105,10 +105,13 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     return Capture(tuple(documents), tuple(tables))
 
 
+PLANNED = 15  # parameter rows that are planned to find the plan that most of them get
+
+
 def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
     """The first of the rows whose plan is that of most rows; nothing is executed."""
     with session(connect, 60.0) as connection:
-        plans = (_explained(connection, single(sql), row, Options(analyze=False)) for row in rows)
+        plans = (explained(connection, single(sql), row, Options(analyze=False)) for row in rows)
         shapes = [fingerprint(read_plan(plan)) for plan in plans]
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
@@ -168,7 +171,7 @@ def named(sql: str) -> list[str]:
     return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
 
 
-def _explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> Any:
+def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> Any:
     """One EXPLAIN's document."""
     version = connection.info.server_version // 10_000
     if options.generic:

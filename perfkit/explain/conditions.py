@@ -75,7 +75,7 @@ def alternatives(predicate: Predicate) -> tuple[str, ...]:
 
 def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate | None:
     inner = _bare(text)
-    own = _columns(inner, alias, names)
+    own = columns_in(inner, alias, names)
     if not own:
         return None
     whole = Predicate(text, inner, "", "", "", own, False)
@@ -89,10 +89,10 @@ def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate
         subject = _bare(inner[4:] if negated else inner)
         column = _column(subject, own)
         return Predicate(text, subject, "IS TRUE", str(not negated).lower(), column, own, False) if column else whole
-    if not _columns(left, alias, names):
+    if not columns_in(left, alias, names):
         left, right, operator = right, left, _FLIPPED.get(operator, operator)
-    subject, mine = _bare(left), _columns(left, alias, names)
-    if _columns(right, alias, names):
+    subject, mine = _bare(left), columns_in(left, alias, names)
+    if columns_in(right, alias, names):
         return whole  # compared with itself
     return Predicate(text, subject, operator, right, _column(subject, mine), mine, _qualified(right, alias))
 
@@ -144,7 +144,8 @@ def _bare(text: str) -> str:
     return text
 
 
-def _columns(text: str, alias: str, names: frozenset[str] | None) -> frozenset[str]:
+def columns_in(text: str, alias: str, names: frozenset[str] | None) -> frozenset[str]:
+    """The columns of the table called `alias` in a text; `names` are all that it has, where they are known."""
     return frozenset(column for qualifier, column in _references(text) if _is_own(qualifier, column, alias, names))
 
 

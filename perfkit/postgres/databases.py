@@ -42,6 +42,12 @@ def create(server: Site, name: str, template: str = "template0") -> None:
         statement += sql.SQL(" STRATEGY FILE_COPY")
     with connected(server, user="postgres") as connection:
         connection.execute("SET statement_timeout = 0")  # a role's own is for its queries
+        if catalog.rows(connection, "share_files"):
+            try:
+                connection.execute(statement)
+                return
+            except psycopg.DatabaseError:  # the file system may not know it
+                connection.execute("RESET file_copy_method")
         connection.execute(statement)
 
 

@@ -18,6 +18,7 @@ from perfkit.report.run import Run
 from perfkit.text import visible
 
 NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
+LAB = ROOT / "notebooks" / "index_lab.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
 DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
 
@@ -42,13 +43,18 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
         }
     for name, text in written.items():
         write_atomically(folder / name, text)
+    title = f"{run.subject.decision}: {run.analysis.title}"
+    return page_of(NOTEBOOK, bundle, folder / "report.html", title, keep_notebook)
+
+
+def page_of(notebook: Path, bundle: Path, out: Path, title: str, keep: Path | None = None) -> Path:
+    """Execute a notebook on a folder of results and write it as one page; returns where. Raises PerfkitError."""
     _papermill()
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works
-        notebook = execute(NOTEBOOK, {"bundle": str(bundle.resolve())}, keep_notebook)
-    title = f"{run.subject.decision}: {run.analysis.title}"
-    write_atomically(folder / "report.html", page(notebook, title))
-    return folder / "report.html"
+        executed = execute(notebook, {"bundle": str(bundle.resolve())}, keep)
+    write_atomically(out, page(executed, title))
+    return out
 
 
 def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:

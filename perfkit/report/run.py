@@ -81,6 +81,18 @@ class Run:
         return database.index_costs(self.subject)
 
     @property
+    def index_lab(self) -> Block:
+        """Which of the indexes earn their keep."""
+        return database.index_lab(self.subject)
+
+    def take(self, lab: Path) -> None:
+        """Keep the summary of an index lab in the run. Raises BundleError."""
+        from perfkit.display.lab import summary
+        from perfkit.lab.results import read
+
+        self.bundle.update(lab=summary(read(lab)))
+
+    @property
     def ecdf(self) -> Block:
         """Distribution of response times by load level."""
         from perfkit.report import charts  # matplotlib takes a second to import

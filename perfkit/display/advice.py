@@ -1,0 +1,80 @@
+"""Advice as it shows itself: the indexes in one table, the queries that none will help, and the set to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from perfkit.display.html import Block, code, escape
+from perfkit.display.numbers import NONE, count, seconds, significant, size
+from perfkit.display.table import Cell, Table
+from perfkit.indexes.advise import Advice, Figures, Proposal
+
+
+def advice(found: Advice) -> Block:
+    """All of it."""
+    tables = [proposed(found), *([refused(found)] if found.refusals else [])]
+    rewrites = [(refusal.query, refusal.rewrite) for refusal in found.refusals if refusal.rewrite]
+    html = "".join(table.to_html() for table in tables)
+    text = [table.to_text() for table in tables]
+    for query, rewrite in rewrites:
+        title = f"{query}, written so that an index can be used"
+        html += f"<h3>{escape(title)}</h3>{code(rewrite, name=title)}"
+        text += [f"{title}:\n{_indented(rewrite)}"]
+    if found.proposals:
+        html += f"<h3>The set</h3>{code(found.sql, name='The set of indexes')}"
+        text += [f"The set:\n{_indented(found.sql)}"]
+    return Block(html, "\n\n".join(text))
+
+
+def proposed(found: Advice) -> Table:
+    """One line for each query that an index serves."""
+    rows = tuple(
+        (Cell(proposal.design.title, code=True), Cell(size(proposal.bytes) if proposal.bytes is not None else NONE),
+         Cell(served.query), *_cells(served.before, served.after, proposal.evidence))
+        for proposal in found.proposals
+        for served in proposal.queries
+    )  # fmt: skip
+    note = f"{count(len(found.proposals))} indexes, {size(found.bytes)}; {found.evidence}." if rows else "none"
+    columns = ("index", "size", "query", "before", "after", "evidence")
+    return Table("Indexes to make", columns, rows, frozenset({"size", "before", "after"}), note=note)
+
+
+def refused(found: Advice) -> Table:
+    """The queries that no index will help."""
+    rows = tuple((Cell(refusal.query), Cell(refusal.sentence)) for refusal in found.refusals)
+    return Table("Queries without an index", ("query", "why"), rows)
+
+
+def sql_text(found: Advice) -> str:
+    """The set as a file: each index under a comment on whom it serves."""
+    lines = [f"-- Indexes advised for {found.target}; {found.evidence}."]
+    analysed = {}
+    for proposal in found.proposals:
+        lines += ["", *(f"-- {line}" for line in _serves(proposal)), f"{proposal.statement};"]
+        if proposal.design.expressive:
+            analysed[proposal.table] = f"ANALYZE {proposal.table};"
+    if analysed:
+        lines += ["", "-- What is known of an expression is known through its index.", *analysed.values()]
+    return "\n".join(lines) + "\n"
+
+
+def figure(found: Figures) -> str:
+    """What a query costs, in one number with its unit."""
+    return f"cost {significant(found.cost)}" if found.pages is None else f"{count(found.pages)} pages"
+
+
+def _cells(before: Figures, after: Figures, evidence: str) -> Iterator[Cell]:
+    for found in (before, after):
+        yield Cell(figure(found), seconds(found.ms / 1000) if found.ms is not None else "")
+    yield Cell(evidence)
+
+
+def _serves(proposal: Proposal) -> Iterator[str]:
+    for served in proposal.queries:
+        after = "" if served.before == served.after else f" -> {figure(served.after)}"
+        yield " ".join(f"{served.query}: {figure(served.before)}{after}".split())
+    yield "; ".join([*([size(proposal.bytes)] if proposal.bytes is not None else []), proposal.evidence])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.strip().splitlines())

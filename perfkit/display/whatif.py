@@ -1,0 +1,49 @@
+"""What an index would change, as it shows itself: one sentence, and below it both plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perfkit.display.html import escape, style
+from perfkit.display.numbers import count, significant, size
+from perfkit.display.plans import DiffView
+
+
+@dataclass(frozen=True, repr=False)
+class WhatIfView:
+    """Plans without and with an index; `built`: it was real for a moment, else HypoPG's."""
+
+    plans: DiffView
+    used: bool
+    bytes: int
+    evidence: str
+    built: bool
+
+    @property
+    def sentence(self) -> str:
+        """`would be used: 9,091 -> 3 pages, measured once on a rolled-back build; 22 MB`."""
+        verb = "would be used" if self.used else "would not be used"
+        how = "on a rolled-back build" if self.built else "by HypoPG"
+        about = "" if self.built else "about "
+        return f"{verb}: {self._figures()}, {self.evidence} {how}; {about}{size(self.bytes)}"
+
+    def html(self) -> str:
+        """The sentence and the plans, for a page that has the style sheet."""
+        return f"<p><strong>{escape(self.sentence)}</strong></p>{self.plans.html()}"
+
+    def text(self, width: int | None = None) -> str:
+        """The same in text."""
+        return f"{self.sentence}\n\n{self.plans.text(width)}"
+
+    def _figures(self) -> str:
+        before, after = self.plans.before.plan, self.plans.after.plan
+        if before.analyzed and after.analyzed:
+            return f"{count(before.buffers)} -> {count(after.buffers)} pages"
+        costs = (significant(plan.root.value("Total Cost")) for plan in (before, after))
+        return f"cost {' -> '.join(costs)}"
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
+
+    def __repr__(self) -> str:
+        return self.text()

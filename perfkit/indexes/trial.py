@@ -1,0 +1,256 @@
+"""Trying an index without keeping it: a real build that is rolled back, or HypoPG's imagined one.
+
+A rolled-back build locks its table against writes until the end, so that it happens only in databases that perfkit
+made. There all indexes are built once, and a trial of some of them drops the others up to a savepoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from perfkit.arms.stage import Place
+from perfkit.errors import UsageError
+from perfkit.explain.capture import Capture, Options, Parameters, explained, named, numbered, session, single
+from perfkit.explain.facts import ask
+from perfkit.explain.fingerprint import fingerprint
+from perfkit.explain.plan import Plan, read_plan
+from perfkit.postgres import catalog
+from perfkit.postgres.statements import split
+from perfkit.text import first_line
+
+MEASURED, ESTIMATED, UNVERIFIED = "measured once", "estimated", "not verified"
+_CREATE = re.compile(r"(CREATE\s+(?:UNIQUE\s+)?INDEX\s+)(?:CONCURRENTLY\s+)?", re.IGNORECASE)
+_SAVED = "perfkit_trial"
+_AGAIN_MS = 500.0
+_PLANNING = 2.5  # what the server adds for planning a table: plancache.c, cached_plan_cost
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An index that is tried: what plans call it (on a partitioned table by several names), and its bytes."""
+
+    names: frozenset[str]
+    quoted: str
+    bytes: int
+
+
+class Trial(Protocol):
+    """Statements explained as if some indexes were there."""
+
+    @property
+    def evidence(self) -> str:
+        """The evidence class of its plans."""
+
+    @property
+    def made(self) -> Mapping[str, Made]:
+        """What became of each statement."""
+
+    @property
+    def failed(self) -> Mapping[str, str]:
+        """The server's words for each that could not be made."""
+
+    def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
+        """A statement's plan with these of the indexes. Raises psycopg.Error."""
+
+
+@contextmanager
+def trying(
+    place: Place, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
+) -> Iterator[Trial | None]:
+    """The best way to try these CREATE INDEX statements in a database; None where there is none.
+
+    Statements are executed on real indexes, unless `executed` is false.
+    Raises PlanError with the server's words where a statement cannot be explained.
+    """
+    if not place.site.foreign:
+        with session(place.session, timeout_s, read_only=False) as connection:
+            yield _Rolled(connection, statements, timeout_s, executed)
+        return
+    with session(place.session, timeout_s) as connection:
+        if schema := catalog.row(connection, "hypopg").get("schema"):
+            with _restored(connection):
+                try:
+                    yield _Imagined(connection, statements, schema)
+                finally:  # with the transaction usable again, and on the very backend where they were imagined
+                    _back(connection)
+                    connection.execute(f"SELECT {schema}.hypopg_reset()".encode())
+            return
+    yield None
+
+
+def one_index(statement: str) -> str:
+    """The one CREATE INDEX of a text, fit for a transaction. Raises UsageError for anything else."""
+    found = split(statement)
+    match = _CREATE.match(found[0].text) if found else None
+    if len(found) != 1 or not match:
+        shown = " ".join(statement.split())[:60]
+        raise UsageError(f"{shown!r}: expected one CREATE INDEX statement")
+    return match[1] + found[0].text[match.end() :]
+
+
+def positional(text: str, parameters: Parameters) -> str:
+    """`%s` as `$1`, `$2`, ..., as `%(name)s` are numbered.
+
+    >>> positional("SELECT %s, %s LIKE 'a%%'", [1, 2])
+    "SELECT $1, $2 LIKE 'a%'"
+    """
+    if isinstance(parameters, Mapping) or "%s" not in text:
+        return text
+    counter = itertools.count(1)
+    return re.sub("%[s%]", lambda m: f"${next(counter)}" if m[0] == "%s" else "%", text)
+
+
+@dataclass(eq=False)
+class _Rolled:
+    """Real indexes in a transaction that is rolled back; plans are executed, once for each that differs."""
+
+    connection: psycopg.Connection[Any]
+    statements: Sequence[str]
+    timeout_s: float
+    executed: bool = True
+    _prepared: int = 0
+    made: dict[str, Made] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    _known: dict[tuple[str, str, str], Capture] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> str:
+        return MEASURED if self.executed else ESTIMATED
+
+    def __post_init__(self) -> None:
+        self.connection.execute("SET LOCAL statement_timeout = 0")
+        expressive: set[str] = set()
+        known = {row["oid"] for row in self._indexes()}
+        for statement in self.statements:
+            with _restored(self.connection, keep=True):
+                try:
+                    self.connection.execute(statement.encode())
+                except psycopg.Error as error:
+                    self.failed[statement] = first_line(error)
+                    _back(self.connection)
+                    continue
+            new = [row for row in self._indexes() if row["oid"] not in known]
+            known |= {row["oid"] for row in new}
+            if not new:
+                self.failed[statement] = "an index of this name is there already"
+                continue
+            names, size = frozenset(row["name"] for row in new), sum(row["bytes"] for row in new)
+            self.made[statement] = Made(names, next(row["quoted"] for row in new if not row["part"]), int(size))
+            expressive |= {row["on_table"] for row in new if row["expressive"]}
+        for table in sorted(expressive):  # what is known of an expression is known through its index
+            self.connection.execute(f"ANALYZE {table}".encode())
+        self.connection.execute(f"SET LOCAL statement_timeout = {max(1, int(self.timeout_s * 1000))}".encode())
+
+    def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
+        text = single(text)
+        absent = [made.quoted for statement, made in self.made.items() if statement not in present]
+        with _restored(self.connection):
+            if absent:
+                self.connection.execute(f"DROP INDEX {', '.join(absent)}".encode())
+            planned = explained(self.connection, text, parameters, Options(analyze=False))
+            if not self.executed:
+                return _captured(self.connection, planned)
+            found = self._measured(text, parameters, planned)
+            if parameters and (kept := self._kept(text, parameters, read_plan(planned))):
+                return max(found, kept, key=lambda capture: capture.plan.buffers)
+        return found
+
+    def _measured(self, text: str, parameters: Parameters, planned: Any) -> Capture:
+        """The statement executed, once for each plan."""
+        key = (text, repr(parameters), fingerprint(read_plan(planned)))
+        if key not in self._known:
+            with _restored(self.connection):
+                document = explained(self.connection, text, parameters, Options(writes=True))
+            if read_plan(document).execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
+                document = explained(self.connection, text, parameters, Options(writes=True))
+            document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+            self._known[key] = _captured(self.connection, document)
+        return self._known[key]
+
+    def _kept(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
+        """The same as a prepared statement that keeps its plan for any values, as drivers make them.
+
+        None where the server would plan anew each time, because the values' own plans are cheaper.
+        """
+        self._prepared += 1
+        name = f"perfkit_trial_{self._prepared}"
+        values = [parameters[key] for key in named(text)] if isinstance(parameters, Mapping) else [*(parameters or ())]
+        execute = f"EXECUTE {name}({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {name}"
+        with _restored(self.connection):
+            try:
+                self.connection.execute(f"PREPARE {name} AS {numbered(positional(text, parameters))}".encode())
+                self.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+                execute = psycopg.ClientCursor(self.connection).mogrify(execute.encode(), values)
+                generic = explained(self.connection, execute, None, Options(analyze=False))
+            except psycopg.Error:
+                return None  # one that cannot be planned without values
+            planning = _PLANNING * (1 + len(planned.nodes))
+            if read_plan(generic).root.value("Total Cost") > planned.root.value("Total Cost") + planning:
+                return None
+            return self._measured(execute, None, generic)
+
+    def _indexes(self) -> list[dict[str, Any]]:
+        return self.connection.cursor(row_factory=dict_row).execute(catalog.get("own_indexes").encode()).fetchall()
+
+
+@dataclass(eq=False)
+class _Imagined:
+    """HypoPG's indexes, which only the planner of this very backend knows; nothing is executed."""
+
+    connection: psycopg.Connection[Any]
+    statements: Sequence[str]
+    schema: str
+    evidence: str = ESTIMATED
+    made: dict[str, Made] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for statement in self.statements:
+            with _restored(self.connection, keep=True):
+                try:
+                    self.made[statement] = self._imagine(statement)
+                except psycopg.Error as error:
+                    self.failed[statement] = first_line(error)
+                    _back(self.connection)
+
+    def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
+        self.connection.execute(f"SELECT {self.schema}.hypopg_reset()".encode())
+        for statement in present:
+            self.made[statement] = self._imagine(statement)  # by another name each time
+        with _restored(self.connection):
+            return _captured(self.connection, explained(self.connection, single(text), parameters, Options(False)))
+
+    def _imagine(self, statement: str) -> Made:
+        asked = (
+            "SELECT indexname AS name, {0}.hypopg_relation_size(indexrelid) AS bytes FROM {0}.hypopg_create_index({1})"
+        )
+        query = sql.SQL(asked).format(sql.SQL(self.schema), sql.Literal(statement))
+        row = self.connection.cursor(row_factory=dict_row).execute(query).fetchone() or {}
+        return Made(frozenset({row["name"]}), "", int(row["bytes"]))
+
+
+@contextmanager
+def _restored(connection: psycopg.Connection[Any], *, keep: bool = False) -> Iterator[None]:
+    """A savepoint that is gone back to, or with `keep` is not."""
+    connection.execute(f"SAVEPOINT {_SAVED}".encode())
+    yield  # an error ends the whole transaction
+    if not keep:
+        _back(connection)
+    connection.execute(f"RELEASE SAVEPOINT {_SAVED}".encode())
+
+
+def _back(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVED}".encode())
+
+
+def _captured(connection: psycopg.Connection[Any], document: Any) -> Capture:
+    return Capture((document,), tuple(ask(connection, read_plan(document))))

@@ -1,0 +1,275 @@
+"""A lab from start to end: the ablation, the search, and its confirmation by rounds that the search did not see.
+
+<folder>/lab.json         what was measured with which sets, and what was chosen; written as it goes
+<folder>/ablation         the bundle of no index, each alone, all but one, and all
+<folder>/confirmation-1   the bundle of the chosen set against all, and the next ones where that did not hold
+<folder>/sets             SQL files that the runs read
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perfkit.arms.stage import Place, Stage
+from perfkit.bundle import write_atomically
+from perfkit.comparison import Text, is_file, sql_of
+from perfkit.config import Arm, Config
+from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
+from perfkit.experiment import measure, staged
+from perfkit.explain.plan import read_plan
+from perfkit.guards.admission import Permission
+from perfkit.guards.audit import Audit
+from perfkit.indexes.advise import advise
+from perfkit.indexes.statements import IndexSet, read_set
+from perfkit.indexes.use import ask, judge
+from perfkit.lab import search
+from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, Design, Sets, ablation
+from perfkit.lab.results import FORMAT, Lab, read
+from perfkit.lab.wear import wear
+from perfkit.lab.workload import workload
+from perfkit.lab.writes import Writes
+from perfkit.lab.writes import design as design_writes
+from perfkit.postgres import catalog, databases
+from perfkit.process import alone
+from perfkit.query import Session
+from perfkit.selection import Options, Selection
+from perfkit.targets import admitted
+
+TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
+AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
+PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a lab is asked: `margin` is the slowdown that does not matter, `budget` the bytes that may be kept."""
+
+    settings: Config
+    indexes: IndexSet
+    options: Options
+    margin: float
+    budget: float = math.inf
+    advised: str = ""  # another set to compare, as SQL
+    reads: bool = True  # else only what the indexes cost
+    command: str = ""
+
+
+def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
+    """Run a lab into a new folder. Whatever happens, what was measured stays readable.
+
+    Raises PerfkitError as `measure` does; UsageError for what cannot be looked at.
+    """
+    record = {"format": FORMAT, "status": "running", **_described(asked)}
+
+    def keep(**values: Any) -> None:
+        record.update(values)
+        write_atomically(folder / "lab.json", json.dumps(record, indent=1, ensure_ascii=False))
+
+    try:
+        with ExitStack() as stack:
+            bench = _opened(stack, asked, folder, permission, say)
+            keep(writes=[asdict(w) for w in bench.design.writes.writes], lacking=bench.design.writes.lacking)
+            _measured(bench, asked, keep)
+        keep(status="complete")
+    except (KeyboardInterrupt, Interrupted):
+        keep(status="interrupted", message="stopped by the user")
+        again = f"perfkit indexes ablate --bundle {folder}"
+        raise Interrupted(f"stopped; what was measured so far is in {folder}: {again}") from None
+    except BaseException as error:
+        keep(status="failed", message=str(error) if isinstance(error, PerfkitError) else type(error).__name__)
+        raise
+    return read(folder)
+
+
+def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
+    """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
+    if given and not is_file(given):
+        write_atomically(folder / "indexes.sql", sql_of(given))
+        return read_set(folder / "indexes.sql")
+    own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
+    if not given and own is None:
+        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected --indexes with the set to look at")
+    found = read_set(Path(given) if given else Path(str(own)))
+    if not found.indexes:
+        raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Where a lab's runs take place."""
+
+    design: Design
+    stage: Stage
+    base: Place
+    options: Options
+    folder: Path
+    permission: Permission
+    say: Say
+
+    def run(self, name: str, sets: Sets, baseline: str, written: Sequence[str], seed: int, more: int = 1) -> None:
+        """One run of these sets into a bundle of this name."""
+        config = self.design.config(sets, baseline, written, more)
+        options = replace(self.options, seed=self.options.seed + seed)
+        targets = admitted(config, config.arm, self.permission)
+        measure(
+            Selection(config, options),
+            self.folder / name,
+            lambda text: self.say(text and f"{name}, {text}"),
+            targets,
+            self.stage,
+        )
+
+
+def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission, say: Say) -> _Bench:
+    """The server with its data, and the runs' design for it."""
+    settings, database = asked.settings, asked.settings.database
+    if database is None or database.way == "in-place":
+        raise UsageError(f"{settings.title}: in place, indexes cannot be compared side by side; expected another 'way'")
+    if asked.reads and not settings.query:
+        raise UsageError(f"{settings.title}: no [[query]]; expected the queries that the indexes are for")
+    seconds = 0.15 if settings.profiles[asked.options.profile] <= 6 else 0.5
+    shared = settings.model_copy(update={"margin": asked.margin, "query": settings.query if asked.reads else ()})
+    bare = Design(shared, folder / "sets", asked.indexes, Writes(), seconds, asked.advised)
+    sets = _sets(asked)
+    bare.write()
+    config = bare.config(sets, NONE)
+    chosen = Selection(config, asked.options)
+    targets = admitted(config, [*config.arm, Arm(name=CHOSEN, role="after")], permission)
+    stack.enter_context(alone(say))
+    stage = stack.enter_context(staged(chosen, targets, Audit(folder / "audit.jsonl"), say))
+    say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
+    base = stage.base(chosen.scale)
+    assert base
+    _require_room(base, len(sets))
+    if base.site.foreign:
+        writes = Writes(
+            lacking=("writes: not measured beside a database of yours, only on servers that perfkit starts",)
+        )
+    else:
+        writes = design_writes(base.site, base.name, asked.indexes.indexes)
+    advised = _advised(asked, base, say) if asked.advised == AUTO and asked.reads else asked.advised
+    design = replace(bare, writes=writes, advised=advised)
+    design.write()
+    return _Bench(design, stage, base, asked.options, folder, permission, say)
+
+
+def _advised(asked: Asked, base: Place, say: Say) -> str:
+    """What perfkit itself would build for these queries, knowing nothing of the set."""
+    found = advise(
+        Session(base), workload(asked.settings, base, asked.options.seed), say=lambda text: say(f"advice, {text}")
+    )
+    return found.sql if found.proposals else ""
+
+
+def _sets(asked: Asked) -> dict[str, list[str]]:
+    found = ablation(asked.indexes)
+    return found if asked.reads else {arm: names for arm, names in found.items() if not arm.startswith("without-")}
+
+
+def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
+    """The runs, each into its bundle, and what was chosen after each."""
+    sets = _sets(asked)
+    keep(ablation=sets, advised=bench.design.advised)
+    bench.run("ablation", sets, NONE, [arm for arm in sets if not arm.startswith("without-")], 0)
+    everything = next(arm for arm in bench.stage.config.arm if arm.name == ALL)
+    keep(overhead=_overhead(bench.stage, everything))
+    keep(remarks=_remarks(bench, everything))
+    keep(wear=wear(bench.stage, bench.base, bench.design, bench.say))
+    if not asked.reads:
+        return
+    found = read(bench.folder).measured
+    kept, tried = search.choose(found, asked.margin, asked.budget), []
+    for number in range(1, TRIES + 1):
+        sets = _confirming(asked, kept, bench.design.advised)
+        tried.append({"name": f"confirmation-{number}", "sets": sets})
+        keep(kept=kept)
+        written = [arm for arm in (ALL, CHOSEN, ADVISED) if arm in sets]
+        bench.run(f"confirmation-{number}", sets, ALL, written, number, MORE)
+        keep(confirmations=tried)
+        if (after := _next(read(bench.folder), kept, found, asked)) is None:
+            return
+        kept = after
+
+
+def _confirming(asked: Asked, kept: Sequence[str], advised: str) -> dict[str, list[str]]:
+    """All indexes, the chosen ones, and those without each of them."""
+    names = [index.name for index in asked.indexes.indexes]
+    sets = {ALL: names, CHOSEN: list(kept)}
+    if 1 < len(kept) <= PRUNED:
+        sets |= {f"chosen-without-{names.index(name) + 1}": [n for n in kept if n != name] for name in kept}
+    return sets | ({ADVISED: []} if advised else {})
+
+
+def _next(lab: Lab, kept: Sequence[str], found: search.Measured, asked: Asked) -> list[str] | None:
+    """The set to try next: one index more where queries became slower, one fewer where nothing misses it."""
+    names = list(found.alone)
+    if slower := [c.item for c in lab.confirmed if search.worse(c, asked.margin)]:
+        more = search.helper(found, kept, slower, asked.budget)
+        return [name for name in names if name in (*kept, more)] if more else None
+    spare = [name for name, own in lab.needs.items() if own and all(search.within(c, asked.margin) for c in own)]
+    if not spare:
+        return None
+    least = max(spare, key=found.bytes.__getitem__)
+    return [name for name in kept if name != least]
+
+
+def _overhead(stage: Stage, everything: Arm) -> Mapping[str, float]:
+    """By index, the share of a row's bytes that an insert is expected to add to it."""
+    place, _ = stage.prepare(everything)
+    assert place
+    with databases.connected(place.site, place.name) as connection:
+        return {row["name"]: row["share"] for row in catalog.rows(connection, "index_overhead")}
+
+
+def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
+    """What the catalogue says of the set's indexes and tables, all of them being there and used as they were."""
+    place, _ = bench.stage.prepare(everything)
+    assert place
+    found, scans = ask(place.site, place.name), read(bench.folder).scans
+    plans = [read_plan(document) for document in read(bench.folder).plans]
+    facts = replace(found, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in found.indexes))
+    tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
+    said = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]
+    return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in said if r.kind != "unused"]
+
+
+def _require_room(base: Place, sets: int) -> None:
+    """Refuse what would fill the disk: every set is a database, and so is what its rounds are measured on."""
+    folder = getattr(base.site, "data_dir", None)
+    if folder is None:
+        return
+    with databases.connected(base.site, base.name) as connection:
+        row = connection.execute("SELECT pg_database_size(current_database()) AS bytes").fetchone() or {"bytes": 0}
+    needed, free = int(row["bytes"] * (sets + 1) * 2.5), shutil.disk_usage(folder).free
+    if needed > free:
+        expected = f"{needed // 10**6:,} MB for {sets} sets of indexes, each on copies of this data"
+        raise ServerError(
+            f"{folder}: {free // 10**6:,} MB are free; expected {expected}: a smaller --scale, or PERFKIT_HOME on a "
+            "larger disk"
+        )
+
+
+def _described(asked: Asked) -> dict[str, Any]:
+    options = asked.options
+    return {
+        "title": asked.settings.title,
+        "command": asked.command,
+        "parameters": {"profile": options.profile, "scale": options.scale, "seed": options.seed},
+        "margin": asked.margin,
+        "budget": None if math.isinf(asked.budget) else asked.budget,
+        "indexes": [
+            {"name": i.name, "table": i.table, "sql": i.sql(concurrently=True, if_not_exists=True), "keys": i.keys}
+            for i in asked.indexes.indexes
+        ],
+        "rollback": asked.indexes.rollback(),
+        "claims": [claim.model_dump(mode="json") for claim in asked.settings.claim],
+    }

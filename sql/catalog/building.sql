@@ -1,0 +1,8 @@
+-- A session that builds or drops indexes: no limit on how long that takes, and it ends when its client is gone.
+-- Only what this server knows.
+SELECT set_config(s.name, w.value, false)
+FROM (VALUES ('statement_timeout', '0'),
+             ('transaction_timeout', '0'),
+             ('client_connection_check_interval', '1s'),
+             ('standard_conforming_strings', 'on')) w (name, value)
+JOIN pg_settings s ON s.name = w.name;
