@@ -371,6 +371,23 @@ def test_statistics_are_made_first(shop: Shop) -> None:
             connection.execute("DROP TABLE fresh")
 
 
+def test_an_older_server_is_advised_alike(shop16: Shop) -> None:
+    shop16.assert_index(
+        "SELECT * FROM orders WHERE channel = 7 AND total >= 100 AND total < 110", "orders (channel, total)"
+    )
+    shop16.assert_index(
+        "SELECT * FROM customers WHERE lower(email) = %(email)s",
+        "customers (lower(email))",
+        parameters={"email": "anna77@example.org"},
+    )
+    shop16.assert_no_index(EVERY, because="reads every row")
+    shop16.assert_no_index(
+        "SELECT note FROM orders WHERE id + 100 = 1000",
+        because="the index orders_pkey serves id = 1000 - 100",
+        rewrite="SELECT note FROM orders WHERE id = 1000 - 100",
+    )
+
+
 # the booking system
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 SLACK = 16.0  # pages, or units of cost: a few lookups, felt by nobody, so that tiny tables never get an index
+ROOM = 32.0  # what an index may take more than another that is larger: nobody feels so few pages
+TRUSTED = 2.0  # times as many rows as expected, at most, for the planner's costs to be taken for anything
 HALF = 2.0  # an index helps a query that then touches at most half the pages, the slack aside,
 SORTED = 1000.0  # or where it spares sorting at least so many rows for a LIMIT, and more pages are not touched
 PRICE = 4.0  # doublings that an index as large as its table must bring, all queries together, to be worth its bytes
@@ -41,6 +43,7 @@ class Figures:
     cost: float
     sorted: float = 0.0  # rows sorted for a LIMIT
     narrow: float = 0.0  # pages spared only because an index that is read from end to end is smaller than its table
+    again: float = 0.0  # of the pages, those touched again and again, which costs next to nothing
 
     @property
     def work(self) -> float:
@@ -189,7 +192,7 @@ def figures(look: Look) -> Figures:
     sort = sum(_sorted(plan, node) for node in plan.nodes if node.kind == "Sort")
     narrow = sum(_narrow(look, node) for node in plan.nodes if node.kind == "Index Only Scan")
     pages, ms = (plan.buffers, plan.execution_ms) if done else (None, None)
-    return Figures(pages, ms, root.value("Total Cost"), sort, narrow)
+    return Figures(pages, ms, root.value("Total Cost"), sort, narrow, _again(plan))
 
 
 def helps(before: Figures, after: Figures) -> bool:
@@ -201,7 +204,15 @@ def helps(before: Figures, after: Figures) -> bool:
 def gain(before: Figures, after: Figures) -> float:
     """How much a query gains, as a power of two; a sort that is spared counts a little more."""
     spared = 0.5 if before.sorted >= SORTED and not after.sorted else 0.0
-    return math.log2((before.work + SLACK) / (after.work + SLACK)) + spared
+    return math.log2((before.work - before.again + ROOM) / (after.work - after.again + ROOM)) + spared
+
+
+def _again(plan: Plan) -> float:
+    """Pages beyond what the planner expects to read of rows that lie together; none where it misjudged the rows."""
+    scans = [node for node in plan.nodes if node.kind in SCANS]
+    trusted = plan.analyzed and not any(node.kind == "Limit" for node in plan.nodes)
+    trusted = trusted and all(node.misestimate <= TRUSTED for node in scans)
+    return max(0.0, plan.buffers - plan.root.value("Total Cost")) if trusted else 0.0
 
 
 def _sorted(plan: Plan, node: Node) -> float:
@@ -311,6 +322,8 @@ class _Search:
 
     def _grown(self) -> frozenset[Design]:
         chosen: frozenset[Design] = frozenset()
+        together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
+        self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
         while True:
             now, helped = self._worth(chosen), self._helped(chosen)
             larger = (chosen | set(move) for move in self._open(chosen))
@@ -344,6 +357,10 @@ class _Search:
             rest = chosen - {design}
             others += [rest, *(rest | set(move) for move in self._open(rest) if design not in move)]
         return others
+
+    def _used_of_all(self, one: Asked) -> frozenset[str]:
+        """What a query uses where all are there: it may need two of which neither alone helps it."""
+        return self._tried(one, frozenset(self._made()))[1]
 
     def _open(self, chosen: frozenset[Design]) -> list[Move]:
         """The moves that help a query, given what is chosen."""
@@ -395,6 +412,7 @@ class _Search:
             Served(one.name, self._figures(one, frozenset()), self._figures(one, chosen))
             for one in self.asked
             if self.names[design] in self._tried(one, chosen)[1]
+            and helps(self._figures(one, frozenset()), self._figures(one, chosen))
         ]
         return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
 
@@ -425,7 +443,8 @@ class _Search:
 def _with(total: Figures, more: Figures, times: float) -> Figures:
     """A statement with the checks that it causes; its time has them in it already."""
     pages = None if total.pages is None else total.pages + times * (more.pages or 0.0)
-    return Figures(pages, total.ms, total.cost + times * more.cost, total.sorted, total.narrow)
+    again = total.again + times * more.again
+    return Figures(pages, total.ms, total.cost + times * more.cost, total.sorted, total.narrow, again)
 
 
 def _tried_in_vain(before: Figures, best: Figures | None, tried: int) -> tuple[str, str]:
