@@ -1,12 +1,13 @@
 """perfkit: did the index make it faster? Measured evidence for PostgreSQL.
 
-In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.connect` and `perfkit.plans` explain.
+In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.ablate` and `perfkit.advise` say which indexes to
+keep or to make, `perfkit.connect` and `perfkit.plans` explain.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compare", "connect", "plans", "run"]
+__all__ = ["ablate", "advise", "compare", "connect", "plans", "run"]
 
 
 def load_ipython_extension(shell: Any) -> None:

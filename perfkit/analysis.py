@@ -29,9 +29,12 @@ class _Cell:
     outcomes: Counter[str] = field(default_factory=Counter)
     lags: list[float] = field(default_factory=list)
     healthy: bool = True
+    medians: dict[int, float] = field(default_factory=dict)  # of the blocks, once they are all there
 
     def p50s(self) -> dict[int, float]:
-        return {block: stats.percentile(times, 50) for block, times in self.blocks.items() if times}
+        if len(self.medians) != len(self.blocks):
+            self.medians = {block: stats.percentile(times, 50) for block, times in self.blocks.items() if times}
+        return self.medians
 
     @property
     def n(self) -> int:

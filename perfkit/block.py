@@ -85,8 +85,7 @@ class Block:
         clock, stage, arms = self._ground.clock, self._ground.stage, self._arms
         self._say("cloning")
         with clock.timed("clones"):
-            for arm in arms:
-                stage.refresh(arm)
+            stage.refresh_all(arms)
         with clock.timed("services"):
             stage.serve(arms)
         with clock.timed("state"):

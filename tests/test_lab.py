@@ -289,6 +289,11 @@ class TestTurns:
         assert numbers["slow"] == list(range(9, 100, 10))
         assert len(numbers["slower"]) == LEAST
 
+    def test_arms_of_about_the_same_pace_are_compared_on_the_same_requests(self) -> None:
+        order = turns(level(requests=100, warm=0, seconds=0.1), {"a": 2.0, "b": 7.0, "floor": 0.0}, random.Random(1))
+        by_arm = {arm: [n for own, n in order if own == arm] for arm in ("a", "b", "floor")}
+        assert by_arm["a"] == by_arm["b"] and len(by_arm["a"]) == 50
+
 
 def level(**given_: Any) -> Scenario:
     return Scenario(name="s", label="s", send=("q",), alternate=True, **given_)

@@ -113,6 +113,11 @@ class Stage(ABC):
     def refresh(self, arm: Arm) -> None:
         """The same state anew, before a block."""
 
+    def refresh_all(self, arms: Sequence[Arm]) -> None:
+        """The same for several arms."""
+        for arm in arms:
+            self.refresh(arm)
+
     @abstractmethod
     def place(self, arm: Arm) -> Place | None:
         """The database that the arm's load goes to."""

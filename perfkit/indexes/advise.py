@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 SLACK = 16.0  # pages, or units of cost: a few lookups, felt by nobody, so that tiny tables never get an index
 ROOM = 32.0  # what an index may take more than another that is larger: nobody feels so few pages
+MOSTLY = 0.3  # of a table's rows: an index that is read for so many stands for its table as one that is read whole
 TRUSTED = 2.0  # times as many rows as expected, at most, for the planner's costs to be taken for anything
 HALF = 2.0  # an index helps a query that then touches at most half the pages, the slack aside,
 SORTED = 1000.0  # or where it spares sorting at least so many rows for a LIMIT, and more pages are not touched
@@ -223,9 +224,12 @@ def _sorted(plan: Plan, node: Node) -> float:
 
 
 def _narrow(look: Look, node: Node) -> float:
-    """What an index spares that is read whole: it finds nothing, and stands for its table."""
+    """What an index spares that is read whole, or nearly: it finds nothing, and stands for its table."""
     table = look.facts.of(node)
-    if table is None or node.text("Index Cond") or limited(node):
+    if table is None or limited(node):
+        return 0.0
+    rows = node.rows if look.plan.analyzed else node.estimated
+    if node.text("Index Cond") and (node.loops > 1 or rows < MOSTLY * table.rows):
         return 0.0
     return max(0.0, table.pages - (node.own_pages if look.plan.analyzed else node.value("Total Cost")))
 

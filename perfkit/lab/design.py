@@ -13,8 +13,8 @@ from perfkit.indexes.statements import IndexSet
 from perfkit.lab.writes import Writes
 
 NONE, ALL, CHOSEN, CONTROL, ADVISED = "none", "all", "chosen", "control", "advised"
-READS, WRITES = 100, 80  # requests of a round, of reads as far as they do not take longer than a round should
-MORE = 3  # times as many where few arms are to be told apart to a hair
+READS, WRITES = 100, 100  # requests of a round, of reads as far as they do not take longer than a round should
+MORE = 2  # times as many reads where few arms are to be told apart to a hair
 Sets = Mapping[str, Sequence[str]]  # by arm, the names of its indexes
 
 
@@ -37,14 +37,14 @@ class Design:
         reads, writes = self.settings.query, self.writes.writes
         changes = [Query(name=w.item, file=self.file(w.item), parameters=w.item, plan=False) for w in writes]
         levels = [
-            _level(f"reads-{number}", "SQL, one connection", [q.name], more * READS, seconds=self.seconds)
+            _level(f"reads-{number}", "SQL, one connection", [q.name], more * READS, seconds=more * self.seconds)
             for number, q in enumerate(reads, 1)
         ]
         changed: dict[str, object] = {
             "arm": tuple(arms),
             "query": (*reads, *changes),
             "parameters": {**self.settings.parameters, **{w.item: self.file(f"{w.item}-rows") for w in writes}},
-            "scenario": (*levels, *self._write_levels([CONTROL, *written], more)),
+            "scenario": (*levels, *self._write_levels([CONTROL, *written])),
         }
         return self.settings.model_copy(update=changed | {"service": None, "request": (), "check": ()})
 
@@ -97,11 +97,11 @@ class Design:
         """Where a file of this name is."""
         return self.folder / f"{name}.sql"
 
-    def _write_levels(self, arms: Sequence[str], more: int) -> list[Scenario]:
+    def _write_levels(self, arms: Sequence[str]) -> list[Scenario]:
         """By table, on the arms that it concerns; what takes long is sent less often, and so apart from the rest."""
         levels: dict[tuple[str, int], list[str]] = {}
         for write in self.writes.writes if len(arms) > 1 else ():
-            times = write.times(more * WRITES, self.seconds)
+            times = write.times(WRITES, self.seconds)
             levels.setdefault((write.table, times), []).append(write.item)
         found = []
         for number, ((table, times), items) in enumerate(levels.items(), 1):
@@ -112,7 +112,7 @@ class Design:
 
 
 def _level(name: str, label: str, send: Sequence[str], requests: int, **more: Any) -> Scenario:
-    return Scenario(name=name, label=label, send=tuple(send), requests=requests, warm=2, alternate=True, **more)
+    return Scenario(name=name, label=label, send=tuple(send), requests=requests, warm=1, alternate=True, **more)
 
 
 def ablation(indexes: IndexSet) -> dict[str, list[str]]:

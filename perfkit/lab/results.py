@@ -16,7 +16,7 @@ from perfkit.errors import BundleError
 from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
 from perfkit.lab.search import Measured, within
-from perfkit.results import Comparison, Level
+from perfkit.results import Analysis, Comparison
 from perfkit.sentences import FLOOR_FACTOR, circumstances
 from perfkit.stats import Verdict
 
@@ -222,22 +222,22 @@ class Lab:
     @cached_property
     def circumstances(self) -> tuple[str, ...]:
         """What holds of all its runs."""
-        return circumstances(self.ablation.run, analyse(self.ablation))
+        return circumstances(self.ablation.run, self._analysis)
 
     @cached_property
     def near_floor(self) -> list[str]:
         """Queries that take little more with all indexes than the client itself."""
-        ms = {(x.arm, x.item): x.p50.value for x in self._levels if x.p50}
+        ms = {(x.arm, x.item): x.p50.value for x in self._analysis.levels if x.p50}
         return [q for q in self.queries if ms.get((ALL, q), 0.0) < FLOOR_FACTOR * ms.get((FLOOR, q), 0.0)]
 
     def median(self, arm: str, query: str) -> tuple[float, tuple[float, float]] | None:
         """A query's median on an arm of the ablation in ms, and its interval."""
-        level = next((x for x in self._levels if (x.arm, x.item) == (arm, query) and x.p50), None)
+        level = next((x for x in self._analysis.levels if (x.arm, x.item) == (arm, query) and x.p50), None)
         return (level.p50.value, (level.p50.lo, level.p50.hi)) if level and level.p50 else None
 
     @cached_property
-    def _levels(self) -> Sequence[Level]:
-        return analyse(self.ablation).levels
+    def _analysis(self) -> Analysis:
+        return analyse(self.ablation)
 
     def is_insert(self, c: Comparison) -> bool:
         """Whether a comparison is of inserts."""

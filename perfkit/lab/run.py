@@ -115,6 +115,11 @@ class _Bench:
     permission: Permission
     say: Say
 
+    @property
+    def lab(self) -> Lab:
+        """What was found so far."""
+        return Lab(self.folder, json.loads((self.folder / "lab.json").read_bytes()))
+
     def run(self, name: str, sets: Sets, baseline: str, written: Sequence[str], seed: int, more: int = 1) -> None:
         """One run of these sets into a bundle of this name."""
         config = self.design.config(sets, baseline, written, more)
@@ -186,8 +191,9 @@ def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
     keep(wear=wear(bench.stage, bench.base, bench.design, bench.say))
     if not asked.reads:
         return
-    found = read(bench.folder).measured
-    kept, tried = search.choose(found, asked.margin, asked.budget), []
+    found = bench.lab.measured
+    kept = search.choose(found, asked.margin, asked.budget)
+    tried: list[dict[str, Any]] = []
     for number in range(1, TRIES + 1):
         sets = _confirming(asked, kept, bench.design.advised)
         tried.append({"name": f"confirmation-{number}", "sets": sets})
@@ -195,7 +201,8 @@ def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
         written = [arm for arm in (ALL, CHOSEN, ADVISED) if arm in sets]
         bench.run(f"confirmation-{number}", sets, ALL, written, number, MORE)
         keep(confirmations=tried)
-        if (after := _next(read(bench.folder), kept, found, asked)) is None:
+        after = _next(bench.lab, kept, found, asked)
+        if after is None or after in [own["sets"][CHOSEN] for own in tried]:
             return
         kept = after
 
@@ -234,8 +241,8 @@ def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
     """What the catalogue says of the set's indexes and tables, all of them being there and used as they were."""
     place, _ = bench.stage.prepare(everything)
     assert place
-    found, scans = ask(place.site, place.name), read(bench.folder).scans
-    plans = [read_plan(document) for document in read(bench.folder).plans]
+    found, scans = ask(place.site, place.name), bench.lab.scans
+    plans = [read_plan(document) for document in bench.lab.plans]
     facts = replace(found, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in found.indexes))
     tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
     said = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]

@@ -20,6 +20,7 @@ from perfkit.errors import UsageError
 Row = Mapping[str, Any]
 Message = dict[str, Any]  # one request as the workers take it
 LEAST = 3  # requests of an arm's round where arms take turns
+ALIKE = 4.0  # times as long as the fastest arm
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 
 
@@ -80,11 +81,15 @@ def batches(scenario: Scenario, message: Callable[[str], Message]) -> list[Batch
 def turns(scenario: Scenario, took_ms: Mapping[str, float], draw: Random) -> list[tuple[str, int]]:
     """Which arm sends the request of which number, one after the other: each once for every number, in random order.
 
-    An arm whose requests take so long that its round would outlast `scenario.seconds` sits out evenly, down to a
-    few requests.
+    Where a round would outlast `scenario.seconds`, arms sit out evenly, down to a few requests: those that take about
+    as long as the fastest the same number of times, so that they are compared on the same requests.
     """
     most, limit = scenario.requests, 1000 * (scenario.seconds or math.inf)
-    own = {name: min(most, max(LEAST, int(min(most, limit / ms)))) if ms else most for name, ms in took_ms.items()}
+    fastest = min([ms for ms in took_ms.values() if ms], default=0.0)
+    own: dict[str, int] = {}
+    for name, ms in took_ms.items():
+        alike = fastest if ms <= ALIKE * fastest else ms
+        own[name] = min(most, max(LEAST, int(min(most, limit / alike)))) if alike else most
     found: list[tuple[str, int]] = []
     for number in range(-scenario.warm, most):
         taking = [n for n, count in own.items() if number < 0 or (number + 1) * count // most > number * count // most]
