@@ -26,6 +26,7 @@ from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
 from perfkit.explain.capture import PLANNED, Capture, Options, typical_parameters
+from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.admission import Permission
@@ -189,10 +190,14 @@ class Experiment:
         bundle.update(checks={**bundle.run["checks"], **done})
 
     def _took(self, arms: Sequence[Arm], bundle: Bundle) -> dict[tuple[str, str], float]:
-        """What one execution took when the plan was captured, in ms, by arm and query."""
+        """What one execution took when the plan was captured, in ms, by arm and query: the least of the same plan."""
         keys = [(arm.name, query.name) for arm in arms for query in self._chosen.queries_on(arm)]
-        plans = {key: bundle.plan(*key) for key in keys}
-        return {key: read_plan(plan).execution_ms for key, plan in plans.items() if plan is not None}
+        plans = {key: read_plan(plan) for key in keys if (plan := bundle.plan(*key)) is not None}
+        alike = {key: (key[1], fingerprint(plan)) for key, plan in plans.items()}
+        least: dict[tuple[str, str], float] = {}
+        for key, plan in plans.items():
+            least[alike[key]] = min(plan.execution_ms, least.get(alike[key], plan.execution_ms))
+        return {key: least[alike[key]] for key in plans}
 
     def _fitted(self, took: Mapping[tuple[str, str], float], bundle: Bundle) -> Selection:
         """The selection with rounds that do not last longer than they should."""

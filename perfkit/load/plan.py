@@ -19,7 +19,7 @@ from perfkit.errors import UsageError
 
 Row = Mapping[str, Any]
 Message = dict[str, Any]  # one request as the workers take it
-LEAST = 3  # requests of an arm's round where arms take turns
+LEAST = 2  # requests of an arm's round where arms take turns
 ALIKE = 4.0  # times as long as the fastest arm
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
 
@@ -92,7 +92,9 @@ def turns(scenario: Scenario, took_ms: Mapping[str, float], draw: Random) -> lis
         own[name] = min(most, max(LEAST, int(min(most, limit / alike)))) if alike else most
     found: list[tuple[str, int]] = []
     for number in range(-scenario.warm, most):
-        taking = [n for n, count in own.items() if number < 0 or (number + 1) * count // most > number * count // most]
+        taking = [n for n, count in own.items() if (number + 1) * count // most > number * count // most]
+        if number < 0:  # what takes long is long whether it comes first or not
+            taking = [n for n, count in own.items() if count > LEAST]
         found += [(name, number + scenario.warm) for name in draw.sample(taking, len(taking))]
     return found
 
