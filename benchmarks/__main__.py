@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("plans", "phases", "compare", "verdicts")
+NAMES = ("plans", "phases", "compare", "lab", "verdicts")
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """The index lab: a real one on a small shop whose answer is known, and the choosing, the claims, the statements."""
 
+import inspect
 import json
 import os
 import random
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit import api
+from perfkit import api, config
 from perfkit.config import Scenario
 from perfkit.display.lab_words import sentence
 from perfkit.errors import BundleError, UsageError
@@ -445,6 +447,15 @@ def test_ctrl_c_ends_a_lab_within_seconds_readable_and_with_nothing_left(tmp_pat
     lab = IndexLab(folder)
     assert lab.lab.record["status"] == "interrupted"
     assert "interrupted" in repr(lab.weaknesses)
+
+
+def test_the_notebooks_parameters_are_the_calls() -> None:
+    declared = papermill.inspect_notebook(str(config.ROOT / "notebooks" / "index_lab.ipynb"))
+    taken = inspect.signature(api.ablate).parameters
+    assert set(declared) <= set(taken)
+    assert {"bundle", "config", "db", "indexes", "margin", "budget_mb"} <= set(declared)
+    defaults = {name: json.loads(own["default"]) for name, own in declared.items()}
+    assert all(taken[name].default in (value, ()) for name, value in defaults.items())
 
 
 def test_a_dry_run_prints_every_set_and_measures_nothing(tmp_path: Path) -> None:
