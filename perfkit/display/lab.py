@@ -55,6 +55,9 @@ def verdicts(lab: Lab) -> Table:
         )
         for worth in sorted(lab.worths, key=lambda worth: (not worth.kept, -worth.bytes))
     )
+    if not lab.queries:
+        few = tuple((row[0], *row[4:]) for row in rows)
+        return Table("What each index takes", (columns[0], *columns[4:]), few, frozenset(columns[4:]), note=_NOTE)
     if not lab.confirmed:
         rows = tuple((row[0], Cell(numbers.NONE, "not asked", "quiet"), *row[2:]) for row in rows)
     return Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=_NOTE)

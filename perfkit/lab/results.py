@@ -54,6 +54,7 @@ class Worth:
     writes: tuple[WriteCost, ...]
     churn: tuple[int, int] | None  # bytes before and after rows were changed
     kept: bool
+    columns: tuple[str, ...] = ()  # that are updated and that it has, in the order of its keys
 
     @property
     def faster(self) -> list[Comparison]:
@@ -74,14 +75,12 @@ class Worth:
 
     def write(self, kind: str, *, own: bool = True) -> WriteCost | None:
         """What a kind of statement costs; of updates that of its own column, or of a column that no index holds."""
-        found = [w for w in self.writes if w.kind == kind and (kind != "update" or self.holds(w) == own)]
-        return found[-1] if found else None
-
-    def holds(self, write: WriteCost) -> bool:
-        """Whether the index has the column that a statement updates."""
-        return write.column in self.columns
-
-    columns: frozenset[str] = frozenset()
+        found = [w for w in self.writes if w.kind == kind]
+        if kind == "update" and own:
+            found = sorted((w for w in found if w.column in self.columns), key=lambda w: -self.columns.index(w.column))
+        elif kind == "update":
+            found = [w for w in found if w.column not in self.columns]
+        return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,8 @@ class Lab:
         churned = {w["index"]: w["churn"] for w in self.record.get("wear", ()) if w["churn"]}
         written = [c for c in self._alone(name) if c.item in self._items and self._items[c.item]["table"] == table]
         sizes = self.ablation.run["arms"][ALL]["table_bytes"]
-        held = frozenset(w["column"] for w in self._items.values() if w["column"] and name in w["indexes"])
+        held = {w["column"] for w in self._items.values() if w["column"] and name in w["indexes"]}
+        keys = " ".join(own["keys"])
         return Worth(
             name=name,
             table=table,
@@ -317,7 +317,7 @@ class Lab:
             writes=tuple(self._write(c) for c in written),
             churn=(churned[name]["before"], churned[name]["after"]) if name in churned else None,
             kept=name in self.record.get("kept", self.names),
-            columns=held,
+            columns=tuple(sorted(held, key=keys.find)),
         )
 
     def _write(self, c: Comparison) -> WriteCost:
