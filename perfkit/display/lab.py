@@ -102,7 +102,7 @@ def _counted(lab: Lab) -> Table:
     note = (
         "Counted by the server, once, with the index alone and with none; WAL without page images, which come on top "
         "after a checkpoint. Expected: what pganalyze's formula takes an insert to add to the index, as a share of "
-        "what it adds to the table. HOT: updates that no index had to hear of. Churn: 2 % of the rows "
+        "what it adds to the table. HOT: updates that no index had to hear of. Churn: 5 % of the rows "
         "changed in the index's column three times, with VACUUM after each."
     )
     return Table("WAL, HOT updates and growth", columns, rows, frozenset(columns[1:]), note=note)

@@ -17,7 +17,7 @@ from perfkit.postgres import catalog, databases
 from perfkit.postgres.site import Connection
 
 STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
-SHARE, PASSES = 2, 3  # percent of the rows changed in each pass, each followed by VACUUM
+SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
 
 
 def wear(stage: Stage, base: Place, design: Design, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[st
 
 
 def _change(write: Write, number: int) -> str:
-    """A fiftieth of the rows get each other's value; others in each pass."""
+    """A twentieth of the rows get each other's value; others in each pass."""
     column, table = write.quoted_column, write.quoted
     sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
     pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"
