@@ -30,6 +30,8 @@ FROM generate_series(1, 100000) n;
 """
 DAY = "SELECT l.id, r.name FROM loans l JOIN readers r ON r.id = l.reader WHERE branch = 7 AND day = '2026-04-01'"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
@@ -105,6 +107,7 @@ def test_every_query_is_either_served_or_refused(library: Session) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_what_is_imagined_needs_no_more_than_reading_and_is_forgotten_whatever_happens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

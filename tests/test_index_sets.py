@@ -657,6 +657,7 @@ def small_disk(one: Database) -> Iterator[Path]:
 
 
 @pytest.mark.system
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_leaves_no_invalid_index(one: Database, small_disk: Path) -> None:
     one.run(f"CREATE TABLESPACE small LOCATION '{small_disk}'", "postgres")

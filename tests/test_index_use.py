@@ -531,6 +531,7 @@ def test_the_command_prints_it(newest: Mine, tmp_path: Any) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_a_plain_role_of_a_hosted_server_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     with hosted() as server:
         for name, value in server.environment.items():

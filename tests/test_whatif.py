@@ -160,6 +160,7 @@ def opened(system: Hosted, dbname: str, port: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_hypopg_imagines_the_index(foreign: Session) -> None:
     before = catalogue(foreign.place)
     found = foreign.whatif(QUERY, "CREATE INDEX CONCURRENTLY ON visits (clinic)")
@@ -173,6 +174,7 @@ def test_elsewhere_hypopg_imagines_the_index(foreign: Session) -> None:
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_no_lock_is_taken_that_anybody_could_feel(foreign: Session, system: Hosted) -> None:
     seen: set[str] = set()
     done = threading.Event()
@@ -196,6 +198,7 @@ def test_elsewhere_no_lock_is_taken_that_anybody_could_feel(foreign: Session, sy
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_what_hypopg_does_not_know_is_said_in_one_line(foreign: Session) -> None:
     with pytest.raises(UsageError, match=r".*gin"):
         foreign.whatif(QUERY, "CREATE INDEX ON visits USING gin (to_tsvector('simple', note))")
@@ -207,6 +210,7 @@ def test_elsewhere_what_hypopg_does_not_know_is_said_in_one_line(foreign: Sessio
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_without_hypopg_it_is_said_what_would_make_it_possible(
     system: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +219,7 @@ def test_elsewhere_without_hypopg_it_is_said_what_would_make_it_possible(
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_advice_without_hypopg_is_not_verified(system: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = {
         "one": ("SELECT * FROM orders WHERE customer_id = 7", None),
@@ -229,6 +234,7 @@ def test_elsewhere_advice_without_hypopg_is_not_verified(system: Hosted, monkeyp
 
 
 @pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkeypatch: pytest.MonkeyPatch) -> None:
     system.run("CREATE EXTENSION IF NOT EXISTS hypopg", dbname="bare")
     try:
