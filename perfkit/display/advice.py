@@ -34,7 +34,8 @@ def proposed(found: Advice) -> Table:
         for proposal in found.proposals
         for served in proposal.queries
     )  # fmt: skip
-    note = f"{count(len(found.proposals))} indexes, {size(found.bytes)}; {found.evidence}." if rows else "none"
+    several = "index" if len(found.proposals) == 1 else "indexes"
+    note = f"{count(len(found.proposals))} {several}, {size(found.bytes)}; {found.evidence}." if rows else "none"
     columns = ("index", "size", "query", "before", "after", "evidence")
     return Table("Indexes to make", columns, rows, frozenset({"size", "before", "after"}), note=note)
 

@@ -44,7 +44,8 @@ def _queries(lab: Lab, within: str) -> str:
     if lab.holds:
         faster = [c for c in lab.confirmed if c.verdict is Verdict.FASTER]
         also = f"; without them {listed(faster)} is faster" if faster else ""
-        return f" and make no query faster {within}, as fresh rounds confirm{also}"
+        makes = "makes" if len(lab.dropped) == 1 else "make"
+        return f" and {makes} no query faster {within}, as fresh rounds confirm{also}"
     slower = [c for c in lab.confirmed if worse(c, lab.margin)]
     if slower:
         return f"; without them {listed(slower)} may be slower {within}"

@@ -83,7 +83,7 @@ class IndexLab:
     @property
     def reproduce(self) -> Block:
         """The command that measures it again."""
-        command = str(self.lab.record["command"])
+        command = str(self.lab.record["command"]) or "# measured by a call in a notebook or a program"
         beside = "Beside this file: lab.json, and a folder with the bundle of every run."
         return Block(f"{code(command, name='command')}<p>{escape(beside)}</p>", f"{command}\n{beside}")
 
