@@ -55,7 +55,7 @@ def ablate(dry_run: bool, bundle: str, **options: Any) -> None:
 
     \b
     Examples:
-      perfkit indexes ablate                        the booking system's seven, about 10 minutes
+      perfkit indexes ablate                        the booking system's seven, about 11 minutes
       perfkit indexes ablate --profile quick        6 blocks, about 5 minutes
       perfkit indexes ablate mine.sql --db service=staging --query slow.sql --query other.sql
       perfkit indexes ablate --bundle reports/LAB   render once more, measure nothing
