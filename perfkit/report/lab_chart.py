@@ -47,9 +47,9 @@ def _draw(ax: Axes, worths: Sequence[Worth]) -> None:
         colour = KEPT if worth.kept else DROPPED
         ax.plot([size], [gain], "o", color=colour, markerfacecolor=colour if worth.kept else "none", markersize=7)
         name = worth.name.replace("$", r"\$")
-        ax.annotate(
-            name, (size, gain), (size + 0.03 * max(sizes), math.exp(height)), color=colour, va="center", fontsize=8
-        )
+        side, shift = ("right", -0.03) if size > 0.6 * max(sizes) else ("left", 0.03)
+        at = (size + shift * max(sizes), math.exp(height))
+        ax.annotate(name, (size, gain), at, color=colour, ha=side, va="center", fontsize=8)
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
