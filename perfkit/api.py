@@ -161,9 +161,9 @@ def ablate(
 
     if bundle:
         return IndexLab(Path(bundle))
+    from perfkit.ablation import AUTO, Asked, ablate, index_set
     from perfkit.comparison import Comparison, sql_of
     from perfkit.guards.admission import Permission
-    from perfkit.lab.run import AUTO, Asked, ablate, index_set
     from perfkit.selection import Options
 
     folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
@@ -182,8 +182,10 @@ def ablate(
             reads,
             command,
         )
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder)  # nothing was measured
+        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
         raise
     permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
     try:

@@ -38,6 +38,7 @@ from perfkit.postgres.capabilities import headroom
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
+from perfkit.text import homeless
 
 
 def measure(
@@ -63,10 +64,10 @@ def measure(
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
         raise Interrupted(f"stopped; what was measured so far is in {folder}") from None
     except PerfkitError as error:
-        bundle.update(status="failed", finished=_now(), message=_homeless(str(error)))
+        bundle.update(status="failed", finished=_now(), message=homeless(str(error)))
         raise
     except BaseException as error:
-        bundle.update(status="failed", finished=_now(), message=_homeless(f"{type(error).__name__}: {error}"))
+        bundle.update(status="failed", finished=_now(), message=homeless(f"{type(error).__name__}: {error}"))
         raise
     finally:
         progress("")
@@ -218,7 +219,7 @@ class Experiment:
                     found = self._plan(place, text, own[:PLANNED])
                     bundle.add_plan(arm.name, query.name, found.documents, found.tables)
                 except PlanError as error:
-                    raise PlanError(f"{_homeless(str(file))}: {error}") from None
+                    raise PlanError(f"{homeless(str(file))}: {error}") from None
         sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
         return {
             "title": arm.title,
@@ -300,11 +301,6 @@ def _null_service() -> Iterator[str]:
         yield f"http://127.0.0.1:{json.loads(line)['port']}"
     finally:
         stop(process)
-
-
-def _homeless(text: str) -> str:
-    """A message without the name of anybody's home folder, for what is mailed."""
-    return text.replace(str(Path.home()), "~")
 
 
 def _now() -> str:

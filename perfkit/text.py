@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -34,3 +35,8 @@ def visible(text: object) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says first, and its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def homeless(text: str) -> str:
+    """A message without the name of anybody's home folder, for what is mailed."""
+    return text.replace(str(Path.home()), "~")

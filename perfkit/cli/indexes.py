@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from shlex import join
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -66,12 +67,28 @@ def use(
         echo(repr(index_use(facts, remarks)))
 
 
+def _set_options(left: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An index set, the database that it is for, and a dry run, which with a database shows what is `left`."""
+
+    def given(command: Callable[..., Any]) -> Callable[..., Any]:
+        options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+            click.argument("file", metavar="SET.sql", type=click.Path(path_type=Path)),
+            click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password."),
+            click.option("--dry-run", is_flag=True, help=f"Print the SQL for psql; with --db only what is {left}."),
+            click.option(
+                "--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS."
+            ),
+            target_options,
+        ]
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return given
+
+
 @indexes.command()
-@click.argument("file", metavar="SET.sql", type=click.Path(path_type=Path))
-@click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
-@click.option("--dry-run", is_flag=True, help="Print the SQL for psql; with --db only what is still to be done.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
-@target_options
+@_set_options("still to be done")
 def apply(file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
     """Build the indexes of a file, CONCURRENTLY, in a database that others use meanwhile.
 
@@ -113,11 +130,7 @@ def apply(file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...
 
 
 @indexes.command()
-@click.argument("file", metavar="SET.sql", type=click.Path(path_type=Path))
-@click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
-@click.option("--dry-run", is_flag=True, help="Print the SQL for psql; with --db only what is there to be dropped.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
-@target_options
+@_set_options("there to be dropped")
 def rollback(
     file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]
 ) -> None:

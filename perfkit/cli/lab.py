@@ -152,8 +152,8 @@ def _say_sql(options: dict[str, Any]) -> None:
     import tempfile
 
     from perfkit import config
+    from perfkit.ablation import index_set
     from perfkit.lab.design import ablation
-    from perfkit.lab.run import index_set
 
     if options["db"] and not options["indexes"]:
         raise UsageError("no index set; expected SET.sql beside --db")

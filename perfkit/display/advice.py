@@ -8,6 +8,7 @@ from perfkit.display.html import Block, code, escape
 from perfkit.display.numbers import NONE, count, seconds, significant, size
 from perfkit.display.table import Cell, Table
 from perfkit.indexes.advise import Advice, Figures, Proposal
+from perfkit.text import visible
 
 
 def advice(found: Advice) -> Block:
@@ -48,7 +49,8 @@ def refused(found: Advice) -> Table:
 
 def sql_text(found: Advice) -> str:
     """The set as a file: each index under a comment on whom it serves."""
-    lines = [f"-- Indexes advised for {found.target}; {found.evidence}."]
+    where = " ".join(visible(found.target).split())  # a database's name must not end the comment
+    lines = [f"-- Indexes advised for {where}; {found.evidence}."]
     analysed = {}
     for proposal in found.proposals:
         lines += ["", *(f"-- {line}" for line in _serves(proposal)), f"{proposal.statement};"]

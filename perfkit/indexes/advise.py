@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -251,11 +252,9 @@ def _asked(
     caused = probes(text, look, pointing) if first_word(text) in WRITING else {}
     generic = None
     if parameters:
-        try:
+        with suppress(PlanError):  # some statements cannot be planned without values
             found = session.explain(positional(text, parameters), generic=True).capture
             generic = Look(found.plan, found.facts)
-        except PlanError:
-            pass  # one that cannot be planned without values
     return Asked(name, text, parameters, look, generic, tuple(caused.values()), tuple(caused))
 
 

@@ -37,10 +37,12 @@ from perfkit.lab.workload import workload
 from perfkit.lab.writes import Writes
 from perfkit.lab.writes import design as design_writes
 from perfkit.postgres import catalog, databases
+from perfkit.postgres.embedded import Server
 from perfkit.process import alone
 from perfkit.query import Session
 from perfkit.selection import Options, Selection
 from perfkit.targets import admitted
+from perfkit.text import homeless
 
 TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
 AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
@@ -60,6 +62,12 @@ class Asked:
     advised: str = ""  # another set to compare, as SQL
     reads: bool = True  # else only what the indexes cost
     command: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise UsageError(f"margin = {self.margin:g}; expected a share over 0 and under 1, as 0.05")
+        if self.budget <= 0:
+            raise UsageError(f"budget = {self.budget / 1024 / 1024:g} MB; expected more than 0")
 
 
 def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
@@ -84,20 +92,22 @@ def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
         again = f"perfkit indexes ablate --bundle {folder}"
         raise Interrupted(f"stopped; what was measured so far is in {folder}: {again}") from None
     except BaseException as error:
-        keep(status="failed", message=str(error) if isinstance(error, PerfkitError) else type(error).__name__)
+        said = str(error) if isinstance(error, PerfkitError) else f"{type(error).__name__}: {error}"
+        keep(status="failed", message=homeless(said))
         raise
     return read(folder)
 
 
 def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
     """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
-    if given and not is_file(given):
-        write_atomically(folder / "indexes.sql", sql_of(given))
-        return read_set(folder / "indexes.sql")
     own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
-    if not given and own is None:
-        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected --indexes with the set to look at")
-    found = read_set(Path(given) if given else Path(str(own)))
+    path = Path(given) if given else own
+    if path is None:
+        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to look at")
+    if given and not is_file(given):
+        path = folder / "indexes.sql"
+        write_atomically(path, sql_of(given))
+    found = read_set(path)
     if not found.indexes:
         raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
     return found
@@ -141,7 +151,7 @@ def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission
         raise UsageError(f"{settings.title}: in place, indexes cannot be compared side by side; expected another 'way'")
     if asked.reads and not settings.query:
         raise UsageError(f"{settings.title}: no [[query]]; expected the queries that the indexes are for")
-    seconds = 0.15 if settings.profiles[asked.options.profile] <= 6 else 0.5
+    seconds = 0.15 if settings.profiles.get(asked.options.profile, 0) <= 6 else 0.5
     shared = settings.model_copy(update={"margin": asked.margin, "query": settings.query if asked.reads else ()})
     bare = Design(shared, folder / "sets", asked.indexes, Writes(), seconds, asked.advised)
     sets = _sets(asked)
@@ -251,9 +261,9 @@ def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
 
 def _require_room(base: Place, sets: int) -> None:
     """Refuse what would fill the disk: every set is a database, and so is what its rounds are measured on."""
-    folder = getattr(base.site, "data_dir", None)
-    if folder is None:
+    if not isinstance(base.site, Server):
         return
+    folder = base.site.data_dir
     with databases.connected(base.site, base.name) as connection:
         row = connection.execute("SELECT pg_database_size(current_database()) AS bytes").fetchone() or {"bytes": 0}
     needed, free = int(row["bytes"] * (sets + 1) * 2.5), shutil.disk_usage(folder).free
@@ -277,6 +287,5 @@ def _described(asked: Asked) -> dict[str, Any]:
             {"name": i.name, "table": i.table, "sql": i.sql(concurrently=True, if_not_exists=True), "keys": i.keys}
             for i in asked.indexes.indexes
         ],
-        "rollback": asked.indexes.rollback(),
         "claims": [claim.model_dump(mode="json") for claim in asked.settings.claim],
     }
