@@ -778,7 +778,8 @@ CREATE INDEX orders_customer ON sales.orders (customer_id);
 CREATE INDEX orders_slow ON sales.orders (slow(id)) WHERE id <= 200;
 """
 SALES_SLOW = (
-    "SELECT 1 FROM pg_stat_progress_create_index WHERE phase LIKE 'building%' AND relid = 'sales.orders'::regclass"
+    "SELECT 1 FROM pg_stat_progress_create_index "
+    "WHERE phase LIKE 'building%' AND index_relid = to_regclass('sales.orders_slow')"
 )
 SALES_INDEXES = """
     SELECT relname, indisvalid FROM pg_index JOIN pg_class ON oid = indexrelid
