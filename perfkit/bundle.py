@@ -20,9 +20,21 @@ from typing import Any
 from perfkit import nested
 from perfkit.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 _FACTS = ".facts.json"
-COLUMNS = ("item", "user", "batch", "counted", "scheduled", "started", "acquired", "done", "outcome", "detail")
+COLUMNS = (
+    "item",
+    "user",
+    "batch",
+    "counted",
+    "scheduled",
+    "started",
+    "acquired",
+    "done",
+    "outcome",
+    "detail",
+    "attempts",
+)
 FLOOR = "floor"  # stands for an arm in rounds against a target that does nothing
 
 
@@ -34,9 +46,10 @@ class Round:
     position: int  # order in which the round ran within the run
     scenario: str
     arm: str
-    columns: Mapping[str, list[Any]]  # item, user, batch, counted, scheduled, started, acquired, done, outcome, detail
-    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), wall_ms
+    columns: Mapping[str, list[Any]]  # see COLUMNS; a dropped request has the outcome `dropped` and was never started
+    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), gc_ms, wall_ms
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
+    rest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by item, see perfkit.load.samples.Rest
 
     @property
     def name(self) -> str:

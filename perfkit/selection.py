@@ -135,7 +135,7 @@ class Selection:
 
     def is_sql(self, scenario: Scenario) -> bool:
         """Whether a scenario goes to the database rather than the service."""
-        return scenario.send[0] in self.queries
+        return bool(scenario.script) or scenario.send[0] in self.queries
 
     def describe(self) -> dict[str, Any]:
         """What `run.json` says before anything ran."""
@@ -201,7 +201,7 @@ def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
     """
 
     def fit(scenario: Scenario) -> Scenario:
-        if scenario.alternate:  # each arm by what it takes itself
+        if scenario.alternate or scenario.rate or scenario.pgbench:  # each arm by what it takes itself, or by time
             return scenario
         each = sum(took_ms.get(name, 0.0) for name in scenario.send) / 1000
         alone = each * scenario.batches * max(1.0, scenario.users / host.cores())

@@ -145,6 +145,8 @@ class Limits(Model):
     """How many the last requests are."""
     breaker_grace: Annotated[int, Field(ge=0)] = 20
     """Requests that are let off first."""
+    samples: Count = 100_000
+    """Requests of a round of which every time is kept; of those beyond, a histogram to three digits."""
     lag_share: Annotated[float, Field(gt=0)] = 0.25
     """Schedule lag as a share of the median beyond which a round's client was too slow."""
     lag_ms: Annotated[float, Field(gt=0)] = 5.0

@@ -93,6 +93,10 @@ class Config(Model):
         for scenario in self.scenario:
             if 0 < len(requests & set(scenario.send)) < len(set(scenario.send)):
                 yield f"scenario '{scenario.name}': send mixes requests and queries; expected one kind"
+            if requests & set(scenario.send) and (scenario.pgbench or scenario.retries or scenario.connections):
+                yield f"scenario '{scenario.name}': engine, retries and connections; expected queries to send"
+            if scenario.search and self.thresholds.p95_ms is None:
+                yield f"scenario '{scenario.name}': search; expected thresholds.p95_ms to look for"
             if scenario.alternate and (requests & set(scenario.send) or self.sequential):
                 yield f"scenario '{scenario.name}': alternate; expected queries on arms that can take turns"
         if requests and self.service is None:

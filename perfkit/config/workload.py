@@ -96,17 +96,41 @@ class Request(Model):
         return self
 
 
+class Stage(Model):
+    """A part of a round in which arrivals go evenly from the rate before it to its own."""
+
+    rate: Annotated[float, Field(gt=0)]
+    """Arrivals per second at its end; the same as before to hold them."""
+    seconds: Seconds
+    """How long it lasts."""
+
+
+class Search(Model):
+    """Steps of a growing rate until a threshold breaks, then closer steps in between."""
+
+    most: Annotated[float, Field(gt=0)]
+    """The rate, per second, beyond which the search does not go."""
+    growth: Annotated[float, Field(gt=1, le=10)] = 1.5
+    """How many times the rate of one step that of the next is."""
+    closer: Annotated[int, Field(ge=0, le=10)] = 2
+    """Steps between the highest rate that held and the lowest that broke, each halving their distance."""
+
+
 class Scenario(Model):
-    """How load is offered in a round: `batches` times, `users` released at once, each sending `requests`."""
+    """How load is offered in a round.
+
+    Closed model: `batches` times, `users` released at once, each sending `requests`, the next one when the one
+    before is answered. Open model, with a `rate`: requests arrive whether the ones before are answered or not.
+    """
 
     name: Name
     """What it is called."""
     label: str
     """What reports say it offers: "5 users, joining one by one"."""
-    send: Annotated[tuple[Name, ...], Field(min_length=1)]
+    send: tuple[Name, ...] = ()
     """Requests, or queries, that each user sends one after the other."""
     users: Annotated[int, Field(ge=1, le=500)] = 1
-    """How many at once."""
+    """How many at once; with a `rate`, the most in flight: what arrives beyond that is dropped, and counted."""
     requests: Annotated[int, Field(ge=1, le=10_000)] = 1
     """How often each user sends all of them."""
     batches: Annotated[int, Field(ge=1, le=1_000)] = 1
@@ -116,7 +140,24 @@ class Scenario(Model):
     warm: Annotated[int, Field(ge=0, le=100)] = 0
     """Batches of one request each before what counts."""
     seconds: Seconds | None = None
-    """Queries that take long are sent less often, so that a round takes no longer than about this."""
+    """Queries that take long are sent less often, so that a round takes no longer than about this. With a `rate` or
+    pgbench, how long it lasts."""
+    rate: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """Arrivals per second: the open model."""
+    arrivals: Literal["poisson", "constant"] = "poisson"
+    """Whether arrivals are independent of each other or evenly spaced."""
+    stage: tuple[Stage, ...] = ()
+    """After the first `seconds`, further parts with rates of their own."""
+    search: Search | None = None
+    """Find the highest rate, from `rate` on, at which the thresholds hold; every step lasts `seconds`."""
+    connections: Annotated[int, Field(ge=1, le=500)] | None = None
+    """With a `rate` of queries, connections that they wait for; without it, as many as may be in flight."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 0
+    """How often a query that met a serialization failure or a deadlock is tried again; its latency includes that."""
+    engine: Literal["asyncio", "pgbench"] = "asyncio"
+    """Who sends queries: perfkit's own workers, or pgbench, whose client costs less."""
+    script: tuple[File, ...] = ()
+    """Scripts for pgbench, in place of `send`; each client runs one after the other, chosen at random."""
     arms: tuple[Name, ...] = ()
     """Only on these arms; empty: on all."""
     alternate: bool = False
@@ -124,7 +165,36 @@ class Scenario(Model):
     little that a machine's pace changes more from one second to the next."""
 
     @model_validator(mode="after")
-    def _one_at_a_time(self) -> Scenario:
-        if self.alternate and (self.users > 1 or self.batches > 1 or self.ramp):
-            raise ValueError("alternate with one user and one batch")
+    def _makes_sense(self) -> Scenario:
+        if self.alternate and (self.users > 1 or self.batches > 1 or self.ramp or self.rate or self.pgbench):
+            raise ValueError("alternate with one user and one batch, closed model")
+        if bool(self.send) == bool(self.script):
+            raise ValueError("either send or script")
+        if self.script and not self.pgbench:
+            raise ValueError("script with engine = 'pgbench'")
+        if (self.rate or self.pgbench) and not self.seconds:
+            raise ValueError("seconds, for a rate or pgbench goes on until they are over")
+        if (self.rate or self.pgbench) and (self.batches > 1 or self.ramp or self.requests > 1):
+            raise ValueError("no batches, requests or ramp with a rate or pgbench")
+        if (self.stage or self.search or self.connections) and not self.rate:
+            raise ValueError("stage, search and connections with a rate")
+        if self.search and (self.stage or self.pgbench or self.search.most <= (self.rate or 0)):
+            raise ValueError("search from a rate to a higher one, without stages, by asyncio")
+        if self.pgbench and self.stage:
+            raise ValueError("no stages by pgbench, which has one rate")
         return self
+
+    @property
+    def pgbench(self) -> bool:
+        """Whether pgbench sends its queries."""
+        return self.engine == "pgbench"
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """What its samples are called: what it sends, or its scripts."""
+        return self.send or tuple(path.stem for path in self.script)
+
+    @property
+    def lasts_s(self) -> float | None:
+        """How long arrivals last in all, in s; None in the closed model."""
+        return None if not self.rate else (self.seconds or 0.0) + sum(stage.seconds for stage in self.stage)
