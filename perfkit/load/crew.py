@@ -7,21 +7,25 @@ spread over all of them.
 from __future__ import annotations
 
 import json
+import math
 import select
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import monotonic, monotonic_ns
 from typing import Any, Self
 
 from perfkit.bundle import COLUMNS
 from perfkit.errors import LoadError, TargetRefused
 from perfkit.load.limits import Caps
-from perfkit.load.plan import Batch
+from perfkit.load.plan import Arrivals, Batch
+from perfkit.load.samples import DROPPED, merged
 from perfkit.process import MODULE, spawn, stop
 
 WATCH_S = 0.5
+SAMPLES = 100_000
+PER_WORKER = 1000  # arrivals per second that are no reason for another worker
 LEAD_NS = 3_000_000  # from the go to the release: time for every worker to be waiting
 Target = Mapping[str, Any]
 
@@ -46,8 +50,13 @@ def sql_target(
     read_only: bool = False,
     settings: Mapping[str, str] | None = None,
     limits: Caps | None = None,
+    retries: int = 0,
+    connections: int | None = None,
 ) -> Target:
-    """A PostgreSQL database, one connection for each user; behind a `pooler` nothing belongs to a session."""
+    """A PostgreSQL database, one connection for each user; behind a `pooler` nothing belongs to a session.
+
+    `retries` for statements that met a conflict; with fewer `connections` than users, these wait for one.
+    """
     session = {**(settings or {}), "statement_timeout": str(int(statement_timeout_s * 1000))}
     if read_only:
         session["default_transaction_read_only"] = "on"
@@ -56,6 +65,8 @@ def sql_target(
         "timeout_s": min(timeout_s, statement_timeout_s) if pooler else timeout_s,
         "session": {} if pooler else session,
         "prepare": not pooler,
+        "retries": retries,
+        "connections": connections or 0,
     }
     return {"kind": "sql", "options": options, "limits": limits}
 
@@ -73,6 +84,7 @@ class Load:
     columns: dict[str, list[Any]]
     health: dict[str, float]
     bodies: list[str]
+    rest: dict[str, dict[str, Any]] = field(default_factory=dict)  # requests beyond the limit, see samples.Rest
 
 
 class Crew:
@@ -100,23 +112,36 @@ class Crew:
         for worker in self._workers:
             worker.close()
 
-    def run(self, target: Target, batches: Sequence[Batch], *, keep_bodies: bool = False) -> Load:
-        """Connect, send the batches one after another, disconnect; returns all samples.
+    def run(
+        self,
+        target: Target,
+        batches: Sequence[Batch | Arrivals],
+        *,
+        keep_bodies: bool = False,
+        samples: int = SAMPLES,
+        workers: int = 0,
+    ) -> Load:
+        """Connect, send the batches one after another, disconnect; returns every time of up to `samples` requests.
 
-        Raises LoadError when a worker fails as such. A crew whose round was broken off cannot be used again.
+        All workers take part that have something to do, or at most so many `workers`. Raises LoadError when one
+        fails as such. A crew whose round was broken off cannot be used again.
         """
-        users = max(len(batch.queues) for batch in batches)
+        users = max(batch.users for batch in batches)
         limits: Caps = target["limits"] or Caps()
         left = limits.left(self._sent[limits.budget])
-        used = self._workers[: limits.workers(users)]
+        paced = [math.ceil(batch.peak / PER_WORKER) for batch in batches if isinstance(batch, Arrivals)]
+        connections = target["options"].get("connections") or users
+        used = self._workers[: min(limits.workers(users), workers or len(self), connections, *paced)]
         opens = []
         for number in range(len(used)):
-            share = asdict(left.share(number, len(used))) if target["limits"] else None
-            own = len(range(number, users, len(used)))
-            opens.append({"do": "open", "target": {**target, "limits": share}, "users": own})
+            own = dict(target)
+            own["limits"] = asdict(left.share(number, len(used))) if target["limits"] else None
+            if connections < users:
+                own["options"] = target["options"] | {"connections": len(range(number, connections, len(used)))}
+            opens.append({"do": "open", "target": own, "users": len(range(number, users, len(used)))})
         try:
             self._ask(used, opens, timeout_s=60 + (users / limits.rate if limits.rate else 0))
-            parts = [self._release(used, batch, keep_bodies) for batch in batches]
+            parts = [self._release(used, batch, keep_bodies, samples) for batch in batches]
             closed = self._ask(used, [{"do": "close"}] * len(used), timeout_s=30)
             self._sent[limits.budget] += sum(answer["sent"] for answer in closed)
         except BaseException:
@@ -124,14 +149,16 @@ class Crew:
             raise
         return _merge(batches, parts)
 
-    def _release(self, used: Sequence[_Worker], batch: Batch, keep_bodies: bool) -> list[dict[str, Any]]:
-        """Deal the users of a batch to the workers, and let all of them go at one instant."""
-        users = range(len(batch.queues))
-        hands = [{user: batch.queues[user] for user in users[index :: len(used)]} for index in range(len(used))]
+    def _release(
+        self, used: Sequence[_Worker], batch: Batch | Arrivals, keep_bodies: bool, samples: int
+    ) -> list[dict[str, Any]]:
+        """Deal a batch to the workers, and let all of them go at one instant."""
+        hands = _dealt(batch, len(used), samples)
         busy = [worker for worker, hand in zip(used, hands, strict=True) if hand]
-        self._ask(busy, [{"do": "arm", "queues": hand} for hand in hands if hand], timeout_s=30)
+        self._ask(busy, [{"do": "arm", **hand} for hand in hands if hand], timeout_s=60)
         go = {"do": "go", "at": monotonic_ns() + LEAD_NS, "keep_body": keep_bodies}
-        answers = self._ask(busy, [go] * len(busy), timeout_s=3600)
+        patience_s = 3600 + (batch.lasts_s if isinstance(batch, Arrivals) else 0)
+        answers = self._ask(busy, [go] * len(busy), timeout_s=patience_s)
         if reason := next((answer["stopped"] for answer in answers if answer.get("stopped")), ""):
             raise TargetRefused(f"{reason}; nothing more was sent")
         return answers
@@ -182,6 +209,30 @@ class _Worker:
         stop(self._process)
 
 
+def _dealt(batch: Batch | Arrivals, workers: int, samples: int) -> list[dict[str, Any] | None]:
+    """Each worker's part of a batch; None where it has none. Users are dealt like cards, arrivals by their numbers."""
+    if isinstance(batch, Batch):
+        users = range(len(batch.queues))
+        hands = [{user: batch.queues[user] for user in users[index::workers]} for index in range(workers)]
+        sizes = [sum(map(len, hand.values())) for hand in hands]
+        most = max(1, samples // workers)
+        return [
+            {"queues": hand, "samples": min(size, most)} if hand else None
+            for hand, size in zip(hands, sizes, strict=True)
+        ]
+    expected = batch.expected / workers
+    common = {
+        "messages": batch.messages,
+        "segments": batch.segments,
+        "seed": batch.seed,
+        "poisson": batch.seed is not None,
+        "samples": int(min(samples / workers, expected + 10 * math.sqrt(expected) + 10)),
+        "parts": workers,
+    }
+    shares = [len(range(index, batch.users, workers)) for index in range(workers)]
+    return [{**common, "part": index, "in_flight": share} for index, share in enumerate(shares)]
+
+
 def part(load: Load, counted: Sequence[bool | None]) -> Load:
     """Those samples of a load for which `counted` says whether they count; None leaves one out."""
     kept = [index for index, own in enumerate(counted) if own is not None]
@@ -198,16 +249,17 @@ def joined(loads: Sequence[Load]) -> Load:
             columns[name] += [value + first for value in values] if name == "batch" else values
     health = {name: max(load.health[name] for load in loads) for name in loads[0].health}
     health["wall_ms"] = sum(load.health["wall_ms"] for load in loads)
-    return Load(columns, health, [body for load in loads for body in load.bodies])
+    rest = merged(load.rest for load in loads)
+    return Load(columns, health, [body for load in loads for body in load.bodies], rest)
 
 
-def _merge(batches: Sequence[Batch], parts: Sequence[list[dict[str, Any]]]) -> Load:
+def _merge(batches: Sequence[Batch | Arrivals], parts: Sequence[list[dict[str, Any]]]) -> Load:
     """Put the workers' columns together; only requests begun at full concurrency count under a ramp."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     bodies: list[str] = []
     for number, (batch, answers) in enumerate(zip(batches, parts, strict=True)):
-        own = [answer["columns"] for answer in answers if answer["columns"]]
-        full_until = _full_until(own) if batch.full_only else None
+        own = [answer["columns"] for answer in answers if answer["columns"]["item"]]
+        full_until = _full_until(own) if isinstance(batch, Batch) and batch.full_only else None
         for part in own:
             size = len(part["item"])
             columns["batch"] += [number] * size
@@ -218,7 +270,8 @@ def _merge(batches: Sequence[Batch], parts: Sequence[list[dict[str, Any]]]) -> L
                 if name in part:
                     columns[name] += part[name]
             bodies += part.get("body", [])
-    return Load(columns, _health(columns, parts), bodies)
+    rest = merged(a["rest"] for b, answers in zip(batches, parts, strict=True) if b.counted for a in answers)
+    return Load(columns, _health(columns, parts), bodies, rest)
 
 
 def _full_until(parts: Sequence[Mapping[str, list[Any]]]) -> int:
@@ -231,8 +284,9 @@ def _full_until(parts: Sequence[Mapping[str, list[Any]]]) -> int:
 
 
 def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any]]]) -> dict[str, float]:
-    """What the client itself cost: schedule lag in ms, and the busiest worker's share of a core."""
-    lags = sorted(s - d for s, d in zip(columns["started"], columns["scheduled"], strict=True))
+    """What the client itself cost: schedule lag and collecting garbage in ms, the busiest worker's share of a core."""
+    rows = zip(columns["started"], columns["scheduled"], columns["outcome"], strict=True)
+    lags = sorted(started - due for started, due, outcome in rows if outcome != DROPPED) or [0]
     by_worker: dict[int, list[int]] = {}
     for answers in parts:
         for index, answer in enumerate(answers):
@@ -242,6 +296,7 @@ def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any
     return {
         "lag_p50_ms": lags[len(lags) // 2] / 1e6,
         "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
+        "gc_ms": max(answer["health"]["gc_ns"] for answers in parts for answer in answers) / 1e6,
         "worker_cpu": max(cpu / max(wall, 1) for cpu, wall in by_worker.values()),
         "wall_ms": sum(max(a["health"]["wall_ns"] for a in answers) for answers in parts) / 1e6,
     }

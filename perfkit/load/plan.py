@@ -1,7 +1,8 @@
 """What is sent in a round, decided before it starts: the same requests in every arm.
 
-Pure. A round is a sequence of batches; a batch releases its users at one instant, and each user sends its
-own requests one after the other (closed model). The next batch starts when the last one is complete.
+Pure. A round is a sequence of batches. In the closed model a batch releases its users at one instant, and each
+user sends its own requests one after the other; in the open model requests arrive at instants of their own. The
+next batch starts when the last one is complete.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 from urllib.parse import quote
 
 from perfkit.config import Request, Scenario
 from perfkit.errors import UsageError
+from perfkit.load.arrivals import Segment
 
 Row = Mapping[str, Any]
 Message = dict[str, Any]  # one request as the workers take it
+MESSAGES = 2000  # of each kind that a round in the open model goes round in
 LEAST = 2  # requests of an arm's round where arms take turns
 ALIKE = 4.0  # times as long as the fastest arm
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
@@ -35,6 +38,40 @@ class Batch:
     queues: tuple[tuple[Message, ...], ...]
     counted: bool = True
     full_only: bool = False
+
+    @property
+    def users(self) -> int:
+        """Connections that it needs."""
+        return len(self.queues)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Requests of the open model: the messages in turn, at instants that segments and seed decide.
+
+    Of `users` requests at most in flight; what arrives beyond that is dropped.
+    """
+
+    messages: tuple[Message, ...]
+    segments: tuple[Segment, ...]
+    users: int
+    seed: str | None  # of a Poisson process; None: evenly spaced
+    counted: bool = True
+
+    @property
+    def lasts_s(self) -> float:
+        """How long requests arrive, in s."""
+        return sum(seconds for *_, seconds in self.segments)
+
+    @property
+    def expected(self) -> float:
+        """How many requests arrive, on average."""
+        return sum((first + last) / 2 * seconds for first, last, seconds in self.segments)
+
+    @property
+    def peak(self) -> float:
+        """The highest rate, per second."""
+        return max(max(first, last) for first, last, _ in self.segments)
 
 
 class Draw:
@@ -63,19 +100,35 @@ class Draw:
             yield from order
 
 
-def batches(scenario: Scenario, message: Callable[[str], Message]) -> list[Batch]:
-    """The batches of one round. `message(name)` makes the next request or query of that name."""
+def batches(scenario: Scenario, message: Callable[[str], Message], seed: str = "") -> list[Batch | Arrivals]:
+    """The batches of one round. `message(name)` makes the next request or query of that name.
+
+    The seed decides when requests of the open model arrive.
+    """
 
     def queue(length: int) -> tuple[Message, ...]:
         return tuple(message(name) for _ in range(length) for name in scenario.send)
 
     sizes = range(1, scenario.users) if scenario.ramp else [scenario.users] * scenario.warm
-    lead = [Batch(tuple(queue(1) for _ in range(users)), counted=False) for users in sizes]
+    lead: list[Batch | Arrivals] = [Batch(tuple(queue(1) for _ in range(users)), counted=False) for users in sizes]
+    if scenario.rate:
+        return [*lead, arriving(scenario, message, seed)]
     full = [
         Batch(tuple(queue(scenario.requests) for _ in range(scenario.users)), full_only=scenario.ramp)
         for _ in range(scenario.batches)
     ]
     return lead + full
+
+
+def arriving(scenario: Scenario, message: Callable[[str], Message], seed: str, rate: float | None = None) -> Arrivals:
+    """The arrivals of one round, or of one step of a search at its `rate`."""
+    segments, last = [], rate or scenario.rate or 0.0
+    for own, seconds in [(last, scenario.seconds or 0.0), *((stage.rate, stage.seconds) for stage in scenario.stage)]:
+        segments.append((last, own, seconds))
+        last = own
+    found = Arrivals((), tuple(segments), scenario.users, seed if scenario.arrivals == "poisson" else None)
+    count = max(1, min(MESSAGES, math.ceil(found.expected / len(scenario.send))))
+    return replace(found, messages=tuple(message(name) for _ in range(count) for name in scenario.send))
 
 
 def turns(scenario: Scenario, took_ms: Mapping[str, float], draw: Random) -> list[tuple[str, int]]:

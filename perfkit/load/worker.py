@@ -2,8 +2,8 @@
 
 One JSON object a line each way. `open` connects, `arm` takes a batch, `go` releases it at an absolute
 instant of the monotonic clock that all workers share, `close` disconnects; end of input ends the worker.
-Nothing is printed, logged or collected while a batch runs: what is there at the start is frozen, and garbage
-is collected on `close` only.
+Nothing is printed or logged while a batch runs. Garbage is collected on `close`, and of a long batch twice a
+minute, which is measured: what is there at the start is frozen.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ import gc
 import json
 import logging
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import monotonic_ns, process_time_ns
 from typing import Any
 
+from perfkit.load.answer import Answer
+from perfkit.load.arrivals import instants
+from perfkit.load.clock import Clock
 from perfkit.load.limits import Caps, Gate
-from perfkit.load.senders import Answer, Sender, make
+from perfkit.load.samples import DROPPED
+from perfkit.load.senders import Sender, make
+from perfkit.load.tape import Tape
 from perfkit.postgres.lifetime import run
 
-SPIN_NS = 2_000_000  # the event loop's timers are no finer than a millisecond: sleep, then spin
-COLUMNS = ("item", "user", "scheduled", "started", "acquired", "done", "outcome", "detail", "body")
+SWEEP_S = 30.0
 
 
 class Worker:
@@ -29,10 +35,11 @@ class Worker:
 
     def __init__(self) -> None:
         self._sender: Sender | None = None
-        self._queues: dict[str, list[dict[str, Any]]] = {}
+        self._batch: dict[str, Any] = {}
         self._gate: Gate | None = None
         self._gates: dict[str, Gate] = {}  # by budget: a run's bounds outlive its rounds
         self._slots: asyncio.Semaphore | None = None
+        self._in_flight = 0
 
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return the answer to the parent."""
@@ -45,8 +52,8 @@ class Worker:
                     self._sender.check(warm)
                     await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))
             case "arm":
-                self._queues = command["queues"]
-                for queue in self._queues.values():
+                self._batch = command
+                for queue in [command["messages"]] if "messages" in command else command["queues"].values():
                     for message in queue:
                         self._sender.check(message)  # type: ignore[union-attr]
             case "go":
@@ -69,26 +76,32 @@ class Worker:
             self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight > 0 else None
 
     async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
-        """Release every user at the instant `at`; returns columns with times in ns from it."""
-        release = asyncio.Event()
-        samples: list[tuple[Any, ...]] = []
-        queues = self._queues.items()
-        users = [asyncio.create_task(self._user(int(user), queue, at, release, samples)) for user, queue in queues]
-        await asyncio.sleep(max(0, at - monotonic_ns() - SPIN_NS) / 1e9)
-        while monotonic_ns() < at:
-            pass
+        """Release the batch at the instant `at`; returns columns with times in ns from it."""
+        tape, clock = Tape(self._batch["samples"], at, keep_body=keep_body), Clock()
+        try:
+            async with _sweeping() as sweep:
+                if "queues" in self._batch:
+                    cpu = await self._closed(at, tape, clock)
+                else:
+                    cpu = await self._open(at, tape, clock)
+        finally:
+            clock.close()
+        health = {"cpu_ns": cpu, "wall_ns": monotonic_ns() - at, "gc_ns": sweep["ns"]}
+        rest = {item: own.as_dict() for item, own in tape.rest.items()}
+        stopped = self._gate.reason if self._gate else ""
+        return {"columns": tape.columns(), "rest": rest, "health": health, "stopped": stopped}
+
+    async def _closed(self, at: int, tape: Tape, clock: Clock) -> int:
+        """Every user at one instant; returns the CPU time in ns."""
+        release, queues = asyncio.Event(), self._batch["queues"].items()
+        users = [asyncio.create_task(self._user(int(user), queue, at, release, tape)) for user, queue in queues]
+        await clock.until(at)
         cpu = process_time_ns()
         release.set()
         await asyncio.gather(*users)
-        health = {"cpu_ns": process_time_ns() - cpu, "wall_ns": monotonic_ns() - at}
-        columns = dict(zip(COLUMNS, map(list, zip(*samples, strict=True)), strict=True)) if samples else {}
-        if not keep_body:
-            columns.pop("body", None)
-        return {"columns": columns, "health": health, "stopped": self._gate.reason if self._gate else ""}
+        return process_time_ns() - cpu
 
-    async def _user(
-        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, samples: list[Any]
-    ) -> None:
+    async def _user(self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, tape: Tape) -> None:
         """Send a user's requests one after the other; each is due when the one before it is done."""
         await release.wait()
         scheduled = at
@@ -96,10 +109,43 @@ class Worker:
             sent = await self._send(message, scheduled)
             if sent is None:
                 return
-            scheduled, started, answer = sent
-            stamps = (scheduled - at, started - at, answer.acquired - at, answer.done - at)
-            samples.append((message["item"], user, *stamps, answer.outcome, answer.detail, answer.body))
-            scheduled = answer.done
+            tape.add(message["item"], user, *sent)
+            scheduled = sent[2].done
+
+    async def _open(self, at: int, tape: Tape, clock: Clock) -> int:
+        """Requests at their instants, whether the ones before are answered or not; returns the CPU time in ns.
+
+        One that arrives when as many as may be are in flight is dropped. This worker's are those whose number
+        among all has its remainder.
+        """
+        batch, messages = self._batch, self._batch["messages"]
+        running: set[asyncio.Task[None]] = set()
+        await clock.until(at)
+        cpu, spun = process_time_ns(), clock.spun_ns
+        for number, due in enumerate(instants(batch["segments"], batch["seed"] if batch["poisson"] else None)):
+            if number % batch["parts"] != batch["part"]:
+                continue
+            await clock.until(at + due)
+            if self._gate and self._gate.reason:
+                break
+            message = messages[number % len(messages)]
+            if self._in_flight >= batch["in_flight"]:
+                tape.add(message["item"], number, at + due, at + due, Answer(at + due, at + due, DROPPED, attempts=0))
+                continue
+            self._in_flight += 1
+            task = asyncio.create_task(self._arrival(message, number, at + due, tape))
+            await asyncio.sleep(0)  # it is sent now; what follows can wait
+            running.add(task)
+            task.add_done_callback(running.discard)
+        await asyncio.gather(*running)
+        return process_time_ns() - cpu - (clock.spun_ns - spun)
+
+    async def _arrival(self, message: dict[str, Any], number: int, due: int, tape: Tape) -> None:
+        try:
+            if sent := await self._send(message, due):
+                tape.add(message["item"], number, *sent)
+        finally:
+            self._in_flight -= 1
 
     async def _send(self, message: dict[str, Any], scheduled: int) -> tuple[int, int, Answer] | None:
         """One request within the bounds: when it was due, when it was sent, the answer. None: it may not be sent."""
@@ -129,6 +175,25 @@ class Worker:
                 self._slots.release()
             return None
         return scheduled + max(0, monotonic_ns() - began)
+
+
+@asynccontextmanager
+async def _sweeping() -> AsyncIterator[dict[str, int]]:
+    """Young garbage is collected now and then while the body lasts; `ns` is what that took."""
+    took = {"ns": 0}
+
+    async def sweep() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            began = monotonic_ns()
+            gc.collect(1)
+            took["ns"] += monotonic_ns() - began
+
+    task = asyncio.create_task(sweep())
+    try:
+        yield took
+    finally:
+        task.cancel()
 
 
 async def serve() -> None:
