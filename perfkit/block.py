@@ -13,12 +13,13 @@ from typing import Any
 
 from perfkit.arms.stage import Stage
 from perfkit.bundle import FLOOR, Bundle, Round
-from perfkit.config import Arm, Scenario
+from perfkit.config import Arm, Scenario, Search
 from perfkit.errors import LoadError
 from perfkit.guards.audit import Audit
 from perfkit.load.crew import Crew, Load, Target, alternating_target, http_target, joined, part, sql_target
 from perfkit.load.limits import Caps
 from perfkit.load.plan import Batch, Draw, Message, batches, http_message, turns
+from perfkit.load.search import Step, following, judged, limited, stepped
 from perfkit.postgres import databases
 from perfkit.selection import Selection
 
@@ -162,7 +163,7 @@ class Block:
             if self._chosen.is_sql(scenario):
                 load = self._query_round(scenario, arm, usage)
             else:
-                load = self._load(scenario, name, self._http(arm))
+                load = self._load(scenario, arm, self._http(arm))
             self._ground.stage.require_alive()
         except LoadError as error:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
@@ -171,7 +172,8 @@ class Block:
                 self._note(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
-        bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health, usage))
+        health, rest = load.health, load.rest
+        bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health, usage, rest))
         self._done += 1
 
     def _alternating(self, scenario: Scenario, arms: Sequence[Arm | None], bundle: Bundle) -> None:
@@ -202,15 +204,21 @@ class Block:
             self._done += 1
 
     def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
-        """One query after the other, so that every scan the server counts has its query (in `usage`)."""
+        """In the closed model one query after the other, so that every scan the server counts has its query.
+
+        That is in `usage`, as it is where a round has but one query.
+        """
+        closed = not (scenario.rate or scenario.pgbench)
+        parts = [scenario.model_copy(update={"send": (item,)}) for item in scenario.send] if closed else [scenario]
         loads = []
-        for item in scenario.send:
-            single = scenario.model_copy(update={"send": (item,)})
+        for one in parts:
             before = self._scans(arm) if arm else {}
-            loads.append(self._load(single, arm.name if arm else FLOOR, self._sql(arm)))
+            loads.append(self._load(one, arm, self._sql(arm, one)))
             if arm and self._ground.stage.private:
-                usage[item] = _minus(self._scans(arm), before)
-                self._sql_scans[arm.name].update(usage[item])
+                scans = _minus(self._scans(arm), before)
+                self._sql_scans[arm.name].update(scans)
+                if len(one.send) == 1:
+                    usage[one.send[0]] = scans
         return joined(loads)
 
     def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
@@ -220,8 +228,26 @@ class Block:
         sent = len(load.columns["item"]) if load else None
         self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
 
-    def _load(self, scenario: Scenario, name: str, target: Target) -> Load:
-        return self._ground.crew.run(target, batches(scenario, lambda item: self._message(name, item)))
+    def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
+        name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
+        seed = f"{self._chosen.options.seed}/{self._number}/{scenario.name}"  # the same arrivals in every arm
+        if scenario.search and arm:
+            return self._searched(scenario, scenario.search, name, target, seed)
+        whole = batches(scenario, lambda item: self._message(name, item), seed)
+        return self._ground.crew.run(target, whole, samples=limits.samples)
+
+    def _searched(self, scenario: Scenario, search: Search, name: str, target: Target, seed: str) -> Load:
+        """Steps of the open model towards the highest rate that holds; only the samples of that step count."""
+        steps: list[Step] = []
+        loads: list[Load] = []
+        assert scenario.rate
+        while rate := following(search, scenario.rate, steps):
+            self._say(f"{scenario.name} on {name}, {rate:,.0f}/s")
+            paced = scenario.model_copy(update={"rate": rate})
+            whole = batches(paced, lambda item: self._message(name, item), f"{seed}/{rate:.3f}")
+            loads.append(self._ground.crew.run(target, whole, samples=self._chosen.config.limits.samples))
+            steps.append(judged(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
+        return stepped(loads, steps, limited(search, steps))
 
     def _count(self, arm: str, load: Load) -> None:
         """Requests that were answered as expected: each of them ran its statements."""
@@ -240,7 +266,7 @@ class Block:
             return {"item": item, "sql": FLOOR_SQL, "params": None}
         return {"item": item, "sql": chosen.text(arm, item), "params": parameters}
 
-    def _sql(self, arm: Arm | None) -> Target:
+    def _sql(self, arm: Arm | None, scenario: Scenario | None = None) -> Target:
         limits, name = self._chosen.config.limits, (arm or self._chosen.config.baseline()).name
         place = self._ground.stage.place(arm or self._chosen.config.baseline())
         assert place
@@ -252,6 +278,8 @@ class Block:
             read_only="writes" not in place.site.permissions,
             settings=place.settings,
             limits=self._ground.caps.get(name),
+            retries=scenario.retries if scenario else 0,
+            connections=scenario.connections if scenario else None,
         )
 
     def _http(self, arm: Arm | None) -> Target:

@@ -31,7 +31,8 @@ from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
-from perfkit.load.crew import Crew, http_target
+from perfkit.load.calibration import Trial, calibrate, fewest
+from perfkit.load.crew import Crew, http_target, sql_target
 from perfkit.load.plan import Draw
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
@@ -39,6 +40,9 @@ from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
 from perfkit.text import homeless
+
+WORKERS = 16  # at most
+NULL = {"item": "null", "method": "GET", "path": "/", "json": None, "expect": [200]}
 
 
 def measure(
@@ -105,9 +109,9 @@ class Experiment:
             stage.config = chosen.config
             rows = self._set_up(stage, bundle)
             with clock.timed("workers"):
-                crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
+                crew = stack.enter_context(Crew(self._most_workers(), stage.require_alive))
                 null = stack.enter_context(_null_service()) if chosen.config.service else ""
-            bundle.update(workers=len(crew), arms={}, checks={})
+            bundle.update(arms={}, checks={})
             limits = caps(chosen.config, self._targets)
             ground = Ground(chosen, stage, crew, null, rows, {}, limits, audit, clock, self._progress)
             first = 0
@@ -118,6 +122,7 @@ class Experiment:
                     if first == 0:  # the plans of `before` tell how long a query takes
                         took = self._took(arms, bundle)
                         ground = replace(ground, chosen=self._fitted(took, bundle), took=took)
+                        self._calibrate(ground, bundle)
                     for number in range(chosen.blocks):
                         first = Block(ground, number, arms, first).run(bundle)
                         bundle.update(timings=dict(clock.seconds))
@@ -141,6 +146,27 @@ class Experiment:
                         stage.prepare(arm)
                     found |= self._checks(ground, arms)
             return found
+
+    def _most_workers(self) -> int:
+        """As many as could help: beyond two a core they only take turns."""
+        users = max((scenario.users for scenario in self._chosen.scenarios), default=1)
+        return min(2 * host.cores(), users, WORKERS)
+
+    def _calibrate(self, ground: Ground, bundle: Bundle) -> None:
+        """Go on with the workers that this machine is fastest with; the trials are kept in the bundle."""
+        crew, stage, chosen = ground.crew, ground.stage, self._chosen
+        trials: tuple[Trial, ...] = ()
+        with self._clock.timed("workers"):
+            users = max(scenario.users for scenario in chosen.scenarios)
+            if len(crew) > 1 and ground.null:
+                trials = calibrate(crew, http_target(ground.null, chosen.config.limits.request_timeout_s), NULL, users)
+            elif len(crew) > 1 and stage.private:
+                place, _ = stage.prepare(chosen.config.baseline())
+                assert place
+                target = sql_target(place.site.conninfo(place.name), 10, 10)
+                trials = calibrate(crew, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
+            crew.keep(fewest(trials) if trials else host.cores())
+        bundle.update(workers=len(crew), calibration=[asdict(trial) for trial in trials])
 
     def _set_up(self, stage: Stage, bundle: Bundle) -> Rows:
         """The base database and the parameter rows."""

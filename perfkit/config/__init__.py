@@ -8,7 +8,7 @@ from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.load import BOOKING, load
 from perfkit.config.model import Config
 from perfkit.config.targets import COPIES, Database, Service
-from perfkit.config.workload import Column, Generator, Query, Request, Scenario
+from perfkit.config.workload import Column, Generator, Query, Request, Scenario, Search, Stage
 
 __all__ = [
     "BOOKING",
@@ -25,7 +25,9 @@ __all__ = [
     "Query",
     "Request",
     "Scenario",
+    "Search",
     "Service",
+    "Stage",
     "Step",
     "Thresholds",
     "load",

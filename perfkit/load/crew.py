@@ -107,6 +107,12 @@ class Crew:
     def __len__(self) -> int:
         return len(self._workers)
 
+    def keep(self, size: int) -> None:
+        """Go on with so many workers, and end the others."""
+        for worker in self._workers[size:]:
+            worker.close()
+        del self._workers[size:]
+
     def close(self) -> None:
         """End every worker, whatever it is doing."""
         for worker in self._workers:
@@ -240,11 +246,11 @@ def part(load: Load, counted: Sequence[bool | None]) -> Load:
     return replace(load, columns={**columns, "counted": [bool(counted[index]) for index in kept]}, bodies=[])
 
 
-def joined(loads: Sequence[Load]) -> Load:
-    """Several loads as one: batches numbered on, the worst health."""
+def joined(loads: Sequence[Load], *, numbered: bool = True) -> Load:
+    """Several loads as one: the worst health; batches numbered on, unless they have their numbers."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for load in loads:
-        first = max(columns["batch"], default=-1) + 1
+        first = max(columns["batch"], default=-1) + 1 if numbered else 0
         for name, values in load.columns.items():
             columns[name] += [value + first for value in values] if name == "batch" else values
     health = {name: max(load.health[name] for load in loads) for name in loads[0].health}

@@ -1,0 +1,102 @@
+"""The search for the highest rate that a target stands."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit import config
+from perfkit.config import Search
+from perfkit.experiment import measure
+from perfkit.load.calibration import Trial, fewest
+from perfkit.load.search import Step, best, following, limited
+from perfkit.selection import Options, alone
+
+searches = st.builds(
+    lambda most, growth, closer: Search(most=most, growth=growth, closer=closer),
+    st.floats(20, 1e5),
+    st.floats(1.1, 10),
+    st.integers(0, 5),
+)
+
+
+def searched(search: Search, first: float, capacity: float) -> list[Step]:
+    """All steps against a target whose thresholds hold up to a capacity."""
+    steps: list[Step] = []
+    while rate := following(search, first, steps):
+        steps.append(Step(rate, rate <= capacity))
+        assert len(steps) < 200
+    return steps
+
+
+class TestSteps:
+    @given(searches, st.floats(1, 10), st.floats(1, 2e5))
+    def test_end_and_enclose_the_capacity(self, search, first, capacity):
+        steps = searched(search, first, capacity)
+        found = best(steps)
+        broke = [step.rate for step in steps if not step.held]
+        assert found <= capacity and all(rate > capacity for rate in broke)
+        assert all(rate <= search.most for rate in (step.rate for step in steps))
+        if capacity >= search.most:
+            assert found == search.most and limited(search, steps)
+        elif steps[0].held:
+            assert min(broke) / found <= search.growth ** (2.0**-search.closer) * (1 + 1e-9)
+            assert not limited(search, steps)
+
+    def test_go_down_where_even_the_first_breaks(self):
+        search = Search(most=100, growth=2, closer=3)
+        assert [step.rate for step in searched(search, 40, 15)] == [40, 20, 10, pytest.approx(200**0.5)]
+
+    def test_that_none_held_find_nothing(self):
+        assert best([Step(10, False), Step(5, False)]) == 0
+
+    def test_that_the_client_could_not_take_are_not_the_targets_limit(self):
+        search = Search(most=100, growth=2)
+        assert limited(search, [Step(10, True), Step(20, False, healthy=False)])
+        assert not limited(search, [Step(10, True), Step(20, False), Step(40, False, healthy=False)])
+
+
+def test_a_target_of_known_capacity_is_found(tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two connections that each take 20 ms for a query stand a hundred a second."""
+    monkeypatch.setenv("PERFKIT_HOME", str(server_home))
+    (tmp_path / "nap.sql").write_text("SELECT pg_sleep(0.02)")
+    (tmp_path / "schema.sql").write_text("SELECT 1")
+    (tmp_path / "perfkit.toml").write_text("""
+title = "Naps"
+[database]
+prepare = ["schema.sql"]
+[[query]]
+name = "nap"
+file = "nap.sql"
+[[scenario]]
+name = "most"
+label = "as many as hold"
+send = ["nap"]
+rate = 20
+seconds = 1.5
+users = 40
+connections = 2
+arrivals = "constant"
+search = { most = 1000, growth = 2, closer = 2 }
+[[arm]]
+name = "only"
+role = "before"
+[thresholds]
+p95_ms = 100
+""")
+    chosen = alone(config.load(tmp_path / "perfkit.toml"), Options(profile="quick", blocks=1))
+    bundle = measure(chosen, tmp_path / "run")
+    found = next(round_ for round_ in bundle.rounds() if round_.arm == "only")
+    assert 55 < found.health["rate"] <= 100
+    assert found.health["limited"] == 0
+    columns = found.columns
+    counted = {number for number, own in zip(columns["batch"], columns["counted"], strict=True) if own}
+    assert len(counted) == 1 and max(columns["batch"]) >= 3
+    assert "dropped" in columns["outcome"] or max(columns["done"]) > 1.6e9  # a step beyond it was tried
+
+
+def test_as_few_workers_are_used_as_are_nearly_as_fast_as_any():
+    assert fewest([Trial(1, 2.0), Trial(2, 1.95), Trial(4, 1.9)]) == 1
+    assert fewest([Trial(1, 4.0), Trial(2, 2.1), Trial(4, 2.0)]) == 2
+    assert fewest([Trial(1, 4.0), Trial(2, 3.0), Trial(4, 2.0)]) == 4
