@@ -18,8 +18,13 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@$(BIN)/pytest
 
-bench: $(STAMP)
-	@$(BIN)/python -m benchmarks
+bench: $(STAMP) .venv-bench/.installed
+	@$(BIN)/python -m benchmarks $(NAME)
+
+.venv-bench/.installed: benchmarks/requirements.lock
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.lock
+	@touch $@
 
 lab: $(STAMP)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

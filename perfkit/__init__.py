@@ -7,7 +7,7 @@ keep or to make, `perfkit.connect` and `perfkit.plans` explain.
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ablate", "advise", "compare", "connect", "plans", "run"]
+__all__ = ["ablate", "advise", "compare", "connect", "measure", "plans", "run"]
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -16,10 +16,11 @@ from perfkit.errors import BundleError, PerfkitError, UsageError
 from perfkit.report.run import Run
 
 if TYPE_CHECKING:
-    from perfkit.comparison import Text
+    from perfkit.comparison import Comparison, Text
     from perfkit.indexes.advise import Advice
     from perfkit.query import Explained, Session
     from perfkit.report.lab import IndexLab
+    from perfkit.report.load_run import LoadRun
     from perfkit.selection import Selection
     from perfkit.targets import Targets
 
@@ -61,7 +62,7 @@ def run(
     )
     chosen = Selection(configuration.load(Path(config) if config else None), options)
     targets = _admitted(chosen, confirm, production, ask)
-    return _with_lab(_measured(chosen, targets, new_folder(reports, profile)), lab)
+    return _with_lab(Run(_measured(chosen, targets, new_folder(reports, profile))), lab)
 
 
 def compare(
@@ -109,22 +110,90 @@ def compare(
         tls,
         pooler,
     )
-    folder = new_folder(reports, "compare")
-    try:
-        path = wanted.write(folder)
-        chosen = Selection(configuration.load(path), Options(profile, seed=seed, config=str(path)))
-        targets = _admitted(chosen, confirm, production, ask)
-    except BaseException as error:
-        shutil.rmtree(folder)  # nothing was measured
-        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
-            raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        raise
-    try:
-        return _measured(chosen, targets, folder)
-    except PerfkitError:
-        if not (folder / "audit.jsonl").exists():  # nothing was done to the database: nothing to keep
-            shutil.rmtree(folder)
-        raise
+
+    def chosen(path: Path) -> Selection:
+        return Selection(configuration.load(path), Options(profile, seed=seed, config=str(path)))
+
+    return Run(_of_database(wanted, chosen, new_folder(reports, "compare"), confirm, production, ask))
+
+
+def measure(
+    profile: str = "standard",
+    blocks: int = 0,
+    scale: str = "",
+    seed: int = 1,
+    rtt_ms: float = 0.0,
+    connect_rtts: int = 6,
+    postgres: int = 0,
+    config: str | Path = "",
+    arm: str = "",
+    scenarios: Names = (),
+    p95_ms: float = 0.0,
+    error_rate: float = -1.0,
+    db: str = "",
+    query: Text | Sequence[Text] = (),
+    parameters: Text | None = None,
+    way: str = "whole",
+    rate: float = 0.0,
+    users: int = 10,
+    seconds: float = 10.0,
+    tls: bool = True,
+    bundle: str | Path = "",
+    reports: str | Path = "",
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> LoadRun:
+    """Measure one arm under load, compared with nothing, into a new bundle; or open the one given.
+
+    The arm is the last `after` arm unless another is named: what would be deployed. `blocks`, down to 1, is in place
+    of the profile's. `p95_ms` above 0 and `error_rate` from 0 replace the configuration's thresholds. With `db` it
+    is `query` on a database of yours, as for `compare`: on one connection and on `users`, or with a `rate` arriving
+    so often a second for `seconds`, at most `users` in flight. Raises PerfkitError as `run` does.
+    """
+    from perfkit.report.load_run import LoadRun
+
+    if bundle:
+        return LoadRun(Bundle.open(Path(bundle)))
+    from perfkit.comparison import Comparison
+    from perfkit.selection import Options, alone
+
+    def chosen(path: Path | None) -> Selection:
+        options = Options(
+            profile,
+            scale,
+            seed,
+            rtt_ms,
+            connect_rtts,
+            postgres,
+            _names(arm),
+            _names(scenarios),
+            str(path or ""),
+            blocks,
+            p95_ms=p95_ms or None,
+            error_rate=None if error_rate < 0 else error_rate,
+        )
+        return alone(configuration.load(path), options)
+
+    if db:
+        wanted = Comparison(
+            db,
+            _texts(query),
+            parameters=parameters,
+            way=way,
+            users=users,
+            p95_ms=p95_ms or None,
+            tls=tls,
+            bare=True,
+            rate=rate,
+            seconds=seconds,
+        )
+        return LoadRun(_of_database(wanted, chosen, new_folder(reports, "load"), confirm, production, ask))
+    if query or rate:
+        raise UsageError("query and rate are for a database of yours; expected db with them, or a config alone")
+    found = chosen(Path(config) if config else None)
+    targets = _admitted(found, confirm, production, ask)
+    return LoadRun(_measured(found, targets, new_folder(reports, "load")))
 
 
 def ablate(
@@ -300,11 +369,36 @@ def _with_lab(found: Run, lab: str | Path) -> Run:
     return found
 
 
-def _measured(chosen: Selection, targets: Targets, folder: Path) -> Run:
+def _of_database(
+    wanted: Comparison,
+    choose: Callable[[Path], Selection],
+    folder: Path,
+    confirm: Names,
+    production: Names,
+    ask: Callable[[str], str] | None,
+) -> Bundle:
+    """Measure what was given in one line; its configuration goes into the run's folder. Raises PerfkitError."""
+    try:
+        chosen = choose(wanted.write(folder))
+        targets = _admitted(chosen, confirm, production, ask)
+    except BaseException as error:
+        shutil.rmtree(folder)  # nothing was measured
+        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
+        raise
+    try:
+        return _measured(chosen, targets, folder)
+    except PerfkitError:
+        if not (folder / "audit.jsonl").exists():  # nothing was done to the database: nothing to keep
+            shutil.rmtree(folder)
+        raise
+
+
+def _measured(chosen: Selection, targets: Targets, folder: Path) -> Bundle:
     from perfkit.experiment import measure
 
     with progress() as say:
-        return Run(measure(chosen, folder, say, targets))
+        return measure(chosen, folder, say, targets)
 
 
 def new_folder(reports: str | Path, profile: str) -> Path:

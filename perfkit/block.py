@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -16,17 +17,21 @@ from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.config import Arm, Scenario, Search
 from perfkit.errors import LoadError
 from perfkit.guards.audit import Audit
+from perfkit.load import pgbench
 from perfkit.load.crew import Crew, Load, Target, alternating_target, http_target, joined, part, sql_target
 from perfkit.load.limits import Caps
+from perfkit.load.pgbench_scripts import Query
 from perfkit.load.plan import Batch, Draw, Message, batches, http_message, turns
 from perfkit.load.search import Step, following, judged, limited, stepped
-from perfkit.postgres import databases
+from perfkit.postgres import databases, embedded
 from perfkit.selection import Selection
+from perfkit.surroundings import Surroundings, between
 
 Progress = Callable[[str], None]
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 WARM_USERS = 5
 FLOOR_SQL = "SELECT 1"
+PGBENCH_ROWS = 1000  # of a query's parameters that pgbench goes round in
 PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a block spends its time on
 
 
@@ -80,6 +85,7 @@ class Block:
         self._answered: dict[str, Counter[str]] = {name: Counter() for name in names}
         self._failures: Counter[str] = Counter()
         self._sql_scans: dict[str, Counter[str]] = {name: Counter() for name in names}
+        self._around = Surroundings()
 
     def run(self, bundle: Bundle) -> int:
         """Every round on a fresh state; each goes to the bundle, then the block's record. The rounds so far."""
@@ -94,7 +100,7 @@ class Block:
             begin = {arm.name: self._scans(arm) for arm in arms}
         with clock.timed("warm-up"):
             self._warm_up()
-        with clock.timed("load"):
+        with clock.timed("load"), self._around:
             for scenario in self._chosen.scenarios:
                 own = [arm for arm in arms if not scenario.arms or arm.name in scenario.arms]
                 floor = [None] if self._chosen.config.baseline() in own else []
@@ -158,6 +164,7 @@ class Block:
         self._say(f"{scenario.name} on {name}")
         usage: dict[str, dict[str, int]] = {}
         target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
+        before = self._beside(scenario, arm)
         start, load = perf_counter(), None
         try:
             if self._chosen.is_sql(scenario):
@@ -172,7 +179,7 @@ class Block:
                 self._note(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
-        health, rest = load.health, load.rest
+        health, rest = {**load.health, **between(before, self._beside(scenario, arm))}, load.rest
         bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health, usage, rest))
         self._done += 1
 
@@ -182,6 +189,7 @@ class Block:
         targets = {arm.name if arm else FLOOR: self._sql(arm) for arm in arms}
         loads: dict[str, list[Load]] = {name: [] for name in targets}
         start, count = perf_counter(), scenario.warm + scenario.requests
+        before = [self._beside(scenario, arm) for arm in arms]
         for item in scenario.send:
             order = turns(scenario, {name: self._ground.took.get((name, item), 0.0) for name in targets}, self._order)
             messages = {name: [self._message(name, item) | {"arm": name} for _ in range(count)] for name in targets}
@@ -194,13 +202,15 @@ class Block:
             for name in targets:
                 counted = [number >= scenario.warm if own == name else None for own, number in order]
                 loads[name].append(part(load, counted))
-        for arm, (name, parts) in zip(arms, loads.items(), strict=True):
+        beside = [between(was, self._beside(scenario, arm)) for was, arm in zip(before, arms, strict=True)]
+        for arm, facts, (name, parts) in zip(arms, beside, loads.items(), strict=True):
             load = joined(parts)
             if arm:
                 self._count(name, load)
             if (target := (arm or self._chosen.config.baseline()).name) in self._ground.caps:
                 self._note(scenario, arm, target, load, perf_counter() - start)
-            bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, load.health))
+            health = {**load.health, **facts}
+            bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health))
             self._done += 1
 
     def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
@@ -231,10 +241,27 @@ class Block:
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
         name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
         seed = f"{self._chosen.options.seed}/{self._number}/{scenario.name}"  # the same arrivals in every arm
+        if scenario.pgbench:
+            return self._by_pgbench(scenario, arm, target, seed)
         if scenario.search and arm:
             return self._searched(scenario, scenario.search, name, target, seed)
         whole = batches(scenario, lambda item: self._message(name, item), seed)
         return self._ground.crew.run(target, whole, samples=limits.samples)
+
+    def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
+        place = self._ground.stage.place(arm or self._chosen.config.baseline())
+        assert place and isinstance(place.site, embedded.Server)  # what pgbench is kept to
+        work: list[Query | Path] = list(scenario.script)
+        if arm is None:
+            work = [Query(item, FLOOR_SQL) for item in scenario.items]
+        for item in scenario.send if arm else ():
+            assert arm
+            source, draw = self._chosen.queries[item].parameters, self._draws[arm.name]
+            rows = [draw(source) for _ in range(PGBENCH_ROWS)] if source else None
+            work.append(Query(item, self._chosen.text(arm.name, item), rows))
+        program, samples = pgbench.program(place.site.bin_dir), self._chosen.config.limits.samples
+        watch = self._ground.stage.require_alive
+        return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
 
     def _searched(self, scenario: Scenario, search: Search, name: str, target: Target, seed: str) -> Load:
         """Steps of the open model towards the highest rate that holds; only the samples of that step count."""
@@ -248,6 +275,11 @@ class Block:
             loads.append(self._ground.crew.run(target, whole, samples=self._chosen.config.limits.samples))
             steps.append(judged(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
         return stepped(loads, steps, limited(search, steps))
+
+    def _beside(self, scenario: Scenario, arm: Arm | None) -> Mapping[str, float]:
+        """What server and machine have counted so far; the floor of requests touches no server."""
+        own = arm or (self._chosen.config.baseline() if self._chosen.is_sql(scenario) else None)
+        return self._around.read(self._ground.stage.place(own) if own else None)
 
     def _count(self, arm: str, load: Load) -> None:
         """Requests that were answered as expected: each of them ran its statements."""

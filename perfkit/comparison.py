@@ -36,6 +36,8 @@ class Comparison:
     tls: bool = True
     pooler: bool = False
     bare: bool = False  # nothing is compared: what its configuration is wanted for is the database with the queries
+    rate: float = 0.0  # arrivals a second, at most `users` in flight, in place of the closed model's two load levels
+    seconds: float = 10.0  # how long they go on
 
     def __post_init__(self) -> None:
         if not self.query:
@@ -49,6 +51,8 @@ class Comparison:
                 raise UsageError(f"setting {name!r}; expected the name of a PostgreSQL setting")
         if self.users < 1:
             raise UsageError(f"users = {self.users}; expected at least 1")
+        if self.rate < 0 or self.seconds <= 0:
+            raise UsageError(f"rate = {self.rate:g}, seconds = {self.seconds:g}; expected more than 0")
         try:
             require_no_password(self.db)
         except ValueError as error:
@@ -96,9 +100,6 @@ class Comparison:
         after |= {"settings": {name: str(value) for name, value in self.settings.items()}} if self.settings else {}
         after |= {"rewrite": {names[0]: "rewrite.sql"}} if self.rewrite else {}
         parameters = {"parameters": "rows"} if source else {}
-        scenarios = [scenario("alone", names, 1, 20)]
-        if self.users > 1:
-            scenarios.append(scenario("together", names, self.users, 5))
         arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
         return tomlkit.dumps(
             {
@@ -107,15 +108,25 @@ class Comparison:
                 "database": database,
                 **({"parameters": {"rows": source}} if source else {}),
                 "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],
-                "scenario": scenarios,
-                "arm": arms if self.bare else [*arms, after],
+                "scenario": self._scenarios(names),
+                "arm": [{"name": "current", "role": "before"}] if self.bare else [*arms, after],
                 **({"thresholds": {"p95_ms": self.p95_ms}} if self.p95_ms is not None else {}),
             }
         )
 
+    def _scenarios(self, names: Sequence[str]) -> list[dict[str, object]]:
+        """One connection and several, or arrivals at a rate."""
+        if self.rate:
+            label = f"{self.rate:g} per second, at most {self.users} in flight"
+            load = {"rate": self.rate, "users": self.users, "seconds": self.seconds}
+            return [{"name": "arrivals", "label": label, "send": list(names), **load}]
+        together = [scenario("together", names, self.users, 5)] if self.users > 1 else []
+        return [scenario("alone", names, 1, 20), *together]
+
     def _headline(self) -> str:
         first = self.query[0]
-        return f"{Path(first).stem} before and after" if is_file(first) else "A query before and after"
+        said = Path(first).stem if is_file(first) else "A query"
+        return said if self.bare else f"{said} before and after"
 
     def _title(self) -> str:
         """What is different about the arm after, in a few words."""

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from perfkit.error_rates import Difference
 from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound
 
 
@@ -87,6 +88,11 @@ def error_rule(arm: str, errors: int, n: int, limit: float) -> Rule:
     return Rule(arm, "", "error rate", rate, bound, limit, "share", outcome, text)
 
 
+def health_rule(arm: str, scenario: str, fault: str) -> Rule:
+    """Numbers of a client that was too slow prove nothing of the server."""
+    return Rule(arm, scenario, "client kept up", None, None, None, "", Outcome.UNPROVEN, f"{arm}, {scenario}: {fault}.")
+
+
 def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) -> Rule:
     """Every functional check must pass."""
     if total == 0:
@@ -112,22 +118,47 @@ def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
     return Rule(arm, "", "indexes valid", float(found), None, float(len(expected)), "indexes", outcome, text)
 
 
-def comparison_rule(arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None) -> Rule:
-    """No latency may be slower than before; an inconclusive comparison blocks nothing."""
+def comparison_rule(
+    arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None, qualification: str = ""
+) -> Rule:
+    """Nothing may be slower than before; an inconclusive comparison blocks nothing."""
     said = f"{arm}, {scenario}: {metric}"
     numbers = f" ({_number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
+    numbers += f", {qualification}" if qualification else ""
+    why = qualification if ratio and qualification else "the rounds are too few or unhealthy"
     outcome, text = {
         Verdict.FASTER: (Outcome.HOLDS, f"{said} is faster{numbers}."),
         Verdict.EQUIVALENT: (Outcome.HOLDS, f"{said} is equivalent{numbers}."),
         Verdict.SLOWER: (Outcome.BROKEN, f"{said} is slower{numbers}."),
         Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{said} is inconclusive{numbers}, which blocks nothing."),
-        Verdict.INVALID: (
-            Outcome.UNPROVEN,
-            f"{said} cannot be compared: the rounds are too few or unhealthy.",
-        ),
+        Verdict.INVALID: (Outcome.UNPROVEN, f"{said} cannot be compared: {why}."),
     }[verdict]
     value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
     return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text)
+
+
+def more_errors_rule(arm: str, scenario: str, difference: Difference, significant: bool, item: str = "") -> Rule:
+    """An arm must not fail significantly more often than before, whatever the limit is."""
+    where = f"{arm}, {scenario}{f' of {item}' if item else ''}"
+    change, lo, hi = (_percent(share) for share in (difference.value, difference.lo, difference.hi))
+    numbers = f"by {change} of requests (95 % interval {lo} to {hi}, p = {_number(difference.p_table)} over the table)"
+    outcome, text = Outcome.HOLDS, f"{where}: the error rate differs {numbers}, which proves no rise."
+    if significant and difference.value > 0:
+        outcome, text = Outcome.BROKEN, f"{where}: fails more often than before, {numbers}."
+    elif significant:
+        text = f"{where}: fails less often than before, {numbers}."
+    value, bound = difference.value, difference.hi
+    return Rule(arm, scenario, "not failing more", value, bound, 0.0, "share", outcome, text, item)
+
+
+def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: int) -> Rule:
+    """The rate that a search begins with must hold in every round; it is broken where it held in none."""
+    outcome = Outcome.HOLDS if not unheld else Outcome.BROKEN if unheld == rounds else Outcome.UNPROVEN
+    rate = f"{_number(least)} requests per second"
+    text = f"{arm}, {scenario}: {rate} or more held in {rounds - unheld} of {rounds} rounds."
+    if rounds == 0:
+        outcome, text = Outcome.UNPROVEN, f"{arm}, {scenario}: no round searched for a rate."
+    return Rule(arm, scenario, "capacity", float(rounds - unheld), None, float(rounds), "rounds", outcome, text)
 
 
 def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from perfkit.indexes.build import index_names
 from perfkit.postgres.statements import comment, read
 
 MAX_RTT_MS = 10_000
+MIN_BLOCKS = 6  # fewer could settle no comparison
 OWN = ("made", *COPIES)  # ways that end in a server which perfkit starts
 
 
@@ -32,6 +34,10 @@ class Options:
     arms: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
     config: str = ""  # the file, as it was named
+    blocks: int = 0
+    alone: bool = False  # one arm, compared with nothing: see `alone`
+    p95_ms: float | None = None
+    error_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Selection:
 
     def __post_init__(self) -> None:
         _choice("profile", self.options.profile, self.config.profiles)
+        least = 1 if self.options.alone else MIN_BLOCKS
+        if self.options.blocks and self.options.blocks < least:
+            raise UsageError(f"blocks = {self.options.blocks}; expected {least} or more")
         database = self.config.database
         made = database is not None and bool(database.prepare)
         if self.options.scale and not made:
@@ -69,8 +78,8 @@ class Selection:
 
     @property
     def blocks(self) -> int:
-        """How many blocks the profile has."""
-        return self.config.profiles[self.options.profile]
+        """How many blocks are measured: those of the profile, unless a number is given."""
+        return self.options.blocks or self.config.profiles[self.options.profile]
 
     @property
     def scale(self) -> str:
@@ -144,7 +153,7 @@ class Selection:
             "title": self.config.title,
             "command": self.command(),
             "parameters": {
-                "profile": self.options.profile,
+                "profile": "" if self.options.blocks else self.options.profile,
                 "blocks": self.blocks,
                 "scale": self.scale,
                 "seed": self.options.seed,
@@ -158,7 +167,7 @@ class Selection:
                 "arms": [arm.name for arm in self.config.arm if arm not in self.arms],
                 "scenarios": [s.name for s in self.config.scenario if s not in self.scenarios],
             },
-            "order": "sequential" if self.config.sequential else "interleaved",
+            "order": "sequential" if self.config.sequential and len(self.arms) > 1 else "interleaved",
             "roles": {arm.name: arm.role for arm in self.arms},
             "scenarios": [scenario.model_dump(mode="json") for scenario in self.scenarios],
             "config": self.config.model_dump(
@@ -181,9 +190,9 @@ class Selection:
         """The command that runs the same again."""
         options = self.options
         parts = [
-            "perfkit report",
+            f"perfkit {'measure' if options.alone else 'report'}",
             *([f"--config {quote(_shown(options.config))}"] if options.config else []),
-            f"--profile {options.profile}",
+            f"--blocks {options.blocks}" if options.blocks else f"--profile {options.profile}",
             *([f"--scale {self.scale}"] if self.scale else []),
             f"--seed {options.seed}",
             *([f"--postgres {self.postgres}"] if self.on_own_server else []),
@@ -191,7 +200,37 @@ class Selection:
         if options.rtt_ms:
             parts += [f"--rtt-ms {options.rtt_ms:g}", f"--connect-rtts {options.connect_rtts}"]
         parts += [f"--arm {name}" for name in options.arms] + [f"--scenario {name}" for name in options.scenarios]
+        parts += [f"--p95-ms {options.p95_ms:g}"] if options.p95_ms is not None else []
+        parts += [f"--error-rate {options.error_rate:g}"] if options.error_rate is not None else []
         return " ".join(parts)
+
+
+def alone(config: Config, options: Options) -> Selection:
+    """The selection of one arm and the scenarios that are run on it, compared with nothing.
+
+    Without a name it is the last `after` arm, which is what would be deployed, or else `before`. It takes the
+    place of `before`, as whose the floor is measured. Thresholds of the options replace those of the
+    configuration. Raises UsageError.
+    """
+    arms = _chosen("arm", options.arms, config.arm) if options.arms else _deployed(config)
+    if len(arms) > 1:
+        raise UsageError(f"arms: {', '.join(arm.name for arm in arms)}; expected one, for nothing is compared")
+    arm: Arm = arms[0].model_copy(update={"role": "before"})
+    scenarios = tuple(s for s in config.scenario if not s.arms or arm.name in s.arms)
+    if not scenarios:
+        raise UsageError(f"arm '{arm.name}': no scenario is run on it; expected one at least")
+    given = {"p95_ms": options.p95_ms, "error_rate": options.error_rate}
+    thresholds = {name: value for name, value in given.items() if value is not None}
+    if options.p95_ms is not None and not 0 < options.p95_ms < math.inf:
+        raise UsageError(f"p95_ms = {options.p95_ms:g}; expected more than 0 milliseconds")
+    if options.error_rate is not None and not 0 <= options.error_rate <= 1:
+        raise UsageError(f"error_rate = {options.error_rate:g}; expected a share from 0 to 1")
+    changed = {"arm": (arm,), "scenario": scenarios, "thresholds": config.thresholds.model_copy(update=thresholds)}
+    return Selection(config.model_copy(update=changed), replace(options, alone=True, arms=(arm.name,)))
+
+
+def _deployed(config: Config) -> list[Arm]:
+    return [arm for arm in config.arm if arm.role == "after"][-1:] or [config.baseline()]
 
 
 def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:

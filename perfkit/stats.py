@@ -2,7 +2,7 @@
 
 Pure functions. The unit of all statistics is the round, because requests inside a round resemble each other:
 samples come as one sequence per round, in any unit; rounds of two arms are paired by block. Every interval
-is a 95 % interval; every ratio is after/before, so below 1 is faster.
+is a 95 % interval; every ratio is after/before, so a latency's below 1 is faster.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Ratio:
 
 
 class Verdict(StrEnum):
-    """What a comparison says about latency."""
+    """What a comparison says; faster is a shorter latency, or more requests per second."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -84,6 +84,21 @@ def typical(per_round: Samples, n: int) -> Interval | None:
     half = _t(rounds - 1) * float(logs.std(ddof=1)) / math.sqrt(rounds) if rounds > 1 else math.inf
     centre = float(logs.mean())
     return Interval(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n, rounds)
+
+
+def median(per_round: Samples, n: int) -> Interval | None:
+    """The median of rounds' medians between two of them, by exact binomial ranks; n is the samples behind them.
+
+    Assumes nothing of their distribution, as benchstat does (order statistics, David & Nagaraja 2003, 7.1); below
+    six rounds no two of them enclose the true one in 95 %, and `lo` is 0 and `hi` infinite. None without rounds.
+    A ratio's estimate is a geometric mean over pairs, so it is near the quotient of two of these, not equal to it.
+    """
+    rounds = len(per_round)
+    if rounds == 0:
+        return None
+    below, above = _ranks(rounds, rounds, 0.5)
+    ends = [0.0, *sorted(map(float, per_round)), math.inf]
+    return Interval(percentile(per_round, 50), ends[below], ends[above], n, rounds)
 
 
 def tail(rounds: Sequence[Samples], q: float) -> Interval | None:
@@ -216,6 +231,31 @@ def _t_ratio(centre: float, sd: float, pairs: int) -> Ratio:
     return Ratio(math.exp(centre), math.exp(centre - half), math.exp(centre + half), p, pairs, sd)
 
 
+def known_within(r: Ratio, step: float) -> Ratio:
+    """The ratio of values that are known to within a factor `step` only: so much wider, and judged beyond it.
+
+    The rates that a search tries lie `step` apart, and what is between two of them it cannot tell.
+    """
+    centre = math.copysign(max(abs(math.log(r.value)) - math.log(step), 0.0), math.log(r.value))
+    p = _t_ratio(centre, r.sd_log, r.pairs).p
+    return Ratio(r.value, r.lo / step, r.hi * step, p, r.pairs, r.sd_log)
+
+
+def equivalence(r: Ratio, margin: float, step: float = 1.0) -> float:
+    """p-value of the ratio being outside 1 - margin to 1 + margin, by two one-sided tests (Schuirmann 1987).
+
+    The larger of two t tests of the log ratio, against log(1 - margin) and log(1 + margin): the limits that "within
+    5 %" says, the lower a little farther from 0 in logs (by 0.0025 at 5 %). Below 0.05 exactly where the 90 %
+    interval is inside. Values known to within a factor `step` (see `known_within`) have so much less room.
+    """
+    centre, error = math.log(r.value), r.sd_log / math.sqrt(r.pairs)
+    low = (math.log1p(-margin) if margin < 1 else -math.inf) + math.log(step)
+    room = min(centre - low, math.log1p(margin) - math.log(step) - centre)
+    if not error:
+        return 0.0 if room >= 0 else 1.0
+    return float(special.stdtr(r.pairs - 1, -room / error))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values in the order given, never above 1 (Holm 1979)."""
     adjusted, running = [0.0] * len(p_values), 0.0
@@ -238,35 +278,65 @@ def verdict(
     healthy: bool,
     min_pairs: int = 6,
     declared: float = math.inf,
+    p_equivalent: float | None = None,
+    more_is_better: bool = False,
 ) -> Verdict:
-    """The first that applies: invalid, equivalent, faster, slower, inconclusive. For latencies only.
+    """The first that applies: invalid, equivalent, faster, slower, inconclusive.
 
-    A margin that the control arm widened beyond the declared one must not hide a slowdown: an interval
-    above 1 that only the widened margin holds is invalid.
+    `p_holm` and `p_equivalent` are those of a difference and of `equivalence`, corrected over the table; without
+    the second it is that of this ratio alone. Of a throughput `more_is_better`, and faster is above 1.
+    A margin that the control arm widened beyond the declared one must not hide a slowdown: an interval on the
+    slow side of 1 that is equivalent by the widened margin only is invalid.
     """
     if not healthy or r is None or r.pairs < min_pairs:
         return Verdict.INVALID
-    if r.lo >= 1 - margin and r.hi <= 1 + margin:
-        return Verdict.INVALID if r.lo > 1 and r.hi > 1 + declared else Verdict.EQUIVALENT
-    if r.hi < 1 and p_holm < ALPHA:
+    better, worse = (r.lo > 1, r.hi < 1) if more_is_better else (r.hi < 1, r.lo > 1)
+    if (equivalence(r, margin) if p_equivalent is None else p_equivalent) <= ALPHA:
+        return Verdict.INVALID if worse and equivalence(r, declared) > ALPHA else Verdict.EQUIVALENT
+    if better and p_holm < ALPHA:
         return Verdict.FASTER
-    if r.lo > 1 and p_holm < ALPHA:
+    if worse and p_holm < ALPHA:
         return Verdict.SLOWER
     return Verdict.INCONCLUSIVE
 
 
 def blocks_needed(r: Ratio, margin: float) -> int | None:
-    """About how many blocks in all, more than there were, until the interval excludes 1 or fits the margin.
+    """About how many blocks in all, more than there were, until the interval excludes 1 or the arms are equivalent.
 
     Takes the estimate and its spread as they are, without Holm's correction; None where 1000 do not suffice.
     """
     blocks = np.arange(max(r.pairs + 1, 6), 1001)
-    half = special.stdtrit(blocks - 1, 1 - ALPHA / 2) * r.sd_log / np.sqrt(blocks)
-    centre = math.log(r.value)
+    error, centre = r.sd_log / np.sqrt(blocks), math.log(r.value)
     low = math.log1p(-margin) if margin < 1 else -math.inf
-    fits = (centre - half >= low) & (centre + half <= math.log1p(margin))
-    decisive = blocks[fits | (half < abs(centre))]
+    one_sided = special.stdtrit(blocks - 1, 1 - ALPHA) * error
+    fits = (centre - one_sided >= low) & (centre + one_sided <= math.log1p(margin))
+    decisive = blocks[fits | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < abs(centre))]
     return int(decisive[0]) if len(decisive) else None
+
+
+def blocks_for(sd_log: float, margin: float, pairs: int, *, assurance: float = 0.8) -> int:
+    """Blocks of a run whose 95 % interval of a ratio reaches no farther than the margin, with that assurance.
+
+    Planned from the spread alone: `sd_log` of one pair's log ratio in a pilot of `pairs` blocks; the effect it
+    showed is no argument. That the run's own spread will differ from the pilot's is in it, as the quantile of
+    F(n - 1, pairs - 1), the distribution of the ratio of two variances: half-width t * sd_log * sqrt(F / n) <=
+    log(1 + margin). With an endless pilot it is Kupper & Hafner's n (1989). At least 6. ValueError for fewer than
+    two pairs, a spread that is no number, or a margin that is not above 0.
+    """
+    if pairs < 2 or not (sd_log >= 0 and math.isfinite(sd_log)) or not margin > 0:
+        raise ValueError(f"sd {sd_log:g} of {pairs} pairs, margin {margin:g}; expected 2 pairs, a spread, a margin")
+
+    def fits(blocks: int) -> bool:
+        spread = float(special.fdtri(blocks - 1, pairs - 1, assurance))
+        return _t(blocks - 1) * sd_log * math.sqrt(spread / blocks) <= math.log1p(margin)
+
+    least = most = 6
+    while not fits(most):
+        least, most = most + 1, 2 * most
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if fits(middle) else (middle + 1, most)
+    return most
 
 
 def widened_margin(control: Sequence[Ratio], margin: float) -> float:

@@ -135,6 +135,7 @@ def _round(scenario: config.Scenario, block: int, position: int, arm: str, rando
             "done",
             "outcome",
             "detail",
+            "attempts",
         )
     }
     drift = random.lognormvariate(0, 0.04)
@@ -154,6 +155,7 @@ def _round(scenario: config.Scenario, block: int, position: int, arm: str, rando
                     int(ms * 1e6),
                     "reset" if failed else "ok",
                     fail if failed else "",
+                    1,
                 )
                 for column, value in zip(columns.values(), values, strict=True):
                     column.append(value)

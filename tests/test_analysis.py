@@ -141,7 +141,7 @@ def test_every_request_of_a_real_run_is_counted_once(bundle: Bundle) -> None:
     assert level(found, "before", "ramp-up").n < level(found, "before", "ramp-up").sent
 
 
-def test_the_typical_latency_is_the_geometric_mean_of_the_rounds_medians(bundle: Bundle) -> None:
+def test_the_typical_latency_is_the_median_of_the_rounds_medians(bundle: Bundle) -> None:
     medians = [
         np.median(np.array(r.columns["done"]) - np.array(r.columns["scheduled"])) / 1e6
         for r in bundle.rounds()
@@ -149,8 +149,8 @@ def test_the_typical_latency_is_the_geometric_mean_of_the_rounds_medians(bundle:
     ]
     p50 = level(analyse(bundle), "before", "burst").p50
     assert p50 is not None
-    assert p50.value == pytest.approx(np.exp(np.mean(np.log(medians))))
-    assert p50.lo < p50.value < p50.hi
+    assert p50.value == pytest.approx(np.median(medians))
+    assert (p50.lo, p50.hi) == pytest.approx((min(medians), max(medians)))  # of six rounds
 
 
 def test_arms_of_a_real_run_are_compared_with_before_and_only_measured_ones(bundle: Bundle) -> None:
@@ -393,8 +393,8 @@ def test_one_unhealthy_round_makes_its_comparisons_invalid(
         assert (verdicts(found)[arm, "burst"] == {"invalid"}) is not healthy
         assert "invalid" not in verdicts(found)[arm, "single"]
     assert found.judgement.decision is (Decision.GO if healthy else Decision.INCONCLUSIVE)
-    said = "burst on before: the client was too slow; its numbers are invalid."
-    assert (said in found.weaknesses) is not healthy
+    said = "burst on before: the client was too slow; its numbers are invalid (1 of 6 rounds invalid: "
+    assert any(line.startswith(said) for line in found.weaknesses) is not healthy
 
 
 def test_a_short_latency_may_lag_by_the_limit_in_ms(run: Bundle) -> None:
@@ -617,7 +617,7 @@ def test_a_run_that_lacks_anything_is_analysed_or_refused_in_one_line(made: Path
 
 def test_a_round_without_its_columns_is_refused(run: Bundle) -> None:
     change(run, lambda r: replace(r, columns={"item": ["book"]}), "before", "burst", range(1))
-    with pytest.raises(BundleError, match=r"/000.burst.before.json: not a round; expected the columns of format 1$"):
+    with pytest.raises(BundleError, match=r"/000.burst.before.json: not a round; expected the columns of format 2$"):
         analyse(run)
 
 

@@ -35,9 +35,9 @@ from perfkit.guards.admission import Permission, admit, looks_like_production, n
 from perfkit.guards.audit import Audit
 from perfkit.guards.origin import resolve_origin
 from perfkit.load.crew import Crew, http_target, sql_target
+from perfkit.load.http import HttpSender
 from perfkit.load.limits import Caps, Gate
 from perfkit.load.plan import Batch, http_message
-from perfkit.load.http import HttpSender
 from perfkit.postgres import binaries, embedded, external, marker
 from perfkit.postgres.external import External, open_external
 from perfkit.targets import admitted, caps

@@ -16,7 +16,7 @@ from perfkit.selection import Options, alone
 searches = st.builds(
     lambda most, growth, closer: Search(most=most, growth=growth, closer=closer),
     st.floats(20, 1e5),
-    st.floats(1.1, 10),
+    st.floats(1.4, 10),
     st.integers(0, 5),
 )
 

@@ -14,9 +14,13 @@ from perfkit.stats import (
     Ratio,
     Verdict,
     _ranks,
+    blocks_for,
     blocks_needed,
+    equivalence,
     error_bound,
     holm,
+    known_within,
+    median,
     percentile,
     ratio,
     supported,
@@ -76,6 +80,32 @@ def test_typical_is_the_t_interval_on_logs():
     assert found.value == pytest.approx(scipy_stats.gmean(values))
     assert (found.lo, found.hi) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
     assert (found.n, found.rounds) == (200, 5)
+
+
+@pytest.mark.parametrize("rounds", [6, 8, 9, 12, 17, 30])
+def test_the_median_round_lies_between_the_ranks_that_binomial_tosses_leave(rounds):
+    values = np.random.default_rng(rounds).permutation(np.arange(1.0, rounds + 1))
+    found = median(values, 99)
+    ranks = scipy_stats.binom(rounds, 0.5)
+    assert found.value == np.median(values) and (found.n, found.rounds) == (99, rounds)
+    assert (found.lo, found.hi) == (ranks.ppf(0.025), ranks.ppf(0.975) + 1)  # the values are their own ranks
+    assert ranks.cdf(found.hi - 1) - ranks.cdf(found.lo - 1) >= 0.95, "so often the median lies between them"
+
+
+@pytest.mark.parametrize("rounds", range(1, 6))
+def test_fewer_than_six_rounds_enclose_no_median(rounds):
+    assert 1 - 2 * 0.5**rounds < 0.95  # even between the least and the largest
+    found = median([7.0] * rounds, 10)
+    assert (found.value, found.lo, found.hi) == (7, 0, math.inf)
+    assert median([], 0) is None
+
+
+@repeatable
+@given(st.lists(latency, min_size=6, max_size=30), st.floats(0.5, 2))
+def test_the_median_round_and_its_ends_move_with_what_only_keeps_the_order(values, power):
+    one, other = median(values, 0), median([value**power for value in values], 0)
+    assert (other.lo, other.hi) == pytest.approx((one.lo**power, one.hi**power))
+    assert one.lo <= one.value <= one.hi
 
 
 def test_one_round_has_a_value_and_no_bounds():
@@ -264,21 +294,39 @@ def test_error_bound_at_its_ends():
 # verdicts
 
 
+def paired(logs):
+    """A ratio of given log ratios, by scipy."""
+    test = scipy_stats.ttest_1samp(logs, 0)
+    ends = test.confidence_interval()
+    numbers = (np.mean(logs), ends.low, ends.high)
+    return Ratio(*map(math.exp, numbers), test.pvalue, len(logs), float(np.std(logs, ddof=1)))
+
+
+def around(value, sd_log, pairs=12):
+    """A ratio with this estimate and spread."""
+    logs = np.random.default_rng(1).normal(size=pairs)
+    return paired(math.log(value) + sd_log * (logs - logs.mean()) / logs.std(ddof=1))
+
+
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
         ({"r": None}, Verdict.INVALID),
-        ({"r": result(0.5, 0.4, 0.6, pairs=5)}, Verdict.INVALID),
-        ({"r": result(0.5, 0.4, 0.6), "healthy": False}, Verdict.INVALID),
-        ({"r": result(1.0, 0.95, 1.05)}, Verdict.EQUIVALENT),
-        ({"r": result(0.97, 0.96, 0.98)}, Verdict.EQUIVALENT),
-        ({"r": result(0.97, 0.949, 0.98)}, Verdict.FASTER),
-        ({"r": result(0.5, 0.4, 0.6)}, Verdict.FASTER),
-        ({"r": result(0.5, 0.4, 0.6), "p_holm": 0.05}, Verdict.INCONCLUSIVE),
-        ({"r": result(1.3, 1.01, 1.6)}, Verdict.SLOWER),
-        ({"r": result(1.3, 1.01, 1.6), "p_holm": 0.05}, Verdict.INCONCLUSIVE),
-        ({"r": result(1.0, 0.9, 1.1)}, Verdict.INCONCLUSIVE),
-        ({"r": result(0.9, 0.8, 1.0)}, Verdict.INCONCLUSIVE),
+        ({"r": around(0.5, 0.1, pairs=5)}, Verdict.INVALID),
+        ({"r": around(0.5, 0.1), "healthy": False}, Verdict.INVALID),
+        ({"r": around(1.0, 0.05)}, Verdict.EQUIVALENT),
+        ({"r": around(0.97, 0.01)}, Verdict.EQUIVALENT),  # it differs, but by less than matters
+        ({"r": around(1.0, 0.05), "p_equivalent": 0.06}, Verdict.INCONCLUSIVE),  # not after Holm's correction
+        ({"r": around(0.97, 0.01), "p_equivalent": 0.06}, Verdict.FASTER),
+        ({"r": around(0.94, 0.01)}, Verdict.FASTER),
+        ({"r": around(0.5, 0.2)}, Verdict.FASTER),
+        ({"r": around(0.5, 0.2), "p_holm": 0.05}, Verdict.INCONCLUSIVE),
+        ({"r": around(1.3, 0.2)}, Verdict.SLOWER),
+        ({"r": around(1.3, 0.2), "p_holm": 0.05}, Verdict.INCONCLUSIVE),
+        ({"r": around(1.0, 0.2)}, Verdict.INCONCLUSIVE),
+        ({"r": around(1.3, 0.2), "more_is_better": True}, Verdict.FASTER),
+        ({"r": around(0.7, 0.2), "more_is_better": True}, Verdict.SLOWER),
+        ({"r": around(1.0, 0.05), "more_is_better": True}, Verdict.EQUIVALENT),
     ],
 )
 def test_verdict_is_the_first_row_that_applies(case, expected):
@@ -286,31 +334,55 @@ def test_verdict_is_the_first_row_that_applies(case, expected):
 
 
 @repeatable
-@given(latency, latency, shares, shares, st.booleans(), st.integers(2, 30))
-def test_every_comparison_gets_the_verdict_of_the_table(one, other, p_holm, margin, healthy, pairs):
-    lo, hi = sorted((one / 1000, other / 1000))
+@given(st.floats(0.8, 1.25), st.floats(1e-4, 0.3), shares, st.floats(0, 0.3), st.booleans(), st.integers(3, 30))
+def test_every_comparison_gets_the_verdict_of_the_table(value, sd_log, p_holm, margin, healthy, pairs):
+    r = around(value, sd_log, pairs)
+    half = scipy_stats.t.ppf(0.95, pairs - 1) * r.sd_log / math.sqrt(pairs)  # of the 90 % interval
     table = [
         (not healthy or pairs < 6, Verdict.INVALID),
-        (1 - margin <= lo and hi <= 1 + margin, Verdict.EQUIVALENT),
-        (hi < 1 and p_holm < 0.05, Verdict.FASTER),
-        (lo > 1 and p_holm < 0.05, Verdict.SLOWER),
+        (1 - margin <= value * math.exp(-half) and value * math.exp(half) <= 1 + margin, Verdict.EQUIVALENT),
+        (r.hi < 1 and p_holm < 0.05, Verdict.FASTER),
+        (r.lo > 1 and p_holm < 0.05, Verdict.SLOWER),
         (True, Verdict.INCONCLUSIVE),
     ]
-    r = result(math.sqrt(lo * hi), lo, hi, pairs=pairs)
     assert verdict(r, p_holm, margin, healthy=healthy) is next(found for holds, found in table if holds)
 
 
-def interval_after(r, blocks):
-    half = scipy_stats.t.ppf(0.975, blocks - 1) * r.sd_log / math.sqrt(blocks)
-    return r.value * math.exp(-half), r.value * math.exp(half)
+@repeatable
+@given(st.floats(0.8, 1.25), st.floats(1e-3, 0.3), st.floats(0.01, 0.5), st.integers(2, 30))
+def test_equivalence_is_the_larger_of_two_one_sided_t_tests(value, sd_log, margin, pairs):
+    logs = np.random.default_rng(1).normal(size=pairs)
+    logs = math.log(value) + sd_log * (logs - logs.mean()) / logs.std(ddof=1)
+    below = scipy_stats.ttest_1samp(logs, math.log(1 - margin), alternative="greater").pvalue
+    above = scipy_stats.ttest_1samp(logs, math.log(1 + margin), alternative="less").pvalue
+    assert equivalence(paired(logs), margin) == pytest.approx(max(below, above), rel=1e-6, abs=1e-12)
+
+
+def test_blocks_that_agree_exactly_are_equivalent_or_certainly_not():
+    assert equivalence(result(1.04, sd_log=0.0), 0.05) == 0
+    assert equivalence(result(1.06, sd_log=0.0), 0.05) == 1
+    assert equivalence(result(0.1), 1.5) < 0.05, "a margin beyond 100 % has no lower limit"
+
+
+def test_rates_that_lie_steps_apart_prove_nothing_within_a_step():
+    r = around(1.1, 0.02)
+    coarse = known_within(r, 1.107)
+    assert (coarse.lo, coarse.hi) == pytest.approx((r.lo / 1.107, r.hi * 1.107))
+    assert coarse.p == 1 and r.p < 1e-6
+    logs = math.log(2) + 0.1 * np.array([-1.5, -0.5, 0.0, 0.2, 0.8, 1.0])
+    beyond = scipy_stats.ttest_1samp(logs, math.log(1.107)).pvalue
+    assert known_within(paired(logs), 1.107).p == pytest.approx(beyond)
+    assert equivalence(around(1, 0.001), 0.05, 1.107) > 0.5 > equivalence(around(1, 0.001), 0.2, 1.107)
 
 
 @repeatable
 @given(st.floats(0.7, 1.4), st.floats(0.02, 0.4))
 def test_so_many_blocks_settle_it_and_one_fewer_does_not(value, sd):
     def settled(blocks):
-        lo, hi = interval_after(r, blocks)
-        return hi < 1 or lo > 1 or (lo >= 0.95 and hi <= 1.05)
+        error = sd / math.sqrt(blocks)
+        two_sided, one_sided = scipy_stats.t.ppf([0.975, 0.95], blocks - 1) * error
+        low, high = math.log(value) - one_sided, math.log(value) + one_sided
+        return abs(math.log(value)) > two_sided or (low >= math.log(0.95) and high <= math.log(1.05))
 
     r = result(value, sd_log=sd, pairs=6)
     blocks = blocks_needed(r, 0.05)
@@ -318,6 +390,62 @@ def test_so_many_blocks_settle_it_and_one_fewer_does_not(value, sd):
         assert not settled(1000)
     else:
         assert settled(blocks) and (blocks == 7 or not settled(blocks - 1))
+
+
+# planning from a pilot's spread
+
+
+def assured(blocks, sd_log, margin, pairs):
+    """How sure it is that the run's interval fits, integrated over what the pilot's spread says of the true one."""
+    true = sd_log * np.sqrt((pairs - 1) / scipy_stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, pairs - 1))
+    largest = math.log(1 + margin) * math.sqrt(blocks) / scipy_stats.t.ppf(0.975, blocks - 1)
+    return np.mean(scipy_stats.chi2.cdf((blocks - 1) * (largest / true) ** 2, blocks - 1))
+
+
+@repeatable
+@given(st.floats(0.01, 0.5), st.floats(0.02, 0.5), st.integers(2, 20))
+def test_so_many_blocks_fit_the_margin_with_80_percent_and_one_fewer_does_not(sd_log, margin, pairs):
+    blocks = blocks_for(sd_log, margin, pairs)
+    assert blocks >= 6
+    assert assured(blocks, sd_log, margin, pairs) > 0.798
+    assert blocks == 6 or assured(blocks - 1, sd_log, margin, pairs) < 0.802
+
+
+def test_with_an_endless_pilot_the_plan_is_that_of_kupper_and_hafner():
+    """Their n: the least for which t * sqrt(chi-square / (n - 1) / n) * sd is within the half-width."""
+    ns = np.arange(6, 200)
+    half = scipy_stats.t.ppf(0.975, ns - 1) * np.sqrt(scipy_stats.chi2.ppf(0.8, ns - 1) / (ns - 1) / ns)
+    assert blocks_for(0.1, math.expm1(0.05), 10**9) == ns[0.1 * half <= 0.05][0]
+
+
+@repeatable
+@given(st.floats(0.01, 0.5), st.integers(2, 19))
+def test_more_pilot_pairs_a_quieter_machine_and_a_wider_margin_never_need_more_blocks(sd_log, pairs):
+    blocks = blocks_for(sd_log, 0.05, pairs)
+    assert blocks_for(sd_log, 0.05, pairs + 1) <= blocks
+    assert blocks_for(sd_log / 2, 0.05, pairs) <= blocks
+    assert blocks_for(sd_log, 0.1, pairs) <= blocks
+
+
+def test_a_plan_holds_what_it_promises_whatever_the_pilot_drew():
+    """From pilots of four blocks the run's interval fits in 80 % of plans; the pilots' own spread taken: in fewer."""
+    rng, sd, planned, naive = np.random.default_rng(3), 0.1, 0, 0
+    for pilot in rng.normal(0, sd, (2000, 4)).std(axis=1, ddof=1):
+        at_face_value = next(
+            n for n in range(6, 500) if scipy_stats.t.ppf(0.975, n - 1) * pilot / math.sqrt(n) <= math.log(1.05)
+        )
+        for n, counts in ((blocks_for(float(pilot), 0.05, 4), True), (at_face_value, False)):
+            half = scipy_stats.t.ppf(0.975, n - 1) * rng.normal(0, sd, n).std(ddof=1) / math.sqrt(n)
+            planned += counts and half <= math.log(1.05)
+            naive += not counts and half <= math.log(1.05)
+    assert planned >= scipy_stats.binom.ppf(0.0005, 2000, 0.8)
+    assert naive < 0.65 * 2000
+
+
+@pytest.mark.parametrize("bad", [(0.1, 0.05, 1), (math.nan, 0.05, 6), (math.inf, 0.05, 6), (0.1, 0.0, 6)])
+def test_a_plan_without_a_pilot_or_a_margin_is_refused(bad):
+    with pytest.raises(ValueError, match="expected 2 pairs, a spread, a margin"):
+        blocks_for(*bad)
 
 
 def test_what_a_thousand_blocks_cannot_settle_has_no_number():
@@ -333,7 +461,17 @@ def test_the_margin_widens_to_a_control_that_differs():
 
 
 def test_a_widened_margin_hides_no_slowdown_but_still_calls_a_small_gain_noise():
-    slower, faster = Ratio(1.35, 1.3, 1.4, 1e-6, 12, 0.05), Ratio(0.8, 0.75, 0.85, 1e-6, 12, 0.05)
+    slower, faster = around(1.35, 0.05), around(0.8, 0.05)
     assert verdict(slower, 1e-6, 0.4, healthy=True, declared=0.05) is Verdict.INVALID
     assert verdict(faster, 1e-6, 0.4, healthy=True, declared=0.05) is Verdict.EQUIVALENT
     assert verdict(slower, 1e-6, 0.05, healthy=True, declared=0.05) is Verdict.SLOWER
+    fewer = {"healthy": True, "declared": 0.05, "more_is_better": True}
+    assert verdict(around(0.8, 0.05), 1e-6, 0.4, **fewer) is Verdict.INVALID
+    assert verdict(around(1.35, 0.05), 1e-6, 0.4, **fewer) is Verdict.EQUIVALENT
+
+
+def test_a_margin_that_was_not_widened_hides_nothing():
+    """Where the 90 % interval fits and the 95 % interval does not, it is equivalent all the same."""
+    r = around(1.035, 0.0258)
+    assert r.lo > 1 and r.hi > 1.05
+    assert verdict(r, 1e-6, 0.05, healthy=True, declared=0.05) is Verdict.EQUIVALENT

@@ -6,6 +6,7 @@ import click
 
 from perfkit.cli import databases, indexes, lab, plans, runs
 from perfkit.cli.group import Group
+from perfkit.cli.measure import measure
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,7 +15,7 @@ def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""
 
 
-for command in (runs.report, runs.compare, runs.check, runs.gate, plans.explain):
+for command in (runs.report, runs.compare, measure, runs.check, runs.gate, plans.explain):
     main.add_command(command)
 for command in (databases.doctor, databases.allow, databases.init, databases.config):
     main.add_command(command)

@@ -11,7 +11,7 @@ import click
 from perfkit.cli.group import ask, echo, experiment_options, target_options
 from perfkit.errors import UsageError
 
-GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100}
+GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100, "HOLDS": 0, "BROKEN": 99, "UNPROVEN": 100}
 INVALID = 98
 
 
@@ -38,7 +38,7 @@ def report(gate: bool, **options: Any) -> None:
     """  # noqa: D301 - click wants the character
     from perfkit import api
 
-    _rendered(api.run(**options, ask=ask()), gate)
+    rendered(api.run(**options, ask=ask()), gate)
 
 
 @click.command()
@@ -82,18 +82,18 @@ def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise UsageError(f"--set {wrong[0]}; expected NAME=VALUE")
     given = {name.strip(): value.strip() for name, _, value in pairs}
-    _rendered(api.compare(**options, settings=given, ask=ask()), gate)
+    rendered(api.compare(**options, settings=given, ask=ask()), gate)
 
 
-def _rendered(run: Any, gate: bool) -> None:
-    """Write a run's report, say its decision and where it is."""
+def rendered(run: Any, gate: bool) -> None:
+    """Write a run's report, say its decision and where it is; at the gate, end with the decision's code."""
     from perfkit.report.render import render
 
     page = render(run.bundle.path)
-    echo(f"{run.analysis.judgement.decision}: {run.analysis.headline}")
+    echo(f"{run.subject.word}: {run.analysis.headline}")
     echo(str(page))
     if gate:
-        sys.exit(_gate(run.analysis))
+        sys.exit(_gate(run.subject))
 
 
 @click.command()
@@ -134,23 +134,27 @@ def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any)
 def gate(bundle: Path) -> None:
     """Exit 0 on GO, 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid, for a run on disk.
 
+    Of one arm alone: 0 where its limits hold, 99 broken, 100 unproven.
+
     \b
     Example:
       perfkit gate reports/20260115-090000-standard
     """  # noqa: D301 - click wants the character
     from perfkit.analysis import analyse
     from perfkit.bundle import Bundle
+    from perfkit.display.subject import Subject
 
-    found = analyse(Bundle.open(bundle))
-    echo(f"{found.judgement.decision}: {found.headline}")
+    opened = Bundle.open(bundle)
+    found = Subject(opened, analyse(opened))
+    echo(f"{found.word}: {found.analysis.headline}")
     sys.exit(_gate(found))
 
 
-def _gate(analysis: Any) -> int:
-    """The exit code of a decision; a comparison that is invalid outranks what the rest could not settle."""
-    from perfkit.policy import Decision
+def _gate(subject: Any) -> int:
+    """The exit code of a decision; what is invalid outranks what the rest could not settle."""
     from perfkit.stats import Verdict
 
-    decision = analysis.judgement.decision
+    analysis, code = subject.analysis, GATE[subject.word]
     invalid = any(comparison.verdict is Verdict.INVALID for comparison in analysis.comparisons)
-    return INVALID if invalid and decision is Decision.INCONCLUSIVE else GATE[str(decision)]
+    slow = subject.alone and not all(level.healthy for level in analysis.levels)
+    return INVALID if code == GATE["INCONCLUSIVE"] and (invalid or slow) else code

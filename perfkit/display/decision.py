@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perfkit.cautions import Caution
 from perfkit.display import numbers
 from perfkit.display.html import Block, escape, folded
 from perfkit.display.subject import Subject
@@ -17,6 +18,9 @@ REASONS = 6  # shown in the banner; every rule is in the table of thresholds
 _LOOKS = {
     "GO": ("good", "✓", '<path d="M7 12.5l3.5 3.5L17 8.5"/>'),
     "NO-GO": ("bad", "✕", '<path d="M8 8l8 8M16 8l-8 8"/>'),
+    "HOLDS": ("good", "✓", '<path d="M7 12.5l3.5 3.5L17 8.5"/>'),
+    "BROKEN": ("bad", "✕", '<path d="M8 8l8 8M16 8l-8 8"/>'),
+    "UNPROVEN": ("unsure", "?", '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>'),
     "INCONCLUSIVE": ("unsure", "?", '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>'),
     "UNFINISHED": ("unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'),
 }
@@ -46,16 +50,17 @@ def decision(subject: Subject) -> Block:
 
 def weaknesses(subject: Subject) -> Block:
     """Everything that makes the result say less than it seems to."""
-    found = subject.analysis.weaknesses
+    found = subject.analysis.cautions
     if not found:
         return Block("<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found.")
     first, rest = found[:GRAVEST], found[GRAVEST:]
     html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
-    return Block(html, "\n".join(f"- {line}" for line in found))
+    return Block(html, "\n".join(f"- {own.kind}: {own.text} {own.advice}" for own in found))
 
 
-def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="weak">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'
+def _list(found: Sequence[Caution]) -> str:
+    items = (f"<li><b>{escape(own.kind)}</b> {escape(own.text)} <em>{escape(own.advice)}</em></li>" for own in found)
+    return f'<ul class="weak">{"".join(items)}</ul>'
 
 
 def _sentence(subject: Subject) -> str:
@@ -72,7 +77,7 @@ def _sentence(subject: Subject) -> str:
 
 def _reasons(subject: Subject) -> tuple[str, ...]:
     """Why it is not GO; the numbers of a GO are in its sentence and in the tables."""
-    return () if subject.decision == "GO" else subject.analysis.judgement.reasons[:REASONS]
+    return () if subject.decision in ("GO", "HOLDS") else subject.analysis.judgement.reasons[:REASONS]
 
 
 def _arms(subject: Subject) -> str:
@@ -93,10 +98,11 @@ def _meta(subject: Subject) -> str:
     run = subject.run
     given, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
     largest = max(rows.items(), key=lambda item: item[1], default=None)
-    server = run.get("server", {})
+    server, blocks = run.get("server", {}), complete_blocks(run)
     version = server.get("version", given.get("postgres", "?"))
     parts = [
-        f"profile {given.get('profile', '?')}, {complete_blocks(run)} blocks",
+        *([f"profile {given['profile']}"] if given.get("profile") else []),
+        f"{blocks} block{'' if blocks == 1 else 's'}",
         *([f"scale {given['scale']}"] if given.get("scale") else []),
         *([f"{numbers.count(largest[1])} rows in {largest[0]}"] if largest else []),
         *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),

@@ -28,19 +28,27 @@ _WORDS = {
     "floor": "the same load against a target that does nothing: what the client costs",
     "under load, measured once": "many rounds, with an interval; one EXPLAIN ANALYZE",
 }
+_COMPARING = {
+    "ratio",
+    "faster, slower",
+    "equivalent",
+    "inconclusive",
+    "control",
+}  # words that one arm alone has no use for
 
 
 def method(subject: Subject) -> Block:
     """Load levels, arms, data, machine, settings and words."""
     tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
     wide, narrow = tables[:2], tables[2:]
-    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in _WORDS.items())
+    meant = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
+    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in meant.items())
     html = (
         "".join(table.to_html() for table in wide)
         + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
         + f"<h3>Words</h3><dl>{words}</dl>"
     )
-    glossary = "\n".join(f"{word}: {text}" for word, text in _WORDS.items())
+    glossary = "\n".join(f"{word}: {text}" for word, text in meant.items())
     return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
 
 
@@ -61,26 +69,36 @@ def _scenarios(subject: Subject) -> Table:
         (
             Cell(str(s.get("label") or s["name"]), s["name"]),
             Cell(", ".join(s["send"])),
-            *(Cell(numbers.count(n)) for n in _amounts(s)),
+            *map(Cell, _amounts(s)),
         )
         for s in subject.run.get("scenarios", ())
     )
     note = (
-        "Closed model: the users of a batch are released at one instant, "
-        "and each sends its next request when the last is answered."
+        "Closed model: the users of a batch are released at one instant, and each sends its next request when the last "
+        "is answered. With a rate: requests arrive whether the ones before are answered or not, and users are the most "
+        "that may be in flight."
     )
     return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
 
 
-def _amounts(scenario: Mapping[str, Any]) -> tuple[int, int, int, int]:
-    users, batches = scenario.get("users", 1), scenario.get("batches", 1)
+def _amounts(scenario: Mapping[str, Any]) -> tuple[str, ...]:
+    users, batches, rate = scenario.get("users", 1), scenario.get("batches", 1), scenario.get("rate")
+    if rate or scenario.get("engine") == "pgbench":
+        lasts = f"{scenario['seconds']:g} s" + (f" at {rate:g} per second" if rate else "")
+        lasts += "".join(f", {stage['seconds']:g} s to {stage['rate']:g}" for stage in scenario.get("stage", ()))
+        steps = ", then faster by steps" if scenario.get("search") else ""
+        return numbers.count(users), numbers.NONE, numbers.NONE, lasts + steps
     requests = scenario.get("requests", 1) * len(scenario["send"])
-    return users, requests, batches, users * requests * batches
+    return tuple(map(numbers.count, (users, requests, batches, users * requests * batches)))
 
 
 def _arms(subject: Subject) -> Table:
     rows = tuple(
-        (Cell(arm), Cell(subject.role(arm)), Cell(subject.title(arm), _differences(subject, arm)))
+        (
+            Cell(arm),
+            Cell("alone" if subject.alone else subject.role(arm)),
+            Cell(subject.title(arm), _differences(subject, arm)),
+        )
         for arm in subject.arms
     )
     return Table("Arms", ("arm", "role", "what it is"), rows)
@@ -102,10 +120,12 @@ def _facts(subject: Subject) -> list[Table]:
         name: f"{numbers.count(rows)} rows, {numbers.size(sizes.get(name, 0))}"
         for name, rows in database.get("rows", {}).items()
     }
-    given = {name: value for name, value in run.get("parameters", {}).items() if name not in ("arms", "scenarios")}
+    given = {n: v for n, v in run.get("parameters", {}).items() if n not in ("arms", "scenarios") and v != ""}
     sequential = run.get("order") == "sequential"
     order = {
-        "order": "one arm after the other: before, after, before again"
+        "order": "one arm alone"
+        if subject.alone
+        else "one arm after the other: before, after, before again"
         if sequential
         else "all arms alternate in random order inside every block",
         "database": run.get("origin", {}).get("way", ""),

@@ -10,6 +10,9 @@ from perfkit.bundle import FLOOR, Bundle
 from perfkit.policy import Decision
 from perfkit.results import Analysis
 
+ALONE = {Decision.GO: "HOLDS", Decision.NO_GO: "BROKEN", Decision.INCONCLUSIVE: "UNPROVEN"}
+"""What is said of one arm's thresholds, where there is no change to ship."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -29,10 +32,21 @@ class Subject:
         return self.run.get("status") == "complete"
 
     @property
-    def decision(self) -> str:
-        """GO, NO-GO or INCONCLUSIVE; UNFINISHED where a run did not end and nothing is broken yet."""
+    def alone(self) -> bool:
+        """Whether one arm was measured and compared with nothing."""
+        return list(self.run.get("roles", {}).values()) == ["before"]
+
+    @property
+    def word(self) -> str:
+        """GO, NO-GO or INCONCLUSIVE; of one arm alone HOLDS, BROKEN or UNPROVEN."""
         found = self.analysis.judgement.decision
-        return str(found) if self.complete or found is Decision.NO_GO else "UNFINISHED"
+        return ALONE[found] if self.alone else str(found)
+
+    @property
+    def decision(self) -> str:
+        """The word; UNFINISHED where a run did not end and nothing is broken yet."""
+        broken = self.analysis.judgement.decision is Decision.NO_GO
+        return self.word if self.complete or broken else "UNFINISHED"
 
     @property
     def arms(self) -> list[str]:
@@ -68,11 +82,12 @@ class Subject:
     def loads(self) -> list[tuple[str, str]]:
         """(scenario, item) of every load level in the order of the configuration.
 
-        Where there is a service, its requests; queries have a table of their own then.
+        Where there is a service, its requests; queries have a table of their own then, but not for one arm alone.
         """
         order = [s["name"] for s in self.run.get("scenarios", ())]
         every = [(level.scenario, level.item) for level in self.analysis.levels]
-        found = dict.fromkeys([pair for pair in every if pair[1] not in self.queries] or every)
+        requests = [pair for pair in every if pair[1] not in self.queries]
+        found = dict.fromkeys(every if self.alone else requests or every)
         return sorted(found, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
 
     def label(self, scenario: str) -> str:

@@ -137,7 +137,7 @@ def thresholds(subject: Subject) -> Table:
         rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
     note = (
         "Marks as above, but an error rate is judged by the failures that were counted; below it is what so many "
-        "requests exclude. Only arms with a change decide."
+        f"requests exclude.{'' if subject.alone else ' Only arms with a change decide.'}"
     )
     return Table(
         "Thresholds: what must hold",
@@ -214,8 +214,8 @@ def _level(subject: Subject, found: Level, label: str, name: str) -> tuple[Cell,
         Cell(label, name),
         Cell(found.arm, faulty, quiet),
         Cell(p50, p50_interval, quiet),
-        _tail(found, 95, quiet),
-        _tail(found, 99, quiet),
+        tail(found, 95, quiet),
+        tail(found, 99, quiet),
         Cell(*numbers.estimate(found.throughput), quiet),
         Cell(numbers.count(found.n), "", quiet),
         Cell(numbers.count(found.errors), "", "bad" if found.errors else quiet),
@@ -224,7 +224,8 @@ def _level(subject: Subject, found: Level, label: str, name: str) -> tuple[Cell,
     )
 
 
-def _tail(found: Level, q: int, state: str) -> Cell:
+def tail(found: Level, q: int, state: str) -> Cell:
+    """A percentile with its interval, or the slowest request where the samples are too few for it."""
     estimate = found.p95 if q == 95 else found.p99
     if estimate is not None:
         return Cell(*numbers.estimate(estimate), state)

@@ -17,8 +17,9 @@ from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
 from perfkit.lab.search import Measured, within
 from perfkit.results import Analysis, Comparison
-from perfkit.sentences import FLOOR_FACTOR, circumstances
+from perfkit.sentences import FLOOR_FACTOR
 from perfkit.stats import Verdict
+from perfkit.weaknesses import circumstances
 
 FORMAT = 1
 

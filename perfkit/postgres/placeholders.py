@@ -42,7 +42,9 @@ def _placed(sql: str, shown: Callable[[str, int], str]) -> Placed:
         if match[1]:
             return "%"
         if not match[2]:
-            raise ValueError(f"{match[0]!r} in a statement with parameters; expected %(name)s, or %% for a percent sign")
+            raise ValueError(
+                f"{match[0]!r} in a statement with parameters; expected %(name)s, or %% for a percent sign"
+            )
         if match[2] not in names:
             names.append(match[2])
         return shown(match[2], names.index(match[2]) + 1)

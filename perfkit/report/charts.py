@@ -52,7 +52,7 @@ def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
             f"ecdf-{scenario}", subject.label(scenario), finding, lambda ax: _ecdf(ax, subject, series, limit)
         ), finding
 
-    return _gallery(
+    return gallery(
         subject,
         chart,
         samples,
@@ -78,7 +78,7 @@ def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
             f"rounds-{scenario}", subject.label(scenario), finding, lambda ax: _strip(ax, subject, series)
         ), finding
 
-    return _gallery(subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran.")
+    return gallery(subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran.")
 
 
 def latencies(round_: Round) -> list[float]:
@@ -114,7 +114,7 @@ def _ecdf(ax: Axes, subject: Subject, series: Sequence[Series], limit: float | N
         ax.text(limit, 1.02, f"limit {numbers.significant(limit)} ms", ha="center", va="bottom", fontsize=8)
     ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([0, 0.25, 0.5, 0.75, 0.95]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}".replace("%", " %")))
-    _logarithmic(ax.xaxis)
+    logarithmic(ax.xaxis)
     ax.set_xlabel("response time, ms")
 
 
@@ -125,7 +125,7 @@ def _strip(ax: Axes, subject: Subject, series: Sequence[Series]) -> None:
     ax.set_ylim(lows / room, highs * room)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
     ax.set_xlim(first - (last - first + 1) * 0.03, last + (last - first + 1) * 0.34)
-    heights = _apart({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
+    heights = apart({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
     for found in series:
         colour, dash, marker = _style(subject, found.arm)
         ax.plot(found.x, found.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
@@ -137,7 +137,7 @@ def _strip(ax: Axes, subject: Subject, series: Sequence[Series]) -> None:
             va="center",
             fontsize=9,
         )
-    _logarithmic(ax.yaxis)
+    logarithmic(ax.yaxis)
     ax.set_xticks(sorted({first, (first + last) // 2, last}))
     ax.set_xlabel("order of rounds")
 
@@ -156,7 +156,7 @@ def _label(ax: Axes, subject: Subject, arm: str, x: float, y: float, *, left: bo
     )
 
 
-def _apart(wanted: Mapping[str, float], least: float) -> dict[str, float]:
+def apart(wanted: Mapping[str, float], least: float) -> dict[str, float]:
     """Heights as wanted, but at least that far from each other."""
     placed: dict[str, float] = {}
     for arm, height in sorted(wanted.items(), key=lambda item: item[1]):
@@ -164,7 +164,8 @@ def _apart(wanted: Mapping[str, float], least: float) -> dict[str, float]:
     return placed
 
 
-def _logarithmic(axis: mpl.axis.Axis) -> None:
+def logarithmic(axis: mpl.axis.Axis) -> None:
+    """Few ticks, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -193,9 +194,10 @@ def _drift(series: Sequence[Series]) -> str:
     return "; ".join(parts) + "."
 
 
-def _gallery(
+def gallery(
     subject: Subject, chart: Callable[[str], Drawn], found: Mapping[tuple[str, str], object], caption: str
 ) -> Block:
+    """A chart of every load level that was measured on an arm; `found` by scenario and arm is what there is to draw."""
     measured = {scenario for scenario, arm in found if found[scenario, arm] and arm in subject.arms}
     scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if name in measured]
     figures, texts = [], [caption]

@@ -24,20 +24,22 @@ _TIMES = ("scheduled", "started", "acquired", "done")
 def verdict(subject: Subject) -> str:
     """The decision and its numbers as JSON; times in ms, shares of one, null where there is no number.
 
-    Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, levels,
-    weaknesses, margin (declared), margin_used, parameters, command.
+    Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, error_changes,
+    throughputs (shown, not judged), levels, weaknesses, margin (declared), margin_used, parameters, command.
     """
     found = subject.analysis
     said = {
         "format": FORMAT,
         "title": found.title,
         "status": subject.run.get("status"),
-        "decision": str(found.judgement.decision),
+        "decision": subject.word,
         "arms": {arm: str(found.arm_decisions.get(arm, "")) for arm in subject.after},
         "headline": found.headline,
         "reasons": list(found.judgement.reasons),
         "rules": [asdict(rule) for rule in found.judgement.rules],
         "comparisons": [asdict(comparison) for comparison in found.comparisons],
+        "error_changes": [asdict(change) for change in found.error_changes],
+        "throughputs": [asdict(change) for change in found.throughputs],
         "levels": [asdict(level) for level in found.levels],
         "weaknesses": list(found.weaknesses),
         "margin": found.margin,
@@ -52,7 +54,7 @@ def summary(subject: Subject) -> str:
     """The decision, its sentence and the table by load level as Markdown."""
     found = subject.analysis
     lines = [f"**{subject.decision}** · {_line(found.title)}", "", _line(found.headline), ""]
-    if subject.decision != "GO":
+    if subject.decision not in ("GO", "HOLDS"):
         lines += [*(f"- {_line(reason)}" for reason in found.judgement.reasons), ""]
     table = glance(subject)
     if table.rows:

@@ -18,6 +18,7 @@ from perfkit.report.run import Run
 from perfkit.text import visible
 
 NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
+LOAD = ROOT / "notebooks" / "load_scenarios.ipynb"
 LAB = ROOT / "notebooks" / "index_lab.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
 DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
@@ -26,6 +27,7 @@ DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of th
 def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
     """Write report.html, verdict.json, summary.md and samples.csv into `out`, by default the bundle itself.
 
+    The page of one arm, compared with nothing, is load.html.
     The same bundle gives the same bytes. A run that did not end is rendered and marked as unfinished.
     Raises BundleError for a bundle that cannot be read or a folder that cannot be written.
     """
@@ -44,7 +46,8 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
     for name, text in written.items():
         write_atomically(folder / name, text)
     title = f"{run.subject.decision}: {run.analysis.title}"
-    return page_of(NOTEBOOK, bundle, folder / "report.html", title, keep_notebook)
+    notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
+    return page_of(notebook, bundle, folder / name, title, keep_notebook)
 
 
 def page_of(notebook: Path, bundle: Path, out: Path, title: str, keep: Path | None = None) -> Path:
