@@ -16,7 +16,7 @@ from perfkit import config
 from perfkit.bundle import Bundle
 from perfkit.cli import main
 
-COMMANDS = ["report", "compare", "check", "explain", "doctor", "allow", "init", "config", "gate", "indexes"]
+COMMANDS = ["report", "compare", "measure", "check", "explain", "doctor", "allow", "init", "config", "gate", "indexes"]
 
 
 @pytest.fixture

@@ -296,15 +296,19 @@ class TestARound:
     def told(self, tmp_path, bench):
         """A pgbench that leaves its own report behind, and that report; progress makes it average every latency."""
         report, program = tmp_path / "report", tmp_path / "told"
-        program.write_text(f'#!/bin/bash\nset -o pipefail\n"{bench.program}" -P 99 "$@" | tee "{report}"\n')
+        program.write_text(
+            f'#!/bin/bash\nset -o pipefail\n"{bench.program}" -P 99 "$@" 2>"{tmp_path}/said" | tee "{report}"\n'
+        )
         program.chmod(0o755)
         return program, lambda name: float(re.search(rf"{name} *[=:]? *([\d.]+)", report.read_text())[1])
 
     @pytest.mark.parametrize("rate", [None, 200])
     def test_has_the_figures_of_pgbenchs_own_report(self, bench, own, tmp_path, rate):
         program, figure = self.told(tmp_path, bench)
+        said = tmp_path / "said"
         load = bench.run(own("SELECT pg_sleep(0.002);"), users=2, rate=rate, program=program)
         assert set(load.columns) == set(COLUMNS)
+        assert "executing script" not in said.read_text()  # what each client does: 16 would tell it if asked wrongly
         assert len(responses(load)) == figure("number of transactions actually processed:")
         assert statistics.mean(responses(load)) == pytest.approx(figure("latency average"), abs=0.002)
         if rate:

@@ -30,11 +30,10 @@ from perfkit.process import spawn, stop
 
 _DRAIN_S = 1.5  # pgbench's time begins before it connects, and what is due at its end begins later
 _PATIENCE_S = 3600
-_OWN_WORDS = b"pgbench: "  # others are what the server says about statements, of any number
-_ABORT = re.compile(r"pgbench: error: client (\d+) (?:script (\d+) )?aborted\b(?:[^:;]*[:;])? *(.*)")
-_ERROR = re.compile(r"pgbench: (?:fatal|error): *(.*)")
-_UNPREPARED = re.compile(r'prepared statement "P_\d+')
-_SEVERITY = re.compile(r"^[A-Z]+: +")
+_PREFIX = re.compile(r"(?:pgbench:|error:|fatal:| )*")  # written apart from what follows, by several threads at once
+_ABORT = re.compile(r"client (\d+) (?:script (\d+) )?aborted\b(?:[^:;]*[:;])? *(.*)")
+_ERROR = re.compile(r"(?:ERROR|FATAL): +(.*)")
+_UNPREPARED = re.compile(r'prepared statement "P_\d+" does not exist')
 _MEAN = re.compile(rf"^ *([\d.]+)(?: +\d+)* +{re.escape(MARK)}", re.MULTILINE)
 
 
@@ -85,7 +84,8 @@ def run(
         args = [*_arguments(target, scenario, made, seed, jobs), "--log-prefix", str(folder / "log")]
         for number, own in enumerate(work):
             args += ["-f", _file(folder, own, number, made.get(number))]
-        ended = _run([str(binary), *args], folder / "report", watch)
+        # Last and without -d, by which 16 understands that it shall tell all it does.
+        ended = _run([str(binary), *args, _conninfo(target)], folder / "report", watch)
         written = Written(
             paths=sorted(folder.glob("log.*")),
             items=[own.item if isinstance(own, Query) else own.stem for own in work],
@@ -123,12 +123,15 @@ def _file(folder: Path, own: Query | Path, number: int, made: Script | None) -> 
     return f"{path}@{2 if made and made.apart else 1}"
 
 
-def _arguments(target: Target, scenario: Scenario, made: dict[int, Script], seed: str, jobs: int) -> list[str]:
+def _conninfo(target: Target) -> str:
     own: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
     if session := target["options"]["session"]:
         own["options"] = options(session)
-    args = ["-d", make_conninfo(target["options"]["conninfo"], **own)]
-    args += ["-n", "-l", "--failures-detailed", "-M", "prepared" if target["options"]["prepare"] else "extended"]
+    return make_conninfo(target["options"]["conninfo"], **own)
+
+
+def _arguments(target: Target, scenario: Scenario, made: dict[int, Script], seed: str, jobs: int) -> list[str]:
+    args = ["-n", "-l", "--failures-detailed", "-M", "prepared" if target["options"]["prepare"] else "extended"]
     args += ["-c", str(scenario.users), "-j", str(jobs), "-T", str(int((scenario.seconds or 0) + _DRAIN_S))]
     args += ["--random-seed", str(Random(seed).getrandbits(31)), "--max-tries", str(scenario.retries + 1)]
     if scenario.rate:
@@ -161,8 +164,7 @@ def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> _Ended
         stop(process)
     aborted = list(_aborted(lines))
     if process.returncode and not aborted:
-        words = [found[1] for _, text in lines if (found := _ERROR.match(text))]
-        raise LoadError(f"pgbench: {words[0] if words else f'ended with {process.returncode}'}")
+        raise LoadError(f"pgbench: {lines[0][1] if lines else f'ended with {process.returncode}'}")
     return _Ended(aborted, used.ru_utime + used.ru_stime, time.monotonic() - begun)
 
 
@@ -171,14 +173,15 @@ def _aborted(lines: Sequence[tuple[int, str]]) -> Iterator[Aborted]:
     before = ""
     for at, text in lines:
         if own := _ABORT.match(text):
-            words = before if before and _UNPREPARED.search(own[3]) else own[3]
-            yield Aborted(int(own[1]), int(own[2] or 0), _SEVERITY.sub("", words), at)
-        elif said := _ERROR.match(text):
-            before = said[1]
+            said = _ERROR.match(own[3])
+            words = said[1] if said else own[3]
+            yield Aborted(int(own[1]), int(own[2] or 0), before if _UNPREPARED.match(words) else words, at)
+        elif error := _ERROR.match(text):
+            before = error[1]
 
 
 def _heard(process: subprocess.Popen[bytes], deadline: float, watch: Callable[[], None]) -> Iterator[tuple[int, str]]:
-    """What it says until it ends, each line with the instant (ns of the epoch) at which it came."""
+    """Its errors until it ends, line by line, each with the instant (ns of the epoch) at which it came."""
     assert process.stderr
     pending = b""
     while True:
@@ -189,6 +192,11 @@ def _heard(process: subprocess.Popen[bytes], deadline: float, watch: Callable[[]
                 raise LoadError("pgbench did not end in time")
         elif part := os.read(process.stderr.fileno(), 65536):
             *lines, pending = (pending + part).split(b"\n")
-            yield from ((time.time_ns(), line.decode("utf-8", "replace")) for line in lines if _OWN_WORDS in line)
+            for text in (line.decode("utf-8", "replace") for line in lines):
+                words = _PREFIX.sub("", text, count=1)
+                prefix = text[: len(text) - len(words)]
+                # The rest is what pgbench or the server notes, of any length.
+                if "error:" in prefix or "fatal:" in prefix or _ABORT.match(words) or _ERROR.match(words):
+                    yield time.time_ns(), words
         else:
             break

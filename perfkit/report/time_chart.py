@@ -155,7 +155,7 @@ def _lost(flow: Flow) -> Iterator[str]:
     for kind, places in flow.lost.items():
         if count := len(places):
             one = kind.removesuffix("s") if count == 1 else kind
-            where = _where(flow, math.floor(places[0]), math.ceil(places[-1])) if flow.timed else ""
+            where = _where(flow, math.floor(places[0]), math.floor(places[-1]) + 1) if flow.timed else ""
             yield f"{numbers.count(count)} {one}{f', {where}' if where else ''}"
 
 
