@@ -31,7 +31,7 @@ Progress = Callable[[str], None]
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 WARM_USERS = 5
 FLOOR_SQL = "SELECT 1"
-PGBENCH_ROWS = 1000  # of a query's parameters that pgbench goes round in
+PGBENCH_ROWS = 1000  # of a query's parameters, at most, that pgbench goes round in
 PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a block spends its time on
 
 
@@ -257,7 +257,8 @@ class Block:
         for item in scenario.send if arm else ():
             assert arm
             source, draw = self._chosen.queries[item].parameters, self._draws[arm.name]
-            rows = [draw(source) for _ in range(PGBENCH_ROWS)] if source else None
+            count = min(PGBENCH_ROWS, len(self._ground.rows[source])) if source else 0
+            rows = [draw(source) for _ in range(count)] if source else None
             work.append(Query(item, self._chosen.text(arm.name, item), rows))
         program, samples = pgbench.program(place.site.bin_dir), self._chosen.config.limits.samples
         watch = self._ground.stage.require_alive

@@ -40,7 +40,7 @@ FLOOR = "floor"  # stands for an arm in rounds against a target that does nothin
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One scenario on one arm, once. Columns have one entry per request; times are ns from the release."""
+    """One scenario on one arm, once. Columns have an entry per request; times are ns from its batch's release."""
 
     block: int
     position: int  # order in which the round ran within the run

@@ -14,6 +14,7 @@ from perfkit import __version__, host
 from perfkit.config import COPIES, Arm, Config, Query, Request, Scenario
 from perfkit.errors import UsageError
 from perfkit.indexes.build import index_names
+from perfkit.load import pgbench
 from perfkit.postgres.statements import comment, read
 
 MAX_RTT_MS = 10_000
@@ -73,6 +74,9 @@ class Selection:
                 f"rtt_ms = {self.options.rtt_ms:g}; expected 0, for there is no service of perfkit's to put it before"
             )
         _ = self.sql, self.rewrites, self.expected_indexes  # files that cannot be read are found now
+        for scenario in self.scenarios:
+            if scenario.pgbench:
+                pgbench.require(scenario, foreign=not self.on_own_server)
         if self.options.connect_rtts < 1:
             raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
 

@@ -16,7 +16,7 @@ from perfkit import config
 from perfkit.bundle import Bundle
 from perfkit.cli import main
 
-COMMANDS = ["report", "compare", "measure", "check", "explain", "doctor", "allow", "init", "config", "gate", "indexes"]
+COMMANDS = ["report", "compare", "measure", "check", "explain", "doctor", "allow", "init", "config", "gate", "indexes", "method"]
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_what_is_no_command_or_option_is_a_usage_error(args: list[str]) -> None:
     [
         ("[database]", "[database", "; expected valid TOML"),
         ("schema.sql", "scheme.sql", "expected: an existing file"),
-        ('send = ["book"]', "send = []", "scenario.0.send = []; expected: "),
+        ('send = ["book"]', "send = []", "scenario.0: expected either send or script"),
         ("[thresholds]", "[treshholds]", "treshholds: unknown key"),
     ],
 )
@@ -182,11 +182,11 @@ def test_an_unwritable_reports_folder_is_one_line(home: Path, tmp_path: Path, re
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("run.json", '{"format": 1, "tit', "expected JSON written by perfkit"),
-        ("run.json", '{"format": 2}', "format 2; expected a bundle of format 1"),
-        ("run.json", '{"format": 1}', "expected what perfkit wrote"),
+        ("run.json", '{"format": 2, "tit', "expected JSON written by perfkit"),
+        ("run.json", '{"format": 1}', "format 1; expected a bundle of format 2"),
+        ("run.json", '{"format": 2}', "expected what perfkit wrote"),
         ("rounds/000.burst.before.json", '{"block": 0', "expected JSON written by perfkit"),
-        ("rounds/000.burst.before.json", "{}", "expected the columns of format 1"),
+        ("rounds/000.burst.before.json", "{}", "expected the columns of format 2"),
         ("plans/before/conflict_check.json", "[]", "expected EXPLAIN (FORMAT JSON) output with a 'Plan'"),
         ("", "", "no such file; expected a bundle's folder"),
     ],

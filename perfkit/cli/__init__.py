@@ -7,6 +7,7 @@ import click
 from perfkit.cli import databases, indexes, lab, plans, runs
 from perfkit.cli.group import Group
 from perfkit.cli.measure import measure
+from perfkit.cli.method import method
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,3 +23,4 @@ for command in (databases.doctor, databases.allow, databases.init, databases.con
 for command in (lab.ablate, lab.cost, lab.advise):
     indexes.indexes.add_command(command)
 main.add_command(indexes.indexes)
+main.add_command(method)

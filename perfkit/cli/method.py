@@ -17,7 +17,11 @@ def method(folder: str, repetitions: int, seed: int) -> None:
     """Simulate runs whose truth is known, and write tables and pictures into docs/method.md.
 
     Takes about a minute and measures nothing.
-    """
+
+    \b
+    Example:
+      perfkit method --folder docs --repetitions 2000
+    """  # noqa: D301 - click wants the character
     from perfkit.method.document import write
 
     for path in write(Path(folder), repetitions, seed, lambda line: echo(line, err=True)):

@@ -130,7 +130,8 @@ class Scenario(Model):
     send: tuple[Name, ...] = ()
     """Requests, or queries, that each user sends one after the other."""
     users: Annotated[int, Field(ge=1, le=500)] = 1
-    """How many at once; with a `rate`, the most in flight: what arrives beyond that is dropped, and counted."""
+    """How many at once; with a `rate`, the most in flight: what arrives beyond that is dropped, and counted; with
+    pgbench it waits, and is skipped after the timeout."""
     requests: Annotated[int, Field(ge=1, le=10_000)] = 1
     """How often each user sends all of them."""
     batches: Annotated[int, Field(ge=1, le=1_000)] = 1
@@ -138,7 +139,7 @@ class Scenario(Model):
     ramp: bool = False
     """Users join one by one first; only full concurrency counts."""
     warm: Annotated[int, Field(ge=0, le=100)] = 0
-    """Batches of one request each before what counts."""
+    """Batches of one request each before what counts; with pgbench, each client's first transactions."""
     seconds: Seconds | None = None
     """Queries that take long are sent less often, so that a round takes no longer than about this. With a `rate` or
     pgbench, how long it lasts."""
