@@ -40,11 +40,16 @@ def run(
     arms: Names = (),
     scenarios: Names = (),
     connect_rtts: int = 6,
+    plan_for: float = 0.0,
+    max_minutes: float = 15.0,
     confirm: Names = (),
     production: Names = (),
     ask: Callable[[str], str] | None = None,
 ) -> Run:
     """Measure before and after into a new bundle, or open the one given.
+
+    With `plan_for`, a percentage, a pilot decides the number of blocks in place of the profile: as many as its spread
+    asks for, so that intervals reach no farther, in at most `max_minutes`.
 
     Empty values mean the configuration's own. The summary of an index `lab` is taken into the run. `confirm` names
     the targets that perfkit did not start and may use (`host:port/database`, `https://host:port`), `production` those
@@ -58,7 +63,17 @@ def run(
     from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
 
     options = Options(
-        profile, scale, seed, rtt_ms, connect_rtts, postgres, _names(arms), _names(scenarios), str(config)
+        profile,
+        scale,
+        seed,
+        rtt_ms,
+        connect_rtts,
+        postgres,
+        _names(arms),
+        _names(scenarios),
+        str(config),
+        plan_for=plan_for,
+        max_minutes=max_minutes,
     )
     chosen = Selection(configuration.load(Path(config) if config else None), options)
     targets = _admitted(chosen, confirm, production, ask)

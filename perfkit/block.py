@@ -68,16 +68,16 @@ class Ground:
 
 
 class Block:
-    """One block by its number, which with the seed decides its requests and its order.
+    """One block by its number, which with the seed, and what it is part `of`, decides its requests and its order.
 
     It holds the arms that can alternate; the floor is measured beside `before`.
     """
 
-    def __init__(self, ground: Ground, number: int, arms: Sequence[Arm], first: int) -> None:
+    def __init__(self, ground: Ground, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
         self._ground, self._number, self._chosen = ground, number, ground.chosen
         self._arms, self._done = list(arms), first
         self._started, self._earlier = perf_counter(), sum(map(ground.clock.seconds.get, PHASES, repeat(0.0)))
-        seed = f"{self._chosen.options.seed}/{number}"
+        self._of, seed = of, f"{self._chosen.options.seed}/{of}{number}"
         self._order = random.Random(f"{seed}/order")
         names = [arm.name for arm in arms]
         self._draws = {name: Draw(ground.rows, seed) for name in [*names, FLOOR]}
@@ -240,7 +240,7 @@ class Block:
 
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
         name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
-        seed = f"{self._chosen.options.seed}/{self._number}/{scenario.name}"  # the same arrivals in every arm
+        seed = f"{self._chosen.options.seed}/{self._of}{self._number}/{scenario.name}"  # the same arrivals in every arm
         if scenario.pgbench:
             return self._by_pgbench(scenario, arm, target, seed)
         if scenario.search and arm:
@@ -343,7 +343,8 @@ class Block:
         if self._done:
             minutes, seconds = divmod(int(spent / self._done * (total - self._done)), 60)
             left = f", about {minutes}:{seconds:02} left"
-        self._ground.progress(f"block {self._number + 1} of {blocks}: {what} (round {self._done + 1} of {total}{left})")
+        where = f"{self._of} block {self._number + 1} of {blocks}".lstrip()
+        self._ground.progress(f"{where}: {what} (round {self._done + 1} of {total}{left})")
 
 
 def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:

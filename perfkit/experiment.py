@@ -22,6 +22,7 @@ from perfkit.arms.in_place import InPlace
 from perfkit.arms.stage import Place, Relay, Stage
 from perfkit.block import Block, Clock, Ground, Progress, Rows
 from perfkit.bundle import Bundle
+from perfkit.cells import Reading
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
@@ -34,6 +35,7 @@ from perfkit.guards.audit import Audit
 from perfkit.load.calibration import Trial, calibrate, fewest
 from perfkit.load.crew import Crew, http_target, sql_target
 from perfkit.load.plan import Draw
+from perfkit.planning import PILOT, planned
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
 from perfkit.process import MODULE, alone, spawn, stop
@@ -123,7 +125,8 @@ class Experiment:
                         took = self._took(arms, bundle)
                         ground = replace(ground, chosen=self._fitted(took, bundle), took=took)
                         self._calibrate(ground, bundle)
-                    for number in range(chosen.blocks):
+                        ground = self._planned(ground, arms, bundle)
+                    for number in range(ground.chosen.blocks):
                         first = Block(ground, number, arms, first).run(bundle)
                         bundle.update(timings=dict(clock.seconds))
 
@@ -146,6 +149,28 @@ class Experiment:
                         stage.prepare(arm)
                     found |= self._checks(ground, arms)
             return found
+
+    def _planned(self, ground: Ground, arms: Sequence[Arm], bundle: Bundle) -> Ground:
+        """With the blocks that a pilot's spread asks for, where that is wanted; the pilot is not used again."""
+        options = ground.chosen.options
+        if not options.plan_for:
+            return ground
+        pilot = Bundle.create(bundle.path / "pilot", {**bundle.run, "blocks": []})
+        ground = replace(ground, chosen=replace(ground.chosen, options=replace(options, blocks=PILOT)))
+        done = 0
+        for number in range(PILOT):
+            done = Block(ground, number, arms, done, "pilot").run(pilot)
+        pilot.update(status="complete")
+        cells = Reading.of(pilot.rounds(), pilot.run).cells
+        block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT
+        before = ground.chosen.config.baseline().name
+        plan = planned(cells, before, options.plan_for / 100, block_s, 60 * options.max_minutes)
+        if plan is None:
+            raise LoadError("the pilot gave no medians to plan from; expected requests that are answered")
+        self._progress(plan.sentence)
+        blocks = plan.blocks
+        bundle.update(planning=plan.as_dict(), parameters={**bundle.run["parameters"], "blocks": blocks})
+        return replace(ground, chosen=replace(ground.chosen, options=replace(options, blocks=blocks)))
 
     def _most_workers(self) -> int:
         """As many as could help: beyond two a core they only take turns."""

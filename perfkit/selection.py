@@ -39,6 +39,8 @@ class Options:
     alone: bool = False  # one arm, compared with nothing: see `alone`
     p95_ms: float | None = None
     error_rate: float | None = None
+    plan_for: float = 0.0  # percent: as many blocks as a pilot asks for, so that intervals reach no farther
+    max_minutes: float = 15.0  # that these may take
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Selection:
     def __post_init__(self) -> None:
         _choice("profile", self.options.profile, self.config.profiles)
         least = 1 if self.options.alone else MIN_BLOCKS
-        if self.options.blocks and self.options.blocks < least:
+        if self.options.blocks and self.options.blocks < least and not self.options.plan_for:  # of a pilot
             raise UsageError(f"blocks = {self.options.blocks}; expected {least} or more")
         database = self.config.database
         made = database is not None and bool(database.prepare)
@@ -77,6 +79,11 @@ class Selection:
         for scenario in self.scenarios:
             if scenario.pgbench:
                 pgbench.require(scenario, foreign=not self.on_own_server)
+        if not 0 <= self.options.plan_for < 100 or not 0 < self.options.max_minutes < 10_000:
+            given = f"plan_for = {self.options.plan_for:g}, max_minutes = {self.options.max_minutes:g}"
+            raise UsageError(f"{given}; expected a percentage under 100, and minutes")
+        if self.options.plan_for and (self.options.alone or len(self.arms) < 2 or self.config.sequential):
+            raise UsageError(f"plan_for = {self.options.plan_for:g}; expected arms that are compared and take turns")
         if self.options.connect_rtts < 1:
             raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
 
@@ -196,7 +203,8 @@ class Selection:
         parts = [
             f"perfkit {'measure' if options.alone else 'report'}",
             *([f"--config {quote(_shown(options.config))}"] if options.config else []),
-            f"--blocks {options.blocks}" if options.blocks else f"--profile {options.profile}",
+            f"--blocks {options.blocks}" if options.blocks and options.alone else f"--profile {options.profile}",
+            *([f"--plan-for {options.plan_for:g} --max-time {options.max_minutes:g}"] if options.plan_for else []),
             *([f"--scale {self.scale}"] if self.scale else []),
             f"--seed {options.seed}",
             *([f"--postgres {self.postgres}"] if self.on_own_server else []),

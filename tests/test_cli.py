@@ -16,7 +16,20 @@ from perfkit import config
 from perfkit.bundle import Bundle
 from perfkit.cli import main
 
-COMMANDS = ["report", "compare", "measure", "check", "explain", "doctor", "allow", "init", "config", "gate", "indexes", "method"]
+COMMANDS = [
+    "report",
+    "compare",
+    "measure",
+    "check",
+    "explain",
+    "doctor",
+    "allow",
+    "init",
+    "config",
+    "gate",
+    "indexes",
+    "method",
+]
 
 
 @pytest.fixture

@@ -21,6 +21,13 @@ INVALID = 98
 @click.option(
     "--profile", default="standard", show_default=True, help="quick (6 blocks), standard (12), thorough (24)."
 )
+@click.option(
+    "--plan-for",
+    default=0.0,
+    metavar="PCT",
+    help="In place of the profile's: as many blocks as a pilot of 4 asks for, so that intervals reach no farther.",
+)
+@click.option("--max-time", "max_minutes", default=15.0, show_default=True, help="Minutes that these may take.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")
 @click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
@@ -34,6 +41,7 @@ def report(gate: bool, **options: Any) -> None:
       perfkit report                        the booking system, about 4 minutes
       perfkit report --profile quick        6 blocks, about 90 seconds
       perfkit report --rtt-ms 20            with a network between service and database
+      perfkit report --plan-for 10 --max-time 20    intervals of about 10 %, in at most 20 minutes
       perfkit report --bundle reports/RUN   render once more, measure nothing
     """  # noqa: D301 - click wants the character
     from perfkit import api

@@ -130,6 +130,10 @@ def _facts(subject: Subject) -> list[Table]:
         else "all arms alternate in random order inside every block",
         "database": run.get("origin", {}).get("way", ""),
         "worker processes": run.get("workers", "?"),
+        "tried on this machine": "; ".join(
+            f"{trial['workers']}: {numbers.significant(trial['p50_ms'])} ms" for trial in run.get("calibration", ())
+        ),
+        "planned": run.get("planning", {}).get("sentence", ""),
     }
     spent = {name: numbers.seconds(value) for name, value in run.get("timings", {}).items()}
     server = run.get("server", {})
