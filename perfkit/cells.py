@@ -179,6 +179,6 @@ def _check(cell: Cell, round_: Round, limits: Mapping[str, float]) -> None:
     if lag > max(limits["lag_ms"], limits["lag_share"] * cell.medians[round_.block]):
         reasons["the typical request left {:.3g} ms late"] = lag
     if busy > limits["worker_cpu"]:
-        reasons["a worker was busy {:.0%} of the time"] = busy
+        reasons["a worker was busy {:.0f} % of the time"] = 100 * busy
     if reasons:
         cell.faults[round_.block] = reasons

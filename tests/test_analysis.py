@@ -19,6 +19,7 @@ from perfkit import config
 from perfkit.analysis import analyse
 from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.errors import BundleError, PerfkitError
+from perfkit.load.samples import Rest
 from perfkit.policy import Decision, Outcome, Rule
 from perfkit.results import Analysis, Comparison, Level
 from perfkit.selection import Options, Selection
@@ -637,3 +638,101 @@ def test_a_run_that_lost_a_round_or_a_plan_is_refused(run: Bundle) -> None:
     shutil.rmtree(run.path / "plans" / "before")
     with pytest.raises(BundleError, match=r"no plan of \w+ on before; expected that of every query"):
         analyse(run)
+
+
+# Failures, searches, one arm, long rounds
+
+
+def test_when_the_arm_after_fails_more_errors_lead_and_it_is_not_called_faster(run: Bundle) -> None:
+    change(run, failing(6), "after-index", "burst")
+    found = analyse(run)
+    (errors,) = [e for e in found.error_changes if e.significant]
+    assert (errors.after, errors.scenario) == ("after-index", "burst")
+    assert errors.difference.value == pytest.approx(6 / 30) and errors.fewer_answered == pytest.approx(0.2)
+    assert verdicts(found)["after-index", "burst"] == {"invalid"}
+    comparison = found.comparison("after-index", "burst")
+    assert comparison and comparison.qualification == "of those answered; 20 % fewer were on after-index"
+    assert found.judgement.decision is Decision.NO_GO
+    assert any("not failing more" in r.name and r.outcome is Outcome.BROKEN for r in found.judgement.rules)
+
+
+def test_when_before_fails_more_an_arm_may_still_be_faster(run: Bundle) -> None:
+    change(run, failing(6), "before", "burst")
+    found = analyse(run)
+    assert verdicts(found)["after-index", "burst"] == {"faster"}
+    assert all(r.outcome is Outcome.HOLDS for r in found.judgement.rules if r.name == "not failing more")
+
+
+def searching(run: Bundle, rates: dict[str, float], limited: float = 0.0) -> Analysis:
+    """The burst as a search that found these rates, within a few percent."""
+    scenarios = [
+        {**s, "rate": 10.0, "search": {"most": 1000, "growth": 1.5, "closer": 2}} if s["name"] == "burst" else s
+        for s in run.run["scenarios"]
+    ]
+    run.run["scenarios"] = scenarios
+
+    def how(r: Round) -> Round:
+        rate = rates[r.arm] * (1 + 0.02 * (r.block % 3))
+        return replace(r, health={**r.health, "rate": rate, "limited": limited})
+
+    change(run, how, scenario="burst")
+    return analyse(run)
+
+
+RATES = {"before": 100.0, "control": 100.0, "after-index": 300.0, "after-full": 50.0, "floor": 1.0}
+
+
+def test_a_search_is_compared_by_the_rate_that_held_and_more_is_better(run: Bundle) -> None:
+    found = [c for c in searching(run, RATES).comparisons if c.scenario == "burst"]
+    assert {c.metric for c in found} == {"throughput"}
+    said = {c.after: (str(c.verdict), c.ratio and round(c.ratio.value, 2)) for c in found}
+    assert said["after-index"] == ("faster", 3) and said["after-full"] == ("slower", 0.5)
+
+
+def test_a_search_that_ended_before_the_target_did_proves_nothing(run: Bundle) -> None:
+    found = [c for c in searching(run, RATES, limited=1.0).comparisons if c.scenario == "burst"]
+    assert {str(c.verdict) for c in found if c.after == "after-index"} == {"inconclusive"}
+    assert {c.qualification for c in found} == {"both searches were limited"}
+
+
+def test_a_search_in_which_no_rate_held_has_no_ratio_and_breaks_the_rule(run: Bundle) -> None:
+    found = searching(run, {**RATES, "after-full": 0.0})
+    (comparison,) = [c for c in found.comparisons if (c.after, c.scenario) == ("after-full", "burst")]
+    assert comparison.ratio is None and found.judgement.decision is Decision.NO_GO
+
+
+def test_a_run_of_one_arm_is_judged_by_its_thresholds_alone(run: Bundle) -> None:
+    run.run["roles"] = {"before": "before"}
+    run.run["parameters"]["arms"] = ["before"]
+    run.run["arms"] = {"before": run.run["arms"]["before"]}
+    for block in run.run["blocks"]:
+        block["state"] = {"before": {}}
+    for path in (run.path / "rounds").glob("*.json"):
+        if path.name.split(".")[2] not in ("before", "floor"):
+            path.unlink()
+    found = analyse(run)
+    assert found.comparisons == () and {r.arm for r in found.judgement.rules} == {"before"}
+    assert found.arm_decisions.keys() == {"before"}
+
+
+def test_requests_beyond_the_limit_count_like_those_with_times(run: Bundle) -> None:
+    before = analyse(run).level("before", "burst")
+
+    def how(r: Round) -> Round:
+        rest = Rest()
+        for _ in range(500):
+            rest.add(0, int(200e6), "ok")
+        rest.add(0, 1, "timeout")
+        return replace(r, rest={"book": rest.as_dict()})
+
+    change(run, how, "before", "burst")
+    after = analyse(run).level("before", "burst")
+    assert before and after and after.p50 and after.p95
+    assert (after.n, after.sent, after.errors) == (before.n + 3000, before.sent + 3006, before.errors + 6)
+    assert after.p50.value == pytest.approx(200, rel=1e-3) and after.p99
+
+
+def test_rounds_that_are_invalid_are_counted_with_their_reason(run: Bundle) -> None:
+    change(run, lambda r: replace(r, health={**r.health, "worker_cpu": 0.97}), "before", "burst", range(3))
+    level = analyse(run).level("before", "burst")
+    assert level and level.fault.startswith("3 of 6 rounds invalid: ") and "97 %" in level.fault

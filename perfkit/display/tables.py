@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfkit.bundle import FLOOR
@@ -83,6 +83,7 @@ def _median(subject: Subject, arm: str, scenario: str, item: str) -> Cell:
 
 def levels(subject: Subject) -> Table:
     """Every load level in every arm, compared with `before`; the control arm and the floor beside them."""
+    metrics = ["p50", "p95", *(["p99"] if any(c.metric == "p99" for c in subject.analysis.comparisons) else [])]
     columns = (
         "load",
         "arm",
@@ -92,13 +93,12 @@ def levels(subject: Subject) -> Table:
         "per second",
         "requests",
         "errors",
-        "p50 / before",
-        "p95 / before",
+        *(f"{metric} / before" for metric in metrics),
         "evidence",
     )
     several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
     rows = tuple(
-        _level(subject, found, subject.label(scenario), f"{scenario}: {item}" if several else scenario)
+        _level(subject, found, subject.label(scenario), f"{scenario}: {item}" if several else scenario, metrics)
         for scenario, item in subject.loads
         for arm in [*subject.arms, FLOOR]
         if (found := subject.analysis.level(arm, scenario, item))
@@ -116,7 +116,7 @@ def levels(subject: Subject) -> Table:
         "Response time by load level, before and after",
         columns,
         rows,
-        frozenset(columns[2:10]),
+        frozenset(columns[2:-1]),
         2,
         True,
         note,
@@ -198,30 +198,56 @@ def compared(found: Comparison | None) -> Cell:
         return Cell("", state="quiet")
     mark, state = _MARKS[found.verdict]
     value, interval = numbers.ratio(found.ratio)
-    return Cell(f"{mark} {found.verdict} {value}", interval, state)
+    note = "; ".join(part for part in (interval, found.qualification) if part)
+    return Cell(f"{mark} {found.verdict} {value}", note, state)
 
 
-def _level(subject: Subject, found: Level, label: str, name: str) -> tuple[Cell, ...]:
+def _level(subject: Subject, found: Level, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
     quiet = "quiet" if subject.role(found.arm) in (FLOOR, "control") else ""
     p50, p50_interval = numbers.estimate(found.p50)
     ratios = [
-        compared(subject.analysis.comparison(found.arm, found.scenario, metric, found.item))
-        for metric in ("p50", "p95")
+        compared(subject.analysis.comparison(found.arm, found.scenario, metric, found.item)) for metric in metrics
     ]
-    rounds = found.p50.rounds if found.p50 else 0
-    faulty = "" if found.healthy else "client at its limit: invalid"
     return (
         Cell(label, name),
-        Cell(found.arm, faulty, quiet),
+        Cell(found.arm, found.fault, quiet),
         Cell(p50, p50_interval, quiet),
         tail(found, 95, quiet),
         tail(found, 99, quiet),
-        Cell(*numbers.estimate(found.throughput), quiet),
+        _throughput(subject, found, quiet),
         Cell(numbers.count(found.n), "", quiet),
-        Cell(numbers.count(found.errors), "", "bad" if found.errors else quiet),
+        _failed(subject, found, quiet),
         *ratios,
-        Cell(numbers.unbroken("under load"), f"{rounds} rounds", "quiet"),
+        Cell(numbers.unbroken("under load"), f"{found.rounds} rounds", "quiet"),
     )
+
+
+def _throughput(subject: Subject, found: Level, state: str) -> Cell:
+    """Requests per second, and the ratio to before: of a search with its verdict."""
+    value, interval = numbers.estimate(found.throughput)
+    place = (found.arm, found.scenario, found.item)
+    if judged := subject.analysis.comparison(found.arm, found.scenario, "throughput", found.item):
+        verdict = compared(judged)
+        return Cell(value, f"{interval} {verdict.text} {verdict.note}".strip(), verdict.state)
+    for change in subject.analysis.throughputs:
+        if (change.after, change.scenario, change.item) == place:
+            times, of_ratio = numbers.ratio(change.ratio)
+            return Cell(value, f"{interval} {times} of before {of_ratio}".strip(), state)
+    return Cell(value, interval, state)
+
+
+def _failed(subject: Subject, found: Level, state: str) -> Cell:
+    """Unexpected outcomes; where their rate differs from that of before, by how much."""
+    for change in subject.analysis.error_changes:
+        if change.significant and (change.after, change.scenario, change.item) == (
+            found.arm,
+            found.scenario,
+            found.item,
+        ):
+            points = [f"{100 * value:+.2g}" for value in (change.difference.value, change.difference.lo)]
+            note = f"{points[0]} % points against before ({points[1]} to {100 * change.difference.hi:+.2g})"
+            return Cell(numbers.count(found.errors), note, "bad" if change.difference.value > 0 else "good")
+    return Cell(numbers.count(found.errors), "", "bad" if found.errors else state)
 
 
 def tail(found: Level, q: int, state: str) -> Cell:
