@@ -1,0 +1,49 @@
+"""The benchmarks' own part: how figures are judged, and where they are written."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perfkit import config
+from perfkit.stats import Interval
+
+sys.path.append(str(config.ROOT))  # the benchmarks are no part of the package
+from benchmarks.results import Figure, Section, publish
+
+
+class TestAFigure:
+    @pytest.mark.parametrize(
+        ("limits", "met"),
+        [({}, None), ({"at_most": 1.1}, True), ({"at_most": 1.0}, False), ({"at_least": 1.0, "at_most": 1.02}, False)],
+    )
+    def test_is_met_where_its_value_keeps_every_limit(self, limits: dict[str, float], met: bool | None):
+        assert Figure("p50", 1.05, 1.0, 1.1, **limits).met is met
+
+    def test_that_could_not_be_had_is_missed(self):
+        assert Figure.of("p50", None, at_most=1.1).met is False
+        assert math.isnan(Figure.of("p50", None).value)
+
+    def test_says_its_interval_and_its_limit(self):
+        figure = Figure.of("p50 over pgbench's", Interval(1.05, 1.01, 1.09, 100, 6), at_most=1.1)
+        assert figure.cells() == ("p50 over pgbench's", "1.05", "1.01 to 1.09", "at most 1.1", "met")
+
+
+def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path):
+    file = tmp_path / "results.md"
+    for name, value in (("http", 1.0), ("sql", 2.0), ("http", 3.0)):
+        figures = [Figure("x", value, value, value, at_most=2.5)]
+        assert publish(Section(name, f"About {name}", figures, ["A note."]), file) is (value <= 2.5)
+    text = file.read_text()
+    assert text.index("About sql") < text.index("About http")
+    assert text.count("About http") == 1 and "**missed**" in text and "| met |" in text
+
+
+def test_an_unknown_name_is_refused_before_anything_is_measured():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "spd"], cwd=config.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("benchmarks: spd is unknown; expected: plans, ") and done.stderr.count("\n") == 1
