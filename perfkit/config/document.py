@@ -14,7 +14,7 @@ from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.model import Config
 from perfkit.config.targets import Database, Service
-from perfkit.config.workload import Column, Generator, Query, Request, Scenario
+from perfkit.config.workload import Column, Generator, Query, Request, Scenario, Search, Stage
 
 # In the order in which a file has them; `[[...]]` may come several times.
 TABLES: Mapping[str, type[BaseModel]] = {
@@ -26,6 +26,8 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[[query]]": Query,
     "[[request]]": Request,
     "[[scenario]]": Scenario,
+    "[[scenario.stage]]": Stage,
+    "[scenario.search]": Search,
     "[[arm]]": Arm,
     "[[check]]": Check,
     "[[check.step]]": Step,
