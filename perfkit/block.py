@@ -19,9 +19,10 @@ from perfkit.errors import LoadError
 from perfkit.guards.audit import Audit
 from perfkit.load import pgbench
 from perfkit.load.crew import Crew, Load, Target, alternating_target, http_target, joined, part, sql_target
-from perfkit.load.limits import Caps
+from perfkit.load.limits import OK, Caps
 from perfkit.load.pgbench_scripts import Query
 from perfkit.load.plan import Batch, Draw, Message, batches, http_message, turns
+from perfkit.load.samples import DROPPED
 from perfkit.load.search import Step, following, judged, limited, stepped
 from perfkit.postgres import databases, embedded
 from perfkit.selection import Selection
@@ -235,7 +236,7 @@ class Block:
         """What was sent to something that perfkit did not start; how often is unknown of a round broken off."""
         texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
-        sent = len(load.columns["item"]) if load else None
+        sent = sum(n for (_, outcome), n in load.counts().items() if outcome != DROPPED) if load else None
         self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
 
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
@@ -284,8 +285,7 @@ class Block:
 
     def _count(self, arm: str, load: Load) -> None:
         """Requests that were answered as expected: each of them ran its statements."""
-        items, outcomes = load.columns["item"], load.columns["outcome"]
-        self._answered[arm].update(i for i, o in zip(items, outcomes, strict=True) if o == "ok")
+        self._answered[arm].update({item: n for (item, outcome), n in load.counts().items() if outcome == OK})
 
     def _message(self, arm: str, item: str) -> Message:
         """The next request or query of that name; the floor gets the same, addressed to nobody."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from perfkit import stats
 from perfkit.bundle import FLOOR, Round
+from perfkit.load.health import faults
 from perfkit.load.limits import OK
 from perfkit.load.samples import DROPPED, Rest
 
@@ -99,8 +100,12 @@ class Reading:
             _add(cell, round_, own, rest.get(item, _NO_REST))
             if searched:
                 _found(cell, round_)
-            elif round_.arm != FLOOR and cell.medians.get(round_.block):
-                _check(cell, round_, limits)
+            elif (
+                round_.arm != FLOOR
+                and (p50 := cell.medians.get(round_.block))
+                and (reasons := faults(round_.health, p50, limits))
+            ):
+                cell.faults[round_.block] = reasons
         self._count_errors(round_, wanted, rest.values())
         answered = Counter(n for n, out in zip(columns["item"], columns["outcome"], strict=True) if out == OK)
         answered.update({item: own.outcomes[OK] for item, own in rest.items()})
@@ -170,15 +175,3 @@ def _found(cell: Cell, round_: Round) -> None:
     cell.rates[round_.block] = rate
     cell.unheld += not rate
     cell.limited += bool(round_.health["limited"])
-
-
-def _check(cell: Cell, round_: Round, limits: Mapping[str, float]) -> None:
-    """Whether the client kept up: the typical request left on time, and no worker was busy all the time."""
-    lag, busy = round_.health["lag_p50_ms"], round_.health["worker_cpu"]
-    reasons = {}
-    if lag > max(limits["lag_ms"], limits["lag_share"] * cell.medians[round_.block]):
-        reasons["the typical request left {:.3g} ms late"] = lag
-    if busy > limits["worker_cpu"]:
-        reasons["a worker was busy {:.0f} % of the time"] = 100 * busy
-    if reasons:
-        cell.faults[round_.block] = reasons

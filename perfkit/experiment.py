@@ -276,6 +276,7 @@ class Experiment:
             "title": arm.title,
             "role": arm.role,
             "settings": arm.settings,
+            "server_settings": databases.settings(place.site, place.name) if place else {},
             "postgres": place.site.version if place else 0,
             "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
             "indexes": [asdict(index) for index in built],

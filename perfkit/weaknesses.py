@@ -72,6 +72,8 @@ def _settings(run: Mapping[str, Any], _: Analysis) -> Iterator[Caution]:
     arms, before = run.get("arms", {}), of_role(run, "before")[0]
     base: Mapping[str, str] = arms.get(before, {}).get("server_settings", {})
     for arm, facts in arms.items():
+        if facts.get("postgres") != arms[before].get("postgres"):  # another version has other defaults
+            continue
         own = facts.get("server_settings", {})
         declared = {name.lower() for known in (facts, arms[before]) for name in known.get("settings", {})}
         wrong = [name for name in base if name in own and own[name] != base[name] and name.lower() not in declared]

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from perfkit import config
-from perfkit.bundle import Bundle, Round
+from perfkit.bundle import COLUMNS, Bundle, Round
 from perfkit.postgres.statements import comment
 
 SPEED = {"before": 6.0, "control": 6.0, "after-index": 1.0, "after-full": 0.45, "floor": 0.12}
@@ -122,22 +122,7 @@ def _checks(booking: config.Config, fail: str, name: str) -> list[dict[str, Any]
 
 
 def _round(scenario: config.Scenario, block: int, position: int, arm: str, random: Random, fail: str) -> Round:
-    columns: dict[str, list[Any]] = {
-        key: []
-        for key in (
-            "item",
-            "user",
-            "batch",
-            "counted",
-            "scheduled",
-            "started",
-            "acquired",
-            "done",
-            "outcome",
-            "detail",
-            "attempts",
-        )
-    }
+    columns: dict[str, list[Any]] = {key: [] for key in COLUMNS}
     drift = random.lognormvariate(0, 0.04)
     for batch in range(scenario.batches):
         for user in range(scenario.users):

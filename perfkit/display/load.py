@@ -148,8 +148,8 @@ _HEALTH: _Facts = (
     ("busiest worker", "worker_cpu", max, numbers.percent),
     ("garbage collection, ms", "gc_ms", max, numbers.significant),
     ("taken by other machines", "steal", max, numbers.percent),
-    ("checkpoints", "checkpoints", sum, numbers.count),
-    ("autovacuums", "autovacuums", sum, numbers.count),
+    ("rounds with a checkpoint", "checkpoints", sum, numbers.count),
+    ("rounds with autovacuum", "autovacuums", sum, numbers.count),
     ("pages read", "blocks_read", sum, numbers.count),
     ("pages found in memory", "blocks_hit", sum, numbers.count),
 )

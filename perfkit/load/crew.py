@@ -86,6 +86,13 @@ class Load:
     bodies: list[str]
     rest: dict[str, dict[str, Any]] = field(default_factory=dict)  # requests beyond the limit, see samples.Rest
 
+    def counts(self) -> Counter[tuple[str, str]]:
+        """Requests by item and outcome, those beyond the limit included."""
+        found = Counter(zip(self.columns["item"], self.columns["outcome"], strict=True))
+        for item, own in self.rest.items():
+            found.update({(item, outcome): count for outcome, count in own["outcomes"].items()})
+        return found
+
 
 class Crew:
     """A fixed number of load worker processes, reused round after round.

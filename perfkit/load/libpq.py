@@ -1,7 +1,7 @@
 """One connection to PostgreSQL, its answers read by the event loop straight from libpq.
 
 psycopg connects and writes parameters; between sending a statement and its last row only libpq and the event
-loop run, which costs a fifth of what psycopg's own cursor does. A statement is prepared when it has been sent
+loop run, which costs far less than psycopg's own cursor. A statement is prepared when it has been sent
 as often as psycopg would wait before preparing it.
 """
 

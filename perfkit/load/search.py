@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from perfkit.config import Limits, Search, Thresholds
 from perfkit.load.crew import Load, joined
+from perfkit.load.health import faults
 from perfkit.load.limits import OK
 from perfkit.load.samples import Rest
 from perfkit.stats import percentile
@@ -67,8 +68,7 @@ def judged(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> S
     failed = sent - sum(columns["outcome"][i] == OK for i in counted) - sum(own.outcomes[OK] for own in rest)
     if not times:
         return Step(rate, held=False)
-    late = max(limits.lag_ms, limits.lag_share * percentile(times, 50))
-    healthy = load.health["lag_p99_ms"] <= late and load.health["worker_cpu"] <= limits.worker_cpu
+    healthy = not faults(load.health, percentile(times, 50), limits.model_dump())
     p95 = percentile(times, 95)
     held = failed <= thresholds.error_rate * sent and (thresholds.p95_ms is None or p95 <= thresholds.p95_ms)
     return Step(rate, held, healthy)

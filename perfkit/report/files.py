@@ -25,7 +25,8 @@ def verdict(subject: Subject) -> str:
     """The decision and its numbers as JSON; times in ms, shares of one, null where there is no number.
 
     Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, error_changes,
-    throughputs (shown, not judged), levels, weaknesses, margin (declared), margin_used, parameters, command.
+    throughputs (shown, not judged), levels, weaknesses,
+    cautions (the same with kind and advice), margin (declared), margin_used, parameters, command.
     """
     found = subject.analysis
     said = {
@@ -42,6 +43,7 @@ def verdict(subject: Subject) -> str:
         "throughputs": [asdict(change) for change in found.throughputs],
         "levels": [asdict(level) for level in found.levels],
         "weaknesses": list(found.weaknesses),
+        "cautions": [asdict(caution) for caution in found.cautions],
         "margin": found.margin,
         "margin_used": found.margin_used,
         "parameters": subject.run.get("parameters"),
@@ -59,9 +61,10 @@ def summary(subject: Subject) -> str:
     table = glance(subject)
     if table.rows:
         lines += [_line(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
-    if found.weaknesses:
-        rest = len(found.weaknesses) - GRAVEST
-        lines += ["What weakens this:", "", *(f"- {_line(line)}" for line in found.weaknesses[:GRAVEST])]
+    if found.cautions:
+        rest = len(found.cautions) - GRAVEST
+        told = (f"{caution.text} {caution.advice}" for caution in found.cautions[:GRAVEST])
+        lines += ["What weakens this:", "", *(f"- {_line(line)}" for line in told)]
         lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
     command = visible(subject.run.get("command") or "").replace("`", "'")
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
