@@ -17,6 +17,8 @@ from perfkit.postgres import databases, embedded
 from perfkit.report.run import Run
 from perfkit.selection import Selection
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 DATABASE = "pk_compare"
 BY_CUSTOMER = "SELECT id, note FROM orders WHERE customer = %(customer)s AND note LIKE 'n%%' ORDER BY id"
 BY_NOTE = "SELECT count(*) FROM orders WHERE note LIKE 'n12%'"

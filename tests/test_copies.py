@@ -25,6 +25,8 @@ from perfkit.postgres import databases, embedded
 from perfkit.postgres.copies import Copied, Copying, copy_into, dump
 from perfkit.postgres.external import External, open_external
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 METHODS = ("whole", "sample", "generated")
 HOSTILE = 'we"ird; DROP TABLE plain; -- %s %(x)s %\n\u2028{0} ünï'
 LONG = "ü" * 31 + "x"  # 63 bytes

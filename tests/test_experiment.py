@@ -21,6 +21,8 @@ from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import embedded
 from perfkit.selection import Options, Selection
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 ARMS = ["before", "control", "after-index", "after-full"]
 QUERIES = ["conflict_check", "upcoming_for_contact", "clinic_day", "status_counts"]
 

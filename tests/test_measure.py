@@ -26,6 +26,8 @@ from perfkit.report.render import LOAD, execute, render
 from perfkit.report.svg import draw_svg
 from perfkit.selection import Options, Selection, alone
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 TOML = """
 title = "Looking up things"
 [database]

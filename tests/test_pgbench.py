@@ -28,6 +28,8 @@ from perfkit.load.plan import Batch
 from perfkit.load.samples import Rest
 from perfkit.postgres import databases
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 NASTY = [
     "",
     "NULL",

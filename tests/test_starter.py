@@ -21,6 +21,8 @@ from perfkit.postgres.statements import split
 from perfkit.report.run import Run
 from perfkit.selection import Selection
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 Init = Callable[..., Path]
 
 
