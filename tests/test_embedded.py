@@ -22,6 +22,8 @@ import perfkit
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import embedded
 
+pytestmark = pytest.mark.slow  # the module takes more than a minute
+
 SMALL = {"shared_buffers": "16MB"}
 # A process that uses the server until its stdin ends, or it is killed.
 USER = """

@@ -57,6 +57,7 @@ class TestSteps:
         assert not limited(search, [Step(10, True), Step(20, False), Step(40, False, healthy=False)])
 
 
+@pytest.mark.slow
 def test_a_target_of_known_capacity_is_found(tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch):
     """Two connections that each take 20 ms for a query stand a hundred a second."""
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))
