@@ -62,7 +62,7 @@ def main() -> bool:
 
 def _perfkit(crew: Crew, base: str, processes: int, each: int) -> Round:
     batch = Batch(((MESSAGE,) * each,) * USERS)
-    return of_load(crew.run(http_target(base, 10, "/"), [batch], workers=processes), processes)
+    return of_load(crew.run(http_target(base, 10, "/"), [batch], workers=processes))
 
 
 def _locust(base: str, processes: int) -> Round:

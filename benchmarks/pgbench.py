@@ -25,8 +25,8 @@ def run(
 ) -> Round:
     """Prepared statements, one log line a transaction. Raises RuntimeError with what pgbench says.
 
-    In the closed model the first transactions of every client are left out; with a rate, times count from the
-    schedule and nothing is left out.
+    By number or by time. In the closed model the first transactions of every client are left out; with a rate, times
+    count from the schedule and nothing is left out.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "transaction.sql"

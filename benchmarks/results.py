@@ -17,7 +17,8 @@ HEAD = """# Figures beside other tools
 
 Written by `make bench` (`make bench NAME=http` for one section). All tools of a section ran on the same machine in
 the same run, taking turns in random order, several rounds each. *Measured* is the typical round's value or ratio, with
-the 95 % interval that rounds give; a figure is met where *measured* keeps its limit.
+the 95 % interval that rounds give. A figure is met where *measured* keeps its limit, missed where the whole interval
+is beyond it, and open where only *measured* is: then these rounds cannot tell.
 """
 
 
@@ -40,18 +41,23 @@ class Figure:
         return cls(name, *ends, **rest)  # type: ignore[arg-type]
 
     @property
-    def met(self) -> bool | None:
-        """Whether the limits hold; None where there are none. What is not a number holds nothing."""
-        held = [self.value <= self.at_most] if self.at_most is not None else []
-        held += [self.value >= self.at_least] if self.at_least is not None else []
-        return all(held) if held else None
+    def word(self) -> str:
+        """Whether the limits hold: shown (there are none), met, open or missed. What is not a number holds nothing."""
+        if self.at_most is None and self.at_least is None:
+            return "shown"
+        if self._keeps(self.value, self.value):
+            return "met"
+        return "open" if self._keeps(self.lo, self.hi) else "missed"
+
+    def _keeps(self, lo: float, hi: float) -> bool:
+        return (self.at_most is None or lo <= self.at_most) and (self.at_least is None or hi >= self.at_least)
 
     def cells(self) -> tuple[str, ...]:
         """Its line: name, measured, interval, limit, word."""
         interval = f"{self.lo:.3g} to {self.hi:.3g}" if self.lo < self.hi else ""
         limits = [("at least", self.at_least), ("at most", self.at_most)]
         limit = ", ".join(f"{word} {value:g}{self.unit}" for word, value in limits if value is not None)
-        word = {None: "shown", True: "met", False: "**missed**"}[self.met]
+        word = "**missed**" if self.word == "missed" else self.word
         return (self.name, f"{self.value:.4g}{self.unit}", interval, limit, word)
 
 
@@ -68,7 +74,7 @@ class Section:
     @property
     def met(self) -> bool:
         """Whether no figure is missed."""
-        return all(figure.met is not False for figure in self.figures)
+        return all(figure.word != "missed" for figure in self.figures)
 
     def markdown(self, when: str) -> str:
         """The section's text."""

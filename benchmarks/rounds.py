@@ -67,8 +67,8 @@ def typical_round(rounds: Sequence[Round], metric: str) -> Interval | None:
     return typical([round_.value(metric) for round_ in rounds], sum(len(round_.times) for round_ in rounds))
 
 
-def of_load(load: Load, workers: int = 1) -> Round:
-    """A round of perfkit's own: its counted requests, from when they were due."""
+def of_load(load: Load) -> Round:
+    """A round of perfkit's own: its counted requests, from when they were due; its CPU shared out by number."""
     c = load.columns
     kept = [i for i, counted in enumerate(c["counted"]) if counted]
     good = [i for i in kept if c["outcome"][i] == OK]
@@ -76,7 +76,7 @@ def of_load(load: Load, workers: int = 1) -> Round:
     return Round(
         times=[(c["done"][i] - c["scheduled"][i]) / 1e6 for i in good],
         span_s=span,
-        cpu_s=load.health["worker_cpu"] * load.health["wall_ms"] / 1e3 * workers,
+        cpu_s=load.health["cpu_ms"] / 1e3 * len(good) / max(len(c["item"]), 1),
         lags=[(c["started"][i] - c["scheduled"][i]) / 1e6 for i in good],
         failed=len(kept) - len(good),
     )

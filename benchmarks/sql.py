@@ -21,14 +21,18 @@ from benchmarks import pgbench, profiling
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import ROUNDS, WARM, Round, compared, of_load, quiet, taking_turns, typical_round
 from perfkit import host
+from perfkit.config import Scenario
+from perfkit.load import pgbench as engine
 from perfkit.load.calibration import calibrate, fewest
 from perfkit.load.crew import Crew, sql_target
+from perfkit.load.pgbench_scripts import Query
 from perfkit.load.plan import Batch, Message
 from perfkit.postgres import databases, embedded
 
 DATABASE = "perfkit_sql"
 CONNECTIONS = (1, 5, 30)
 SECONDS = 1.0  # of a round, about
+ENGINE_S = 2  # as long as the engine's program goes on for SECONDS
 WORK_MS = 2.5  # on one connection, so that it stays above 2 where the machine is faster at times
 ROWS = 100_000
 DATA = f"""
@@ -37,7 +41,8 @@ INSERT INTO accounts SELECT n, n FROM generate_series(1, {ROWS}) n;
 GRANT SELECT ON accounts TO PUBLIC;
 VACUUM ANALYZE accounts;
 """
-ASYNCIO, PGBENCH = "asyncio", "pgbench"
+ASYNCIO, ENGINE, PGBENCH, TIMED = "asyncio", "pgbench engine", "pgbench", "pgbench by time"
+KEYS = 1000  # of `lookup`, as many as a run of perfkit hands to pgbench at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,12 @@ class Transaction:
         return tuple(
             {"item": self.name, "sql": self.sql, "params": {"id": draw.randint(1, self.keys)} if self.keys else None}
             for _ in range(count)
+        )
+
+    def query(self, draw: Random) -> Query:
+        """It with the rows of its parameter, which the engine turns into a script."""
+        return Query(
+            self.name, self.sql, [{"id": draw.randint(1, self.keys)} for _ in range(KEYS)] if self.keys else None
         )
 
 
@@ -111,7 +122,11 @@ def filled() -> Iterator[tuple[embedded.Server, int]]:
 
 
 def _measured(server: embedded.Server, crew: Crew, target: Any, own: Transaction, users: int) -> dict[str, list[Round]]:
-    """Rounds of every tool, of as many transactions as pgbench does in a second."""
+    """Rounds of every tool, of as many transactions as pgbench does in a second.
+
+    The engine goes by time. Where connections end one by one, as by number, the last have the server for themselves,
+    so it has a pgbench by time beside it.
+    """
     threads = min(users, host.cores())
     run = partial(pgbench.run, server, DATABASE, own.script, clients=users, threads=threads)
     each = max(20, int(run(seconds=1).value("rate") * SECONDS / users))
@@ -120,9 +135,24 @@ def _measured(server: embedded.Server, crew: Crew, target: Any, own: Transaction
         draw = Random(0)
         lead = Batch(tuple(own.messages(WARM, draw) for _ in range(users)), counted=False)
         whole = Batch(tuple(own.messages(each, draw) for _ in range(users)))
-        return of_load(crew.run(target, [lead, whole]), min(users, len(crew)))
+        return of_load(crew.run(target, [lead, whole]))
 
-    tools: dict[str, Callable[[], Round]] = {PGBENCH: partial(run, transactions=each), ASYNCIO: by_asyncio}
+    level = Scenario(
+        name=own.name, label="", send=(own.name,), users=users, engine="pgbench", seconds=SECONDS, warm=WARM
+    )
+    samples = 2 * users * each + 10_000  # the program goes on for a moment after the second
+
+    def by_engine() -> Round:
+        return of_load(
+            engine.run(server.bin_dir / "pgbench", target, level, [own.query(Random(0))], "0", samples=samples)
+        )
+
+    tools: dict[str, Callable[[], Round]] = {
+        PGBENCH: partial(run, transactions=each),
+        TIMED: partial(run, seconds=ENGINE_S),
+        ENGINE: by_engine,
+        ASYNCIO: by_asyncio,
+    }
     return taking_turns(tools, ROUNDS, f"{own.name}, {users}")
 
 
@@ -130,11 +160,11 @@ def _figures(found: dict[tuple[str, int], dict[str, list[Round]]]) -> list[Figur
     figures = []
     for (name, users), rounds in found.items():
         judged = name == "work" or (name == "wait" and users < max(CONNECTIONS))
-        for engine, limit in ((ASYNCIO, 1.1 if judged else None),):
+        for tool, other, limit in ((ENGINE, TIMED, 1.05), (ASYNCIO, PGBENCH, 1.1 if judged else None)):
             figures += [
                 Figure.of(
-                    f"{name}, {users} connections: {metric}, {engine} / pgbench",
-                    compared(rounds[PGBENCH], rounds[engine], metric),
+                    f"{name}, {users} connections: {metric}, {tool} / {other}",
+                    compared(rounds[other], rounds[tool], metric),
                     at_most=limit,
                 )
                 for metric in ("p50", "p95")

@@ -119,8 +119,9 @@ def _planned(whole: Bundle, arm: str, effect: float, folder: Path) -> Iterator[t
     start, end = 0, len(whole.run["blocks"])
     while start + PILOT < end:
         pilot = analyse(cut(whole, range(start, start + PILOT), folder / f"{arm}-pilot{start}"))
-        spreads = [c.ratio.sd_log for c in pilot.comparisons if c.after == arm and c.metric == "p50" and c.ratio]
-        asked, first = stats.blocks_for(max(spreads), effect, PILOT), start + PILOT
+        own = [c for c in pilot.comparisons if c.after == arm]
+        spreads = [c.ratio.sd_log for c in own if c.metric == "p50" and c.ratio]
+        asked, first = stats.blocks_for(max(spreads), effect, PILOT, comparisons=len(own)), start + PILOT
         if first + asked > end:
             return
         run = analyse(cut(whole, range(first, first + asked), folder / f"{arm}-{start}"))

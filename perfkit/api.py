@@ -49,7 +49,7 @@ def run(
     """Measure before and after into a new bundle, or open the one given.
 
     With `plan_for`, a percentage, a pilot decides the number of blocks in place of the profile: as many as its spread
-    asks for, so that intervals reach no farther, in at most `max_minutes`.
+    asks for to find a change by so much four times in five, in at most `max_minutes`.
 
     Empty values mean the configuration's own. The summary of an index `lab` is taken into the run. `confirm` names
     the targets that perfkit did not start and may use (`host:port/database`, `https://host:port`), `production` those

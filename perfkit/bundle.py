@@ -47,7 +47,7 @@ class Round:
     scenario: str
     arm: str
     columns: Mapping[str, list[Any]]  # see COLUMNS; a dropped request has the outcome `dropped` and was never started
-    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), gc_ms, wall_ms
+    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), cpu_ms, gc_ms, wall_ms
     usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
     rest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by item, see perfkit.load.samples.Rest
 

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     UNSETTLED = "inconclusive"
     ERROR_RATE = "error rate"
     FLOOR = "near the floor"
+    LOOKUP = "parameters looked up"
     P99 = "no p99"
     DATA = "data"
     MACHINE = "machine"

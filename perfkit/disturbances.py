@@ -29,6 +29,7 @@ def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Media
     own = [round_ for round_ in rounds if round_.arm != FLOOR]
     for source in (_steal, _others, _checkpoints, _autovacuums, _cache):
         yield from source(own)
+    yield from _lookups(run, own)
     yield from _drift(run, {key: by_block for key, by_block in medians.items() if key[0] != FLOOR})
 
 
@@ -52,6 +53,21 @@ def _others(rounds: Sequence[Round]) -> Iterator[Caution]:
             f"Other processes ran, or waited for a processor, as rounds began: per processor {listed}.",
             "Stop what else runs on this machine and measure again.",
         )
+
+
+def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caution]:
+    """pgbench has no texts of its own: rows that hold some are looked up in the server, which costs it something."""
+    paced = {scenario["name"]: bool(scenario.get("rate")) for scenario in run["scenarios"]}
+    for name in dict.fromkeys(round_.scenario for round_ in rounds):
+        took = [r.health["lookup_ms"] for r in rounds if r.scenario == name and "lookup_ms" in r.health]
+        if took:
+            within = "is part of its response time" if paced.get(name) else "is between the samples"
+            yield Caution(
+                Kind.LOOKUP,
+                f"{name}: pgbench looked the parameters of every request up in the server, which {within} and took "
+                f"{median(took):.2g} ms in the typical round.",
+                "Numbers as parameters cost nothing; or send it with engine 'asyncio' and compare.",
+            )
 
 
 def _by_arm(rounds: Sequence[Round], fact: str, weight: Callable[[Round], float]) -> dict[str, float]:

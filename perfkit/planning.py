@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from perfkit.bundle import FLOOR
 from perfkit.cells import Cell, Key
-from perfkit.stats import blocks_for, ratio
+from perfkit.stats import Ratio, blocks_for, ratio
 
 PILOT = 4  # blocks
 LEAST = 6
+METRICS = 2  # of a load level that are compared, as a rule: p50 and p95
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Spread:
 class Planned:
     """The blocks of a run: those that were asked for by the widest spread, and those that the time allows."""
 
-    margin: float  # the 95 % interval of every median's ratio shall reach no farther
+    margin: float  # a change by so much of any median shall be found, four times in five
     needed: int
     blocks: int
     block_s: float  # seconds, as in the pilot
@@ -41,7 +43,7 @@ class Planned:
         widest, seconds = self.widest, self.needed * self.block_s
         what = f"{widest.scenario} of {widest.item} on {widest.arm}"
         why = f"{what} varies by {100 * widest.sd_log:.2g} % from block to block"
-        text = f"a margin of {100 * self.margin:g} % needs {self.needed} blocks, about {_time(seconds)}: {why}"
+        text = f"to find {100 * self.margin:g} % needs {self.needed} blocks, about {_time(seconds)}: {why}"
         if self.blocks < self.needed:
             text += f"; the time allows {self.blocks}"
         return text
@@ -64,15 +66,19 @@ def planned(
 
 
 def _spreads(cells: Mapping[tuple[str, Key], Cell], before: str, margin: float) -> Iterator[Spread]:
-    """Of every arm's medians against those of `before`."""
+    """Of every arm's medians against those of `before`; its p95s will be corrected for together with them."""
+    found: dict[str, list[tuple[Key, Ratio]]] = defaultdict(list)
     for (arm, key), cell in cells.items():
         other = cells.get((before, key))
         if arm in (before, FLOOR) or other is None:
             continue
         blocks = sorted(cell.medians.keys() & other.medians.keys())
-        found = ratio([other.medians[b] for b in blocks], [cell.medians[b] for b in blocks])
-        if found:
-            yield Spread(arm, *key, found.sd_log, blocks_for(found.sd_log, margin, found.pairs))
+        if own := ratio([other.medians[b] for b in blocks], [cell.medians[b] for b in blocks]):
+            found[arm].append((key, own))
+    for arm, ratios in found.items():
+        for key, own in ratios:
+            needed = blocks_for(own.sd_log, margin, own.pairs, comparisons=METRICS * len(ratios))
+            yield Spread(arm, *key, own.sd_log, needed)
 
 
 def _time(seconds: float) -> str:

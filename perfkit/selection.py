@@ -39,7 +39,7 @@ class Options:
     alone: bool = False  # one arm, compared with nothing: see `alone`
     p95_ms: float | None = None
     error_rate: float | None = None
-    plan_for: float = 0.0  # percent: as many blocks as a pilot asks for, so that intervals reach no farther
+    plan_for: float = 0.0  # percent: as many blocks as a pilot asks for, to find a change by so much
     max_minutes: float = 15.0  # that these may take
 
 

@@ -314,21 +314,26 @@ def blocks_needed(r: Ratio, margin: float) -> int | None:
     return int(decisive[0]) if len(decisive) else None
 
 
-def blocks_for(sd_log: float, margin: float, pairs: int, *, assurance: float = 0.8) -> int:
-    """Blocks of a run whose 95 % interval of a ratio reaches no farther than the margin, with that assurance.
+def blocks_for(sd_log: float, margin: float, pairs: int, *, comparisons: int = 1, power: float = 0.8) -> int:
+    """Blocks of a run that finds a change of a ratio by the margin with that power, one of several comparisons.
 
     Planned from the spread alone: `sd_log` of one pair's log ratio in a pilot of `pairs` blocks; the effect it
-    showed is no argument. That the run's own spread will differ from the pilot's is in it, as the quantile of
-    F(n - 1, pairs - 1), the distribution of the ratio of two variances: half-width t * sd_log * sqrt(F / n) <=
-    log(1 + margin). With an endless pilot it is Kupper & Hafner's n (1989). At least 6. ValueError for fewer than
-    two pairs, a spread that is no number, or a margin that is not above 0.
+    showed is no argument. A t test at ALPHA shared out over the comparisons (Holm's first step). That the pilot's
+    spread is itself an estimate is in it: by the quantile of the noncentral t with the pilot's degrees of freedom
+    and the test's limit as noncentrality, log(1 + margin) * sqrt(n) / sd_log >= tinv(power; pairs - 1, t_limit)
+    (Julious & Owen 2006). At least 6. ValueError for fewer than two pairs, a spread that is no number, a margin
+    that is not above 0, or no comparison.
     """
-    if pairs < 2 or not (sd_log >= 0 and math.isfinite(sd_log)) or not margin > 0:
-        raise ValueError(f"sd {sd_log:g} of {pairs} pairs, margin {margin:g}; expected 2 pairs, a spread, a margin")
+    if pairs < 2 or not (sd_log >= 0 and math.isfinite(sd_log)) or not margin > 0 or comparisons < 1:
+        raise ValueError(
+            f"sd {sd_log:g} of {pairs} pairs, margin {margin:g}, {comparisons} comparisons; expected 2 pairs, a "
+            "spread, a margin, a comparison"
+        )
 
     def fits(blocks: int) -> bool:
-        spread = float(special.fdtri(blocks - 1, pairs - 1, assurance))
-        return _t(blocks - 1) * sd_log * math.sqrt(spread / blocks) <= math.log1p(margin)
+        limit = float(special.stdtrit(blocks - 1, 1 - ALPHA / 2 / comparisons))
+        needed = float(special.nctdtrit(pairs - 1, limit, power))
+        return needed * sd_log / math.sqrt(blocks) <= math.log1p(margin)
 
     least = most = 6
     while not fits(most):

@@ -16,14 +16,22 @@ from benchmarks.results import Figure, Section, publish
 
 class TestAFigure:
     @pytest.mark.parametrize(
-        ("limits", "met"),
-        [({}, None), ({"at_most": 1.1}, True), ({"at_most": 1.0}, False), ({"at_least": 1.0, "at_most": 1.02}, False)],
+        ("limits", "word"),
+        [
+            ({}, "shown"),
+            ({"at_most": 1.1}, "met"),
+            ({"at_most": 1.02}, "open"),
+            ({"at_most": 0.99}, "missed"),
+            ({"at_least": 1.08}, "open"),
+            ({"at_least": 1.2}, "missed"),
+            ({"at_least": 1.0, "at_most": 0.9}, "missed"),
+        ],
     )
-    def test_is_met_where_its_value_keeps_every_limit(self, limits: dict[str, float], met: bool | None):
-        assert Figure("p50", 1.05, 1.0, 1.1, **limits).met is met
+    def test_is_met_by_its_value_and_missed_by_its_whole_interval(self, limits: dict[str, float], word: str):
+        assert Figure("p50", 1.05, 1.0, 1.1, **limits).word == word
 
     def test_that_could_not_be_had_is_missed(self):
-        assert Figure.of("p50", None, at_most=1.1).met is False
+        assert Figure.of("p50", None, at_most=1.1).word == "missed"
         assert math.isnan(Figure.of("p50", None).value)
 
     def test_says_its_interval_and_its_limit(self):

@@ -16,7 +16,7 @@ from perfkit.cautions import Caution, Kind, gravest_first, some
 from perfkit.disturbances import disturbances, trend
 
 ARMS = ("before", "after-full")
-RUN: dict[str, Any] = {"config": {"margin": 0.05}, "order": "interleaved"}
+RUN: dict[str, Any] = {"config": {"margin": 0.05}, "order": "interleaved", "scenarios": [{"name": "burst"}]}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,15 @@ class TestWhatDisturbedRounds:
     def test_in_one_round_names_its_arm(self):
         text = found(lambda arm, block: {"checkpoints": float((arm, block) == ("before", 3))})[Kind.CHECKPOINT].text
         assert text == "A checkpoint was being written during 1 of 24 rounds (burst on before 1 of 12)."
+
+    def test_says_what_looking_parameters_up_took_and_whether_it_is_in_the_times(self):
+        looked_up = rounds(lambda *_: {"lookup_ms": 0.25})
+        texts = [
+            next(disturbances({**RUN, "scenarios": [{"name": "burst", "rate": rate}]}, looked_up, {})).text
+            for rate in (None, 100)
+        ]
+        assert "between the samples and took 0.25 ms" in texts[0]
+        assert "part of its response time and took 0.25 ms" in texts[1]
 
     def test_that_nobody_counted_is_not_said(self):
         assert found(lambda *_: {}) == {}

@@ -25,7 +25,7 @@ INVALID = 98
     "--plan-for",
     default=0.0,
     metavar="PCT",
-    help="In place of the profile's: as many blocks as a pilot of 4 asks for, so that intervals reach no farther.",
+    help="In place of the profile's: as many blocks as a pilot of 4 asks for to find a change by so much.",
 )
 @click.option("--max-time", "max_minutes", default=15.0, show_default=True, help="Minutes that these may take.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")

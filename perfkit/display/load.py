@@ -147,6 +147,7 @@ _HEALTH: _Facts = (
     ("schedule lag, p99, ms", "lag_p99_ms", max, numbers.significant),
     ("busiest worker", "worker_cpu", max, numbers.percent),
     ("garbage collection, ms", "gc_ms", max, numbers.significant),
+    ("looking parameters up, ms", "lookup_ms", max, numbers.significant),
     ("taken by other machines", "steal", max, numbers.percent),
     ("rounds with a checkpoint", "checkpoints", sum, numbers.count),
     ("rounds with autovacuum", "autovacuums", sum, numbers.count),

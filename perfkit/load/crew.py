@@ -261,7 +261,8 @@ def joined(loads: Sequence[Load], *, numbered: bool = True) -> Load:
         for name, values in load.columns.items():
             columns[name] += [value + first for value in values] if name == "batch" else values
     health = {name: max(load.health[name] for load in loads) for name in loads[0].health}
-    health["wall_ms"] = sum(load.health["wall_ms"] for load in loads)
+    for name in ("wall_ms", "cpu_ms"):
+        health[name] = sum(load.health[name] for load in loads)
     rest = merged(load.rest for load in loads)
     return Load(columns, health, [body for load in loads for body in load.bodies], rest)
 
@@ -297,7 +298,7 @@ def _full_until(parts: Sequence[Mapping[str, list[Any]]]) -> int:
 
 
 def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any]]]) -> dict[str, float]:
-    """What the client itself cost: schedule lag and collecting garbage in ms, the busiest worker's share of a core."""
+    """What the client itself cost: schedule lag, collecting garbage and CPU in ms, the busiest worker's share."""
     rows = zip(columns["started"], columns["scheduled"], columns["outcome"], strict=True)
     lags = sorted(started - due for started, due, outcome in rows if outcome != DROPPED) or [0]
     by_worker: dict[int, list[int]] = {}
@@ -311,5 +312,6 @@ def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any
         "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
         "gc_ms": max(answer["health"]["gc_ns"] for answers in parts for answer in answers) / 1e6,
         "worker_cpu": max(cpu / max(wall, 1) for cpu, wall in by_worker.values()),
+        "cpu_ms": sum(cpu for cpu, _ in by_worker.values()) / 1e6,
         "wall_ms": sum(max(a["health"]["wall_ns"] for a in answers) for answers in parts) / 1e6,
     }

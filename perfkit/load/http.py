@@ -2,81 +2,104 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import re
-import socket
+import ssl
 from time import monotonic_ns
-from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from perfkit.load.answer import Answer, first_words
 from perfkit.load.limits import OK
+from perfkit.load.wire import Connection
 from perfkit.text import require_header
 
+_SAFE = "!$%&'()*+,/:;=?@[]~"  # what of a path stays as it was written
 _SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_BODILESS = ("GET", "HEAD", "OPTIONS", "TRACE")
+_REPEATABLE = (*_BODILESS, "PUT", "DELETE")  # RFC 9110, 9.2.2: sent twice they do what they do once
 
 
 class HttpSender:
-    """aiohttp, keep-alive, as many connections as users; every request stays at the target's origin."""
+    """HTTP/1.1, keep-alive, as many connections as users; every request stays at the target's origin.
+
+    No proxy, whatever the environment says; no cookies, no redirects.
+    """
 
     def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
         self._base, self._timeout_s, self._address = base, timeout_s, address
         get = {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
         self.warm = None if warm is None else get  # sent once for each user before the clock runs
         self._secrets: dict[str, str] = {}
-
-    @staticmethod
-    async def _acquired(_session: Any, context: SimpleNamespace, _params: Any) -> None:
-        context.trace_request_ctx.acquired = monotonic_ns()
+        self._free: list[Connection] = []
 
     async def open(self, users: int) -> None:
-        """Open the session, which uses no proxy, whatever the environment says."""
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(self._acquired)
-        trace.on_connection_reuseconn.append(self._acquired)
-        resolver = _Pinned(self._address) if self._address else None
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=300, resolver=resolver),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            trace_configs=[trace],
-            trust_env=False,
-        )
+        """Get ready; connections are opened when they are wanted."""
+        url, self._loop = URL(self._base), asyncio.get_running_loop()
+        self._name, self._port = url.host or "", url.port or 80
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
 
     async def send(self, message: dict[str, Any]) -> Answer:
-        """Send one HTTP request and read its body."""
-        stamp = SimpleNamespace(acquired=monotonic_ns())
+        """Send one HTTP request and read its body; once more where a kept connection turns out to be closed."""
+        acquired, attempts, until = monotonic_ns(), 0, self._loop.time() + self._timeout_s
         try:
-            headers = {name: self._filled(value) for name, value in message.get("headers", {}).items()}
-            async with self._session.request(
-                message["method"],
-                self._base + message["path"],
-                json=message["json"],
-                headers=headers,
-                trace_request_ctx=stamp,
-                allow_redirects=False,
-            ) as response:
-                body = await response.read()
-                done = monotonic_ns()
-        except Exception as error:
-            return Answer(stamp.acquired, monotonic_ns(), self._failure(error), self._clean(first_words(error)))
+            while True:
+                attempts += 1
+                kept = connection = self._kept()
+                if connection is None:
+                    async with asyncio.timeout_at(until):
+                        connection = await self._connected()
+                acquired = monotonic_ns()
+                late = self._loop.call_at(until, connection.expire)
+                try:
+                    status, body = await connection.run(message["wire"], head=message["method"] == "HEAD")
+                    break
+                except ConnectionError:
+                    if not kept or connection.answering or message["method"] not in _REPEATABLE:
+                        raise
+                finally:
+                    late.cancel()
+            done = monotonic_ns()
+            self._free.append(connection)
+        except (TimeoutError, ConnectionError, _Unreachable) as error:
+            return Answer(acquired, monotonic_ns(), _failure(error), self._clean(first_words(error)), "", attempts)
         text = self._clean(body[:65536].decode("utf-8", "replace"))
-        if response.status not in message["expect"]:
-            return Answer(stamp.acquired, done, f"http_{response.status}", text[:200], text)
+        if status not in message["expect"]:
+            return Answer(acquired, done, f"http_{status}", text[:200], text, attempts)
         if any(needle not in text for needle in message.get("contains", ())):
-            return Answer(stamp.acquired, done, "unexpected_body", text[:200], text)
-        return Answer(stamp.acquired, done, OK, str(response.status), text)
+            return Answer(acquired, done, "unexpected_body", text[:200], text, attempts)
+        return Answer(acquired, done, OK, str(status), text, attempts)
+
+    def _kept(self) -> Connection | None:
+        """The connection used last of those that still stand."""
+        while self._free:
+            if not (connection := self._free.pop()).broken:
+                return connection
+        return None
+
+    async def _connected(self) -> Connection:
+        """Another connection. Raises _Unreachable, TimeoutError."""
+        try:
+            return await Connection.open(self._address or self._name, self._port, self._tls, self._name)
+        except TimeoutError:
+            raise
+        except (OSError, ValueError) as error:  # the latter for a name or a certificate that is none
+            raise _Unreachable(f"no connection to {self._base}: {error}") from None
 
     def check(self, message: dict[str, Any]) -> None:
-        """Raise ValueError for a message that could leave the target's origin, or lacks a secret it names."""
+        """Turn the request into what is sent.
+
+        Raises ValueError for one that could leave the target's origin, or lacks a secret it names.
+        """
         where, path = f"request {message['item']}", message["path"]
         if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path):
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
-        if URL(self._base + path).origin() != URL(self._base).origin():
+        url = URL(self._base + path)
+        if url.origin() != URL(self._base).origin():
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
         for header, value in message.get("headers", {}).items():
             for name in _SECRET.findall(value):
@@ -87,6 +110,23 @@ class HttpSender:
                 require_header(header, self._filled(value))
             except ValueError as error:
                 raise ValueError(f"{where}: expected {error}") from None
+        message["wire"] = self._wire(url, message)
+
+    def _wire(self, url: URL, message: dict[str, Any]) -> bytes:
+        """A request as it is sent; headers of its own take the place of ours."""
+        method, body = message["method"], b""
+        headers = {"Host": url.host_port_subcomponent, "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
+        headers["User-Agent"] = "perfkit"
+        if message["json"] is not None:
+            body, headers["Content-Type"] = json.dumps(message["json"]).encode(), "application/json"
+        own = {name: self._filled(value) for name, value in message.get("headers", {}).items()}
+        taken = {name.lower() for name in own}
+        headers = {name: value for name, value in headers.items() if name.lower() not in taken} | own
+        if body or method not in _BODILESS:
+            headers["Content-Length"] = str(len(body))
+        path = quote(message["path"].partition("#")[0], safe=_SAFE)
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + body
 
     def _filled(self, value: str) -> str:
         """A header with the secrets it names."""
@@ -98,29 +138,19 @@ class HttpSender:
             text = text.replace(secret, "***") if secret else text
         return text
 
-    def _failure(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError):
-            return "timeout"
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return "refused"
-        if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
-            return "reset"
-        return "generator"
-
     async def close(self) -> None:
-        """Close the session with its connections."""
-        await self._session.close()
+        """Close every connection."""
+        for connection in self._free:
+            connection.close()
+        self._free.clear()
+        await asyncio.sleep(0)  # the loop closes them in its next turn
 
 
-class _Pinned(AbstractResolver):
-    """A resolver that knows one answer, whatever a name would resolve to now."""
+class _Unreachable(Exception):
+    """No connection could be had."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
 
-    async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        found = socket.AF_INET6 if ":" in self._address else socket.AF_INET
-        return [ResolveResult(hostname=host, host=self._address, port=port, family=found, proto=0, flags=0)]
-
-    async def close(self) -> None:
-        pass
+def _failure(error: Exception) -> str:
+    if isinstance(error, _Unreachable):
+        return "refused"
+    return "timeout" if isinstance(error, TimeoutError) else "reset"

@@ -103,6 +103,7 @@ def run(
         "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
         "gc_ms": 0.0,
         "worker_cpu": ended.cpu_s / ended.wall_s / jobs,
+        "cpu_ms": ended.cpu_s * 1e3,
         "wall_ms": found.last / 1e6,
     }
     if means:
