@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Figure:
             return "shown"
         if self._keeps(self.value, self.value):
             return "met"
-        return "open" if self._keeps(self.lo, self.hi) else "missed"
+        return "open" if not math.isnan(self.value) and self._keeps(self.lo, self.hi) else "missed"
 
     def _keeps(self, lo: float, hi: float) -> bool:
         return (self.at_most is None or lo <= self.at_most) and (self.at_least is None or hi >= self.at_least)

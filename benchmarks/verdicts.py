@@ -1,10 +1,11 @@
 """How often a verdict is wrong while something else uses the machine now and then, and what planned runs find.
 
-Four arms of the booking system: `before`, `control` (identical), and two whose appointments table has 10 and 30 %
-more rows. The conflict check reads it all, alone and from 5, 10 and 30 connections, released at once or in batches,
-so the truth is known: ratios of 1, 1.1 and 1.3. A process that computes for random times and rests for random times
-runs beside. One long run is cut into short ones of consecutive blocks, each judged as a run of its own. For power, a
-pilot of some blocks says how many the change needs, from its spread alone, and so many blocks after it are judged.
+Four arms (`effort/`): `before`, `control` (identical), and two whose query counts 10 and 30 % further. It is sent
+alone and from 5, 10 and 30 connections, released at once or in batches, and takes so much longer than what every query
+takes besides that the truth is known: ratios of 1, and of all but 1.1 and 1.3. A process that computes for random
+times and rests for random times runs beside. One long run is cut into short ones of consecutive blocks, each judged as
+a run of its own. For power, a pilot of some blocks says how many the change needs, from its spread alone, and so many
+blocks after it are judged.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +26,6 @@ from benchmarks.results import Figure, Section, publish
 from perfkit import config, host, stats
 from perfkit.analysis import analyse
 from perfkit.bundle import Bundle
-from perfkit.config import Arm, Scenario
 from perfkit.experiment import measure
 from perfkit.process import spawn, stop
 from perfkit.results import Comparison
@@ -34,13 +35,6 @@ BLOCKS = 96  # about ten minutes on two cores
 RUN = 6  # blocks of a short run, as of the profile `quick`
 PILOT = 6
 EFFECTS = {"plus-10": 0.1, "plus-30": 0.3}
-LEVELS = (
-    Scenario(name="one", label="", send=("conflict_check",), requests=10, warm=1),
-    Scenario(name="five", label="", send=("conflict_check",), users=5, requests=4, warm=1),
-    Scenario(name="ten", label="", send=("conflict_check",), users=10, requests=3, warm=1),
-    Scenario(name="thirty", label="", send=("conflict_check",), users=30, requests=2, warm=1),
-    Scenario(name="batches", label="", send=("conflict_check",), users=5, batches=6, warm=1),
-)
 DRIFT = """
 import random, time
 while True:
@@ -56,19 +50,34 @@ def main(blocks: int = BLOCKS) -> bool:
     with TemporaryDirectory() as folder:
         with drift():
             whole = measure(_selection(blocks), Path(folder) / "whole")
-        runs = [cut(whole, range(n, n + RUN), Path(folder) / f"run{n}") for n in range(0, blocks - RUN + 1, RUN)]
-        alike = [c for run in runs for c in analyse(run).comparisons if c.after == "control"]
-        pooled = [p for run in runs for p in _on_requests(run)]
-        planned = {arm: list(_planned(whole, arm, effect, Path(folder))) for arm, effect in EFFECTS.items()}
+        return publish(judged(whole, Path(folder)))
+
+
+def judged(whole: Bundle, folder: Path) -> Section:
+    """What one long run says, cut into short ones in a folder."""
+    blocks = len(whole.run["blocks"])
+    runs = [cut(whole, range(n, n + RUN), folder / f"run{n}") for n in range(0, blocks - RUN + 1, RUN)]
+    alike = [c for run in runs for c in analyse(run).comparisons if c.after == "control"]
+    pooled = [p for run in runs for p in _on_requests(run)]
+    planned = {arm: list(_planned(whole, arm, effect, folder)) for arm, effect in EFFECTS.items()}
     figures = [_false(alike, "p50", 0.05), _false(alike, "p95", 0.05)]
     figures.append(
         _share("alike: share that a Mann-Whitney test on requests calls different", [p < 0.05 for p in pooled])
     )
     for arm, found in planned.items():
-        slower = [c.verdict is stats.Verdict.SLOWER for _, comparisons in found for c in comparisons]
+        slower = [trial.found.verdict is stats.Verdict.SLOWER for trial in found if trial.found]
         name = f"+{EFFECTS[arm]:.0%}: share found slower with as many blocks as planned"
         figures.append(_share(name, slower, at_least=0.8))
-    return publish(Section("verdicts", "Verdicts while the machine drifts", figures, _notes(alike, planned, blocks)))
+    return Section("verdicts", "Verdicts while the machine drifts", figures, _notes(alike, planned, blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A planned run: the blocks that its pilot asked for, and its comparison; None where so many were not left."""
+
+    level: str
+    asked: int
+    found: Comparison | None
 
 
 @contextmanager
@@ -82,15 +91,7 @@ def drift() -> Iterator[None]:
 
 
 def _selection(blocks: int) -> Selection:
-    booking = config.load()
-    before, control = booking.arm[:2]
-    more = [
-        Arm(name=name, role="after", prepare=(Path(__file__).with_name(f"more_rows_{effect * 100:.0f}.sql"),))
-        for name, effect in EFFECTS.items()
-    ]
-    arms = [arm.model_copy(update={"service": {}}) for arm in (before, control)] + more
-    changed = {"arm": tuple(arms), "scenario": LEVELS, "check": (), "request": (), "service": None}
-    return Selection(booking.model_copy(update=changed), Options(scale="small", blocks=blocks))
+    return Selection(config.load(Path(__file__).with_name("effort") / "perfkit.toml"), Options(blocks=blocks))
 
 
 def cut(whole: Bundle, blocks: range, folder: Path) -> Bundle:
@@ -110,23 +111,36 @@ def _on_requests(run: Bundle) -> Iterator[float]:
         c = round_.columns
         own = times.setdefault((round_.scenario, round_.arm), [])
         own += [d - s for d, s, counted in zip(c["done"], c["scheduled"], c["counted"], strict=True) if counted]
-    for level in LEVELS:
-        yield float(tests.mannwhitneyu(times[level.name, "before"], times[level.name, "control"]).pvalue)
+    for level in (scenario["name"] for scenario in run.run["scenarios"]):
+        yield float(tests.mannwhitneyu(times[level, "before"], times[level, "control"]).pvalue)
 
 
-def _planned(whole: Bundle, arm: str, effect: float, folder: Path) -> Iterator[tuple[int, list[Comparison]]]:
-    """One planned run after the other: its blocks, and its comparisons of the p50; no block serves twice."""
-    start, end = 0, len(whole.run["blocks"])
-    while start + PILOT < end:
-        pilot = analyse(cut(whole, range(start, start + PILOT), folder / f"{arm}-pilot{start}"))
-        own = [c for c in pilot.comparisons if c.after == arm]
-        spreads = [c.ratio.sd_log for c in own if c.metric == "p50" and c.ratio]
-        asked, first = stats.blocks_for(max(spreads), effect, PILOT, comparisons=len(own)), start + PILOT
-        if first + asked > end:
-            return
-        run = analyse(cut(whole, range(first, first + asked), folder / f"{arm}-{start}"))
-        yield asked, [c for c in run.comparisons if c.after == arm and c.metric == "p50"]
-        start = first + asked
+def _planned(whole: Bundle, arm: str, effect: float, folder: Path) -> Iterator[_Trial]:
+    """For every load level one planned run after the other, each from its own pilot; no block of it serves twice."""
+    end = len(whole.run["blocks"])
+    pilots: dict[int, list[Comparison]] = {}
+    for level in (scenario["name"] for scenario in whole.run["scenarios"]):
+        start = 0
+        while start + PILOT < end:
+            if start not in pilots:
+                pilots[start] = _compared(whole, arm, range(start, start + PILOT), folder)
+            own = pilots[start]
+            spread = next(c.ratio.sd_log for c in own if (c.scenario, c.metric) == (level, "p50") and c.ratio)
+            asked = stats.blocks_for(spread, effect, PILOT, comparisons=len(own))
+            first, start = start + PILOT, start + PILOT + asked
+            if start <= end:
+                run = _compared(whole, arm, range(first, start), folder)
+                verdict = next(c for c in run if (c.scenario, c.metric) == (level, "p50"))
+                yield _Trial(level, asked, verdict)
+            else:
+                yield _Trial(level, asked, None)
+
+
+def _compared(whole: Bundle, arm: str, blocks: range, folder: Path) -> list[Comparison]:
+    """The comparisons of an arm in a run of these blocks alone."""
+    part = folder / f"{arm}-{blocks.start}-{blocks.stop}"
+    found = analyse(Bundle.open(part) if part.exists() else cut(whole, blocks, part))
+    return [c for c in found.comparisons if c.after == arm]
 
 
 def _false(alike: Sequence[Comparison], metric: str, at_most: float) -> Figure:
@@ -143,14 +157,18 @@ def _share(name: str, hits: Sequence[bool], at_most: float | None = None, at_lea
     return Figure(f"{name} ({k} of {n})", value, low, high, at_most=at_most, at_least=at_least)
 
 
-def _notes(
-    alike: Sequence[Comparison], planned: dict[str, list[tuple[int, list[Comparison]]]], blocks: int
-) -> list[str]:
+def _notes(alike: Sequence[Comparison], planned: dict[str, list[_Trial]], blocks: int) -> list[str]:
     said = ", ".join(f"{verdict} {count}" for verdict, count in Counter(str(c.verdict) for c in alike).most_common())
     lines = [f"Verdicts on identical arms: {said}."]
     for arm, found in planned.items():
-        asked = ", ".join(str(own) for own, _ in found) or f"more than the {blocks} there were"
-        ratios = [c.ratio.value for _, comparisons in found for c in comparisons if c.ratio]
+        asked = ", ".join(
+            f"{level} {'/'.join(str(t.asked) for t in found if t.level == level)}"
+            for level in dict.fromkeys(t.level for t in found)
+        )
+        left = sum(trial.found is None for trial in found)
+        ratios = [trial.found.ratio.value for trial in found if trial.found and trial.found.ratio]
         typical = f"; typical ratio {stats.percentile(ratios, 50):.3f}" if ratios else ""
-        lines.append(f"+{EFFECTS[arm]:.0%}: blocks planned {asked}, after pilots of {PILOT}{typical}.")
-    return [(__doc__ or "").partition("\n\n")[2].strip(), f"{blocks} blocks on {host.cores()} cores.", "\n".join(lines)]
+        more = f"{left} of {len(found)} asked for more than were left"
+        lines.append(f"+{EFFECTS[arm]:.0%}: blocks planned after pilots of {PILOT}: {asked}; {more}{typical}.")
+    doc = (__doc__ or "").partition("\n\n")[2].strip()
+    return [doc, f"{blocks} blocks on {host.cores()} cores.", "\n".join(f"- {line}" for line in lines)]

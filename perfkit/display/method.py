@@ -21,7 +21,7 @@ _WORDS = {
     "ratio": "after divided by before, paired by block; ×0.50 is half the time",
     "interval": "95 %: of a hundred such intervals about five miss the true value",
     "faster, slower": "the interval excludes 1, also after correcting for the number of comparisons (Holm)",
-    "equivalent": "the whole interval lies within the margin around 1",
+    "equivalent": "a difference larger than the margin, either way, is excluded (two one-sided tests, Holm)",
     "inconclusive": "neither; more blocks would tell",
     "invalid": "too few healthy rounds, or the client was the bottleneck",
     "control": "an arm identical to before: its difference from before is chance",

@@ -1,0 +1,1 @@
+UPDATE effort SET steps = steps * 1.3;
