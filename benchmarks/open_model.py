@@ -20,6 +20,7 @@ from perfkit.postgres import databases
 RATE = 500.0  # per second
 SECONDS = 20
 CONNECTIONS = 20
+IN_FLIGHT = 1000  # what finds no connection free waits for one, as in pgbench
 SERVER_MS = 1.0
 ROUNDS = 6
 PERFKIT, PGBENCH = "perfkit", "pgbench"
@@ -28,12 +29,12 @@ PERFKIT, PGBENCH = "perfkit", "pgbench"
 def main() -> bool:
     """Print and write the figures; True where all hold."""
     with quiet(), filled() as (server, loops), Crew(1) as crew:
-        target = sql_target(server.conninfo(DATABASE), 30, 30)
+        target = sql_target(server.conninfo(DATABASE), 30, 30, connections=CONNECTIONS)
         work = transactions(int(loops * SERVER_MS / WORK_MS))[1]
         message, seeds = {"item": work.name, "sql": work.sql, "params": None}, count()
 
         def by_perfkit() -> Round:
-            arrivals = Arrivals((message,), ((RATE, RATE, SECONDS),), CONNECTIONS, str(next(seeds)))
+            arrivals = Arrivals((message,), ((RATE, RATE, SECONDS),), IN_FLIGHT, str(next(seeds)))
             return of_load(crew.run(target, [arrivals]))
 
         def by_pgbench() -> Round:
