@@ -1,17 +1,18 @@
 """perfkit: did the index make it faster? Measured evidence for PostgreSQL.
 
 In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.ablate` and `perfkit.advise` say which indexes to
-keep or to make, `perfkit.connect` and `perfkit.plans` explain.
+keep or to make, `perfkit.connect` and `perfkit.plans` explain, and `perfkit.connect(...).slow()` finds
+what to explain.
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ablate", "advise", "compare", "connect", "measure", "plans", "run"]
+__all__ = ["ablate", "advise", "compare", "connect", "demo", "measure", "plans", "run"]
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext perfkit`: the magics `%perfkit` and `%%explain`."""
+    """`%load_ext perfkit`: the magics `%perfkit`, `%%explain` and `%%measure`."""
     from perfkit.magics import load_ipython_extension as load
 
     load(shell)

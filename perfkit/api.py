@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perfkit.report.lab import IndexLab
     from perfkit.report.load_run import LoadRun
     from perfkit.selection import Selection
+    from perfkit.slow_queries import SlowTable
     from perfkit.targets import Targets
 
 Names = str | Sequence[str]
@@ -351,6 +352,44 @@ def connect(
         return query.connect(db, permission, tls=tls, volatile=_names(volatile))
     with progress() as say:
         return query.made(config, scale, arm, postgres, say=say)
+
+
+def slow(
+    source: str | Path = "",
+    seconds: float = 0.0,
+    db: str = "",
+    confirm: Names = (),
+    production: Names = (),
+    volatile: Names = (),
+    tls: bool = True,
+    ask: Callable[[str], str] | None = None,
+) -> SlowTable:
+    """What is slow on the server of a database: `slow(db="service=staging", confirm=...)[1].explain()`.
+
+    `source`, `seconds`: see `Session.slow`; without a database the name of a log file, which is only shown.
+    `perfkit.connect(...).slow()` is the same with a session of your own, the booking system's too. Raises PerfkitError.
+    """
+    from perfkit.slow_queries import in_file
+
+    if not db:
+        return in_file(source)
+    session = connect(db, confirm, production, volatile, tls, ask=ask)
+    try:
+        return session.slow(source, seconds)
+    except BaseException:
+        session.close()
+        raise
+
+
+def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1) -> Session:
+    """The booking system's data after a clinic has worked on it for a while: `demo().slow()` shows what is slow.
+
+    Raises PerfkitError as `run` does.
+    """
+    from perfkit.clinic import demo
+
+    with progress() as say:
+        return demo(scale, seconds, seed, say=say)
 
 
 def plans(text: str | Path) -> list[Explained]:

@@ -56,7 +56,7 @@ def _others(rounds: Sequence[Round]) -> Iterator[Caution]:
 
 
 def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caution]:
-    """pgbench has no texts of its own: rows that hold some are looked up in the server, which costs it something."""
+    """Rows with texts, of which pgbench has none, are looked up in the server, which costs it something."""
     paced = {scenario["name"]: bool(scenario.get("rate")) for scenario in run["scenarios"]}
     for name in dict.fromkeys(round_.scenario for round_ in rounds):
         took = [r.health["lookup_ms"] for r in rounds if r.scenario == name and "lookup_ms" in r.health]

@@ -13,11 +13,20 @@ PerfkitError                  1   base: one clear line saying what, where and wh
 
 from __future__ import annotations
 
+from perfkit.text import visible
+
 
 class PerfkitError(Exception):
-    """Base class of every error perfkit raises on purpose; its text is one line for a person."""
+    """Base class of every error perfkit raises on purpose; its text is one line for a person.
+
+    Notes (`add_note`) say more where there is room: the place in a statement, the server's hint.
+    """
 
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [visible(text) for text in (self, *getattr(self, "__notes__", ()))]
 
 
 class UsageError(PerfkitError):

@@ -66,7 +66,7 @@ def measure(
     try:
         experiment.run(bundle, stage)
         bundle.update(status="complete", finished=_now())
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
         raise Interrupted(f"stopped; what was measured so far is in {folder}") from None
     except PerfkitError as error:

@@ -1,26 +1,34 @@
-"""IPython's magics: `%load_ext perfkit`, then `%perfkit connect` and `%%explain`."""
+"""IPython's magics: `%load_ext perfkit`, then `%perfkit connect`, `%perfkit slow`, `%%explain` and `%%measure`."""
 
 from __future__ import annotations
 
 import argparse
 import atexit
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from IPython.core.error import UsageError as ShellError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from psycopg.conninfo import make_conninfo
 
-from perfkit.api import connect
+from perfkit.api import connect, demo
+from perfkit.display.activity import ActivityView
+from perfkit.display.html import Block, style
 from perfkit.display.progress import progress
-from perfkit.errors import PerfkitError, UsageError
-from perfkit.explain.capture import named
+from perfkit.display.table import Table
+from perfkit.errors import Interrupted, UsageError
+from perfkit.explain.capture import named, numbered
+from perfkit.postgres.parameters import texts
 from perfkit.query import Explained, Session
 from perfkit.text import visible
 
+if TYPE_CHECKING:
+    from perfkit.report.run import Run
+    from perfkit.slow_queries import SlowTable
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,15 +38,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
-def _one_line(magic: _F) -> _F:
-    """Show perfkit's errors as one line instead of a traceback; the cell fails all the same."""
+def _in_one_line(magic: _F) -> _F:
+    """What the user stops ends in one line, as perfkit's errors do; the cell fails all the same."""
 
     @wraps(magic)
     def run(*args: Any) -> Any:
         try:
             return magic(*args)
-        except PerfkitError as error:
-            raise ShellError(visible(error)) from None
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
         except SystemExit:  # --help was shown
             return None
 
@@ -58,10 +66,29 @@ def _connect_parser() -> _Parser:
     return parser
 
 
+def _demo_parser() -> _Parser:
+    parser = _Parser(prog="%perfkit demo", description="The booking system's data, on which a clinic has worked.")
+    parser.add_argument("--scale", default="small", help="the size of that data")
+    parser.add_argument("--seconds", type=float, default=8, help="how long it worked")
+    return parser
+
+
+def _slow_parser() -> _Parser:
+    parser = _Parser(prog="%perfkit slow", description="The statements that took the most time.")
+    parser.add_argument("--source", default="", help="statements (pg_stat_statements) or log; the best there is")
+    parser.add_argument("--seconds", type=float, default=0, help="look for so long, instead of at all since a reset")
+    parser.add_argument("--to", default="", metavar="NAME", help="keep the table in this variable")
+    return parser
+
+
+def _activity_parser() -> _Parser:
+    return _Parser(prog="%perfkit activity", description="What runs now, and who waits for whom.")
+
+
 def _explain_parser() -> _Parser:
     parser = _Parser(
         prog="%%explain",
-        description="The plan of the statement in the cell; %%(name)s takes the notebook's variable of that name.",
+        description="The plan of the statement in the cell; %(name)s takes the notebook's variable of that name.",
     )
     parser.add_argument("--analyze", action="store_true", help="execute it, in a transaction that is rolled back")
     parser.add_argument("--generic", action="store_true", help="the plan for any values, for a text with $1")
@@ -75,6 +102,24 @@ def _explain_parser() -> _Parser:
     return parser
 
 
+def _measure_parser() -> _Parser:
+    parser = _Parser(
+        prog="%%measure",
+        description="Paired rounds of the statement in the cell without and with an index, on clones or on a copy; "
+        "%(name)s takes the notebook's variable of that name, $1 without --param takes values from the statistics.",
+    )
+    parser.add_argument(
+        "--index", action="append", default=[], metavar="SQL", help="a CREATE INDEX; what perfkit advises without it"
+    )
+    parser.add_argument("--param", action="append", default=[], metavar="NAME", help="a variable for $1, $2, ...")
+    parser.add_argument("--profile", default="quick", help="how many rounds: quick, standard, ...")
+    parser.add_argument("--way", default="", help="for a database of yours, as for perfkit compare: whole, sample, ...")
+    parser.add_argument("--users", type=int, default=10, help="connections that send it at once")
+    parser.add_argument("--reports", default="", metavar="FOLDER", help="where the run is kept; reports without it")
+    parser.add_argument("--to", default="", metavar="NAME", help="keep the run in this variable")
+    return parser
+
+
 @magics_class
 class PerfkitMagics(Magics):
     """Magics with one connection for the notebook."""
@@ -82,37 +127,60 @@ class PerfkitMagics(Magics):
     session: Session | None = None
 
     @line_magic
-    @_one_line
-    def perfkit(self, line: str) -> None:
-        """`%perfkit connect service=staging --confirm HOST:PORT/DB`; without a database the booking system's data."""
-        command, *words = shlex.split(line) or [""]
-        if command != "connect":
-            raise UsageError(
-                f"%perfkit {command}; expected %perfkit connect [service=NAME] (see %perfkit connect --help)"
-            )
-        options = vars(_connect_parser().parse_args(words))
+    @_in_one_line
+    def perfkit(self, line: str) -> Any:
+        """`%perfkit connect service=staging --confirm HOST:PORT/DB`, `%perfkit slow`, `%perfkit activity`."""
+        command, *words = _words(line) or [""]
+        if command not in _COMMANDS:
+            raise UsageError(f"%perfkit {command}; expected %perfkit {', '.join(_COMMANDS)} (each has --help)")
+        parser, carry_out = _COMMANDS[command]
+        return carry_out(self, **vars(parser().parse_args(words)))
+
+    def _connect(self, db: Sequence[str], no_tls: bool, **options: Any) -> None:
+        """Another database; without one, the booking system's data."""
+        self._take(lambda: connect(_conninfo(db), tls=not no_tls, ask=_ask, **options))
+
+    def _demo(self, **options: Any) -> None:
+        """Data of perfkit's own, with something slow in its log."""
+        self._take(lambda: demo(**options))
+
+    def _take(self, opened: Callable[[], Session]) -> None:
         self.close()
-        self.session = connect(_conninfo(options.pop("db")), tls=not options.pop("no_tls"), ask=_ask, **options)
+        self.session = opened()
         print(f"connected to {visible(self.session.name)}")  # noqa: T201 - the cell's output
 
+    def _slow(self, source: str, seconds: float, to: str) -> SlowTable:
+        return self._kept(to, self._connected("%perfkit slow").slow(source, seconds))
+
+    def _activity(self) -> ActivityView:
+        return self._connected("%perfkit activity").activity()
+
     @line_cell_magic
-    @_one_line
+    @_in_one_line
     def explain(self, line: str, cell: str = "") -> Explained:
         """`%%explain --analyze`: the plan of the cell's statement, drawn, with what is wrong with it."""
-        options = _explain_parser().parse_args(shlex.split(line))
-        if not cell.strip():
-            raise UsageError("%explain: no statement; expected %%explain, and the statement below it")
-        if self.session is None:
-            raise UsageError("%%explain: no database; expected %perfkit connect service=NAME before it")
-        given, values = vars(options), self._parameters(cell, options)
+        options = _explain_parser().parse_args(_words(line))
+        session, values = self._connected("%%explain"), self._parameters("%%explain", cell, options)
+        given = vars(options)
         keep = given.pop("to")
         del given["param"]
         with progress() as say:
             say("explaining")
-            found = self.session.explain(cell, values, **given)
-        if keep:
-            self._shell.user_ns[keep] = found
-        return found
+            return self._kept(keep, session.explain(cell, values, **given))
+
+    @line_cell_magic
+    @_in_one_line
+    def measure(self, line: str, cell: str = "") -> Block:
+        """`%%measure --index "CREATE INDEX ..."`: what an index does to the cell's statement under load."""
+        options = _measure_parser().parse_args(_words(line))
+        session, values = self._connected("%%measure"), self._parameters("%%measure", cell, options)
+        given = vars(options)
+        keep, index = given.pop("to"), given.pop("index")
+        del given["param"]
+        run = self._kept(keep, _measured(session, cell, values, index, **given))
+        parts = (run.decision, run.levels, run.index_costs, run.weaknesses)
+        html = "".join(part.to_html() if isinstance(part, Table) else part.html for part in parts)
+        return Block(f"<style>{style()}</style>{html}", "\n\n".join(map(repr, (run, *parts))))
 
     def close(self) -> None:
         """End the session that there is."""
@@ -120,19 +188,67 @@ class PerfkitMagics(Magics):
             self.session.close()
             self.session = None
 
-    def _parameters(self, cell: str, options: argparse.Namespace) -> Any:
+    def _connected(self, magic: str) -> Session:
+        if self.session is None:
+            raise UsageError(f"{magic}: no database; expected %perfkit connect service=NAME before it")
+        return self.session
+
+    def _kept(self, name: str, found: _T) -> _T:
+        if name:
+            self._shell.user_ns[name] = found
+        return found
+
+    def _parameters(self, magic: str, cell: str, options: argparse.Namespace) -> Any:
         """The notebook's variables for the names in a statement, or for `$1` those that were listed."""
+        if not cell.strip():
+            raise UsageError(f"{magic[1:]}: no statement; expected {magic}, and the statement below it")
         wanted = options.param or named(cell)
-        if options.generic or not wanted:
+        if getattr(options, "generic", False) or not wanted:
             return None
         if absent := [name for name in wanted if name not in self._shell.user_ns]:
-            raise UsageError(f"%%explain: no variable {absent[0]!r}; expected one for %({absent[0]})s")
+            raise UsageError(f"{magic}: no variable {absent[0]!r}; expected one for %({absent[0]})s")
         values = {name: self._shell.user_ns[name] for name in wanted}
         return list(values.values()) if options.param else values
 
     @property
     def _shell(self) -> Any:
         return self.shell
+
+
+_COMMANDS: dict[str, tuple[Callable[[], _Parser], Callable[..., Any]]] = {
+    "connect": (_connect_parser, PerfkitMagics._connect),
+    "demo": (_demo_parser, PerfkitMagics._demo),
+    "slow": (_slow_parser, PerfkitMagics._slow),
+    "activity": (_activity_parser, PerfkitMagics._activity),
+}
+
+
+def _measured(session: Session, cell: str, values: Any, index: Sequence[str], **options: Any) -> Run:
+    """Paired rounds of a statement, with these values for its parameters or with sampled ones."""
+    from perfkit.proof import measured
+    from perfkit.slow.examples import Value
+    from perfkit.slow.model import Example, SlowQueries, Statement
+    from perfkit.slow.placing import named as by_name
+    from perfkit.slow_query import ROWS, SlowQuery
+
+    text = numbered(cell) if isinstance(values, Mapping) else cell
+    given = texts(list(values.values()) if isinstance(values, Mapping) else values or ())
+    statement = Statement("cell", text, 0, 0.0, example=Example(text, given) if given else None)
+    query = SlowQuery(1, statement, SlowQueries("the cell", (statement,)), session)
+    if not index and not (index := [proposal.statement for proposal in query.advise().proposals]):
+        raise UsageError('%%measure: no index was found that helps; expected --index "CREATE INDEX ..."')
+    one = tuple(Value(number, "", value, "given") for number, value in enumerate(given, 1))
+    rows = [one] if one else query.example_parameters(ROWS).sets
+    with progress() as say:
+        return measured(session, by_name(query.text), rows, index, seed=1, say=say, **options)
+
+
+def _words(line: str) -> list[str]:
+    """A line as a shell would part it."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{line}: {str(error).lower()}; expected every quotation mark closed") from None
 
 
 def _conninfo(words: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from perfkit import config as configuration
 from perfkit.arms.clones import Clones
@@ -26,10 +26,16 @@ from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.indexes.trial import Made, one_index, trying
+from perfkit.postgres.databases import connected
 from perfkit.postgres.external import open_external
 from perfkit.selection import Options as Chosen
 from perfkit.selection import Selection
 from perfkit.targets import admitted
+
+if TYPE_CHECKING:
+    from perfkit.display.activity import ActivityView
+    from perfkit.slow.query_logging import Logging
+    from perfkit.slow_queries import SlowTable
 
 Say = Callable[[str], None]
 
@@ -39,6 +45,7 @@ class Explained:
     """A plan with what the rules found in it; it shows itself as a drawing, or as text."""
 
     capture: Capture
+    note: str = ""  # with which values it was made, where that was chosen for the user
 
     @cached_property
     def plan(self) -> Plan:
@@ -53,7 +60,8 @@ class Explained:
     @property
     def view(self) -> PlanView:
         """How it is shown."""
-        return PlanView(self.plan, self.findings, first=self.capture.first if len(self.capture.documents) > 1 else None)
+        first = self.capture.first if len(self.capture.documents) > 1 else None
+        return PlanView(self.plan, self.findings, self.note, first)
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()
@@ -101,12 +109,25 @@ class WhatIf:
         return repr(self.view)
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How a session came to its database, so that a run can come to it again."""
+
+    db: str = ""  # of the user's
+    tls: bool = True
+    permission: Permission = field(default_factory=Permission)
+    config: configuration.Config | None = None  # whose data was made
+    scale: str = ""
+    arm: str = ""
+
+
 @dataclass(slots=True)
 class Session:
     """A database in which statements are explained; a context manager that leaves nothing behind."""
 
     place: Place
     volatile: frozenset[str] = frozenset()
+    opened: Opened = field(default_factory=Opened, repr=False)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -163,6 +184,39 @@ class Session:
             after = Explained(trial.explain(sql, parameters, (wanted,)))
             return WhatIf(wanted, before, after, trial.evidence, trial.made[wanted])
 
+    def slow(self, source: str | Path = "", seconds: float = 0.0) -> SlowTable:
+        """The statements that take most of the server's time: `session.slow()[1].explain()`.
+
+        `source`: "statements" (pg_stat_statements), "log" (the server's), the name of a log file, or by default the
+        best there is. With `seconds` only what ends from now on in so long; an interrupt ends that earlier.
+        Raises ServerError with what would have to be set or granted, UsageError.
+        """
+        from perfkit.slow_queries import look
+
+        return look(self, source, seconds)
+
+    def activity(self) -> ActivityView:
+        """What runs in the database now, what it waits for, and who makes whom wait. Raises ServerError."""
+        from perfkit.display.activity import ActivityView
+        from perfkit.slow.activity import now
+
+        with connected(self.place.site, self.place.name, user="postgres") as connection:
+            return ActivityView(now(connection, self.name))
+
+    def query_logging(
+        self, ms: float = 100.0, rate: float = 1.0, *, plans: bool = True, analyze: bool = False, keep: bool = False
+    ) -> Logging:
+        """Log statements of new sessions that take `ms` or longer, or a part of them: `with session.query_logging():`.
+
+        What was set before comes back at the end, with `keep` at `perfkit slow logging --restore`. Plans come with
+        auto_explain where that is there. Raises TargetRefused where nobody allowed it, with the SQL for the owner
+        where the server refuses it, UsageError, ServerError.
+        """
+        from perfkit.slow.query_logging import Options, logging_on
+
+        wanted = Options(ms, rate, plans, analyze)
+        return logging_on(self.place.site, self.place.name, wanted, keep=keep)
+
     def close(self) -> None:
         """Give back what was started."""
         self._stack.close()
@@ -183,7 +237,8 @@ def connect(
 ) -> Session:
     """A session in a database of the user's. Raises TargetRefused, ServerError, UsageError."""
     external = open_external(resolve(db, tls), permission, Audit(None))
-    return Session(Place(external, external.address.dbname), frozenset(volatile))
+    opened = Opened(db, tls, permission)
+    return Session(Place(external, external.address.dbname), frozenset(volatile), opened)
 
 
 def made(
@@ -212,4 +267,5 @@ def made(
         say(f"making the data{f' ({chosen.scale})' if chosen.scale else ''}")
         stage.base(chosen.scale)
         place, _ = stage.prepare(next(own for own in chosen.arms if own.name == (arm or first)))
-        return Session(place, _stack=stack.pop_all())
+        opened = Opened(config=settings, scale=chosen.scale, arm=arm or first)
+        return Session(place, opened=opened, _stack=stack.pop_all())

@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 import tomlkit
-from psycopg import sql
 
 from perfkit.comparison import scenario
 from perfkit.config import ROOT, Database
@@ -21,11 +20,14 @@ from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection
+from perfkit.slow.statements import between, snapshot
 from perfkit.text import visible
 
 EXAMPLE = ROOT / "docs" / "examples" / "orders"
 TIMEOUT_S = 10
 LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
+STATEMENTS = 10  # of the slowest
+_LOAD = re.compile(r"\s*(select|with|insert|update|delete)", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -142,24 +144,18 @@ def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
 
 def _statements(connection: Connection) -> Iterator[str]:
     """The slowest statements as comments; `$1` has to be replaced by a parameter before they can be used."""
-    found = connection.execute(
-        "SELECT n.nspname AS schema FROM pg_extension x JOIN pg_namespace n ON n.oid = x.extnamespace "
-        "WHERE x.extname = 'pg_stat_statements' AND current_setting('pg_stat_statements.max', true) IS NOT NULL"
-    ).fetchone()
-    if not found:
-        return
-    schema = sql.Identifier(found["schema"]).as_string(connection)
     try:
         with connection.transaction():
-            rows = connection.execute(catalog.get("top_statements").replace(":schema", schema).encode()).fetchall()
-    except psycopg.Error:
-        return  # not for this role, or of a version that has other columns
+            found = between(None, snapshot(connection)).statements
+    except ServerError:
+        return  # not here, or not for this role
+    rows = [statement for statement in found if _LOAD.match(statement.text)][:STATEMENTS]
     if rows:
         yield "-- Where this database's time goes. To measure one: a file of its own, $1 replaced by %(name)s, and a"
         yield "-- [[query]] with a source of parameters.\n"
     for row in rows:
-        yield f"-- {row['calls']:,} calls, {row['mean_ms']:.1f} ms each, {row['total_ms'] / 1000:,.1f} s in all"
-        yield "\n".join(f"-- {line}" for line in visible(row["text"]).splitlines()) + "\n"
+        yield f"-- {row.calls:,} calls, {row.mean_ms:.1f} ms each, {row.total_ms / 1000:,.1f} s in all"
+        yield "\n".join(f"-- {line}" for line in visible(row.text).splitlines()) + "\n"
 
 
 def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:

@@ -29,6 +29,7 @@ COMMANDS = [
     "gate",
     "indexes",
     "method",
+    "slow",
 ]
 
 
@@ -102,6 +103,13 @@ def test_each_command_about_indexes_shows_an_example_too(command: str) -> None:
     done = perfkit("indexes", command, "-h")
     assert done.exit_code == 0
     assert f"\n    perfkit indexes {command}" in done.output.partition("Example")[2]
+
+
+@pytest.mark.parametrize("command", main.commands["slow"].commands)
+def test_each_command_about_what_is_slow_shows_an_example_too(command: str) -> None:
+    done = perfkit("slow", command, "-h")
+    assert done.exit_code == 0
+    assert f"\n    perfkit slow {command}" in done.output.partition("Example")[2]
 
 
 def test_the_module_is_the_command() -> None:

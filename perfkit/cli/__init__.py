@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from perfkit.cli import databases, indexes, lab, plans, runs
+from perfkit.cli import databases, indexes, lab, plans, runs, slow_pages
 from perfkit.cli.group import Group
 from perfkit.cli.measure import measure
 from perfkit.cli.method import method
+from perfkit.cli.slow import slow
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,3 +25,6 @@ for command in (lab.ablate, lab.cost, lab.advise):
     indexes.indexes.add_command(command)
 main.add_command(indexes.indexes)
 main.add_command(method)
+for command in (slow_pages.demo, slow_pages.report):
+    slow.add_command(command)
+main.add_command(slow)

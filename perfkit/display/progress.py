@@ -6,8 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock, Timer
+from time import monotonic
+from typing import Any
 
 Say = Callable[[str], None]
+AFTER_S = 2.0  # what ends sooner shows nothing in a notebook, where a line that comes and goes moves all below it
 
 
 @contextmanager
@@ -47,9 +51,21 @@ def _in_notebook() -> Say | None:
     shell = get_ipython()
     if shell is None or not hasattr(shell, "kernel"):
         return None
-    handle = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+    began, lock, last = monotonic(), Lock(), ""
+    handle: Any = None
 
-    def say(line: str) -> None:
-        handle.update({"text/plain": line}, raw=True)
+    def say(line: str | None) -> None:
+        """None: what was said last, which now has lasted."""
+        nonlocal handle, last
+        with lock:
+            last = last if line is None else line
+            if handle is not None:
+                handle.update({"text/plain": last}, raw=True)
+            elif last and monotonic() - began >= AFTER_S:
+                shown: Any = display
+                handle = shown({"text/plain": last}, raw=True, display_id=True)
 
+    timer = Timer(AFTER_S, say, [None])
+    timer.daemon = True
+    timer.start()
     return say

@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 from psycopg.types.json import set_json_loads
 
-from perfkit.errors import PlanError, UsageError
+from perfkit.errors import Interrupted, PlanError, UsageError
 from perfkit.explain.facts import Facts, ask, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.nested import loads
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
+from perfkit.text import first_line
 
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -119,7 +121,7 @@ def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -
 
 @contextmanager
 def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> Iterator[psycopg.Connection[Any]]:
-    """A transaction with time limits on a connection of its own, rolled back at the end."""
+    """A transaction with time limits on a connection of its own, rolled back at the end. Raises Interrupted."""
     try:
         with connect() as connection:
             connection.autocommit = False
@@ -130,9 +132,21 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
                 connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 is none
             yield connection
             connection.rollback()
+    except KeyboardInterrupt:  # which psycopg raises when it has cancelled what ran
+        raise Interrupted("interrupted; the statement was cancelled on the server") from None
     except psycopg.Error as error:
         kind = _WouldWrite if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) else PlanError
-        raise kind(f"EXPLAIN failed: {(str(error).splitlines() or [type(error).__name__])[0]}") from None
+        raise marked(kind(f"EXPLAIN failed: {first_line(error)}"), error) from None
+
+
+def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:
+    """A refusal with notes: the statement's line with a mark below where the server stopped, and the server's hint."""
+    for line, below in pairwise(str(error).splitlines()):
+        if below.strip() == "^" and (label := re.match(r"\S+ \d+: ", line)):  # its number counts what was put before
+            refusal.add_note("\n".join(f"    {shown[label.end() :]}" for shown in (line, below)))
+    if error.diag.message_hint:
+        refusal.add_note(f"hint: {error.diag.message_hint}")
+    return refusal
 
 
 def single(sql: str) -> str:
@@ -176,10 +190,10 @@ def explained(connection: psycopg.Connection[Any], text: str, parameters: Parame
     version = connection.info.server_version // 10_000
     if options.generic:
         return _generic(connection, numbered(text), version)
-    explain = f"EXPLAIN ({_wanted(options, version, text)}) {text}"
+    explain = f"EXPLAIN ({_wanted(options, version, text)})\n{text}"  # whose lines stay as they are, for errors
     cursor, values = cursor_for(connection, text, parameters), exact(parameters)
     if options.analyze:  # or the planning time would be that of reading the catalogue into a new connection
-        cursor.execute(f"EXPLAIN {text}".encode(), values)
+        cursor.execute(f"EXPLAIN\n{text}".encode(), values)
     return _first(cursor, explain, values)
 
 
@@ -187,10 +201,10 @@ def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> An
     """The plan for any values: EXPLAIN's own since 16; before, that of a prepared statement."""
     cursor = connection.cursor(row_factory=tuple_row)
     if version >= 16:
-        return _first(cursor, f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON) {text}", None)
+        return _first(cursor, f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON)\n{text}", None)
     count = max((int(number) for number in re.findall(r"\$(\d+)", text)), default=0)
     cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-    cursor.execute(f"PREPARE perfkit_generic AS {text}".encode())
+    cursor.execute(f"PREPARE perfkit_generic AS\n{text}".encode())
     values = f"({', '.join(['NULL'] * count)})" if count else ""
     document = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
     document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's

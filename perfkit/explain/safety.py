@@ -15,7 +15,17 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
-from perfkit.explain.capture import WRITING, Capture, Connect, Options, Parameters, capture, cursor_for, single
+from perfkit.explain.capture import (
+    WRITING,
+    Capture,
+    Connect,
+    Options,
+    Parameters,
+    capture,
+    cursor_for,
+    marked,
+    single,
+)
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
@@ -23,6 +33,7 @@ from perfkit.postgres.external import External
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.site import Site
 from perfkit.postgres.statements import first_word
+from perfkit.text import first_line
 
 _NAME = r'("(?:[^"]|"")+"|[^\W\d][\w$]*)'
 _WORD, _CALLED, _SYMBOL = re.compile(_NAME), re.compile(rf"{_NAME}\s*\("), re.compile(r"[-+*/<>=~!@#%^&|`?]+")
@@ -74,13 +85,13 @@ def effects(connection: psycopg.Connection[Any], statement: str, parameters: Par
         cursor = connection.cursor(row_factory=tuple_row)
         cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions that are not declared volatile
         planned = cursor_for(connection, text, parameters)
-        planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON) {text}".encode(), exact(parameters))
+        planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}".encode(), exact(parameters))
         document: Any = (planned.fetchone() or ([],))[0]
         nodes = [node.raw for node in read_plan(document).nodes]
         volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
         connection.rollback()
     except psycopg.Error as error:
-        raise PlanError(f"cannot be planned: {(str(error).splitlines() or [''])[0]}") from None
+        raise marked(PlanError(f"cannot be planned: {first_line(error)}"), error) from None
     kinds = {node["Node Type"] for node in nodes}
     return Effects("ModifyTable" in kinds or first_word(text) in WRITING, "LockRows" in kinds, volatile)
 

@@ -115,7 +115,7 @@ class HttpSender:
     def _wire(self, url: URL, message: dict[str, Any]) -> bytes:
         """A request as it is sent; headers of its own take the place of ours."""
         method, body = message["method"], b""
-        headers = {"Host": url.host_port_subcomponent, "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
+        headers = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
         headers["User-Agent"] = "perfkit"
         if message["json"] is not None:
             body, headers["Content-Type"] = json.dumps(message["json"]).encode(), "application/json"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Any
+from typing import Any, cast
 
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 
@@ -33,8 +33,8 @@ class Connection(asyncio.Protocol):
     @classmethod
     async def open(cls, host: str, port: int, tls: ssl.SSLContext | None, name: str) -> Connection:
         """Connect to an address; `name` is whom its certificate must belong to. Raises OSError."""
-        given = {"ssl": tls, "server_hostname": name} if tls else {}
-        return (await asyncio.get_running_loop().create_connection(cls, host, port, **given))[1]
+        loop, whose = asyncio.get_running_loop(), name if tls else None
+        return (await loop.create_connection(cls, host, port, ssl=tls, server_hostname=whose))[1]
 
     def run(self, request: bytes, *, head: bool = False) -> asyncio.Future[tuple[int, bytes]]:
         """Send a request; its future brings the status and the whole body.
@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol):
         if self._parser is None or head is not self._bodiless:
             self._bodiless = head
             self._parser = HttpResponseParser(
-                self, self._loop, _WHOLE, response_with_body=not head, read_until_eof=True
+                cast(Any, self), self._loop, _WHOLE, response_with_body=not head, read_until_eof=True
             )
         self._waiting, self._message, self._payload = self._loop.create_future(), None, None
         self.answering = False

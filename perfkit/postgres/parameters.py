@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import psycopg
+from psycopg.adapt import PyFormat, Transformer
+
+from perfkit.errors import UsageError
+from perfkit.text import first_line
+
 
 def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
     """The same with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
@@ -16,6 +22,19 @@ def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | lis
     if isinstance(row, Mapping):
         return {name: _exact(value) for name, value in row.items()}
     return None if row is None else [_exact(value) for value in row]
+
+
+def texts(values: Sequence[Any]) -> tuple[str | None, ...]:
+    """Values as the server reads them in a text. Raises UsageError for one that has no such form.
+
+    >>> texts([7, None, True, [1, 2], "a'b"])
+    ('7', None, 't', '{1,2}', "a'b")
+    """
+    try:
+        sent = Transformer().dump_sequence([_exact(value) for value in values], [PyFormat.TEXT] * len(values))
+    except psycopg.Error as error:
+        raise UsageError(f"parameters that cannot be sent: {first_line(error)}") from None
+    return tuple(None if value is None else bytes(value).decode() for value in sent)
 
 
 def options(settings: Mapping[str, str]) -> str:

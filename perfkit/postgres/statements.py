@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import sqlglot
 from sqlglot.errors import SqlglotError
 
 from perfkit.errors import UsageError
+
+_PARAMETER = re.compile(r"(?<![\w$])\$(?=\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,11 @@ def split(sql: str) -> list[Statement]:
 
     >>> [s.text for s in split("SELECT ';' ; -- one; two\nSELECT $$;$$")]
     ["SELECT ';'", 'SELECT $$;$$']
+    >>> len(split("SELECT ($1,$2); SELECT $1"))
+    2
     """
     try:
-        tokens = sqlglot.tokenize(sql, read="postgres")
+        tokens = _tokens(sql)
     except SqlglotError as error:
         raise UsageError(f"SQL that cannot be read: {str(error).splitlines()[0]}") from None
     runs = groupby(tokens, lambda token: token.token_type.name == "SEMICOLON")
@@ -43,8 +48,13 @@ def first_word(sql: str) -> str:
     >>> first_word("/* all */ (select 1)")
     'SELECT'
     """
-    tokens = (token.text.upper() for token in sqlglot.tokenize(sql, read="postgres"))
-    return next((text for text in tokens if text != "("), "")
+    words = (token.text.upper() for token in _tokens(sql))
+    return next((text for text in words if text != "("), "")
+
+
+def _tokens(sql: str) -> list[Any]:
+    """At the same places as in the text. `$1,$2` is two parameters, and to sqlglot a quoted "," before a 2."""
+    return sqlglot.tokenize(_PARAMETER.sub("_", sql), read="postgres")
 
 
 def substitute(sql: str, variables: Mapping[str, int]) -> str:

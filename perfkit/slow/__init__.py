@@ -1,0 +1,1 @@
+"""Slow statements: where they are found, behind one table."""

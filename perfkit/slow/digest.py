@@ -1,0 +1,381 @@
+"""What a log says of statements, added up as its records come, in memory that has a limit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, timezone
+from math import exp, log
+from typing import Any, Self
+
+from perfkit.nested import loads
+from perfkit.slow.model import Example, SlowQueries, Statement
+from perfkit.slow.normal import Normals, digest
+from perfkit.stats import MIN_SAMPLES
+
+STATEMENTS = 2_000  # that are kept apart; up to twice as many while reading
+BACKENDS = 1_024  # whose last record is remembered
+TEXT = 10_000  # characters that are kept of a statement
+LONGEST = 100_000  # characters of a statement that are looked at
+PLAN = 1_000_000  # characters of a plan
+HELD = 48_000_000  # characters of examples and plans together
+WIDTH = 0.04  # of a class of times, as a part of the time: a percentile is off by half of it at most
+UNPAIRED = "duration without its statement (parse, bind, or log_duration alone)"
+NOT_JSON_PLAN = "auto_explain's plan that is not JSON; expected auto_explain.log_format = json"
+BROKEN_PLAN = "auto_explain's plan that was cut off"
+NO_STATEMENT = "duration of something that is no statement"
+_MESSAGE = re.compile(
+    r"duration: (\d{1,15}(?:\.\d{1,9})?) ms"
+    r"(?:  (statement|execute fetch from|execute|parse|bind|plan)\b(?:.*?):(?:\s+|$))?"
+)
+_BEGUN = re.compile(r"(?:statement|execute fetch from|execute)\b.*?:(?:\s+|$)")
+_VALUE = re.compile(r"\$(\d+) = (?:NULL|'((?:[^']|'')*)')(?:, |$)")
+_ZONES = {"UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "BST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "MSK": 3,
+          "JST": 9, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Group:
+    """One statement so far."""
+
+    text: str
+    known: bool = False  # by the server's query id
+    calls: int = 0
+    total: float = 0.0
+    first: str = ""  # as the log writes times
+    last: str = ""
+    slowest: float = -1.0
+    example: str = ""
+    detail: str = ""
+    planned: float = -1.0  # the time of the plan that is kept
+    plan: str = ""
+    times: dict[int, int] = field(default_factory=dict)  # executions by class of time, each 4 % above the one before
+
+    def add(self, other: _Group) -> None:
+        """Take another's in; its example and plan where they are slower."""
+        self.calls += other.calls
+        self.total += other.total
+        self.first = min(filter(None, (self.first, other.first)), default="")
+        self.last = max(self.last, other.last)
+        if other.slowest > self.slowest:
+            self.slowest, self.example, self.detail = other.slowest, other.example, other.detail
+        if other.planned > self.planned:
+            self.planned, self.plan = other.planned, other.plan
+        for place, count in other.times.items():
+            self.times[place] = self.times.get(place, 0) + count
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A plan that was logged, and may belong to an execution that is logged, too."""
+
+    ms: float
+    text: str
+    detail: str
+    plan: str  # empty where it was too large
+    when: str
+    id: str
+
+
+_Before = tuple[int, str] | tuple[bytes, str] | _Planned  # an execution: its text's hash or record, and its key
+
+
+@dataclass(slots=True)
+class Digest:
+    """Statements so far. Records of any format are given to `take`."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    limit: int = STATEMENTS
+    text_of: Callable[[bytes], str] = bytes.decode  # the statement in a record that `count` was given
+    since: str = ""  # the first record's time and the last's
+    until: str = ""
+    _groups: dict[str, _Group] = field(default_factory=dict)
+    _others: _Group = field(default_factory=lambda: _Group("others"))
+    _folded: int = 0
+    _held: int = 0
+    _dropped: int = 0  # examples and plans there was no room for
+    _fastest: float = float("inf")
+    _prepared: tuple[int, float] = (0, 0.0)
+    _begun: dict[int, tuple[str, str]] = field(default_factory=dict)  # by backend, logged before its duration
+    _before: dict[int, _Before] = field(default_factory=dict)  # by backend, its last record
+    _normals: Normals = field(default_factory=Normals)
+
+    def take(self, message: str, detail: str, backend: int, when: str, query_id: int = 0) -> None:
+        """One record's message with its detail; its time as the log has it."""
+        found = _MESSAGE.match(message)
+        if not found:
+            if begun := _BEGUN.match(message):
+                _remember(self._begun, backend, (message[begun.end() :][:LONGEST], detail[:LONGEST]))
+            return
+        ms, kind, text = float(found[1]), found[2], message[found.end() :]
+        if kind == "plan":
+            self._take_plan(ms, text, backend, when)
+        elif kind in ("parse", "bind"):
+            self._prepared = (self._prepared[0] + 1, self._prepared[1] + ms)
+        elif kind:
+            self._begun.pop(backend, None)
+            self._take_execution(ms, text, detail, backend, when, query_id, kind)
+        elif text.strip():
+            self.unread[NO_STATEMENT] += 1
+        elif begun_before := self._begun.pop(backend, None):
+            self._take_execution(ms, *begun_before, backend, when, query_id, "")
+        else:
+            self.unread[UNPAIRED] += 1
+
+    def count(self, query_id: str, ms: float, backend: int, when: str, record: bytes) -> bool:
+        """Count an execution by its query id alone; False where its text is wanted as well."""
+        group, before = self._groups.get(query_id), self._before.get(backend)
+        if group is None or not group.known or ms > group.slowest or type(before) is _Planned or self._begun:
+            return False
+        if before is None:
+            _remember(self._before, backend, (record, query_id), self._settle)
+        else:
+            self._before[backend] = (record, query_id)
+        self._add(group, ms, when)
+        return True
+
+    def _take_execution(
+        self, ms: float, text: str, detail: str, backend: int, when: str, query_id: int, kind: str
+    ) -> None:
+        """Count an execution; a plan of it that was logged just before is its own."""
+        key = str(query_id) if query_id else ""
+        if ";" in text and ";" in self._normals.of(text):
+            key = ""  # several statements in one text: the id is that of the last
+        if key not in self._groups:
+            key = self._grouped(text, key)
+        self._count(self._groups[key], ms, text, detail, when, called=not kind.startswith("execute fetch"))
+        before = self._before.pop(backend, None)
+        whole = hash(text.strip())
+        if isinstance(before, _Planned):
+            if hash(before.text) == whole:
+                self._keep_plan(key, before)
+                return
+            self._count_planned(before)
+        _remember(self._before, backend, (whole, key), self._settle)
+
+    def _take_plan(self, ms: float, said: str, backend: int, when: str) -> None:
+        """A plan of auto_explain; PostgreSQL logs it before the execution's own record or behind it."""
+        if not said.startswith("{"):
+            self.unread[NOT_JSON_PLAN] += 1
+            return
+        try:
+            document = loads(said)
+        except ValueError:
+            self.unread[BROKEN_PLAN] += 1
+            return
+        text, values = document.get("Query Text"), document.get("Query Parameters", "")
+        if not isinstance(text, str) or not isinstance(document.get("Plan"), dict):
+            self.unread[BROKEN_PLAN] += 1
+            return
+        if len(said) > PLAN or self._held + len(said) > HELD:
+            self._dropped += 1
+            said = ""
+        self._held += len(said)
+        # The record's own query id is the calling statement's where this one is nested in a function.
+        own = str(document.get("Query Identifier") or "")
+        planned = _Planned(ms, text.strip(), f"Parameters: {values}" if values else "", said, when, own)
+        before = self._before.pop(backend, None)
+        if isinstance(before, tuple):
+            whole = before[0] if isinstance(before[0], int) else hash(self.text_of(before[0]).strip())
+            if whole == hash(planned.text):
+                self._keep_plan(before[1], planned)
+                return
+        self._settle(before)
+        _remember(self._before, backend, planned, self._settle)
+
+    def _settle(self, before: _Before | None) -> None:
+        """Count what nothing more will be heard of."""
+        if isinstance(before, _Planned):
+            self._count_planned(before)
+
+    def _count_planned(self, planned: _Planned) -> None:
+        """Count an execution of which nothing but the plan was logged."""
+        key = planned.id if planned.id in self._groups else self._grouped(planned.text, planned.id)
+        self._count(self._groups[key], planned.ms, planned.text, planned.detail, planned.when)
+        self._keep_plan(key, planned)
+
+    def _grouped(self, text: str, own: str) -> str:
+        """The key of a statement's own group; where there are too many, those with the smallest totals become one."""
+        text = self._normals.of(text) or "-- nothing"
+        key = own or digest(text)
+        if key not in self._groups:
+            if len(self._groups) >= 2 * self.limit:
+                self._fold()
+            self._groups[key] = _Group(text if len(text) <= TEXT else f"{text[:TEXT]}…", bool(own))
+        return key
+
+    def _fold(self) -> None:
+        ranked = sorted(self._groups.items(), key=lambda item: -item[1].total)
+        for _, group in ranked[self.limit :]:
+            self._held -= len(group.example) + len(group.detail) + len(group.plan)
+            group.example = group.detail = group.plan = ""
+            self._others.add(group)
+        self._folded += len(ranked) - self.limit
+        self._groups = dict(ranked[: self.limit])
+
+    def _count(self, group: _Group, ms: float, text: str, detail: str, when: str, *, called: bool = True) -> None:
+        if called:
+            self._add(group, ms, when)
+        else:
+            group.total += ms
+        if ms > group.slowest and called:
+            more = len(text) + len(detail) - len(group.example) - len(group.detail)
+            if len(text) > TEXT or len(detail) > TEXT or self._held + more > HELD:
+                self._dropped += 1
+            else:
+                self._held += more
+                group.slowest, group.example, group.detail = ms, text, detail
+
+    def _add(self, group: _Group, ms: float, when: str) -> None:
+        group.calls += 1
+        group.total += ms
+        place = int(log(ms * 1000 + 0.001) / WIDTH)
+        group.times[place] = group.times.get(place, 0) + 1
+        if when > group.last:
+            group.last = when
+        if not group.first or when < group.first:
+            group.first = when
+        if ms < self._fastest:
+            self._fastest = ms
+
+    def _keep_plan(self, key: str, planned: _Planned) -> None:
+        """Keep the plan of the slowest execution; what it replaces is given up."""
+        self._held -= len(planned.plan)
+        group = self._groups.get(key)
+        if group and planned.plan and planned.ms > group.planned:
+            self._held += len(planned.plan) - len(group.plan)
+            group.planned, group.plan = planned.ms, planned.plan
+
+    def copy(self) -> Self:
+        """Another with the same content, for what is to be looked at before it is complete."""
+        groups = {key: replace(group, times=dict(group.times)) for key, group in self._groups.items()}
+        others = replace(self._others, times=dict(self._others.times))
+        unread, begun, before = Counter(self.unread), dict(self._begun), dict(self._before)
+        return replace(self, unread=unread, _groups=groups, _others=others, _begun=begun, _before=before)
+
+    def result(self, source: str) -> SlowQueries:
+        """All of it; what is taken in later is not in it."""
+        whole = self.copy()
+        for before in self._before.values():
+            whole._settle(before)
+        found = sorted(whole._statements(), key=lambda statement: (-statement.total_ms, statement.id))
+        since, until = (_time(text) for text in (whole.since, whole.until))
+        unread = dict(sorted(whole.unread.items(), key=lambda item: -item[1]))
+        return SlowQueries(source, tuple(found), since, until, unread, tuple(whole._notes()))
+
+    def _statements(self) -> Iterator[Statement]:
+        by_text: dict[str, _Group] = {}
+        for group in self._groups.values():
+            if group.known:
+                by_text.setdefault(group.text, group)
+        for key, group in list(self._groups.items()):  # known by its text alone where only its plan was logged
+            owner = by_text.get(group.text)
+            if owner is not None and not group.known:
+                owner.add(group)
+                del self._groups[key]
+        ranked = sorted(self._groups.items(), key=lambda item: -item[1].total)
+        for _, group in ranked[self.limit :]:
+            self._others.add(group)
+        self._folded += max(len(ranked) - self.limit, 0)
+        for key, group in ranked[: self.limit]:
+            yield _statement(key, group)
+        if self._others.total:
+            yield _statement("others", replace(self._others, example="", plan=""))
+
+    def _notes(self) -> Iterator[str]:
+        if not self._groups:
+            yield (
+                "no statement's duration is in it; expected log_min_duration_statement or auto_explain switched on, "
+                "and messages in English"
+            )
+            return
+        below = f" (here nothing below {self._fastest:g} ms)" if self._fastest < float("inf") else ""
+        yield (
+            f"only what the server logged{below}: log_min_duration_statement and log_statement_sample_rate leave "
+            "statements out, and a log does not say so"
+        )
+        if self._prepared[0]:
+            count, ms = self._prepared
+            yield f"preparing (parse and bind) took {ms:,.0f} ms more, in {count:,} records; not counted"
+        if self._folded:
+            yield f"more than {self.limit:,} statements: those with the smallest totals are one line, others"
+        if self._dropped:
+            yield f"{self._dropped:,} examples or plans were too large to be kept"
+        if (zone := self.until.rpartition(" ")[2]) and _offset(zone) is None:
+            yield f"times are {zone}'s, of which only the server knows the distance to UTC; shown as UTC"
+
+
+def _statement(key: str, group: _Group) -> Statement:
+    example = Example(group.example, parameters(group.detail), group.slowest) if group.example else None
+    return Statement(
+        key, group.text, group.calls, group.total, _p95(group), first=_time(group.first), last=_time(group.last),
+        example=example, plan=loads(group.plan) if group.plan else None,
+    )  # fmt: skip
+
+
+def statement(message: str) -> str:
+    """The statement in the message of a duration."""
+    found = _MESSAGE.match(message)
+    return message[found.end() :] if found else ""
+
+
+def parameters(detail: str) -> tuple[str | None, ...]:
+    """The values in a DETAIL of any version, `$1` first; none where they are not all there in full.
+
+    >>> parameters("parameters: $1 = '7', $2 = NULL, $3 = 'it''s'")
+    ('7', None, "it's")
+    """
+    _, colon, listed = detail.partition("arameters: ")
+    found: list[str | None] = []
+    place = 0
+    while colon and place < len(listed):
+        match = _VALUE.match(listed, place)
+        if not match or int(match[1]) != len(found) + 1 or (match[2] or "").endswith("..."):  # as the server cuts it
+            return ()
+        found.append(None if match[2] is None else match[2].replace("''", "'"))
+        place = match.end()
+    return tuple(found)
+
+
+def _p95(group: _Group) -> float | None:
+    """The 95th percentile, within 2 %, where there are executions enough."""
+    if group.calls < MIN_SAMPLES[95]:
+        return None
+    left = group.calls * 0.95
+    for place in sorted(group.times):
+        left -= group.times[place]
+        if left <= 0:
+            return exp((place + 0.5) * WIDTH) / 1000
+    return None
+
+
+def _remember(kept: dict[int, Any], backend: int, value: Any, evicted: Any = None) -> None:
+    """Keep a backend's last record; of too many backends the one that was silent longest is forgotten."""
+    kept.pop(backend, None)
+    if len(kept) >= BACKENDS:
+        oldest = kept.pop(next(iter(kept)))
+        if evicted:
+            evicted(oldest)
+    kept[backend] = value
+
+
+def _time(text: str) -> datetime | None:
+    """A time as the log writes it, in UTC; None for what is none."""
+    day, _, zone = text.rpartition(" ")
+    try:
+        if not day:  # %n: seconds since 1970
+            return datetime.fromtimestamp(float(text), UTC) if text else None
+        return datetime.fromisoformat(day).replace(tzinfo=timezone(_offset(zone) or timedelta())).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _offset(zone: str) -> timedelta | None:
+    """How far a zone is from UTC; None for a name that more than one has."""
+    if zone in _ZONES:
+        return timedelta(hours=_ZONES[zone])
+    if number := re.fullmatch(r"([-+])(\d\d?):?(\d\d)?(?::?\d\d)?", zone):
+        return timedelta(hours=int(number[2]), minutes=int(number[3] or 0)) * (-1 if number[1] == "-" else 1)
+    return None

@@ -1,0 +1,240 @@
+"""Logging slow statements, switched on for a database or a role, and off again to exactly what was before."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from perfkit.errors import PerfkitError, ServerError, TargetRefused, UsageError
+from perfkit.postgres import catalog
+from perfkit.postgres.capabilities import require_allowed, some
+from perfkit.postgres.databases import connected
+from perfkit.postgres.external import External
+from perfkit.postgres.site import Connection, Site
+from perfkit.slow.lent_settings import Note, Numbers, Saved, Where, left, lend, note, put_back
+from perfkit.text import first_line, visible
+
+RESTORE = "perfkit slow logging --restore"
+NEW_ONLY = "for new sessions: those that are connected now, a pool's too, are logged as before"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to log: statements that take `ms` or longer, or a part of them; with plans where auto_explain is there."""
+
+    ms: float = 100.0
+    rate: float = 1.0  # the part of them that is logged, above 0 and at most 1
+    plans: bool = True
+    analyze: bool = False  # plans with what really happened: every statement pays for that, slow or not
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ms < 2**31:
+            raise UsageError(f"ms = {self.ms}; expected 0 or more, and less than 2147483648")
+        if not 0 < self.rate <= 1:
+            raise UsageError(f"rate = {self.rate}; expected more than 0 and at most 1")
+
+    @property
+    def least(self) -> dict[str, str]:
+        """The settings without which there is nothing to be had."""
+        if self.rate == 1:
+            return {"log_min_duration_statement": self._ms}
+        return {"log_min_duration_sample": self._ms, "log_statement_sample_rate": f"{self.rate:g}"}
+
+    @property
+    def explaining(self) -> dict[str, str]:
+        """The settings of auto_explain."""
+        switch = "on" if self.analyze else "off"
+        names = ("log_min_duration", "log_format", "log_analyze", "log_buffers", "log_timing", "sample_rate")
+        # Without the times of every step, which cost most; the buffers tell as much.
+        values = (self._ms, "json", switch, switch, "off", f"{self.rate:g}")
+        return {f"auto_explain.{name}": value for name, value in zip(names, values, strict=True)}
+
+    @property
+    def _ms(self) -> str:
+        return str(round(self.ms))
+
+
+@dataclass(slots=True)
+class Logging:
+    """Query logging that is on; a context manager that switches it off."""
+
+    where: Where
+    changed: Mapping[str, str]  # by setting
+    notes: tuple[str, ...]
+    _site: Site = field(repr=False)
+    _database: str = field(repr=False)
+    _held: Note | None = field(repr=False)  # None: it is off, or kept
+
+    def off(self) -> tuple[str, ...]:
+        """Put back what was before; what somebody else changed since stays, and is returned in words.
+
+        May be called again. Raises ServerError where it cannot be put back now; `restore` can later.
+        """
+        if self._held is None:
+            return ()
+        try:  # an interrupt leaves it as it is: on, and to be switched off
+            with connected(self._site, self._database, user="postgres") as connection:
+                said = put_back(connection, self._held)
+        except PerfkitError as error:
+            self._held.close()
+            self._ended()
+            raise ServerError(f"{error}; query logging is still on: {RESTORE}") from None
+        self._ended()
+        return said
+
+    def at_exit(self) -> None:
+        """The same when the process ends, where nobody can catch an error."""
+        try:
+            self.off()
+        except PerfkitError as error:
+            sys.stderr.write(f"perfkit: {error}\n")
+
+    def _ended(self) -> None:
+        self._held = None
+        atexit.unregister(self.at_exit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
+        self.off()
+
+
+def logging_on(
+    site: Site, database: str, options: Options | None = None, where: Where | None = None, *, keep: bool = False
+) -> Logging:
+    """Switch it on `where`: else for the database, or where the server refuses that, for one's own role in it.
+
+    It ends with `off`, with the process, or after a crash with the next call here or of `restore`; with `keep` only
+    with `restore`. Raises TargetRefused where the owner has not allowed DDL, or with the SQL for its owner where the
+    server refuses; UsageError where it is on already; ServerError.
+    """
+    options = options or Options()
+    if isinstance(site, External):
+        require_allowed(site, "ddl", "its settings may not be changed")
+    restore(site, database, killed_only=True)
+    refusals: list[str] = []
+    with connected(site, database, user="postgres") as connection:
+        facts = catalog.row(connection, "slow_logging")
+        wanted, notes = _wanted(connection, options, facts)
+        for place in (where,) if where else (Where(database=database), Where(facts["user"], database)):
+            try:
+                held, saved, refused = _switched(connection, site, place, wanted, options, keep)
+            except _Refused as refusal:
+                refusals.append(str(refusal))
+                continue
+            on = Logging(place, saved.changed, (*notes, *refused, *_others(connection, saved)), site, database, held)
+            if keep:
+                held.close()
+                on._held = None
+            else:
+                atexit.register(on.at_exit)
+            return on
+    raise TargetRefused(visible(f"{site.name}: {refusals[0]}"))
+
+
+def script(site: Site, database: str, options: Options | None = None, where: Where | None = None) -> tuple[str, str]:
+    """The SQL for its owner to switch it on, and to put back what is there now; nothing is changed. Raises ServerError.
+
+    Without `where` for the database.
+    """
+    place = where or Where(database=database)
+    with connected(site, database, user="postgres") as connection:
+        wanted, _ = _wanted(connection, options or Options(), catalog.row(connection, "slow_logging"))
+        settings = Numbers.of(connection, place).settings(connection)[1]
+    return place.script(wanted), place.script({name: settings.get(name) for name in wanted})
+
+
+def restore(site: Site, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
+    """Switch off what is on at this server, as far as this user's files tell; what was done, in words.
+
+    With `killed_only` only what a process left that is no more. Raises ServerError where the server refuses, with SQL
+    for its owner.
+    """
+    said: list[str] = []
+    for saved, held in left(site):
+        if held is None:
+            said.append(f"{saved.where}: on since {saved.since}, by process {saved.pid}, which is there to end it")
+        elif saved.kept and killed_only:
+            held.close()
+        else:
+            try:
+                with connected(site, database, user="postgres") as connection:
+                    said += [*put_back(connection, held), f"{saved.where}: as it was before {saved.since}"]
+            except BaseException:
+                held.close()
+                raise
+    return tuple(map(visible, said))
+
+
+class _Refused(Exception):
+    """The server does not let this role log statements; its words, and the SQL for somebody else."""
+
+
+def _switched(
+    connection: Connection, site: Site, place: Where, wanted: Mapping[str, str], options: Options, keep: bool
+) -> tuple[Note, Saved, list[str]]:
+    """Change what may be changed; the file that tells so is there before it takes effect."""
+    numbers = Numbers.of(connection, place)
+    with note(site, numbers, place) as held:
+        if already := held.saved:
+            raise UsageError(f"{visible(place)}: on since {already.since}, to be kept; expected {RESTORE} first")
+        settings = numbers.settings(connection)[1]
+        before = {name: settings.get(name) for name in wanted}
+        with connection.transaction():
+            refused = lend(connection, place, wanted)
+            if unmet := [refused[name] for name in options.least if name in refused]:
+                script = f"{place.script(wanted)}; and afterwards: {place.script(before)}"
+                raise _Refused(f"{first_line(unmet[0])}; expected its owner or a superuser to run: {script}")
+            settings = numbers.settings(connection)[1]  # as the server keeps them
+            changed = {name: settings[name] for name in wanted if name not in refused}
+            since, earlier = datetime.now(UTC).isoformat(timespec="seconds"), {name: before[name] for name in changed}
+            numbered = (site.name, numbers.database, numbers.role, str(place), os.getpid(), since)
+            held.write(saved := Saved(*numbered, keep, changed, earlier))
+        said = [f"not set: {visible(first_line(error))}" for error in refused.values()]
+        return held, saved, said
+
+
+def _wanted(connection: Connection, options: Options, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """The settings to change, those without which there is nothing first; and what a reader has to know."""
+    wanted, notes = dict(options.least), [NEW_ONLY]
+    if facts["query_id"] == "off" or (facts["query_id"] == "auto" and not facts["statements_loaded"]):
+        wanted["compute_query_id"] = "on"
+    if facts["parameters"] == "0":
+        wanted["log_parameter_max_length"] = "1024"
+    if not options.plans:
+        return wanted, notes
+    if not facts["auto_explain_loaded"]:
+        if facts["preloaded"] != "":
+            why = "this role may not load auto_explain"
+            if facts["preloaded"]:
+                why = "session_preload_libraries is set, and without auto_explain"
+            return wanted, [*notes, f"no plans: {why}"]
+        try:
+            connection.execute("LOAD 'auto_explain'")
+        except psycopg.Error as error:
+            return wanted, [*notes, f"no plans: {visible(first_line(error))}"]
+        facts = catalog.row(connection, "slow_logging")
+        wanted["session_preload_libraries"] = "auto_explain"
+    if facts["plan_parameters"] == "0":
+        wanted["auto_explain.log_parameter_max_length"] = "1024"
+    if options.analyze:
+        notes.append("plans with what really happened: every statement is a little slower for that, slow or not")
+    return wanted | options.explaining, notes
+
+
+def _others(connection: Connection, saved: Saved) -> list[str]:
+    """Whose own settings go before these."""
+    if saved.role:
+        return []
+    asked = {"database": saved.database, "setting": next(iter(saved.changed))}
+    found = [row["role"] for row in connection.execute(catalog.get("slow_overrides").encode(), asked)]
+    return [visible(f"{asked['setting']} of its own, which stays: role {some(found)}")] if found else []
