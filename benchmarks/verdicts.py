@@ -25,10 +25,10 @@ from scipy import stats as tests
 from benchmarks.results import Figure, Section, publish
 from perfkit import config, host, stats
 from perfkit.analysis import analyse
+from perfkit.analysis.results import Comparison
 from perfkit.bundle import Bundle
 from perfkit.experiment import measure
 from perfkit.process import spawn, stop
-from perfkit.results import Comparison
 from perfkit.selection import Options, Selection
 
 BLOCKS = 96  # about ten minutes on two cores

@@ -17,12 +17,12 @@ from time import perf_counter
 from typing import Any
 
 from perfkit import host, rowsets, sources
+from perfkit.analysis.cells import Reading
 from perfkit.arms.clones import Clones
 from perfkit.arms.in_place import InPlace
 from perfkit.arms.stage import Place, Relay, Stage
 from perfkit.block import Block, Clock, Ground, Progress, Rows
 from perfkit.bundle import Bundle
-from perfkit.cells import Reading
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from perfkit.analysis.cells import Cell, Key
 from perfkit.bundle import FLOOR
-from perfkit.cells import Cell, Key
 from perfkit.stats import Ratio, blocks_for, ratio
 
 PILOT = 4  # blocks

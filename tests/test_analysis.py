@@ -17,11 +17,11 @@ from synthetic import make_run
 
 from perfkit import config
 from perfkit.analysis import analyse
+from perfkit.analysis.policy import Decision, Outcome, Rule
+from perfkit.analysis.results import Analysis, Comparison, Level
 from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.errors import BundleError, PerfkitError
 from perfkit.load.samples import Rest
-from perfkit.policy import Decision, Outcome, Rule
-from perfkit.results import Analysis, Comparison, Level
 from perfkit.selection import Options, Selection
 from perfkit.stats import Verdict
 

@@ -11,9 +11,9 @@ import pytest
 from synthetic import make_run
 
 from perfkit.analysis import analyse
+from perfkit.analysis.cautions import Caution, Kind, gravest_first, some
+from perfkit.analysis.disturbances import disturbances, trend
 from perfkit.bundle import Bundle, Round
-from perfkit.cautions import Caution, Kind, gravest_first, some
-from perfkit.disturbances import disturbances, trend
 
 ARMS = ("before", "after-full")
 RUN: dict[str, Any] = {"config": {"margin": 0.05}, "order": "interleaved", "scenarios": [{"name": "burst"}]}

@@ -18,11 +18,11 @@ from psycopg.rows import dict_row
 
 from perfkit import config, sources
 from perfkit.analysis import analyse
+from perfkit.analysis.results import Analysis
 from perfkit.bundle import Bundle
 from perfkit.config import ROOT, Generator
 from perfkit.config import Service as Launched
 from perfkit.postgres import databases, embedded
-from perfkit.results import Analysis
 from perfkit.service import Service
 
 EXAMPLES = ROOT / "docs" / "examples"

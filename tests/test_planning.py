@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.cells import Cell
+from perfkit.analysis.cells import Cell
 from perfkit.errors import UsageError
 from perfkit.experiment import measure
 from perfkit.planning import LEAST, PILOT, planned

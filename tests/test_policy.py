@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from perfkit.policy import (
+from perfkit.analysis.policy import (
     Decision,
     Outcome,
     Rule,

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from perfkit.cells import Cell
-from perfkit.changes import Changes
-from perfkit.error_rates import differences
+from perfkit.analysis.cells import Cell
+from perfkit.analysis.changes import Changes
+from perfkit.analysis.error_rates import differences
 from perfkit.method.simulation import TABLE, coverage, pace, power, requests
 from perfkit.stats import Verdict, blocks_for, percentile, ratio, tail, tail_ratio, typical, verdict
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from perfkit.analysis.results import PlanUse
 from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
 from perfkit.display.plans import DiffView, PlanView
@@ -15,7 +16,6 @@ from perfkit.explain.facts import read_facts
 from perfkit.explain.findings import findings
 from perfkit.explain.plan import read_plan
 from perfkit.nested import dumps
-from perfkit.results import PlanUse
 
 
 def queries(subject: Subject) -> Block:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perfkit.cautions import Caution
+from perfkit.analysis.cautions import Caution
+from perfkit.analysis.sentences import complete_blocks
 from perfkit.display import numbers
 from perfkit.display.html import Block, escape, folded
 from perfkit.display.subject import Subject
 from perfkit.display.tables import glance
-from perfkit.sentences import complete_blocks
 
 GRAVEST = 10  # weaknesses shown; the rest is folded
 REASONS = 6  # shown in the banner; every rule is in the table of thresholds

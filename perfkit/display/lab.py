@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from perfkit.analysis.results import Comparison
 from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
 from perfkit.display.lab_words import doubts, sentence, why
@@ -12,7 +13,6 @@ from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
 from perfkit.lab.claims import Judged, judged
 from perfkit.lab.results import Lab, Worth
-from perfkit.results import Comparison
 from perfkit.stats import Verdict
 
 _NOTE = (

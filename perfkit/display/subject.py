@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from perfkit.analysis.policy import Decision
+from perfkit.analysis.results import Analysis
 from perfkit.bundle import FLOOR, Bundle
-from perfkit.policy import Decision
-from perfkit.results import Analysis
 
 ALONE = {Decision.GO: "HOLDS", Decision.NO_GO: "BROKEN", Decision.INCONCLUSIVE: "UNPROVEN"}
 """What is said of one arm's thresholds, where there is no change to ship."""

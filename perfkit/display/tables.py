@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perfkit.analysis.policy import Outcome, Rule
+from perfkit.analysis.results import Comparison, Level
 from perfkit.bundle import FLOOR
 from perfkit.display import numbers
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
-from perfkit.policy import Outcome, Rule
-from perfkit.results import Comparison, Level
 from perfkit.stats import Verdict, error_bound
 
 _MARKS = {

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from perfkit.analysis import analyse
+from perfkit.analysis.results import Analysis, Comparison
+from perfkit.analysis.sentences import FLOOR_FACTOR
+from perfkit.analysis.weaknesses import circumstances
 from perfkit.bundle import FLOOR, Bundle, reading
 from perfkit.errors import BundleError
 from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
 from perfkit.lab.search import Measured, within
-from perfkit.results import Analysis, Comparison
-from perfkit.sentences import FLOOR_FACTOR
 from perfkit.stats import Verdict
-from perfkit.weaknesses import circumstances
 
 FORMAT = 1
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from perfkit.results import Comparison
+from perfkit.analysis.results import Comparison
 from perfkit.stats import Verdict
 
 SLACK = 2.0  # margins by which one estimate must differ from another to be taken for more than chance

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfkit.analysis import analyse
+from perfkit.analysis.sentences import complete_blocks
 from perfkit.bundle import Bundle, Round
 from perfkit.display import database, decision, method, tables
 from perfkit.display.html import Block, escape, style
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
-from perfkit.sentences import complete_blocks
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfkit import stats
-from perfkit.cells import Cell, Key
-from perfkit.error_rates import differences
-from perfkit.results import Change, Comparison, ErrorChange
+from perfkit.analysis.cells import Cell, Key
+from perfkit.analysis.error_rates import differences
+from perfkit.analysis.results import Change, Comparison, ErrorChange
 from perfkit.stats import Ratio, Verdict
 
 Cells = Mapping[tuple[str, Key], Cell]

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from perfkit.analysis.cautions import Caution, Kind, gravest_first, some
+from perfkit.analysis.changes import of_role
+from perfkit.analysis.disturbances import Medians, disturbances
+from perfkit.analysis.results import Analysis
+from perfkit.analysis.sentences import FLOOR_FACTOR, complete_blocks, in_ms
 from perfkit.bundle import FLOOR, Round
-from perfkit.cautions import Caution, Kind, gravest_first, some
-from perfkit.changes import of_role
-from perfkit.disturbances import Medians, disturbances
 from perfkit.explain.scans import NO_TABLE
-from perfkit.results import Analysis
-from perfkit.sentences import FLOOR_FACTOR, complete_blocks, in_ms
 from perfkit.stats import MIN_SAMPLES, Verdict
 
 MIN_BLOCKS = MIN_SAMPLES[50]  # rounds, each of which is one sample

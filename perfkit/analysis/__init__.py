@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from perfkit import policy, stats
+from perfkit import stats
+from perfkit.analysis import policy
+from perfkit.analysis.cells import Cell, Key, Reading, Times
+from perfkit.analysis.changes import Changes, of_role
+from perfkit.analysis.plan_use import plan_uses
+from perfkit.analysis.results import Analysis, Comparison, ErrorGroup, Level
+from perfkit.analysis.sentences import headline
+from perfkit.analysis.weaknesses import cautions
 from perfkit.bundle import FLOOR, Bundle, reading
-from perfkit.cells import Cell, Key, Reading, Times
-from perfkit.changes import Changes, of_role
 from perfkit.errors import BundleError
 from perfkit.load.samples import DROPPED
-from perfkit.plan_use import plan_uses
-from perfkit.results import Analysis, Comparison, ErrorGroup, Level
-from perfkit.sentences import headline
-from perfkit.weaknesses import cautions
 
 
 def analyse(bundle: Bundle) -> Analysis:

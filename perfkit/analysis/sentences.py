@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from perfkit.analysis.changes import of_role
+from perfkit.analysis.results import Analysis, Comparison, Level
 from perfkit.bundle import FLOOR
-from perfkit.changes import of_role
-from perfkit.results import Analysis, Comparison, Level
 from perfkit.stats import Verdict
 
 FLOOR_FACTOR = 3.0  # below this many times the floor's median, a latency is mostly the client's own

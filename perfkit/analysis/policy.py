@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfkit.error_rates import Difference
+from perfkit.analysis.error_rates import Difference
 from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound
 
 

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from perfkit.analysis.cells import Use
+from perfkit.analysis.results import PlanUse
 from perfkit.bundle import Bundle
-from perfkit.cells import Use
 from perfkit.errors import BundleError, PlanError
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.explain.scans import Scan, in_words, scans
-from perfkit.results import PlanUse
 
 
 def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from perfkit.cautions import Caution
-from perfkit.error_rates import Difference
-from perfkit.policy import Decision, Judgement
+from perfkit.analysis.cautions import Caution
+from perfkit.analysis.error_rates import Difference
+from perfkit.analysis.policy import Decision, Judgement
 from perfkit.stats import Interval, Ratio, Verdict
 
 

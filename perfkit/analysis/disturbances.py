@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from perfkit import stats
+from perfkit.analysis.cautions import Caution, Kind, some
 from perfkit.bundle import FLOOR, Round
-from perfkit.cautions import Caution, Kind, some
 
 Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, item -> block -> ms
 
