@@ -48,7 +48,7 @@ class JsonLog:
         first = last = b""
         quick = not self._database
         for line in block.split(b"\n"):
-            # A quote within a text is written \\", so these bytes are a key and never part of a text.
+            # A quote within a text is written \", so these bytes are a key and never part of a text.
             at = line.find(_MESSAGE)
             if at >= 0 and line[at + 11 : at + 15] in _WANTED:
                 if not ((quick and _counted(line, at, digest)) or self._take(line, digest, reason)):
