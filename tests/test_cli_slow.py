@@ -303,3 +303,8 @@ def test_the_clinic_ends_by_itself_and_leaves_nothing(home: Path, tmp_path: Path
     text = spoken("demo", "--scale", "seed", "--for", "2", "--report", page)
     assert "A clinic works for 2 s" in text and "UPDATE appointments" in text
     assert "FROM appointments" in page.read_text()
+
+
+def test_the_clinic_tells_programs_what_it_did(home: Path) -> None:
+    told = json.loads(spoken("demo", "--scale", "seed", "--for", "1", "--json"))
+    assert told["count"] >= 4 and told["statements"][0]["calls"] > 0

@@ -41,7 +41,7 @@ source_option = click.option(
     default="",
     help="pg_stat_statements or the server's log; default: the best there is.",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="For programs; see perfkit slow --help.")
+json_option = click.option("--json", "as_json", is_flag=True, help="For programs; see perfkit slow --help.")
 
 
 @click.group()
@@ -66,7 +66,7 @@ def slow() -> None:
 @source_option
 @seconds_option
 @limit_option
-@_json
+@json_option
 def top(source: str, seconds: float, limit: int, as_json: bool, **where: Any) -> None:
     """The statements that take most of the server's time.
 
@@ -113,7 +113,7 @@ def watch(every: float, lasting: float, as_json: bool, **where: Any) -> None:
 @click.option("--follow", is_flag=True, help="Go on as the file grows, across rotation, until Ctrl-C.")
 @click.option("--prefix", default="", metavar="TEXT", help="log_line_prefix of a log that is not JSON.")
 @limit_option
-@_json
+@json_option
 @click.option("--html", "page", metavar="FILE", type=click.Path(path_type=Path), help="Write it there as one page.")
 def log(files: tuple[Path, ...], follow: bool, prefix: str, limit: int, as_json: bool, page: Path | None) -> None:
     """The statements that take most of the time, from log files: JSON or stderr's.

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 
 from perfkit.cli.databases import opened
 from perfkit.cli.group import echo, target_options
-from perfkit.cli.slow import limit_option, seconds_option, source_option
+from perfkit.cli.slow import json_option, limit_option, seconds_option, source_option
 from perfkit.cli.slow_output import show, write
 from perfkit.config import ROOT
 from perfkit.errors import UsageError
@@ -30,8 +30,9 @@ SHIFT_S = 5.0  # of the demo's load: between two it can be seen whether it shall
 @click.option("--scale", default="small", show_default=True, help="Size of the data: seed, small, standard or large.")
 @click.option("--seed", default=1, show_default=True, help="Decides everything that is random.")
 @limit_option
+@json_option
 @click.option("--report", "page", metavar="FILE", type=click.Path(path_type=Path), help="Write the table there too.")
-def demo(lasting: float, scale: str, seed: int, limit: int, page: Path | None) -> None:
+def demo(lasting: float, scale: str, seed: int, limit: int, as_json: bool, page: Path | None) -> None:
     """A clinic at work on the booking system's data, without its indexes: something slow to look at.
 
     \b
@@ -49,14 +50,17 @@ def demo(lasting: float, scale: str, seed: int, limit: int, page: Path | None) -
         try:
             with clinic(session, seed) as work:
                 say("")
-                echo(f"A clinic works{f' for {lasting:g} s' if lasting else ', until Ctrl-C'}. From another terminal:")
-                echo(f"  perfkit slow top {_named(session)}")
+                echo(
+                    f"A clinic works{f' for {lasting:g} s' if lasting else ', until Ctrl-C'}. From another terminal:",
+                    err=as_json,
+                )
+                echo(f"  perfkit slow top {_named(session)}", err=as_json)
                 _until(lasting, work)
         finally:
             found = session.slow(source="log").found
             if page:
                 write(page, found, limit)
-            show(found, limit)
+            show(found, limit, as_json=as_json)
 
 
 def _until(lasting: float, work: Callable[[float], object]) -> None:
