@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from contextlib import contextmanager
 
@@ -212,3 +215,44 @@ def test_a_request_carries_what_it_was_given_and_nothing_twice(monkeypatch):
     assert {"accept: text/plain", "X-Token: geheim", f"Host: {base[7:]}"} <= set(lines)
     assert body == b'{"n": "\\u00e9"}'
     assert answer.body == "***"
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    """A certificate for localhost that this process trusts, with its key, in one file."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is needed")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    made = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -addext subjectAltName=DNS:localhost -days 2"
+    subprocess.run([*made.split(), "-keyout", file, "-out", f"{file}.crt"], check=True, capture_output=True)
+    file.write_bytes(file.read_bytes() + file.with_name("both.pem.crt").read_bytes())
+    return file
+
+
+@pytest.mark.system
+def test_tls_is_spoken_with_whom_the_certificate_is_for_and_with_nobody_else(certified, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certified))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certified)
+
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        writer.close()
+
+    async def ask():
+        server, found = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context), []
+        port = server.sockets[0].getsockname()[1]
+        for name in ("localhost", "elsewhere.example"):  # both led to one address
+            sender = HttpSender(f"https://{name}:{port}", 5, address="127.0.0.1")
+            await sender.open(1)
+            sender.check(message := dict(GET))
+            found.append(await sender.send(message))
+            await sender.close()
+        server.close()
+        return found
+
+    named, other = asyncio.run(ask())
+    assert (named.outcome, named.body) == ("ok", "ab")
+    assert other.outcome == "refused" and "elsewhere.example" in other.detail
