@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from perfkit import config
 from perfkit.errors import UsageError
 from perfkit.postgres import databases, embedded
-from perfkit.slow.digest import parameters
+from perfkit.slow.entries import parameters
 from perfkit.slow.log import LogReader, follow, read
 from perfkit.slow.model import SlowQueries, Statement
 from perfkit.slow.normal import Normals, normal

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta, timezone
 from math import exp, log
 from typing import Any, Self
 
 from perfkit.nested import loads
+from perfkit.slow.entries import BEGUN, MESSAGE, offset_of, parameters, time_of
 from perfkit.slow.model import Example, SlowQueries, Statement
 from perfkit.slow.normal import Normals, digest
 from perfkit.stats import MIN_SAMPLES
@@ -26,14 +25,6 @@ UNPAIRED = "duration without its statement (parse, bind, or log_duration alone)"
 NOT_JSON_PLAN = "auto_explain's plan that is not JSON; expected auto_explain.log_format = json"
 BROKEN_PLAN = "auto_explain's plan that was cut off"
 NO_STATEMENT = "duration of something that is no statement"
-_MESSAGE = re.compile(
-    r"duration: (\d{1,15}(?:\.\d{1,9})?) ms"
-    r"(?:  (statement|execute fetch from|execute|parse|bind|plan)\b(?:.*?):(?:\s+|$))?"
-)
-_BEGUN = re.compile(r"(?:statement|execute fetch from|execute)\b.*?:(?:\s+|$)")
-_VALUE = re.compile(r"\$(\d+) = (?:NULL|'((?:[^']|'')*)')(?:, |$)")
-_ZONES = {"UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "BST": 1, "CET": 1, "CEST": 2, "EET": 2, "EEST": 3, "MSK": 3,
-          "JST": 9, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -104,9 +95,9 @@ class Digest:
 
     def take(self, message: str, detail: str, backend: int, when: str, query_id: int = 0) -> None:
         """One record's message with its detail; its time as the log has it."""
-        found = _MESSAGE.match(message)
+        found = MESSAGE.match(message)
         if not found:
-            if begun := _BEGUN.match(message):
+            if begun := BEGUN.match(message):
                 _remember(self._begun, backend, (message[begun.end() :][:LONGEST], detail[:LONGEST]))
             return
         ms, kind, text = float(found[1]), found[2], message[found.end() :]
@@ -261,7 +252,7 @@ class Digest:
         for before in self._before.values():
             whole._settle(before)
         found = sorted(whole._statements(), key=lambda statement: (-statement.total_ms, statement.id))
-        since, until = (_time(text) for text in (whole.since, whole.until))
+        since, until = (time_of(text) for text in (whole.since, whole.until))
         unread = dict(sorted(whole.unread.items(), key=lambda item: -item[1]))
         return SlowQueries(source, tuple(found), since, until, unread, tuple(whole._notes()))
 
@@ -303,40 +294,16 @@ class Digest:
             yield f"more than {self.limit:,} statements: those with the smallest totals are one line, others"
         if self._dropped:
             yield f"{self._dropped:,} examples or plans were too large to be kept"
-        if (zone := self.until.rpartition(" ")[2]) and _offset(zone) is None:
+        if (zone := self.until.rpartition(" ")[2]) and offset_of(zone) is None:
             yield f"times are {zone}'s, of which only the server knows the distance to UTC; shown as UTC"
 
 
 def _statement(key: str, group: _Group) -> Statement:
     example = Example(group.example, parameters(group.detail), group.slowest) if group.example else None
     return Statement(
-        key, group.text, group.calls, group.total, _p95(group), first=_time(group.first), last=_time(group.last),
+        key, group.text, group.calls, group.total, _p95(group), first=time_of(group.first), last=time_of(group.last),
         example=example, plan=loads(group.plan) if group.plan else None,
     )  # fmt: skip
-
-
-def statement(message: str) -> str:
-    """The statement in the message of a duration."""
-    found = _MESSAGE.match(message)
-    return message[found.end() :] if found else ""
-
-
-def parameters(detail: str) -> tuple[str | None, ...]:
-    """The values in a DETAIL of any version, `$1` first; none where they are not all there in full.
-
-    >>> parameters("parameters: $1 = '7', $2 = NULL, $3 = 'it''s'")
-    ('7', None, "it's")
-    """
-    _, colon, listed = detail.partition("arameters: ")
-    found: list[str | None] = []
-    place = 0
-    while colon and place < len(listed):
-        match = _VALUE.match(listed, place)
-        if not match or int(match[1]) != len(found) + 1 or (match[2] or "").endswith("..."):  # as the server cuts it
-            return ()
-        found.append(None if match[2] is None else match[2].replace("''", "'"))
-        place = match.end()
-    return tuple(found)
 
 
 def _p95(group: _Group) -> float | None:
@@ -359,23 +326,3 @@ def _remember(kept: dict[int, Any], backend: int, value: Any, evicted: Any = Non
         if evicted:
             evicted(oldest)
     kept[backend] = value
-
-
-def _time(text: str) -> datetime | None:
-    """A time as the log writes it, in UTC; None for what is none."""
-    day, _, zone = text.rpartition(" ")
-    try:
-        if not day:  # %n: seconds since 1970
-            return datetime.fromtimestamp(float(text), UTC) if text else None
-        return datetime.fromisoformat(day).replace(tzinfo=timezone(_offset(zone) or timedelta())).astimezone(UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _offset(zone: str) -> timedelta | None:
-    """How far a zone is from UTC; None for a name that more than one has."""
-    if zone in _ZONES:
-        return timedelta(hours=_ZONES[zone])
-    if number := re.fullmatch(r"([-+])(\d\d?):?(\d\d)?(?::?\d\d)?", zone):
-        return timedelta(hours=int(number[2]), minutes=int(number[3] or 0)) * (-1 if number[1] == "-" else 1)
-    return None

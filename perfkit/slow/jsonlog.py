@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from perfkit.slow.digest import Digest, statement
+from perfkit.slow.digest import Digest
+from perfkit.slow.entries import statement
 
 BEGINS = b'{"timestamp":"'
 NO_RECORD = "line that is no record of a jsonlog"
