@@ -3,7 +3,6 @@
 import base64
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -93,7 +92,7 @@ def browser(profile: Path) -> Iterator[Page]:
         "--remote-debugging-port=0",
         "about:blank",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": profile})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
         port = next(m[1] for line in process.stderr if (m := re.search(r"127\.0\.0\.1:(\d+)/", line)))

@@ -242,11 +242,8 @@ def _logging(facts: Mapping[str, Any]) -> Capability:
     said += ", with plans (auto_explain)" if facts["auto_explain_loaded"] else ""
     if facts["superuser"] or shown != "-1":
         return Capability("query logging", "yes", said)
-    user, setting = facts["quoted"]["user"], "log_min_duration_statement"
-    allow = f"ALTER ROLE {user} SET {setting} = '100ms'"
-    if facts["major"] >= 15:
-        allow = f"GRANT SET ON PARAMETER {setting} TO {user}"
-    return Capability("query logging", "partly", f"{said}; {facts['user']} may not change that", (allow,))
+    allow = f"ALTER ROLE {facts['quoted']['user']} SET log_min_duration_statement = '100ms'"
+    return Capability("query logging", "partly", f"{said}; {facts['user']} cannot change that alone", (allow,))
 
 
 def some(names: Sequence[str]) -> str:
