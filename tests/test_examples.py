@@ -81,9 +81,13 @@ def plans(found: Analysis, arm: str) -> dict[str, str]:
 
 
 def decided(found: Analysis) -> bool:
-    """An example has no limit in ms that chance could break: what decides is whether anything became slower."""
-    slower = any(str(c.verdict) == "slower" and c.after == "after" for c in found.comparisons)
-    return str(found.judgement.decision) == ("NO-GO" if slower else "GO")
+    """An example has no limit in ms: what decides is whether anything became slower, or could not be compared.
+
+    The latter happens where the control arm, by chance, widens a margin that a slowdown would hide in.
+    """
+    verdicts = {str(c.verdict) for c in found.comparisons if c.after == "after"}
+    expected = "NO-GO" if "slower" in verdicts else "INCONCLUSIVE" if "invalid" in verdicts else "GO"
+    return str(found.judgement.decision) == expected
 
 
 # pgbench: its own database, made by its own program
