@@ -15,7 +15,7 @@ from perfkit.load.limits import OK
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.stats import Interval, Ratio, percentile, ratio, typical
 
-ROUNDS = 10
+ROUNDS = 6
 WARM = 10  # transactions of each connection that do not count: statements are prepared, caches filled
 
 
