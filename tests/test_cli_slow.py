@@ -156,6 +156,7 @@ def test_a_log_is_followed_until_it_is_interrupted(log: Path) -> None:
         (["watch", "--db", "service=x", "--every", "0"], "--every 0 --for 0; expected seconds, more than 0"),
         (["logging", "--db", "service=x"], "expected one of --on, --off and --sql"),
         (["logging", "--db", "service=x", "--on", "--min-ms", "-1"], "ms = -1"),
+        (["report", "--log", "none.log"], "--log none.log: no such file; expected a log file of PostgreSQL"),
         (["demo", "--for", "-1"], "--for -1; expected seconds, more than 0"),
         (["demo", "--scale", "vast", "--for", "1"], "scale 'vast' is unknown"),
     ],

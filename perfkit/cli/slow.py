@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from perfkit.errors import UsageError
 
 if TYPE_CHECKING:
     from perfkit.query import Session
-    from perfkit.slow.model import SlowQueries
 
 
 def _database(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +133,7 @@ def log(files: tuple[Path, ...], follow: bool, prefix: str, limit: int, as_json:
         for found in logs.follow(files[0], prefix=prefix):
             show(found, limit, as_json=as_json, again=True)
         return
-    found = _read(files, prefix)
+    found = logs.read(*files, prefix=prefix)
     if page:
         write(page, found, limit)
     show(found, limit, as_json=as_json)
@@ -177,22 +176,6 @@ def logging(do: str | None, min_ms: float, plans: bool, **where: Any) -> None:
             said = (f"{begin};", f"{end};  -- afterwards")
     for line in said:
         echo(line)
-
-
-def _read(files: Sequence[Path], prefix: str) -> SlowQueries:
-    """Several logs as one. Raises UsageError."""
-    from perfkit.slow.log import CHUNK, LogReader
-
-    reader = LogReader(prefix=prefix, source=f"the log {', '.join(map(str, files))}")
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while data := file.read(CHUNK):
-                    reader.feed(data)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a log of PostgreSQL") from None
-        reader.end()
-    return reader.result()
 
 
 def _opened(db: str, config: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> Session:

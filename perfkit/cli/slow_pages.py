@@ -100,6 +100,8 @@ def report(
     from perfkit.bundle import write_atomically
     from perfkit.report.render import execute, page
 
+    if log and not Path(log).is_file():
+        raise UsageError(f"--log {log}: no such file; expected a log file of PostgreSQL")
     if db:  # asked for here, where somebody can answer
         confirm = (*confirm, opened(db, tls, confirm, production).name)
     folder = api.new_folder(reports, "slow")

@@ -121,11 +121,13 @@ class LogReader:
         return own
 
 
-def read(path: str | os.PathLike[str], form: str = "", prefix: str = "", *, limit: int = STATEMENTS) -> SlowQueries:
-    """A whole log file. Raises UsageError for what is no file, cannot be read, or is a CSV log."""
-    reader = LogReader(form, prefix, source=f"the log {path}", limit=limit)
-    with _opened(Path(path)) as file:
-        _feed(reader, file, path)
+def read(*paths: str | os.PathLike[str], form: str = "", prefix: str = "", limit: int = STATEMENTS) -> SlowQueries:
+    """Whole log files, one behind the other. Raises UsageError for what is no file, cannot be read, or is a CSV log."""
+    reader = LogReader(form, prefix, source=f"the log {', '.join(map(str, paths))}", limit=limit)
+    for path in paths:
+        with _opened(Path(path)) as file:
+            _feed(reader, file, path)
+        reader.end()
     return reader.result()
 
 
