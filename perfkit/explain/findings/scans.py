@@ -338,8 +338,10 @@ def _quoted_filter(node: Node) -> str:
 def _blocks(node: Node, key: str) -> float:
     """Pages of a bitmap, with those of workers, which are counted beside the leader's since 18."""
     workers = node.raw.get("Workers")
-    own = [w.get(key) for w in workers if isinstance(w, dict)] if isinstance(workers, list) else []
-    if not any(own) and node.raw.get("Parallel Aware") is True:  # until 17 the leader's alone are known
+    known = [w for w in workers if isinstance(w, dict)] if isinstance(workers, list) else []
+    own = [w.get(key) for w in known]
+    idle = bool(known) and not any(w.get("Actual Rows") for w in known)  # they came too late, and say no pages
+    if not any(own) and not idle and node.raw.get("Parallel Aware") is True:  # until 17 the leader's alone are known
         return node.value(key) * node.processes
     return node.value(key) + sum(n for n in own if isinstance(n, int | float) and 0 <= n <= 1e12)
 
