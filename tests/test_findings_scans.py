@@ -483,7 +483,8 @@ def test_a_bitmap_of_several_processes_counts_the_pages_of_all(db: Database, wid
                          ids=["came-late", "pages-unknown", "pages-known"])  # fmt: skip
 def test_workers_that_found_nothing_to_do_multiply_no_pages(worker: dict[str, int], pages: int) -> None:
     scan = {"Node Type": "Bitmap Heap Scan", "Parent Relationship": "Outer", "Parallel Aware": True,
-            "Relation Name": "t", "Plan Rows": 5, "Actual Rows": 5, "Actual Loops": 3, "Actual Total Time": 50.0, "Actual Startup Time": 0.1,
+            "Relation Name": "t", "Plan Rows": 5, "Actual Rows": 5,
+            "Actual Loops": 3, "Actual Total Time": 50.0, "Actual Startup Time": 0.1,
             "Lossy Heap Blocks": 3000, "Exact Heap Blocks": 0, "Rows Removed by Index Recheck": 9,
             "Workers": [{"Worker Number": 0, "Actual Loops": 1, **worker}]}  # fmt: skip
     gather = {"Node Type": "Gather", "Plan Rows": 5, "Actual Rows": 5, "Actual Loops": 1, "Actual Total Time": 60.0,
