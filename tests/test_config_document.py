@@ -156,5 +156,5 @@ def test_the_examples_are_one_configuration_that_could_be_used(tmp_path: Path) -
     text = document.reference()
     assert all(part in text for part in document.EXAMPLE.read_text().strip().split("\n\n"))
     assert (
-        text.count("```toml\n") == len(document.TABLES) - 3
-    )  # a check has its steps with it, a scenario its stages and search
+        text.count("```toml\n") == len(document.TABLES) - 4
+    )  # a check has its steps with it, a scenario its stages and search, a review its targets

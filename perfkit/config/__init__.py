@@ -7,7 +7,9 @@ from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.load import BOOKING, load
 from perfkit.config.model import Config
+from perfkit.config.release import PlanStep, Question, Release, Risk
 from perfkit.config.targets import COPIES, Database, Service
+from perfkit.config.watching import Metric, Review, Target, Watch, WatchRule
 from perfkit.config.workload import Column, Generator, Query, Request, Scenario, Search, Stage
 
 __all__ = [
@@ -22,13 +24,22 @@ __all__ = [
     "Database",
     "Generator",
     "Limits",
+    "Metric",
+    "PlanStep",
     "Query",
+    "Question",
+    "Release",
     "Request",
+    "Review",
+    "Risk",
     "Scenario",
     "Search",
     "Service",
     "Stage",
     "Step",
+    "Target",
     "Thresholds",
+    "Watch",
+    "WatchRule",
     "load",
 ]

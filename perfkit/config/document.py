@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
 from perfkit.config.model import Config
+from perfkit.config.release import PlanStep, Question, Release, Risk
 from perfkit.config.targets import Database, Service
+from perfkit.config.watching import Review, Target, Watch, WatchRule
 from perfkit.config.workload import Column, Generator, Query, Request, Scenario, Search, Stage
 
 # In the order in which a file has them; `[[...]]` may come several times.
@@ -34,6 +36,14 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[[claim]]": Claim,
     "[thresholds]": Thresholds,
     "[limits]": Limits,
+    "[release]": Release,
+    "[[release.question]]": Question,
+    "[[release.step]]": PlanStep,
+    "[[release.risk]]": Risk,
+    "[watch]": Watch,
+    "[[watch.rule]]": WatchRule,
+    "[review]": Review,
+    "[[review.target]]": Target,
 }
 EXAMPLE = Path(__file__).with_name("example.toml")
 _INTRO = """# `perfkit.toml`, every key

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from perfkit.config.fields import Model, Name
 from perfkit.config.judging import Arm, Check, Claim, Limits, Thresholds
+from perfkit.config.release import Release
 from perfkit.config.targets import COPIES, Database, Service
+from perfkit.config.watching import Review, Watch
 from perfkit.config.workload import Query, Request, Scenario, Source
 
 
@@ -42,6 +44,12 @@ class Config(Model):
     """What was claimed beforehand; the index lab puts what it measured beside it."""
     thresholds: Thresholds = Thresholds()
     """When it is fit to ship."""
+    release: Release = Release()
+    """What people answer, plan, risk and sign."""
+    watch: Watch = Watch()
+    """How it is watched once it is live."""
+    review: Review = Review()
+    """What it is reviewed against after the first day."""
     limits: Limits = Limits()
     """What perfkit may do."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
@@ -79,6 +87,14 @@ class Config(Model):
         for check in self.check:
             yield from _known(f"check '{check.name}': request", [s.request for s in check.step], requests)
             yield from _known(f"check '{check.name}': row", [s.row for s in check.step], {*check.rows, "*"})
+        sent = requests | queries
+        yield from _known("watch: send", self.watch.send, sent)
+        for what, named in (("watch: rule", self.watch.rule), ("review: target", self.review.target)):
+            for own in named:
+                yield from _known(f"{what} '{own.name}': item", [own.item] if own.item else [], sent)
+        claims = {claim.text for claim in self.claim}
+        beside = [*(own.measures for own in self.release.step), *(own.measures for own in self.release.risk)]
+        yield from _known("release: measures", [text for measures in beside for text in measures], claims)
         for claim in self.claim:
             yield from _known(f"claim '{claim.text}': query", [claim.query] if claim.query else [], queries)
         for arm in self.arm:

@@ -1,0 +1,152 @@
+"""What a watch records: an interval of probes and of the server's own figures, and what became of its rules.
+
+Two clocks: `t` is the time line, seconds since the watch began, which never goes back, whatever is done to the
+machine's clock and however often the watch is started again; `at` is the wall clock, in seconds since 1970 (UTC),
+and only for people. Every window is cut along `t`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+OK = "ok"
+
+Kind = Literal["request", "query"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The probes of one request or query that ended in one interval, whenever they were due."""
+
+    outcomes: Mapping[str, int] = field(default_factory=dict)  # `ok`, and unexpected ones by their name
+    statuses: Mapping[str, int] = field(default_factory=dict)  # of HTTP answers, by status code
+    ms: tuple[float, ...] = ()  # response times from when they were due, of those with `ok`
+    pending: int = 0  # due and not ended when the interval was
+    oldest_s: float = 0.0  # how long the first of these has been due
+
+    @property
+    def sent(self) -> int:
+        """How many ended."""
+        return sum(self.outcomes.values())
+
+    @property
+    def failed(self) -> int:
+        """How many of these ended otherwise than expected."""
+        return self.sent - self.outcomes.get(OK, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One interval. `server` has the keys of `SERVER`, those that could be had; None where the database did not answer.
+
+    Whoever does not watch the server's figures has an empty `server`, not None.
+    """
+
+    n: int  # counts the record's intervals from 0
+    t: float  # when it ended, on the time line
+    at: float  # when it ended, by the wall clock
+    seconds: float  # how long it was
+    probes: Mapping[str, Probe]
+    server: Mapping[str, float] | None = field(default_factory=dict)
+    scans: Mapping[str, int] = field(default_factory=dict)  # of indexes so far, by name
+
+    @property
+    def start(self) -> float:
+        """When it began, on the time line."""
+        return self.t - self.seconds
+
+    def line(self) -> str:
+        """One line of JSON, without what is empty."""
+        said = asdict(self)
+        said["probes"] = {name: {k: v for k, v in own.items() if v} for name, own in said["probes"].items()}
+        return json.dumps({k: v for k, v in said.items() if v != {}}, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Self:
+        """From JSON. Raises KeyError, TypeError for what is none."""
+        probes = {
+            name: Probe(**{**own, "ms": tuple(own.get("ms", ()))}) for name, own in said.get("probes", {}).items()
+        }
+        return cls(**{**said, "probes": probes})
+
+
+#: What the server says in an interval. Those marked "so far" count since its statistics began.
+SERVER: Mapping[str, str] = {
+    "started": "when the server started, seconds since 1970",
+    "connections": "sessions of clients",
+    "connections_max": "as many as there may be",
+    "active": "sessions that run a statement",
+    "waiting": "sessions that wait for a lock",
+    "lock_wait_s": "how long the longest of them has waited",
+    "idle_in_transaction": "sessions in a transaction that do nothing",
+    "transaction_s": "how long the oldest transaction has been open",
+    "commits": "transactions committed, so far",
+    "rollbacks": "transactions rolled back, so far",
+    "blocks_hit": "pages found in shared buffers, so far",
+    "blocks_read": "pages that had to be read, so far",
+    "temp_bytes": "bytes written to temporary files, so far",
+    "wal_bytes": "bytes of WAL, so far",
+    "deadlocks": "deadlocks, so far",
+    "checksum_failures": "pages whose checksum was wrong, so far",
+    "invalid_indexes": "indexes that the planner may not use",
+    "locks_held": "locks on tables and indexes held by clients",
+}
+
+What = Literal["raised", "cleared", "note"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened: an alert raised or cleared, or a note of the watch itself.
+
+    `id` is the same when it is raised, cleared and told again, and after a restart of the watch.
+    """
+
+    what: What
+    id: str
+    t: float  # when it was noticed, on the time line
+    at: float  # the same by the wall clock
+    text: str  # one plain sentence with its numbers
+    rule: str = ""
+    level: str = ""  # "P1", "P2", "P3"
+    since: float = 0.0  # when it began, on the time line
+    value: float | None = None  # the figure, when it was raised or cleared
+    limit: float | None = None
+    action: str = ""  # what to do
+
+    def line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Self:
+        """From JSON. Raises TypeError for what is none."""
+        return cls(**said)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What `watch.json` says of a watch: written once, when it first began."""
+
+    id: str  # tells this watch from every other
+    title: str
+    target: str  # what is watched, without secrets
+    began: float  # wall clock, seconds since 1970
+    every_s: float
+    kinds: Mapping[str, Kind]  # of what is sent, by name
+    rate: float  # probes per second of each
+    settings: Mapping[str, Any]  # the configuration's [watch] and [review], as JSON
+    format: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A watch read back from its folder."""
+
+    about: About
+    ticks: Sequence[Tick]
+    events: Sequence[Event]
+    damaged: int = 0  # lines that could not be read: at most the last one after a crash
