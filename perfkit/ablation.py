@@ -287,5 +287,6 @@ def _described(asked: Asked) -> dict[str, Any]:
             {"name": i.name, "table": i.table, "sql": i.sql(concurrently=True, if_not_exists=True), "keys": i.keys}
             for i in asked.indexes.indexes
         ],
+        "baseline": asked.settings.baseline().name,
         "claims": [claim.model_dump(mode="json") for claim in asked.settings.claim],
     }

@@ -17,10 +17,14 @@ from perfkit.report.run import Run
 
 if TYPE_CHECKING:
     from perfkit.comparison import Comparison, Text
+    from perfkit.display.watch import Ended
     from perfkit.indexes.advise import Advice
     from perfkit.query import Explained, Session
+    from perfkit.report.gate import GoNoGo
     from perfkit.report.lab import IndexLab
     from perfkit.report.load_run import LoadRun
+    from perfkit.report.review import Review
+    from perfkit.report.rollback import RolledBack
     from perfkit.selection import Selection
     from perfkit.slow_queries import SlowTable
     from perfkit.targets import Targets
@@ -29,10 +33,10 @@ Names = str | Sequence[str]
 
 
 def run(
-    profile: str = "standard",
+    profile: str = "",
     scale: str = "",
     seed: int = 1,
-    rtt_ms: float = 0.0,
+    rtt_ms: float | None = None,
     postgres: int = 0,
     bundle: str | Path = "",
     lab: str | Path = "",
@@ -40,14 +44,18 @@ def run(
     config: str | Path = "",
     arms: Names = (),
     scenarios: Names = (),
-    connect_rtts: int = 6,
+    connect_rtts: int | None = None,
     plan_for: float = 0.0,
     max_minutes: float = 15.0,
+    preset: str = "",
     confirm: Names = (),
     production: Names = (),
     ask: Callable[[str], str] | None = None,
 ) -> Run:
     """Measure before and after into a new bundle, or open the one given.
+
+    A `preset` of the configuration gives profile, scale, rtt_ms and connect_rtts where these are left empty or None;
+    without one they are standard, the data's own, 0 and 6.
 
     With `plan_for`, a percentage, a pilot decides the number of blocks in place of the profile: as many as its spread
     asks for to find a change by so much four times in five, in at most `max_minutes`.
@@ -63,22 +71,21 @@ def run(
         return _with_lab(Run(Bundle.open(Path(bundle))), lab)
     from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
 
+    settings = configuration.load(Path(config) if config else None)
+    given = {"profile": profile, "scale": scale, "rtt_ms": rtt_ms, "connect_rtts": connect_rtts}
     options = Options(
-        profile,
-        scale,
-        seed,
-        rtt_ms,
-        connect_rtts,
-        postgres,
-        _names(arms),
-        _names(scenarios),
-        str(config),
+        **configuration.preset(settings.presets, preset, **given),
+        seed=seed,
+        postgres=postgres,
+        arms=_names(arms),
+        scenarios=_names(scenarios),
+        config=str(config),
         plan_for=plan_for,
         max_minutes=max_minutes,
     )
-    chosen = Selection(configuration.load(Path(config) if config else None), options)
+    chosen = Selection(settings, options)
     targets = _admitted(chosen, confirm, production, ask)
-    return _with_lab(Run(_measured(chosen, targets, new_folder(reports, profile))), lab)
+    return _with_lab(Run(_measured(chosen, targets, new_folder(reports, options.profile))), lab)
 
 
 def compare(
@@ -283,6 +290,150 @@ def ablate(
     return IndexLab(folder)
 
 
+def rollback(
+    indexes: Text = "",
+    config: str | Path = "",
+    scale: str = "",
+    profile: str = "quick",
+    seed: int = 1,
+    postgres: int = 0,
+    db: str = "",
+    query: Text | Sequence[Text] = (),
+    parameters: str | Path | None = None,
+    against: str | Path | None = None,
+    rounds: int = 3,
+    tls: bool = True,
+    reports: str | Path = "",
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> RolledBack:
+    """Drop an index set and prove that all is as before: rehearsed on a server that perfkit starts, or with `db`, done.
+
+    A rehearsal measures the indexes of a file, or those of the configuration, built and dropped again, beside a
+    system that never had them. With `db` the file's indexes are dropped CONCURRENTLY there; plans of `query`, or of
+    the queries of the run `against`, are looked at before and after, and what only reads is sent for `rounds`
+    of 5 s. Raises PerfkitError as `run` does; Interrupted says what is dropped and what is left.
+    """
+    from perfkit.guards.admission import Permission
+    from perfkit.report.rollback import RolledBack
+
+    permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    with progress() as say:
+        if db:
+            from perfkit.release import live
+
+            given, run = (Path(name) if name else None for name in (parameters, against))
+            found = live.ready(live.Asked(db, Path(indexes), _texts(query), given, run, rounds, tls), permission, say)
+            folder = new_folder(reports, "rollback")
+            found.take_back(folder, say)
+            return RolledBack(folder)
+        from perfkit.release import rehearsal
+        from perfkit.selection import Options
+
+        settings = configuration.load(Path(config) if config else None)
+        options = Options(profile, scale, seed, postgres=postgres, config=str(config))
+        folder = new_folder(reports, f"rollback-{profile}")
+        try:
+            rehearsal.rehearse(rehearsal.Asked(settings, options, indexes), folder, permission, say)
+        except PerfkitError:
+            if not (folder / "run.json").exists():  # nothing was measured
+                shutil.rmtree(folder)
+            raise
+    return RolledBack(folder)
+
+
+def watch(
+    lasts: str = "24h",
+    every: str = "",
+    config: str | Path = "",
+    folder: str | Path = "",
+    arm: str = "",
+    scale: str = "",
+    rate: float = 0.0,
+    metrics: int | None = None,
+    notify: str = "",
+    quiet: bool = False,
+    reports: str | Path = "",
+    confirm: Names = (),
+    production: Names = (),
+    ask: Callable[[str], str] | None = None,
+) -> Ended:
+    """Watch a live service and its database for so long (`90s`, `24h`), into a new folder, or on in the one given.
+
+    What runs already, as the configuration says, needs not answer yet; what perfkit starts it starts, on data of a
+    `scale`. Empty values and 0 mean the configuration's own. With `metrics` Prometheus may ask at that port of this
+    machine, 0 for a free one. Raises PerfkitError as `run` does.
+    """
+    import shlex
+
+    from perfkit.guards.admission import Permission
+    from perfkit.monitor import watch as watching
+
+    settings = configuration.load(Path(config) if config else None)
+    try:
+        command = shlex.split(notify)
+    except ValueError as error:
+        raise UsageError(f"notify = {notify!r}: {error}; expected a command and its arguments") from None
+    changed = watching.settled(settings.watch, _lasting("every", every) if every else 0.0, rate, command)
+    permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    where = Path(folder) if folder else new_folder(reports, "watch")
+    options = watching.Options(where, _lasting("for", lasts), arm, scale, metrics)
+    try:
+        with progress() as say:
+            shown = (lambda _: None) if quiet else say
+            told = (lambda _: None) if quiet else watching.printed
+            return watching.watch(settings.model_copy(update={"watch": changed}), permission, options, shown, told)
+    except BaseException:
+        if not folder and not (where / "audit.jsonl").exists() and not watching.begun(where):
+            shutil.rmtree(where)  # nothing was watched
+        raise
+
+
+def _lasting(name: str, text: str) -> float:
+    """Seconds of "90s" or "24h". Raises UsageError."""
+    from perfkit.monitor.period import duration
+
+    try:
+        return duration(text)
+    except UsageError:
+        raise UsageError(f"{name} = {text!r}; expected a time like 90s, 24h or 2d") from None
+
+
+def review(
+    folder: str | Path,
+    against: str | Path = "",
+    arm: str = "",
+    values: str | Mapping[str, float] = "",
+    by: str = "",
+    since: str = "",
+    until: str = "",
+    last: str = "",
+    config: str | Path = "",
+) -> Review:
+    """A watch of the live system held against the targets that were set for its first day; nothing is measured.
+
+    `values` are what people say of rows that nothing measures, by name, and `by` who says it. `against` is the run
+    before the release, `arm` what of it was shipped. From `since` to `until` (ISO 8601, UTC), or the `last` "24h".
+    Raises PerfkitError.
+    """
+    from perfkit.report.review import opened
+
+    if not isinstance(values, str):
+        values = "\n".join(f"{name}={value}" for name, value in values.items())
+    return opened(
+        Path(folder),
+        against=str(against),
+        arm=arm,
+        values=values,
+        by=by,
+        config=str(config),
+        since=since,
+        until=until,
+        last=last,
+    )
+
+
 def advise(
     config: str | Path = "",
     scale: str = "",
@@ -325,6 +476,32 @@ def advise(
         with session:
             queries = workload(settings, session.place, seed)
             return advise(session, queries, analyze=analyze, say=say)
+
+
+def decide(
+    run: str | Path = "",
+    arm: str = "",
+    watch: str | Path = "",
+    answers: Names = (),
+    by: str = "",
+    bundle: str | Path = "",
+    junit: str | Path = "",
+    json: str | Path = "",
+) -> GoNoGo:
+    """Decide whether to ship what a run measured, seal its folder with the decision; or open the `bundle` of one.
+
+    Judged are the run's rules for `arm`, else for every arm after the change, its checks and its database, a `watch`
+    by its folder, and `answers` ("Team ready for launch=yes"), which are kept in the run's folder as said `by`
+    somebody. `junit` and `json` are files that hold the decision too. Raises PerfkitError.
+    """
+    from perfkit.release.answers import parse
+    from perfkit.report import gate
+
+    if bool(run) == bool(bundle):
+        raise UsageError("run or bundle; expected one of the two: the folder to decide on, or of a decision to show")
+    if run:
+        gate.decide(Path(run), arm, str(watch), parse(_names(answers)), by, junit=str(junit), json=str(json))
+    return gate.GoNoGo(Path(run or bundle))
 
 
 def connect(

@@ -120,7 +120,7 @@ def _database(session: Session) -> tuple[dict[str, Any], str]:
     if opened.config is None or made is None or not made.prepare:
         return {"prepare": ["present.sql"], "postgres": version}, "-- The data was in a server that is gone.\n"
     arm = next(arm for arm in opened.config.arm if arm.name == opened.arm)
-    present = read_set(arm.indexes).indexes if arm.indexes else ()
+    present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
     given = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
     return given, "".join(f"{one.sql(concurrently=False)};\n" for one in present) or "-- No index beyond the keys.\n"
 

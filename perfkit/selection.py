@@ -99,6 +99,15 @@ class Selection:
         return self.options.scale or (database.scale if database and database.prepare else "")
 
     @property
+    def preset(self) -> str:
+        """The name of the set-up that this run has, however its options were given; "" where it has none."""
+        options, database = self.options, self.config.database
+        own = (self.scale, options.rtt_ms, options.connect_rtts)
+        usual = database.scale if database and database.prepare else ""
+        found = (n for n, p in self.config.presets.items() if (p.scale or usual, p.rtt_ms, p.connect_rtts) == own)
+        return next(found, "")
+
+    @property
     def postgres(self) -> int:
         """The major version of the embedded server."""
         return self.options.postgres or (self.config.database.postgres if self.config.database else 18)
@@ -130,8 +139,9 @@ class Selection:
 
     @cached_property
     def expected_indexes(self) -> dict[str, list[str]]:
-        """By arm, the names of the indexes that its file promises."""
-        return {arm.name: index_names(arm.indexes) if arm.indexes else [] for arm in self.arms}
+        """By arm, the names of the indexes that its file promises and that are there when it is measured."""
+        kept = {arm.name: arm.indexes for arm in self.arms if not arm.rolled_back}
+        return {arm.name: index_names(path) if (path := kept.get(arm.name)) else [] for arm in self.arms}
 
     @cached_property
     def rewrites(self) -> dict[tuple[str, str], str]:
@@ -171,6 +181,7 @@ class Selection:
                 "rtt_ms": self.options.rtt_ms,
                 "connect_rtts": self.options.connect_rtts,
                 "postgres": self.postgres if self.on_own_server else 0,
+                "preset": self.preset,
                 "arms": [arm.name for arm in self.arms],
                 "scenarios": [scenario.name for scenario in self.scenarios],
             },
@@ -187,6 +198,8 @@ class Selection:
                     "thresholds": True,
                     "limits": True,
                     "margin": True,
+                    "release": True,
+                    "claim": True,
                     "request": {"__all__": {"name", "runs", "expect"}},
                 },
             ),

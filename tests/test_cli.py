@@ -27,9 +27,13 @@ COMMANDS = [
     "init",
     "config",
     "gate",
+    "verify",
     "indexes",
     "method",
+    "review",
+    "rollback",
     "slow",
+    "watch",
 ]
 
 

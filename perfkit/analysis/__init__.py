@@ -113,13 +113,16 @@ def _rules(
     rules: list[policy.Rule] = []
     for arm in run["parameters"]["arms"]:
         own = [level for level in levels if level.arm == arm]
-        for level in own if thresholds["p95_ms"] else ():
-            if level.scenario in searches:  # what held there held within the limit
-                continue
-            if not requests or level.item in requests:  # with a service, its users' load is what must hold
-                item = level.item if len(items[level.scenario]) > 1 else ""
-                limit = thresholds["p95_ms"]
-                rules.append(policy.latency_rule(arm, level.scenario, 95, level.p95, limit, level.n, item))
+        users = [level for level in own if not requests or level.item in requests]  # with a service, theirs is the load
+        names = {level: level.item if len(items[level.scenario]) > 1 else "" for level in users}
+        for q, level in product((50, 95, 99), users):
+            # what held in a search held within the limit
+            if (limit := thresholds.get(f"p{q}_ms")) and level.scenario not in searches:
+                known = (getattr(level, f"p{q}"), limit, level.n, names[level], level.rounds)
+                rules.append(policy.latency_rule(arm, level.scenario, q, *known))
+        if (least := thresholds.get("throughput")) and users:
+            best = max(users, key=lambda level: level.throughput.value if level.throughput else 0.0)
+            rules.append(policy.throughput_rule(arm, best.scenario, best.throughput, least, names[best]))
         if len(run["parameters"]["arms"]) == 1:  # with several, it is the comparison that is invalid
             rules += [policy.health_rule(arm, level.scenario, level.fault) for level in own if level.fault]
         errors, sent = sum(level.errors for level in own), sum(level.sent for level in own)

@@ -10,8 +10,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from perfkit.analysis import needs
 from perfkit.analysis.error_rates import Difference
 from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound
+
+_AGAIN = "another run"
+_CLIENT = "rounds in which the client keeps up: less load, more processors for it, or pgbench."
 
 
 class Outcome(StrEnum):
@@ -44,6 +48,12 @@ class Rule:
     outcome: Outcome
     text: str  # one plain sentence with its numbers
     item: str = ""  # the request or query, where a scenario sends several
+    needs: str = ""  # where it is unproven, what it would take
+
+    @property
+    def reason(self) -> str:
+        """The sentence, and where it is unproven what it would take."""
+        return f"{self.text} It would take {self.needs}" if self.needs else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +66,70 @@ class Judgement:
 
 
 def latency_rule(
-    arm: str, scenario: str, q: int, interval: Interval | None, limit_ms: float, samples: int, item: str = ""
+    arm: str,
+    scenario: str,
+    q: int,
+    interval: Interval | None,
+    limit_ms: float,
+    samples: int,
+    item: str = "",
+    rounds: int = 0,
 ) -> Rule:
     """The q-th percentile must be under the limit by its interval's upper end; all in ms."""
     name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
-        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item)
+        lacking = needs.samples(q, samples, rounds)
+        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
     value, bound = interval.value, interval.hi
-    said = f"{where}: {name} {_number(value)} ms"
+    said, lacking = f"{where}: {name} {number(value)} ms", ""
     if value >= limit_ms:
-        outcome, text = Outcome.BROKEN, f"{said} is not under {_number(limit_ms)} ms{_range(interval)}."
+        outcome, text = Outcome.BROKEN, f"{said} is not under {number(limit_ms)} ms{_range(interval)}."
     elif bound < limit_ms:
-        outcome, text = Outcome.HOLDS, f"{said} is under {_number(limit_ms)} ms{_range(interval)}."
+        outcome, text = Outcome.HOLDS, f"{said} is under {number(limit_ms)} ms{_range(interval)}."
     else:
         outcome = Outcome.UNPROVEN
-        text = f"{said} is under {_number(limit_ms)} ms, but its bound is not{_range(interval)}."
-    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item)
+        text = f"{said} is under {number(limit_ms)} ms, but its bound is not{_range(interval)}."
+        lacking = needs.bound(interval, limit_ms)
+    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item, lacking)
+
+
+def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: float, item: str = "") -> Rule:
+    """Requests per second must reach the limit by their interval's lower end, at the level where most are answered."""
+    where, unit = f"{arm}, {scenario}{f' of {item}' if item else ''}", "per second"
+    if interval is None:
+        text = f"{where}: no throughput is known, for a round answered nothing."
+        return Rule(arm, scenario, "throughput", None, None, least, unit, Outcome.UNPROVEN, text, item)
+    value, bound, lacking = interval.value, interval.lo, ""
+    said = f"{where}: {number(value)} requests per second, the most of its load levels,"
+    numbers = f"(95 % interval {_span(interval.lo, interval.hi)})" if bound else "(one round sets no lower bound)"
+    if value < least:
+        outcome, text = Outcome.BROKEN, f"{said} are under {number(least)} {numbers}."
+    elif bound >= least:
+        outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."
+    else:
+        outcome, text = Outcome.UNPROVEN, f"{said} reach {number(least)}, but their bound does not {numbers}."
+        lacking = needs.bound(interval, least, at_least=True)
+    return Rule(arm, scenario, "throughput", value, bound, least, unit, outcome, text, item, lacking)
 
 
 def error_rule(arm: str, errors: int, n: int, limit: float) -> Rule:
     """Unexpected outcomes among n requests, judged by their share; the bound says what n can exclude."""
     if n == 0:
         text = f"{arm}: no request was counted, so no error rate is known."
-        return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text)
+        return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text, needs=f"{_AGAIN}.")
     rate, bound = errors / n, error_bound(errors, n)
     outcome = Outcome.BROKEN if errors and rate >= limit else Outcome.HOLDS
-    text = f"{arm}: {errors} of {n} requests failed; rates above {_percent(bound)} are excluded."
+    text = f"{arm}: {errors} of {n} requests failed; rates above {percent(bound)} are excluded."
     if outcome is Outcome.BROKEN:
-        text = f"{arm}: {errors} of {n} requests failed, {_percent(rate)}, not under {_percent(limit)}."
+        text = f"{arm}: {errors} of {n} requests failed, {percent(rate)}, not under {percent(limit)}."
     return Rule(arm, "", "error rate", rate, bound, limit, "share", outcome, text)
 
 
 def health_rule(arm: str, scenario: str, fault: str) -> Rule:
     """Numbers of a client that was too slow prove nothing of the server."""
-    return Rule(arm, scenario, "client kept up", None, None, None, "", Outcome.UNPROVEN, f"{arm}, {scenario}: {fault}.")
+    text = f"{arm}, {scenario}: {fault}."
+    return Rule(arm, scenario, "client kept up", None, None, None, "", Outcome.UNPROVEN, text, needs=_CLIENT)
 
 
 def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) -> Rule:
@@ -102,7 +141,8 @@ def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) 
         text = f"{arm}: {total - passed} of {total} functional checks failed: {', '.join(failed_names)}."
     else:
         outcome, text = Outcome.HOLDS, f"{arm}: all {total} functional checks passed."
-    return Rule(arm, "", "checks", float(passed), None, float(total), "checks", outcome, text)
+    lacking = "" if total else "the checks, run on this arm."
+    return Rule(arm, "", "checks", float(passed), None, float(total), "checks", outcome, text, needs=lacking)
 
 
 def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
@@ -123,7 +163,7 @@ def comparison_rule(
 ) -> Rule:
     """Nothing may be slower than before; an inconclusive comparison blocks nothing."""
     said = f"{arm}, {scenario}: {metric}"
-    numbers = f" ({_number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
+    numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
     numbers += f", {qualification}" if qualification else ""
     why = qualification if ratio and qualification else "the rounds are too few or unhealthy"
     outcome, text = {
@@ -134,14 +174,17 @@ def comparison_rule(
         Verdict.INVALID: (Outcome.UNPROVEN, f"{said} cannot be compared: {why}."),
     }[verdict]
     value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
-    return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text)
+    few = ratio is None or ratio.pairs < MIN_SAMPLES[50]
+    lacking = f"{MIN_SAMPLES[50]} complete blocks or more." if few else _CLIENT
+    lacking = lacking if outcome is Outcome.UNPROVEN else ""
+    return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text, needs=lacking)
 
 
 def more_errors_rule(arm: str, scenario: str, difference: Difference, significant: bool, item: str = "") -> Rule:
     """An arm must not fail significantly more often than before, whatever the limit is."""
     where = f"{arm}, {scenario}{f' of {item}' if item else ''}"
-    change, lo, hi = (_percent(share) for share in (difference.value, difference.lo, difference.hi))
-    numbers = f"by {change} of requests (95 % interval {lo} to {hi}, p = {_number(difference.p_table)} over the table)"
+    change, lo, hi = (percent(share) for share in (difference.value, difference.lo, difference.hi))
+    numbers = f"by {change} of requests (95 % interval {lo} to {hi}, p = {number(difference.p_table)} over the table)"
     outcome, text = Outcome.HOLDS, f"{where}: the error rate differs {numbers}, which proves no rise."
     if significant and difference.value > 0:
         outcome, text = Outcome.BROKEN, f"{where}: fails more often than before, {numbers}."
@@ -154,11 +197,13 @@ def more_errors_rule(arm: str, scenario: str, difference: Difference, significan
 def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: int) -> Rule:
     """The rate that a search begins with must hold in every round; it is broken where it held in none."""
     outcome = Outcome.HOLDS if not unheld else Outcome.BROKEN if unheld == rounds else Outcome.UNPROVEN
-    rate = f"{_number(least)} requests per second"
+    rate = f"{number(least)} requests per second"
     text = f"{arm}, {scenario}: {rate} or more held in {rounds - unheld} of {rounds} rounds."
     if rounds == 0:
         outcome, text = Outcome.UNPROVEN, f"{arm}, {scenario}: no round searched for a rate."
-    return Rule(arm, scenario, "capacity", float(rounds - unheld), None, float(rounds), "rounds", outcome, text)
+    lacking = "" if outcome is not Outcome.UNPROVEN else f"{_AGAIN}, and the rate held in every round."
+    counts = (float(rounds - unheld), None, float(rounds))
+    return Rule(arm, scenario, "capacity", *counts, "rounds", outcome, text, needs=lacking)
 
 
 def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
@@ -173,7 +218,8 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
         text = f"{arm}: before at the end differs from before at the start: {', '.join(drifted)}."
     else:
         outcome, text = Outcome.HOLDS, f"{arm}: before at the end agrees with before at the start."
-    return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text)
+    lacking = "" if outcome is Outcome.HOLDS else f"{_AGAIN} while nothing else changes the target."
+    return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text, needs=lacking)
 
 
 def decide(rules: Iterable[Rule], after_arms: Collection[str]) -> Judgement:
@@ -181,7 +227,7 @@ def decide(rules: Iterable[Rule], after_arms: Collection[str]) -> Judgement:
     every = tuple(rules)
     deciding = [rule for rule in every if rule.arm in after_arms]
     broken = [rule.text for rule in deciding if rule.outcome is Outcome.BROKEN]
-    unproven = [rule.text for rule in deciding if rule.outcome is Outcome.UNPROVEN]
+    unproven = [rule.reason for rule in deciding if rule.outcome is Outcome.UNPROVEN]
     unjudged = [f"{arm}: no rule was judged." for arm in after_arms if not any(r.arm == arm for r in deciding)]
     if broken:
         return Judgement(Decision.NO_GO, every, tuple(broken))
@@ -206,13 +252,14 @@ def _range(interval: Interval) -> str:
 
 
 def _span(lo: float, hi: float) -> str:
-    return f"{_number(lo)} to {_number(hi)}"
+    return f"{number(lo)} to {number(hi)}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share of one as a percentage with two significant digits."""
     return f"{float(f'{100 * share:.2g}'):.10g} %"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Four significant digits, never an exponent within the range of a latency."""
     return f"{float(f'{value:.4g}'):.10g}"

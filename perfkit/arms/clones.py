@@ -14,7 +14,9 @@ from typing import Any, Self
 from perfkit.arms.stage import Place, Stage, undisturbed
 from perfkit.config import Arm
 from perfkit.errors import ServerError
+from perfkit.indexes.apply import Dropped, rollback
 from perfkit.indexes.build import Built, build
+from perfkit.indexes.statements import read_set
 from perfkit.postgres import catalog, databases, embedded
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
@@ -45,6 +47,7 @@ class Clones(Stage):
     _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of their server
     _templates: dict[str, tuple[Place, list[Built]]] = field(default_factory=dict, init=False)
     _owned: dict[tuple[int, str], Site] = field(default_factory=dict, init=False)
+    dropped: dict[str, list[Dropped]] = field(default_factory=dict, init=False)  # by the arm that was rolled back
     _scale: str = field(default="", init=False)
     _copied: Copied | None = field(default=None, init=False)
 
@@ -93,16 +96,28 @@ class Clones(Stage):
     def prepare(self, arm: Arm) -> tuple[Place, list[Built]]:
         """The arm's template and what its indexes cost; arms that are prepared alike share one."""
         site = self._server(arm)
-        key = repr((id(site), arm.prepare, arm.indexes, self._settings(arm)))
+        key = repr((id(site), arm.prepare, arm.indexes, arm.rolled_back, self._settings(arm)))
         if key not in self._templates:
             name = self._own(site, f"template_{arm.name}")
             databases.create(site, name, self._base(site))
             databases.configure(site, name, self._settings(arm))
-            databases.prepare(site, name, arm.prepare, {})
-            built = build(site, name, arm.indexes) if arm.indexes else []
+            if arm.rolled_back:
+                built = self._rolled_back(arm, site, name)
+            else:
+                databases.prepare(site, name, arm.prepare, {})
+                built = build(site, name, arm.indexes) if arm.indexes else []
             databases.freeze(site, name)
             self._templates[key] = (Place(site, name), built)
         return self._templates[key]
+
+    def _rolled_back(self, arm: Arm, site: Site, name: str) -> list[Built]:
+        """The indexes built, the arm's files run with them in place, and the indexes dropped; those built and left."""
+        assert arm.indexes
+        built = build(site, name, arm.indexes)
+        databases.prepare(site, name, arm.prepare, {})
+        self.dropped[arm.name] = rollback(site, name, read_set(arm.indexes), self.progress)
+        left = {own.name for own in self.dropped[arm.name] if own.how == "left"}
+        return [index for index in built if index.name in left]
 
     def refresh(self, arm: Arm) -> None:
         """A fresh clone of the arm's template under the arm's own name."""

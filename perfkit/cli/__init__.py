@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
-from perfkit.cli import databases, indexes, lab, plans, runs, slow_pages
+from perfkit.cli import databases, gate, indexes, lab, plans, runs, slow_pages
 from perfkit.cli.group import Group
 from perfkit.cli.measure import measure
 from perfkit.cli.method import method
+from perfkit.cli.review import review
+from perfkit.cli.rollback import rollback
 from perfkit.cli.slow import slow
+from perfkit.cli.watch import watch
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +20,7 @@ def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""
 
 
-for command in (runs.report, runs.compare, measure, runs.check, runs.gate, plans.explain):
+for command in (runs.report, runs.compare, measure, runs.check, gate.gate, gate.verify, plans.explain):
     main.add_command(command)
 for command in (databases.doctor, databases.allow, databases.init, databases.config):
     main.add_command(command)
@@ -25,6 +28,9 @@ for command in (lab.ablate, lab.cost, lab.advise):
     indexes.indexes.add_command(command)
 main.add_command(indexes.indexes)
 main.add_command(method)
+main.add_command(review)
+main.add_command(rollback)
 for command in (slow_pages.demo, slow_pages.report):
     slow.add_command(command)
 main.add_command(slow)
+main.add_command(watch)

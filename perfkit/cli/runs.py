@@ -1,4 +1,4 @@
-"""Commands that measure, or read what was measured: report, compare, check, gate."""
+"""Commands that measure, or read what was measured: report, compare, check."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from perfkit.cli.group import ask, echo, experiment_options, target_options
 from perfkit.errors import UsageError
@@ -29,11 +30,18 @@ INVALID = 98
 )
 @click.option("--max-time", "max_minutes", default=15.0, show_default=True, help="Minutes that these may take.")
 @click.option("--scenario", "scenarios", multiple=True, help="Only these scenarios; several times.")
+@click.option(
+    "--preset",
+    default="",
+    metavar="NAME",
+    help="Profile, scale and round trip from the configuration's [presets.NAME]; the options above win.",
+)
 @click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
 @click.option("--lab", default="", metavar="FOLDER", help="Take the summary of this index lab into the report.")
 @click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
-def report(gate: bool, **options: Any) -> None:
+@click.pass_context
+def report(context: click.Context, /, gate: bool, **options: Any) -> None:
     """Measure before and after, write report.html, verdict.json, summary.md and the raw data.
 
     \b
@@ -41,11 +49,15 @@ def report(gate: bool, **options: Any) -> None:
       perfkit report                        the booking system, about 4 minutes
       perfkit report --profile quick        6 blocks, about 90 seconds
       perfkit report --rtt-ms 20            with a network between service and database
+      perfkit report --preset checklist     the set-up of the checklist's figures, held against them
       perfkit report --plan-for 10 --max-time 20    intervals of about 10 %, in at most 20 minutes
       perfkit report --bundle reports/RUN   render once more, measure nothing
     """  # noqa: D301 - click wants the character
     from perfkit import api
 
+    usual = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
+    for name in {"profile", "scale", "rtt_ms", "connect_rtts"}.intersection(usual):  # what a preset may give
+        del options[name]
     rendered(api.run(**options, ask=ask()), gate)
 
 
@@ -101,7 +113,7 @@ def rendered(run: Any, gate: bool) -> None:
     echo(f"{run.subject.word}: {run.analysis.headline}")
     echo(str(page))
     if gate:
-        sys.exit(_gate(run.subject))
+        sys.exit(exit_code(run.subject))
 
 
 @click.command()
@@ -137,28 +149,7 @@ def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any)
     sys.exit(1 if failed else 0)
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-def gate(bundle: Path) -> None:
-    """Exit 0 on GO, 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid, for a run on disk.
-
-    Of one arm alone: 0 where its limits hold, 99 broken, 100 unproven.
-
-    \b
-    Example:
-      perfkit gate reports/20260115-090000-standard
-    """  # noqa: D301 - click wants the character
-    from perfkit.analysis import analyse
-    from perfkit.bundle import Bundle
-    from perfkit.display.subject import Subject
-
-    opened = Bundle.open(bundle)
-    found = Subject(opened, analyse(opened))
-    echo(f"{found.word}: {found.analysis.headline}")
-    sys.exit(_gate(found))
-
-
-def _gate(subject: Any) -> int:
+def exit_code(subject: Any) -> int:
     """The exit code of a decision; what is invalid outranks what the rest could not settle."""
     from perfkit.stats import Verdict
 

@@ -3,10 +3,13 @@
 A path is relative to the file that names it; `perfkit:sql/...` names a file shipped with perfkit.
 """
 
+from perfkit.config.claims import Claim
 from perfkit.config.fields import ROOT
-from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
+from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
 from perfkit.config.load import BOOKING, load
 from perfkit.config.model import Config
+from perfkit.config.presets import Preset
+from perfkit.config.presets import options as preset
 from perfkit.config.release import PlanStep, Question, Release, Risk
 from perfkit.config.targets import COPIES, Database, Service
 from perfkit.config.watching import Metric, Review, Target, Watch, WatchRule
@@ -26,6 +29,7 @@ __all__ = [
     "Limits",
     "Metric",
     "PlanStep",
+    "Preset",
     "Query",
     "Question",
     "Release",
@@ -42,4 +46,5 @@ __all__ = [
     "Watch",
     "WatchRule",
     "load",
+    "preset",
 ]

@@ -10,9 +10,11 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel
 
+from perfkit.config.claims import Claim
 from perfkit.config.fields import ROOT
-from perfkit.config.judging import Arm, Check, Claim, Limits, Step, Thresholds
+from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
 from perfkit.config.model import Config
+from perfkit.config.presets import Preset
 from perfkit.config.release import PlanStep, Question, Release, Risk
 from perfkit.config.targets import Database, Service
 from perfkit.config.watching import Review, Target, Watch, WatchRule
@@ -34,6 +36,7 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[[check]]": Check,
     "[[check.step]]": Step,
     "[[claim]]": Claim,
+    "[presets.NAME]": Preset,
     "[thresholds]": Thresholds,
     "[limits]": Limits,
     "[release]": Release,
@@ -81,7 +84,7 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
 
 def _example(name: str) -> str:
     """What the example has in these tables."""
-    start = name.replace("NAME", "days") or "title ="
+    start = name.replace("presets.NAME", "presets.far").replace("NAME", "days") or "title ="
     starts = ("[parameters]", start) if start == "[parameters.days]" else (start,)
     parts = EXAMPLE.read_text(encoding="utf-8").strip().split("\n\n")
     return "\n\n".join(part for part in parts if part.startswith(starts))

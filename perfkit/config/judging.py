@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -24,6 +25,8 @@ class Arm(Model):
     """SQL files run in its database."""
     indexes: File | None = None
     """A file of CREATE INDEX statements (ANALYZE too): built, measured and checked."""
+    rolled_back: bool = False
+    """Its indexes are built, used, and dropped again before anything is measured."""
     settings: dict[str, str] = {}
     """Server settings, for its database or, where only a start can set them, for a server of its own."""
     postgres: Literal[16, 18] | None = None
@@ -42,31 +45,6 @@ class Arm(Model):
     def prepared(self) -> dict[str, Any]:
         """What makes this arm what it is; equal for an arm and its control."""
         return self.model_dump(exclude={"name", "role", "title"})
-
-
-class Claim(Model):
-    """What was said of the change before anything was measured."""
-
-    text: str
-    """The claim in its own words."""
-    measure: Literal["index_share", "build_s", "build_total_s", "latency_ms", "latency_saved", "insert_slowdown"]
-    """What it is held against: bytes of all indexes as a share of their tables', seconds of the slowest build or of
-    all, a query's median with all indexes in ms, the share of its median that they save, what they add to the latency
-    of an insert."""
-    query: Name | None = None
-    """The query that it is about, for `latency_ms` and `latency_saved`."""
-    low: float | None = None
-    """The least that was claimed."""
-    high: float | None = None
-    """The most."""
-
-    @model_validator(mode="after")
-    def _about_something(self) -> Claim:
-        if (self.query is not None) != self.measure.startswith("latency"):
-            raise ValueError("query to be given for latency_ms and latency_saved alone")
-        if self.low is None and self.high is None:
-            raise ValueError("low, high or both")
-        return self
 
 
 class Step(Model):
@@ -112,10 +90,24 @@ class Check(Model):
 class Thresholds(Model):
     """What an arm must hold at every load level to be shipped."""
 
+    p50_ms: Annotated[float, Field(gt=0)] | None = None
+    """Half of the requests must be answered within this, in ms."""
     p95_ms: Annotated[float, Field(gt=0)] | None = None
-    """95 of 100 requests must be answered within this, in ms; without it no latency is too long."""
+    """95 of 100 requests must be answered within this, in ms; without one of the three no latency is too long."""
+    p99_ms: Annotated[float, Field(gt=0)] | None = None
+    """99 of 100 requests must be answered within this, in ms; needs 368 requests of each load level."""
+    throughput: Annotated[float, Field(gt=0)] | None = None
+    """Requests per second that must be reached, at the load level where most are answered."""
     error_rate: Annotated[float, Field(ge=0, le=1)] = 0.001
     """The share of unexpected outcomes that is too much."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Thresholds:
+        given = [(name, value) for name in ("p50_ms", "p95_ms", "p99_ms") if (value := getattr(self, name)) is not None]
+        for (low, less), (high, more) in pairwise(given):
+            if less > more:
+                raise ValueError(f"{low} = {less:g} of at most {high} = {more:g}")
+        return self
 
 
 class Limits(Model):

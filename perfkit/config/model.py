@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from perfkit.config.claims import Claim
 from perfkit.config.fields import Model, Name
-from perfkit.config.judging import Arm, Check, Claim, Limits, Thresholds
+from perfkit.config.judging import Arm, Check, Limits, Thresholds
+from perfkit.config.presets import Preset
 from perfkit.config.release import Release
 from perfkit.config.targets import COPIES, Database, Service
 from perfkit.config.watching import Review, Watch
@@ -41,7 +43,7 @@ class Config(Model):
     check: tuple[Check, ...] = ()
     """Functional checks."""
     claim: tuple[Claim, ...] = ()
-    """What was claimed beforehand; the index lab puts what it measured beside it."""
+    """What was claimed beforehand; reports put what was measured beside it."""
     thresholds: Thresholds = Thresholds()
     """When it is fit to ship."""
     release: Release = Release()
@@ -56,6 +58,8 @@ class Config(Model):
     """Differences up to this share do not matter: they are called equivalent."""
     profiles: dict[Name, Annotated[int, Field(ge=6)]] = {"quick": 6, "standard": 12, "thorough": 24}
     """By profile, how many blocks are measured; fewer than 6 could settle nothing."""
+    presets: dict[Name, Preset] = {}
+    """Set-ups by name: `--preset NAME`."""
 
     @model_validator(mode="after")
     def _references(self) -> Config:
@@ -96,7 +100,18 @@ class Config(Model):
         beside = [*(own.measures for own in self.release.step), *(own.measures for own in self.release.risk)]
         yield from _known("release: measures", [text for measures in beside for text in measures], claims)
         for claim in self.claim:
-            yield from _known(f"claim '{claim.text}': query", [claim.query] if claim.query else [], queries)
+            about = {
+                "query": queries,
+                "scenario": {scenario.name for scenario in self.scenario},
+                "arm": {arm.name for arm in self.arm},
+                "preset": set(self.presets),
+            }
+            for key, known in about.items():
+                yield from _known(f"claim '{claim.text}': {key}", filter(None, [getattr(claim, key)]), known)
+        for name, preset in self.presets.items():
+            scales = set(self.database.scales) if self.database else set()
+            yield from _known(f"preset '{name}': scale", filter(None, [preset.scale]), scales)
+            yield from _known(f"preset '{name}': profile", [preset.profile], set(self.profiles))
         for arm in self.arm:
             yield from _known(f"arm '{arm.name}': rewrite", arm.rewrite, queries)
         if self.database and self.database.scales:
@@ -146,6 +161,8 @@ class Config(Model):
                     yield f"arm '{arm.name}': {key}; expected a [database] to do that in"
             if arm.database and way != "in-place":
                 yield f"arm '{arm.name}': database is for way 'in-place'; expected none"
+            if arm.rolled_back and (not arm.indexes or way in ("", "in-place", "clone")):
+                yield f"arm '{arm.name}': rolled_back; expected indexes, on a server that perfkit starts"
             if arm.prepare and way == "in-place":
                 yield f"arm '{arm.name}': prepare cannot be undone in place; expected indexes alone"
             if arm.postgres and way not in ("made", *COPIES):

@@ -28,24 +28,29 @@ _LOOKS = {
 
 def decision(subject: Subject) -> Block:
     """The decision in words, one sentence of numbers, each arm's own, and p95 at a glance."""
-    word = subject.decision
+    table = glance(subject)
+    title, said = subject.analysis.title, (_sentence(subject), _reasons(subject))
+    found = banner(subject.decision, title, *said, _meta(subject), _arms(subject))
+    if not table.rows:
+        return found
+    return Block(found.html + table.to_html(), f"{found.text}\n\n{table.to_text()}")
+
+
+def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
+    """A decision with its icon, its sentence and its reasons; `more` is HTML."""
     state, symbol, strokes = _LOOKS[word]
     icon = (
         '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
         ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
         f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
     )
-    sentence, reasons = _sentence(subject), _reasons(subject)
     listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>" if reasons else ""
-    table = glance(subject)
     html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(subject.analysis.title)}</p>'
+        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
         f'<h1>{icon}<span>{escape(word)}</span></h1><p class="headline">{escape(sentence)}</p>'
-        f"{listed}{_arms(subject)}"
-        f'<p class="meta">{escape(_meta(subject))}</p></header>{table.to_html() if table.rows else ""}'
+        f'{listed}{more}<p class="meta">{escape(meta)}</p></header>'
     )
-    text = "\n".join([f"{symbol} {word}  {subject.analysis.title}", sentence, *(f"- {reason}" for reason in reasons)])
-    return Block(html, f"{text}\n\n{table.to_text()}" if table.rows else text)
+    return Block(html, "\n".join([f"{symbol} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
 
 
 def weaknesses(subject: Subject) -> Block:

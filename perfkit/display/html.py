@@ -29,12 +29,13 @@ def code(text: object, *, name: str = "") -> str:
     return f'<pre tabindex="0"{label}><code>{escape(text)}</code></pre>'
 
 
-def page(title: str, content: str) -> str:
-    """A whole page of its own: it requests nothing and runs nothing."""
+def page(title: str, content: str, *, again_s: float = 0.0) -> str:
+    """A whole page of its own: it requests nothing and runs nothing; with `again_s` it loads itself every so often."""
+    again = f'<meta http-equiv="refresh" content="{again_s:.0f}">' if again_s else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f"<title>{escape(title)}</title><style>{style()}"
         "body { margin: 16px; background: var(--paper); }</style></head>"
         f'<body class="pk">{content}</body></html>\n'

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from perfkit.analysis.results import Comparison
+from perfkit.display import claims as judgements
 from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
 from perfkit.display.lab_words import doubts, sentence, why
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
-from perfkit.lab.claims import Judged, judged
+from perfkit.lab.claims import judged
 from perfkit.lab.results import Lab, Worth
 from perfkit.stats import Verdict
 
@@ -201,36 +203,7 @@ def statements(lab: Lab) -> Block:
 
 def claims(lab: Lab) -> Table:
     """What was said beforehand beside what was measured."""
-    rows = tuple(
-        (Cell(c.text), Cell(_expected(c)), _measured(c), _held(c), Cell(c.evidence, "", "quiet")) for c in judged(lab)
-    )
-    columns = ("claim", "expected", "measured", "held", "evidence")
-    return Table("What was claimed, and what was measured", columns, rows, frozenset({"expected", "measured"}))
-
-
-def _expected(claim: Judged) -> str:
-    low, high = (None if end is None else _in_unit(end, claim.unit) for end in (claim.low, claim.high))
-    return f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
-
-
-def _measured(claim: Judged) -> Cell:
-    if claim.value is None:
-        return Cell(numbers.NONE, "not measured", "quiet")
-    ends = claim.interval
-    spread = " to ".join(_in_unit(end, claim.unit) for end in ends) if ends else ""
-    return Cell(_in_unit(claim.value, claim.unit), spread)
-
-
-def _held(claim: Judged) -> Cell:
-    if claim.holds is None:
-        return Cell("? not settled" if claim.value is not None else numbers.NONE, "", "unsure")
-    return Cell("✓ held", "", "good") if claim.holds else Cell("✕ did not", "", "bad")
-
-
-def _in_unit(value: float, unit: str) -> str:
-    if unit == "share":
-        return numbers.percent(value)
-    return numbers.seconds(value) if unit == "s" else f"{numbers.significant(value)} ms"
+    return judgements.table(judged(lab), "What was claimed, and what was measured")
 
 
 def weak(lab: Lab) -> Block:
@@ -251,7 +224,13 @@ def summary(lab: Lab) -> dict[str, Any]:
     """What a report on the change says of its indexes, as JSON values: see `database.index_lab`."""
     table = verdicts(lab)
     rows = [[[cell.text, cell.note, cell.state] for cell in row] for row in table.rows]
-    return {"sentence": sentence(lab), "columns": list(table.columns), "rows": rows, "command": lab.record["command"]}
+    return {
+        "sentence": sentence(lab),
+        "columns": list(table.columns),
+        "rows": rows,
+        "claims": [asdict(claim) for claim in judged(lab)],
+        "command": lab.record["command"],
+    }
 
 
 def _matrix(

@@ -14,6 +14,11 @@ ALONE = {Decision.GO: "HOLDS", Decision.NO_GO: "BROKEN", Decision.INCONCLUSIVE: 
 """What is said of one arm's thresholds, where there is no change to ship."""
 
 
+def is_alone(run: Mapping[str, Any]) -> bool:
+    """Whether a run measured one arm and compared it with nothing."""
+    return list(run.get("roles", {}).values()) == ["before"]
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is shown: the bundle and what was concluded from it."""
@@ -34,7 +39,7 @@ class Subject:
     @property
     def alone(self) -> bool:
         """Whether one arm was measured and compared with nothing."""
-        return list(self.run.get("roles", {}).values()) == ["before"]
+        return is_alone(self.run)
 
     @property
     def word(self) -> str:
@@ -44,7 +49,9 @@ class Subject:
 
     @property
     def decision(self) -> str:
-        """The word; UNFINISHED where a run did not end and nothing is broken yet."""
+        """The word; UNFINISHED where a run did not end and nothing is broken yet; of a rollback its own."""
+        if found := self.run.get("rollback"):
+            return str(found["word"])
         broken = self.analysis.judgement.decision is Decision.NO_GO
         return self.word if self.complete or broken else "UNFINISHED"
 

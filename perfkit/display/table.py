@@ -72,8 +72,8 @@ class Table:
     def to_markdown(self) -> str:
         """A pipe table whose cells cannot break out of it."""
         rule = ["---:" if c in self.numeric else "---" for c in self.columns]
-        lines = [[_markdown(c) for c in self.columns], rule]
-        lines += [[_markdown(cell.plain()) for cell in row] for row in self.rows]
+        lines = [[markdown(c) for c in self.columns], rule]
+        lines += [[markdown(cell.plain()) for cell in row] for row in self.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def _bodies(self) -> Iterator[str]:
@@ -107,7 +107,7 @@ class Table:
         return self.to_text()
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """Text that Markdown and the HTML inside it leave as it is."""
     text = " ".join(visible(text).split())
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)

@@ -267,9 +267,10 @@ def _judged(rule: Rule | None) -> Cell:
         return Cell(numbers.NONE, state="quiet")
     mark, state = _OUTCOMES[rule.outcome]
     if rule.value is None:
-        return Cell(mark, rule.text, state)
+        return Cell(mark, rule.reason, state)
     known = rule.bound is not None and math.isfinite(rule.bound)
-    bound = numbers.unbroken(f"≤ {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
+    sign = "≥" if rule.name == "throughput" else "≤"
+    bound = numbers.unbroken(f"{sign} {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
     bound = "" if rule.bound is None else bound
     if rule.unit == "share" and rule.bound is not None:
         bound = numbers.unbroken(f"over {numbers.percent(rule.bound)} excluded")

@@ -222,21 +222,17 @@ class Lab:
     @cached_property
     def circumstances(self) -> tuple[str, ...]:
         """What holds of all its runs."""
-        return circumstances(self.ablation.run, self._analysis)
+        return circumstances(self.ablation.run, self.analysis)
 
     @cached_property
     def near_floor(self) -> list[str]:
         """Queries that take little more with all indexes than the client itself."""
-        ms = {(x.arm, x.item): x.p50.value for x in self._analysis.levels if x.p50}
+        ms = {(x.arm, x.item): x.p50.value for x in self.analysis.levels if x.p50}
         return [q for q in self.queries if ms.get((ALL, q), 0.0) < FLOOR_FACTOR * ms.get((FLOOR, q), 0.0)]
 
-    def median(self, arm: str, query: str) -> tuple[float, tuple[float, float]] | None:
-        """A query's median on an arm of the ablation in ms, and its interval."""
-        level = next((x for x in self._analysis.levels if (x.arm, x.item) == (arm, query) and x.p50), None)
-        return (level.p50.value, (level.p50.lo, level.p50.hi)) if level and level.p50 else None
-
     @cached_property
-    def _analysis(self) -> Analysis:
+    def analysis(self) -> Analysis:
+        """What the run of every set says."""
         return analyse(self.ablation)
 
     def is_insert(self, c: Comparison) -> bool:

@@ -58,6 +58,9 @@ class HttpSender:
                 try:
                     status, body = await connection.run(message["wire"], head=message["method"] == "HEAD")
                     break
+                except asyncio.CancelledError:
+                    connection.close()
+                    raise
                 except ConnectionError:
                     if not kept or connection.answering or message["method"] not in _REPEATABLE:
                         raise

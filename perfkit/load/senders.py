@@ -56,6 +56,11 @@ class SqlSender:
         except TimeoutError:
             raise ConnectionError(f"{wanted} connections could not be had within {self._timeout_s:g} s") from None
 
+    def stand_by(self, users: int) -> None:
+        """Be ready for so many users of a server that need not answer yet: who sends first connects."""
+        self._loop = asyncio.get_running_loop()
+        self._free.extend([None] * users)
+
     async def connect(self) -> Connection:
         """One connection. Raises ConnectionError with the server's words."""
         try:

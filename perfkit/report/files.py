@@ -11,10 +11,13 @@ from dataclasses import asdict
 from typing import Any
 
 from perfkit.bundle import Round
+from perfkit.display.claims import measured, sentence
 from perfkit.display.decision import GRAVEST
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared, glance
+from perfkit.release.claims import judged
+from perfkit.release.judged import Judged
 from perfkit.text import visible
 
 FORMAT = 1
@@ -25,7 +28,7 @@ def verdict(subject: Subject) -> str:
     """The decision and its numbers as JSON; times in ms, shares of one, null where there is no number.
 
     Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, error_changes,
-    throughputs (shown, not judged), levels, weaknesses,
+    throughputs (shown, not judged), claims (each with its outcome), levels, weaknesses,
     cautions (the same with kind and advice), margin (declared), margin_used, parameters, command.
     """
     found = subject.analysis
@@ -41,6 +44,7 @@ def verdict(subject: Subject) -> str:
         "comparisons": [asdict(comparison) for comparison in found.comparisons],
         "error_changes": [asdict(change) for change in found.error_changes],
         "throughputs": [asdict(change) for change in found.throughputs],
+        "claims": [{**asdict(claim), "outcome": claim.outcome} for claim in _claims(subject)],
         "levels": [asdict(level) for level in found.levels],
         "weaknesses": list(found.weaknesses),
         "cautions": [asdict(caution) for caution in found.cautions],
@@ -61,6 +65,11 @@ def summary(subject: Subject) -> str:
     table = glance(subject)
     if table.rows:
         lines += [_line(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
+    if claims := _claims(subject):
+        broken = [claim for claim in claims if claim.outcome == "not held"]
+        told = (f"not held: {claim.text}; measured {measured(claim).text}" for claim in broken)
+        lines += [f"Expected and measured. {_line(sentence(claims))}", "", *(f"- {_line(line)}" for line in told)]
+        lines += [""] if broken else []
     if found.cautions:
         rest = len(found.cautions) - GRAVEST
         told = (f"{caution.text} {caution.advice}" for caution in found.cautions[:GRAVEST])
@@ -109,6 +118,10 @@ def samples(rounds: Iterable[Round]) -> str:
                 ]
             )
     return out.getvalue()
+
+
+def _claims(subject: Subject) -> list[Judged]:
+    return judged(subject.run, subject.analysis, subject.bundle)
 
 
 def _ratios(subject: Subject) -> list[str]:

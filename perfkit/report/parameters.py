@@ -13,7 +13,13 @@ from typing import Any
 from perfkit.errors import PerfkitError, UsageError
 
 INJECTED = "# Parameters"  # papermill's first line in the cell that it adds after the typed one
-_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "float | None": (float, int, type(None)),
+    "bool": (bool,),
+}
 
 
 def read(namespace: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from perfkit.text import visible
 NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
 LOAD = ROOT / "notebooks" / "load_scenarios.ipynb"
 LAB = ROOT / "notebooks" / "index_lab.ipynb"
+GATE = ROOT / "notebooks" / "go_no_go.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
 DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from perfkit.analysis import analyse
 from perfkit.analysis.sentences import complete_blocks
-from perfkit.bundle import Bundle, Round
-from perfkit.display import database, decision, method, tables
+from perfkit.bundle import Bundle, Round, reading
+from perfkit.display import claims, database, decision, method, rollback, tables
 from perfkit.display.html import Block, escape, style
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
+from perfkit.release.rollback import Rollback
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,7 +48,10 @@ class Run:
 
     @property
     def decision(self) -> Block:
-        """GO, NO-GO or INCONCLUSIVE with its numbers."""
+        """GO, NO-GO or INCONCLUSIVE with its numbers; of a rehearsed rollback whether it is as before."""
+        if found := self.bundle.run.get("rollback"):
+            with reading(self.bundle.path):
+                return rollback.rollback(Rollback.of(found))
         return decision.decision(self.subject)
 
     @property
@@ -69,6 +73,11 @@ class Run:
     def checks(self) -> Table:
         """Functional checks."""
         return tables.checks(self.subject)
+
+    @property
+    def claims(self) -> Block:
+        """What was claimed beforehand beside what was measured, with its title; nothing without claims."""
+        return claims.claims(self.subject)
 
     @property
     def queries(self) -> Block:

@@ -1,0 +1,213 @@
+"""The review of the first day: what to do, the table of targets and actuals, incidents, and how it was judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from perfkit.display.html import Block, escape
+from perfkit.display.table import Cell, Table
+from perfkit.monitor.before_release import DIFFERENT_LOAD
+from perfkit.monitor.incidents import Incident
+from perfkit.monitor.period import clock, lasting
+from perfkit.monitor.recommend import Result
+from perfkit.monitor.review import Reviewed
+from perfkit.monitor.sentences import against as limit
+
+STATES = {Result.MET: ("good", "✓"), Result.MISSED: ("bad", "✕"), Result.UNPROVEN: ("unsure", "?")}
+NOTES = 20  # of the watch on itself, shown
+_METRICS = {"p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "error_rate": "error rate"}
+
+
+def recommendation(found: Reviewed) -> Block:
+    """What to do, why, and of what time that is said."""
+    state, symbol = STATES[found.recommendation.result]
+    reasons = [*found.recommendation.reasons, *found.cautions]
+    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>" if reasons else ""
+    counts = summary(found)
+    title = f"{found.about.title}: recommendation after the release"
+    html = (
+        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
+        f"<h1><span>{symbol} {escape(found.recommendation.headline)}</span></h1>"
+        f'<p class="headline">{escape(counts)}</p>{listed}<p class="meta">{escape(when(found))}</p></header>'
+    )
+    lines = [f"{symbol} {found.recommendation.headline}", counts, *(f"- {reason}" for reason in reasons), when(found)]
+    return Block(html, "\n".join(lines))
+
+
+def summary(found: Reviewed) -> str:
+    """How many targets are met, missed and unproven, and how many incidents there were, in one sentence."""
+    counts = {result: sum(row.result is result for row in found.rows) for result in Result}
+    told = ", ".join(f"{count} {result}" for result, count in counts.items() if count)
+    incidents = len(found.incidents)
+    many = "no incident" if not incidents else "1 incident" if incidents == 1 else f"{incidents} incidents"
+    return f"Of {len(found.rows)} targets {told}; {many}." if found.rows else f"No target is configured; {many}."
+
+
+def when(found: Reviewed) -> str:
+    """What was watched, from when to when."""
+    period = found.period
+    began, ended = clock(period.wall(period.start)), clock(period.wall(period.end))
+    return f"{found.about.target} · {began} to {ended} UTC · {lasting(period.seconds)}"
+
+
+def table(found: Reviewed) -> Table:
+    """Metric, target, actual and status as the checklist has them, each with its evidence."""
+    rows = tuple(
+        (
+            Cell(row.name),
+            Cell(row.aim),
+            Cell(row.said, row.range),
+            Cell(f"{STATES[row.result][1]} {row.result}", state=STATES[row.result][0]),
+            Cell(row.actual.how or row.takes, row.takes if row.actual.how else ""),
+        )
+        for row in found.rows
+    )
+    note = "Below an actual value: where the true one is, 95 % sure. Met: all of that is within the target."
+    columns = ("Metric", "Target", "Actual", "Status", "Evidence")
+    empty = "no [[review.target]] in the configuration"
+    return Table("Targets and actuals", columns, rows, frozenset({"Target", "Actual"}), note=note if rows else empty)
+
+
+def incidents(found: Reviewed) -> Block:
+    """Every incident in a line, then what became of each, what the watch noted of itself, and when nobody watched."""
+    parts = [incident_table(found), *([_timelines(found)] if found.incidents else [])]
+    notes = [f"{_at(found, note.t)} {note.text}" for note in found.notes[:NOTES]]
+    notes += [f"and {len(found.notes) - NOTES} more"] if len(found.notes) > NOTES else []
+    gaps = [
+        f"{_at(found, start)} to {_at(found, end)} ({lasting(end - start)}): nobody watched"
+        for start, end in found.gaps
+    ]
+    listed = "".join(f"<li>{escape(line)}</li>" for line in (*gaps, *notes))
+    html = "".join(part.to_html() for part in parts) + (f'<ul class="weak">{listed}</ul>' if listed else "")
+    text = "\n\n".join(part.to_text() for part in parts)
+    return Block(html, "\n".join([text, *(f"- {line}" for line in (*gaps, *notes))]))
+
+
+def incident_table(found: Reviewed) -> Table:
+    """Every incident in a line."""
+    rows = tuple(
+        (
+            Cell(f"{number}"),
+            Cell(own.level, state="bad" if own.level == "P1" else "unsure"),
+            Cell(_at(found, own.since)),
+            Cell(lasting(max(own.noticed - own.since, 0.0))),
+            Cell(_at(found, own.ended) if own.ended is not None else "still stands", state="" if own.ended else "bad"),
+            Cell(lasting(own.lasted(found.period.end))),
+            Cell(", ".join(dict.fromkeys(alert.rule for alert in own.alerts))),
+            Cell("; ".join(own.actions)),
+        )
+        for number, own in enumerate(found.incidents, 1)
+    )
+    columns = ("", "Level", "Began", "Noticed after", "Ended", "Lasted", "Rules", "What to do")
+    return Table("Each incident", columns, rows, frozenset({"Noticed after", "Lasted"}), note="" if rows else "none")
+
+
+def _timelines(found: Reviewed) -> Table:
+    rows = tuple(
+        (Cell(_name(number, own)), Cell(_at(found, moment.t)), Cell(moment.stage), Cell(moment.text))
+        for number, own in enumerate(found.incidents, 1)
+        for moment in own.timeline()
+    )
+    return Table("What became of it", ("Incident", "UTC", "", "What"), rows, headers=2, grouped=True)
+
+
+def _name(number: int, incident: Incident) -> str:
+    return f"{number}: {incident.level}"
+
+
+def _at(found: Reviewed, t: float) -> str:
+    """Time of day; with the date where the review is of more than one."""
+    at = found.period.wall(t)
+    first, last = (clock(found.period.wall(end))[:10] for end in (found.period.start, found.period.end))
+    return clock(at, day=False) if first == last else f"{clock(at)[5:10]} {clock(at, day=False)}"
+
+
+def against(found: Reviewed) -> Table:
+    """The same figures before the release and since."""
+    before = found.before
+    if before is None:
+        return Table("The same figures", (), (), note="no run was named: --against RUN")
+    rows = tuple(
+        (
+            Cell(own.item),
+            Cell(_METRICS[own.metric]),
+            Cell(*own.lightest),
+            Cell(*own.highest),
+            Cell(*own.since),
+        )
+        for own in found.beside
+    )
+    columns = ("Request or query", "Figure", "Before: lightest load", "Before: highest load", "Since: probes")
+    note = f"Run {before.name}, arm {before.arm}: {DIFFERENT_LOAD}."
+    if not rows:
+        note = f"Run {before.name} sent none of what the watch sends: {', '.join(found.about.kinds)}."
+    return Table("The same figures", columns, rows, frozenset(columns[2:]), headers=2, grouped=True, note=note)
+
+
+def rules(found: Reviewed) -> Table:
+    """The rules that raise alerts."""
+    rows = tuple(
+        (
+            Cell(rule.name),
+            Cell(rule.level),
+            Cell(f"{rule.metric}{f' of {rule.item}' if rule.item else ''} {limit(rule) or 'above 0'}"),
+            Cell(lasting(rule.for_s)),
+            Cell(rule.action),
+            Cell(str(sum(alert.rule == rule.name for own in found.incidents for alert in own.alerts))),
+        )
+        for rule in found.watch.rule
+    )
+    columns = ("Rule", "Level", "When", "For", "What to do", "Alerts")
+    return Table("Rules of the watch", columns, rows, frozenset({"For", "Alerts"}))
+
+
+def method(found: Reviewed) -> Block:
+    """What was watched and how it was judged."""
+    words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _words(found))
+    shown = rules(found)
+    text = "\n".join(f"{name}: {text}" for name, text in _words(found))
+    return Block(f"<dl>{words}</dl>{shown.to_html()}", f"{text}\n\n{shown.to_text()}")
+
+
+def _words(found: Reviewed) -> Iterator[tuple[str, str]]:
+    about, period = found.about, found.period
+    yield (
+        "probes",
+        (
+            f"{', '.join(about.kinds)}: {about.rate:g} per second of each, evenly spaced, whatever the answers take; "
+            "times count from when a probe was due. Nothing is known of the users' own requests"
+        ),
+    )
+    yield (
+        "percentiles, mean",
+        (
+            f"over all answers of the time; their intervals are from blocks of {lasting(period.width)}, "
+            "since neighbouring probes resemble each other"
+        ),
+    )
+    yield "error rate", "unexpected outcomes among all probes; met where this many exclude more than the target"
+    yield (
+        "availability",
+        (
+            f"share of the time, in intervals of {about.every_s:g} s: one is down where something was due and nothing "
+            "was answered as expected, so an outage that only touches an interval does not count"
+        ),
+    )
+    yield (
+        "met, missed, unproven",
+        ("both ends of the 95 % interval are within the target; the value itself is not; neither"),
+    )
+    yield (
+        "incident",
+        (
+            "alerts that overlap in time; it began with the first interval beyond the limit, was noticed when the "
+            "rule's time had passed, and ended when it had been good for long enough"
+        ),
+    )
+    yield (
+        "recommendation",
+        (
+            "an alert that stands comes first, then a P1 incident that ended, then what was missed, then what is "
+            "unproven; what to do is what the broken rules say"
+        ),
+    )

@@ -1,0 +1,37 @@
+"""What a rollback came to: the word, the sentence, and everything that was looked at."""
+
+from __future__ import annotations
+
+from perfkit.display.html import Block, escape
+from perfkit.display.table import Cell, Table
+from perfkit.release.rollback import Rollback, Word
+
+_LOOKS = {Word.SAME: ("good", "✓"), Word.DIFFERENT: ("bad", "✕"), Word.OPEN: ("unsure", "?")}
+
+
+def rollback(found: Rollback) -> Block:
+    """Whether it is as before, on what that rests, and what was not looked at."""
+    state, symbol = _LOOKS[found.word]
+    notes = "".join(f"<li>{escape(line)}</li>" for line in found.unseen)
+    title = f"Rolled back: is it as before? {found.where}"
+    html = (
+        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
+        f'<h1><span>{symbol} {escape(found.word)}</span></h1><p class="headline">{escape(found.sentence)}</p></header>'
+        f"{_table(found).to_html()}{f'<ul>{notes}</ul>' if notes else ''}"
+    )
+    text = [f"{symbol} {found.word}  {title}", found.sentence, "", _table(found).to_text()]
+    return Block(html, "\n".join([*text, *(f"- {line}" for line in found.unseen)]))
+
+
+def _table(found: Rollback) -> Table:
+    rows = tuple(
+        (
+            Cell(item.group),
+            Cell(item.text),
+            Cell(f"{_LOOKS[item.word][1]} {item.word}", state=_LOOKS[item.word][0])
+            if item.word
+            else Cell("shown, not judged", state="quiet"),
+        )
+        for item in found.items
+    )
+    return Table("What was looked at", ("", "what was found", "it is"), rows, grouped=True)

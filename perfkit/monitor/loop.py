@@ -1,0 +1,224 @@
+"""The loop of a watch: interval by interval onto disk, to the rules, and to whoever is told.
+
+Probes and the server's figures come from threads of their own, dashboards from a process; here nothing waits but for
+the interval's end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from perfkit.config.watching import Watch
+from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.model import Event, Probe, Tick
+from perfkit.monitor.server import Reading
+from perfkit.monitor.store import Store, timeline
+
+LEAD_S = 2.0  # before an interval's end the server is asked, but not before its middle
+LAST_S = 0.3  # that its answer may take at the very end
+CLOCK_S = 1.0  # a wall clock that moves by more than this against the other was set
+
+
+def _steady() -> float:
+    """Seconds that never go back, and on Linux go on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Where time comes from. `wait` returns after so many seconds, or when the event is set."""
+
+    steady: Callable[[], float] = _steady
+    wall: Callable[[], float] = time.time
+    wait: Callable[[threading.Event, float], object] = threading.Event.wait
+
+
+class Probes(Protocol):
+    """What sends probes."""
+
+    def cut(self) -> Mapping[str, Probe]:
+        """The probes that ended since the last cut."""
+
+    def require_alive(self) -> None:
+        """Raise what ended it."""
+
+
+class Figures(Protocol):
+    """What asks the server."""
+
+    def ask(self) -> None:
+        """Begin to ask."""
+
+    def answer(self, wait_s: float = 0.0) -> Reading | None:
+        """What it has said by then."""
+
+
+class Notes:
+    """What threads have to say, kept until the loop takes it; each kind of trouble once."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[str, str]] = SimpleQueue()
+        self._kinds: set[str] = set()
+
+    def __call__(self, kind: str, text: str) -> None:
+        """Say it, unless that kind was said before. For any thread."""
+        if kind not in self._kinds:
+            self._kinds.add(kind)
+            self._queue.put((kind, text))
+
+    def take(self) -> Iterator[tuple[str, str]]:
+        """What was said since the last time."""
+        while True:
+            try:
+                yield self._queue.get_nowait()
+            except Empty:
+                return
+
+
+class Loop:
+    """Takes what an interval brought, one after the other; `server` is None where there is no database.
+
+    `on_event` is called with every event, `on_tick` with the last window's intervals and the alerts that stand.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        store: Store,
+        alerts: Alerts,
+        probes: Probes,
+        server: Figures | None,
+        notes: Notes,
+        clock: Clock | None = None,
+    ) -> None:
+        self._watch, self._store, self._alerts = watch, store, alerts
+        self._probes, self._server, self._notes = probes, server, notes
+        self.on_event: list[Callable[[Event], None]] = []
+        self.on_tick: list[Callable[[Sequence[Tick], Sequence[Event]], None]] = []
+        self._clock = clock or Clock()
+        self._recent: deque[Tick] = deque()
+        self.stop = threading.Event()
+        self._number = store.last.n + 1 if store.last else 0
+        self._line = timeline(store.last, self._clock.wall())  # where this run begins on the time line
+        self._last = self._begun = self._clock.steady()
+        self._offset = self._clock.wall() - self._begun
+        self._silent = self._trouble = False
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has gone on, at its last interval's end."""
+        return self._last - self._begun
+
+    def run(self, seconds: float) -> bool:
+        """Watch for so long, or until `stop` is set; whether it was not. Raises what ended the probes."""
+        end = self._begun + seconds
+        while not self.stop.is_set() and self._last < end:
+            self._until(min(self._following(), end))
+            self._interval()
+            self._probes.require_alive()
+        return not self.stop.is_set()
+
+    def drain(self) -> None:
+        """Keep and pass on what was said meanwhile."""
+        for kind, text in self._notes.take():
+            self._note(kind, text)
+
+    def _following(self) -> float:
+        """The next interval's end: of a row of ends that begins with the run's start, whatever was missed."""
+        every = self._watch.every_s
+        passed = int((self._last - self._begun) / every + 0.5)  # one that was cut a little early counts
+        return self._begun + (passed + 1) * every
+
+    def _until(self, at: float) -> None:
+        """Wait for an instant; ask the server shortly before it."""
+        if self._server:
+            self._wait(at - min(LEAD_S, self._watch.every_s / 2))
+            self._server.ask()
+        self._wait(at)
+
+    def _wait(self, at: float) -> None:
+        while not self.stop.is_set() and (left := at - self._clock.steady()) > 0:
+            self._clock.wait(self.stop, left)
+
+    def _interval(self) -> None:
+        """What the interval brought: first onto disk, then to the rules and the listeners."""
+        now, wall = self._clock.steady(), self._clock.wall()
+        probes, reading = self._probes.cut(), self._reading()
+        seconds, self._last = now - self._last, now
+        server = dict(reading.server) if reading else None
+        scans = dict(reading.scans) if reading else {}
+        t = round(self._line + self.seconds, 3)
+        tick = Tick(self._number, t, round(wall, 3), round(seconds, 3), probes, server, scans)
+        self._number += 1
+        self._store.append(tick)
+        self._recent.append(tick)
+        while self._recent[0].t <= t - self._watch.window_s:
+            self._recent.popleft()
+        for event in self._alerts.step(tick):
+            self._pass_on(event)
+        self._look(now, wall)
+        self.drain()
+        for told in self.on_tick:
+            told(self._recent, self._alerts.open)
+
+    def _reading(self) -> Reading | None:
+        """The server's figures; None where it does not answer, nothing where it could not in the time that was left."""
+        if self._server is None:
+            return Reading({})
+        if not self.stop.is_set():
+            reading = self._server.answer()
+        else:
+            self._server.ask()
+            reading = self._server.answer(LAST_S) or (None if self._silent else Reading({}))
+        self._silent = reading is None
+        return reading
+
+    def _look(self, now: float, wall: float) -> None:
+        """Notice a clock that was set, and a disk that takes nothing."""
+        moved = wall - now - self._offset
+        if abs(moved) > CLOCK_S:
+            self._offset += moved
+            self._note(
+                "clock", f"the machine's clock was set {'forward' if moved > 0 else 'back'} by {abs(moved):.1f} s"
+            )
+        if (trouble := bool(self._store.trouble)) is not self._trouble:
+            self._trouble = trouble
+            self._note("disk", self._store.trouble or "what waited to be written is on disk now")
+
+    def _note(self, kind: str, text: str) -> None:
+        t = round(self._line + self.seconds, 3)
+        self._pass_on(Event("note", f"note-{kind}-{t:g}", t, round(self._clock.wall(), 3), text, since=t))
+
+    def _pass_on(self, event: Event) -> None:
+        self._store.add(event)
+        for told in self.on_event:
+            told(event)
+
+
+@contextmanager
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """An interrupt sets the event, so that what goes on ends in good order; a second one breaks it off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

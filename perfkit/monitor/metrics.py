@@ -1,0 +1,183 @@
+"""What a watch tells Prometheus: counters and histograms of its probes, the server's figures, alerts that stand.
+
+Names and units follow OpenMetrics. Histograms of several watches, and of several items, may be added up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from http.server import ThreadingHTTPServer
+from socket import AF_INET, AF_INET6
+from socketserver import TCPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, MetricsHandler
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from perfkit.errors import UsageError
+from perfkit.monitor import figures
+from perfkit.monitor.model import OK, SERVER, About, Event, Tick
+from perfkit.text import visible
+
+LOCAL = "127.0.0.1"
+#: Upper ends in seconds; every limit that a booking service is usually held to is one of them, so that it is exact.
+BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 30)
+OUTCOMES = 50  # names of outcomes told apart; any more are `other`
+OTHER = "other"
+_SCRAPE_S = 10.0  # a scraper that neither asks nor takes its answer for so long is let go
+
+# Of `SERVER`: what it is called here. Names that end in _total count.
+_SERVER = {
+    "started": "start_timestamp_seconds",
+    "connections": "connections",
+    "connections_max": "connections_limit",
+    "active": "sessions_active",
+    "waiting": "sessions_waiting",
+    "lock_wait_s": "lock_wait_seconds",
+    "idle_in_transaction": "sessions_idle_in_transaction",
+    "transaction_s": "transaction_age_seconds",
+    "commits": "commits_total",
+    "rollbacks": "rollbacks_total",
+    "blocks_hit": "blocks_hit_total",
+    "blocks_read": "blocks_read_total",
+    "temp_bytes": "temp_bytes_total",
+    "wal_bytes": "wal_bytes_total",
+    "deadlocks": "deadlocks_total",
+    "checksum_failures": "checksum_failures_total",
+    "invalid_indexes": "invalid_indexes",
+    "locks_held": "locks_held",
+}
+
+
+class Metrics:
+    """The metrics of one watch; safe to use from several threads, and never waits for whoever reads them."""
+
+    def __init__(self, about: About) -> None:
+        self._labels = {item: (visible(item), kind) for item, kind in about.kinds.items()}
+        self._outcomes = {OK}
+        self._server: _Server | None = None
+        self._registry = CollectorRegistry()
+        self._latest = _Latest(about)
+        self._registry.register(self._latest)
+        Info("perfkit_watch", "The watch.", registry=self._registry).info(
+            {"id": visible(about.id), "title": visible(about.title)}
+        )
+        of = ("item", "kind")
+        self._probes = Counter("perfkit_probes", "Probes that ended.", (*of, "outcome"), registry=self._registry)
+        self._durations = Histogram(
+            "perfkit_probe_duration_seconds",
+            "Response times from when a probe was due, of those answered as expected.",
+            of,
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        for own in self._labels.values():  # known from the beginning: a rate needs a first value
+            self._probes.labels(*own, OK)
+            self._durations.labels(*own)
+
+    def observe(self, item: str, outcome: str, seconds: float) -> None:
+        """A probe of one of the watch's items ended, so many seconds after it was due."""
+        own = self._labels[item]
+        self._probes.labels(*own, visible(self._bounded(outcome))).inc()
+        if outcome == OK:
+            self._durations.labels(*own).observe(seconds)
+
+    def update(self, tick: Tick, standing: Sequence[Event]) -> None:
+        """An interval ended, and these alerts stand."""
+        self._latest.seen = tick, tuple(standing)
+
+    def serve(self, host: str = LOCAL, port: int = 0) -> int:
+        """Answer scrapes in threads of their own; returns the port, a free one for 0. Raises UsageError."""
+        if not host:
+            raise UsageError(f"metrics: no address; expected one by its name, such as {LOCAL}")
+        try:
+            self._server = _Server(host, port, _Handler.factory(self._registry))
+        except (OSError, OverflowError) as error:
+            words = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"metrics: {host} port {port}: {words}; expected a free port of this machine") from None
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Answer no more."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _bounded(self, outcome: str) -> str:
+        if outcome not in self._outcomes:
+            if len(self._outcomes) >= OUTCOMES:
+                return OTHER
+            self._outcomes.add(outcome)
+        return outcome
+
+
+class _Latest(Collector):
+    """What the last interval says, at every scrape; nothing of the server while its database does not answer."""
+
+    def __init__(self, about: About) -> None:
+        self._about = about
+        self._rules = {rule["name"]: rule["level"] for rule in about.settings.get("watch", {}).get("rule", ())}
+        self.seen: tuple[Tick, tuple[Event, ...]] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """The gauges and counters of the last interval; none before the first."""
+        if self.seen is None:
+            return
+        tick, standing = self.seen
+        yield _gauge("watch_interval_end_timestamp_seconds", "When the last interval ended.", tick.at)
+        yield self._pending(tick)
+        yield from self._up(tick)
+        yield from _server(tick.server or {})
+        yield self._alerts(standing)
+
+    def _pending(self, tick: Tick) -> Metric:
+        found = GaugeMetricFamily("perfkit_probes_pending", "Probes due and not ended.", labels=("item",))
+        for item, probe in tick.probes.items():
+            found.add_metric((visible(item),), probe.pending)
+        return found
+
+    def _up(self, tick: Tick) -> Iterator[Metric]:
+        for part, down in (("service", figures.service_down), ("database", figures.database_down)):
+            if (so := down(tick, self._about.kinds)) is not None:
+                yield _gauge(f"{part}_up", f"1 while the {part} answers as expected, 0 while it does not.", 1.0 - so)
+
+    def _alerts(self, standing: Sequence[Event]) -> Metric:
+        found = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert stands.", labels=("rule", "level"))
+        now = {(event.rule, event.level) for event in standing}
+        for rule, level in sorted({*self._rules.items(), *now}):
+            found.add_metric((visible(rule), visible(level)), float((rule, level) in now))
+        return found
+
+
+def _gauge(name: str, said: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"perfkit_{name}", said, value)
+
+
+def _server(said: Mapping[str, float]) -> Iterator[Metric]:
+    for key, name in _SERVER.items():
+        if (value := said.get(key)) is not None:
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(f"perfkit_server_{name}", f"{SERVER[key][0].upper()}{SERVER[key][1:]}.", value)
+
+
+class _Handler(MetricsHandler):
+    timeout = _SCRAPE_S
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each scrape; what goes wrong in one is the scraper's own affair."""
+
+    def __init__(self, host: str, port: int, handler: type) -> None:
+        self.address_family = AF_INET6 if ":" in host else AF_INET
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        """Bind, without asking a name server what this machine is called."""
+        TCPServer.server_bind(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a scraper that hung up is no trouble of the watch's."""

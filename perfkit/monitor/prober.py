@@ -1,0 +1,249 @@
+"""Probes of a live target at a low rate: each due at its instant, whatever became of the ones before.
+
+One event loop in a thread of its own. Response times count from when a probe was due; nothing is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic_ns
+from typing import Any, TypeVar
+
+from perfkit.config import Request, Watch
+from perfkit.errors import ServerError, UsageError
+from perfkit.load.clock import Clock
+from perfkit.load.crew import sql_target
+from perfkit.load.http import HttpSender
+from perfkit.load.limits import OK
+from perfkit.load.plan import Draw, Message, http_message
+from perfkit.load.samples import DROPPED
+from perfkit.load.senders import SqlSender
+from perfkit.monitor.model import Probe
+from perfkit.monitor.target import SEED, Reach, Watched
+from perfkit.postgres.lifetime import run
+
+MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
+START_S = 10.0  # for the database's first answer; then the watch begins without
+AGAIN_S = 1.0  # between attempts to draw parameter rows from a database that does not answer yet
+Observe = Callable[[str, str, float], None]
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class _Count:
+    """What ended of one item since the last cut."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    ms: list[float] = field(default_factory=list)
+
+
+class Prober:
+    """Sends probes from `start` to `close`; `cut` takes what ended since the last cut. For any thread.
+
+    `observe` is told every probe that ended: item, outcome, seconds.
+    """
+
+    def __init__(self, target: Watched, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
+        self._target, self._watch, self._observe, self._note = target, watch, observe, note
+        self._lock = threading.Lock()
+        self._counts = {name: _Count() for name in target.items}
+        self._due: dict[str, dict[int, int]] = {name: {} for name in target.items}  # of those in flight, by number
+        self._most = int(watch.timeout_s * watch.rate) + 2  # in flight, of each
+        self._rows = dict(target.rows())
+        self._draw = Draw(self._rows, f"{SEED}/{monotonic_ns()}")  # or a watch begun again would book the same slots
+        self._http: HttpSender | None = None
+        self._sql: SqlSender | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop: Callable[[], Any] = lambda: None
+        self._ready: Future[None] = Future()
+        self._failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="perfkit-watch-probes", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Raises UsageError, TargetRefused for what can be known to be wrong by now."""
+        self._thread.start()
+        self._ready.result()
+
+    def require_alive(self) -> None:
+        """Raise what ended the probes, such as TargetRefused for a database that nobody allowed."""
+        if self._failed:
+            raise self._failed
+
+    def cut(self) -> dict[str, Probe]:
+        """The probes that ended since the last cut, and those that are due and have not."""
+        with self._lock:
+            ended, self._counts = self._counts, {name: _Count() for name in self._counts}
+            waiting = {name: list(own.values()) for name, own in self._due.items()}
+        now = monotonic_ns()
+        return {
+            name: Probe(
+                dict(own.outcomes),
+                dict(own.statuses),
+                tuple(own.ms),
+                len(waiting[name]),
+                round((now - min(waiting[name])) / 1e9, 3) if waiting[name] else 0.0,
+            )
+            for name, own in ended.items()
+        }
+
+    def close(self) -> None:
+        """Send no more; what is in flight is given up."""
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # its loop has ended meanwhile
+                self._stop()
+            self._thread.join(2.0)
+
+    def _run(self) -> None:
+        logging.getLogger("psycopg").addHandler(logging.NullHandler())  # what it would log is in the outcomes
+        try:
+            run(self._serve())
+        except BaseException as error:
+            self._failed = error
+            if not self._ready.done():
+                self._ready.set_exception(error)
+
+    async def _serve(self) -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        self._stop = lambda: loop.call_soon_threadsafe(stop.set)
+        clock, stopping = Clock(), asyncio.create_task(stop.wait())
+        works: set[asyncio.Task[Any]] = {stopping}
+        try:
+            works |= await self._open()
+            self._ready.set_result(None)
+            works.add(asyncio.create_task(self._pace(clock)))
+            while not stopping.done():
+                done, works = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in (*works, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*works, *self._tasks, return_exceptions=True)
+            clock.close()
+            for sender in (self._http, self._sql):
+                if sender:
+                    await sender.close()
+
+    async def _open(self) -> set[asyncio.Task[Any]]:
+        """Be ready to send, as far as the database lets it; what still goes on. Raises TargetRefused, UsageError."""
+        works: set[asyncio.Task[Any]] = set()
+        if self._target.service:
+            base, address = self._target.service
+            self._http = HttpSender(base, self._watch.timeout_s, address=address)
+            await self._http.open(0)
+        if self._target.reach:
+            tried = asyncio.Event()
+            works.add(reaching := asyncio.create_task(self._until_reached(self._target.reach, tried)))
+            waiting = asyncio.create_task(tried.wait())
+            await asyncio.wait({reaching, waiting}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if reaching.done():
+                reaching.result()
+        for name in self._target.items:  # a mistake in one shows now, or never
+            if self._sendable(name):
+                self._message(name)
+        return works
+
+    async def _until_reached(self, reach: Reach, tried: asyncio.Event) -> None:
+        """Draw parameter rows and get ready to send queries as soon as the database answers. Raises PerfkitError."""
+        while True:
+            try:
+                place, rows = await _apart(lambda: self._target.drawn(reach))
+                break
+            except ServerError as error:
+                self._note("database", f"not reached yet: {error}")
+                tried.set()
+                await asyncio.sleep(AGAIN_S)
+        site, limit = place.site, self._watch.timeout_s
+        spec = sql_target(
+            site.conninfo(place.name), limit, limit, pooler=site.pooler, read_only=True, settings=place.settings
+        )
+        sender = SqlSender(**spec["options"])
+        sender.stand_by(self._most * len(self._target.items))
+        self._rows.update(rows)
+        self._sql = sender
+
+    async def _pace(self, clock: Clock) -> None:
+        """Every item at its rate, evenly, one after the other."""
+        names = list(self._target.items)
+        apart, begun = int(1e9 / (self._watch.rate * len(names))), monotonic_ns()
+        for number in count():
+            due, name = begun + number * apart, names[number % len(names)]
+            if monotonic_ns() - due > MISSED_S * 1e9 or not self._sendable(name):
+                await clock.until(due)
+                continue
+            message = self._message(name)
+            await clock.until(due)
+            if len(self._due[name]) >= self._most:
+                self._ended(name, DROPPED, 0.0)
+                continue
+            task = asyncio.create_task(self._probe(name, number, due, *message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _sendable(self, name: str) -> bool:
+        """Not while the database that it would be made of, or sent to, was never reached."""
+        item = self._target.items[name]
+        there = item.parameters is None or item.parameters in self._rows
+        return there and (isinstance(item, Request) or self._sql is not None)
+
+    async def _probe(self, name: str, number: int, due: int, sender: HttpSender | SqlSender, message: Message) -> None:
+        """One probe from when it was due until its answer; one that is given up leaves nothing."""
+        with self._lock:
+            self._due[name][number] = due
+        try:
+            answer = await sender.send(message)
+        finally:
+            with self._lock:
+                del self._due[name][number]
+        status = answer.detail if answer.outcome == OK else answer.outcome.removeprefix("http_")
+        self._ended(name, answer.outcome, (answer.done - due) / 1e9, status if status.isdigit() else "")
+
+    def _ended(self, name: str, outcome: str, seconds: float, status: str = "") -> None:
+        with self._lock:
+            own = self._counts[name]
+            own.outcomes[outcome] += 1
+            if status:
+                own.statuses[status] += 1
+            if outcome == OK:
+                own.ms.append(round(seconds * 1000, 3))
+        self._observe(name, outcome, seconds)
+
+    def _message(self, name: str) -> tuple[HttpSender | SqlSender, Message]:
+        """The next request or query, ready to be sent. Raises UsageError for what cannot be."""
+        item = self._target.items[name]
+        row = self._draw(item.parameters) if item.parameters is not None else None
+        sender: HttpSender | SqlSender | None = self._http if isinstance(item, Request) else self._sql
+        assert sender
+        if isinstance(item, Request):
+            message = http_message(item, row or {})
+        else:
+            message = {"item": name, "sql": self._target.text(name), "params": row}
+        try:
+            sender.check(message)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
+        return sender, message
+
+
+async def _apart(work: Callable[[], _Result]) -> _Result:
+    """What a function gives that may wait for ever: in a thread that keeps nobody from ending."""
+    found: Future[_Result] = Future()
+
+    def carry_out() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=carry_out, name="perfkit-watch-draws", daemon=True).start()
+    return await asyncio.wrap_future(found)

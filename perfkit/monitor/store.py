@@ -1,0 +1,219 @@
+"""A watch on disk: `watch.json` says what it is, `ticks.jsonl` and `events.jsonl` grow by a line at a time.
+
+A crash loses at most the line that was being written. A full disk loses nothing for an hour: lines wait in memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+from perfkit.bundle import write_atomically
+from perfkit.errors import BundleError, UsageError
+from perfkit.monitor.lines import Lines
+from perfkit.monitor.model import About, Event, Probe, Record, Tick, What
+
+FORMAT = 1
+ABOUT, TICKS, EVENTS = "watch.json", "ticks.jsonl", "events.jsonl"
+_WAIT_S = 3600.0  # what waits in memory, at most
+_EVENTS = 10_000  # likewise
+
+_T = TypeVar("_T")
+
+
+class Store:
+    """A watch's folder, open for writing by one watcher."""
+
+    def __init__(self, folder: Path, about: About, last: Tick | None, ticks: Lines, events: Lines) -> None:
+        self.folder, self.about, self.last = folder, about, last
+        self._ticks, self._events = ticks, events
+
+    @classmethod
+    def open(cls, folder: Path, about: About) -> Self:
+        """Begin a watch, or go on with the one in the folder, whose `about` it has then.
+
+        Raises UsageError for another watcher there, other settings or a run's folder, BundleError for a damaged one.
+        """
+        if (folder / "run.json").exists():
+            raise UsageError(f"{folder}: holds a run; expected a folder of its own for a watch")
+        opened: list[Lines] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            opened.append(Lines(folder / TICKS, max(1, math.ceil(_WAIT_S / about.every_s))))
+            fcntl.flock(opened[0].descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            opened.append(Lines(folder / EVENTS, _EVENTS))
+            kept, last = _begin(folder, about)
+            for lines in opened:
+                lines.cut()
+        except OSError as error:
+            _close(opened)
+            if isinstance(error, BlockingIOError):
+                raise UsageError(f"{folder}: another watch writes here; expected a folder of its own") from None
+            raise UsageError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
+        except BaseException:
+            _close(opened)
+            raise
+        return cls(folder, kept, last, *opened)
+
+    @property
+    def trouble(self) -> str:
+        """In words why lines wait in memory, and how many; empty when all is well."""
+        reason = self._ticks.reason or self._events.reason
+        if not reason:
+            return ""
+        waiting, lost = self._ticks.waiting + self._events.waiting, self._ticks.lost + self._events.lost
+        text = f"{self.folder}: cannot be written ({reason}); {_lines(waiting)} in memory"
+        return f"{text}, {lost} given up" if lost else text
+
+    def append(self, tick: Tick) -> None:
+        """Write an interval; what cannot be written waits, see `trouble`."""
+        self._ticks.write(tick.line())
+        self.last = tick
+
+    def add(self, event: Event) -> None:
+        """Write an event, likewise."""
+        self._events.write(event.line())
+
+    def close(self) -> None:
+        """Try once more what waits, and let others watch; afterwards `trouble` says what was not written."""
+        for lines in (self._ticks, self._events):
+            lines.flush()
+        _close([self._ticks, self._events])
+
+
+def read(folder: Path) -> Record:
+    """A watch's folder, also while it is written. Raises BundleError for what is none.
+
+    Lines that are damaged, and intervals that go back in time, are skipped and counted.
+    """
+    about = _about(folder / ABOUT)
+    ticks, events, damaged = list[Tick](), list[Event](), 0
+    for tick in _read(folder / TICKS, Tick.of, _sound_tick):
+        if tick is None or (ticks and tick.t < ticks[-1].t):
+            damaged += 1
+        else:
+            ticks.append(tick)
+    for event in _read(folder / EVENTS, Event.of, _sound_event):
+        if event is None:
+            damaged += 1
+        else:
+            events.append(event)
+    return Record(about, ticks, events, damaged)
+
+
+def timeline(last: Tick | None, now_wall: float) -> float:
+    """Where the time line goes on after a restart, in seconds; 0 for a new watch.
+
+    The wall clock, `now_wall` in seconds since 1970, says how long nobody watched; where it was put back, a second.
+    """
+    return last.t + max(now_wall - last.at, 1.0) if last else 0.0
+
+
+def _begin(folder: Path, about: About) -> tuple[About, Tick | None]:
+    """What the folder says of itself, and its last interval; a new folder says what this watch does."""
+    path = folder / ABOUT
+    if not path.exists():
+        write_atomically(path, json.dumps(asdict(about), indent=1, ensure_ascii=False))
+        return about, None
+    record = read(folder)
+    for what, kept, given in (
+        ("sends", dict(record.about.kinds), dict(about.kinds)),
+        ("rate", record.about.rate, about.rate),
+        ("every_s", record.about.every_s, about.every_s),
+    ):
+        if kept != given:
+            said = [", ".join(value) if isinstance(value, dict) else f"{value:g}" for value in (kept, given)]
+            raise UsageError(f"{path}: {what} {said[0]}, not {said[1]}; expected the same settings, or another folder")
+    return record.about, record.ticks[-1] if record.ticks else None
+
+
+def _about(path: Path) -> About:
+    if not path.parent.is_dir():
+        raise BundleError(f"{path.parent}: no such folder; expected the folder of a watch")
+    try:
+        said = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected the folder of a watch") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); expected the folder of a watch") from None
+    except (ValueError, RecursionError):
+        raise BundleError(f"{path}: damaged; expected JSON written by a watch") from None
+    found = said.get("format") if isinstance(said, dict) else None
+    if found != FORMAT:
+        raise BundleError(f"{path}: format {found!r}; expected a watch of format {FORMAT}")
+    try:
+        about = About(**said)
+        good = (
+            all(isinstance(text, str) for text in (about.id, about.title, about.target))
+            and _numbers((about.began, about.every_s, about.rate))
+            and min(about.every_s, about.rate) > 0
+            and set(about.kinds.values()) <= {"request", "query"}
+            and isinstance(about.settings, dict)
+        )
+    except (TypeError, AttributeError):
+        good = False
+    if not good:
+        raise BundleError(f"{path}: damaged; expected what a watch wrote")
+    return about
+
+
+def _read(path: Path, of: Callable[[Mapping[str, Any]], _T], sound: Callable[[_T], bool]) -> Iterator[_T | None]:
+    """What each line says; None for one that says nothing sound, or has no end."""
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    found = of(json.loads(line, parse_constant=_refuse)) if line.endswith(b"\n") else None
+                    yield found if found is not None and sound(found) else None
+                except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+                    yield None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); expected the file of a watch") from None
+
+
+def _sound_tick(tick: Tick) -> bool:
+    """Whether everything that should be a number is one."""
+    return (
+        isinstance(tick.n, int)
+        and _numbers((tick.t, tick.at, tick.seconds))
+        and tick.seconds > 0
+        and (tick.server is None or _numbers(tick.server.values()))
+        and _numbers(tick.scans.values())
+        and all(_sound_probe(probe) for probe in tick.probes.values())
+    )
+
+
+def _sound_probe(probe: Probe) -> bool:
+    counts = (*probe.outcomes.values(), *probe.statuses.values(), probe.pending, probe.oldest_s)
+    return _numbers(counts) and min(counts) >= 0 and _numbers(probe.ms)
+
+
+def _sound_event(event: Event) -> bool:
+    words = (event.id, event.text, event.rule, event.level, event.action)
+    figures = (event.t, event.at, event.since, event.value or 0.0, event.limit or 0.0)
+    return event.what in get_args(What) and all(isinstance(word, str) for word in words) and _numbers(figures)
+
+
+def _numbers(values: Iterable[object]) -> bool:
+    """Whether all are finite numbers."""
+    return all((type(value) is float or type(value) is int) and math.isfinite(value) for value in values)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(constant)
+
+
+def _close(opened: Iterable[Lines]) -> None:
+    for lines in opened:
+        lines.close()
+
+
+def _lines(number: int) -> str:
+    return "1 line waits" if number == 1 else f"{number} lines wait"

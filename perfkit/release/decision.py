@@ -1,0 +1,80 @@
+"""A decision on disk: `decision.json` beside the run that it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from perfkit.analysis.policy import Decision, Outcome
+from perfkit.bundle import reading, write_atomically
+from perfkit.errors import BundleError
+from perfkit.release.answers import Answer
+from perfkit.release.gate import Gate
+from perfkit.release.items import Item
+
+FILE = "decision.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision with when it was made (UTC), of what, and the answers that counted."""
+
+    gate: Gate
+    title: str
+    headline: str
+    on: str
+    invalid: bool  # some of its comparisons can never settle it, however often the run is looked at
+    answers: tuple[Answer, ...] = ()
+    watch: str = ""  # the name of the watch's folder
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "decision": str(self.gate.decision),
+            "invalid": self.invalid,
+            "arms": list(self.gate.arms),
+            "decided": self.on,
+            "headline": self.headline,
+            "reasons": list(self.gate.reasons),
+            "items": [asdict(item) for item in self.gate.items],
+            "answers": [asdict(answer) for answer in self.answers],
+            "watch": self.watch,
+        }
+
+    def text(self) -> str:
+        """The same as text."""
+        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Decided:
+        """From JSON. Raises KeyError, TypeError, ValueError for what is none."""
+        items = tuple(Item(**{**own, "outcome": Outcome(own["outcome"])}) for own in said["items"])
+        gate = Gate(Decision(said["decision"]), tuple(said["arms"]), items)
+        answers = tuple(Answer(**own) for own in said["answers"])
+        return cls(gate, said["title"], said["headline"], said["decided"], said["invalid"], answers, said["watch"])
+
+
+def write(folder: Path, decided: Decided) -> None:
+    """Into a run's folder. Raises BundleError."""
+    write_atomically(folder / FILE, decided.text())
+
+
+def read(folder: Path) -> Decided:
+    """The decision that was made of a run. Raises BundleError where there is none, or it is damaged."""
+    path = folder / FILE
+    try:
+        said = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; expected a run that was decided on: perfkit gate {folder}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
+    with reading(path):
+        if said["format"] != FORMAT:
+            raise BundleError(f"{path}: format {said['format']!r}; expected {FORMAT}")
+        return Decided.of(said)

@@ -1,0 +1,141 @@
+"""A checksum over a decision's folder: `seal.json` lists every file with its SHA-256, and one hash over the list.
+
+That content hash stands in the page, so that a page on paper can be held against the folder. It is a checksum and
+no signature: whoever can change the folder can seal it anew, and only the hash on paper tells.
+
+    <sha256>  <name>     one line for each file of the evidence, sorted by name, as `sha256sum` prints it;
+                         the content hash is the SHA-256 of these lines
+
+Not of the evidence, for they show it and hold its hash, are the pages; the list has their hashes beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from perfkit.bundle import reading, write_atomically
+from perfkit.errors import BundleError, UsageError
+
+FILE = "seal.json"
+PAGE = "decision.html"
+DERIVED = ("report.html", "load.html", "summary.md", "samples.csv")  # made of the evidence, and made again at will
+FORMAT = 1
+SHORT = 12  # digits of the content hash that are read out; fewer than MIN prove little
+MIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What was sealed: when (UTC), the hashes of the evidence and of the pages by name, and the content hash."""
+
+    on: str
+    content: str
+    files: Mapping[str, str]
+    pages: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What became of a sealed folder; `content` is the hash of its evidence as it is now."""
+
+    seal: Seal
+    content: str
+    differ: tuple[str, ...]
+    missing: tuple[str, ...]
+    new: tuple[str, ...]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every sealed file is as it was, and none came."""
+        return not (self.differ or self.missing or self.new) and self.content == self.seal.content
+
+
+def seal(folder: Path, now: datetime | None = None) -> Seal:
+    """Seal the evidence in a folder as it is now, before its page is written. Raises BundleError."""
+    files = {name: _hash(folder / name) for name in _names(folder) if name not in (*DERIVED, PAGE)}
+    on = f"{now or datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return _write(folder, Seal(on, content(files), files, {}))
+
+
+def seal_pages(folder: Path) -> Seal:
+    """Add the pages, which hold the content hash, to a folder's seal. Raises BundleError."""
+    found = read(folder)
+    pages = {name: _hash(folder / name) for name in (PAGE, *DERIVED) if (folder / name).is_file()}
+    return _write(folder, Seal(found.on, found.content, found.files, pages))
+
+
+def content(files: Mapping[str, str]) -> str:
+    """The content hash: SHA-256 over the sorted lines of hashes and names."""
+    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read(folder: Path) -> Seal:
+    """A folder's seal. Raises BundleError where there is none, or it is damaged."""
+    path = folder / FILE
+    try:
+        said = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path}: no such file; expected a folder that `perfkit gate` sealed") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
+    with reading(path):
+        if said["format"] != FORMAT:
+            raise BundleError(f"{path}: format {said['format']!r}; expected {FORMAT}")
+        return Seal(str(said["sealed"]), str(said["content"]), dict(said["files"]), dict(said["pages"]))
+
+
+def verify(path: Path) -> Verified:
+    """Hold a sealed folder, or that of a page, against its seal. Raises BundleError where there is no seal to read."""
+    folder = path.parent if path.is_file() else path
+    found = read(folder)
+    if path.is_file() and path.name not in found.pages:
+        raise BundleError(f"{path}: not among the sealed pages of its folder; expected {PAGE} where it was written")
+    sealed = {**found.files, **found.pages}
+    names = set(_names(folder))
+    now = {name: _hash(folder / name) for name in sorted(names & sealed.keys())}
+    return Verified(
+        found,
+        content({name: now[name] for name in found.files if name in now}),
+        tuple(name for name, value in now.items() if value != sealed[name]),
+        tuple(sorted(sealed.keys() - names)),
+        tuple(sorted(names - sealed.keys() - set(DERIVED))),
+    )
+
+
+def require_hash(text: str) -> str:
+    """The digits of a content hash, or its beginning, as they were typed. Raises UsageError for what is none."""
+    digits = "".join(text.split()).lower()
+    if not MIN <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
+        raise UsageError(f"--hash {text}; expected {MIN} to 64 digits of 0-9 and a-f, as the page has them")
+    return digits
+
+
+def _write(folder: Path, found: Seal) -> Seal:
+    said = {"format": FORMAT, "sealed": found.on, "content": found.content, "files": found.files, "pages": found.pages}
+    write_atomically(folder / FILE, json.dumps(said, indent=1) + "\n")
+    return found
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Every file below a folder but the seal itself and what is half written, sorted."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(parent, name)
+            if not name.startswith(".") and path != folder / FILE and path.is_file():
+                yield path.relative_to(folder).as_posix()
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); expected a file of the run") from None

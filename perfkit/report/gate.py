@@ -1,0 +1,152 @@
+"""A decision as a notebook shows it, and how one is made: the run judged, people and watch asked, all of it sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfkit.bundle import Bundle, reading, write_atomically
+from perfkit.display import gate as shown
+from perfkit.display.html import Block, escape, style
+from perfkit.display.subject import Subject
+from perfkit.display.table import Table
+from perfkit.errors import UsageError
+from perfkit.release import answers, decision, seal
+from perfkit.release.decision import Decided
+from perfkit.release.gate import judge
+from perfkit.release.junit import junit
+from perfkit.report import files
+from perfkit.report.run import Run
+from perfkit.stats import Verdict
+
+if TYPE_CHECKING:
+    from perfkit.release.claims import Judged
+
+
+class GoNoGo:
+    """A decision from its folder; nothing here measures, asks or decides."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a run and the decision on it. Raises BundleError where a file is damaged or missing."""
+        self.folder = folder
+        self.decided: Decided = decision.read(folder)
+        self.seal: seal.Seal = seal.read(folder)
+        self._run = Bundle.open(folder).run
+
+    def render(self) -> Path:
+        """Write decision.html into the run's folder and seal it too; returns the page. Raises BundleError."""
+        from perfkit.report.render import GATE, page_of
+
+        title = f"{self.decided.gate.decision}: {self.decided.title}"
+        page = page_of(GATE, self.folder, self.folder / seal.PAGE, title)
+        self.seal = seal.seal_pages(self.folder)
+        return page
+
+    @property
+    def banner(self) -> Block:
+        """GO, NO-GO or INCONCLUSIVE, and what led to it."""
+        return shown.banner(self.decided)
+
+    @property
+    def matrix(self) -> Table:
+        """What lets it through, what forbids it, and what was found."""
+        return shown.matrix(self.decided)
+
+    @property
+    def items(self) -> Table:
+        """The same in one line each."""
+        return shown.items(self.decided)
+
+    @property
+    def people(self) -> Block:
+        """What people were asked, and what they said."""
+        return shown.people(self.decided)
+
+    @property
+    def plan(self) -> Block:
+        """The plan of the release, with what was measured of it."""
+        return shown.plan(self._release.get("step", ()), self.claims)
+
+    @property
+    def risks(self) -> Block:
+        """The risks of the release, with what was measured of them."""
+        return shown.risks(self._release.get("risk", ()), self.claims)
+
+    @property
+    def sign_off(self) -> Block:
+        """A line for everybody who signs, and the content hash."""
+        return shown.sign_off(self._release.get("sign_off", ()), self.decided, self.seal)
+
+    @property
+    def checking(self) -> Block:
+        """How a page is held against its folder."""
+        return shown.checking(self.folder.resolve().name, self.seal)
+
+    @cached_property
+    def claims(self) -> Mapping[str, Judged]:
+        """The claims of the configuration with what was measured of them, by their text."""
+        from perfkit.release.claims import judged
+
+        run = Run(Bundle.open(self.folder))
+        return {own.text: own for own in judged(run.bundle.run, run.analysis, run.bundle)}
+
+    @property
+    def _release(self) -> Mapping[str, Any]:
+        return self._run["config"].get("release") or {}
+
+    def _repr_html_(self) -> str:
+        """The style sheet for everything below it, and what was opened."""
+        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
+
+    def __repr__(self) -> str:
+        return f"{self.decided.title}: {self.decided.gate.decision}, decided {self.decided.on}, in {self.folder}"
+
+
+def decide(
+    folder: Path, arm: str = "", watch: str = "", said: Mapping[str, str] | None = None, by: str = "", **exports: str
+) -> None:
+    """Decide on a run, write answers.json, verdict.json and decision.json into its folder, and seal it.
+
+    `exports` are names of files by their kind, `junit` and `json`. Raises PerfkitError.
+    """
+    run = Run(Bundle.open(folder))
+    if run.subject.alone:
+        raise UsageError(f"{folder}: one arm alone, compared with nothing; expected a run with an arm to be shipped")
+    arms = shipped(run.subject, arm)
+    questions = (run.bundle.run["config"].get("release") or {}).get("question", [])
+    every = answers.added(folder, [own["name"] for own in questions], said or {}, by)
+    standing = tuple(answers.standing(questions, every))
+    watched = None
+    if watch:
+        from perfkit.release import monitoring
+
+        watched = monitoring.look(Path(watch))
+    with reading(folder):
+        gate = judge(run.bundle.run, run.analysis, arms, standing, watched)
+        verdict = files.verdict(run.subject)
+    on = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    judged = [c for c in run.analysis.comparisons if c.after in arms or c.after not in run.subject.after]
+    invalid = any(c.verdict is Verdict.INVALID for c in judged)
+    found = Decided(gate, run.analysis.title, run.analysis.headline, on, invalid, standing, Path(watch).name)
+    for kind, text in (("junit", junit), ("json", Decided.text)):
+        if name := exports.get(kind):
+            write_atomically(Path(name), text(found))
+    if said:
+        answers.write(folder, every)
+    write_atomically(folder / "verdict.json", verdict)
+    decision.write(folder, found)
+    seal.seal(folder)
+
+
+def shipped(subject: Subject, arm: str = "") -> list[str]:
+    """The arms that a decision is about: the one that is named, else all that are after the change.
+
+    Raises UsageError for an arm that is not to be shipped.
+    """
+    if arm and arm not in subject.after:
+        known = ", ".join(subject.after) or "none in this run"
+        raise UsageError(f"arm '{arm}' is not to be shipped; expected one of: {known}")
+    return [arm] if arm else subject.after

@@ -1,0 +1,353 @@
+"""The review of the first day: every row judged by its bound, what to do derived from what was broken."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from watching import BEGAN, about, quiet, record, with_incident, without
+
+from perfkit import config
+from perfkit.config import Target, Watch
+from perfkit.errors import UsageError
+from perfkit.monitor.actuals import Actual
+from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.incidents import Alert, Incident
+from perfkit.monitor.model import About, Probe, Record, Tick
+from perfkit.monitor.period import Period, clock, cut, lasting
+from perfkit.monitor.recommend import Result, recommend
+from perfkit.monitor.review import Reviewed, review
+from perfkit.monitor.rows import Row, Said, judged, row
+
+RATED = {"User rating": Said(4.3, "Product Lead")}
+MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN
+SAMPLED = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "error_rate", "success_rate", "throughput")
+
+
+def watched(ticks: list[Tick]) -> Record:
+    """A record with the events that its intervals lead to."""
+    booking = config.load()
+    watcher = Alerts(booking.watch, about(booking))
+    return record(ticks, [event for tick in ticks for event in watcher.step(tick)], booking)
+
+
+def named(found: Reviewed, name: str) -> Row:
+    return next(own for own in found.rows if own.name == name)
+
+
+def plain(text: str) -> str:
+    """Text whose spaces may break a line."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def judge(ticks: Sequence[Tick], said: About | None = None, **target: object) -> Row:
+    """One target on some intervals."""
+    return row(Target.model_validate({"name": "it", **target}), Period(ticks), said or about(), None)
+
+
+# Rows
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "lo", "hi", "result"),
+    [
+        ({"at_most": 500}, 400, 350, 450, MET),
+        ({"at_most": 500}, 400, 350, 500, MET),
+        ({"at_most": 500}, 400, 350, 501, UNPROVEN),
+        ({"at_most": 500}, 500, 350, 501, UNPROVEN),
+        ({"at_most": 500}, 501, 350, 700, MISSED),
+        ({"at_least": 30}, 40, 30, 50, MET),
+        ({"at_least": 30}, 40, 29, 50, UNPROVEN),
+        ({"at_least": 30}, 29, 10, 50, MISSED),
+        ({"at_least": 1, "at_most": 2}, 1.5, 1.1, 1.9, MET),
+        ({"at_least": 1, "at_most": 2}, 1.5, 0.9, 1.9, UNPROVEN),
+        ({"at_least": 1, "at_most": 2}, 2.5, 0.9, 1.9, MISSED),
+        ({"at_most": 500}, None, 0, 0, UNPROVEN),
+    ],
+)
+def test_a_bound_proves_and_only_an_estimate_breaks(
+    target: dict[str, float], value: float | None, lo: float, hi: float, result: Result
+) -> None:
+    found = Actual(value, lo, hi, 100, "")
+    assert judged(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
+
+
+def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_say() -> None:
+    found = review(watched(quiet(24)), values=RATED)
+    assert {own.name for own in found.rows if own.result is not MET} == {"Throughput"}
+    assert "48 × 30 min" in named(found, "P95 latency").actual.how
+    assert (found.cautions, found.incidents, found.gaps) == ((), (), ())
+    assert found.recommendation.headline == "Watch on: Throughput unproven"
+
+
+def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
+    own = judge(quiet(24)[:5], metric="p99_ms", at_most=800)
+    assert (own.result, own.said) == (UNPROVEN, "–")
+    assert "200 of 368" in plain(own.takes)
+
+
+def test_one_block_of_time_bounds_nothing_and_says_what_it_would_take() -> None:
+    one = judge(quiet(1)[:1], metric="p50_ms", at_most=300)
+    assert (one.result, plain(one.range)) == (UNPROVEN, "no bound")
+    assert "about " in one.takes and "of watching in all" in one.takes
+
+
+def test_an_error_rate_is_met_where_so_many_probes_exclude_more() -> None:
+    ticks = [replace(tick, probes={"book": Probe({"ok": 20}, {"201": 20}, (1.0,) * 20)}) for tick in quiet(1)]
+    own = judge(ticks[:149], metric="error_rate", at_most=0.001)
+    assert (own.result, own.actual.value, own.actual.n) == (UNPROVEN, 0, 2980)
+    assert "about 27 min" in own.takes  # 3 of 0.1 % are 3,000 probes
+    assert judge(ticks[:150], metric="error_rate", at_most=0.001).result is MET
+
+
+def test_one_in_a_hundred_failed_misses_one_in_a_thousand() -> None:
+    own = judge(with_incident(quiet(1), "errors", 0, 3600, 0.01), metric="error_rate", at_most=0.001)
+    assert (own.result, plain(own.said)) == (MISSED, "1.00 %")
+
+
+def test_success_of_a_request_is_its_2xx_even_where_a_conflict_was_expected() -> None:
+    own = judge(quiet(3), metric="success_rate", item="book", at_least=0.98)
+    assert own.result is MET and own.actual.value is not None and 0.99 < own.actual.value < 0.999
+
+
+def test_probes_cannot_reach_a_throughput_that_they_do_not_offer() -> None:
+    own = judge(quiet(1), metric="throughput", at_least=30)
+    assert own.result is UNPROVEN and "offers 4/s and cannot reach 30/s" in own.takes
+
+
+def test_probes_that_offer_enough_judge_the_throughput() -> None:
+    many, said = quiet(1, rate=20), about(rate=20)
+    assert judge(many, said, metric="throughput", at_least=30).result is MET
+    half = with_incident(many, "throughput-drop", 0, 3600, 0.5)
+    assert judge(half, said, metric="throughput", at_least=30).result is MISSED
+
+
+@pytest.mark.parametrize(("down", "result"), [(0, MET), (80, MET), (90, MISSED)])
+def test_availability_is_a_share_of_the_day_and_86_seconds_are_too_much(down: int, result: Result) -> None:
+    ticks = with_incident(quiet(24), "service-down", 3600, down) if down else quiet(24)
+    own = judge(ticks, metric="availability", at_least=0.999)
+    assert (own.result, own.actual.value) == (result, 1 - down / 86400)
+    assert "one weighs 0.0116 %" in own.actual.how
+
+
+def test_time_in_which_nobody_watched_leaves_availability_open() -> None:
+    own = judge(without(quiet(24), 3600, 7200), metric="availability", at_least=0.999)
+    assert own.result is UNPROVEN and "nobody watched for 1 h" in own.takes
+    assert own.actual.value == 1 and own.actual.lo == pytest.approx(23 / 24)
+
+
+def test_an_outage_that_a_gap_cannot_make_good_is_missed() -> None:
+    ticks = without(with_incident(quiet(24), "service-down", 3600, 600), 7200, 7300)
+    assert judge(ticks, metric="availability", at_least=0.999).result is MISSED
+
+
+def test_intervals_too_coarse_for_the_target_prove_no_availability() -> None:
+    own = judge(quiet(1), metric="availability", at_least=0.999)
+    assert own.result is UNPROVEN and "2 h 46 min" in own.takes  # one interval of 10 s is 0.1 % of 10,000 s
+
+
+def test_what_the_server_said_is_judged_by_its_worst_moment() -> None:
+    ticks = with_incident(quiet(1), "lock", 600, 60)
+    assert judge(ticks, metric="lock_wait_s", at_most=5).result is MISSED
+    assert judge(quiet(1), metric="lock_wait_s", at_most=5).result is MET
+    down = judge(with_incident(quiet(1), "service-down", 600, 60), metric="service_down_s", at_most=30)
+    assert (down.result, plain(down.said)) == (MISSED, "1 minute")
+
+
+def test_a_request_that_is_not_sent_is_unproven() -> None:
+    own = judge(quiet(1), metric="success_rate", item="cancel", at_least=0.98)
+    assert (own.result, own.takes) == (UNPROVEN, "the watch does not send cancel")
+
+
+def test_what_a_person_says_is_judged_and_named() -> None:
+    own = named(review(watched(quiet(1)), values={"User rating": Said(3.9, "Ops Lead")}), "User rating")
+    assert (own.result, plain(own.said), own.actual.how) == (MISSED, "3.9 stars", "said by Ops Lead")
+    unsaid = named(review(watched(quiet(1))), "User rating")
+    assert unsaid.result is UNPROVEN and "--value" in unsaid.takes
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Stars", "is no row of the table; expected one of: P50 latency, P95"), ("P95 latency", "is measured; expected")],
+)
+def test_what_a_person_says_of_no_row_or_of_a_measured_one_is_refused(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        review(watched(quiet(1)), values={name: Said(1, "Ops Lead")})
+
+
+def test_targets_of_another_configuration_can_be_held_against_the_same_record() -> None:
+    booking = config.load()
+    strict = booking.model_copy(
+        update={"review": config.Review(target=(Target(name="fast", metric="p50_ms", at_most=1),))}
+    )
+    found = review(watched(quiet(1)), settings=strict)
+    assert [(own.name, own.result) for own in found.rows] == [("fast", MISSED)]
+
+
+# The time
+
+
+def test_the_last_hours_are_cut_along_the_time_line_and_less_than_a_day_is_said() -> None:
+    found = review(watched(quiet(3)), last="90min")
+    assert (found.period.start, found.period.end) == (5400, 10800)
+    assert found.cautions == ("1 h 30 min are reviewed, less than 24 h: load of the rest of a day is not in it",)
+
+
+def test_from_one_time_to_another_by_the_clock() -> None:
+    found = cut(record(quiet(3)), since="2026-01-15T10:00", until="2026-01-15T12:00:00+01:00")
+    assert (found.start, found.end, clock(found.wall(3600))) == (3600, 7200, "2026-01-15 10:00")
+    assert clock(BEGAN) == "2026-01-15 09:00"
+
+
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ({"last": "soon"}, "last = 'soon'; expected a time like"),
+        ({"last": "0h"}, "last = '0h'; expected"),
+        ({"since": "noon"}, "since = 'noon'; expected a time like 2026-01-15T09:00"),
+        ({"since": "2027-01-01"}, "no interval .* expected some of what it has: 2026-01-15 09:00 to 2026-01-15 10:00"),
+        ({"last": "1h", "since": "2026-01-15"}, "expected one way"),
+    ],
+)
+def test_a_time_that_cannot_be_meant_is_one_line(when: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        cut(record(quiet(1)), **when)
+
+
+def test_a_watch_that_has_just_begun_has_nothing_to_review() -> None:
+    with pytest.raises(UsageError, match="none yet"):
+        review(record([]))
+
+
+# Properties
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_the_order_of_answers_within_an_interval_changes_nothing(seed: int) -> None:
+    ticks, random = quiet(0.5), Random(seed)
+
+    def shuffled(probe: Probe) -> Probe:
+        return replace(probe, ms=tuple(random.sample(probe.ms, len(probe.ms))))
+
+    mixed = [
+        replace(tick, probes={name: shuffled(tick.probes[name]) for name in random.sample(list(tick.probes), 3)})
+        for tick in ticks
+    ]
+    for one, other in zip(review(record(ticks)).rows, review(record(mixed)).rows, strict=True):
+        assert one.said == other.said and one.result is other.result
+        assert one.actual.lo == pytest.approx(other.actual.lo) and one.actual.hi == pytest.approx(other.actual.hi)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(0, 179)))
+def test_an_interval_written_as_two_gives_the_same_figures(places: set[int]) -> None:
+    ticks = quiet(0.5)
+    parts: list[Tick] = []
+    for n, tick in enumerate(ticks):
+        parts += _halves(tick) if n in places else [tick]
+    for metric in SAMPLED:
+        one, other = (judge(own, metric=metric, at_most=1e9).actual for own in (ticks, parts))
+        assert (one.n, one.how) == (other.n, other.how)
+        assert [one.value, one.lo, one.hi] == pytest.approx([other.value, other.lo, other.hi])
+
+
+def _halves(tick: Tick) -> list[Tick]:
+    middle = tick.t - tick.seconds / 2
+    early, late = {}, {}
+    for name, probe in tick.probes.items():
+        cut_at = len(probe.ms) // 2
+        early[name] = Probe({"ok": cut_at} if cut_at else {}, {}, probe.ms[:cut_at])
+        rest = {**probe.outcomes, "ok": len(probe.ms) - cut_at}
+        late[name] = Probe(rest, probe.statuses, probe.ms[cut_at:])
+    half = tick.seconds / 2
+    first = replace(tick, t=middle, at=tick.at - half, seconds=half, probes=early)
+    return [first, replace(tick, seconds=half, probes=late)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 179))
+def test_two_parts_of_a_record_together_are_the_whole(place: int) -> None:
+    ticks = with_incident(quiet(0.5), "errors", 300, 600, 0.05)
+    parts = [judge(own, metric="error_rate", at_most=1).actual for own in (ticks[:place], ticks[place:])]
+    whole = judge(ticks, metric="error_rate", at_most=1).actual
+    assert sum(part.n for part in parts) == whole.n
+    assert sum((part.value or 0) * part.n for part in parts) == pytest.approx((whole.value or 0) * whole.n)
+
+
+@given(st.floats(0, 1e6))
+def test_a_duration_in_words_has_at_most_two_units(seconds: float) -> None:
+    words = lasting(seconds).split()
+    assert words[1] in ("s", "min", "h") and len(words) in (2, 4)
+
+
+# What to do
+
+
+def line(metric: str | None, value: float | None, result: Result) -> Row:
+    target = Target.model_validate({"name": str(metric or "User rating"), "metric": metric, "at_most": 1})
+    return Row(target, Actual(value, 0, 0, 1, ""), result, "more" if result is UNPROVEN else "")
+
+
+def incident(level: str, rule: str, action: str, *, stands: bool = False) -> Incident:
+    ended = None if stands else 200.0
+    return Incident((Alert("a", rule, level, 100, 110, "", action, ended, ended),))
+
+
+WATCH = config.load().watch
+GOOD = line("p95_ms", 0.5, MET)
+DOWN = incident("P1", "service-down", "roll back")
+
+
+@pytest.mark.parametrize(
+    ("rows", "incidents", "headline", "result"),
+    [
+        ([GOOD], [], "Keep", MET),
+        ([GOOD], [incident("P2", "latency-600", "deploy the optimised handler")], "Keep", MET),
+        ([GOOD], [incident("P1", "service-down", "roll back", stands=True)], "Roll back", MISSED),
+        ([GOOD], [incident("P1", "latency-1000", "scale up", stands=True)], "Scale up", MISSED),
+        ([GOOD], [incident("P1", "mine", "", stands=True)], "Investigate", MISSED),
+        ([GOOD], [DOWN], "Investigate", MISSED),
+        ([line("error_rate", 0.02, MISSED)], [], "Investigate", MISSED),
+        ([line("availability", 0.99, MISSED)], [DOWN], "Investigate", MISSED),
+        ([line("success_rate", 0.9, MISSED)], [], "Investigate", MISSED),
+        ([line("p95_ms", 650, MISSED)], [], "Deploy the optimised handler", MISSED),
+        ([line("p95_ms", 550, MISSED)], [], "Plan optimisation", MISSED),
+        ([line("p95_ms", 1100, MISSED)], [], "Scale up", MISSED),
+        ([line("p50_ms", 350, MISSED)], [], "Plan optimisation", MISSED),
+        ([line("throughput", 20, MISSED)], [], "Investigate", MISSED),
+        ([line(None, 3.0, MISSED)], [], "Investigate", MISSED),
+        ([line("p95_ms", 650, MISSED), line("error_rate", 0.02, MISSED)], [], "Investigate", MISSED),
+        ([line("p95_ms", 650, MISSED)], [incident("P3", "r", "wait", stands=True)], "Wait", MISSED),
+        ([GOOD], [incident("P3", "long-transaction", "find out", stands=True)], "Find out", UNPROVEN),
+        ([GOOD, line("p99_ms", 1, UNPROVEN)], [], "Watch on: p99_ms unproven", UNPROVEN),
+        ([line(None, None, UNPROVEN)], [], "Ask for what is missing: User rating", UNPROVEN),
+        ([], [], "Say what it is held against", UNPROVEN),
+        ([line("p95_ms", 650, MISSED), line("p99_ms", 1, UNPROVEN)], [], "Deploy the optimised handler", MISSED),
+    ],
+)
+def test_what_to_do_follows_from_what_was_broken(
+    rows: list[Row], incidents: list[Incident], headline: str, result: Result
+) -> None:
+    found = recommend(rows, incidents, WATCH, Period(quiet(1)))
+    assert (found.headline, found.result) == (headline, result)
+    assert found.reasons
+
+
+def test_the_actions_of_every_broken_rule_are_named_the_most_urgent_first() -> None:
+    found = recommend([line("p95_ms", 650, MISSED)], [DOWN], WATCH, Period(quiet(1)))
+    assert found.actions == ("investigate", "deploy the optimised handler", "roll back")
+    assert found.reasons[0] == "P1 service-down lasted 1 min 40 s"
+
+
+def test_without_rules_a_miss_is_investigated() -> None:
+    assert recommend([line("p95_ms", 650, MISSED)], [], Watch(), Period(quiet(1))).actions == ("investigate",)
+
+
+def test_an_outage_of_95_seconds_misses_availability_is_a_P1_and_the_review_says_investigate() -> None:
+    found = review(watched(with_incident(quiet(24), "service-down", 36000, 95)), values=RATED)
+    assert named(found, "Availability").result is MISSED
+    assert [own.level for own in found.incidents] == ["P1"]
+    assert found.recommendation.headline == "Investigate" and "roll back" in found.recommendation.actions

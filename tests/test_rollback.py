@@ -1,0 +1,282 @@
+"""Rollbacks: what counts as before, and one that is rehearsed on a server of perfkit's own."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit import api, config
+from perfkit.analysis.results import Comparison
+from perfkit.bundle import Bundle
+from perfkit.config import Arm
+from perfkit.display.rollback import rollback as shown
+from perfkit.errors import BundleError, UsageError
+from perfkit.explain.plan import Plan, read_plan
+from perfkit.indexes.apply import Dropped
+from perfkit.indexes.examine import Found
+from perfkit.indexes.statements import IndexStatement, read_set
+from perfkit.release.rollback import (
+    Item,
+    Planned,
+    Rollback,
+    Word,
+    index_items,
+    latency_item,
+    plan_item,
+    size_items,
+)
+from perfkit.report.rollback import RolledBack
+from perfkit.stats import Ratio, Verdict
+
+SET = "CREATE INDEX orders_customer ON orders (customer);\nCREATE INDEX others_total ON others (total);\n"
+TABLES = """
+CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, total int NOT NULL);
+INSERT INTO orders SELECT n, n % 200, n % 97 FROM generate_series(1, 20000) n;
+CREATE TABLE others (id int PRIMARY KEY, total int NOT NULL);
+INSERT INTO others SELECT n, n % 97 FROM generate_series(1, 5000) n;
+ANALYZE;
+"""
+QUERY = "SELECT count(*) FROM orders WHERE customer = 7"
+
+
+# What counts as before
+
+
+def scan(**node: Any) -> Plan:
+    return read_plan([{"Plan": {"Node Type": "Seq Scan", "Relation Name": "orders", "Total Cost": 9.0, **node}}])
+
+
+BY_INDEX = {"Node Type": "Index Scan", "Index Name": "orders_customer", "Index Cond": "(customer = 7)"}
+
+
+def test_a_plan_is_as_before_whatever_its_constants_and_costs() -> None:
+    before, after = scan(Filter="(customer = 7)"), scan(Filter="(customer = 8)", **{"Total Cost": 12.0})
+    item = plan_item(Planned("mine", after, before=before), {"orders_customer"})
+    assert (item.word, item.text) == (Word.SAME, "mine: the same plan as before.")
+
+
+def test_a_plan_that_still_names_an_index_of_the_set_is_not_as_before() -> None:
+    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan(**BY_INDEX)), {"orders_customer"})
+    assert (item.word, item.text) == (Word.DIFFERENT, "mine: the plan still uses orders_customer.")
+
+
+def test_a_plan_that_differs_for_another_reason_says_that_the_set_is_not_in_it() -> None:
+    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan()), {"another"})
+    assert item.word is Word.DIFFERENT
+    assert item.text.startswith("mine: Seq Scan on orders -> Index Scan using orders_customer; ")
+    assert item.text.endswith("; no index of the set is in it: statistics, data or settings are others.")
+
+
+def test_plans_that_could_not_be_made_alike_settle_nothing() -> None:
+    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan(), unlike="planned for any values"), {"another"})
+    assert item.word is Word.OPEN and item.text.endswith("; planned for any values, so that may be why.")
+
+
+def test_without_a_plan_from_before_only_the_set_must_not_be_in_it() -> None:
+    item = plan_item(Planned("mine", scan(), with_set=scan(**BY_INDEX)), {"orders_customer"})
+    assert item.word is Word.SAME
+    assert item.text.startswith("mine: Index Scan using orders_customer on orders -> Seq Scan; ")
+    assert item.text.endswith("; no index of the set is in the plan; what it was before them is not known.")
+
+
+def compared(verdict: Verdict, lo: float, hi: float, metric: str = "p50", needed: int | None = 40) -> Item:
+    found = Ratio(1.02, lo, hi, 0.5, 6, 0.1)
+    comparison = Comparison("before", "rolled-back", "ten", "book", metric, found, 1.0, 1.0, 0.05, verdict, needed)
+    return latency_item(comparison, 6)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "lo", "hi", "word", "said"),
+    [
+        (Verdict.EQUIVALENT, 0.98, 1.04, Word.SAME, "[0.980, 1.04]: equivalent within 5.00 %."),
+        (Verdict.FASTER, 0.8, 0.9, Word.SAME, "faster, and so not slower."),
+        (Verdict.SLOWER, 1.1, 1.3, Word.DIFFERENT, "[1.10, 1.30]: slower."),
+        (Verdict.INVALID, 0.9, 1.1, Word.OPEN, "the rounds are too few or unhealthy to be compared."),
+        (
+            Verdict.INCONCLUSIVE,
+            0.9,
+            1.12,
+            Word.SAME,
+            "not slower by more than 12.0 %; about 40 blocks in place of 6 would tell whether it is equivalent.",
+        ),
+        (Verdict.INCONCLUSIVE, 0.7, 1.5, Word.OPEN, "inconclusive, slower by 50.0 % is possible; about 40 blocks in"),
+    ],
+)
+def test_a_latency_is_as_before_where_its_interval_excludes_a_slowdown(
+    verdict: Verdict, lo: float, hi: float, word: Word, said: str
+) -> None:
+    item = compared(verdict, lo, hi)
+    assert item.word is word and said in item.text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_tail_that_says_nothing_is_shown_and_decides_nothing() -> None:
+    assert compared(Verdict.INCONCLUSIVE, 0.7, 1.5, "p95").word is None
+    assert "more than 1,000 blocks in place of 6" in compared(Verdict.INCONCLUSIVE, 0.7, 1.5, needed=None).text
+
+
+def test_a_comparison_without_rounds_is_not_settled() -> None:
+    found = Comparison("before", "rolled-back", "ten", "book", "p50", None, 1.0, 1.0, 0.05, Verdict.INVALID, None)
+    assert latency_item(found, 6).word is Word.OPEN
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.floats(0.01, 0.5))
+def test_sizes_are_as_before_within_the_margin_or_a_page(before: int, after: int, margin: float) -> None:
+    [item] = size_items({"t": {"bytes": before}}, {"t": {"bytes": after}}, margin)
+    near = abs(after - before) <= max(margin * before, 8192)
+    assert item.word is (Word.SAME if near else Word.DIFFERENT)
+
+
+def test_a_table_that_is_gone_is_not_as_before() -> None:
+    [item] = size_items({"t": {"bytes": 10**6, "index_bytes": 0}}, {}, 0.05)
+    assert (item.word, item.text) == (Word.DIFFERENT, "t: the table 0 B, before 977 kB; its indexes 0 B as before.")
+
+
+def statement(folder: Path, text: str = "CREATE INDEX a ON t (b)") -> IndexStatement:
+    path = folder / "one.sql"
+    path.write_text(text)
+    return read_set(path).indexes[0]
+
+
+def test_every_index_that_is_left_is_named_with_why(tmp_path: Path) -> None:
+    found = Found(statement(tmp_path), "missing")
+    states = [
+        found,
+        replace(found, state="other", undroppable="a is there already as b; expected c"),
+        replace(found, state="invalid"),
+        replace(found, state="impossible", undroppable="cannot be judged: no right"),
+    ]
+    items = list(index_items(states, [Dropped("a", "dropped", bytes=8192)]))
+    assert [(item.word, item.text) for item in items] == [
+        (Word.SAME, "a: dropped, 8.00 kB."),
+        (Word.DIFFERENT, "a is left: a is there already as b; expected c."),
+        (Word.DIFFERENT, "a is left and invalid."),
+        (Word.OPEN, "a: cannot be judged: no right."),
+    ]
+
+
+items = st.lists(st.builds(Item, st.just("plans"), st.text(), st.sampled_from([*Word, None]), st.text()), max_size=6)
+
+
+@given(items)
+def test_one_thing_that_is_not_as_before_outranks_what_is_not_settled_and_that_the_rest(found: list[Item]) -> None:
+    result = Rollback("here", ("a",), tuple(found))
+    words = {item.word for item in found}
+    expected = Word.DIFFERENT if Word.DIFFERENT in words else Word.OPEN if Word.OPEN in words else Word.SAME
+    assert result.word is expected
+    assert Rollback.of(json.loads(json.dumps(result.as_dict()))) == result
+
+
+def test_what_a_server_says_is_inert_in_the_page_and_in_the_terminal() -> None:
+    evil = "\x1b[2J<script>alert(1)</script>"
+    block = shown(Rollback(evil, (evil,), (Item("indexes", evil, Word.DIFFERENT, evil),), (evil,)))
+    assert "<script" not in block.html and "\x1b" not in block.html
+    assert "\x1b" not in repr(block) and "not as before" in repr(block)
+
+
+# The arm
+
+
+def test_an_arm_that_is_rolled_back_needs_indexes_and_a_server_that_perfkit_starts() -> None:
+    booking = config.load()
+    bad = Arm(name="gone", role="after", rolled_back=True)
+    with pytest.raises(ValueError, match="arm 'gone': rolled_back; expected indexes, on a server that perfkit starts"):
+        config.Config.model_validate({**booking.model_dump(), "arm": [*booking.arm, bad]})
+
+
+# Rehearsed
+
+
+@pytest.fixture
+def home(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PERFKIT_HOME", str(server_home))
+    return server_home
+
+
+def shop(folder: Path, meanwhile: str = "SELECT 1") -> Path:
+    """A configuration of two tables; `meanwhile` is done in every arm, in one while the indexes are there."""
+    (folder / "tables.sql").write_text(TABLES)
+    (folder / "set.sql").write_text(SET)
+    (folder / "query.sql").write_text(QUERY)
+    (folder / "meanwhile.sql").write_text(meanwhile)
+    path = folder / "perfkit.toml"
+    path.write_text(
+        'title = "Shop"\n[database]\nprepare = ["tables.sql"]\n[[query]]\nname = "mine"\nfile = "query.sql"\n'
+        '[[scenario]]\nname = "alone"\nlabel = "one connection"\nsend = ["mine"]\nrequests = 20\nwarm = 1\n'
+        '[[arm]]\nname = "before"\nrole = "before"\nprepare = ["meanwhile.sql"]\n'
+        '[[arm]]\nname = "after"\nrole = "after"\nprepare = ["meanwhile.sql"]\nindexes = "set.sql"\n'
+    )
+    return path
+
+
+def texts(found: Rollback, group: str) -> dict[str, Item]:
+    return {item.name: item for item in found.items if item.group == group}
+
+
+def test_a_rehearsal_proves_it_by_catalogue_plans_sizes_and_rounds(home: Path, tmp_path: Path) -> None:
+    done = api.rollback(config=shop(tmp_path), reports=tmp_path / "reports")
+    found = done.found
+    assert found.indexes == ("orders_customer", "others_total")
+    for group in ("indexes", "plans", "sizes"):
+        assert {item.word for item in texts(found, group).values()} == {Word.SAME}, texts(found, group)
+    assert [item.text for item in texts(found, "plans").values()] == ["mine: the same plan as before."]
+    assert "alone: mine, p50" in texts(found, "latency")
+    assert any("5 % of the rows changed in total of orders, customer of orders" in line for line in found.unseen)
+    run = Bundle.open(done.folder).run
+    assert run["rollback"]["word"] == str(found.word) and run["arms"]["rolled-back"]["indexes"] == []
+    assert run["command"].startswith("perfkit rollback --config ")
+    assert run["arms"]["before"]["table_bytes"] == run["arms"]["rolled-back"]["table_bytes"]
+    page = done.render().read_text()
+    assert "Rolled back: is it as before?" in page and "<script" not in page
+    assert f"<title>{found.word}: Rollback of set: Shop</title>" in page
+
+
+REPLACED = """
+DO $$ BEGIN
+    IF to_regclass('orders_customer') IS NOT NULL THEN
+        DROP INDEX others_total;
+        CREATE INDEX others_total ON others (total DESC);
+        UPDATE others SET total = total + 1;
+    END IF;
+END $$
+"""
+
+
+def test_a_rehearsal_finds_an_index_that_somebody_defined_otherwise_and_a_table_that_grew(
+    home: Path, tmp_path: Path
+) -> None:
+    found = api.rollback(config=shop(tmp_path, REPLACED), reports=tmp_path / "reports").found
+    assert found.word is Word.DIFFERENT
+    left = texts(found, "indexes")["others_total"]
+    assert left.word is Word.DIFFERENT
+    assert left.text.startswith("others_total is left: others_total is there already as CREATE INDEX others_total ON ")
+    assert texts(found, "indexes")["orders_customer"].word is Word.SAME
+    assert texts(found, "sizes")["others"].word is Word.DIFFERENT
+    assert texts(found, "sizes")["orders"].word is Word.SAME
+
+
+@pytest.mark.slow
+def test_the_booking_systems_seven_indexes_leave_nothing_behind(home: Path, tmp_path: Path) -> None:
+    found = api.rollback(scale="seed", reports=tmp_path).found
+    assert len(texts(found, "indexes")) == 7 and len(texts(found, "plans")) == 4 and len(texts(found, "sizes")) == 3
+    assert {item.word for item in found.items if item.group != "latency"} == {Word.SAME}
+    assert len(texts(found, "latency")) >= 9
+
+
+def test_what_cannot_be_rehearsed_is_said_and_leaves_no_folder(home: Path, tmp_path: Path) -> None:
+    path = shop(tmp_path)
+    path.write_text(path.read_text().replace('indexes = "set.sql"\n', 'settings = { work_mem = "1MB" }\n'))
+    with pytest.raises(UsageError, match="no arm with 'indexes'"):
+        api.rollback(config=path, reports=tmp_path / "reports")
+    assert list((tmp_path / "reports").iterdir()) == []
+
+
+def test_a_folder_without_a_rollback_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"rollback\.json: cannot be read; expected the folder of a rollback"):
+        RolledBack(tmp_path)
+    (tmp_path / "rollback.json").write_text('{"items": [{}]}')
+    with pytest.raises(BundleError, match="damaged"):
+        RolledBack(tmp_path)

@@ -1,0 +1,232 @@
+"""The loop of a watch under a clock of the test: intervals, late ones, clocks that are set, ends and new starts."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import watching
+
+from perfkit.config import Watch
+from perfkit.errors import TargetRefused
+from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.loop import Clock, Loop, Notes
+from perfkit.monitor.model import Event, Probe, Tick
+from perfkit.monitor.server import Reading
+from perfkit.monitor.store import Store, read
+
+SETTINGS = Watch.model_validate({"every_s": 10, "window_s": 60})
+OK_ = Probe({"ok": 20}, {"200": 20}, (5.0,) * 20)
+
+
+@dataclass
+class Time:
+    """A clock that goes on only while somebody waits for it, and can be put forward on the way."""
+
+    now: float = 100.0
+    wall_at_0: float = watching.BEGAN
+    late: dict[float, float] = field(default_factory=dict)  # by the instant waited for, by how much it is missed
+    stop_at: float = float("inf")
+
+    def wait(self, stop: threading.Event, seconds: float) -> None:
+        until = self.now + seconds
+        self.now = until + self.late.pop(round(until, 3), 0.0)
+        if self.now >= self.stop_at:
+            self.now = self.stop_at
+            stop.set()
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, lambda: self.wall_at_0 + self.now, self.wait)
+
+
+class Probes:
+    """Probes without a service."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def cut(self) -> Mapping[str, Probe]:
+        return {"book": OK_}
+
+    def require_alive(self) -> None:
+        if self.error:
+            raise self.error
+
+
+class Figures:
+    """A server without PostgreSQL; `silent` while it does not answer."""
+
+    def __init__(self) -> None:
+        self.silent, self.asked = False, 0
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def answer(self, wait_s: float = 0.0) -> Reading | None:
+        return None if self.silent else Reading({"connections": 3.0}, {"by_org": self.asked})
+
+
+class Watched:
+    """A loop on a folder with all that belongs to it."""
+
+    def __init__(self, folder: Path, time: Time) -> None:
+        self.folder, self.time, self.notes = folder, time, Notes()
+        self.probes, self.server = Probes(), Figures()
+        about = watching.about(every_s=10.0)
+        self.store = Store.open(folder, about)
+        record = read(folder) if self.store.last else None
+        alerts = Alerts(SETTINGS, self.store.about, record)
+        self.loop = Loop(SETTINGS, self.store, alerts, self.probes, self.server, self.notes, time.clock())
+        self.events: list[Event] = []
+        self.loop.on_event.append(self.events.append)
+
+    def run(self, seconds: float) -> list[Tick]:
+        try:
+            self.whole = self.loop.run(seconds)
+        finally:
+            self.store.close()
+        return list(read(self.folder).ticks)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def watched(tmp_path: Path, time: Time) -> Iterator[Watched]:
+    yield Watched(tmp_path / "watch", time)
+
+
+def test_every_interval_is_on_disk_with_its_probes_and_the_servers_figures(watched: Watched) -> None:
+    ticks = watched.run(60)
+    assert watched.whole
+    assert [(tick.n, tick.t, tick.seconds) for tick in ticks] == [(n, 10.0 * (n + 1), 10.0) for n in range(6)]
+    assert ticks[0].at == watching.BEGAN + 110
+    assert ticks[2].probes == {"book": OK_}
+    assert (ticks[2].server, ticks[2].scans) == ({"connections": 3.0}, {"by_org": 3})
+
+
+def test_the_last_interval_is_as_long_as_there_is_time(watched: Watched) -> None:
+    assert [tick.seconds for tick in watched.run(25)] == [10, 10, 5]
+
+
+def test_a_late_interval_has_its_real_length_and_the_next_ends_where_it_would_have(watched: Watched) -> None:
+    watched.time.late = {120.0: 3.0}
+    assert [tick.t for tick in watched.run(40)] == [10, 23, 30, 40]
+
+
+def test_a_machine_that_slept_makes_one_long_interval(watched: Watched) -> None:
+    watched.time.late = {120.0: 3600.0}
+    assert [tick.seconds for tick in watched.run(3650)][:3] == [10, 3610, 10]
+    assert watched.events == []  # both clocks went on
+
+
+@pytest.mark.parametrize(("by", "words"), [(7200.0, "forward by 7200.0 s"), (-30.0, "back by 30.0 s")])
+def test_a_clock_that_is_set_is_noted_once_and_the_time_line_goes_on(watched: Watched, by: float, words: str) -> None:
+    def setting(recent: object, standing: object) -> None:
+        if round(watched.time.now) == 120:
+            watched.time.wall_at_0 += by
+
+    watched.loop.on_tick.append(setting)
+    ticks = watched.run(60)
+    assert [tick.t for tick in ticks] == [10, 20, 30, 40, 50, 60]
+    assert ticks[2].at - ticks[1].at == 10 + by
+    assert [(event.what, event.t, event.text) for event in watched.events] == [
+        ("note", 30.0, f"the machine's clock was set {words}")
+    ]
+    assert list(read(watched.folder).events) == watched.events
+
+
+def test_a_clock_that_drifts_is_no_news(watched: Watched) -> None:
+    watched.loop.on_tick.append(lambda *_: setattr(watched.time, "wall_at_0", watched.time.wall_at_0 + 0.05))
+    watched.run(60)
+    assert watched.events == []
+
+
+def test_a_server_that_does_not_answer_is_none_and_one_that_is_not_watched_is_empty(watched: Watched) -> None:
+    watched.server.silent = True
+    assert [tick.server for tick in watched.run(20)] == [None, None]
+
+
+def test_a_stop_writes_what_there_is_of_the_interval(watched: Watched) -> None:
+    watched.time.stop_at = 124.0
+    assert [tick.t for tick in watched.run(60)] == [10, 20, 24]
+    assert not watched.whole
+
+
+def test_at_the_stop_a_server_without_time_to_answer_is_not_taken_for_one_that_is_down(watched: Watched) -> None:
+    watched.time.stop_at = 124.0
+    watched.loop.on_tick.append(lambda recent, _: setattr(watched.server, "silent", len(recent) == 2))
+    assert [tick.server for tick in watched.run(60)][-1] == {}
+
+
+def test_the_end_of_the_probes_ends_the_watch_after_that_interval(watched: Watched) -> None:
+    watched.loop.on_tick.append(lambda *_: setattr(watched.probes, "error", TargetRefused("not allowed")))
+    with pytest.raises(TargetRefused):
+        watched.run(60)
+    assert len(read(watched.folder).ticks) == 1
+
+
+def test_begun_again_it_goes_on_with_the_next_interval_and_time_has_passed_meanwhile(
+    watched: Watched, time: Time
+) -> None:
+    watched.run(30)
+    time.now += 300.0
+    again = Watched(watched.folder, time)
+    assert [(tick.n, tick.t) for tick in again.run(20)][3:] == [(3, 340.0), (4, 350.0)]
+    assert again.store.about.id == watched.store.about.id
+
+
+def test_listeners_get_the_last_window_and_notes_come_once_of_each_kind(watched: Watched) -> None:
+    lengths: list[int] = []
+    watched.loop.on_tick.append(lambda recent, _: lengths.append(len(recent)))
+    for _ in range(3):
+        watched.notes("notify-failed", "notify: failed")
+    watched.run(100)
+    assert lengths == [1, 2, 3, 4, 5, 6, 6, 6, 6, 6]
+    assert [(event.what, event.text) for event in watched.events] == [("note", "notify: failed")]
+
+
+DAY = """
+import resource, sys, threading
+from pathlib import Path
+import watching
+from perfkit import config
+from perfkit.monitor import watch
+from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.figures import figures
+from perfkit.monitor.loop import Loop, Notes
+from perfkit.monitor.store import Store
+from test_watch_loop import Figures, Probes, Time
+
+settings, time = config.load().watch, Time()
+hour = watching.quiet(1.0)
+
+class Day(Probes):
+    n = 0
+    def cut(self):
+        self.n += 1
+        return hour[self.n % len(hour)].probes
+
+store = Store.open(Path(sys.argv[1]), watching.about())
+loop = Loop(settings, store, Alerts(settings, store.about), Day(), Figures(), Notes(), time.clock())
+loop.on_tick.append(lambda recent, _: figures(recent, store.about.kinds, None))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loop.run(86400)
+store.close()
+print(before / 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, store.last.n + 1)
+"""
+
+
+@pytest.mark.slow
+def test_after_a_day_a_watcher_has_used_less_than_150_mb(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", DAY, str(tmp_path / "day")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=280)
+    assert done.returncode == 0, done.stderr
+    _, after, ticks = map(float, done.stdout.split())
+    assert ticks == 8640
+    assert after < 150
