@@ -326,7 +326,12 @@ def rollback(
             given, run = (Path(name) if name else None for name in (parameters, against))
             found = live.ready(live.Asked(db, Path(indexes), _texts(query), given, run, rounds, tls), permission, say)
             folder = new_folder(reports, "rollback")
-            found.take_back(folder, say)
+            try:
+                found.take_back(folder, say)
+            except BaseException:
+                if not any(folder.iterdir()):  # nothing was measured
+                    folder.rmdir()
+                raise
             return RolledBack(folder)
         from perfkit.release import rehearsal
         from perfkit.selection import Options
@@ -336,7 +341,7 @@ def rollback(
         folder = new_folder(reports, f"rollback-{profile}")
         try:
             rehearsal.rehearse(rehearsal.Asked(settings, options, indexes), folder, permission, say)
-        except PerfkitError:
+        except BaseException:
             if not (folder / "run.json").exists():  # nothing was measured
                 shutil.rmtree(folder)
             raise
@@ -361,9 +366,9 @@ def watch(
 ) -> Ended:
     """Watch a live service and its database for so long (`90s`, `24h`), into a new folder, or on in the one given.
 
-    What runs already, as the configuration says, needs not answer yet; what perfkit starts it starts, on data of a
-    `scale`. Empty values and 0 mean the configuration's own. With `metrics` Prometheus may ask at that port of this
-    machine, 0 for a free one. Raises PerfkitError as `run` does.
+    A service and a database of yours, as the configuration names them, need not answer yet; otherwise perfkit starts
+    both, on data of a `scale`. Empty values and 0 mean the configuration's own. With `metrics` Prometheus may ask at
+    that port of this machine, 0 for a free one. Raises PerfkitError as `run` does.
     """
     import shlex
 
@@ -377,8 +382,9 @@ def watch(
         raise UsageError(f"notify = {notify!r}: {error}; expected a command and its arguments") from None
     changed = watching.settled(settings.watch, _lasting("every", every) if every else 0.0, rate, command)
     permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
+    seconds = _lasting("for", lasts)
     where = Path(folder) if folder else new_folder(reports, "watch")
-    options = watching.Options(where, _lasting("for", lasts), arm, scale, metrics)
+    options = watching.Options(where, seconds, arm, scale, metrics)
     try:
         with progress() as say:
             shown = (lambda _: None) if quiet else say

@@ -70,7 +70,8 @@ def measure(
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
         raise Interrupted(f"stopped; what was measured so far is in {folder}") from None
     except PerfkitError as error:
-        bundle.update(status="failed", finished=_now(), message=homeless(str(error)))
+        said = {"message": homeless(str(error)), "error": type(error).__name__}
+        bundle.update(status="failed", finished=_now(), **said)
         raise
     except BaseException as error:
         bundle.update(status="failed", finished=_now(), message=homeless(f"{type(error).__name__}: {error}"))

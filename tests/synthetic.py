@@ -35,7 +35,9 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
             "arms": [a.name for a in booking.arm],
             "scenarios": [s.name for s in booking.scenario],
         },
-        "config": booking.model_dump(mode="json", include={"thresholds", "limits", "margin", "request", "query"}),
+        "config": booking.model_dump(
+            mode="json", include={"thresholds", "limits", "margin", "request", "query", "claim"}
+        ),
         "roles": {a.name: a.role for a in booking.arm},
         "scenarios": [s.model_dump(mode="json") for s in booking.scenario],
         "queries": queries,

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from perfkit import config
 from perfkit.analysis import analyse
 from perfkit.bundle import Bundle
 from perfkit.config import Claim
@@ -29,7 +28,9 @@ Numbers = st.floats(-1e6, 1e6)
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A made-up run: before 18 ms and more, after-index a sixth of that, two indexes of 15 MB on 61 MB."""
-    return Run(make_run(tmp_path_factory.mktemp("claims") / "run"))
+    bundle = make_run(tmp_path_factory.mktemp("claims") / "run")
+    bundle.update(config={key: own for key, own in bundle.run["config"].items() if key != "claim"})
+    return Run(bundle)
 
 
 def held_against(run: Run, **claim: Any) -> Judged:
@@ -194,10 +195,7 @@ def test_numbers_of_a_client_that_was_too_slow_are_held_against_nothing(made: Ru
 @pytest.fixture(scope="module")
 def booking(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same with the claims of the booking system's configuration."""
-    bundle = make_run(tmp_path_factory.mktemp("booking") / "run")
-    said = config.load().model_dump(mode="json", include={"claim"})
-    bundle.update(config={**bundle.run["config"], **said})
-    return Run(bundle)
+    return Run(make_run(tmp_path_factory.mktemp("booking") / "run"))
 
 
 class TestOfTheBookingSystem:

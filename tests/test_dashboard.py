@@ -71,6 +71,11 @@ def eventful() -> Record:
 
 
 @pytest.fixture(scope="module")
+def eventful_page(eventful: Record) -> str:
+    return page(eventful)
+
+
+@pytest.fixture(scope="module")
 def day() -> Record:
     ticks = watching.with_incident(watching.quiet(24), "errors", 0.4 * DAY, 1200, 0.08)
     ticks = watching.with_incident(ticks, "service-down", 0.6 * DAY, 60)
@@ -78,7 +83,12 @@ def day() -> Record:
 
 
 @pytest.fixture(scope="module")
-def hostile() -> Record:
+def day_page(day: Record) -> str:
+    return page(day)
+
+
+@pytest.fixture(scope="module")
+def hostile_page() -> str:
     about = replace(watching.about(title=HOSTILE), target=HOSTILE, kinds={HOSTILE: "request"})
     ticks = [
         replace(
@@ -92,7 +102,7 @@ def hostile() -> Record:
         Event("cleared", HOSTILE, 100, at, HOSTILE, HOSTILE, HOSTILE),
         Event("note", "n", 100, at, HOSTILE),
     ]
-    return Record(about, ticks, bad, damaged=1)
+    return page(Record(about, ticks, bad, damaged=1))
 
 
 def test_a_quiet_watch_says_so_and_for_how_long(quiet: Record) -> None:
@@ -101,22 +111,22 @@ def test_a_quiet_watch_says_so_and_for_how_long(quiet: Record) -> None:
     assert "4 s after the last interval ended" in said and "written anew about every 30 s" in said
 
 
-def test_what_stands_comes_first_with_its_numbers_and_what_to_do(eventful: Record) -> None:
-    said = plain(page(eventful))
+def test_what_stands_comes_first_with_its_numbers_and_what_to_do(eventful_page: str) -> None:
+    said = plain(eventful_page)
     headline = said[said.index("P1 ") :]
     assert "P1 service-down" in headline[:200] and "roll back" in headline[:400]
     assert re.search(r"P1 service-down, for 2 min, now 2 min", said)
 
 
-def test_an_alert_of_the_gravest_level_is_the_word(eventful: Record) -> None:
-    assert re.search(r"<h1><span>P1 [a-z0-9-]+</span></h1>", page(eventful))
+def test_an_alert_of_the_gravest_level_is_the_word(eventful_page: str) -> None:
+    assert re.search(r"<h1><span>P1 [a-z0-9-]+</span></h1>", eventful_page)
 
 
 def test_a_watch_that_is_late_or_gone_is_not_all_quiet(quiet: Record) -> None:
     late = plain(page(quiet, 400))
-    assert "NOT WATCHING" in late and "has not written for 40 intervals, since 10:00:00" in late
+    assert "NOT WATCHING" in late and "has not written for 40 intervals, since 2026-01-15 10:00:00 UTC" in late
     ended = page(quiet, 4000, running=False)
-    assert "ENDED The watch has ended: its last interval was at 10:00:00" in plain(ended)
+    assert "ENDED The watch has ended: its last interval was at 2026-01-15 10:00:00 UTC" in plain(ended)
     assert "ALL QUIET" not in late + ended
 
 
@@ -128,9 +138,8 @@ def test_it_loads_itself_again_only_while_the_watch_goes_on(quiet: Record) -> No
     assert '<meta http-equiv="refresh" content="120">' in page(slow)
 
 
-def test_the_five_panels_show_limits_alerts_downtime_and_gaps(eventful: Record) -> None:
-    text = page(eventful)
-    found = panels(text)
+def test_the_five_panels_show_limits_alerts_downtime_and_gaps(eventful_page: str) -> None:
+    found = panels(eventful_page)
     assert list(found) == [
         "P50 latency, ms",
         "P95 latency, ms",
@@ -141,29 +150,41 @@ def test_the_five_panels_show_limits_alerts_downtime_and_gaps(eventful: Record) 
     p95 = found["P95 latency, ms"]
     assert all(f">{word}<" in p95 for word in ("P2", "P1", "P2 600", "P3 500", "down", "unwatched"))
     assert ">P3 0.100<" in found["Error rate, %"] and re.search(r">P2 2\.\d+<", found["Throughput, per second"])
-    assert "gap nobody watched for 5 min" in plain(text)
+    assert "gap nobody watched for 5 min" in plain(eventful_page)
 
 
-def test_every_picture_has_its_own_words(day: Record) -> None:
-    text = page(day)
-    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', text, re.DOTALL)
+def test_every_picture_has_its_own_words(day_page: str) -> None:
+    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', day_page, re.DOTALL)
     assert len(charts) == 10
     assert all(
         'role="img"' in own and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", own) for own in charts
     )
-    ids = re.findall(r'\sid="([^"]+)"', text)
+    ids = re.findall(r'\sid="([^"]+)"', day_page)
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_of_a_day_is_small(day: Record) -> None:
-    text = page(day)
+def test_the_page_of_a_day_is_small(day_page: str) -> None:
+    assert len(day_page.encode()) < 1_000_000
+    said = plain(day_page)
+    assert "Last 1 h" in said and "Last 24 h" in said
+    assert re.search(r"Availability 100 % 100 % 99\.9\d+ %", said)
+
+
+def test_the_page_of_a_day_without_a_quiet_minute_is_small_too(day: Record) -> None:
+    broken = Probe({"timeout": 20})
+    ticks = [replace(tick, probes={"book": broken}) if tick.n % 2 else tick for tick in day.ticks]
+    told = [
+        Event(what, f"e{n}", 20.0 * n + later, watching.BEGAN, "x", "lock-held", "P2", since=20.0 * n)
+        for n in range(4000)
+        for what, later in (("raised", 0), ("cleared", 10))
+    ]
+    text = page(replace(day, ticks=ticks, events=told))
     assert len(text.encode()) < 1_000_000
-    assert "Last 1 h" in plain(text) and "Last 24 h" in plain(text)
-    assert re.search(r"Availability 100 % 100 % 99\.9\d+ %", plain(text))
+    assert "3,961 earlier ones are in events.jsonl" in plain(text)  # and the gap
 
 
-def test_alerts_are_listed_from_since_to_until(eventful: Record) -> None:
-    said = plain(page(eventful))
+def test_alerts_are_listed_from_since_to_until(eventful_page: str) -> None:
+    said = plain(eventful_page)
     rows = said[said.index("level what since until") :]
     assert re.search(r"P1 service-down .*?2026-01-15 10:58:00 stands", rows)
     assert re.search(r"P2 latency-600 p95 [^:]+.*?2026-01-15 10:\d\d:\d\d 2026-01-15 10:\d\d:\d\d", rows)
@@ -193,9 +214,18 @@ def test_a_watch_without_an_interval_or_with_one_has_a_page(quiet: Record) -> No
     assert "ALL QUIET" in plain(page(replace(quiet, ticks=[empty], events=[])))
 
 
-@pytest.mark.parametrize("which", ["hostile", "day"])
+def test_a_watch_of_queries_alone_shows_those(quiet: Record) -> None:
+    about = replace(quiet.about, kinds={"conflict_check": "query"})
+    ticks = [replace(tick, probes={"conflict_check": tick.probes["conflict_check"]}) for tick in quiet.ticks]
+    said = plain(page(Record(about, ticks, [])))
+    assert "Of conflict_check, from when each was due" in said and re.search(
+        r"P50 latency, ms 1\d\.\d ms, last 5 min", said
+    )
+
+
+@pytest.mark.parametrize("which", ["hostile_page", "day_page"])
 def test_nothing_becomes_markup(which: str, request: pytest.FixtureRequest) -> None:
-    text = page(request.getfixturevalue(which))
+    text: str = request.getfixturevalue(which)
     assert not re.search(r"<(script|img|iframe|object|embed|link|form|base)\b", text)
     assert not set("\x1b\u202e") & set(text)
     addresses = re.findall(r'(?:src|href|action)="([^"]*)"', text)
@@ -204,8 +234,8 @@ def test_nothing_becomes_markup(which: str, request: pytest.FixtureRequest) -> N
     assert text.index(policy) < text.index("<title>") < text.index("<style>")
 
 
-def test_the_same_record_at_the_same_time_gives_the_same_bytes(eventful: Record) -> None:
-    assert page(eventful) == page(eventful)
+def test_the_same_record_at_the_same_time_gives_the_same_bytes(eventful: Record, eventful_page: str) -> None:
+    assert page(eventful) == eventful_page
 
 
 # What the lines are made of.
@@ -299,7 +329,7 @@ def test_the_command_writes_the_page_and_says_nothing(tmp_path: Path, quiet: Rec
     Store.open(folder, now.about).close()  # nothing holds it
 
 
-@pytest.mark.parametrize("make", ["nothing", "empty", "run", "settings"])
+@pytest.mark.parametrize("make", ["nothing", "empty", "run", "settings", "clock"])
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> None:
     folder = tmp_path / "f"
     if make != "nothing":
@@ -310,6 +340,9 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> No
         about = replace(watching.about(), settings={"watch": {"every_s": HOSTILE}})
         (folder / "watch.json").write_text(json.dumps(asdict(about)))
         (folder / "ticks.jsonl").write_text(watching.quiet(0.01)[0].line() + "\n")
+    if make == "clock":
+        (folder / "watch.json").write_text(json.dumps(asdict(watching.about())))
+        (folder / "ticks.jsonl").write_text(replace(watching.quiet(0.01)[0], at=1e300).line() + "\n")
     done = command(folder)
     assert done.returncode == 1 and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and "expected" in done.stderr and "Traceback" not in done.stderr
@@ -327,12 +360,12 @@ def test_without_a_folder_it_says_how_it_is_called() -> None:
 
 @needs_browser
 @pytest.mark.system
-@pytest.mark.parametrize("which", ["eventful", "hostile"])
+@pytest.mark.parametrize("which", ["eventful_page", "hostile_page"])
 def test_a_browser_requests_nothing_and_complains_about_nothing(
     which: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     path = tmp_path / "watch.html"
-    path.write_text(page(request.getfixturevalue(which)))
+    path.write_text(request.getfixturevalue(which))
     with browser(tmp_path / "p") as tab:
         tab.open(path.as_uri())
         tab.evaluate("document.querySelectorAll('td, th, li, figure').forEach(e => e.click())")
@@ -350,9 +383,9 @@ def test_a_browser_requests_nothing_and_complains_about_nothing(
 @needs_browser
 @pytest.mark.system
 @pytest.mark.parametrize(("width", "dark"), [(1300, False), (1300, True), (390, False), (390, True)])
-def test_it_fits_its_medium(eventful: Record, tmp_path: Path, width: int, dark: bool) -> None:
+def test_it_fits_its_medium(eventful_page: str, tmp_path: Path, width: int, dark: bool) -> None:
     path = tmp_path / "watch.html"
-    path.write_text(page(eventful))
+    path.write_text(eventful_page)
     with browser(tmp_path / "p") as tab:
         tab.open(path.as_uri(), width=width, dark=dark)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

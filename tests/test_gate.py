@@ -112,6 +112,7 @@ NO_GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_XX001", "burst")),
     ("Database issues detected", "Database trouble", lambda c: c.trouble("refused")),
     ("Database issues detected", "Database trouble", lambda c: c.run["arms"]["after-full"].update(plans=["gone"])),
+    ("Database issues detected", "Database trouble", lambda c: c.run.update(status="failed", error="ServerError")),
     ("(an index is missing)", "Indexes valid", lambda c: c.rule("indexes valid", value=1.0, outcome=Outcome.BROKEN)),
     ("Team not ready for launch", "Team ready for launch", lambda c: c.set(answers=(replace(READY, answer="no"),))),
     ("(a threshold is broken)", "p95 latency", lambda c: c.rule("p95", value=900.0, outcome=Outcome.BROKEN)),

@@ -15,9 +15,10 @@ from synthetic import make_run
 from perfkit import api, config
 from perfkit.bundle import Bundle
 from perfkit.cli import main
-from perfkit.errors import UsageError
+from perfkit.errors import PerfkitError, UsageError
 from perfkit.release import answers
 from perfkit.release.gate import Gate
+from perfkit.report.render import GATE, execute
 from perfkit.selection import Options, Selection
 
 QUESTIONS = ("Team ready for launch", "Rollback plan at hand")
@@ -179,6 +180,17 @@ def test_the_page_shows_the_decision_again_without_deciding(run: Path) -> None:
     assert "QA Lead: ____" in repr(again.sign_off) and "perfkit verify run --hash " in repr(again.checking)
 
 
+def test_the_notebook_decides_as_the_command_does(run: Path) -> None:
+    said = ",".join(f"{name}=yes" for name in QUESTIONS)
+    executed = execute(GATE, {"run": str(run), "arm": "after-full", "answers": said, "by": "Ops Lead"})
+    found = json.loads((run / "decision.json").read_text())
+    assert (found["decision"], found["arms"]) == ("GO", ["after-full"])
+    shown = [output for cell in executed.cells for output in cell.get("outputs", ())]
+    assert any("GO if" in output["data"].get("text/html", "") for output in shown)
+    with pytest.raises(PerfkitError, match="run or bundle; expected one of the two"):
+        execute(GATE, {})
+
+
 def test_junit_and_json_hold_the_decision(run: Path, tmp_path: Path) -> None:
     gate(100, run, "--junit", tmp_path / "gate.xml", "--json", tmp_path / "gate.json")
     found = json.loads((tmp_path / "gate.json").read_text())
@@ -262,6 +274,14 @@ def test_what_cannot_be_meant_is_one_line_and_decides_nothing(run: Path, args: l
 def test_damaged_answers_are_one_line(run: Path, content: str) -> None:
     (run / "answers.json").write_text(content)
     assert f"{run}/answers.json: " in refusal(1, "gate", run)
+
+
+@pytest.mark.parametrize("release", ["text", {"question": 3}, {"question": [{"nothing": 1}]}])
+def test_a_release_that_is_damaged_is_one_line(run: Path, release: object) -> None:
+    bundle = Bundle.open(run)
+    bundle.run["config"]["release"] = release
+    bundle.update()
+    assert refusal(1, "gate", run).endswith("expected what perfkit wrote")
 
 
 def test_a_run_of_which_nothing_was_asked_says_so(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ WRONG = {
     f'{CLAIM}"error_rate"\narm = "near"\n': "claim 'fast': arm = 'near'; expected one of: after, before",
     f'{CLAIM}"p95_ms"\nscenario = "near"\n': "claim 'fast': scenario = 'near'; expected one of: alone",
     f'{CLAIM}"p95_ms"\n': "claim.0: expected p95_ms with scenario",
-    f'{CLAIM}"latency_saved"\nquery = "q"\nscenario = "alone"\n': "claim.0: expected latency_saved with query or scenario",
+    f'{CLAIM}"latency_saved"\nquery = "q"\nscenario = "alone"\n': "claim.0: expected latency_saved with query or",
     f'{CLAIM}"build_s"\nlow = 2\n': "claim.0: expected low = 2 of at most high = 1",
 }
 SHOP = """

@@ -88,6 +88,7 @@ def test_it_answers_in_the_agreed_order(report: Path) -> None:
     assert heads[1:] == [
         "What weakens this result",
         "Before and after, by load level",
+        "Expected and measured",
         "Queries",
         "What the indexes cost",
         "How the response times are distributed",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from watching import BEGAN, about, quiet, record, with_incident, without
 
 from perfkit import config
 from perfkit.config import Target, Watch
-from perfkit.errors import UsageError
+from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.actuals import Actual
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.incidents import Alert, Incident
@@ -85,7 +86,7 @@ def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_sa
 def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
     own = judge(quiet(24)[:5], metric="p99_ms", at_most=800)
     assert (own.result, own.said) == (UNPROVEN, "–")
-    assert "200 of 368" in plain(own.takes)
+    assert plain(own.takes) == "not enough samples (200 of 368): about 1 min 32 s of watching in all"
 
 
 def test_one_block_of_time_bounds_nothing_and_says_what_it_would_take() -> None:
@@ -186,6 +187,26 @@ def test_targets_of_another_configuration_can_be_held_against_the_same_record() 
     assert [(own.name, own.result) for own in found.rows] == [("fast", MISSED)]
 
 
+@pytest.mark.parametrize("metric", ["mean_ms", "p50_ms"])
+def test_an_interval_holds_the_true_value_although_neighbouring_probes_resemble_each_other(metric: str) -> None:
+    random, held = np.random.default_rng(7), 0
+    for _ in range(200):
+        levels = np.exp(random.normal(0, 0.2, 24))  # of blocks of time, five times as much as chance among probes
+        ms = 100 * levels[:, None] * np.exp(random.normal(0, 0.4, (24, 100)))
+        probes = [Probe({"ok": 100}, {}, tuple(block.tolist())) for block in ms]
+        ticks = [Tick(n, 60.0 * (n + 1), 0.0, 60.0, {"book": probe}) for n, probe in enumerate(probes)]
+        found = judge(ticks, metric=metric, at_most=1e9).actual
+        true = 100.0 if metric == "p50_ms" else 100 * float(np.exp((0.2**2 + 0.4**2) / 2))
+        held += found.lo <= true <= found.hi
+    assert held >= 180
+
+
+def test_a_record_with_other_settings_than_perfkit_writes_is_one_line() -> None:
+    strange = replace(about(), settings={"review": {"target": [{"name": "x"}]}})
+    with pytest.raises(BundleError, match=r"settings: target.0: at_least, at_most or both; expected"):
+        review(Record(strange, quiet(1), []))
+
+
 # The time
 
 
@@ -193,6 +214,17 @@ def test_the_last_hours_are_cut_along_the_time_line_and_less_than_a_day_is_said(
     found = review(watched(quiet(3)), last="90min")
     assert (found.period.start, found.period.end) == (5400, 10800)
     assert found.cautions == ("1 h 30 min are reviewed, less than 24 h: load of the rest of a day is not in it",)
+
+
+@pytest.mark.parametrize(
+    ("hours", "every_s", "width"),
+    [(24, 10, 1800), (3, 10, 600), (0.5, 10, 120), (1 / 60, 2, 5), (1 / 60, 10, 10), (24, 3600, 3600)],
+)
+def test_a_block_of_time_is_half_an_hour_of_a_day_and_never_less_than_an_interval(
+    hours: float, every_s: float, width: float
+) -> None:
+    ticks = [Tick(n, (n + 1) * every_s, 0.0, every_s, {}) for n in range(round(hours * 3600 / every_s))]
+    assert Period(ticks).width == width
 
 
 def test_from_one_time_to_another_by_the_clock() -> None:
@@ -323,6 +355,7 @@ DOWN = incident("P1", "service-down", "roll back")
         ([line("p95_ms", 650, MISSED)], [incident("P3", "r", "wait", stands=True)], "Wait", MISSED),
         ([GOOD], [incident("P3", "long-transaction", "find out", stands=True)], "Find out", UNPROVEN),
         ([GOOD, line("p99_ms", 1, UNPROVEN)], [], "Watch on: p99_ms unproven", UNPROVEN),
+        ([line("p99_ms", 1, UNPROVEN)] * 4, [], "Watch on: 4 targets unproven", UNPROVEN),
         ([line(None, None, UNPROVEN)], [], "Ask for what is missing: User rating", UNPROVEN),
         ([], [], "Say what it is held against", UNPROVEN),
         ([line("p95_ms", 650, MISSED), line("p99_ms", 1, UNPROVEN)], [], "Deploy the optimised handler", MISSED),
@@ -338,7 +371,7 @@ def test_what_to_do_follows_from_what_was_broken(
 
 def test_the_actions_of_every_broken_rule_are_named_the_most_urgent_first() -> None:
     found = recommend([line("p95_ms", 650, MISSED)], [DOWN], WATCH, Period(quiet(1)))
-    assert found.actions == ("investigate", "deploy the optimised handler", "roll back")
+    assert found.actions == ("investigate", "roll back", "deploy the optimised handler")
     assert found.reasons[0] == "P1 service-down lasted 1 min 40 s"
 
 

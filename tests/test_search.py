@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config import Search
+from perfkit.config import Limits, Search, Thresholds
 from perfkit.experiment import measure
 from perfkit.load.calibration import Trial, fewest
-from perfkit.load.search import Step, best, following, limited
+from perfkit.load.crew import Load
+from perfkit.load.search import Step, best, following, judged, limited
 from perfkit.selection import Options, alone
 
 searches = st.builds(
@@ -55,6 +56,28 @@ class TestSteps:
         search = Search(most=100, growth=2)
         assert limited(search, [Step(10, True), Step(20, False, healthy=False)])
         assert not limited(search, [Step(10, True), Step(20, False), Step(40, False, healthy=False)])
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "held"),
+    [
+        ({"p95_ms": 100}, True),
+        ({"p95_ms": 94}, False),
+        ({"p50_ms": 52, "p95_ms": 100, "p99_ms": 100}, True),
+        ({"p50_ms": 49, "p95_ms": 100}, False),
+        ({"p95_ms": 98, "p99_ms": 98}, False),
+    ],
+)
+def test_a_rate_holds_where_every_threshold_of_latency_does(thresholds: dict[str, float], held: bool) -> None:
+    times = range(1, 101)  # ms
+    columns = {
+        "counted": [True] * 100,
+        "scheduled": [0] * 100,
+        "done": [ms * 1_000_000 for ms in times],
+        "outcome": ["ok"] * 100,
+    }
+    load = Load(columns, {"lag_p50_ms": 0.1, "worker_cpu": 0.1}, [])
+    assert judged(10, load, Thresholds(**thresholds), Limits()) == Step(10, held)
 
 
 @pytest.mark.slow

@@ -171,6 +171,25 @@ def test_a_wait_last_heard_of_is_counted_from_then() -> None:
     assert raised.since == 10 - 7
 
 
+def test_what_a_counter_counted_once_began_when_it_did() -> None:
+    watch = one(rule("stuck", metric="deadlocks", above=0, for_s=60))
+    [raised] = events(watch, said([4, 4, 4, 5, 5, 5, 5, 5, 5, 5], "deadlocks"))
+    assert (raised.t, raised.since, raised.value) == (100.0, 30.0, 1)
+
+
+def test_an_incident_soon_after_another_has_its_own_beginning() -> None:
+    ticks = watching.with_incident(watching.quiet(1), "slow", 600, 300, 900)
+    ticks = watching.with_incident(ticks, "slow", 1500, 300, 900)
+    found = [event.since for event in events(WATCH, ticks) if event.what == "raised" and event.rule == "latency-600"]
+    assert found == [600, 1500]
+
+
+def test_a_fall_below_a_limit_began_with_the_first_interval_below_it() -> None:
+    ticks = watching.with_incident(watching.quiet(1), "throughput-drop", 1003, 900, 0.6)
+    [raised, _] = events(one(rule(metric="throughput", below=3, for_s=60)), ticks)
+    assert raised.since == 1000
+
+
 # Of several rules the gravest
 
 LEVELS = tuple(
@@ -191,6 +210,15 @@ def test_when_it_eases_a_lesser_one_is_raised_if_its_own_figure_is_still_bad() -
         ("cleared", "P1", 50.0, 10.0),
         ("raised", "P2", 50.0, 10.0),
         ("cleared", "P2", 90.0, 10.0),
+    ]
+
+
+def test_one_that_was_held_back_is_not_raised_while_its_own_figure_is_not_bad() -> None:
+    found = events(one(*LEVELS[1:]), said([95, 65, 65, 65, 65, 75, 75]))
+    assert [(event.what, event.level, event.t) for event in found] == [
+        ("raised", "P1", 10.0),
+        ("cleared", "P1", 40.0),
+        ("raised", "P2", 60.0),
     ]
 
 

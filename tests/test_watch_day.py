@@ -2,7 +2,8 @@
 
 An incident that began at `start` is raised by `start + grows_s + for_s + 2 * every_s`. `grows_s` is what the rule's
 window needs: where a share `s` of the incident's samples is bad and the rule allows a share `L` in its window,
-`window_s * L / s` (an error rate of 8 % against 5 %: 188 of 300 s); for a duration, the limit itself; else 0. It is
+`window_s * L / s` (an error rate of 8 % against 5 %: 188 of 300 s), where `s` is a matter of chance a quarter more (two
+standard deviations of the 60 slow samples that a p95 of 1,200 needs); for a duration, the limit itself; else 0. It is
 cleared by `end + window_s + clear_for_s + 2 * every_s`.
 """
 
@@ -39,11 +40,11 @@ def case(kind: watching.Incident, size: float | None, rule: str, grows_s: float,
 def over(limit_ms: float, p95_ms: float) -> float:
     """Seconds until a twentieth of the window is over the limit, where the 95th percentile becomes `p95_ms`.
 
-    The share over it is that of the lognormal mix of the two requests, found by counting.
+    The share over it is that of the lognormal mix of the two requests, found by counting; which of them are is chance.
     """
     ticks = watching.with_incident(watching.quiet(1), "slow", 0, 3600, p95_ms)
     samples = [ms for tick in ticks for name in watching.REQUESTS for ms in tick.probes[name].ms]
-    return WATCH.window_s * 0.05 / (sum(ms > limit_ms for ms in samples) / len(samples))
+    return 1.25 * WATCH.window_s * 0.05 / (sum(ms > limit_ms for ms in samples) / len(samples))
 
 
 OUTAGE = ("errors-5-percent", "throughput-drop")

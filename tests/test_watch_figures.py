@@ -143,6 +143,11 @@ def test_an_interval_is_down_where_something_was_due_and_nothing_was_answered(pr
     assert said([tick(0, probe)])["service_down_s"] == (None if down is None else 10.0 if down else 0.0)
 
 
+def test_a_last_interval_cut_short_is_not_down_for_what_was_just_sent() -> None:
+    assert figures.is_down([Probe(pending=2, oldest_s=0.4)], 0.1) is None
+    assert said([tick(0, Probe(), seconds=0.0)])["availability"] is None
+
+
 def test_availability_is_of_the_time_that_somebody_watched() -> None:
     ticks = watching.without(watching.with_incident(watching.quiet(1), "service-down", 600, 100), 1800, 2400)
     assert figures.gaps(ticks) == [(1800, 2400)]
@@ -171,13 +176,13 @@ def test_nobody_saw_it_down_while_nobody_watched() -> None:
         (None, BAD, True),
         (None, GOOD, False),  # the monitoring connection alone is away
         (SERVER, None, False),
-        (SERVER, BAD, True),
+        (SERVER, BAD, False),  # it answers: its queries wait for a lock
         ({}, GOOD, False),
         ({}, BAD, True),
         ({}, None, None),  # nobody asked the database
     ],
 )
-def test_a_database_is_down_where_nothing_that_asked_it_was_answered(
+def test_a_database_is_down_where_it_answers_nothing(
     server: dict[str, float] | None, query: Probe | None, down: bool | None
 ) -> None:
     one = replace(tick(0, query=query), server=server)

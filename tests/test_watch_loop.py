@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,12 +30,14 @@ class Time:
     late: dict[float, float] = field(default_factory=dict)  # by the instant waited for, by how much it is missed
     stop_at: float = float("inf")
 
-    def wait(self, stop: threading.Event, seconds: float) -> None:
+    stop: Callable[[], None] = lambda: None
+
+    def wait(self, seconds: float, stopped: Callable[[], bool]) -> None:
         until = self.now + seconds
         self.now = until + self.late.pop(round(until, 3), 0.0)
         if self.now >= self.stop_at:
             self.now = self.stop_at
-            stop.set()
+            self.stop()
 
     def clock(self) -> Clock:
         return Clock(lambda: self.now, lambda: self.wall_at_0 + self.now, self.wait)
@@ -80,6 +81,7 @@ class Watched:
         record = read(folder) if self.store.last else None
         alerts = Alerts(SETTINGS, self.store.about, record)
         self.loop = Loop(SETTINGS, self.store, alerts, self.probes, self.server, self.notes, time.clock())
+        time.stop = lambda: setattr(self.loop, "stopped", True)
         self.events: list[Event] = []
         self.loop.on_event.append(self.events.append)
 
@@ -152,6 +154,15 @@ def test_a_server_that_does_not_answer_is_none_and_one_that_is_not_watched_is_em
     assert [tick.server for tick in watched.run(20)] == [None, None]
 
 
+def test_a_server_that_was_started_again_is_noted(watched: Watched) -> None:
+    times = iter([0.0, 0.0, 3661.0, 3661.0])
+    watched.server.answer = lambda wait_s=0.0: Reading({"started": next(times)})  # type: ignore[method-assign]
+    watched.run(40)
+    assert [(event.t, event.text) for event in watched.events] == [
+        (30.0, "PostgreSQL was started again at 01:01:01 UTC")
+    ]
+
+
 def test_a_stop_writes_what_there_is_of_the_interval(watched: Watched) -> None:
     watched.time.stop_at = 124.0
     assert [tick.t for tick in watched.run(60)] == [10, 20, 24]
@@ -192,11 +203,11 @@ def test_listeners_get_the_last_window_and_notes_come_once_of_each_kind(watched:
 
 
 DAY = """
-import resource, sys, threading
+import resource, sys
 from pathlib import Path
 import watching
 from perfkit import config
-from perfkit.monitor import watch
+import perfkit.monitor.watch
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import figures
 from perfkit.monitor.loop import Loop, Notes

@@ -11,6 +11,7 @@ from watched import Postgres, Web, permission, postgres, until, web, written
 from perfkit import config
 from perfkit.errors import TargetRefused, UsageError
 from perfkit.guards.audit import Audit
+from perfkit.load.plan import Draw
 from perfkit.monitor.model import Probe
 from perfkit.monitor.prober import Prober
 from perfkit.monitor.target import opened, planned
@@ -210,6 +211,18 @@ def test_a_mistake_in_a_request_is_said_before_the_watch_begins(tmp_path: Path, 
     (tmp_path / "ids.sql").write_text("SELECT id AS number FROM t")
     with pytest.raises(UsageError, match=r"request 'item': \{id\} is no column"), watching.begun():
         pass
+
+
+def test_a_row_that_makes_no_request_is_noted_and_left_out(tmp_path: Path, service: Web, server: Postgres) -> None:
+    watching = Watching(tmp_path, service, server, 'rate = 20\nsend = ["page", "item"]')
+    (tmp_path / "ids.sql").write_text("SELECT id FROM t LIMIT :rows")
+    with watching.begun() as prober:
+        prober._rows["ids"] = [{"id": "7"}, {"other": "8"}]
+        prober._draw = Draw(prober._rows, "1")
+        until(lambda: watching.notes and len([one for one in watching.observed if one[0] == "item"]) > 5)
+        prober.require_alive()
+    assert {outcome for _, outcome, _ in watching.observed} == {"ok"}
+    assert watching.notes[0][0] == "probe item" and "{id} is no column" in watching.notes[0][1]
 
 
 def test_what_is_in_flight_at_the_end_is_given_up_and_counts_as_nothing(

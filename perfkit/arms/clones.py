@@ -96,25 +96,23 @@ class Clones(Stage):
     def prepare(self, arm: Arm) -> tuple[Place, list[Built]]:
         """The arm's template and what its indexes cost; arms that are prepared alike share one."""
         site = self._server(arm)
-        key = repr((id(site), arm.prepare, arm.indexes, arm.rolled_back, self._settings(arm)))
+        key = repr((id(site), arm.prepare, arm.indexes, arm.meanwhile, arm.rolled_back, self._settings(arm)))
         if key not in self._templates:
             name = self._own(site, f"template_{arm.name}")
             databases.create(site, name, self._base(site))
             databases.configure(site, name, self._settings(arm))
+            databases.prepare(site, name, arm.prepare, {})
+            built = build(site, name, arm.indexes) if arm.indexes else []
+            databases.prepare(site, name, arm.meanwhile, {})
             if arm.rolled_back:
-                built = self._rolled_back(arm, site, name)
-            else:
-                databases.prepare(site, name, arm.prepare, {})
-                built = build(site, name, arm.indexes) if arm.indexes else []
+                built = self._rolled_back(arm, site, name, built)
             databases.freeze(site, name)
             self._templates[key] = (Place(site, name), built)
         return self._templates[key]
 
-    def _rolled_back(self, arm: Arm, site: Site, name: str) -> list[Built]:
-        """The indexes built, the arm's files run with them in place, and the indexes dropped; those built and left."""
+    def _rolled_back(self, arm: Arm, site: Site, name: str, built: list[Built]) -> list[Built]:
+        """Drop an arm's indexes again, as is done in a database in use; those that are left."""
         assert arm.indexes
-        built = build(site, name, arm.indexes)
-        databases.prepare(site, name, arm.prepare, {})
         self.dropped[arm.name] = rollback(site, name, read_set(arm.indexes), self.progress)
         left = {own.name for own in self.dropped[arm.name] if own.how == "left"}
         return [index for index in built if index.name in left]

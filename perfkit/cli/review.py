@@ -28,7 +28,7 @@ GATE = {"met": 0, "missed": 99, "unproven": 100}
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="The page; by default in the watch's folder."
 )
-@click.option("--gate", is_flag=True, help="Exit 99 where something is missed, 100 where it is unproven.")
+@click.option("--gate", is_flag=True, help="Exit 99 where a target was missed or a P1 happened, 100 where it is open.")
 def review(folder: Path, values: tuple[str, ...], out: Path | None, gate: bool, **options: Any) -> None:
     """Hold a watch against its targets: write review.html, review.json, review.md, and say what to do.
 
@@ -36,9 +36,9 @@ def review(folder: Path, values: tuple[str, ...], out: Path | None, gate: bool, 
 
     \b
     Examples:
-      perfkit review watches/20260115-090000
-      perfkit review watches/20260115-090000 --last 24h --against reports/20260115-080000-standard
-      perfkit review watches/20260115-090000 --value "User rating=4.3" --by "Product Lead" --gate
+      perfkit review reports/20260115-090000-watch
+      perfkit review reports/20260115-090000-watch --last 24h --against reports/20260115-080000-standard
+      perfkit review reports/20260115-090000-watch --value "User rating=4.3" --by "Product Lead" --gate
     """  # noqa: D301 - click wants the character
     from perfkit import api
 

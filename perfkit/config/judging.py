@@ -25,6 +25,8 @@ class Arm(Model):
     """SQL files run in its database."""
     indexes: File | None = None
     """A file of CREATE INDEX statements (ANALYZE too): built, measured and checked."""
+    meanwhile: tuple[File, ...] = ()
+    """SQL files run in it once its indexes are there: changes of rows that they must live through."""
     rolled_back: bool = False
     """Its indexes are built, used, and dropped again before anything is measured."""
     settings: dict[str, str] = {}

@@ -156,15 +156,16 @@ class Config(Model):
                 yield f"arm '{arm.name}': url; expected a [service] with a url of its own"
             if arm.service and not (service and service.command):
                 yield f"arm '{arm.name}': service; expected a [service] with a command to fill its values in"
-            for key in () if way else ("prepare", "indexes", "settings"):
+            for key in () if way else ("prepare", "meanwhile", "indexes", "settings"):
                 if getattr(arm, key):
                     yield f"arm '{arm.name}': {key}; expected a [database] to do that in"
             if arm.database and way != "in-place":
                 yield f"arm '{arm.name}': database is for way 'in-place'; expected none"
             if arm.rolled_back and (not arm.indexes or way in ("", "in-place", "clone")):
                 yield f"arm '{arm.name}': rolled_back; expected indexes, on a server that perfkit starts"
-            if arm.prepare and way == "in-place":
-                yield f"arm '{arm.name}': prepare cannot be undone in place; expected indexes alone"
+            if (arm.prepare or arm.meanwhile) and way == "in-place":
+                what = "prepare" if arm.prepare else "meanwhile"
+                yield f"arm '{arm.name}': {what} cannot be undone in place; expected indexes alone"
             if arm.postgres and way not in ("made", *COPIES):
                 yield f"arm '{arm.name}': postgres = {arm.postgres}; expected a server that perfkit starts"
         if self.sequential and not any(arm.role == "control" for arm in self.arm):

@@ -53,7 +53,7 @@ def _word(found: Standing) -> tuple[str, str]:
 
 
 def _silence(found: Standing) -> Iterator[str]:
-    at = clock(found.last.at, day=False)
+    at = f"{clock_of(found.last.at)} UTC"
     if not found.running:
         yield f"The watch has ended: its last interval was at {at}, and nobody has watched since."
     elif found.missed:
@@ -99,7 +99,7 @@ def overview(found: Standing) -> Table:
     )
     names = figures.chosen(found.record.about.kinds)
     note = (
-        f"Of {', '.join(names)}, from when each was due. Rules look at the {next(iter(found.spans))}. "
+        f"Of {', '.join(names)}, from when each was due. Rules look at the last {lasting(found.watch.window_s)}. "
         "A dash: not enough samples for it."
     )
     columns = ("figure", *found.spans, "limits")

@@ -18,7 +18,7 @@ def server(found: Standing) -> Table:
     rows = tuple(_server(found)) if found.last.server else ()
     none = "the database does not answer" if found.last.server is None else "not watched"
     note = "" if rows else none
-    return Table(f"Database server, now and over the {span}", ("figure", "value"), rows, note=note)
+    return Table(f"Database server, {span}", ("figure", "value"), rows, note=note)
 
 
 def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
@@ -49,7 +49,7 @@ def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
         yield row("Locks on tables and indexes", count("locks_held"))
     commits = grown(readings, "commits")
     if commits is not None and seconds:
-        yield row("Transactions", f"{numbers.significant(commits / seconds)}/s")
+        yield row("Transactions committed", f"{numbers.significant(commits / seconds)}/s")
     yield from metric("Rolled back", "rollback_rate")
     if (misses := values["cache_misses"]) is not None:
         yield row("Pages found in shared buffers", numbers.percent(1 - misses), "cache_misses")

@@ -9,6 +9,7 @@ from perfkit.analysis.policy import Outcome
 from perfkit.display import decision as decisions
 from perfkit.display.claims import expected, held, measured
 from perfkit.display.html import Block, code, escape
+from perfkit.display.numbers import unbroken
 from perfkit.display.table import Cell, Table
 from perfkit.release.decision import Decided
 from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
@@ -51,15 +52,15 @@ def matrix(decided: Decided) -> Table:
         (
             Cell(own.group),
             Cell(own.name),
+            _result(own),
+            Cell(own.value, _explained(own)),
             Cell(own.go_if),
             Cell(own.no_go_if or "never by itself", state="" if own.no_go_if else "quiet"),
-            Cell(own.value, _explained(own)),
             Cell(own.evidence, state="quiet"),
-            _result(own),
         )
         for own in decided.gate.items
     )
-    columns = ("", "item", "GO if", "NO-GO if", "found", "evidence", "result")
+    columns = ("", "item", "result", "found", "GO if", "NO-GO if", "evidence")
     note = (
         "GO: every item holds. NO-GO: one is broken. INCONCLUSIVE: none is broken, and one is unproven or unanswered; "
         "below its result stands what it would take."
@@ -133,10 +134,10 @@ def checking(name: str, seal: Seal) -> Block:
     """How a page, on paper too, is held against its folder; `name` is the folder's."""
     commands = f"perfkit verify {name}\nperfkit verify {name} --hash {seal.content[:SHORT]}"
     said = (
-        f"The content hash is a SHA-256 over the {len(seal.files)} files of evidence beside this page, as they were at "
-        f"{spoken(seal.on)}. The first command says whether a file, or this page, has changed since; the second "
-        "whether the folder is the one whose hash is printed here. It is a checksum and no signature: whoever can change "
-        "the folder can seal it anew, and only the hash on a signed page tells."
+        f"The content hash is a SHA-256 over the {len(seal.files)} files of evidence beside this page, as of "
+        f"{spoken(seal.on)}. The first command names each file, this page too, that has changed since; the second says "
+        "whether the folder is the one printed here. It is a checksum and no signature: whoever can change the folder "
+        "can seal it anew, and only the hash on a signed page tells."
     )
     return Block(f'{code(commands, name="commands")}<p class="note">{escape(said)}</p>', f"{commands}\n{said}")
 
@@ -153,7 +154,7 @@ def _explained(item: Item) -> str:
 
 def _result(item: Item) -> Cell:
     text, state = _RESULTS[item.outcome]
-    return Cell(text, f"It would take {item.needs}" if item.needs else "", state)
+    return Cell(unbroken(text), f"It would take {item.needs}" if item.needs else "", state)
 
 
 def _counted(every: Sequence[Item]) -> str:

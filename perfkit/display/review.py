@@ -21,8 +21,8 @@ _METRICS = {"p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "error_rate": "er
 def recommendation(found: Reviewed) -> Block:
     """What to do, why, and of what time that is said."""
     state, symbol = STATES[found.recommendation.result]
-    reasons = [*found.recommendation.reasons, *found.cautions]
-    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>" if reasons else ""
+    why = reasons(found)
+    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in why)}</ul>" if why else ""
     counts = summary(found)
     title = f"{found.about.title}: recommendation after the release"
     html = (
@@ -30,8 +30,15 @@ def recommendation(found: Reviewed) -> Block:
         f"<h1><span>{symbol} {escape(found.recommendation.headline)}</span></h1>"
         f'<p class="headline">{escape(counts)}</p>{listed}<p class="meta">{escape(when(found))}</p></header>'
     )
-    lines = [f"{symbol} {found.recommendation.headline}", counts, *(f"- {reason}" for reason in reasons), when(found)]
+    lines = [f"{symbol} {found.recommendation.headline}", counts, *(f"- {reason}" for reason in why), when(found)]
     return Block(html, "\n".join(lines))
+
+
+def reasons(found: Reviewed) -> list[str]:
+    """Why, what weakens it, and everything that the broken rules say where that is more than the headline."""
+    told = found.recommendation
+    more = [f"what the broken rules say: {', then '.join(told.actions)}"] if len(told.actions) > 1 else []
+    return [*told.reasons, *found.cautions, *more]
 
 
 def summary(found: Reviewed) -> str:

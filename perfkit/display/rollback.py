@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from perfkit.display.html import Block, escape
+from perfkit.display.numbers import unbroken
 from perfkit.display.table import Cell, Table
 from perfkit.release.rollback import Rollback, Word
 
@@ -28,9 +29,9 @@ def _table(found: Rollback) -> Table:
         (
             Cell(item.group),
             Cell(item.text),
-            Cell(f"{_LOOKS[item.word][1]} {item.word}", state=_LOOKS[item.word][0])
+            Cell(unbroken(f"{_LOOKS[item.word][1]} {item.word}"), state=_LOOKS[item.word][0])
             if item.word
-            else Cell("shown, not judged", state="quiet"),
+            else Cell(unbroken("not judged"), state="quiet"),
         )
         for item in found.items
     )

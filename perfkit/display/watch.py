@@ -25,13 +25,12 @@ def status(seconds: float, figures: Figures, standing: Sequence[Event]) -> str:
 
 
 def line(event: Event) -> str:
-    """One event: when, what, and what to do."""
+    """One event: when and what; of an alert its text says what to do."""
     what = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
-    do = f" -> {event.action}" if event.what == "raised" and event.action else ""
-    return visible(f"{clock(event.at, day=False)}  {what}  {event.text}{do}")
+    return visible(f"{clock(event.at, day=False)}  {what}  {event.text}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ended:
     """How a watch ended: its folder, and what the whole of it shows."""
 
@@ -49,7 +48,7 @@ class Ended:
         seconds = sum(tick.seconds for tick in record.ticks)
         return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in standing))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         available = "not known" if self.availability is None else f"{100 * self.availability:.4g} %"
         alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
         stands = f" ({', '.join(self.standing)} standing)" if self.standing else ""

@@ -65,12 +65,13 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One index of a set after a rollback: `dropped`, `absent` before, or `left` alone, and why."""
+    """One index of a set after a rollback: `dropped` in so many seconds, `absent` before, or `left` alone, and why."""
 
     name: str
     how: Literal["dropped", "absent", "left"]
     why: str = ""
     bytes: int = 0
+    seconds: float = 0.0
 
 
 def apply(
@@ -191,10 +192,11 @@ class _Work:
                 gone.append(Dropped(name, "left" if own.undroppable else "absent", own.undroppable))
                 continue
             self.say(f"dropping {name}")
+            start = perf_counter()
             with self._told(self._where(own), own.table, "dropped"):
                 _tried(partial(self._dropped, own), self.patience)
             self.done.append(name)
-            gone.append(Dropped(name, "dropped", bytes=own.bytes))
+            gone.append(Dropped(name, "dropped", bytes=own.bytes, seconds=perf_counter() - start))
         return gone
 
     def _built(self, own: Found, label: str) -> Applied:

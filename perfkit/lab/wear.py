@@ -63,13 +63,13 @@ def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[st
         return None
     before = _bytes(connection, name)
     for number in range(PASSES):
-        connection.execute(swapped(change, number).encode())
+        connection.execute(_change(change, number).encode())
         connection.execute(sql.SQL("VACUUM {}").format(sql.SQL(change.quoted)))
     return {"column": change.column, "before": before, "after": _bytes(connection, name)}
 
 
-def swapped(write: Write, number: int) -> str:
-    """SQL by which a twentieth of the rows get each other's value in a column; other rows in each pass."""
+def _change(write: Write, number: int) -> str:
+    """A twentieth of the rows get each other's value; others in each pass."""
     column, table = write.quoted_column, write.quoted
     sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
     pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"

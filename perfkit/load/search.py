@@ -69,9 +69,9 @@ def judged(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> S
     if not times:
         return Step(rate, held=False)
     healthy = not faults(load.health, percentile(times, 50), limits.model_dump())
-    p95 = percentile(times, 95)
-    held = failed <= thresholds.error_rate * sent and (thresholds.p95_ms is None or p95 <= thresholds.p95_ms)
-    return Step(rate, held, healthy)
+    bounds = ((50, thresholds.p50_ms), (95, thresholds.p95_ms), (99, thresholds.p99_ms))
+    in_time = all(limit is None or percentile(times, q) <= limit for q, limit in bounds)
+    return Step(rate, in_time and failed <= thresholds.error_rate * sent, healthy)
 
 
 def stepped(loads: Sequence[Load], steps: Sequence[Step], open_ended: bool) -> Load:

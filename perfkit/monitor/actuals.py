@@ -54,7 +54,7 @@ def actual(metric: Metric, item: str | None, period: Period, about: About, basel
     """One figure over the whole time."""
     names = items_of(about.kinds, item)
     if not names:
-        return Actual.none(f"the watch does not send {item}")
+        return Actual.none(f"the watch does not send {item or 'anything'}")
     if metric in PERCENTILES:
         return _percentile(PERCENTILES[metric], names, period)
     if metric in _SAMPLED:

@@ -3,8 +3,8 @@
 Pure. A window is a sequence of intervals in the order of time. Whose latency and errors: one item's, or those of all
 requests, or of all queries where no request is sent. Percentiles are of raw samples and only given with the samples
 for them (`perfkit.stats.supported`). An interval is down where something was due and nothing was answered as expected:
-what ended failed, or nothing ended and the oldest has been due for the whole interval. Time in which nobody watched is
-neither up nor down.
+what ended failed, or nothing ended and the oldest has been due for the whole interval, at least for a second. Time in
+which nobody watched is neither up nor down.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from perfkit.monitor.model import OK, Kind, Probe, Tick
 from perfkit.stats import percentile, supported
 
 GAP_S = 0.5  # between two intervals: more, and nobody watched
+_HANGS_S = 1.0  # a probe that has been due for less may yet be answered, however short the interval was
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,8 @@ def is_down(probes: Iterable[Probe], seconds: float) -> bool | None:
     found = list(probes)
     if any(probe.outcomes.get(OK) for probe in found):
         return False
-    return True if any(p.sent or (p.pending and p.oldest_s >= seconds) for p in found) else None
+    hangs = max(seconds, _HANGS_S)
+    return True if any(p.sent or (p.pending and p.oldest_s >= hangs) for p in found) else None
 
 
 def of(tick: Tick, names: Iterable[str]) -> list[Probe]:
@@ -71,11 +73,11 @@ def service_down(tick: Tick, kinds: Mapping[str, Kind]) -> bool | None:
 
 
 def database_down(tick: Tick, kinds: Mapping[str, Kind]) -> bool | None:
-    """Whether every query failed, or the server said nothing and no query was answered; None where none asked it."""
+    """Whether the server said nothing and no query was answered; None where nobody asked it."""
+    if tick.server:  # it answers: queries that fail meanwhile wait for a lock, or are wrong
+        return False
     queries = is_down(of(tick, [name for name, kind in kinds.items() if kind == "query"]), tick.seconds)
-    if queries is None and (tick.server is None or tick.server):
-        return tick.server is None
-    return queries
+    return True if queries is None and tick.server is None else queries
 
 
 def healthy(tick: Tick, kinds: Mapping[str, Kind], item: str = "") -> bool:

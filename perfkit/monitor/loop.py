@@ -19,11 +19,13 @@ from typing import Protocol
 from perfkit.config.watching import Watch
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Probe, Tick
+from perfkit.monitor.period import clock
 from perfkit.monitor.server import Reading
 from perfkit.monitor.store import Store, timeline
 
 LEAD_S = 2.0  # before an interval's end the server is asked, but not before its middle
 LAST_S = 0.3  # that its answer may take at the very end
+SLICE_S = 0.2  # within which a stop is noticed
 CLOCK_S = 1.0  # a wall clock that moves by more than this against the other was set
 
 
@@ -32,13 +34,25 @@ def _steady() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
+def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
+    """In slices: what a signal's handler may safely do is set a flag, which wakes nobody."""
+    until = time.monotonic() + seconds
+    while not stopped() and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, SLICE_S))
+
+
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Where time comes from. `wait` returns after so many seconds, or when the event is set."""
+    """Where time comes from. `wait` returns after so many seconds, or soon after it is `stopped`."""
 
     steady: Callable[[], float] = _steady
     wall: Callable[[], float] = time.time
-    wait: Callable[[threading.Event, float], object] = threading.Event.wait
+    wait: Callable[[float, Callable[[], bool]], object] = _wait
+
+
+def lead_s(watch: Watch) -> float:
+    """How long before an interval's end the server is asked, in s: so long it has to answer."""
+    return min(LEAD_S, watch.every_s / 2)
 
 
 class Probes(Protocol):
@@ -105,12 +119,13 @@ class Loop:
         self.on_tick: list[Callable[[Sequence[Tick], Sequence[Event]], None]] = []
         self._clock = clock or Clock()
         self._recent: deque[Tick] = deque()
-        self.stop = threading.Event()
+        self.stopped = False
         self._number = store.last.n + 1 if store.last else 0
         self._line = timeline(store.last, self._clock.wall())  # where this run begins on the time line
         self._last = self._begun = self._clock.steady()
         self._offset = self._clock.wall() - self._begun
         self._silent = self._trouble = False
+        self._started = (store.last.server or {}).get("started") if store.last else None
 
     @property
     def seconds(self) -> float:
@@ -118,13 +133,13 @@ class Loop:
         return self._last - self._begun
 
     def run(self, seconds: float) -> bool:
-        """Watch for so long, or until `stop` is set; whether it was not. Raises what ended the probes."""
+        """Watch for so long, or until it is `stopped`; whether it was not. Raises what ended the probes."""
         end = self._begun + seconds
-        while not self.stop.is_set() and self._last < end:
+        while not self.stopped and self._last < end:
             self._until(min(self._following(), end))
             self._interval()
             self._probes.require_alive()
-        return not self.stop.is_set()
+        return not self.stopped
 
     def drain(self) -> None:
         """Keep and pass on what was said meanwhile."""
@@ -140,13 +155,13 @@ class Loop:
     def _until(self, at: float) -> None:
         """Wait for an instant; ask the server shortly before it."""
         if self._server:
-            self._wait(at - min(LEAD_S, self._watch.every_s / 2))
+            self._wait(at - lead_s(self._watch))
             self._server.ask()
         self._wait(at)
 
     def _wait(self, at: float) -> None:
-        while not self.stop.is_set() and (left := at - self._clock.steady()) > 0:
-            self._clock.wait(self.stop, left)
+        while not self.stopped and (left := at - self._clock.steady()) > 0:
+            self._clock.wait(left, lambda: self.stopped)
 
     def _interval(self) -> None:
         """What the interval brought: first onto disk, then to the rules and the listeners."""
@@ -164,7 +179,7 @@ class Loop:
             self._recent.popleft()
         for event in self._alerts.step(tick):
             self._pass_on(event)
-        self._look(now, wall)
+        self._look(now, wall, server or {})
         self.drain()
         for told in self.on_tick:
             told(self._recent, self._alerts.open)
@@ -173,7 +188,7 @@ class Loop:
         """The server's figures; None where it does not answer, nothing where it could not in the time that was left."""
         if self._server is None:
             return Reading({})
-        if not self.stop.is_set():
+        if not self.stopped:
             reading = self._server.answer()
         else:
             self._server.ask()
@@ -181,14 +196,18 @@ class Loop:
         self._silent = reading is None
         return reading
 
-    def _look(self, now: float, wall: float) -> None:
-        """Notice a clock that was set, and a disk that takes nothing."""
+    def _look(self, now: float, wall: float, server: Mapping[str, float]) -> None:
+        """Notice a clock that was set, a server that was started again, and a disk that takes nothing."""
         moved = wall - now - self._offset
         if abs(moved) > CLOCK_S:
             self._offset += moved
             self._note(
                 "clock", f"the machine's clock was set {'forward' if moved > 0 else 'back'} by {abs(moved):.1f} s"
             )
+        if (started := server.get("started", self._started)) != self._started:
+            if self._started is not None and started is not None:
+                self._note("started", f"PostgreSQL was started again at {clock(started, day=False)} UTC")
+            self._started = started
         if (trouble := bool(self._store.trouble)) is not self._trouble:
             self._trouble = trouble
             self._note("disk", self._store.trouble or "what waited to be written is on disk now")
@@ -204,16 +223,16 @@ class Loop:
 
 
 @contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """An interrupt sets the event, so that what goes on ends in good order; a second one breaks it off."""
+def stopping(loop: Loop) -> Iterator[None]:
+    """An interrupt stops the loop, so that everything ends in good order; a second one breaks that off."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        if loop.stopped:
             raise KeyboardInterrupt
-        stop.set()
+        loop.stopped = True
 
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in wanted}

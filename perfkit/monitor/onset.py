@@ -15,7 +15,7 @@ from math import log
 from perfkit.config.watching import WatchRule
 from perfkit.monitor.figures import Baseline, chosen, figures, of
 from perfkit.monitor.model import Kind, Tick
-from perfkit.monitor.severity import beyond, limit
+from perfkit.monitor.severity import beyond
 
 LASTS = ("service_down_s", "database_down_s", "lock_wait_s", "transaction_s")  # figures that say how long it has been
 _TAIL = {"p50_ms": 0.5, "slowdown": 0.5, "p95_ms": 0.05, "p99_ms": 0.01}  # share of samples over it, at the limit
@@ -58,13 +58,12 @@ def _counted(
     rule: WatchRule, tick: Tick, kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> tuple[float, int, int]:
     """For a figure that is a share of samples: the share at the limit, how many are bad here, of how many."""
-    if rule.above is None:
-        return 0.0, 0, 0
     probes = of(tick, chosen(kinds, rule.item or ""))
-    if rule.metric == "error_rate":
+    if rule.above is not None and rule.metric == "error_rate":
         return rule.above, sum(probe.failed for probe in probes), sum(probe.sent for probe in probes)
-    if rule.metric not in _TAIL:
-        return 0.0, 0, 0
-    bound = limit(rule) * (1 if rule.metric != "slowdown" else baseline.p50_ms if baseline else 0)
-    slow = sum(ms > bound for probe in probes for ms in probe.ms)
-    return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in probes)
+    if rule.above is not None and rule.metric in _TAIL:
+        usual = baseline.p50_ms if baseline else 0.0
+        bound = rule.above * usual if rule.metric == "slowdown" else rule.above
+        slow = sum(ms > bound for probe in probes for ms in probe.ms)
+        return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in probes)
+    return 0.0, 0, 0

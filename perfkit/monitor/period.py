@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import median_low
 
 from perfkit.errors import UsageError
 from perfkit.monitor.model import Record, Tick
@@ -56,15 +57,18 @@ class Period:
 
     @property
     def width(self) -> float:
-        """Seconds of a block: half an hour of a day, less of a shorter time."""
-        return next((width for width in _WIDTHS if self.seconds >= BLOCKS * width), _WIDTHS[-1])
+        """Seconds of a block: half an hour of a day, less of a shorter time, never less than an interval."""
+        least = median_low(tick.seconds for tick in self.ticks)
+        widths = [width for width in _WIDTHS if width >= least] or [least]
+        return next((width for width in widths if self.seconds >= BLOCKS * width), widths[-1])
 
     def blocks(self) -> list[Sequence[Tick]]:
         """Its intervals in blocks of equal time, those without any left out."""
+        width = self.width
         found: dict[int, list[Tick]] = {}
         for tick in self.ticks:
             # An interval belongs where its middle lies: its ends are only nearly round.
-            found.setdefault(int((tick.t - tick.seconds / 2 - self.start) / self.width), []).append(tick)
+            found.setdefault(int((tick.t - tick.seconds / 2 - self.start) / width), []).append(tick)
         return list(found.values())
 
 

@@ -178,11 +178,11 @@ class Prober:
         apart, begun = int(1e9 / (self._watch.rate * len(names))), monotonic_ns()
         for number in count():
             due, name = begun + number * apart, names[number % len(names)]
-            if monotonic_ns() - due > MISSED_S * 1e9 or not self._sendable(name):
-                await clock.until(due)
-                continue
-            message = self._message(name)
+            late = monotonic_ns() - due > MISSED_S * 1e9
+            message = self._next(name) if not late and self._sendable(name) else None
             await clock.until(due)
+            if message is None:
+                continue
             if len(self._due[name]) >= self._most:
                 self._ended(name, DROPPED, 0.0)
                 continue
@@ -195,6 +195,14 @@ class Prober:
         item = self._target.items[name]
         there = item.parameters is None or item.parameters in self._rows
         return there and (isinstance(item, Request) or self._sql is not None)
+
+    def _next(self, name: str) -> tuple[HttpSender | SqlSender, Message] | None:
+        """The next one; None for a parameter row that makes none, which is no failure of the target's."""
+        try:
+            return self._message(name)
+        except UsageError as error:
+            self._note(f"probe {name}", str(error))
+            return None
 
     async def _probe(self, name: str, number: int, due: int, sender: HttpSender | SqlSender, message: Message) -> None:
         """One probe from when it was due until its answer; one that is given up leaves nothing."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
 AVAILABLE = ("availability", "error_rate", "success_rate")
 INVESTIGATE = "investigate"
+NAMED = 3  # rows by their names in a headline; more are counted
 
 
 class Result(StrEnum):
@@ -64,7 +65,7 @@ def recommend(rows: Sequence[Row], incidents: Sequence[Incident], watch: Watch, 
         return Recommendation(Result.UNPROVEN, "Say what it is held against", ("no target is configured",), ())
     if unproven:
         people = all(row.target.metric is None for row in unproven)
-        names = ", ".join(row.name for row in unproven)
+        names = ", ".join(row.name for row in unproven) if len(unproven) <= NAMED else f"{len(unproven)} targets"
         headline = f"Ask for what is missing: {names}" if people else f"Watch on: {names} unproven"
         return Recommendation(Result.UNPROVEN, headline, reasons, ())
     met = (f"all {len(rows)} targets are met" if len(rows) > 1 else "the target is met",)
@@ -74,12 +75,12 @@ def recommend(rows: Sequence[Row], incidents: Sequence[Incident], watch: Watch, 
 def _actions(
     urgent: Sequence[Alert], missed: Sequence[Row], grave: Sequence[Incident], watch: Watch
 ) -> tuple[str, ...]:
-    """What stands is acted on first, then what was missed; a grave incident that ended must be understood."""
+    """What stands is acted on first; a grave incident that ended must be understood, then comes what was missed."""
     found = [
         *(alert.action or INVESTIGATE for alert in sorted(urgent, key=lambda alert: alert.level)),
         *((INVESTIGATE,) if grave or any(row.target.metric in AVAILABLE for row in missed) else ()),
-        *(action for row in missed for action in _against(row, watch.rule)),
         *(action for incident in grave for action in incident.actions),
+        *(action for row in missed for action in _against(row, watch.rule)),
     ]
     return tuple(dict.fromkeys(found))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from perfkit import config
 from perfkit.config.watching import Target, Watch
 from perfkit.errors import BundleError, UsageError
@@ -88,9 +90,10 @@ def _settings(record: Record, settings: config.Config | None) -> tuple[Watch, Se
     try:
         watch = Watch.model_validate(kept.get("watch", {}))
         return watch, config.Review.model_validate(kept.get("review", {})).target
-    except ValueError as error:  # pydantic's
-        first = str(error).splitlines()[0]
-        raise BundleError(f"watch.json: settings: {first}; expected what perfkit wrote, or --config FILE") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"watch.json: settings: {where}: {what}; expected what perfkit wrote, or --config") from None
 
 
 def _cautions(record: Record, period: Period, gaps: Sequence[tuple[float, float]]) -> Iterator[str]:

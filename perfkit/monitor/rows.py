@@ -14,7 +14,7 @@ from perfkit.config.watching import Target
 from perfkit.display import numbers
 from perfkit.errors import UsageError
 from perfkit.monitor import figures
-from perfkit.monitor.actuals import Actual, actual, bound, items_of, said
+from perfkit.monitor.actuals import PERCENTILES, Actual, actual, bound, items_of, said
 from perfkit.monitor.before_release import BeforeRelease, within
 from perfkit.monitor.model import About
 from perfkit.monitor.period import Period, lasting
@@ -122,7 +122,8 @@ def judged(target: Target, found: Actual) -> Result:
 def _takes(target: Target, found: Actual, period: Period, about: About) -> str:
     """What would settle an unproven row."""
     if found.value is None:
-        return found.lacks
+        q = PERCENTILES.get(target.metric) if target.metric else None
+        return f"{found.lacks}: {_longer(stats.MIN_SAMPLES[q] / found.n, period)}" if q and found.n else found.lacks
     if target.metric == "availability":
         if found.lacks:
             return f"{found.lacks}, and what was then decides: watch without a break"

@@ -114,8 +114,8 @@ def standing(record: Record, now: float, *, running: bool) -> Standing:
 
 def _spans(window_s: float, whole_s: float) -> Iterator[tuple[str, float]]:
     """The rules' window, the last hour and the whole, as far as they differ."""
-    yield f"last {lasting(window_s)}", window_s
+    if whole_s > window_s:
+        yield f"last {lasting(window_s)}", window_s
     if whole_s > HOUR_S > window_s:
         yield f"last {lasting(HOUR_S)}", HOUR_S
-    if whole_s > window_s:
-        yield f"all {lasting(whole_s)}", whole_s + 1
+    yield f"all {lasting(whole_s)}", whole_s + 1

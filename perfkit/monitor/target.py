@@ -121,7 +121,11 @@ def planned(config: Config, permission: Permission, arm: str = "", scale: str = 
         raise UsageError("watch: nothing to send; expected requests in 'send', or a GET or a query to choose")
     requests = tuple(request for request in config.request if request.name in items)  # the guards ask for no others
     selection = Selection(found.config.model_copy(update={"request": requests}), found.options)
-    return Plan(selection, items, admitted(selection.config, selection.arms, permission))
+    plan = Plan(selection, items, admitted(selection.config, selection.arms, permission))
+    offered, most = config.watch.rate * len(items), config.limits.rate
+    if plan.live and 0 < most < offered:
+        raise UsageError(f"watch: {len(items)} x {config.watch.rate:g}/s; expected at most limits.rate = {most:g}/s")
+    return plan
 
 
 @contextmanager

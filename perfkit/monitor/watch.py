@@ -19,7 +19,7 @@ from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import figures
-from perfkit.monitor.loop import Loop, Notes, stopping
+from perfkit.monitor.loop import Loop, Notes, lead_s, stopping
 from perfkit.monitor.metrics import Metrics
 from perfkit.monitor.model import About, Event, Kind, Tick
 from perfkit.monitor.notify import Notifier, require_program
@@ -64,9 +64,8 @@ def watch(config: Config, permission: Permission, options: Options, say: Say, ec
 
     Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
     """
-    if options.seconds <= 0:
-        raise UsageError(f"for = {options.seconds:g} s; expected more than 0")
     require_program(config.watch.notify)
+    say, echo = _surviving(say), _surviving(echo)
     plan = planned(config, permission, options.arm, options.scale)
     store = Store.open(options.folder, _about(config, plan))
     try:
@@ -94,6 +93,16 @@ def printed(text: str) -> None:
     print(text, flush=True)  # noqa: T201
 
 
+def _surviving(say: Say) -> Say:
+    """The same, also when the terminal is gone: the watch goes on."""
+
+    def said(text: str) -> None:
+        with suppress(OSError, ValueError):  # the latter of a stream that is closed
+            say(text)
+
+    return said
+
+
 def _watched(
     config: Config,
     target: Watched,
@@ -117,8 +126,9 @@ def _watched(
         stack.callback(prober.close)
         server = None
         if target.reach:
-            server = Server(target.reach, settings.every_s / 2, notes)
+            server = Server(target.reach, lead_s(settings) / 3, notes)  # one slow answer leaves time for the others
             stack.callback(server.close)
+            server.ask()  # so that its connection stands when the first interval ends
         prober.start()
         loop = Loop(settings, store, alerts, prober, server, notes)
         renewal = Renewal(options.folder, settings.every_s, notes)
@@ -138,15 +148,16 @@ def _watched(
         loop.on_tick.append(shown)
         whole = False
         try:
-            with stopping(loop.stop):
+            with stopping(loop):
                 whole = loop.run(options.seconds)
         finally:
             prober.close()
             notifier.close(settings.notify_timeout_s if whole else GIVEN_UP_S)
             loop.drain()
-            say("")
+            say("writing the dashboard" if whole else "")
             renewal.close(last=whole)
             loop.drain()
+            say("")
     return whole
 
 

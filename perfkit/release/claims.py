@@ -93,7 +93,7 @@ _Found = tuple[float, Span | None] | str  # a value and its interval, or why the
 
 def _size(claim: Claim, measured: Measured, arm: str) -> _Found:
     """Bytes of the arm's indexes in kB, as a share of their tables, or with the largest of these in MB."""
-    facts = measured.run["arms"].get(arm, {})
+    facts = measured.run.get("arms", {}).get(arm, {})
     built, tables = facts.get("indexes", ()), facts.get("table_bytes", {})
     total = sum(index["bytes"] for index in built)
     if not tables:
@@ -110,7 +110,7 @@ def _size(claim: Claim, measured: Measured, arm: str) -> _Found:
 
 
 def _build(claim: Claim, measured: Measured, arm: str) -> _Found:
-    seconds = [index["seconds"] for index in measured.run["arms"].get(arm, {}).get("indexes", ())]
+    seconds = [index["seconds"] for index in measured.run.get("arms", {}).get(arm, {}).get("indexes", ())]
     if not seconds:
         return f"no index is built on {arm}"
     return (max(seconds), (min(seconds), max(seconds))) if claim["measure"] == "build_s" else (sum(seconds), None)

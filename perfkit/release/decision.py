@@ -27,12 +27,17 @@ class Decided:
     title: str
     headline: str
     on: str
-    invalid: bool  # some of its comparisons can never settle it, however often the run is looked at
+    invalid: bool  # whether comparisons of the run are invalid, so that no answer makes it a GO
     answers: tuple[Answer, ...] = ()
     watch: str = ""  # the name of the watch's folder
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON has it.
+
+        Keys: format, title, decision (GO, NO-GO, INCONCLUSIVE), invalid (of comparisons: an INCONCLUSIVE ends with 98),
+        arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if, value, limit,
+        evidence, outcome: holds, broken, unproven; text, needs), answers (question, answer, by, on), watch.
+        """
         return {
             "format": FORMAT,
             "title": self.title,

@@ -10,6 +10,7 @@ from perfkit.analysis.cautions import some
 from perfkit.analysis.policy import Outcome, Rule, number, percent
 from perfkit.analysis.results import Analysis
 from perfkit.analysis.sentences import complete_blocks
+from perfkit.errors import ServerError
 from perfkit.release.items import CATALOGUE, LOAD, ONCE, RECORDED, Item, worst
 
 SHOWN = 3  # sentences of one item; the report has every rule
@@ -76,7 +77,7 @@ def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[Item]:
 
 
 def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Item:
-    """Errors of the server itself, plans that could not be captured."""
+    """Errors of the server itself, a run that ended by it, plans that could not be captured."""
     queries = set(run["queries"])
     direct = {level.scenario for level in analysis.levels if level.item in queries}
     trouble = Counter[str]()
@@ -89,6 +90,8 @@ def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -
     taken = {(use.arm, use.query) for use in analysis.plans}
     lacking = sorted(f"{query} on {arm}" for arm, query in wanted - taken)
     wrong = [f"The server answered {count} times with {said}." for said, count in trouble.most_common(SHOWN)]
+    if run.get("error") == ServerError.__name__ and run["blocks"]:  # before the first block it is a matter of set-up
+        wrong.append(f"The run ended by it: {run.get('message')}.")
     wrong += [f"No plan of {some(lacking)} could be captured."] if lacking else []
     captured = f"{len(wanted) - len(lacking)} of {len(wanted)} plans captured" if wanted else "no plan to capture"
     errors = trouble.total()

@@ -26,8 +26,7 @@ from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.indexes.apply import look
 from perfkit.indexes.statements import IndexSet
-from perfkit.lab.wear import PASSES, SHARE, swapped
-from perfkit.lab.writes import Writes, design
+from perfkit.lab.writes import Write, Writes, design
 from perfkit.postgres import databases
 from perfkit.process import alone
 from perfkit.release.queries import planned_in
@@ -36,6 +35,7 @@ from perfkit.selection import Options, Selection
 from perfkit.targets import admitted
 
 ARM = "rolled-back"
+SHARE, PASSES = 5, 3  # percent of the rows changed in each pass
 Say = Callable[[str], None]
 
 
@@ -79,7 +79,7 @@ def rehearse(asked: Asked, folder: Path, permission: Permission, say: Say) -> Bu
 def _config(settings: Config, wanted: IndexSet, files: tuple[Path, ...]) -> Config:
     """Three arms that differ in the indexes that were there alone; every file is run in each, with them or without."""
     before = settings.baseline()
-    before = before.model_copy(update={"prepare": (*before.prepare, *files)})
+    before = before.model_copy(update={"meanwhile": (*before.meanwhile, *files)})
     title = f"{len(wanted.indexes)} indexes built, used, and dropped again"
     gone = {"name": ARM, "role": "after", "title": title, "indexes": wanted.path, "rolled_back": True}
     control = {"name": "control", "role": "control", "title": "the same as before: what chance alone shows"}
@@ -100,12 +100,30 @@ def _written(writes: Writes, folder: Path) -> Iterator[Path]:
     """
     texts = [writes.prepare] if writes.prepare else []
     updates = [write for write in writes.writes if write.kind == "update"]
-    texts += ["".join(f"{swapped(write, number)};\n" for write in updates) for number in range(PASSES) if updates]
+    for first in range(0, PASSES * len(updates), max(1, len(updates))):  # every statement changes rows of its own
+        texts.append("".join(there_and_back(write, seed) for seed, write in enumerate(updates, first)))
     for number, text in enumerate(texts, 1):
         (folder / "writes").mkdir(exist_ok=True)
         path = folder / "writes" / f"{number}.sql"
         write_atomically(path, text)
         yield path
+
+
+def there_and_back(write: Write, seed: int) -> str:
+    """SQL by which rows get each other's value in a column, and their own again: what they say stays true.
+
+    Each is a new version of the row, of which every index on the column must hear.
+    """
+    table, column = write.quoted, write.quoted_column
+    sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({seed})"
+    pairs = f"SELECT place, own, lead(own) OVER (ORDER BY place) AS other FROM ({sample}) s"
+    return (
+        f"CREATE TEMP TABLE perfkit_kept AS SELECT ctid AS place, {column} AS own FROM {table} LIMIT 0;\n"
+        f"WITH changed AS (UPDATE {table} t SET {column} = p.other FROM ({pairs}) p WHERE t.ctid = p.place "
+        "AND p.other IS NOT NULL RETURNING t.ctid, p.own) INSERT INTO perfkit_kept SELECT * FROM changed;\n"
+        f"UPDATE {table} t SET {column} = k.own FROM perfkit_kept k WHERE t.ctid = k.place;\n"
+        "DROP TABLE perfkit_kept;\n"
+    )
 
 
 def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> Rollback:
@@ -140,7 +158,7 @@ def _unseen(writes: Writes, items: Sequence[Item]) -> Iterator[str]:
     changed = [f"{write.column} of {write.table}" for write in writes.writes if write.kind == "update"]
     inserted = "rows inserted, then " if writes.prepare else ""
     if changed:
-        said = f"{inserted}{PASSES} times {SHARE} % of the rows changed in {', '.join(changed)}"
+        said = f"{inserted}{PASSES} times {SHARE} % of the rows changed and changed back in {', '.join(changed)}"
         yield f"While the indexes were there: {said}. Before and control had the same changes without them."
     elif inserted:
         yield "While the indexes were there rows were inserted, and none changed."

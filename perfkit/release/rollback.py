@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from perfkit.analysis.results import Comparison
-from perfkit.display.numbers import count, percent, ratio, size
+from perfkit.display.numbers import count, percent, ratio, seconds, size
 from perfkit.explain.diff import diff
 from perfkit.explain.facts import NO_FACTS, Facts
 from perfkit.explain.plan import Plan
@@ -23,11 +23,10 @@ FILE = "rollback.json"
 SLOWER_BY = 0.25  # an inconclusive median counts as not slower where its interval excludes this much
 _SAID = 3  # reasons in the sentence
 _HELD = {
-    "indexes": "none of {} indexes of the set is left",
-    "plans": "{} plans are the same as before",
-    "plans without a before": "{} plans name no index of the set",
-    "sizes": "{} tables are as large as before, with the indexes that they still have",
-    "latency": "no slowdown in {} comparisons",
+    "indexes": "indexes of the set that are gone: {}",
+    "plans": "plans as before: {}",
+    "sizes": "tables as large as before, with the indexes that they still have: {}",
+    "latency": "comparisons that are not slower: {}",
 }
 _PAGE = 8192
 
@@ -70,14 +69,15 @@ class Rollback:
 
     @property
     def sentence(self) -> str:
-        """What that rests on in one sentence, or what is in the way of it."""
-        against = [item.text.rstrip(".") for item in self.items if item.word is self.word]
-        if self.word is not Word.SAME:
-            more = f"; and {len(against) - _SAID} more" if len(against) > _SAID else ""
-            return f"{'; '.join(against[:_SAID])}{more}."
-        judged = [item.group for item in self.items if item.word]
-        said = [_HELD[group].format(judged.count(group)) for group in dict.fromkeys(judged)]
-        return f"{'; '.join(said)}." if said else "Nothing was looked at."
+        """What is in the way of it, and what held."""
+        worst = [item for word in (Word.DIFFERENT, Word.OPEN) for item in self.items if item.word is word]
+        against = [item.text.partition(";")[0].rstrip(".") for item in worst]
+        more = f"; and {len(against) - _SAID} more" if len(against) > _SAID else ""
+        judged = [item.group for item in self.items if item.word is Word.SAME]
+        held = "; ".join(_HELD[group].format(judged.count(group)) for group in dict.fromkeys(judged))
+        said = [f"{'; '.join(against[:_SAID])}{more}"] if against else []
+        said += [f"{held[0].upper()}{held[1:]}"] if held else []
+        return f"{'. '.join(said) or 'Nothing was looked at'}."
 
     def as_dict(self) -> dict[str, Any]:
         """For rollback.json and the bundle."""
@@ -92,13 +92,14 @@ class Rollback:
 
 def index_items(found: Sequence[Found], gone: Sequence[Dropped]) -> Iterator[Item]:
     """Whether one of a set's indexes is left, as `look` found them afterwards; `gone` is what was done."""
-    freed = {own.name: own.bytes for own in gone if own.how == "dropped"}
+    dropped = {own.name: own for own in gone if own.how == "dropped"}
     for own in found:
         name = own.index.name
         if own.state == "impossible":
             yield Item("indexes", name, Word.OPEN, f"{name}: {own.undroppable or own.problem}.")
         elif own.state == "missing":
-            how = f"dropped, {size(freed[name])}" if name in freed else "was not there"
+            done = dropped.get(name)
+            how = f"dropped in {seconds(done.seconds)}, {size(done.bytes)} freed" if done else "was not there"
             yield Item("indexes", name, Word.SAME, f"{name}: {how}.")
         else:
             valid = " and invalid" if own.state == "invalid" else ""
@@ -128,7 +129,7 @@ def plan_item(planned: Planned, names: Collection[str]) -> Item:
     if before is None:
         change = f"{diff(planned.with_set, planned.after).sentence}; " if planned.with_set else ""
         said = f"{change}no index of the set is in the plan; what it was before them is not known"
-        return Item("plans without a before", query, Word.SAME, f"{query}: {said}.")
+        return Item("plans", query, None, f"{query}: {said}.")
     found = diff(before, planned.after)
     if found.same:
         return Item("plans", query, Word.SAME, f"{query}: the same plan as before.")
@@ -167,6 +168,8 @@ def size_items(before: Sizes, after: Sizes, margin: float) -> Iterator[Item]:
             was, is_now = then.get(key, 0), now.get(key, 0)
             alike &= _near(was, is_now, margin) or abs(is_now - was) <= _PAGE
             said.append(f"{what} {size(is_now)}" + (f", before {size(was)}" if was != is_now else " as before"))
+        if not alike and now.get("index_bytes", 0) > then.get("index_bytes", 0):
+            said.append("what rows changed meanwhile left in them goes with REINDEX TABLE CONCURRENTLY")
         yield Item("sizes", table, Word.SAME if alike else Word.DIFFERENT, f"{table}: {'; '.join(said)}.")
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from perfkit.bundle import write_atomically
+from perfkit.bundle import reading, write_atomically
 from perfkit.display import dashboard
 from perfkit.display.dashboard_server import server
 from perfkit.display.html import escape
@@ -35,7 +35,10 @@ def write(folder: Path) -> Path:
     """Write the page of a watch's folder as it is now; returns its path. Raises PerfkitError for what is no watch."""
     record = store.read(folder)
     path = folder / NAME
-    write_atomically(path, page(record, time.time(), running=_held(folder / store.TICKS)))
+    running = _held(folder / store.TICKS)
+    with reading(folder):  # figures that no clock and no chart can show
+        text = page(record, time.time(), running=running)
+    write_atomically(path, text)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from perfkit.display.subject import Subject
 from perfkit.display.table import Table
 from perfkit.errors import UsageError
 from perfkit.release import answers, decision, seal
+from perfkit.release.answers import Answer
 from perfkit.release.decision import Decided
 from perfkit.release.gate import judge
 from perfkit.release.junit import junit
@@ -115,22 +116,11 @@ def decide(
     run = Run(Bundle.open(folder))
     if run.subject.alone:
         raise UsageError(f"{folder}: one arm alone, compared with nothing; expected a run with an arm to be shipped")
-    arms = shipped(run.subject, arm)
-    questions = (run.bundle.run["config"].get("release") or {}).get("question", [])
-    every = answers.added(folder, [own["name"] for own in questions], said or {}, by)
-    standing = tuple(answers.standing(questions, every))
-    watched = None
-    if watch:
-        from perfkit.release import monitoring
-
-        watched = monitoring.look(Path(watch))
     with reading(folder):
-        gate = judge(run.bundle.run, run.analysis, arms, standing, watched)
+        questions = (run.bundle.run["config"].get("release") or {}).get("question", [])
+        every = answers.added(folder, [own["name"] for own in questions], said or {}, by)
+        found = _decided(run, shipped(run.subject, arm), answers.standing(questions, every), watch)
         verdict = files.verdict(run.subject)
-    on = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    judged = [c for c in run.analysis.comparisons if c.after in arms or c.after not in run.subject.after]
-    invalid = any(c.verdict is Verdict.INVALID for c in judged)
-    found = Decided(gate, run.analysis.title, run.analysis.headline, on, invalid, standing, Path(watch).name)
     for kind, text in (("junit", junit), ("json", Decided.text)):
         if name := exports.get(kind):
             write_atomically(Path(name), text(found))
@@ -139,6 +129,21 @@ def decide(
     write_atomically(folder / "verdict.json", verdict)
     decision.write(folder, found)
     seal.seal(folder)
+
+
+def _decided(run: Run, arms: Sequence[str], standing: Sequence[Answer], watch: str) -> Decided:
+    """The decision at this moment."""
+    watched = None
+    if watch:
+        from perfkit.release import monitoring
+
+        watched = monitoring.look(Path(watch))
+    analysis = run.analysis
+    gate = judge(run.bundle.run, analysis, arms, standing, watched)
+    judged = [c for c in analysis.comparisons if c.after in arms or c.after not in run.subject.after]
+    invalid = any(c.verdict is Verdict.INVALID for c in judged)
+    on = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return Decided(gate, analysis.title, analysis.headline, on, invalid, tuple(standing), Path(watch).name)
 
 
 def shipped(subject: Subject, arm: str = "") -> list[str]:

@@ -17,7 +17,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (float, int),
-    "float | None": (float, int, type(None)),
+    "float or None": (float, int, type(None)),  # papermill takes no other spelling for a parameter
     "bool": (bool,),
 }
 

@@ -152,10 +152,10 @@ def as_markdown(found: Reviewed) -> str:
         shown.summary(found),
         "",
     ]
-    reasons = [*found.recommendation.reasons, *found.cautions]
+    why = shown.reasons(found)
     lines += [
-        *(f"- {markdown(reason)}" for reason in reasons),
-        *([""] if reasons else []),
+        *(f"- {markdown(reason)}" for reason in why),
+        *([""] if why else []),
         markdown(shown.when(found)),
         "",
     ]

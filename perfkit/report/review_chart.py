@@ -51,8 +51,8 @@ def _panel(found: Reviewed, metric: Metric, names: Sequence[str], spans: Sequenc
 
 def _every_block(found: Reviewed) -> Iterator[Sequence[Tick]]:
     """The blocks of the time line, those in which nobody watched empty."""
-    period = found.period
-    place = {int((own[0].t - own[0].seconds / 2 - period.start) / period.width): own for own in period.blocks()}
+    period, width = found.period, found.period.width
+    place = {int((own[0].t - own[0].seconds / 2 - period.start) / width): own for own in period.blocks()}
     yield from (place.get(n, ()) for n in range(max(place) + 1))
 
 

@@ -139,27 +139,40 @@ def _range(panel: Panel) -> tuple[float, float]:
 
 def _shade(ax: Axes, spans: Sequence[Span], period: Period) -> None:
     """Spans within the period, the gravest named first; a name that would lie on another's is left out."""
-    least, where, names = period.seconds / 300, ax.get_xaxis_transform(), list[tuple[float, float]]()
-    for span in sorted(spans, key=lambda span: span.what):
-        since, until = max(span.since, period.start), min(max(span.until, span.since + least), period.end)
-        if until <= since:
-            continue
+    where, names = ax.get_xaxis_transform(), list[tuple[float, float]]()
+    for span in visible_spans(spans, period):
         if span.what == "unwatched":
-            ax.axvspan(since, until, facecolor="none", edgecolor=INK, alpha=0.35, hatch="////", linewidth=0)
+            ax.axvspan(span.since, span.until, facecolor="none", edgecolor=INK, alpha=0.35, hatch="////", linewidth=0)
         elif span.what == "down":
-            ax.axvspan(since, until, 0, 0.05, facecolor=INK, alpha=0.8, linewidth=0)
+            ax.axvspan(span.since, span.until, 0, 0.05, facecolor=INK, alpha=0.8, linewidth=0)
         else:
-            ax.axvspan(since, until, facecolor=LEVELS.get(span.what, INK), alpha=0.2, linewidth=0)
-        middle, height = (since + until) / 2, 0.06 if span.what == "down" else 0.94
+            ax.axvspan(span.since, span.until, facecolor=LEVELS.get(span.what, INK), alpha=0.2, linewidth=0)
+        middle, height = (span.since + span.until) / 2, 0.06 if span.what == "down" else 0.94
         if all(height != own or abs(middle - other) > APART * period.seconds for other, own in names):
             names.append((middle, height))
             ax.text(middle, height, span.what, ha="center", va="center", fontsize=8, transform=where)
 
 
+def visible_spans(spans: Sequence[Span], period: Period) -> list[Span]:
+    """What of the spans can be seen: cut to the period, none too narrow, those too near to be told apart as one."""
+    least = period.seconds / 300
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.what, span.since)):
+        since, until = max(span.since, period.start), min(max(span.until, span.since + least), period.end)
+        if until <= since:
+            continue
+        last = found[-1] if found else None
+        if last and last.what == span.what and min(abs(since - last.until), since - last.since) < least:
+            found[-1] = Span(last.since, max(last.until, until), last.what)
+        else:
+            found.append(Span(since, until, span.what))
+    return found
+
+
 def _clock(ax: Axes, period: Period) -> None:
     """Ticks at round times of the wall clock, in UTC, as it is at the end."""
     ahead = period.wall(period.end) - period.end
-    step = next((step for step in _TICKS_S if period.seconds / step <= (7 if step >= 60 else 4)), _TICKS_S[-1])
+    step = next((step for step in _TICKS_S if period.seconds / step <= (7 if step >= 60 else 4)), period.seconds / 4)
     first = math.ceil((period.start + ahead) / step) * step
     ticks = list(_places(first, period.end + ahead, step))
     digits = 5 if step >= 60 else 8

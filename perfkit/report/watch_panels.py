@@ -33,13 +33,18 @@ def panels(found: Standing, period: Period, slug: str) -> Iterator[Panel]:
         yield Panel(
             f"{slug}-{metric}",
             f"{FIGURES[metric]}, {unit}",
-            f"{said(metric, found.values[metric])} in the {next(iter(found.spans))}",
+            f"{_now(found, metric)}, {next(iter(found.spans))}",
             unit,
             line,
             list(_limits(found, metric)),
             [*everywhere, *_alerts(found, metric)],
             series.slowest() if metric == "p99_ms" else None,
         )
+
+
+def _now(found: Standing, metric: Metric) -> str:
+    value = found.values[metric]
+    return "not enough samples" if value is None else said(metric, value)
 
 
 def _lines(series: Series) -> Iterator[tuple[Metric, Line]]:
