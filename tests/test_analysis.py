@@ -275,7 +275,8 @@ def test_a_percentile_needs_its_samples(run: Bundle) -> None:
     assert after.comparison("after-full", "single", "p95") is None
     assert after.judgement.decision is Decision.INCONCLUSIVE
     assert after.judgement.reasons == (
-        "after-full, single: p95 needs 72 samples, has 66. It would take 6 more answered requests, about 7 blocks in all.",
+        "after-full, single: p95 needs 72 samples, has 66. "
+        "It would take 6 more answered requests, about 7 blocks in all.",
     )
 
 

@@ -87,8 +87,10 @@ def test_an_unknown_one_is_a_usage_error_before_anything_is_started(asked: list[
 
 def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_given(asked: list[Options]) -> None:
     import nbformat
+    import papermill
 
-    notebook = nbformat.read(config.ROOT / "notebooks" / "before_after_index.ipynb", as_version=4)
+    notebook_path = config.ROOT / "notebooks" / "before_after_index.ipynb"
+    notebook = nbformat.read(notebook_path, as_version=4)
     cell = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     for given, expected in (("", 22.0), ("rtt_ms = 5", 5)):
         injected = f'# Parameters\npreset = "checklist"\n{given}'
@@ -99,6 +101,7 @@ def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_giv
         assert (asked[-1].profile, asked[-1].scale, asked[-1].rtt_ms) == ("standard", "seed", expected)
     named = set(re.findall(r"^(\w+):", cell, re.MULTILINE))
     assert named <= set(inspect.signature(api.run).parameters)
+    assert named == papermill.inspect_notebook(str(notebook_path)).keys()  # else it warns of what it is given
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hosted import free_port
 from watched import Postgres, postgres, until
 
 from perfkit.arms.stage import Place
@@ -210,10 +211,30 @@ def test_a_server_that_is_down_at_the_start_is_asked_until_it_answers(
     try:
         own = asked(server18)
         assert own.now() is None
-        assert [kind for kind, _ in own.notes] == ["server"]
+        assert own.notes == []
     finally:
         server18.start()
     assert own.figures().server["connections"] >= 0
+
+
+def test_another_server_in_its_place_is_asked_nothing(
+    server18: Postgres, server16: Postgres, asked: Callable[..., Asked]
+) -> None:
+    own = asked(server18)
+    own.figures()
+    port, server18.port = server18.port, free_port()
+    server18.stop()
+    server16.stop()
+    kept, server16.port = server16.port, port
+    try:
+        server16.start()
+        until(lambda: own.now() is None and own.notes)
+        assert own.notes[0][0] == "server" and "another server answers than before" in own.notes[0][1]
+    finally:
+        server16.stop()
+        server16.port, server18.port = kept, port
+        server16.start()
+        server18.start()
 
 
 def test_a_server_that_answers_nothing_keeps_nobody_waiting(server18: Postgres, asked: Callable[..., Asked]) -> None:

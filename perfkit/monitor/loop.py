@@ -214,7 +214,7 @@ class Loop:
 
     def _note(self, kind: str, text: str) -> None:
         t = round(self._line + self.seconds, 3)
-        self._pass_on(Event("note", f"note-{kind}-{t:g}", t, round(self._clock.wall(), 3), text, since=t))
+        self._pass_on(Event("note", f"note-{kind}-{t:.3f}", t, round(self._clock.wall(), 3), text, since=t))
 
     def _pass_on(self, event: Event) -> None:
         self._store.add(event)

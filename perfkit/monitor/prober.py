@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic_ns
 from typing import Any, TypeVar
@@ -27,6 +25,7 @@ from perfkit.load.plan import Draw, Message, http_message
 from perfkit.load.samples import DROPPED
 from perfkit.load.senders import SqlSender
 from perfkit.monitor.model import Probe
+from perfkit.monitor.tally import Tally
 from perfkit.monitor.target import SEED, Reach, Watched
 from perfkit.postgres.lifetime import run
 
@@ -37,15 +36,6 @@ Observe = Callable[[str, str, float], None]
 _Result = TypeVar("_Result")
 
 
-@dataclass(slots=True)
-class _Count:
-    """What ended of one item since the last cut."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    statuses: Counter[str] = field(default_factory=Counter)
-    ms: list[float] = field(default_factory=list)
-
-
 class Prober:
     """Sends probes from `start` to `close`; `cut` takes what ended since the last cut. For any thread.
 
@@ -54,9 +44,7 @@ class Prober:
 
     def __init__(self, target: Watched, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
         self._target, self._watch, self._observe, self._note = target, watch, observe, note
-        self._lock = threading.Lock()
-        self._counts = {name: _Count() for name in target.items}
-        self._due: dict[str, dict[int, int]] = {name: {} for name in target.items}  # of those in flight, by number
+        self._tally = Tally(target.items)
         self._most = int(watch.timeout_s * watch.rate) + 2  # in flight, of each
         self._rows = dict(target.rows())
         self._draw = Draw(self._rows, f"{SEED}/{monotonic_ns()}")  # or a watch begun again would book the same slots
@@ -80,20 +68,7 @@ class Prober:
 
     def cut(self) -> dict[str, Probe]:
         """The probes that ended since the last cut, and those that are due and have not."""
-        with self._lock:
-            ended, self._counts = self._counts, {name: _Count() for name in self._counts}
-            waiting = {name: list(own.values()) for name, own in self._due.items()}
-        now = monotonic_ns()
-        return {
-            name: Probe(
-                dict(own.outcomes),
-                dict(own.statuses),
-                tuple(own.ms),
-                len(waiting[name]),
-                round((now - min(waiting[name])) / 1e9, 3) if waiting[name] else 0.0,
-            )
-            for name, own in ended.items()
-        }
+        return self._tally.cut()
 
     def close(self) -> None:
         """Send no more; what is in flight is given up."""
@@ -183,7 +158,7 @@ class Prober:
             await clock.until(due)
             if message is None:
                 continue
-            if len(self._due[name]) >= self._most:
+            if self._tally.in_flight(name) >= self._most:
                 self._ended(name, DROPPED, 0.0)
                 continue
             task = asyncio.create_task(self._probe(name, number, due, *message))
@@ -206,24 +181,16 @@ class Prober:
 
     async def _probe(self, name: str, number: int, due: int, sender: HttpSender | SqlSender, message: Message) -> None:
         """One probe from when it was due until its answer; one that is given up leaves nothing."""
-        with self._lock:
-            self._due[name][number] = due
+        self._tally.begin(name, number, due)
         try:
             answer = await sender.send(message)
         finally:
-            with self._lock:
-                del self._due[name][number]
+            self._tally.give_up(name, number)
         status = answer.detail if answer.outcome == OK else answer.outcome.removeprefix("http_")
         self._ended(name, answer.outcome, (answer.done - due) / 1e9, status if status.isdigit() else "")
 
     def _ended(self, name: str, outcome: str, seconds: float, status: str = "") -> None:
-        with self._lock:
-            own = self._counts[name]
-            own.outcomes[outcome] += 1
-            if status:
-                own.statuses[status] += 1
-            if outcome == OK:
-                own.ms.append(round(seconds * 1000, 3))
+        self._tally.end(name, outcome, seconds, status)
         self._observe(name, outcome, seconds)
 
     def _message(self, name: str) -> tuple[HttpSender | SqlSender, Message]:

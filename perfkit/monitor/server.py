@@ -17,7 +17,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from perfkit.arms.stage import Place
-from perfkit.errors import PerfkitError
+from perfkit.errors import PerfkitError, TargetRefused
 from perfkit.monitor.model import SERVER
 from perfkit.postgres import catalog
 from perfkit.postgres.site import Connection
@@ -100,7 +100,7 @@ class Server:
                     found |= self._row(connection, name)
         except (psycopg.Error, PerfkitError, OSError) as error:
             self._disconnect()
-            if isinstance(error, PerfkitError):  # it was never reached, or another server answers in its place
+            if isinstance(error, TargetRefused):  # such as another server that answers in its place
                 self._note("server", str(error))
             return None
         if not found:

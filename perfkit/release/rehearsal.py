@@ -136,7 +136,7 @@ def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> R
     items = [
         *index_items(found, stage.dropped[ARM]),
         *(plan_item(planned, names) for planned in _plans(bundle, stage.config.baseline().name)),
-        *size_items(then, now, stage.config.margin),
+        *size_items(then, now),
         *(latency_item(own, blocks) for own in analysis.comparisons if own.after == ARM),
     ]
     return Rollback(f"{after.site.name}, rehearsed", names, tuple(items), tuple(_unseen(writes, items)))

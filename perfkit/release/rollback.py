@@ -28,7 +28,8 @@ _HELD = {
     "sizes": "tables as large as before, with the indexes that they still have: {}",
     "latency": "comparisons that are not slower: {}",
 }
-_PAGE = 8192
+LARGER_BY = 0.1  # what a table or its indexes may have grown by
+_PAGES = 8 * 8192  # which no table is too small for
 
 
 class Word(StrEnum):
@@ -159,14 +160,14 @@ def _elsewise(planned: Planned) -> str:
 Sizes = Mapping[str, Mapping[str, int]]  # by table: bytes of it, index_bytes of its indexes
 
 
-def size_items(before: Sizes, after: Sizes, margin: float) -> Iterator[Item]:
-    """Whether tables, and what indexes they still have, are as large as before, to a share of `margin` or a page."""
+def size_items(before: Sizes, after: Sizes) -> Iterator[Item]:
+    """Whether tables, and what indexes they still have, are as large as before, to a tenth or 64 kB."""
     for table in dict.fromkeys([*before, *after]):
         then, now = before.get(table, {}), after.get(table, {})
         said, alike = [], True
         for key, what in (("bytes", "the table"), ("index_bytes", "its indexes")):
             was, is_now = then.get(key, 0), now.get(key, 0)
-            alike &= _near(was, is_now, margin) or abs(is_now - was) <= _PAGE
+            alike &= _near(was, is_now, LARGER_BY) or abs(is_now - was) <= _PAGES
             said.append(f"{what} {size(is_now)}" + (f", before {size(was)}" if was != is_now else " as before"))
         if not alike and now.get("index_bytes", 0) > then.get("index_bytes", 0):
             said.append("what rows changed meanwhile left in them goes with REINDEX TABLE CONCURRENTLY")
