@@ -8,7 +8,20 @@ what to explain.
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["ablate", "advise", "compare", "connect", "decide", "demo", "measure", "plans", "review", "run", "watch"]
+__all__ = [
+    "ablate",
+    "advise",
+    "compare",
+    "connect",
+    "decide",
+    "demo",
+    "measure",
+    "plans",
+    "review",
+    "rollback",
+    "run",
+    "watch",
+]
 
 
 def load_ipython_extension(shell: Any) -> None:

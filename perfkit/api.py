@@ -374,15 +374,16 @@ def watch(
 
     from perfkit.guards.admission import Permission
     from perfkit.monitor import watch as watching
+    from perfkit.monitor.period import duration
 
     settings = configuration.load(Path(config) if config else None)
     try:
         command = shlex.split(notify)
     except ValueError as error:
         raise UsageError(f"notify = {notify!r}: {error}; expected a command and its arguments") from None
-    changed = watching.settled(settings.watch, _lasting("every", every) if every else 0.0, rate, command)
+    changed = watching.settled(settings.watch, duration(every, "every") if every else 0.0, rate, command)
     permission = Permission(confirm=_names(confirm), production=_names(production), ask=ask)
-    seconds = _lasting("for", lasts)
+    seconds = duration(lasts, "for")
     where = Path(folder) if folder else new_folder(reports, "watch")
     options = watching.Options(where, seconds, arm, scale, metrics)
     try:
@@ -394,16 +395,6 @@ def watch(
         if not folder and not (where / "audit.jsonl").exists() and not watching.begun(where):
             shutil.rmtree(where)  # nothing was watched
         raise
-
-
-def _lasting(name: str, text: str) -> float:
-    """Seconds of "90s" or "24h". Raises UsageError."""
-    from perfkit.monitor.period import duration
-
-    try:
-        return duration(text)
-    except UsageError:
-        raise UsageError(f"{name} = {text!r}; expected a time like 90s, 24h or 2d") from None
 
 
 def review(

@@ -199,7 +199,7 @@ class Selection:
                     "limits": True,
                     "margin": True,
                     "release": True,
-                    "claim": True,
+                    **({} if any(arm.rolled_back for arm in self.arms) else {"claim": True}),  # of a change that stays
                     "request": {"__all__": {"name", "runs", "expect"}},
                 },
             ),

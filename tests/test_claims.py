@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
+from perfkit import config
 from perfkit.analysis import analyse
 from perfkit.bundle import Bundle
 from perfkit.config import Claim
@@ -20,6 +21,7 @@ from perfkit.release.claims import Measured, elsewhere, judge, judged
 from perfkit.release.judged import Judged
 from perfkit.report.files import summary, verdict
 from perfkit.report.run import Run
+from perfkit.selection import Options, Selection
 from perfkit.stats import error_bound
 
 Numbers = st.floats(-1e6, 1e6)
@@ -250,7 +252,7 @@ class TestOfTheBookingSystem:
     def test_a_labs_summary_in_the_run_is_used_for_what_the_lab_alone_measures(self, booking: Run) -> None:
         text = "no risk: they do not affect data"
         own = Judged(text, None, 0, "share", "measured under load", 0.12, (0.05, 0.2), measure="insert_slowdown")
-        lab = json.loads(json.dumps({"claims": [dict(_fields(own)), dict(_fields(replace(own, measure="build_s")))]}))
+        lab = json.loads(json.dumps({"claims": [dict(_fields(own))]}))
         found = judged({**booking.bundle.run, "lab": lab}, booking.analysis, booking.bundle)
         assert next(claim for claim in found if claim.text == text) == own
         old = judged({**booking.bundle.run, "lab": {"sentence": "Keep 1 of 7."}}, booking.analysis, booking.bundle)
@@ -266,6 +268,19 @@ def test_a_run_without_claims_and_an_older_bundle_have_no_such_section(made: Run
     assert (made.claims.html, repr(made.claims)) == ("", "")
     assert json.loads(verdict(made.subject))["claims"] == []
     assert "Expected and measured" not in summary(made.subject)
+
+
+def test_one_arm_alone_has_changed_nothing_and_is_held_against_no_claim(booking: Run) -> None:
+    alone = {**booking.bundle.run, "roles": {"after-index": "before"}}
+    alone["parameters"] = {**alone["parameters"], "arms": ["after-index"]}
+    assert judged(alone, booking.analysis, booking.bundle) == []
+
+
+def test_what_is_rolled_back_again_keeps_no_claim() -> None:
+    settings = config.load()
+    arms = tuple(arm.model_copy(update={"rolled_back": bool(arm.indexes)}) for arm in settings.arm)
+    described = Selection(settings.model_copy(update={"arm": arms}), Options()).describe()
+    assert "claim" not in described["config"]
 
 
 def test_hostile_text_in_a_claim_is_shown_and_does_nothing(made: Run, tmp_path: Path) -> None:

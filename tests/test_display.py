@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
+from perfkit import numbers
 from perfkit.bundle import Bundle
-from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded, style, visible
 from perfkit.display.table import Cell, Table
 from perfkit.report.run import Run

@@ -216,6 +216,10 @@ class TestALabOfFourIndexes:
         run = api.run(bundle=tmp_path / "run", lab=found.lab.folder)
         assert sentence(found.lab) in repr(run.index_lab)
         assert sentence(found.lab) in repr(Run(run.bundle).index_lab)  # it is kept in the bundle
+        (claim,) = run.bundle.run["lab"]["claims"]
+        assert (claim["measure"], claim["text"]) == ("insert_slowdown", "inserts become faster") and claim[
+            "value"
+        ] > -0.5
 
     def test_leaves_no_database_on_the_server(self, held: Held) -> None:
         assert held.transactions > 1000  # it was this server that all the inserts, updates and deletes went to

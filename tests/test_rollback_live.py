@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
+from hosted import hosted
 
 from perfkit.cli import main
 from perfkit.guards.address import resolve
@@ -202,6 +203,31 @@ def test_an_interrupt_says_what_is_dropped_and_what_is_left_and_the_next_run_goe
     done = theirs.rollback()
     assert done.returncode == 0 and "orders_customer: dropped in " in done.stdout, done.stderr
     assert theirs.indexes() == {}
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_a_plain_owner_of_a_hosted_database_takes_a_set_back_but_not_through_a_pooler(tmp_path: Path) -> None:
+    (tmp_path / "set.sql").write_text("CREATE INDEX orders_customer ON sales.orders (customer_id);\n")
+    query = "SELECT count(*) FROM sales.orders WHERE customer_id = 7"
+
+    def perfkit(*arguments: str, port: int = 0) -> subprocess.CompletedProcess[str]:
+        where = ["--db", theirs.db(port=port), "--confirm", theirs.name(port=port), "--confirm", theirs.name()]
+        command = [sys.executable, "-P", "-m", "perfkit", *arguments, *where, *(["--no-tls"] if port else [])]
+        environment = {**os.environ, **theirs.environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    with hosted() as theirs:
+        assert perfkit("allow", "--ddl").returncode == 0
+        assert perfkit("indexes", "apply", str(tmp_path / "set.sql")).returncode == 0
+        sent = [str(tmp_path / "set.sql"), "--query", query, "--rounds", "1", "--reports", str(tmp_path / "reports")]
+        done = perfkit("rollback", *sent, port=theirs.pooled)
+        assert done.returncode == 97 and "behind a pooler; expected a direct connection" in done.stderr
+        done = perfkit("rollback", *sent)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "query 1: median " in done.stdout and "orders_customer: dropped in " in done.stdout
+        written = [path for path in (tmp_path / "reports").rglob("*") if path.is_file()]
+        assert written and not [path for path in written if b"Secret-" in path.read_bytes()]
 
 
 @pytest.mark.parametrize(

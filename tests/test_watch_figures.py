@@ -13,7 +13,7 @@ from perfkit.config.watching import Metric, Watch, WatchRule
 from perfkit.monitor import figures
 from perfkit.monitor.model import Probe, Tick
 from perfkit.monitor.server_figures import grown
-from perfkit.monitor.severity import breaches
+from perfkit.monitor.severity import gravest
 from perfkit.stats import percentile
 
 KINDS = {"book": "request", "upcoming": "request", "conflict_check": "query"}
@@ -138,7 +138,7 @@ def test_a_taken_slot_is_no_error_and_no_success() -> None:
     ],
 )
 def test_an_interval_is_down_where_something_was_due_and_nothing_was_answered(probe: Probe, down: bool | None) -> None:
-    assert figures.is_down([probe], 10.0) is down
+    assert figures.is_down(tick(0, probe), [BOOK]) is down
     assert said([tick(0, probe)])["availability"] == (0.0 if down else 1.0)
     assert said([tick(0, probe)])["service_down_s"] == (None if down is None else 10.0 if down else 0.0)
 
@@ -263,16 +263,5 @@ RULES = config.load().watch.rule
     ],
 )
 def test_the_escalation_list(metric: str, value: float | None, level: str, action: str) -> None:
-    found = breaches(RULES, lambda _: {**dict.fromkeys(get_args(Metric)), metric: value})
-    assert [(breach.rule.level, breach.action) for breach in found] == ([(level, action)] if level else [])
-
-
-def test_breaches_of_several_figures_come_gravest_first() -> None:
-    values = {**dict.fromkeys(get_args(Metric)), "p95_ms": 700.0, "error_rate": 0.2, "transaction_s": 400.0}
-    assert [breach.rule.level for breach in breaches(RULES, lambda _: values)] == ["P1", "P2", "P3"]
-
-
-def test_a_rule_of_one_item_is_held_against_that_items_figures() -> None:
-    rules = [WatchRule(name=name, level="P2", metric="p95_ms", above=500, item=name) for name in ("book", "upcoming")]
-    found = breaches(rules, lambda item: {"p95_ms": {"book": 400.0, "upcoming": 600.0}[item]})
-    assert [(breach.rule.name, breach.value, breach.limit) for breach in found] == [("upcoming", 600.0, 500)]
+    broken = gravest([rule for rule in RULES if rule.metric == metric], value)
+    assert (broken.level, broken.action) == (level, action) if broken else not level

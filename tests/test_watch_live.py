@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.request import urlopen
 
 import psutil
 import psycopg
@@ -203,11 +203,12 @@ def service(server: Postgres) -> Iterator[Booking]:
 
 
 @contextmanager
-def watching(*args: Any, lasts: str = "10min") -> Iterator[Watch]:
-    own = Watch(*args)
-    own.start(lasts)
+def watching(folder: Path, service: Booking, server: Postgres, *more: str, notify: str = "[]") -> Iterator[Watch]:
+    own = Watch(folder, service, server, notify)
+    own.start("10min", *more)
     try:
-        until(lambda: own.ticks() >= 5, 30)
+        until(lambda: own.ticks() >= 5 or (own.process and own.process.poll() is not None), 30)
+        assert own.process and own.process.poll() is None, own.ended()
         yield own
     finally:
         if own.process:
@@ -219,7 +220,7 @@ def test_whatever_goes_wrong_is_an_alert_of_its_rule_from_when_it_began_and_is_t
     tmp_path: Path, service: Booking, server: Postgres
 ) -> None:
     hanging = json.dumps(["/bin/sleep", "600"])
-    with watching(tmp_path, service, server, hanging) as watch:
+    with watching(tmp_path, service, server, notify=hanging) as watch:
         killed = time.time()
         service.kill()
         raised = watch.event("service-down", "raised")
@@ -333,8 +334,15 @@ def test_a_watch_that_is_killed_goes_on_in_its_folder_with_the_same_alerts_and_l
     assert after.about == before.about and after.damaged == 0
 
 
-def test_two_watches_do_not_write_into_one_folder(tmp_path: Path, service: Booking, server: Postgres) -> None:
-    with watching(tmp_path, service, server) as first:
+def test_it_tells_prometheus_and_no_other_watch_may_write_into_its_folder(
+    tmp_path: Path, service: Booking, server: Postgres
+) -> None:
+    port = free_port()
+    with watching(tmp_path, service, server, "--metrics", str(port)) as first:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            said = answer.read().decode()
+        assert float(said.partition('perfkit_probes_total{item="book",kind="request",outcome="ok"} ')[2].split()[0]) > 8
+        assert "perfkit_server_connections_limit 100.0" in said and "perfkit_database_up 1.0" in said
         second = Watch(tmp_path, service, server)
         second.start("5s")
         code, out, err = second.ended()

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import watching
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perfkit.config import Watch
 from perfkit.errors import TargetRefused
@@ -200,6 +204,21 @@ def test_listeners_get_the_last_window_and_notes_come_once_of_each_kind(watched:
     watched.run(100)
     assert lengths == [1, 2, 3, 4, 5, 6, 6, 6, 6, 6]
     assert [(event.what, event.text) for event in watched.events] == [("note", "notify: failed")]
+
+
+@given(
+    st.dictionaries(st.integers(1, 40).map(lambda n: 100.0 + 5 * n), st.floats(0.001, 60), max_size=8),
+    st.floats(1, 200),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_late_intervals_follow_one_another_and_add_up(late: dict[float, float], lasts: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ticks = Watched(Path(folder) / "watch", Time(late=dict(late))).run(lasts)
+    assert [tick.n for tick in ticks] == list(range(len(ticks)))
+    assert ticks[0].start == pytest.approx(0, abs=0.002)
+    assert all(one.t == pytest.approx(other.start, abs=0.003) for one, other in pairwise(ticks))
+    assert ticks[-1].t >= lasts - 0.001 and all(tick.t < lasts for tick in ticks[:-1])
+    assert all(tick.seconds <= 15.0 + sum(late.values()) for tick in ticks)
 
 
 DAY = """

@@ -168,7 +168,7 @@ def _require_dry(dry_run: bool) -> None:
 
 
 def _applied(index: Applied) -> str:
-    from perfkit.display.numbers import seconds, size
+    from perfkit.numbers import seconds, size
 
     if index.how == "there":
         return f"{index.name} on {index.table}: there already, {size(index.bytes)}"
@@ -177,7 +177,7 @@ def _applied(index: Applied) -> str:
 
 
 def _dropped(index: Dropped) -> str:
-    from perfkit.display.numbers import size
+    from perfkit.numbers import size
 
     if index.how == "dropped":
         return f"{index.name}: dropped, {size(index.bytes)}"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from perfkit.display.html import escape, style
-from perfkit.display.numbers import NONE, count
 from perfkit.display.plan_figures import duration, plural
 from perfkit.display.slow import WIDTH, Text, fitted, moment, one_line
 from perfkit.display.table import Cell, Table
+from perfkit.numbers import NONE, count
 from perfkit.slow.activity import Activity, Branch, Running
 from perfkit.text import visible
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from perfkit.display.html import Block, code, escape
-from perfkit.display.numbers import NONE, count, seconds, significant, size
 from perfkit.display.table import Cell, Table
 from perfkit.indexes.advise import Advice, Figures, Proposal
+from perfkit.numbers import NONE, count, seconds, significant, size
 from perfkit.text import visible
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.html import Block, escape
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
@@ -78,7 +78,8 @@ def measured(claim: Judged) -> Cell:
     """What was measured, with its interval or span."""
     if claim.value is None:
         return Cell(numbers.NONE, claim.why or "not measured", "quiet")
-    spread = " to ".join(_in_unit(end, claim.unit) for end in claim.interval) if claim.interval else ""
+    ends = [numbers.unbroken(_in_unit(end, claim.unit)) for end in claim.interval or ()]
+    spread = " to ".join(ends)
     return Cell(_in_unit(claim.value, claim.unit), spread)
 
 

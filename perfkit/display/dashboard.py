@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from perfkit import numbers
 from perfkit.config.watching import Metric
-from perfkit.display import numbers
 from perfkit.display.html import Block, escape
 from perfkit.display.table import Cell, Table
-from perfkit.monitor import actuals, figures, sentences, severity
+from perfkit.monitor import figures, severity
 from perfkit.monitor.incidents import Alert
 from perfkit.monitor.model import Event
-from perfkit.monitor.period import clock, lasting
+from perfkit.monitor.period import clock, lasting, stamp
+from perfkit.monitor.sentences import against, said
 from perfkit.monitor.standing import Standing
 
 EVENTS = 40  # the latest; all are in events.jsonl
@@ -53,7 +54,7 @@ def _word(found: Standing) -> tuple[str, str]:
 
 
 def _silence(found: Standing) -> Iterator[str]:
-    at = f"{clock_of(found.last.at)} UTC"
+    at = f"{_clock(found.last.at)} UTC"
     if not found.running:
         yield f"The watch has ended: its last interval was at {at}, and nobody has watched since."
     elif found.missed:
@@ -68,7 +69,7 @@ def _alerts(found: Standing) -> Iterator[str]:
         lasted = lasting(found.last.t - alert.since)
         rule = next((rule for rule in found.watch.rule if rule.name == alert.rule and not rule.item), None)
         value = found.values[rule.metric] if rule else None
-        now = f", now {actuals.said(rule.metric, value)}" if rule and value is not None else ""
+        now = f", now {said(rule.metric, value)}" if rule and value is not None else ""
         yield f"{alert.level} {alert.rule}, for {lasted}{now}: {alert.text}"
     if not found.open:
         since = found.whole.wall(found.quiet_since)
@@ -80,7 +81,7 @@ def _meta(found: Standing, every_s: float) -> Iterator[str]:
     about = found.record.about
     yield about.target
     yield f"watched since {clock(about.began)} UTC, every {lasting(about.every_s)}"
-    yield f"this page is of {clock_of(found.now)} UTC, {lasting(found.age_s)} after the last interval ended"
+    yield f"this page is of {_clock(found.now)} UTC, {lasting(found.age_s)} after the last interval ended"
     if found.running:
         yield f"it is written anew about every {lasting(every_s)}: if yours is much older, nobody watches"
     if found.record.damaged:
@@ -111,17 +112,10 @@ def _cell(found: Standing, metric: Metric, value: float | None, judged: bool) ->
     return Cell(said(metric, value), level, STATES.get(level, "") if level else "")
 
 
-def said(metric: Metric, value: float | None) -> str:
-    """A figure with its unit, or a dash."""
-    if value is None:
-        return numbers.NONE
-    return actuals.said(metric, value)
-
-
 def _limits(found: Standing, metric: Metric) -> str:
     """The limits of the rules about everything, the gravest first."""
     rules = [rule for rule in found.watch.rule if rule.metric == metric and not rule.item]
-    return ", ".join(f"{rule.level} {sentences.against(rule)}" for rule in sorted(rules, key=severity.gravity))
+    return ", ".join(f"{rule.level} {against(rule)}" for rule in sorted(rules, key=severity.gravity))
 
 
 def items(found: Standing) -> Table:
@@ -142,8 +136,8 @@ def items(found: Standing) -> Table:
 
 def events(found: Standing) -> Table:
     """Alerts and the watch's own notes, those that stand first, then the latest."""
-    wall, raised = found.whole.wall, found.raised
-    rows = [(alert.noticed, _alert(found, alert, raised[alert.id], wall)) for alert in found.alerts]
+    wall = found.whole.wall
+    rows = [(alert.noticed, _alert(found, alert, wall)) for alert in found.alerts]
     standing = [row for _, row in rows[: len(found.open)]]
     notes = [(event.t, _note(event)) for event in found.record.events if event.what == "note"]
     gaps = [(until, _gap(since, until, wall)) for since, until in figures.gaps(found.record.ticks)]
@@ -160,31 +154,29 @@ def events(found: Standing) -> Table:
     )
 
 
-def _alert(found: Standing, alert: Alert, raised: Event, wall: Callable[[float], float]) -> tuple[Cell, ...]:
+def _alert(found: Standing, alert: Alert, wall: Callable[[float], float]) -> tuple[Cell, ...]:
     metric = next((rule.metric for rule in found.watch.rule if rule.name == alert.rule), None)
-    value, limit = (numbers.NONE if own is None else actuals.said(metric, own) for own in (raised.value, raised.limit))
-    until = Cell("stands", state="bad") if alert.ended is None else Cell(clock_of(wall(alert.ended)))
+    until = Cell("stands", state="bad") if alert.ended is None else Cell(_clock(wall(alert.ended)))
     return (
         Cell(alert.level, state=STATES.get(alert.level, "")),
         Cell(alert.rule, alert.text),
-        Cell(clock_of(wall(alert.since))),
+        Cell(_clock(wall(alert.since))),
         until,
-        Cell(value),
-        Cell(limit),
+        Cell(said(metric, alert.value)),
+        Cell(said(metric, alert.limit)),
         Cell(alert.action),
     )
 
 
 def _gap(since: float, until: float, wall: Callable[[float], float]) -> tuple[Cell, ...]:
-    said = Cell(f"nobody watched for {lasting(until - since)}")
-    times = Cell(clock_of(wall(since))), Cell(clock_of(wall(until)))
-    return (Cell("gap", state="unsure"), said, *times, *[Cell("")] * 3)
+    what = Cell(f"nobody watched for {lasting(until - since)}")
+    times = Cell(_clock(wall(since))), Cell(_clock(wall(until)))
+    return (Cell("gap", state="unsure"), what, *times, *[Cell("")] * 3)
 
 
 def _note(event: Event) -> tuple[Cell, ...]:
-    return (Cell("note", state="quiet"), Cell(event.text), Cell(clock_of(event.at)), *[Cell("")] * 4)
+    return (Cell("note", state="quiet"), Cell(event.text), Cell(_clock(event.at)), *[Cell("")] * 4)
 
 
-def clock_of(at: float) -> str:
-    """Date and time of day to the second, UTC; `at` in seconds since 1970."""
-    return numbers.unbroken(f"{clock(at)[:10]} {clock(at, day=False)}")
+def _clock(at: float) -> str:
+    return numbers.unbroken(stamp(at))

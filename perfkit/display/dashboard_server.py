@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from perfkit import numbers
 from perfkit.config.watching import Metric
-from perfkit.display import numbers
-from perfkit.display.dashboard import STATES, said
+from perfkit.display.dashboard import STATES
 from perfkit.display.table import Cell, Table
+from perfkit.monitor.sentences import said
 from perfkit.monitor.server_figures import grown
 from perfkit.monitor.standing import Standing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from perfkit import numbers
 from perfkit.analysis.results import PlanUse
-from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
 from perfkit.display.plans import DiffView, PlanView
 from perfkit.display.subject import Subject

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from perfkit import numbers
 from perfkit.analysis.cautions import Caution
 from perfkit.analysis.sentences import complete_blocks
-from perfkit.display import numbers
 from perfkit.display.html import Block, escape, folded
 from perfkit.display.subject import Subject
 from perfkit.display.tables import glance

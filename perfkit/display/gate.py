@@ -9,8 +9,8 @@ from perfkit.analysis.policy import Outcome
 from perfkit.display import decision as decisions
 from perfkit.display.claims import expected, held, measured
 from perfkit.display.html import Block, code, escape
-from perfkit.display.numbers import unbroken
 from perfkit.display.table import Cell, Table
+from perfkit.numbers import unbroken
 from perfkit.release.decision import Decided
 from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
 from perfkit.release.judged import Judged

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perfkit.display.html import Block, code, escape
-from perfkit.display.numbers import NONE, count, size
 from perfkit.display.table import Cell, Table
 from perfkit.indexes.use import Facts, Remark, Use
+from perfkit.numbers import NONE, count, size
 
 _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
 

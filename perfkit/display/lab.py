@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from perfkit import numbers
 from perfkit.analysis.results import Comparison
 from perfkit.display import claims as judgements
-from perfkit.display import numbers
 from perfkit.display.html import Block, code, escape, folded
 from perfkit.display.lab_words import doubts, sentence, why
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
 from perfkit.lab.claims import judged
 from perfkit.lab.results import Lab, Worth
+from perfkit.release.claims import LAB
 from perfkit.stats import Verdict
 
 _NOTE = (
@@ -228,7 +229,7 @@ def summary(lab: Lab) -> dict[str, Any]:
         "sentence": sentence(lab),
         "columns": list(table.columns),
         "rows": rows,
-        "claims": [asdict(claim) for claim in judged(lab)],
+        "claims": [asdict(claim) for claim in judged(lab) if claim.measure == LAB],
         "command": lab.record["command"],
     }
 

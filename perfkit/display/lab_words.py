@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from perfkit import numbers
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.sentences import FLOOR_FACTOR
-from perfkit.display import numbers
 from perfkit.lab.results import Lab, Worth
 from perfkit.lab.search import worse
 from perfkit.stats import Verdict

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from perfkit import numbers
 from perfkit.analysis.results import Level
 from perfkit.analysis.sentences import FLOOR_FACTOR
 from perfkit.bundle import FLOOR, Round
-from perfkit.display import numbers
 from perfkit.display.html import Block
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table

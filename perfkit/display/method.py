@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.html import Block, code, escape
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table

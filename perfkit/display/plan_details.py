@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.plan_figures import ms, plural
 from perfkit.errors import PlanError
 from perfkit.explain.fingerprint import CONDITIONS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from perfkit.display import numbers, plan_html, plan_lines, plan_whole
+from perfkit import numbers
+from perfkit.display import plan_html, plan_lines, plan_whole
 from perfkit.display.html import escape
 from perfkit.display.plan_figures import Figures, duration
 from perfkit.display.table import Cell, Table

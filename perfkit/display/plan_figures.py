@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.explain.findings.model import Finding, Severity
 from perfkit.explain.plan import PAGES, Node, Plan
 

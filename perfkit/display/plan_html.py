@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from perfkit.display import numbers, plan_whole
+from perfkit import numbers
+from perfkit.display import plan_whole
 from perfkit.display.html import code, escape
 from perfkit.display.plan_details import brief, details, pairs
 from perfkit.display.plan_figures import STATES, Figures, Group, badge, ms, plural, share

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from perfkit.display import numbers, plan_whole
+from perfkit import numbers
+from perfkit.display import plan_whole
 from perfkit.display.plan_details import brief, shortened
 from perfkit.display.plan_figures import Figures, Group, badge, ms, plural, rank, share
 from perfkit.explain.plan import Node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.plan_figures import Figures, badge, duration, ms, plural, rank, share
 from perfkit.explain.findings.model import Finding
 from perfkit.explain.plan import Plan, number

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from perfkit.display.html import Block, escape
-from perfkit.display.numbers import unbroken
 from perfkit.display.table import Cell, Table
+from perfkit.numbers import unbroken
 from perfkit.release.rollback import Rollback, Word
 
 _LOOKS = {Word.SAME: ("good", "✓"), Word.DIFFERENT: ("bad", "✕"), Word.OPEN: ("unsure", "?")}

@@ -8,7 +8,7 @@ from datetime import datetime
 from textwrap import wrap
 from typing import Any
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.html import code, escape, style
 from perfkit.display.plan_figures import duration, ms, plural, share
 from perfkit.display.table import Cell, Table

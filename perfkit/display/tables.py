@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from perfkit import numbers
 from perfkit.analysis.policy import Outcome, Rule
 from perfkit.analysis.results import Comparison, Level
 from perfkit.bundle import FLOOR
-from perfkit.display import numbers
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 from perfkit.stats import Verdict, error_bound

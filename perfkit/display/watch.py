@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perfkit.display.numbers import NONE, significant
 from perfkit.monitor.model import Event, Record
 from perfkit.monitor.period import clock, lasting
+from perfkit.numbers import NONE, significant
 from perfkit.text import visible
 
 Figures = Mapping[str, float | None]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perfkit.display.html import escape, style
-from perfkit.display.numbers import count, significant, size
 from perfkit.display.plans import DiffView
+from perfkit.numbers import count, significant, size
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from perfkit import stats
+from perfkit import numbers, stats
 from perfkit.config.watching import Metric
-from perfkit.display import numbers
 from perfkit.monitor import figures
-from perfkit.monitor.model import OK, About, Kind, Probe, Tick
+from perfkit.monitor.model import OK, About, Kind, Tick
 from perfkit.monitor.period import Period, lasting
-from perfkit.monitor.sentences import with_unit
+from perfkit.monitor.sentences import share
 
 Down = Callable[[Tick, Mapping[str, Kind]], bool | None]
 
@@ -45,14 +44,9 @@ class Actual:
         return cls(None, -math.inf, math.inf, n, "", lacks)
 
 
-def items_of(kinds: Mapping[str, Kind], item: str | None) -> tuple[str, ...]:
-    """What a row is about: one item where it is sent, else all requests, or all queries where there is no request."""
-    return tuple(name for name in figures.chosen(kinds, item or "") if name in kinds)
-
-
 def actual(metric: Metric, item: str | None, period: Period, about: About, baseline: figures.Baseline | None) -> Actual:
     """One figure over the whole time."""
-    names = items_of(about.kinds, item)
+    names = figures.chosen(about.kinds, item or "")
     if not names:
         return Actual.none(f"the watch does not send {item or 'anything'}")
     if metric in PERCENTILES:
@@ -64,13 +58,19 @@ def actual(metric: Metric, item: str | None, period: Period, about: About, basel
     return _counted(metric, item, period, about, baseline)
 
 
-def times(ticks: Sequence[Tick], names: Sequence[str]) -> list[float]:
-    """Response times in ms of what was answered as expected."""
-    return [ms for probe in _probes(ticks, names) for ms in probe.ms]
+def within(found: Actual, say: Callable[[float], str]) -> str:
+    """Where the true figure is, 95 % sure, in words; empty where there is no more to say."""
+    if found.value is None or found.lo == found.hi:
+        return ""
+    low, high = (say(found.lo) if found.lo > 0 else "", say(found.hi) if found.hi < math.inf else "")
+    text = (
+        f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "no bound"
+    )
+    return numbers.unbroken(text)
 
 
 def _percentile(q: int, names: Sequence[str], period: Period) -> Actual:
-    blocks = [times(block, names) for block in period.blocks()]
+    blocks = [figures.samples(block, names) for block in period.blocks()]
     n = sum(map(len, blocks))
     found = stats.tail(blocks, q)
     if found is None:
@@ -79,19 +79,19 @@ def _percentile(q: int, names: Sequence[str], period: Period) -> Actual:
 
 
 def _mean(names: Sequence[str], period: Period) -> Actual:
-    blocks = [ms for block in period.blocks() if (ms := times(block, names))]
+    blocks = [ms for block in period.blocks() if (ms := figures.samples(block, names))]
     return _quotient([sum(own) for own in blocks], [len(own) for own in blocks], sum(map(len, blocks)), period)
 
 
 def _throughput(names: Sequence[str], period: Period) -> Actual:
-    answered = [sum(probe.outcomes.get(OK, 0) for probe in _probes(block, names)) for block in period.blocks()]
+    answered = [sum(probe.outcomes.get(OK, 0) for probe in figures.probes(block, names)) for block in period.blocks()]
     return _quotient(
         answered, [sum(tick.seconds for tick in block) for block in period.blocks()], sum(answered), period
     )
 
 
 def _error_rate(names: Sequence[str], period: Period) -> Actual:
-    probes = _probes(period.ticks, names)
+    probes = figures.probes(period.ticks, names)
     return _share(sum(probe.failed for probe in probes), sum(probe.sent for probe in probes), "failed")
 
 
@@ -104,7 +104,7 @@ def _share(bad: int, n: int, what: str) -> Actual:
 
 def _availability(names: Sequence[str], period: Period) -> Actual:
     """Every interval of the time was looked at, so only those in which nobody watched leave it open."""
-    lengths = [tick.seconds for tick in period.ticks if is_down(tick, names)]
+    lengths = [tick.seconds for tick in period.ticks if figures.is_down(tick, names)]
     watched, down = period.watched, sum(lengths)
     unknown = sum(end - start for start, end in figures.gaps(period.ticks))
     weight = max(tick.seconds for tick in period.ticks) / watched
@@ -113,11 +113,6 @@ def _availability(names: Sequence[str], period: Period) -> Actual:
     lo, hi = (1 - (down + gap) / (watched + unknown) for gap in (unknown, 0.0))
     lacks = f"nobody watched for {lasting(unknown)}" if unknown else ""
     return Actual(1 - down / watched, lo, hi, len(period.ticks), how, lacks)
-
-
-def is_down(tick: Tick, names: Sequence[str]) -> bool:
-    """Whether something was due in an interval and nothing was answered as expected."""
-    return bool(figures.is_down(figures.of(tick, names), tick.seconds))
 
 
 def _counted(
@@ -130,25 +125,19 @@ def _counted(
 
     value, how = at(period.ticks), "over the whole time"
     if metric == "success_rate" and value is not None:
-        sent = sum(probe.sent for probe in _probes(period.ticks, items_of(about.kinds, item)))
+        sent = sum(probe.sent for probe in figures.probes(period.ticks, figures.chosen(about.kinds, item or "")))
         bad = _share(round((1 - value) * sent), sent, "did not succeed")
         return Actual(value, 1 - bad.hi, math.inf, sent, bad.how)
     if metric in STATES:
         moments = [moment for tick in period.ticks if (moment := at([tick])) is not None]
         value, how = max(moments, default=None), "the worst of all intervals"
     elif metric in OUTAGES:
-        value, how = _longest(period.ticks, OUTAGES[metric], about.kinds), "the longest without a break"
+        down = OUTAGES[metric]
+        outages = figures.stretches(period.ticks, lambda tick: down(tick, about.kinds))
+        value, how = max((end - start for start, end in outages), default=0.0), "the longest without a break"
     if value is None:
         return Actual.none("the watch could not read it")
     return Actual(value, value, value, len(period.ticks), how)
-
-
-def _longest(ticks: Sequence[Tick], down: Down, kinds: Mapping[str, Kind]) -> float:
-    worst = now = 0.0
-    for tick in ticks:
-        now = now + tick.seconds if down(tick, kinds) else 0.0
-        worst = max(worst, now)
-    return worst
 
 
 def _quotient(above: Sequence[float], below: Sequence[float], n: int, period: Period) -> Actual:
@@ -168,45 +157,6 @@ def _quotient(above: Sequence[float], below: Sequence[float], n: int, period: Pe
 
 def _in_blocks(n: int, what: str, period: Period, blocks: int) -> str:
     return f"{numbers.count(n)} {what} in {blocks} × {lasting(period.width)}"
-
-
-def _probes(ticks: Sequence[Tick], names: Sequence[str]) -> list[Probe]:
-    return [probe for tick in ticks for probe in figures.of(tick, names)]
-
-
-def share(value: float) -> str:
-    """A share of one as a percentage that is 100 % only where nothing is missing.
-
-    >>> share(0.99957), share(1.0), share(0.98), share(0.0004)
-    ('99.957 %', '100 %', '98.0 %', '0.0400 %')
-    """
-    missing = 100 * (1 - value)
-    if value <= 0.9 or missing < 1e-9:
-        return numbers.percent(value)
-    return f"{100 * value:.{max(1 - math.floor(math.log10(missing)), 0)}f} %"
-
-
-_SHARES = ("error_rate", "success_rate", "availability", "throughput_drop", "connections_share", "cache_misses")
-
-
-def said(metric: Metric | None, value: float, unit: str = "") -> str:
-    """A figure with its unit; without a metric, what a person says, in the unit given."""
-    if metric in (*_SHARES, "rollback_rate"):
-        return numbers.unbroken(share(value))
-    return numbers.unbroken(with_unit(metric, value) if metric else f"{value:g} {unit}".strip())
-
-
-def bound(metric: Metric | None, value: float, unit: str = "") -> str:
-    """A target as it was written, with its unit: no digits that say nothing.
-
-    >>> bound("availability", 0.999).split(), bound("p95_ms", 500).split(), bound("throughput", 30)
-    (['99.9', '%'], ['500', 'ms'], '30/s')
-    """
-    if metric in (*_SHARES, "rollback_rate"):
-        return numbers.unbroken(f"{100 * value:.10g} %")
-    if metric == "throughput":
-        return f"{value:.10g}/s"
-    return numbers.unbroken(f"{value:.10g} ms") if metric and metric.endswith("_ms") else said(metric, value, unit)
 
 
 _SAMPLED: Mapping[str, Callable[[Sequence[str], Period], Actual]] = {

@@ -77,12 +77,7 @@ class Alerts:
             self._learn(tick)
         for tick in window(record.ticks, 2 * self._horizon):
             self._advance(tick)
-        standing: dict[str, Event] = {}
-        for event in record.events:
-            if event.what == "raised":
-                standing[event.rule] = event
-            elif event.what == "cleared":
-                standing.pop(event.rule, None)
+        standing = {event.rule: event for event in record.standing}
         for state in self._states:
             if state.rule.name in standing:
                 event = standing.pop(state.rule.name)

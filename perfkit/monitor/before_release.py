@@ -5,21 +5,21 @@ Under load and alone are two things: many users at once before, one probe now an
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from perfkit import numbers
 from perfkit.analysis import analyse
 from perfkit.analysis.results import Level
 from perfkit.bundle import Bundle
 from perfkit.config.watching import Metric
-from perfkit.display import numbers
 from perfkit.errors import UsageError
-from perfkit.monitor.actuals import Actual, actual, said
+from perfkit.monitor.actuals import Actual, actual, within
 from perfkit.monitor.model import About
 from perfkit.monitor.period import Period
+from perfkit.monitor.sentences import said
 from perfkit.stats import Interval
 
 DIFFERENT_LOAD = "under load before the release, single probes since: different load, so no verdict"
@@ -116,17 +116,6 @@ def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[Besi
 
 def _of_level(level: Level, metric: Metric) -> str:
     if metric == "error_rate":
-        return said(metric, level.errors / level.sent) if level.sent else numbers.NONE
+        return said(metric, level.errors / level.sent if level.sent else None)
     found: Interval | None = getattr(level, metric.removesuffix("_ms"))
-    return said(metric, found.value) if found else numbers.NONE
-
-
-def within(found: Actual, say: Callable[[float], str]) -> str:
-    """Where the true figure is, 95 % sure, in words; empty where there is no more to say."""
-    if found.value is None or found.lo == found.hi:
-        return ""
-    low, high = (say(found.lo) if found.lo > 0 else "", say(found.hi) if found.hi < math.inf else "")
-    text = (
-        f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "no bound"
-    )
-    return numbers.unbroken(text)
+    return said(metric, found.value if found else None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 from perfkit.config.watching import Watch
 from perfkit.monitor import server_figures
@@ -47,43 +47,63 @@ def parted(one: Tick, other: Tick) -> bool:
 
 
 def chosen(kinds: Mapping[str, Kind], item: str = "") -> list[str]:
-    """Whose figures: the item's, or those of all requests, or of all queries where no request is sent."""
+    """Whose figures: the item's where it is sent, or those of all requests, or of all queries without a request."""
     if item:
-        return [item]
+        return [item] if item in kinds else []
     return [name for name, kind in kinds.items() if kind == "request"] or list(kinds)
 
 
-def is_down(probes: Iterable[Probe], seconds: float) -> bool | None:
-    """Whether an interval of so many seconds is down, seen by these probes; None where nothing was to be answered."""
-    found = list(probes)
+def probes(ticks: Iterable[Tick], names: Iterable[str]) -> list[Probe]:
+    """The intervals' probes of these names."""
+    names = list(names)
+    return [tick.probes[name] for tick in ticks for name in names if name in tick.probes]
+
+
+def samples(ticks: Iterable[Tick], names: Iterable[str]) -> list[float]:
+    """Response times in ms of what was answered as expected."""
+    return [ms for probe in probes(ticks, names) for ms in probe.ms]
+
+
+def is_down(tick: Tick, names: Iterable[str]) -> bool | None:
+    """Whether an interval is down, seen by its probes of these names; None where nothing was to be answered."""
+    found = probes([tick], names)
     if any(probe.outcomes.get(OK) for probe in found):
         return False
-    hangs = max(seconds, _HANGS_S)
+    hangs = max(tick.seconds, _HANGS_S)
     return True if any(p.sent or (p.pending and p.oldest_s >= hangs) for p in found) else None
 
 
-def of(tick: Tick, names: Iterable[str]) -> list[Probe]:
-    """An interval's probes of these names."""
-    return [tick.probes[name] for name in names if name in tick.probes]
+def stretches(ticks: Iterable[Tick], so: Callable[[Tick], bool | None]) -> list[tuple[float, float]]:
+    """Stretches of the time line, from and until, of intervals that are so.
+
+    One that says nothing (None) is passed over between two that are; where nobody watched, a stretch ends.
+    """
+    found, before, on = list[tuple[float, float]](), None, False
+    for tick in ticks:
+        on = on and before is not None and not parted(before, tick)
+        if now := so(tick):
+            found.append((found.pop()[0] if on else tick.start, tick.t))
+        on, before = bool(now) or (on and now is None), tick
+    return found
 
 
 def service_down(tick: Tick, kinds: Mapping[str, Kind]) -> bool | None:
     """Whether no request was answered as expected (no query, where no request is sent); None where none was due."""
-    return is_down(of(tick, chosen(kinds)), tick.seconds)
+    return is_down(tick, chosen(kinds))
 
 
 def database_down(tick: Tick, kinds: Mapping[str, Kind]) -> bool | None:
     """Whether the server said nothing and no query was answered; None where nobody asked it."""
     if tick.server:  # it answers: queries that fail meanwhile wait for a lock, or are wrong
         return False
-    queries = is_down(of(tick, [name for name, kind in kinds.items() if kind == "query"]), tick.seconds)
+    queries = is_down(tick, [name for name, kind in kinds.items() if kind == "query"])
     return True if queries is None and tick.server is None else queries
 
 
 def healthy(tick: Tick, kinds: Mapping[str, Kind], item: str = "") -> bool:
     """Whether something was answered in an interval and nothing failed."""
-    probes = of(tick, chosen(kinds, item))
-    return any(probe.ms for probe in probes) and not any(probe.failed for probe in probes)
+    found = probes([tick], chosen(kinds, item))
+    return any(probe.ms for probe in found) and not any(probe.failed for probe in found)
 
 
 def baseline(ticks: Iterable[Tick], kinds: Mapping[str, Kind], watch: Watch, item: str = "") -> Baseline | None:
@@ -94,8 +114,8 @@ def baseline(ticks: Iterable[Tick], kinds: Mapping[str, Kind], watch: Watch, ite
             found.append(tick)
             seconds += tick.seconds
         if seconds >= watch.baseline_s:
-            samples = _samples(found, chosen(kinds, item))
-            return Baseline(len(samples) / seconds, percentile(samples, 50))
+            usual = samples(found, chosen(kinds, item))
+            return Baseline(len(usual) / seconds, percentile(usual, 50))
     return None
 
 
@@ -114,14 +134,14 @@ def figures(
     however few samples.
     """
     names = chosen(kinds, item)
-    probes = [probe for tick in ticks for probe in of(tick, names)]
+    own = probes(ticks, names)
     watched = sum(tick.seconds for tick in ticks)
-    ended, failed = sum(probe.sent for probe in probes), sum(probe.failed for probe in probes)
-    throughput = (ended - failed) / watched if watched and probes else None
-    latency = _latency(_samples(ticks, names), few)
+    ended, failed = sum(probe.sent for probe in own), sum(probe.failed for probe in own)
+    throughput = (ended - failed) / watched if watched and own else None
+    latency = _latency(sorted(samples(ticks, names)), few)
     p50, p_usual = latency["p50_ms"], baseline.p50_ms if baseline else 0.0
     usual = baseline.throughput if baseline else 0.0
-    down = sum(tick.seconds for tick in ticks if is_down(of(tick, names), tick.seconds))
+    down = sum(tick.seconds for tick in ticks if is_down(tick, names))
     return {
         **latency,
         "error_rate": failed / ended if ended else None,
@@ -129,22 +149,17 @@ def figures(
         "throughput_drop": 1 - throughput / usual if throughput is not None and usual else None,
         "slowdown": p50 / p_usual if p50 is not None and p_usual else None,
         "success_rate": _succeeded(ticks, names, kinds) / ended if ended else None,
-        "availability": 1 - down / watched if watched and probes else None,
+        "availability": 1 - down / watched if watched and own else None,
         "service_down_s": _standing(ticks, lambda tick: service_down(tick, kinds)),
         "database_down_s": _standing(ticks, lambda tick: database_down(tick, kinds)),
         **server_figures.figures(([before] if before else []) + list(ticks)),
     }
 
 
-def _samples(ticks: Iterable[Tick], names: Sequence[str]) -> list[float]:
-    """Response times in ms, ordered."""
-    return sorted(chain.from_iterable(probe.ms for tick in ticks for probe in of(tick, names)))
-
-
-def _latency(samples: Sequence[float], few: bool) -> dict[str, float | None]:
-    n = len(samples)
-    said = {q: percentile(samples, q) if n and (few or supported(n, q)) else None for q in (50, 95, 99)}
-    mean = sum(samples) / n if n else None
+def _latency(ms: Sequence[float], few: bool) -> dict[str, float | None]:
+    n = len(ms)
+    said = {q: percentile(ms, q) if n and (few or supported(n, q)) else None for q in (50, 95, 99)}
+    mean = sum(ms) / n if n else None
     return {"p50_ms": said[50], "p95_ms": said[95], "p99_ms": said[99], "mean_ms": mean}
 
 

@@ -30,6 +30,8 @@ class Alert:
     ended: float | None = None
     ended_text: str = ""
     notes: tuple[Event, ...] = ()  # that name it: that it could not be told
+    value: float | None = None  # the figure when it was raised
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,7 @@ def _alert(events: Sequence[Event], notes: Sequence[Event], clear_for_s: Mapping
     if raised is None:
         return None
     cleared = next((event for event in events if event.what == "cleared" and event.t >= raised.t), None)
-    eased = None
-    if cleared is not None:
-        eased = max(cleared.t - clear_for_s.get(raised.rule, 0.0), raised.t)
+    eased = max(cleared.t - clear_for_s.get(raised.rule, 0.0), raised.t) if cleared else None
     return Alert(
         raised.id,
         raised.rule,
@@ -136,6 +136,8 @@ def _alert(events: Sequence[Event], notes: Sequence[Event], clear_for_s: Mapping
         cleared.t if cleared else None,
         cleared.text if cleared else "",
         tuple(note for note in notes if raised.id in note.text),
+        raised.value,
+        raised.limit,
     )
 
 

@@ -150,3 +150,14 @@ class Record:
     ticks: Sequence[Tick]
     events: Sequence[Event]
     damaged: int = 0  # lines that could not be read: at most the last one after a crash
+
+    @property
+    def standing(self) -> list[Event]:
+        """The events that raised the alerts that stand, the oldest first."""
+        found: dict[str, Event] = {}
+        for event in self.events:
+            if event.what == "raised":
+                found[event.id] = event
+            elif event.what == "cleared":
+                found.pop(event.id, None)
+        return list(found.values())

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from math import log
 
 from perfkit.config.watching import WatchRule
-from perfkit.monitor.figures import Baseline, chosen, figures, of
+from perfkit.monitor.figures import Baseline, chosen, figures, probes
 from perfkit.monitor.model import Kind, Tick
 from perfkit.monitor.severity import beyond
 
@@ -58,12 +58,12 @@ def _counted(
     rule: WatchRule, tick: Tick, kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> tuple[float, int, int]:
     """For a figure that is a share of samples: the share at the limit, how many are bad here, of how many."""
-    probes = of(tick, chosen(kinds, rule.item or ""))
+    own = probes([tick], chosen(kinds, rule.item or ""))
     if rule.above is not None and rule.metric == "error_rate":
-        return rule.above, sum(probe.failed for probe in probes), sum(probe.sent for probe in probes)
+        return rule.above, sum(probe.failed for probe in own), sum(probe.sent for probe in own)
     if rule.above is not None and rule.metric in _TAIL:
         usual = baseline.p50_ms if baseline else 0.0
         bound = rule.above * usual if rule.metric == "slowdown" else rule.above
-        slow = sum(ms > bound for probe in probes for ms in probe.ms)
-        return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in probes)
+        slow = sum(ms > bound for probe in own for ms in probe.ms)
+        return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in own)
     return 0.0, 0, 0

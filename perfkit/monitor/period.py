@@ -81,7 +81,7 @@ def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Per
         raise UsageError("last and since or until; expected one way to say when")
     ticks = record.ticks
     if last and ticks:
-        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - duration(last) - tick.seconds / 2]
+        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - duration(last, "last") - tick.seconds / 2]
     low = moment(since, "since") if since else float("-inf")
     high = moment(until, "until") if until else float("inf")
     kept = [tick for tick in ticks if tick.at - tick.seconds >= low and tick.at <= high]
@@ -91,15 +91,15 @@ def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Per
     return Period(kept)
 
 
-def duration(text: str) -> float:
-    """Seconds of "90s", "30min", "24h" or "2d". Raises UsageError.
+def duration(text: str, name: str) -> float:
+    """Seconds of "90s", "30min", "24h" or "2d"; `name` is what was given so. Raises UsageError.
 
-    >>> duration("1.5h")
+    >>> duration("1.5h", "last")
     5400.0
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
     if not found or not float(found[1]):
-        raise UsageError(f"last = '{text}'; expected a time like 90min, 24h or 2d")
+        raise UsageError(f"{name} = '{text}'; expected a time like 90s, 24h or 2d")
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -122,15 +122,24 @@ def clock(at: float, *, day: bool = True) -> str:
     return f"{found:%Y-%m-%d %H:%M}" if day else f"{found:%H:%M:%S}"
 
 
+def stamp(at: float) -> str:
+    """Date and time of day to the second, UTC; `at` in seconds since 1970.
+
+    >>> stamp(61.0)
+    '1970-01-01 00:01:01'
+    """
+    return f"{clock(at)[:10]} {clock(at, day=False)}"
+
+
 def lasting(seconds: float) -> str:
     """A duration for people.
 
-    >>> lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S)
-    ('42 s', '2 min 30 s', '3 h 4 min', '24 h')
+    >>> lasting(0.25), lasting(1.5), lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S)
+    ('0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h')
     """
     whole = round(seconds)
     if whole < 60:
-        return f"{seconds:.2g} s" if 0 < seconds < 1 else f"{whole} s"
+        return f"{seconds:.2g} s" if 0 < seconds < 9.5 else f"{whole} s"
     small, unit, (big, rest) = (
         ("s", "min", divmod(whole, 60)) if whole < 3600 else ("min", "h", divmod(whole // 60, 60))
     )

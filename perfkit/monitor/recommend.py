@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from perfkit.config.watching import Watch, WatchRule
 from perfkit.monitor.incidents import Alert, Incident
 from perfkit.monitor.period import Period, lasting
-from perfkit.monitor.severity import beyond
+from perfkit.monitor.severity import gravest
 
 if TYPE_CHECKING:
     from perfkit.monitor.rows import Row
@@ -90,13 +90,9 @@ def _against(row: Row, rules: Sequence[WatchRule]) -> Iterator[str]:
 
     Near is a rule on the same figure, or for a latency without one, on any latency.
     """
-    value = row.actual.value
     same = [rule for rule in rules if rule.metric == row.target.metric and rule.action]
     near = same or [rule for rule in rules if row.target.metric in LATENCY and rule.metric in LATENCY and rule.action]
-    broken = [rule for rule in same if value is not None and beyond(rule, value)]
-    chosen = (
-        min(broken, key=lambda rule: rule.level) if broken else max(near, key=lambda rule: rule.level, default=None)
-    )
+    chosen = gravest(same, row.actual.value) or max(near, key=lambda rule: rule.level, default=None)
     yield chosen.action if chosen else INVESTIGATE
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from perfkit import config
-from perfkit.config.watching import Target, Watch
-from perfkit.errors import BundleError, UsageError
-from perfkit.monitor import figures
+from perfkit.config.watching import Watch
+from perfkit.errors import UsageError
+from perfkit.monitor import figures, store
 from perfkit.monitor.before_release import BeforeRelease, Beside, beside
 from perfkit.monitor.incidents import Incident, incidents
 from perfkit.monitor.model import About, Event, Record
@@ -50,15 +48,15 @@ def review(
 
     Raises UsageError for a value of no row, and where no interval is in the time asked for.
     """
-    watch, targets = _settings(record, settings)
+    watch, aims = (settings.watch, settings.review) if settings else store.settings(record.about)
     values = dict(values or {})
     period = cut(record, since, until, last)
     about, rows = record.about, []
-    for target in targets:
+    for target in aims.target:
         usual = figures.baseline(record.ticks, about.kinds, watch, target.item or "")
         rows.append(row(target, period, about, usual, values.pop(target.name, None), before))
     if values:
-        names = ", ".join(target.name for target in targets) or "none: no target is configured"
+        names = ", ".join(target.name for target in aims.target) or "none: no target is configured"
         raise UsageError(f"value '{next(iter(values))}' is no row of the table; expected one of: {names}")
     clears = {rule.name: rule.clear_for_s for rule in watch.rule}
     found = tuple(
@@ -81,19 +79,6 @@ def review(
         before,
         tuple(beside(before, period, about)) if before else (),
     )
-
-
-def _settings(record: Record, settings: config.Config | None) -> tuple[Watch, Sequence[Target]]:
-    if settings is not None:
-        return settings.watch, settings.review.target
-    kept = record.about.settings
-    try:
-        watch = Watch.model_validate(kept.get("watch", {}))
-        return watch, config.Review.model_validate(kept.get("review", {})).target
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise BundleError(f"watch.json: settings: {where}: {what}; expected what perfkit wrote, or --config") from None
 
 
 def _cautions(record: Record, period: Period, gaps: Sequence[tuple[float, float]]) -> Iterator[str]:

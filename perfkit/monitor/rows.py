@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from perfkit import stats
 from perfkit.config.watching import Target
-from perfkit.display import numbers
 from perfkit.errors import UsageError
 from perfkit.monitor import figures
-from perfkit.monitor.actuals import PERCENTILES, Actual, actual, bound, items_of, said
-from perfkit.monitor.before_release import BeforeRelease, within
+from perfkit.monitor.actuals import PERCENTILES, Actual, actual, within
+from perfkit.monitor.before_release import BeforeRelease
 from perfkit.monitor.model import About
 from perfkit.monitor.period import Period, lasting
 from perfkit.monitor.recommend import Result
+from perfkit.monitor.sentences import bound, said
 
 MOST = 1000.0  # beyond so many times as long, more watching is no advice
 
@@ -57,14 +57,14 @@ class Row:
     @property
     def said(self) -> str:
         """The actual value with its unit; a dash where there is none."""
-        return numbers.NONE if self.actual.value is None else self._with_unit(self.actual.value)
+        return self._with_unit(self.actual.value)
 
     @property
     def range(self) -> str:
         """Where the true one is, 95 % sure."""
         return within(self.actual, self._with_unit)
 
-    def _with_unit(self, value: float) -> str:
+    def _with_unit(self, value: float | None) -> str:
         return said(self.target.metric, value, self.target.unit)
 
 
@@ -93,7 +93,8 @@ def _found(
     """What is known of a figure, and where that is nothing, what it takes."""
     if target.metric is None:
         return Actual.none(""), f"to be said: --value '{target.name}=...' --by WHO"
-    found, names = actual(target.metric, target.item, period, about, baseline), items_of(about.kinds, target.item)
+    found = actual(target.metric, target.item, period, about, baseline)
+    names = figures.chosen(about.kinds, target.item or "")
     if not names and before:
         return found, "; ".join(filter(None, (found.lacks, before.failed([target.item or ""]))))
     offered = about.rate * len(names)

@@ -1,35 +1,16 @@
-"""How grave a window is: the rules that its figures break, without waiting for how long."""
+"""Rules and figures: whether one is beyond its limit, and which of several rules is the gravest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from perfkit.config.watching import WatchRule
 
 
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """A rule that a window's figures break."""
-
-    rule: WatchRule
-    value: float
-    limit: float
-
-    @property
-    def action(self) -> str:
-        """What to do."""
-        return self.rule.action
-
-
-def breaches(rules: Sequence[WatchRule], figures_of: Callable[[str], Mapping[str, float | None]]) -> list[Breach]:
-    """The rules broken, gravest first; of several on one figure only the gravest. `figures_of(item)`, "" for all."""
-    told: dict[tuple[object, ...], Breach] = {}
-    for rule in sorted(rules, key=gravity):
-        value = figures_of(rule.item or "")[rule.metric]
-        if value is not None and beyond(rule, value):
-            told.setdefault(subject(rule), Breach(rule, value, limit(rule)))
-    return sorted(told.values(), key=lambda breach: (breach.rule.level, rules.index(breach.rule)))
+def gravest(rules: Iterable[WatchRule], value: float | None) -> WatchRule | None:
+    """Of rules on one figure the gravest that it breaks, without waiting for how long."""
+    broken = (rule for rule in rules if value is not None and beyond(rule, value))
+    return min(broken, key=gravity, default=None)
 
 
 def gravity(rule: WatchRule) -> tuple[str, float]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfkit.config.watching import Watch
-from perfkit.errors import BundleError
 from perfkit.monitor import figures, severity
 from perfkit.monitor.incidents import Alert, alerts
-from perfkit.monitor.model import Event, Record, Tick
+from perfkit.monitor.model import Record, Tick
 from perfkit.monitor.period import Period, lasting
+from perfkit.monitor.store import settings
 
 HOUR_S = 3600.0
 MISSED = 3  # intervals without a word, and the watch is not merely late
@@ -62,11 +62,6 @@ class Standing:
         return [alert for alert in self.alerts if alert.ended is None]
 
     @property
-    def raised(self) -> Mapping[str, Event]:
-        """The events that raised the alerts, by id."""
-        return {event.id: event for event in reversed(self.record.events) if event.what == "raised"}
-
-    @property
     def quiet_since(self) -> float:
         """Since when no alert has stood, on the time line; of use only where none does."""
         return max((alert.ended for alert in self.alerts if alert.ended is not None), default=self.first.start)
@@ -88,7 +83,8 @@ class Standing:
     def level(self, metric: str) -> str:
         """The gravest level whose limit for the figure of everything is broken now; nothing where none is."""
         rules = [rule for rule in self.watch.rule if rule.metric == metric and not rule.item]
-        return next((breach.rule.level for breach in severity.breaches(rules, lambda _: self.values)), "")
+        broken = severity.gravest(rules, self.values[metric])
+        return broken.level if broken else ""
 
 
 def standing(record: Record, now: float, *, running: bool) -> Standing:
@@ -96,11 +92,7 @@ def standing(record: Record, now: float, *, running: bool) -> Standing:
     about, ticks = record.about, record.ticks
     if not ticks:
         raise ValueError("a watch with an interval")
-    try:
-        watch = Watch.model_validate(about.settings.get("watch", {}))
-    except ValueError as error:  # pydantic's
-        first = str(error).splitlines()[0]
-        raise BundleError(f"watch.json: settings: {first}; expected what perfkit wrote") from None
+    watch, _ = settings(about)
     baseline = figures.baseline(ticks, about.kinds, watch)
     clears = {rule.name: rule.clear_for_s for rule in watch.rule}
     found = sorted(alerts(record.events, clears), key=lambda alert: -alert.noticed)

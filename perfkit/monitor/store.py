@@ -13,7 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
+from pydantic import ValidationError
+
 from perfkit.bundle import write_atomically
+from perfkit.config.watching import Review, Watch
 from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.lines import Lines
 from perfkit.monitor.model import About, Event, Probe, Record, Tick, What
@@ -104,6 +107,29 @@ def read(folder: Path) -> Record:
         else:
             events.append(event)
     return Record(about, ticks, events, damaged)
+
+
+def held(folder: Path) -> bool:
+    """Whether a watcher writes in the folder; it keeps its lock as long as it lives, whatever it does."""
+    try:
+        with (folder / TICKS).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def settings(about: About) -> tuple[Watch, Review]:
+    """The rules and targets that a watch was begun with. Raises BundleError for what perfkit did not write."""
+    try:
+        kept = about.settings
+        return Watch.model_validate(kept.get("watch", {})), Review.model_validate(kept.get("review", {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{ABOUT}: settings: {where}: {what}; expected what perfkit wrote") from None
 
 
 def timeline(last: Tick | None, now_wall: float) -> float:

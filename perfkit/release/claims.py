@@ -12,7 +12,7 @@ from perfkit.explain.plan import read_plan
 from perfkit.release.judged import LOAD, ONCE, Judged, Span
 from perfkit.stats import MIN_SAMPLES, Interval, Ratio, error_bound
 
-__all__ = ["Judged", "Measured", "elsewhere", "judge", "judged"]
+__all__ = ["LAB", "Judged", "Measured", "elsewhere", "judge", "judged"]
 
 LAB = "insert_slowdown"  # what the index lab alone measures
 Claim = Mapping[str, Any]  # as a bundle has it: see `perfkit.config.Claim`
@@ -34,15 +34,19 @@ class Measured:
 
 
 def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[Judged]:
-    """Every claim of a run that makes sense in its set-up; none where its bundle is older than claims in bundles."""
+    """Every claim of a run that makes sense in its set-up.
+
+    None where its bundle is older than claims in bundles, or where one arm was measured alone: nothing has changed.
+    """
     preset = run["parameters"].get("preset", "")
     claims = [own for own in run["config"].get("claim", ()) if own.get("preset") in (None, preset)]
     roles = run.get("roles", {})
     after = [arm for arm in run["parameters"]["arms"] if roles.get(arm) == "after"]
+    if not after:
+        return []
     before = next((arm for arm, role in roles.items() if role == "before"), "")
-    measured = Measured(run, analysis, bundle, before, after[0] if after else before)
-    found = judge(claims, measured)
-    taken = {own["text"]: own for own in (run.get("lab") or {}).get("claims", ()) if own["measure"] == LAB}
+    found = judge(claims, Measured(run, analysis, bundle, before, after[0]))
+    taken = {own["text"]: own for own in (run.get("lab") or {}).get("claims", ())}
     return [Judged(**_spans(taken[own.text])) if own.text in taken else own for own in found]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from perfkit.analysis.cautions import some
 from perfkit.monitor import store
-from perfkit.monitor.model import Event, Record
+from perfkit.monitor.model import Record
 from perfkit.release.gate import Watched
 
 INTERVALS = 3  # older than so many, the last interval says that nobody watches
@@ -38,13 +38,7 @@ def look(folder: Path, now: Callable[[], float] = time.time) -> Watched:
 
 def _alerts(record: Record) -> str:
     """The alerts that stand: they forbid nothing, for the watch may be of what is to be replaced."""
-    standing: dict[str, Event] = {}
-    for event in record.events:
-        if event.what == "raised":
-            standing[event.id] = event
-        elif event.what == "cleared":
-            standing.pop(event.id, None)
-    names = some(f"{event.level} {event.rule}" for event in standing.values())
+    names = some(f"{event.level} {event.rule}" for event in record.standing)
     return f"Alerts that stand: {names}." if names else "No alert stands."
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from perfkit import numbers
 from perfkit.bundle import Round
-from perfkit.display import numbers
 from perfkit.display.html import Block, escape
 from perfkit.display.subject import Subject
 from perfkit.report.svg import INK, draw_svg

@@ -7,7 +7,6 @@ It requests nothing and runs nothing; while the watch goes on it loads itself ag
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
@@ -35,23 +34,11 @@ def write(folder: Path) -> Path:
     """Write the page of a watch's folder as it is now; returns its path. Raises PerfkitError for what is no watch."""
     record = store.read(folder)
     path = folder / NAME
-    running = _held(folder / store.TICKS)
+    running = store.held(folder)
     with reading(folder):  # figures that no clock and no chart can show
         text = page(record, time.time(), running=running)
     write_atomically(path, text)
     return path
-
-
-def _held(path: Path) -> bool:
-    """Whether a watch holds the file it writes to; it keeps its lock as long as it lives, whatever it does."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def page(record: Record, now: float, *, running: bool) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.html import Block, escape
 from perfkit.lab.results import Lab, Worth
 from perfkit.report.svg import draw_svg

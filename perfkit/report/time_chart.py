@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
+from perfkit import numbers
 from perfkit.bundle import Round
-from perfkit.display import numbers
 from perfkit.display.html import Block, escape
 from perfkit.display.subject import Subject
 from perfkit.load.samples import DROPPED

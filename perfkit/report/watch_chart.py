@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
-from perfkit.display import numbers
+from perfkit import numbers
 from perfkit.display.html import escape
 from perfkit.monitor.period import Period, clock
 from perfkit.report.charts import logarithmic

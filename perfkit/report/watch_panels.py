@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from perfkit.config.watching import Metric, WatchRule
-from perfkit.display.dashboard import FIGURES, said
+from perfkit.display.dashboard import FIGURES
 from perfkit.monitor import figures
-from perfkit.monitor.model import Tick
 from perfkit.monitor.period import Period
+from perfkit.monitor.sentences import said
 from perfkit.monitor.severity import limit
 from perfkit.monitor.standing import Standing
 from perfkit.report.watch_chart import LEVELS, Limit, Panel, Span
@@ -91,17 +91,9 @@ def _unwatched(period: Period) -> Iterator[Span]:
 
 
 def _down(found: Standing, period: Period) -> Iterator[Span]:
-    """Where the service or the database was down, intervals on end as one."""
+    """Where the service or the database was down."""
     kinds = found.record.about.kinds
-    since: float | None = None
-    before: Tick | None = None
-    for tick in period.ticks:
-        down = figures.service_down(tick, kinds) or figures.database_down(tick, kinds)
-        if since is not None and before and (not down or figures.parted(before, tick)):
-            yield Span(since, before.t, "down")
-            since = None
-        if down and since is None:
-            since = tick.start
-        before = tick
-    if since is not None and before:
-        yield Span(since, before.t, "down")
+    for since, until in figures.stretches(
+        period.ticks, lambda tick: figures.service_down(tick, kinds) or figures.database_down(tick, kinds)
+    ):
+        yield Span(since, until, "down")

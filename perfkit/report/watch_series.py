@@ -38,8 +38,8 @@ class Series:
     """The figures of everything that counts in a period, cut on demand."""
 
     def __init__(self, period: Period, about: About) -> None:
-        self.period = period
-        own = [figures.of(tick, figures.chosen(about.kinds)) for tick in period.ticks]
+        names = figures.chosen(about.kinds)
+        own = [figures.probes([tick], names) for tick in period.ticks]
         self._middle = np.array([tick.t - tick.seconds / 2 for tick in period.ticks])
         self._seconds = np.array([tick.seconds for tick in period.ticks])
         self._ok = np.array([sum(probe.outcomes.get(OK, 0) for probe in probes) for probes in own], dtype=float)
