@@ -154,7 +154,7 @@ def test_what_the_server_said_is_judged_by_its_worst_moment() -> None:
     assert judge(ticks, metric="lock_wait_s", at_most=5).result is MISSED
     assert judge(quiet(1), metric="lock_wait_s", at_most=5).result is MET
     down = judge(with_incident(quiet(1), "service-down", 600, 60), metric="service_down_s", at_most=30)
-    assert (down.result, plain(down.said)) == (MISSED, "1 minute")
+    assert (down.result, plain(down.said)) == (MISSED, "1 min")
 
 
 def test_a_request_that_is_not_sent_is_unproven() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config.watching import Metric, Watch, WatchRule
+from perfkit.config.watching import Metric, Watch
 from perfkit.monitor import figures
 from perfkit.monitor.model import Probe, Tick
 from perfkit.monitor.server_figures import grown
@@ -138,13 +138,13 @@ def test_a_taken_slot_is_no_error_and_no_success() -> None:
     ],
 )
 def test_an_interval_is_down_where_something_was_due_and_nothing_was_answered(probe: Probe, down: bool | None) -> None:
-    assert figures.is_down(tick(0, probe), [BOOK]) is down
+    assert figures.is_down(tick(0, probe), ["book"]) is down
     assert said([tick(0, probe)])["availability"] == (0.0 if down else 1.0)
     assert said([tick(0, probe)])["service_down_s"] == (None if down is None else 10.0 if down else 0.0)
 
 
 def test_a_last_interval_cut_short_is_not_down_for_what_was_just_sent() -> None:
-    assert figures.is_down([Probe(pending=2, oldest_s=0.4)], 0.1) is None
+    assert figures.is_down(tick(0, Probe(pending=2, oldest_s=0.4), seconds=0.1), ["book"]) is None
     assert said([tick(0, Probe(), seconds=0.0)])["availability"] is None
 
 

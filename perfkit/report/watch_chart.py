@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 
 from perfkit import numbers
 from perfkit.display.html import escape
-from perfkit.monitor.period import Period, clock
+from perfkit.monitor.period import DAY_S, Period, clock, stamp
 from perfkit.report.charts import logarithmic
 from perfkit.report.svg import INK, draw_svg
 from perfkit.report.watch_series import Line
@@ -170,17 +170,16 @@ def visible_spans(spans: Sequence[Span], period: Period) -> list[Span]:
 
 
 def _clock(ax: Axes, period: Period) -> None:
-    """Ticks at round times of the wall clock, in UTC, as it is at the end."""
+    places = round_times(period)
+    ax.set_xticks([t for t, _ in places], [text for _, text in places])
+    ax.set_xlabel(f"{stamp(period.wall(period.end))[:10]}, UTC")
+
+
+def round_times(period: Period) -> list[tuple[float, str]]:
+    """Round times of the wall clock, in UTC as it is at the end: where they lie on the time line, and in words."""
     ahead = period.wall(period.end) - period.end
-    step = next((step for step in _TICKS_S if period.seconds / step <= (7 if step >= 60 else 4)), period.seconds / 4)
-    first = math.ceil((period.start + ahead) / step) * step
-    ticks = list(_places(first, period.end + ahead, step))
-    digits = 5 if step >= 60 else 8
-    ax.set_xticks([at - ahead for at in ticks], [clock(at, day=False)[:digits] for at in ticks])
-    ax.set_xlabel(f"{clock(period.end + ahead)[:10]}, UTC")
-
-
-def _places(first: float, last: float, step: float) -> Iterator[float]:
-    while first <= last:
-        yield first
-        first += step
+    weeks = DAY_S * math.ceil(period.seconds / DAY_S / 7)
+    step = next((step for step in _TICKS_S if period.seconds / step <= (7 if step >= 60 else 4)), weeks)
+    shown = slice(5, 16) if step >= DAY_S else slice(11, 16) if step >= 60 else slice(11, 19)
+    first, last = math.ceil((period.start + ahead) / step), math.floor((period.end + ahead) / step)
+    return [(n * step - ahead, stamp(n * step)[shown]) for n in range(first, last + 1)]

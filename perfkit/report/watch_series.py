@@ -49,12 +49,12 @@ class Series:
         self._ms = np.fromiter((ms for part in samples for ms in part), float, int(self._ends[-1]))
         self._least = max(period.seconds / POINTS, float(np.median(self._seconds)))
 
-    def percentile(self, q: int) -> Line:
-        """The q-th percentile in ms, of stretches wide enough to usually have the samples for it."""
+    def percentile(self, q: int, width: float = 0.0) -> Line:
+        """The q-th percentile in ms, of stretches of a `width` in seconds; else wide enough to usually have one."""
         rate = len(self._ms) / float(self._seconds.sum())
         needed = 1.2 * MIN_SAMPLES[q] / rate if rate else 0.0
         return self._line(
-            max(self._least, needed),
+            width or max(self._least, needed),
             lambda own: float(np.percentile(ms, q)) if supported(len(ms := self._samples(own)), q) else math.nan,
         )
 
