@@ -10,15 +10,17 @@ A crash loses at most the round that was running.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from perfkit import nested
-from perfkit.errors import BundleError
+from perfkit.errors import BundleError, UsageError
 
 FORMAT = 2
 _FACTS = ".facts.json"
@@ -79,11 +81,7 @@ class Bundle:
     @classmethod
     def open(cls, path: Path) -> Bundle:
         """Open a bundle for reading. Raises BundleError naming what is missing or damaged."""
-        run = _read(path / "run.json")
-        if not isinstance(run, dict) or run.get("format") != FORMAT:
-            found = run.get("format") if isinstance(run, dict) else None
-            raise BundleError(f"{path}/run.json: format {found!r}; expected a bundle of format {FORMAT}")
-        return cls(path, run)
+        return cls(path, read_object(path / "run.json", "a bundle's folder", "a bundle", FORMAT))
 
     def update(self, **values: Any) -> None:
         """Add to `run.json` and write it anew."""
@@ -97,9 +95,9 @@ class Bundle:
 
     def rounds(self) -> Iterator[Round]:
         """All rounds in the order of block, scenario and arm names. Raises BundleError for one that is no round."""
-        for path in sorted((self.path / "rounds").glob("*.json")):
+        for path in sorted((self.path / "rounds").glob("[!.]*.json")):
             try:
-                found = Round(**_read(path))
+                found = Round(**read_json(path, "a round"))
                 lengths = {len(found.columns[name]) for name in COLUMNS}
             except (KeyError, TypeError):
                 raise BundleError(f"{path}: not a round; expected the columns of format {FORMAT}") from None
@@ -128,7 +126,7 @@ class Bundle:
             if Path(name).name != name:
                 raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
         path = self.path / "plans" / arm / f"{query}{suffix}"
-        return _read(path) if path.is_file() else None
+        return read_json(path, "a plan") if path.is_file() else None
 
 
 @contextmanager
@@ -141,21 +139,43 @@ def reading(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: damaged ({words}); expected what perfkit wrote") from error
 
 
+def require_outside(path: Path) -> Path:
+    """The name of a file to be written. Raises UsageError for one that may be part of a run or of a watch."""
+    for folder in path.resolve().parents[:3]:  # plans are two below
+        if any((folder / name).exists() for name in ("run.json", "watch.json")):
+            raise UsageError(f"{path}: in the folder of a run or a watch; expected a file elsewhere")
+    return path
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises BundleError, e.g. when the disk is full."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write a file whole or not at all. Raises BundleError, e.g. when the disk is full, or for a device."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # whoever else writes it
     try:
-        temporary.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():  # a device would be replaced
+            raise OSError(errno.EINVAL, "not a regular file")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise BundleError(f"{path}: cannot be written ({error.strerror}); what came before is kept") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path, expected: str) -> Any:
+    """What a file says in JSON. Raises BundleError where it is damaged, or missing, in words what was `expected`."""
     try:
         return nested.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such file; expected a bundle's folder") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path}: no such file; expected {expected}") from None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
+
+
+def read_object(path: Path, expected: str, what: str, version: int) -> dict[str, Any]:
+    """Likewise the object of a file that says its format; `what` is "a run" or the like. Raises BundleError."""
+    found = read_json(path, expected)
+    said = found.get("format") if isinstance(found, dict) else None
+    if said != version:
+        raise BundleError(f"{path}: format {said!r}; expected {what} of format {version}")
+    return dict(found)

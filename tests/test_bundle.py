@@ -1,5 +1,7 @@
 """A run on disk: whole files only, in order, and damage is one line that names the file."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,34 @@ def test_a_write_that_fails_keeps_what_was_there_and_leaves_no_temporary_file(tm
         write_atomically(tmp_path / "taken", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     assert (tmp_path / "taken" / "content").read_text() == "kept"
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BundleError, match=r"pipe: cannot be written \(not a regular file\); what came before is kept"):
+        write_atomically(tmp_path / "pipe", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_an_interrupt_while_a_file_is_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file.json", "text")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_a_character_is_written_as_json_has_it(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file.json", json.dumps("\ud800", ensure_ascii=False))
+    assert json.loads((tmp_path / "file.json").read_bytes()) == "\ud800"
+
+
+def test_a_hidden_file_is_no_round(bundle: Bundle) -> None:
+    bundle.add_round(round_(0))
+    (bundle.path / "rounds" / ".001.burst.before.json").write_text("{}")  # no seal covers it
+    assert [r.block for r in bundle.rounds()] == [0]
 
 
 def test_a_temporary_file_of_a_crash_is_no_round(bundle: Bundle) -> None:

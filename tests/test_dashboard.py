@@ -329,7 +329,7 @@ def test_the_command_writes_the_page_and_says_nothing(tmp_path: Path, quiet: Rec
     Store.open(folder, now.about).close()  # nothing holds it
 
 
-@pytest.mark.parametrize("make", ["nothing", "empty", "run", "settings", "clock"])
+@pytest.mark.parametrize("make", ["nothing", "empty", "run", "settings"])
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> None:
     folder = tmp_path / "f"
     if make != "nothing":
@@ -340,9 +340,6 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> No
         about = replace(watching.about(), settings={"watch": {"every_s": HOSTILE}})
         (folder / "watch.json").write_text(json.dumps(asdict(about)))
         (folder / "ticks.jsonl").write_text(watching.quiet(0.01)[0].line() + "\n")
-    if make == "clock":
-        (folder / "watch.json").write_text(json.dumps(asdict(watching.about())))
-        (folder / "ticks.jsonl").write_text(replace(watching.quiet(0.01)[0], at=1e300).line() + "\n")
     done = command(folder)
     assert done.returncode == 1 and not done.stdout
     assert len(done.stderr.splitlines()) == 1 and "expected" in done.stderr and "Traceback" not in done.stderr

@@ -18,9 +18,9 @@ from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.incidents import Alert, Incident
 from perfkit.monitor.model import About, Probe, Record, Tick
 from perfkit.monitor.period import Period, clock, cut, lasting
-from perfkit.monitor.recommend import Result, recommend
+from perfkit.monitor.recommend import recommend
 from perfkit.monitor.review import Reviewed, review
-from perfkit.monitor.rows import Row, Said, judged, row
+from perfkit.monitor.rows import Result, Row, Said, judged, row
 
 RATED = {"User rating": Said(4.3, "Product Lead")}
 MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN

@@ -18,7 +18,7 @@ from perfkit.cli import main
 from perfkit.monitor import store
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Tick
-from perfkit.monitor.rows import Said
+from perfkit.monitor.rows import Said, values_of
 from perfkit.report import review as reports
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202etxt|`*"
@@ -172,7 +172,7 @@ def test_a_restarted_watch_gives_the_same_figures(tmp_path: Path, monkeypatch: p
 
 
 def test_values_are_said_by_somebody() -> None:
-    assert reports.values_of("User rating=4.3\nA=b=-1e2", " QA ") == {
+    assert values_of("User rating=4.3\nA=b=-1e2", " QA ") == {
         "User rating": Said(4.3, "QA"),
         "A=b": Said(-100.0, "QA"),
     }
@@ -188,7 +188,7 @@ def test_values_are_said_by_somebody() -> None:
         (["{watch}", "--value", "Stars=4.3", "--by", "QA"], 2, "value 'Stars' is no row of the table"),
         (["{watch}", "--value", "P95 latency=4", "--by", "QA"], 2, "is measured; expected one of a row that is not"),
         (["{watch}", "--since", "2027-01-01"], 2, "no interval of the watch in that time"),
-        (["{watch}", "--last", "a day"], 2, "expected a time like 90min, 24h or 2d"),
+        (["{watch}", "--last", "a day"], 2, "expected a time like 90s, 24h or 2d"),
         (["{watch}", "--config", "gone.toml"], 2, "gone.toml: no such file"),
         (["{watch}", "--arm", "after-full"], 2, "expected with it the run that it is of: --against RUN"),
         (["{watch}", "--against", "{run}", "--arm", "later"], 2, "arm 'later' is unknown; expected one of: before"),

@@ -133,9 +133,9 @@ def test_a_name_that_is_no_utf_8_is_sealed_too(folder: Path) -> None:
     [
         (None, "no such file; expected a folder that `perfkit gate` sealed"),
         ("{", "expected JSON written by perfkit"),
-        ('{"format": 7}', "format 7; expected 1"),
+        ('{"format": 7}', "format 7; expected a seal of format 1"),
         ('{"format": 1}', "expected what perfkit wrote"),
-        ("[]", "expected what perfkit wrote"),
+        ("[]", "format None; expected a seal of format 1"),
     ],
 )
 def test_a_seal_that_is_none_is_one_line(folder: Path, content: str | None, said: str) -> None:

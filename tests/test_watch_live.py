@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -153,10 +153,15 @@ class Watch:
     def ticks(self) -> int:
         return len(self.record.ticks) if (self.folder / "watch.json").exists() else 0
 
+    def until(self, what: Callable[[], object], seconds: float) -> None:
+        """Wait until something is so; what a watch said that ended meanwhile."""
+        until(lambda: what() or (self.process and self.process.poll() is not None), seconds)
+        assert self.process and self.process.poll() is None, self.ended()
+
     def goes_on(self, count: int = 2) -> None:
         """Wait for so many more intervals."""
         wanted = self.ticks() + count
-        until(lambda: self.ticks() >= wanted, 30)
+        self.until(lambda: self.ticks() >= wanted, 30)
 
     def event(self, rule: str, what: str, after: float = 0.0) -> Event:
         """The first of a rule's events after an instant of the wall clock; waits for it."""
@@ -164,7 +169,7 @@ class Watch:
         def found() -> list[Event]:
             return [e for e in self.record.events if (e.rule, e.what) == (rule, what) and e.at > after]
 
-        until(found, 40)
+        self.until(found, 40)
         return found()[0]
 
     def began(self, event: Event) -> float:
@@ -178,7 +183,7 @@ class Watch:
             state = {event.rule: event.what for event in self.record.events if event.what != "note"}
             return {rule for rule, what in state.items() if what == "raised"}
 
-        until(lambda: not standing(), 60)
+        self.until(lambda: not standing(), 60)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +212,7 @@ def watching(folder: Path, service: Booking, server: Postgres, *more: str, notif
     own = Watch(folder, service, server, notify)
     own.start("10min", *more)
     try:
-        until(lambda: own.ticks() >= 5 or (own.process and own.process.poll() is not None), 30)
-        assert own.process and own.process.poll() is None, own.ended()
+        own.until(lambda: own.ticks() >= 5, 30)
         yield own
     finally:
         if own.process:
@@ -316,8 +320,9 @@ def test_a_watch_that_is_killed_goes_on_in_its_folder_with_the_same_alerts_and_l
         watch.process = None
         before = watch.record
         assert died - before.ticks[-1].at < EVERY_S + 0.3
-        children = psutil.Process().children(recursive=True)
-        assert not [child for child in children if "dashboard" in " ".join(child.cmdline())]
+        until(
+            lambda: str(watch.folder) not in [part for own in psutil.process_iter(["cmdline"]) for part in words(own)]
+        )
 
         watch.start()
         watch.goes_on()
@@ -332,6 +337,11 @@ def test_a_watch_that_is_killed_goes_on_in_its_folder_with_the_same_alerts_and_l
     gap = after.ticks[len(before.ticks)].start - before.ticks[-1].t
     assert gap >= died - before.ticks[-1].at - 0.1  # nobody watched then, and the time line knows
     assert after.about == before.about and after.damaged == 0
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Its command; of one that is gone, nothing."""
+    return process.info["cmdline"] or []
 
 
 def test_it_tells_prometheus_and_no_other_watch_may_write_into_its_folder(

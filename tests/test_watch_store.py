@@ -121,6 +121,9 @@ def test_a_last_line_longer_than_a_block_is_cut_off_whole(tmp_path: Path) -> Non
         '{"n":5,"t":60.0,"at":1,"seconds":10,"probes":{},"server":{"started":null}}',
         '{"n":5,"t":1.0,"at":1,"seconds":10,"probes":{}}',  # goes back in time
         '{"n":5,"t":60.0,"at":1,"seconds":-1,"probes":{}}',
+        '{"n":5,"t":60.0,"at":1e15,"seconds":10,"probes":{}}',  # no date
+        '{"n":5,"t":60.0,"at":1,"seconds":10,"probes":{"book":{"ms":[1e200]}}}',
+        '{"n":5,"t":60.0,"at":1,"seconds":10,"probes":{"book":{"outcomes":{"ok":1},"statuses":{"201":2}}}}',
     ],
 )
 def test_a_damaged_line_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
@@ -130,7 +133,15 @@ def test_a_damaged_line_is_skipped_and_counted(tmp_path: Path, line: str) -> Non
     assert read(tmp_path) == Record(ABOUT, TICKS, [EVENT], damaged=1)
 
 
-@pytest.mark.parametrize("line", ["{}", '{"what":"shout","id":"a","t":1,"at":1,"text":"x"}', "not json"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        '{"what":"shout","id":"a","t":1,"at":1,"text":"x"}',
+        '{"what":"note","id":"a","t":1,"at":-1,"text":"x"}',
+        "not json",
+    ],
+)
 def test_a_damaged_event_is_skipped_and_counted(tmp_path: Path, line: str) -> None:
     with (written(tmp_path) / "events.jsonl").open("a") as file:
         file.write(f"{line}\n{replace(EVENT, text='whole').line()}\n")
@@ -328,12 +339,12 @@ def test_a_line_that_did_not_reach_the_disk_is_written_again(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "damaged; expected JSON written by a watch"),
-        ("[" * 100_000, "damaged; expected JSON written by a watch"),
+        ("", "damaged (Expecting value: line 1 column 1 (char 0)); expected JSON written by perfkit"),
+        ("[" * 100_000, "damaged (nested deeper than 10,000 values); expected JSON written by perfkit"),
         ("[]", "format None; expected a watch of format 1"),
         ('{"format": 2}', "format 2; expected a watch of format 1"),
         ('{"format": 1}', "damaged; expected what a watch wrote"),
-        (ABOUT.__class__.__name__, "damaged; expected JSON written by a watch"),
+        ("About", "damaged (Expecting value: line 1 column 1 (char 0)); expected JSON written by perfkit"),
     ],
 )
 def test_a_damaged_watch_json_is_one_clear_line(tmp_path: Path, content: str, said: str) -> None:
@@ -344,7 +355,17 @@ def test_a_damaged_watch_json_is_one_clear_line(tmp_path: Path, content: str, sa
         assert str(error.value) == f"{tmp_path}/watch.json: {said}"
 
 
-@pytest.mark.parametrize("broken", [{"kinds": []}, {"kinds": {"a": "z"}}, {"every_s": "1"}, {"rate": 0}, {"title": 1}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"kinds": []},
+        {"kinds": {"a": "z"}},
+        {"every_s": "1"},
+        {"rate": 0},
+        {"title": 1},
+        {"began": 10**400},
+    ],
+)
 def test_a_watch_json_with_wrong_values_is_one_clear_line(tmp_path: Path, broken: dict[str, object]) -> None:
     path = written(tmp_path) / "watch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))

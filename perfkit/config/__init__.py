@@ -6,7 +6,7 @@ A path is relative to the file that names it; `perfkit:sql/...` names a file shi
 from perfkit.config.claims import Claim
 from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
-from perfkit.config.load import BOOKING, load
+from perfkit.config.load import BOOKING, load, restored
 from perfkit.config.model import Config
 from perfkit.config.presets import Preset
 from perfkit.config.presets import options as preset
@@ -47,4 +47,5 @@ __all__ = [
     "WatchRule",
     "load",
     "preset",
+    "restored",
 ]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from perfkit.config.fields import FOLDER, ROOT
+from perfkit.config.fields import FOLDER, ROOT, Model
 from perfkit.config.model import Config
-from perfkit.errors import UsageError
+from perfkit.errors import BundleError, UsageError
+
+_M = TypeVar("_M", bound=Model)
 
 BOOKING = ROOT / "perfkit" / "booking" / "perfkit.toml"
 
@@ -33,6 +35,16 @@ def load(path: Path | None = None) -> Config:
         return Config.model_validate(data, context={FOLDER: path.resolve().parent})
     except ValidationError as error:
         raise UsageError("\n".join(line for item in error.errors() for line in _lines(path, item))) from None
+
+
+def restored(model: type[_M], said: object, where: str) -> _M:
+    """A part of a configuration as a run or a watch kept it; `where` says in which file. Raises BundleError."""
+    try:
+        return model.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{where}: {key}: {what}; expected what perfkit wrote") from None
 
 
 def _lines(path: Path, item: Any) -> list[str]:

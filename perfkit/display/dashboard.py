@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from perfkit import numbers
 from perfkit.config.watching import Metric
-from perfkit.display.html import Block, escape
+from perfkit.display.html import Block, headed, listed
 from perfkit.display.table import Cell, Table
 from perfkit.monitor import figures, severity
 from perfkit.monitor.incidents import Alert
@@ -32,12 +32,7 @@ def banner(found: Standing, every_s: float) -> Block:
     state, word = _word(found)
     told = [*_silence(found), *_alerts(found)]
     meta = " · ".join(_meta(found, every_s))
-    html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(found.record.about.title)}</p>'
-        f'<h1><span>{escape(word)}</span></h1><p class="headline">{escape(told[0])}</p>'
-        + (f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in told[1:])}</ul>" if told[1:] else "")
-        + f'<p class="meta">{escape(meta)}</p></header>'
-    )
+    html = headed(state, found.record.about.title, word, told[0], listed(told[1:]), meta)
     return Block(html, "\n".join([word, *told, meta]))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from perfkit import numbers
 from perfkit.analysis.cautions import Caution
 from perfkit.analysis.sentences import complete_blocks
-from perfkit.display.html import Block, escape, folded
+from perfkit.display.html import Block, escape, folded, headed, listed
 from perfkit.display.subject import Subject
 from perfkit.display.tables import glance
 
@@ -44,12 +44,7 @@ def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: s
         ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
         f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
     )
-    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in reasons)}</ul>" if reasons else ""
-    html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
-        f'<h1>{icon}<span>{escape(word)}</span></h1><p class="headline">{escape(sentence)}</p>'
-        f'{listed}{more}<p class="meta">{escape(meta)}</p></header>'
-    )
+    html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
     return Block(html, "\n".join([f"{symbol} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
 
 

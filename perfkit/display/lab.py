@@ -9,7 +9,7 @@ from typing import Any
 from perfkit import numbers
 from perfkit.analysis.results import Comparison
 from perfkit.display import claims as judgements
-from perfkit.display.html import Block, code, escape, folded
+from perfkit.display.html import Block, code, escape, folded, headed, listed
 from perfkit.display.lab_words import doubts, sentence, why
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
@@ -37,10 +37,7 @@ def answer(lab: Lab) -> Block:
         str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
     ]
     text = sentence(lab)
-    html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(lab.title)}: what each index is worth</p>'
-        f'<p class="headline">{escape(text)}</p><p class="meta">{escape(" · ".join(parts))}</p></header>'
-    )
+    html = headed(state, f"{lab.title}: what each index is worth", "", text, meta=" · ".join(parts))
     return Block(html, f"{lab.title}\n{text}\n{' · '.join(parts)}")
 
 
@@ -210,8 +207,7 @@ def claims(lab: Lab) -> Table:
 def weak(lab: Lab) -> Block:
     """What weakens the result."""
     lines = list(doubts(lab))
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return Block(f'<ul class="weak">{items}</ul>', "\n".join(f"- {line}" for line in lines))
+    return Block(listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
 
 
 def details(lab: Lab) -> Block:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perfkit import numbers
-from perfkit.display.html import Block, code, escape
+from perfkit.display.html import Block, code, explained
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 
@@ -42,11 +42,10 @@ def method(subject: Subject) -> Block:
     tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
     wide, narrow = tables[:2], tables[2:]
     meant = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
-    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in meant.items())
     html = (
         "".join(table.to_html() for table in wide)
         + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
-        + f"<h3>Words</h3><dl>{words}</dl>"
+        + f"<h3>Words</h3>{explained(meant.items())}"
     )
     glossary = "\n".join(f"{word}: {text}" for word, text in meant.items())
     return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))

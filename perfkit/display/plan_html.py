@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from perfkit import numbers
 from perfkit.display import plan_whole
-from perfkit.display.html import code, escape
+from perfkit.display.html import code, escape, explained
 from perfkit.display.plan_details import brief, details, pairs
 from perfkit.display.plan_figures import STATES, Figures, Group, badge, ms, plural, share
 from perfkit.explain.findings.model import Finding, Severity
@@ -35,7 +35,7 @@ def _above(figures: Figures, *, whole: bool) -> str:
         told = "".join(f" · {escape(text)}" for text in rest)
         parts.append(f'<p class="whole"><strong>{escape(first)}</strong>{told}</p>')
     if aside := plan_whole.aside(figures):
-        parts.append(_list(aside))
+        parts.append(explained(aside))
     if whole:
         parts.append(f'<p class="note">{escape(plan_whole.weakness(figures))}</p>')
     if summary := plan_whole.summary(figures):
@@ -47,7 +47,9 @@ def _above(figures: Figures, *, whole: bool) -> str:
 def _below(figures: Figures) -> str:
     """What else EXPLAIN gave of the statement, folded."""
     rest = list(pairs(figures.plan.document, set(_TOLD)))
-    return f'<details class="rest"><summary>more about the statement</summary>{_list(rest)}</details>' if rest else ""
+    return (
+        f'<details class="rest"><summary>more about the statement</summary>{explained(rest)}</details>' if rest else ""
+    )
 
 
 def _tree(figures: Figures, mark: Mark) -> Iterator[str]:
@@ -154,7 +156,7 @@ def _beneath(figures: Figures, node: Node, *, slight: bool) -> str:
     if slight:
         more = f'<p class="c">{escape(line)}</p>' if line else ""
     elif rest := list(details(node)):
-        more = f'<details class="c"><summary>{escape(line or "details")}</summary>{_list(rest)}</details>'
+        more = f'<details class="c"><summary>{escape(line or "details")}</summary>{explained(rest)}</details>'
     else:
         more = f'<p class="c">{escape(line)}</p>' if line else ""
     return f'<div class="u">{found}{more}</div>' if found or more else ""
@@ -168,7 +170,3 @@ def _finding(finding: Finding) -> str:
     if finding.severity == Severity.LOW:
         return f'<details class="f"><summary>{head}</summary>{advice}{sql}</details>'
     return f'<div class="f {STATES[finding.severity]}"><p>{head}</p>{advice}{sql}</div>'
-
-
-def _list(found: list[tuple[str, str]]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in found)}</dl>"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from perfkit.display.html import Block, escape
+from perfkit.display.html import Block, explained, headed, listed
 from perfkit.display.table import Cell, Table
 from perfkit.monitor.before_release import DIFFERENT_LOAD
 from perfkit.monitor.incidents import Incident
-from perfkit.monitor.period import clock, lasting
-from perfkit.monitor.recommend import Result
+from perfkit.monitor.period import clock, lasting, stamp
 from perfkit.monitor.review import Reviewed
+from perfkit.monitor.rows import Result
 from perfkit.monitor.sentences import against as limit
 
 STATES = {Result.MET: ("good", "✓"), Result.MISSED: ("bad", "✕"), Result.UNPROVEN: ("unsure", "?")}
@@ -22,15 +22,10 @@ def recommendation(found: Reviewed) -> Block:
     """What to do, why, and of what time that is said."""
     state, symbol = STATES[found.recommendation.result]
     why = reasons(found)
-    listed = f"<ul>{''.join(f'<li>{escape(reason)}</li>' for reason in why)}</ul>" if why else ""
-    counts = summary(found)
+    counts, headline = summary(found), f"{symbol} {found.recommendation.headline}"
     title = f"{found.about.title}: recommendation after the release"
-    html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
-        f"<h1><span>{symbol} {escape(found.recommendation.headline)}</span></h1>"
-        f'<p class="headline">{escape(counts)}</p>{listed}<p class="meta">{escape(when(found))}</p></header>'
-    )
-    lines = [f"{symbol} {found.recommendation.headline}", counts, *(f"- {reason}" for reason in why), when(found)]
+    html = headed(state, title, headline, counts, listed(why), when(found))
+    lines = [headline, counts, *(f"- {reason}" for reason in why), when(found)]
     return Block(html, "\n".join(lines))
 
 
@@ -84,8 +79,7 @@ def incidents(found: Reviewed) -> Block:
         f"{_at(found, start)} to {_at(found, end)} ({lasting(end - start)}): nobody watched"
         for start, end in found.gaps
     ]
-    listed = "".join(f"<li>{escape(line)}</li>" for line in (*gaps, *notes))
-    html = "".join(part.to_html() for part in parts) + (f'<ul class="weak">{listed}</ul>' if listed else "")
+    html = "".join(part.to_html() for part in parts) + listed((*gaps, *notes), "weak")
     text = "\n\n".join(part.to_text() for part in parts)
     return Block(html, "\n".join([text, *(f"- {line}" for line in (*gaps, *notes))]))
 
@@ -124,9 +118,8 @@ def _name(number: int, incident: Incident) -> str:
 
 def _at(found: Reviewed, t: float) -> str:
     """Time of day; with the date where the review is of more than one."""
-    at = found.period.wall(t)
-    first, last = (clock(found.period.wall(end))[:10] for end in (found.period.start, found.period.end))
-    return clock(at, day=False) if first == last else f"{clock(at)[5:10]} {clock(at, day=False)}"
+    at, first, last = (stamp(found.period.wall(when)) for when in (t, found.period.start, found.period.end))
+    return at[11:] if first[:10] == last[:10] else at[5:]
 
 
 def against(found: Reviewed) -> Table:
@@ -170,10 +163,9 @@ def rules(found: Reviewed) -> Table:
 
 def method(found: Reviewed) -> Block:
     """What was watched and how it was judged."""
-    words = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _words(found))
-    shown = rules(found)
-    text = "\n".join(f"{name}: {text}" for name, text in _words(found))
-    return Block(f"<dl>{words}</dl>{shown.to_html()}", f"{text}\n\n{shown.to_text()}")
+    words, shown = list(_words(found)), rules(found)
+    text = "\n".join(f"{name}: {text}" for name, text in words)
+    return Block(f"{explained(words)}{shown.to_html()}", f"{text}\n\n{shown.to_text()}")
 
 
 def _words(found: Reviewed) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perfkit.display.html import Block, escape
+from perfkit.display.html import Block, headed, listed
 from perfkit.display.table import Cell, Table
 from perfkit.numbers import unbroken
 from perfkit.release.rollback import Rollback, Word
@@ -13,13 +13,9 @@ _LOOKS = {Word.SAME: ("good", "✓"), Word.DIFFERENT: ("bad", "✕"), Word.OPEN:
 def rollback(found: Rollback) -> Block:
     """Whether it is as before, on what that rests, and what was not looked at."""
     state, symbol = _LOOKS[found.word]
-    notes = "".join(f"<li>{escape(line)}</li>" for line in found.unseen)
     title = f"Rolled back: is it as before? {found.where}"
-    html = (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>'
-        f'<h1><span>{symbol} {escape(found.word)}</span></h1><p class="headline">{escape(found.sentence)}</p></header>'
-        f"{_table(found).to_html()}{f'<ul>{notes}</ul>' if notes else ''}"
-    )
+    html = headed(state, title, f"{symbol} {found.word}", found.sentence)
+    html += _table(found).to_html() + listed(found.unseen)
     text = [f"{symbol} {found.word}  {title}", found.sentence, "", _table(found).to_text()]
     return Block(html, "\n".join([*text, *(f"- {line}" for line in found.unseen)]))
 

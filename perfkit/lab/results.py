@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from perfkit.analysis import analyse
 from perfkit.analysis.results import Analysis, Comparison
 from perfkit.analysis.sentences import FLOOR_FACTOR
 from perfkit.analysis.weaknesses import circumstances
-from perfkit.bundle import FLOOR, Bundle, reading
-from perfkit.errors import BundleError
+from perfkit.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
 from perfkit.lab.search import Measured, within
@@ -329,15 +327,7 @@ class Lab:
 
 def read(folder: Path) -> Lab:
     """A lab from its folder. Raises BundleError naming what is missing or damaged."""
-    try:
-        record = json.loads((folder / "lab.json").read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{folder}/lab.json: no such file; expected the folder of an index lab") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{folder}/lab.json: damaged ({error}); expected what perfkit wrote") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise BundleError(f"{folder}/lab.json: expected a lab of format {FORMAT}")
-    lab = Lab(folder, record)
+    lab = Lab(folder, read_object(folder / "lab.json", "the folder of an index lab", "a lab", FORMAT))
     if (folder / "ablation").exists():
         with reading(folder):
             _ = lab.worths, lab.confirmed

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfkit.config.watching import Watch, WatchRule
 from perfkit.monitor import sentences
@@ -150,12 +150,13 @@ class Alerts:
     def _cleared(self, state: _State, told: Event, tick: Tick) -> Event:
         lasted = max(state.eased - told.since, 0.0)
         text = sentences.cleared(state.rule, state.value, self._watch.window_s, lasted)
-        common = (told.rule, told.level, told.since, state.value, told.limit, told.action)
-        return Event("cleared", told.id, tick.t, tick.at, text, *common)
+        return _taken_back(told, tick, text, state.value)
 
     def _forget(self, tick: Tick) -> Iterator[Event]:
         while self._forgotten:
             told = self._forgotten.pop()
-            text = f"{told.rule}: no longer among the rules"
-            common = (told.rule, told.level, told.since, None, told.limit, told.action)
-            yield Event("cleared", told.id, tick.t, tick.at, text, *common)
+            yield _taken_back(told, tick, f"{told.rule}: no longer among the rules")
+
+
+def _taken_back(told: Event, tick: Tick, text: str, value: float | None = None) -> Event:
+    return replace(told, what="cleared", t=tick.t, at=tick.at, text=text, value=value)

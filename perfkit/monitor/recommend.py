@@ -7,29 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from perfkit.config.watching import Watch, WatchRule
 from perfkit.monitor.incidents import Alert, Incident
 from perfkit.monitor.period import Period, lasting
+from perfkit.monitor.rows import Result, Row
 from perfkit.monitor.severity import gravest
-
-if TYPE_CHECKING:
-    from perfkit.monitor.rows import Row
 
 LATENCY = ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
 AVAILABLE = ("availability", "error_rate", "success_rate")
 INVESTIGATE = "investigate"
 NAMED = 3  # rows by their names in a headline; more are counted
-
-
-class Result(StrEnum):
-    """Whether a target is met by estimate and bound, missed by its estimate, or neither."""
-
-    MET = "met"
-    MISSED = "missed"
-    UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 from perfkit import stats
 from perfkit.config.watching import Target
@@ -17,10 +18,17 @@ from perfkit.monitor.actuals import PERCENTILES, Actual, actual, within
 from perfkit.monitor.before_release import BeforeRelease
 from perfkit.monitor.model import About
 from perfkit.monitor.period import Period, lasting
-from perfkit.monitor.recommend import Result
 from perfkit.monitor.sentences import bound, said
 
 MOST = 1000.0  # beyond so many times as long, more watching is no advice
+
+
+class Result(StrEnum):
+    """Whether a target is met by estimate and bound, missed by its estimate, or neither."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,23 @@ class Said:
 
     value: float
     by: str
+
+
+def values_of(text: str, by: str) -> dict[str, Said]:
+    """Lines of NAME=X as what somebody says. Raises UsageError."""
+    found: dict[str, Said] = {}
+    for line in filter(str.strip, text.splitlines()):
+        name, _, value = line.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name.strip() or not math.isfinite(number):
+            raise UsageError(f"value '{line}'; expected NAME=X with a number, like User rating=4.3")
+        if not by.strip():
+            raise UsageError(f"value '{line}' is said by nobody; expected --by WHO")
+        found[name.strip()] = Said(number, by.strip())
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from pydantic import ValidationError
-
-from perfkit.bundle import write_atomically
-from perfkit.config.watching import Review, Watch
+from perfkit.bundle import read_object, write_atomically
+from perfkit.config import Review, Watch, restored
 from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.lines import Lines
 from perfkit.monitor.model import About, Event, Probe, Record, Tick, What
@@ -25,6 +23,8 @@ FORMAT = 1
 ABOUT, TICKS, EVENTS = "watch.json", "ticks.jsonl", "events.jsonl"
 _WAIT_S = 3600.0  # what waits in memory, at most
 _EVENTS = 10_000  # likewise
+_LAST = 253_402_214_400.0  # seconds since 1970, a day before the calendar ends
+_LARGE = 1e18  # of bytes, which are the most; sums of squares stay finite
 
 _T = TypeVar("_T")
 
@@ -123,13 +123,8 @@ def held(folder: Path) -> bool:
 
 def settings(about: About) -> tuple[Watch, Review]:
     """The rules and targets that a watch was begun with. Raises BundleError for what perfkit did not write."""
-    try:
-        kept = about.settings
-        return Watch.model_validate(kept.get("watch", {})), Review.model_validate(kept.get("review", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise BundleError(f"{ABOUT}: settings: {where}: {what}; expected what perfkit wrote") from None
+    said, where = about.settings, f"{ABOUT}: settings"
+    return restored(Watch, said.get("watch", {}), where), restored(Review, said.get("review", {}), where)
 
 
 def timeline(last: Tick | None, now_wall: float) -> float:
@@ -161,22 +156,13 @@ def _begin(folder: Path, about: About) -> tuple[About, Tick | None]:
 def _about(path: Path) -> About:
     if not path.parent.is_dir():
         raise BundleError(f"{path.parent}: no such folder; expected the folder of a watch")
-    try:
-        said = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such file; expected the folder of a watch") from None
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror}); expected the folder of a watch") from None
-    except (ValueError, RecursionError):
-        raise BundleError(f"{path}: damaged; expected JSON written by a watch") from None
-    found = said.get("format") if isinstance(said, dict) else None
-    if found != FORMAT:
-        raise BundleError(f"{path}: format {found!r}; expected a watch of format {FORMAT}")
+    said = read_object(path, "the folder of a watch", "a watch", FORMAT)
     try:
         about = About(**said)
         good = (
             all(isinstance(text, str) for text in (about.id, about.title, about.target))
             and _numbers((about.began, about.every_s, about.rate))
+            and 0 <= about.began < _LAST
             and min(about.every_s, about.rate) > 0
             and set(about.kinds.values()) <= {"request", "query"}
             and isinstance(about.settings, dict)
@@ -210,6 +196,7 @@ def _sound_tick(tick: Tick) -> bool:
         isinstance(tick.n, int)
         and _numbers((tick.t, tick.at, tick.seconds))
         and tick.seconds >= 0
+        and 0 <= tick.at < _LAST
         and (tick.server is None or _numbers(tick.server.values()))
         and _numbers(tick.scans.values())
         and all(_sound_probe(probe) for probe in tick.probes.values())
@@ -218,18 +205,20 @@ def _sound_tick(tick: Tick) -> bool:
 
 def _sound_probe(probe: Probe) -> bool:
     counts = (*probe.outcomes.values(), *probe.statuses.values(), probe.pending, probe.oldest_s)
-    return _numbers(counts) and min(counts) >= 0 and _numbers(probe.ms)
+    sound = _numbers(counts) and min(counts) >= 0 and _numbers(probe.ms)
+    return sound and sum(probe.statuses.values()) <= probe.sent
 
 
 def _sound_event(event: Event) -> bool:
     words = (event.id, event.text, event.rule, event.level, event.action)
     figures = (event.t, event.at, event.since, event.value or 0.0, event.limit or 0.0)
-    return event.what in get_args(What) and all(isinstance(word, str) for word in words) and _numbers(figures)
+    sound = event.what in get_args(What) and all(isinstance(word, str) for word in words) and _numbers(figures)
+    return sound and 0 <= event.at < _LAST
 
 
 def _numbers(values: Iterable[object]) -> bool:
-    """Whether all are finite numbers."""
-    return all((type(value) is float or type(value) is int) and math.isfinite(value) for value in values)
+    """Whether all are numbers of a size that figures can have."""
+    return all((type(value) is float or type(value) is int) and -_LARGE < value < _LARGE for value in values)
 
 
 def _refuse(constant: str) -> float:

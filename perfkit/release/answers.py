@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from perfkit.bundle import reading, write_atomically
+from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.errors import BundleError, UsageError
+from perfkit.release.items import written
+from perfkit.text import visible
 
 FILE = "answers.json"
 FORMAT = 1
 WORDS = ("yes", "no")
+LONG = 100  # characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
         question, equals, answer = (part.strip() for part in text.rpartition("="))
         if not equals or answer.lower() not in WORDS:
             raise UsageError(f"--answer {text}; expected QUESTION=yes or QUESTION=no")
+        if question in said:
+            raise UsageError(f"--answer {text}; expected one answer to '{question}', not two")
         said[question] = answer.lower()
     return said
 
@@ -46,9 +51,11 @@ def added(folder: Path, asked: Sequence[str], said: Mapping[str, str], by: str) 
             raise UsageError(f"question '{question}' is unknown; expected one of: {known}")
     if said and not by.strip():
         raise UsageError("--by is missing; expected who says it")
+    if len(by) > LONG or by.strip() != visible(by.strip()) or "\n" in by.strip():
+        raise UsageError(f"--by {visible(by[:LONG])!r}; expected a name in one line of at most {LONG} characters")
     if by and not said:
         raise UsageError(f"--by {by}; expected an --answer with it")
-    on = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    on = written(datetime.now(UTC))
     return [*read(folder), *(Answer(question, answer, by.strip(), on) for question, answer in said.items())]
 
 
@@ -61,16 +68,10 @@ def write(folder: Path, every: Sequence[Answer]) -> None:
 def read(folder: Path) -> list[Answer]:
     """Every answer in the order in which they were given. Raises BundleError for a file that is damaged."""
     path = folder / FILE
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return []
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
     with reading(path):
-        if content["format"] != FORMAT:
-            raise BundleError(f"{path}: format {content['format']!r}; expected {FORMAT}")
-        found = [Answer(**own) for own in content["answers"]]
+        found = [Answer(**own) for own in read_object(path, "answers", "answers", FORMAT)["answers"]]
     if any(own.answer not in WORDS or not isinstance(own.question, str) for own in found):
         raise BundleError(f"{path}: an answer that is neither yes nor no; expected what perfkit wrote")
     return found

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perfkit.analysis.policy import Decision, Outcome
-from perfkit.bundle import reading, write_atomically
-from perfkit.errors import BundleError
+from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.release.answers import Answer
 from perfkit.release.gate import Gate
 from perfkit.release.items import Item
@@ -73,13 +72,6 @@ def write(folder: Path, decided: Decided) -> None:
 def read(folder: Path) -> Decided:
     """The decision that was made of a run. Raises BundleError where there is none, or it is damaged."""
     path = folder / FILE
-    try:
-        said = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such file; expected a run that was decided on: perfkit gate {folder}") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
+    said = read_object(path, f"a run that was decided on: perfkit gate {folder}", "a decision", FORMAT)
     with reading(path):
-        if said["format"] != FORMAT:
-            raise BundleError(f"{path}: format {said['format']!r}; expected {FORMAT}")
         return Decided.of(said)

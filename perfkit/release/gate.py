@@ -12,6 +12,7 @@ from typing import Any
 
 from perfkit.analysis.policy import Decision, Outcome
 from perfkit.analysis.results import Analysis
+from perfkit.monitor.standing import MISSED
 from perfkit.release import measured
 from perfkit.release.answers import Answer
 from perfkit.release.items import CHECKED_NOW, SAID, Item, spoken
@@ -76,7 +77,7 @@ def _monitoring(required: bool, watched: Watched | None) -> list[Item]:
     outcome = Outcome.HOLDS if watched and watched.alive else Outcome.UNPROVEN
     value, text = (watched.age, watched.text) if watched else ("not named", "No watch was named, so none was reached.")
     needs = "" if outcome is Outcome.HOLDS else "a watch that runs, named by --watch FOLDER."
-    words = ("a watch is running and reached", "", value, "3 intervals")
+    words = ("a watch is running and reached", "", value, f"{MISSED} intervals")
     return [Item("monitoring", "Monitoring", *words, CHECKED_NOW, outcome, text, needs)]
 
 

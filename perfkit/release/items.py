@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from perfkit.analysis.policy import Outcome
 
@@ -30,6 +31,11 @@ class Item:
     def reason(self) -> str:
         """The sentence, and where it is unproven what it would take."""
         return f"{self.text} It would take {self.needs}" if self.needs else self.text
+
+
+def written(now: datetime) -> str:
+    """A time as perfkit writes it down, UTC."""
+    return f"{now:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def spoken(on: str) -> str:

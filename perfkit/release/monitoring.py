@@ -12,9 +12,9 @@ from pathlib import Path
 from perfkit.analysis.cautions import some
 from perfkit.monitor import store
 from perfkit.monitor.model import Record
+from perfkit.monitor.standing import MISSED
 from perfkit.release.gate import Watched
 
-INTERVALS = 3  # older than so many, the last interval says that nobody watches
 _ENDPOINT = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):\d{1,5}/metrics")  # this machine alone is asked
 _TIMEOUT_S = 5.0
 
@@ -27,7 +27,7 @@ def look(folder: Path, now: Callable[[], float] = time.time) -> Watched:
         return Watched(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
     age = now() - record.ticks[-1].at
     said = f"The last interval of the watch of {title} ended {age:.0f} s ago; its intervals are {every:g} s long"
-    if not -INTERVALS * every < age < INTERVALS * every:
+    if not -MISSED * every < age < MISSED * every:
         return Watched(False, f"{age:.0f} s old", f"{said}, so it does not run.")
     endpoint = _endpoint(record)
     if endpoint and (trouble := _unanswered(endpoint)):

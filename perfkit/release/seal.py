@@ -11,16 +11,19 @@ Not of the evidence, for they show it and hold its hash, are the pages; the list
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perfkit.bundle import reading, write_atomically
+from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.errors import BundleError, UsageError
+from perfkit.release.items import written
 
 FILE = "seal.json"
 PAGE = "decision.html"
@@ -59,8 +62,7 @@ class Verified:
 def seal(folder: Path, now: datetime | None = None) -> Seal:
     """Seal the evidence in a folder as it is now, before its page is written. Raises BundleError."""
     files = {name: _hash(folder / name) for name in _names(folder) if name not in (*DERIVED, PAGE)}
-    on = f"{now or datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    return _write(folder, Seal(on, content(files), files, {}))
+    return _write(folder, Seal(written(now or datetime.now(UTC)), content(files), files, {}))
 
 
 def seal_pages(folder: Path) -> Seal:
@@ -68,6 +70,15 @@ def seal_pages(folder: Path) -> Seal:
     found = read(folder)
     pages = {name: _hash(folder / name) for name in (PAGE, *DERIVED) if (folder / name).is_file()}
     return _write(folder, Seal(found.on, found.content, found.files, pages))
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A run's folder for one at a time: others that decide on it or write its page wait."""
+    with (folder / "run.json").open("rb") as file:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def content(files: Mapping[str, str]) -> str:
@@ -79,15 +90,8 @@ def content(files: Mapping[str, str]) -> str:
 def read(folder: Path) -> Seal:
     """A folder's seal. Raises BundleError where there is none, or it is damaged."""
     path = folder / FILE
-    try:
-        said = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path}: no such file; expected a folder that `perfkit gate` sealed") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: damaged ({error}); expected JSON written by perfkit") from None
+    said = read_object(path, "a folder that `perfkit gate` sealed", "a seal", FORMAT)
     with reading(path):
-        if said["format"] != FORMAT:
-            raise BundleError(f"{path}: format {said['format']!r}; expected {FORMAT}")
         return Seal(str(said["sealed"]), str(said["content"]), dict(said["files"]), dict(said["pages"]))
 
 

@@ -14,7 +14,7 @@ from perfkit.bundle import Round
 from perfkit.display.claims import measured, sentence
 from perfkit.display.decision import GRAVEST
 from perfkit.display.subject import Subject
-from perfkit.display.table import Cell, Table
+from perfkit.display.table import Cell, Table, markdown
 from perfkit.display.tables import compared, glance
 from perfkit.release.claims import judged
 from perfkit.release.judged import Judged
@@ -53,27 +53,27 @@ def verdict(subject: Subject) -> str:
         "parameters": subject.run.get("parameters"),
         "command": subject.run.get("command"),
     }
-    return json.dumps(_finite(said), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(said), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def summary(subject: Subject) -> str:
     """The decision, its sentence and the table by load level as Markdown."""
     found = subject.analysis
-    lines = [f"**{subject.decision}** · {_line(found.title)}", "", _line(found.headline), ""]
+    lines = [f"**{subject.decision}** · {markdown(found.title)}", "", markdown(found.headline), ""]
     if subject.decision not in ("GO", "HOLDS"):
-        lines += [*(f"- {_line(reason)}" for reason in found.judgement.reasons), ""]
+        lines += [*(f"- {markdown(reason)}" for reason in found.judgement.reasons), ""]
     table = glance(subject)
     if table.rows:
-        lines += [_line(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
+        lines += [markdown(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
     if claims := _claims(subject):
         broken = [claim for claim in claims if claim.outcome == "not held"]
         told = (f"not held: {claim.text}; measured {measured(claim).text}" for claim in broken)
-        lines += [f"Expected and measured. {_line(sentence(claims))}", "", *(f"- {_line(line)}" for line in told)]
+        lines += [f"Expected and measured. {markdown(sentence(claims))}", "", *(f"- {markdown(line)}" for line in told)]
         lines += [""] if broken else []
     if found.cautions:
         rest = len(found.cautions) - GRAVEST
         told = (f"{caution.text} {caution.advice}" for caution in found.cautions[:GRAVEST])
-        lines += ["What weakens this:", "", *(f"- {_line(line)}" for line in told)]
+        lines += ["What weakens this:", "", *(f"- {markdown(line)}" for line in told)]
         lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
     command = visible(subject.run.get("command") or "").replace("`", "'")
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
@@ -141,14 +141,10 @@ def _ratios(subject: Subject) -> list[str]:
     ]
 
 
-def _line(text: str) -> str:
-    """Text as one line of Markdown that starts no tag and no link."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in " ".join(visible(text).split()))
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can say of a value: null for a number that is none."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

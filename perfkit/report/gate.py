@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfkit.bundle import Bundle, reading, write_atomically
+from perfkit.bundle import Bundle, reading, require_outside, write_atomically
+from perfkit.config import Release, restored
 from perfkit.display import gate as shown
-from perfkit.display.html import Block, escape, style
+from perfkit.display.html import Block, Opened
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
 from perfkit.errors import UsageError
@@ -18,6 +19,7 @@ from perfkit.release import answers, decision, seal
 from perfkit.release.answers import Answer
 from perfkit.release.decision import Decided
 from perfkit.release.gate import judge
+from perfkit.release.items import written
 from perfkit.release.junit import junit
 from perfkit.report import files
 from perfkit.report.run import Run
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from perfkit.release.claims import Judged
 
 
-class GoNoGo:
+class GoNoGo(Opened):
     """A decision from its folder; nothing here measures, asks or decides."""
 
     def __init__(self, folder: Path) -> None:
@@ -35,15 +37,16 @@ class GoNoGo:
         self.folder = folder
         self.decided: Decided = decision.read(folder)
         self.seal: seal.Seal = seal.read(folder)
-        self._run = Bundle.open(folder).run
+        self._release = _release(Bundle.open(folder))
 
     def render(self) -> Path:
         """Write decision.html into the run's folder and seal it too; returns the page. Raises BundleError."""
         from perfkit.report.render import GATE, page_of
 
         title = f"{self.decided.gate.decision}: {self.decided.title}"
-        page = page_of(GATE, self.folder, self.folder / seal.PAGE, title)
-        self.seal = seal.seal_pages(self.folder)
+        with seal.held(self.folder):
+            page = page_of(GATE, {"bundle": str(self.folder.resolve())}, self.folder / seal.PAGE, title)
+            self.seal = seal.seal_pages(self.folder)
         return page
 
     @property
@@ -69,17 +72,17 @@ class GoNoGo:
     @property
     def plan(self) -> Block:
         """The plan of the release, with what was measured of it."""
-        return shown.plan(self._release.get("step", ()), self.claims)
+        return shown.plan(self._release["step"], self.claims)
 
     @property
     def risks(self) -> Block:
         """The risks of the release, with what was measured of them."""
-        return shown.risks(self._release.get("risk", ()), self.claims)
+        return shown.risks(self._release["risk"], self.claims)
 
     @property
     def sign_off(self) -> Block:
         """A line for everybody who signs, and the content hash."""
-        return shown.sign_off(self._release.get("sign_off", ()), self.decided, self.seal)
+        return shown.sign_off(self._release["sign_off"], self.decided, self.seal)
 
     @property
     def checking(self) -> Block:
@@ -94,14 +97,6 @@ class GoNoGo:
         run = Run(Bundle.open(self.folder))
         return {own.text: own for own in judged(run.bundle.run, run.analysis, run.bundle)}
 
-    @property
-    def _release(self) -> Mapping[str, Any]:
-        return self._run["config"].get("release") or {}
-
-    def _repr_html_(self) -> str:
-        """The style sheet for everything below it, and what was opened."""
-        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
-
     def __repr__(self) -> str:
         return f"{self.decided.title}: {self.decided.gate.decision}, decided {self.decided.on}, in {self.folder}"
 
@@ -113,22 +108,34 @@ def decide(
 
     `exports` are names of files by their kind, `junit` and `json`. Raises PerfkitError.
     """
+    names = {kind: require_outside(Path(name)) for kind, name in exports.items() if name}
+    if len(set(names.values())) < len(names):
+        raise UsageError(f"{next(iter(names.values()))}: named twice; expected a file for each format")
     run = Run(Bundle.open(folder))
     if run.subject.alone:
         raise UsageError(f"{folder}: one arm alone, compared with nothing; expected a run with an arm to be shipped")
-    with reading(folder):
-        questions = (run.bundle.run["config"].get("release") or {}).get("question", [])
-        every = answers.added(folder, [own["name"] for own in questions], said or {}, by)
-        found = _decided(run, shipped(run.subject, arm), answers.standing(questions, every), watch)
-        verdict = files.verdict(run.subject)
-    for kind, text in (("junit", junit), ("json", Decided.text)):
-        if name := exports.get(kind):
-            write_atomically(Path(name), text(found))
-    if said:
-        answers.write(folder, every)
-    write_atomically(folder / "verdict.json", verdict)
-    decision.write(folder, found)
-    seal.seal(folder)
+    questions = _release(run.bundle)["question"]
+    with seal.held(folder):
+        with reading(folder):
+            every = answers.added(folder, [own["name"] for own in questions], said or {}, by)
+            found = _decided(run, shipped(run.subject, arm), answers.standing(questions, every), watch)
+            verdict = files.verdict(run.subject)
+        for kind, text in (("junit", junit), ("json", Decided.text)):
+            if kind in names:
+                write_atomically(names[kind], text(found))
+        if said:
+            answers.write(folder, every)
+        write_atomically(folder / "verdict.json", verdict)
+        decision.write(folder, found)
+        (folder / seal.PAGE).unlink(missing_ok=True)  # it shows another decision
+        seal.seal(folder)
+
+
+def _release(bundle: Bundle) -> dict[str, Any]:
+    """What a run's configuration says of its release, every key of it. Raises BundleError."""
+    with reading(bundle.path):
+        said = bundle.run["config"].get("release") or {}
+    return restored(Release, said, f"{bundle.path}/run.json: config.release").model_dump()
 
 
 def _decided(run: Run, arms: Sequence[str], standing: Sequence[Answer], watch: str) -> Decided:
@@ -142,7 +149,7 @@ def _decided(run: Run, arms: Sequence[str], standing: Sequence[Answer], watch: s
     gate = judge(run.bundle.run, analysis, arms, standing, watched)
     judged = [c for c in analysis.comparisons if c.after in arms or c.after not in run.subject.after]
     invalid = any(c.verdict is Verdict.INVALID for c in judged)
-    on = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    on = written(datetime.now(UTC))
     return Decided(gate, analysis.title, analysis.headline, on, invalid, tuple(standing), Path(watch).name)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from perfkit.bundle import write_atomically
 from perfkit.display import lab as shown
-from perfkit.display.html import Block, code, escape, style
+from perfkit.display.html import Block, Opened, code, escape
 from perfkit.display.table import Table
 from perfkit.lab.results import Lab, read
 
 
-class IndexLab:
+class IndexLab(Opened):
     """A lab from its folder; nothing here measures."""
 
     def __init__(self, folder: Path) -> None:
@@ -26,7 +26,9 @@ class IndexLab:
         if lab.confirmed:
             write_atomically(lab.folder / "keep.sql", "".join(f"{w.sql};\n" for w in lab.kept))
             write_atomically(lab.folder / "remove.sql", "".join(f"{w.drop};\n" for w in lab.dropped))
-        return page_of(LAB, lab.folder, lab.folder / "index_lab.html", f"Index lab: {lab.title}")
+        return page_of(
+            LAB, {"bundle": str(lab.folder.resolve())}, lab.folder / "index_lab.html", f"Index lab: {lab.title}"
+        )
 
     @property
     def answer(self) -> Block:
@@ -86,10 +88,6 @@ class IndexLab:
         command = str(self.lab.record["command"]) or "# measured by a call in a notebook or a program"
         beside = "Beside this file: lab.json, and a folder with the bundle of every run."
         return Block(f"{code(command, name='command')}<p>{escape(beside)}</p>", f"{command}\n{beside}")
-
-    def _repr_html_(self) -> str:
-        """The style sheet for everything below it, and what was opened."""
-        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
 
     def __repr__(self) -> str:
         return f"{self.lab.title}: index lab, {self.lab.record['status']}, in {self.lab.folder}"

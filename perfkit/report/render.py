@@ -21,6 +21,7 @@ NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
 LOAD = ROOT / "notebooks" / "load_scenarios.ipynb"
 LAB = ROOT / "notebooks" / "index_lab.ipynb"
 GATE = ROOT / "notebooks" / "go_no_go.ipynb"
+REVIEW = ROOT / "notebooks" / "post_deployment_review.ipynb"
 TEMPLATES = Path(__file__).parent / "templates"
 DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
 
@@ -48,15 +49,15 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
         write_atomically(folder / name, text)
     title = f"{run.subject.decision}: {run.analysis.title}"
     notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
-    return page_of(notebook, bundle, folder / name, title, keep_notebook)
+    return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)
 
 
-def page_of(notebook: Path, bundle: Path, out: Path, title: str, keep: Path | None = None) -> Path:
-    """Execute a notebook on a folder of results and write it as one page; returns where. Raises PerfkitError."""
+def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:
+    """Execute a notebook and write it as one page; returns where. Raises PerfkitError."""
     _papermill()
     with ThreadPoolExecutor(1) as meanwhile:
         meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works
-        executed = execute(notebook, {"bundle": str(bundle.resolve())}, keep)
+        executed = execute(notebook, parameters, keep)
     write_atomically(out, page(executed, title))
     return out
 

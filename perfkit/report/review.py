@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from perfkit.bundle import Bundle, write_atomically
-from perfkit.config import ROOT, load
+from perfkit.config import load
 from perfkit.display import review as shown
-from perfkit.display.html import Block, escape, style
+from perfkit.display.html import Block, Opened
 from perfkit.display.table import Table, markdown
 from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.before_release import before_release
-from perfkit.monitor.period import clock
+from perfkit.monitor.period import stamp
 from perfkit.monitor.review import Reviewed, review
-from perfkit.monitor.rows import Row, Said
+from perfkit.monitor.rows import values_of
 from perfkit.monitor.store import read
+from perfkit.report.files import finite
 
-NOTEBOOK = ROOT / "notebooks" / "post_deployment_review.ipynb"
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Review:
+class Review(Opened):
     """A watch held against its targets; nothing here measures. `asked` is what its notebook is given."""
 
     folder: Path
@@ -38,7 +36,7 @@ class Review:
 
         Returns the page. The same record gives the same bytes. Raises BundleError.
         """
-        from perfkit.report.render import execute, page
+        from perfkit.report.render import REVIEW, page_of
 
         out = out or self.folder / "review.html"
         try:
@@ -47,9 +45,8 @@ class Review:
             raise BundleError(f"{out}: cannot be written ({error.strerror}); expected a writable folder") from None
         write_atomically(out.with_suffix(".json"), as_json(self.found))
         write_atomically(out.with_suffix(".md"), as_markdown(self.found))
-        executed = execute(NOTEBOOK, {"folder": str(self.folder.resolve()), **self.asked})
-        write_atomically(out, page(executed, f"{self.found.recommendation.headline}: {self.found.about.title}"))
-        return out
+        title = f"{self.found.recommendation.headline}: {self.found.about.title}"
+        return page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.asked}, out, title)
 
     @property
     def recommendation(self) -> Block:
@@ -90,10 +87,6 @@ class Review:
         """How it was judged."""
         return shown.method(self.found)
 
-    def _repr_html_(self) -> str:
-        """The style sheet for everything below it, and what was opened."""
-        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
-
     def __repr__(self) -> str:
         return f"{self.found.about.title}: review of {shown.when(self.found)}, in {self.folder}"
 
@@ -103,7 +96,7 @@ def as_json(found: Reviewed) -> str:
     period = found.period
 
     def at(t: float | None) -> str | None:
-        return None if t is None else f"{clock(period.wall(t))[:10]}T{clock(period.wall(t), day=False)}Z"
+        return None if t is None else f"{stamp(period.wall(t)).replace(' ', 'T')}Z"
 
     told = {
         "format": FORMAT,
@@ -115,7 +108,15 @@ def as_json(found: Reviewed) -> str:
         "seconds": period.seconds,
         "watched_s": period.watched,
         "recommendation": asdict(found.recommendation),
-        "rows": [_row(row) for row in found.rows],
+        "rows": [
+            {
+                "target": row.target.model_dump(),
+                "actual": asdict(row.actual),
+                "result": row.result,
+                "takes": row.takes,
+            }
+            for row in found.rows
+        ],
         "incidents": [
             {
                 "level": own.level,
@@ -136,12 +137,7 @@ def as_json(found: Reviewed) -> str:
         "before": {"run": found.before.name, "arm": found.before.arm} if found.before else None,
         "beside": [asdict(own) for own in found.beside],
     }
-    return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _row(row: Row) -> dict[str, Any]:
-    actual = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(row.actual).items()}
-    return {"target": row.target.model_dump(), "actual": actual, "result": row.result, "takes": row.takes}
+    return json.dumps(finite(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def as_markdown(found: Reviewed) -> str:
@@ -199,20 +195,3 @@ def opened(
     paths = {"against": against, "config": config}  # the notebook runs elsewhere
     whole = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
     return Review(folder, found, {**asked, **whole})
-
-
-def values_of(text: str, by: str) -> dict[str, Said]:
-    """Lines of NAME=X as what somebody says. Raises UsageError."""
-    found: dict[str, Said] = {}
-    for line in filter(str.strip, text.splitlines()):
-        name, _, value = line.rpartition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not name.strip() or not math.isfinite(number):
-            raise UsageError(f"value '{line}'; expected NAME=X with a number, like User rating=4.3")
-        if not by.strip():
-            raise UsageError(f"value '{line}' is said by nobody; expected --by WHO")
-        found[name.strip()] = Said(number, by.strip())
-    return found

@@ -10,7 +10,7 @@ from perfkit.analysis import analyse
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.bundle import Bundle, Round, reading
 from perfkit.display import claims, database, decision, method, rollback, tables
-from perfkit.display.html import Block, escape, style
+from perfkit.display.html import Block, Opened
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
 from perfkit.release.rollback import Rollback
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class Run:
+class Run(Opened):
     """A run from its bundle, analysed; nothing here measures or writes."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -134,10 +134,6 @@ class Run:
     def reproduce(self) -> Block:
         """The command that measures it again."""
         return method.reproduce(self.subject)
-
-    def _repr_html_(self) -> str:
-        """The style sheet for everything below it, and what was opened."""
-        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
 
     def __repr__(self) -> str:
         run, path = self.bundle.run, self.bundle.path

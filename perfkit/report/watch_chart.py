@@ -11,17 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from perfkit import numbers
-from perfkit.display.html import escape
+from perfkit.display.html import escape, explained
 from perfkit.monitor.period import DAY_S, Period, clock, stamp
 from perfkit.report.charts import logarithmic
 from perfkit.report.svg import INK, draw_svg
-from perfkit.report.watch_series import Line
+from perfkit.report.watch_series import ROUND_S, Line
 
 # Mid tones, 3:1 on white and on near-black; a level is also written.
 LEVELS = {"P1": "#d1495b", "P2": "#c2571a", "P3": "#b58900"}
 _LINE = "#2f7fd6"
 APART = 0.06  # of an axis, between two names
-_TICKS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 14_400, 21_600, 43_200, 86_400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def legend() -> str:
         "hatched": "nobody watched",
         "grey dots": "the slowest answer of each stretch",
     }
-    return f"<dl>{''.join(f'<dt>{key}</dt><dd>{words}</dd>' for key, words in said.items())}</dl>"
+    return explained(said.items())
 
 
 def finding(panel: Panel, period: Period) -> str:
@@ -179,7 +178,7 @@ def round_times(period: Period) -> list[tuple[float, str]]:
     """Round times of the wall clock, in UTC as it is at the end: where they lie on the time line, and in words."""
     ahead = period.wall(period.end) - period.end
     weeks = DAY_S * math.ceil(period.seconds / DAY_S / 7)
-    step = next((step for step in _TICKS_S if period.seconds / step <= (7 if step >= 60 else 4)), weeks)
+    step = next((step for step in ROUND_S if period.seconds / step <= (7 if step >= 60 else 4)), weeks)
     shown = slice(5, 16) if step >= DAY_S else slice(11, 16) if step >= 60 else slice(11, 19)
     first, last = math.ceil((period.start + ahead) / step), math.floor((period.end + ahead) / step)
     return [(n * step - ahead, stamp(n * step)[shown]) for n in range(first, last + 1)]

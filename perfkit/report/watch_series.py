@@ -20,7 +20,8 @@ from perfkit.monitor.period import Period
 from perfkit.stats import MIN_SAMPLES, supported
 
 POINTS = 300  # at most so many stretches in a chart
-_WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 86_400)  # seconds of a stretch
+#: Seconds of a stretch, and between the times at an axis.
+ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 14_400, 21_600, 43_200, 86_400)
 
 Values = NDArray[np.float64]
 
@@ -75,7 +76,7 @@ class Series:
 
     def _line(self, least: float, value: Callable[[slice], float]) -> Line:
         """The figure of each stretch at least so wide; one without intervals, where nobody watched, has none."""
-        width = float(next((width for width in _WIDTHS if width >= least), least))
+        width = float(next((width for width in ROUND_S if width >= least), least))
         place = np.floor(self._middle / width)
         edges = [0, *(np.flatnonzero(np.diff(place)) + 1), len(place)]
         known = {place[lo]: value(slice(lo, hi)) for lo, hi in pairwise(edges)}
