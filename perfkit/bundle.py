@@ -139,11 +139,16 @@ def reading(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: damaged ({words}); expected what perfkit wrote") from error
 
 
-def require_outside(path: Path) -> Path:
-    """The name of a file to be written. Raises UsageError for one that may be part of a run or of a watch."""
-    for folder in path.resolve().parents[:3]:  # plans are two below
-        if any((folder / name).exists() for name in ("run.json", "watch.json")):
-            raise UsageError(f"{path}: in the folder of a run or a watch; expected a file elsewhere")
+def require_spare(path: Path, start: str) -> Path:
+    """The name of a file to be written. Raises UsageError for what may be a run's or a watch's own.
+
+    Beside these it has to begin with `start`.
+    """
+    for depth, folder in enumerate(path.resolve().parents[:3]):  # plans are two below
+        if any((folder / own).exists() for own in ("run.json", "watch.json")) and (
+            depth or not path.name.startswith(start)
+        ):
+            raise UsageError(f"{path}: among the files of a run or a watch; expected {start}... there, or elsewhere")
     return path
 
 

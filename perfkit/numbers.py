@@ -84,6 +84,15 @@ def size(number: float) -> str:
     return f"{number:.0f} B" if unit == "B" else f"{significant(number)} {unit}"
 
 
+def millis(ms: float) -> str:
+    """A time in ms with as many digits as a sentence needs.
+
+    >>> millis(0.1234), millis(12.34), millis(12345)
+    ('0.12 ms', '12 ms', '12,345 ms')
+    """
+    return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
+
+
 def seconds(value: float) -> str:
     """A duration given in seconds, in ms below one second.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -206,6 +207,32 @@ def test_files_written_into_the_runs_own_folder_are_sealed_with_it(run: Path) ->
     assert perfkit("verify", run).exit_code == 0
 
 
+@pytest.mark.parametrize("name", ["run.json", "answers.json", "rounds/000.burst.before.json", "plans/before/gate.json"])
+def test_a_file_of_the_run_is_never_written_over(run: Path, name: str) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said = refusal(2, "gate", run, "--json", run / name)
+    assert said == f"{run / name}: among the files of a run or a watch; expected gate... there, or elsewhere"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "named twice" in refusal(2, "gate", run, "--json", "gate.out", "--junit", "gate.out")
+
+
+def test_a_decision_leaves_no_page_of_another(run: Path) -> None:
+    decided(run)
+    (run / "decision.html").write_text("GO")
+    decided(run, f"{QUESTIONS[0]}=no", by="QA Lead")
+    assert not (run / "decision.html").exists()
+
+
+def test_two_who_answer_at_once_are_both_heard(run: Path) -> None:
+    def answer(number: int) -> None:
+        api.decide(run, answers=[f"{QUESTIONS[number % 2]}=yes"], by=f"person {number}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(answer, range(4)))
+    assert sorted(own.by for own in answers.read(run)) == [f"person {number}" for number in range(4)]
+    assert perfkit("verify", run).exit_code == 0
+
+
 def test_a_report_made_again_after_the_decision_changes_nothing(run: Path) -> None:
     decided(run)
     assert perfkit("report", "--bundle", run).exit_code == 0
@@ -259,6 +286,10 @@ def test_an_answer_given_later_changes_the_hash(run: Path) -> None:
         (["--answer", "Team ready for launch=yes"], 2, "--by is missing; expected who says it"),
         (["--answer", "Team ready for launch=yes", "--by", " "], 2, "--by is missing; expected who says it"),
         (["--by", "A"], 2, "--by A; expected an --answer with it"),
+        ([*answered(QUESTIONS[0]), *answered(QUESTIONS[0]), "--by", "A"], 2, "expected one answer to 'Team ready for"),
+        ([*answered(QUESTIONS[0]), "--by", "A\x1b[31m"], 2, "expected a name in one line of at most 100 characters"),
+        ([*answered(QUESTIONS[0]), "--by", "A\nB"], 2, "expected a name in one line of at most 100 characters"),
+        ([*answered(QUESTIONS[0]), "--by", "A" * 101], 2, "expected a name in one line of at most 100 characters"),
         (["--arm", "before"], 2, "arm 'before' is not to be shipped; expected one of: after-index, after-full"),
         (["--junit", "/proc/gate.xml"], 1, "/proc/gate.xml: cannot be written"),
         (["--json", "gone/gate.json", *answered(QUESTIONS[0]), "--by", "A"], 1, "gone/gate.json: cannot be written"),
@@ -276,12 +307,22 @@ def test_damaged_answers_are_one_line(run: Path, content: str) -> None:
     assert f"{run}/answers.json: " in refusal(1, "gate", run)
 
 
-@pytest.mark.parametrize("release", ["text", {"question": 3}, {"question": [{"nothing": 1}]}])
-def test_a_release_that_is_damaged_is_one_line(run: Path, release: object) -> None:
+@pytest.mark.parametrize(
+    "release",
+    [
+        "text",
+        {"question": 3},
+        {"question": [{"nothing": 1}]},
+        {"step": [{}]},
+        {"risk": [{"name": "a", "severity": "low", "mitigation": 0}]},
+    ],
+)
+def test_a_release_that_is_damaged_is_one_line_before_anything_is_written(run: Path, release: object) -> None:
     bundle = Bundle.open(run)
     bundle.run["config"]["release"] = release
     bundle.update()
     assert refusal(1, "gate", run).endswith("expected what perfkit wrote")
+    assert not (run / "decision.json").exists()
 
 
 def test_a_run_of_which_nothing_was_asked_says_so(tmp_path: Path) -> None:

@@ -143,6 +143,21 @@ def test_an_interval_is_down_where_something_was_due_and_nothing_was_answered(pr
     assert said([tick(0, probe)])["service_down_s"] == (None if down is None else 10.0 if down else 0.0)
 
 
+def test_a_stretch_passes_over_what_says_nothing_and_ends_where_nobody_watched() -> None:
+    ticks = [
+        tick(0),
+        tick(1, BAD),
+        tick(2, Probe()),
+        tick(3, BAD),
+        tick(4),
+        tick(5, BAD),
+        tick(7, BAD),
+        tick(8, Probe()),
+    ]
+    found = figures.stretches(ticks, lambda own: figures.is_down(own, ["book"]))
+    assert found == [(10.0, 40.0), (50.0, 60.0), (70.0, 80.0)]
+
+
 def test_a_last_interval_cut_short_is_not_down_for_what_was_just_sent() -> None:
     assert figures.is_down(tick(0, Probe(pending=2, oldest_s=0.4), seconds=0.1), ["book"]) is None
     assert said([tick(0, Probe(), seconds=0.0)])["availability"] is None

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from watched import Postgres, Web, permission, postgres, until, web, written
 
@@ -13,7 +14,7 @@ from perfkit.errors import TargetRefused, UsageError
 from perfkit.guards.audit import Audit
 from perfkit.load.plan import Draw
 from perfkit.monitor.model import Probe
-from perfkit.monitor.prober import Prober
+from perfkit.monitor.prober import CONNECTIONS, Prober
 from perfkit.monitor.target import opened, planned
 
 PAGES = """
@@ -170,6 +171,21 @@ def test_a_database_that_goes_away_and_comes_back_is_seen_to_do_both(
         server.stop()
         until(lambda: watching.outcomes("read") == {"refused"})
         server.start()
+        until(lambda: watching.outcomes("read") == {"ok"})
+
+
+def test_however_many_queries_hang_they_take_a_bounded_number_of_connections(
+    tmp_path: Path, service: Web, server: Postgres
+) -> None:
+    watching = Watching(tmp_path, service, server, 'rate = 20\ntimeout_s = 2\nsend = ["read"]')
+    with watching.begun(), psycopg.connect(server.db("shop")) as holder:
+        until(lambda: "ok" in watching.outcomes("read"))
+        holder.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        until(lambda: watching.outcomes("read") and watching.counted["read"].pending > CONNECTIONS)
+        until(lambda: watching.outcomes("read") >= {"pool_timeout"})
+        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'perfkit load'"
+        assert holder.execute(count).fetchone()[0] <= CONNECTIONS
+        holder.rollback()
         until(lambda: watching.outcomes("read") == {"ok"})
 
 

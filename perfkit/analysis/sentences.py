@@ -8,6 +8,7 @@ from typing import Any
 from perfkit.analysis.changes import of_role
 from perfkit.analysis.results import Analysis, Comparison, Level
 from perfkit.bundle import FLOOR
+from perfkit.numbers import millis
 from perfkit.stats import Verdict
 
 FLOOR_FACTOR = 3.0  # below this many times the floor's median, a latency is mostly the client's own
@@ -31,7 +32,7 @@ def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
             changes = [change for arm in after if (change := _change(run, analysis, worst, arm, metric))]
             label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
             when = " before" if after else ""
-            return ", ".join([f"{label}: {share} answered within {in_ms(value)}{when}", *changes])
+            return ", ".join([f"{label}: {share} answered within {millis(value)}{when}", *changes])
     return ""
 
 
@@ -41,7 +42,7 @@ def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str, 
     interval = getattr(level, metric) if level else None
     if interval is None:
         return ""
-    text = f"{in_ms(interval.value)} {_named(run, arm)}"
+    text = f"{millis(interval.value)} {_named(run, arm)}"
     return f"{text} ({_times(found)})" if found and found.ratio else text
 
 
@@ -92,8 +93,3 @@ def complete_blocks(run: Mapping[str, Any]) -> int:
 def _three(value: float) -> str:
     """Three significant digits without an exponent: two would hide on which side of 1 a bound is."""
     return f"{float(f'{value:.3g}'):,.10g}"
-
-
-def in_ms(value: float) -> str:
-    """Milliseconds with as many digits as a sentence needs."""
-    return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"

@@ -11,9 +11,10 @@ from perfkit.analysis.cautions import Caution, Kind, gravest_first, some
 from perfkit.analysis.changes import of_role
 from perfkit.analysis.disturbances import Medians, disturbances
 from perfkit.analysis.results import Analysis
-from perfkit.analysis.sentences import FLOOR_FACTOR, complete_blocks, in_ms
+from perfkit.analysis.sentences import FLOOR_FACTOR, complete_blocks
 from perfkit.bundle import FLOOR, Round
 from perfkit.explain.scans import NO_TABLE
+from perfkit.numbers import millis
 from perfkit.stats import MIN_SAMPLES, Verdict
 
 MIN_BLOCKS = MIN_SAMPLES[50]  # rounds, each of which is one sample
@@ -205,7 +206,7 @@ def _floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caution]:
     floors = {(f.scenario, f.item): f.p50.value for f in analysis.levels if f.arm == FLOOR and f.p50}
     for arm in of_role(run, "after"):
         near = [
-            f"{level.scenario} of {level.item} ({in_ms(level.p50.value)})"
+            f"{level.scenario} of {level.item} ({millis(level.p50.value)})"
             for level in analysis.levels
             if level.arm == arm and level.p50
             if level.p50.value < FLOOR_FACTOR * floors.get((level.scenario, level.item), 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from textwrap import wrap
 
-from perfkit.display.html import escape, style
+from perfkit.display.html import View, escape
 from perfkit.display.plan_figures import duration, plural
 from perfkit.display.slow import WIDTH, Text, fitted, moment, one_line
 from perfkit.display.table import Cell, Table
@@ -22,7 +22,7 @@ _NUMERIC = frozenset({"for"})
 
 
 @dataclass(frozen=True, repr=False)
-class ActivityView:
+class ActivityView(View):
     """What runs, the longest first, and the tree of those who wait; of each at most `limit` lines."""
 
     found: Activity
@@ -69,12 +69,6 @@ class ActivityView:
             if len(lines) > self.limit:
                 yield f"and {count(len(lines) - self.limit)} more {name}"
         yield from self.found.notes
-
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
-
-    def __repr__(self) -> str:
-        return self.text()
 
 
 def _session(running: Running) -> tuple[Cell, ...]:

@@ -10,7 +10,7 @@ from perfkit.display import decision as decisions
 from perfkit.display.claims import expected, held, measured
 from perfkit.display.html import Block, code, escape
 from perfkit.display.table import Cell, Table
-from perfkit.numbers import unbroken
+from perfkit.numbers import NONE, unbroken
 from perfkit.release.decision import Decided
 from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
 from perfkit.release.judged import Judged
@@ -74,8 +74,8 @@ def people(decided: Decided) -> Block:
         (
             Cell(own.question),
             Cell(own.answer or "not answered", state={"yes": "good", "no": "bad"}.get(own.answer, "unsure")),
-            Cell(own.by or "–"),
-            Cell(spoken(own.on) if own.on else "–"),
+            Cell(own.by or NONE),
+            Cell(spoken(own.on) if own.on else NONE),
         )
         for own in decided.answers
     )
@@ -89,9 +89,9 @@ def plan(steps: Sequence[Mapping[str, Any]], claims: Mapping[str, Judged]) -> Bl
     rows = tuple(
         (
             Cell(step["action"], step["when"]),
-            Cell(step["time"] or "–"),
-            Cell(step["risk"] or "–"),
-            Cell(step["rollback"] or "–"),
+            Cell(step["time"] or NONE),
+            Cell(step["risk"] or NONE),
+            Cell(step["rollback"] or NONE),
             _measured(step["measures"], claims),
         )
         for step in steps
@@ -106,7 +106,7 @@ def risks(found: Sequence[Mapping[str, Any]], claims: Mapping[str, Judged]) -> B
         (
             Cell(risk["name"]),
             Cell(risk["severity"], state=_SEVERITIES.get(risk["severity"], "")),
-            Cell("\n".join(risk["mitigation"]) or "–"),
+            Cell("\n".join(risk["mitigation"]) or NONE),
             _measured(risk["measures"], claims),
         )
         for risk in found
@@ -166,7 +166,7 @@ def _counted(every: Sequence[Item]) -> str:
 def _measured(texts: Sequence[str], claims: Mapping[str, Judged]) -> Cell:
     """What was measured of the claims that a step or a risk names."""
     if not texts:
-        return Cell("–", state="quiet")
+        return Cell(NONE, state="quiet")
     return Cell("\n".join(_claim(text, claims.get(text)) for text in texts))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -68,6 +69,24 @@ def page(title: str, content: str, *, again_s: float = 0.0) -> str:
 def style() -> str:
     """The style sheet of everything shown here; all of it lives under the class `pk`."""
     return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+
+
+class View(ABC):
+    """What shows itself in a cell of any notebook, with the style sheet, and in a terminal."""
+
+    @abstractmethod
+    def html(self) -> str:
+        """Within the class `pk`."""
+
+    @abstractmethod
+    def text(self) -> str:
+        """The same in words."""
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
+
+    def __repr__(self) -> str:
+        return self.text()
 
 
 class Opened:

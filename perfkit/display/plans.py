@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from perfkit.display import plan_diff, plan_html, plan_lines
-from perfkit.display.html import style
+from perfkit.display.html import View
 from perfkit.display.plan_figures import Figures
 from perfkit.explain.diff import Diff, Kind, diff
 from perfkit.explain.findings.model import Finding
@@ -18,7 +18,7 @@ _KEPT = 400  # changed steps that are shown however little they count
 
 
 @dataclass(frozen=True, repr=False)
-class PlanView:
+class PlanView(View):
     """A plan with what was found in it."""
 
     plan: Plan
@@ -43,15 +43,9 @@ class PlanView:
         """Its figures as text; `kept` are nodes that are never folded."""
         return Figures(self.plan, self.findings, kept, self.first)
 
-    def _repr_html_(self) -> str:
-        return _alone(self.html())
-
-    def __repr__(self) -> str:
-        return self.text()
-
 
 @dataclass(frozen=True, repr=False)
-class DiffView:
+class DiffView(View):
     """What changed between two plans, each with what was found in it; their titles tell them apart."""
 
     before: PlanView
@@ -78,14 +72,3 @@ class DiffView:
         changed = [change for change in self.diff.changes if change.kind != Kind.SAME]
         kept = {node for change in changed[:_KEPT] for node in (change.before, change.after) if node}
         return self.before.figures(kept), self.after.figures(kept)
-
-    def _repr_html_(self) -> str:
-        return _alone(self.html())
-
-    def __repr__(self) -> str:
-        return self.text()
-
-
-def _alone(html: str) -> str:
-    """HTML with the style sheet, for a cell of any notebook."""
-    return f"<style>{style()}</style><div class='pk'>{html}</div>"

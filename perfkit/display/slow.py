@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import Any
 
 from perfkit import numbers
-from perfkit.display.html import code, escape, style
+from perfkit.display.html import View, code, escape
 from perfkit.display.plan_figures import duration, ms, plural, share
 from perfkit.display.table import Cell, Table
 from perfkit.slow.model import SlowQueries, Statement
@@ -48,7 +48,7 @@ class Share(Cell):
 
 
 @dataclass(frozen=True, repr=False)
-class SlowView:
+class SlowView(View):
     """What a source told of slow statements, the first `limit` of them."""
 
     found: SlowQueries
@@ -124,12 +124,6 @@ class SlowView:
             told = (f"{numbers.count(count)} ({reason})" for reason, count in unread.items())
             yield f"Could not be read: {', '.join(told)}."
         yield from self.found.notes
-
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
-
-    def __repr__(self) -> str:
-        return self.text()
 
 
 def picture(found: SlowQueries) -> str:

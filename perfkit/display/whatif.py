@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perfkit.display.html import escape, style
+from perfkit.display.html import View, escape
 from perfkit.display.plans import DiffView
 from perfkit.numbers import count, significant, size
 
 
 @dataclass(frozen=True, repr=False)
-class WhatIfView:
+class WhatIfView(View):
     """Plans without and with an index; `built`: it was real for a moment, else HypoPG's."""
 
     plans: DiffView
@@ -41,9 +41,3 @@ class WhatIfView:
             return f"{count(before.buffers)} -> {count(after.buffers)} pages"
         costs = (significant(plan.root.value("Total Cost")) for plan in (before, after))
         return f"cost {' -> '.join(costs)}"
-
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
-
-    def __repr__(self) -> str:
-        return self.text()

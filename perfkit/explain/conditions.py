@@ -79,7 +79,7 @@ def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate
     if not own:
         return None
     whole = Predicate(text, inner, "", "", "", own, False)
-    if _SUBPLAN.search(_unquoted(inner)):
+    if _SUBPLAN.search(unquoted(inner)):
         return whole
     if len(_split(inner, "or")) > 1:
         return Predicate(text, inner, "OR", "", "", own, False)
@@ -193,5 +193,11 @@ def _name(text: str) -> str:
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """SQL whose string literals are empty."""
     return re.sub(r"'(?:[^']|'')*'", "''", text)
+
+
+def squeezed(expression: str) -> str:
+    """An expression without what the planner's and the catalogue's spelling differ in."""
+    return re.sub(r"[\s()]|::text", "", expression)

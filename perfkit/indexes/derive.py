@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perfkit.explain.candidates import distinct, quoted
-from perfkit.explain.conditions import Predicate, alternatives, columns_in, predicates
+from perfkit.explain.conditions import Predicate, alternatives, columns_in, predicates, squeezed, unquoted
 from perfkit.explain.facts import Index, Table
 from perfkit.explain.findings.blocked import blocks
 from perfkit.explain.findings.model import Look
@@ -73,7 +73,7 @@ class Design:
         """Whether an index that is there can do all that this can."""
         held = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
         there = Design(self.schema, self.table, index.keys, tuple(name.strip('"') for name in held if name), "")
-        same = _squeezed(index.predicate) == _squeezed(self.where)
+        same = squeezed(index.predicate) == squeezed(self.where)
         return index.valid and index.method == "btree" and same and replace(self, where="").begins(there)
 
 
@@ -218,7 +218,7 @@ def _needed(look: Look, node: Node, alias: str) -> frozenset[str] | None:
         elif other is not node:  # a condition there may compare with this table
             texts += [text for key in ("Filter", "Index Cond") for text in other.texts(key)]
     whole = re.compile(rf"(?<![\w.]){re.escape(quoted(alias))}\.\*")
-    if any(whole.search(_unquoted(text)) for text in texts):
+    if any(whole.search(unquoted(text)) for text in texts):
         return None
     table = look.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else frozenset()
@@ -267,15 +267,7 @@ def _pretty(condition: str) -> str:
     return _LITERAL.sub(r"\1", inner if balanced else condition)
 
 
-def _unquoted(text: str) -> str:
-    return re.sub(r"'(?:[^']|'')*'", "''", text)
-
-
 def _word(key: str) -> str:
     """The words of a key, for a name."""
     key = re.sub(r"::\w+|\b\w+_ops\b|'[^']*'", lambda m: m[0][1:-1] if m[0][0] == "'" else "", key)
     return re.sub(r"\W+", "_", key).strip("_")
-
-
-def _squeezed(condition: str) -> str:
-    return re.sub(r"[\s()]|::text", "", condition)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import ThreadingHTTPServer
-from socket import AF_INET, AF_INET6
 from socketserver import TCPServer
 from typing import Any
 
@@ -88,15 +87,16 @@ class Metrics:
         """An interval ended, and these alerts stand."""
         self._latest.seen = tick, tuple(standing)
 
-    def serve(self, host: str = LOCAL, port: int = 0) -> int:
-        """Answer scrapes in threads of their own; returns the port, a free one for 0. Raises UsageError."""
-        if not host:
-            raise UsageError(f"metrics: no address; expected one by its name, such as {LOCAL}")
+    def serve(self, port: int = 0) -> int:
+        """Answer scrapes from this machine in threads of their own; returns the port, a free one for 0.
+
+        Raises UsageError.
+        """
         try:
-            self._server = _Server(host, port, _Handler.factory(self._registry))
+            self._server = _Server((LOCAL, port), _Handler.factory(self._registry))
         except (OSError, OverflowError) as error:
             words = getattr(error, "strerror", None) or str(error)
-            raise UsageError(f"metrics: {host} port {port}: {words}; expected a free port of this machine") from None
+            raise UsageError(f"metrics: {LOCAL} port {port}: {words}; expected a free port of this machine") from None
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
         return int(self._server.server_address[1])
 
@@ -170,10 +170,6 @@ class _Handler(MetricsHandler):
 
 class _Server(ThreadingHTTPServer):
     """A thread for each scrape; what goes wrong in one is the scraper's own affair."""
-
-    def __init__(self, host: str, port: int, handler: type) -> None:
-        self.address_family = AF_INET6 if ":" in host else AF_INET
-        super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
         """Bind, without asking a name server what this machine is called."""

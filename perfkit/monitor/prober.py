@@ -32,6 +32,7 @@ from perfkit.postgres.lifetime import run
 MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
 START_S = 10.0  # for the database's first answer; then the watch begins without
 AGAIN_S = 1.0  # between attempts to draw parameter rows from a database that does not answer yet
+CONNECTIONS = 10  # to the database, however many probes hang in it: those that it has left are for others
 Observe = Callable[[str, str, float], None]
 _Result = TypeVar("_Result")
 
@@ -143,7 +144,7 @@ class Prober:
             site.conninfo(place.name), limit, limit, pooler=site.pooler, read_only=True, settings=place.settings
         )
         sender = SqlSender(**spec["options"])
-        sender.stand_by(self._most * len(self._target.items))
+        sender.stand_by(CONNECTIONS)
         self._rows.update(rows)
         self._sql = sender
 

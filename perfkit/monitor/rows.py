@@ -42,6 +42,7 @@ class Said:
 def values_of(text: str, by: str) -> dict[str, Said]:
     """Lines of NAME=X as what somebody says. Raises UsageError."""
     found: dict[str, Said] = {}
+    who = name_of(by)
     for line in filter(str.strip, text.splitlines()):
         name, _, value = line.rpartition("=")
         try:
@@ -50,9 +51,13 @@ def values_of(text: str, by: str) -> dict[str, Said]:
             number = math.nan
         if not name.strip() or not math.isfinite(number):
             raise UsageError(f"value '{line}'; expected NAME=X with a number, like User rating=4.3")
-        if not by.strip():
+        if name.strip() in found:
+            raise UsageError(f"value '{line}'; expected one of '{name.strip()}', not two")
+        if not who:
             raise UsageError(f"value '{line}' is said by nobody; expected --by WHO")
-        found[name.strip()] = Said(number, by.strip())
+        found[name.strip()] = Said(number, who)
+    if who and not found:
+        raise UsageError(f"--by {who}; expected a --value with it")
     return found
 
 

@@ -12,12 +12,11 @@ from typing import Any
 from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.errors import BundleError, UsageError
 from perfkit.release.items import written
-from perfkit.text import visible
+from perfkit.text import name_of
 
 FILE = "answers.json"
 FORMAT = 1
 WORDS = ("yes", "no")
-LONG = 100  # characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +48,13 @@ def added(folder: Path, asked: Sequence[str], said: Mapping[str, str], by: str) 
         if question not in asked:
             known = ", ".join(f'"{name}"' for name in asked) or "none: the run's configuration asks no question"
             raise UsageError(f"question '{question}' is unknown; expected one of: {known}")
-    if said and not by.strip():
+    who = name_of(by)
+    if said and not who:
         raise UsageError("--by is missing; expected who says it")
-    if len(by) > LONG or by.strip() != visible(by.strip()) or "\n" in by.strip():
-        raise UsageError(f"--by {visible(by[:LONG])!r}; expected a name in one line of at most {LONG} characters")
     if by and not said:
         raise UsageError(f"--by {by}; expected an --answer with it")
     on = written(datetime.now(UTC))
-    return [*read(folder), *(Answer(question, answer, by.strip(), on) for question, answer in said.items())]
+    return [*read(folder), *(Answer(question, answer, who, on) for question, answer in said.items())]
 
 
 def write(folder: Path, every: Sequence[Answer]) -> None:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfkit.bundle import Bundle, reading, require_outside, write_atomically
+from perfkit.bundle import Bundle, reading, require_spare, write_atomically
 from perfkit.config import Release, restored
 from perfkit.display import gate as shown
 from perfkit.display.html import Block, Opened
@@ -108,7 +108,7 @@ def decide(
 
     `exports` are names of files by their kind, `junit` and `json`. Raises PerfkitError.
     """
-    names = {kind: require_outside(Path(name)) for kind, name in exports.items() if name}
+    names = {kind: require_spare(Path(name), "gate") for kind, name in exports.items() if name}
     if len(set(names.values())) < len(names):
         raise UsageError(f"{next(iter(names.values()))}: named twice; expected a file for each format")
     run = Run(Bundle.open(folder))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perfkit.bundle import Bundle, write_atomically
+from perfkit.bundle import Bundle, require_spare, write_atomically
 from perfkit.config import load
 from perfkit.display import review as shown
 from perfkit.display.html import Block, Opened
@@ -34,11 +34,13 @@ class Review(Opened):
     def render(self, out: Path | None = None) -> Path:
         """Write review.html, review.json and review.md into the watch's folder, or `out` and two beside it.
 
-        Returns the page. The same record gives the same bytes. Raises BundleError.
+        Returns the page. The same record gives the same bytes. Raises BundleError, UsageError.
         """
         from perfkit.report.render import REVIEW, page_of
 
-        out = out or self.folder / "review.html"
+        out = require_spare(out or self.folder / "review.html", "review")
+        if out.suffix != ".html":
+            raise UsageError(f"{out}; expected a name that ends in .html")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from perfkit.explain.candidates import comparable, quoted
-from perfkit.explain.conditions import Predicate
+from perfkit.explain.conditions import Predicate, squeezed
 from perfkit.explain.facts import Index
 from perfkit.explain.findings.model import Finding, Look
 from perfkit.explain.findings.where import (
@@ -119,10 +119,10 @@ def _advice(look: Look, node: Node, p: Predicate, block: Block) -> tuple[str, st
         return f"Write {block.rewrite}, and CREATE INDEX ON {placed(look, node)} ({quoted(name)}) for it.", ""
     if not block.key:
         return block.hint, ""
-    wanted = _squeezed(block.key.removesuffix(" text_pattern_ops"))
+    wanted = squeezed(block.key.removesuffix(" text_pattern_ops"))
     for index in table.indexes if table else ():
         patterns = block.key.endswith(" text_pattern_ops")
-        if index.valid and not index.predicate and index.keys and _squeezed(index.keys[0]) == wanted and not (
+        if index.valid and not index.predicate and index.keys and squeezed(index.keys[0]) == wanted and not (
             patterns and "text_pattern_ops" not in index.definition
         ):  # fmt: skip
             return why_unused(look, node, index)
@@ -246,10 +246,6 @@ def _closes(subject: str) -> bool:
         if letter == ")" and depth == 0:
             return at == len(bare) - 1
     return False
-
-
-def _squeezed(expression: str) -> str:
-    return re.sub(r"[\s()]|::text", "", expression)
 
 
 def _columns(p: Predicate) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from perfkit.explain.accounting import GATHERS
 from perfkit.explain.candidates import quoted
 from perfkit.explain.findings.model import Finding, Look
-from perfkit.explain.findings.words import counted, inclusive, millis, percent, took, worth
+from perfkit.explain.findings.words import counted, inclusive, percent, took, worth
 from perfkit.explain.plan import Node, number
+from perfkit.numbers import millis
 
 _NAME = re.compile(r'(?:(?:[a-z_][\w$]*|"(?:[^"]|"")+")\.)?(?:[a-z_][\w$]*|"(?:[^"]|"")+")')  # as regclass prints it
 _JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from perfkit.explain.findings.model import Look
 from perfkit.explain.plan import Node
+from perfkit.numbers import millis
 
 _UNITS = {"": 1.0, "kb": 1.0, "b": 1 / 1024, "mb": 1024.0, "gb": 1024.0**2, "tb": 1024.0**3}  # of work_mem, in kB
 
@@ -44,15 +45,6 @@ def took(look: Look, ms: float) -> str:
     if not ms or not look.plan.execution_ms:
         return ""
     return f", {millis(ms)} ({percent(min(1.0, ms / look.plan.execution_ms))} of the execution)"
-
-
-def millis(ms: float) -> str:
-    """A time.
-
-    >>> millis(0.1234), millis(12.34), millis(12345)
-    ('0.12 ms', '12 ms', '12,345 ms')
-    """
-    return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
 
 
 def percent(share: float) -> str:
