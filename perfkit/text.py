@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from perfkit.errors import UsageError
-
-_NAME = 100  # characters of a person's or a role's name
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
@@ -33,14 +30,6 @@ def visible(text: object) -> str:
     '⟨1B⟩[31mred⟨202E⟩'
     """
     return _CONTROL.sub(lambda m: f"⟨{ord(m[0]):02X}⟩", str(text))
-
-
-def name_of(by: str) -> str:
-    """Who says something, as it was typed after --by. Raises UsageError for what is no name."""
-    who = by.strip()
-    if len(who) > _NAME or who != visible(who) or "\n" in who:
-        raise UsageError(f"--by {visible(who[:_NAME])!r}; expected a name in one line of at most {_NAME} characters")
-    return who
 
 
 def first_line(error: BaseException) -> str:

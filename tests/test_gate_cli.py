@@ -331,6 +331,17 @@ def test_a_run_of_which_nothing_was_asked_says_so(tmp_path: Path) -> None:
     assert said.endswith("expected one of: none: the run's configuration asks no question")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"decided": 1}, {"arms": [2]}, {"headline": [[]]}, {"decision": "MAYBE"}, {"items": 1}]
+)
+def test_a_damaged_decision_is_one_line(run: Path, wrong: dict[str, object]) -> None:
+    decided(run)
+    path = run / "decision.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(PerfkitError, match=r"decision\.json: damaged .*; expected what perfkit wrote$"):
+        api.decide(bundle=run)
+
+
 def test_a_folder_that_was_never_decided_on_cannot_be_verified_or_shown(run: Path) -> None:
     assert refusal(1, "verify", run).endswith("no such file; expected a folder that `perfkit gate` sealed")
     assert "no such file" in refusal(1, "verify", run / "nothing")

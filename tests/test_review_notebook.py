@@ -106,7 +106,15 @@ def test_it_fits_its_medium(day: tuple[Path, Result], tmp_path: Path, width: int
 @pytest.mark.slow
 def test_text_from_elsewhere_stays_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = written(tmp_path / "watch", quiet(1), monkeypatch, title=HOSTILE)
-    done = command(watch, "--value", "User rating=4.3", "--by", HOSTILE, "--out", tmp_path / "kept" / "page.html")
+    done = command(
+        watch,
+        "--value",
+        "User rating=4.3",
+        "--by",
+        "<script>alert(1)</script>",
+        "--out",
+        tmp_path / "kept" / "page.html",
+    )
     assert done.exit_code == 0, done.output
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout
     html = (tmp_path / "kept" / "page.html").read_text()
@@ -185,6 +193,9 @@ def test_values_are_said_by_somebody() -> None:
         (["{watch}", "--value", "User rating=nan", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "4.3", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "User rating=4.3"], 2, "is said by nobody; expected --by WHO"),
+        (["{watch}", "--value", "User rating=4", "--value", "User rating=3", "--by", "QA"], 2, "not two"),
+        (["{watch}", "--by", "QA"], 2, "--by QA; expected a --value with it"),
+        (["{watch}", "--value", "User rating=4", "--by", "Q\x1b[31m"], 2, "expected a name in one line"),
         (["{watch}", "--value", "Stars=4.3", "--by", "QA"], 2, "value 'Stars' is no row of the table"),
         (["{watch}", "--value", "P95 latency=4", "--by", "QA"], 2, "is measured; expected one of a row that is not"),
         (["{watch}", "--since", "2027-01-01"], 2, "no interval of the watch in that time"),
@@ -196,6 +207,10 @@ def test_values_are_said_by_somebody() -> None:
         (["{run}"], 1, "the folder of a run; expected that of a watch, and a run as --against"),
         (["gone"], 1, "gone"),
         (["{watch}", "--out", "/proc/gone/page.html"], 1, "cannot be written"),
+        (["{watch}", "--out", "page.json"], 2, "page.json; expected a name that ends in .html"),
+        (["{watch}", "--out", "{watch}/watch.html"], 2, "expected review... there, or elsewhere"),
+        (["{watch}", "--out", "{watch}/ticks.jsonl"], 2, "expected review... there, or elsewhere"),
+        (["{watch}", "--out", "{run}/decision.html"], 2, "expected review... there, or elsewhere"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(hours: Path, run: Path, args: list[str], code: int, said: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import watched
 from watched import Postgres, Web, permission, postgres, until, web, written
 
 from perfkit import config
 from perfkit.errors import TargetRefused, UsageError
 from perfkit.guards.audit import Audit
-from perfkit.load.plan import Draw
 from perfkit.monitor.model import Probe
 from perfkit.monitor.prober import CONNECTIONS, Prober
 from perfkit.monitor.target import opened, planned
@@ -233,12 +233,43 @@ def test_a_row_that_makes_no_request_is_noted_and_left_out(tmp_path: Path, servi
     watching = Watching(tmp_path, service, server, 'rate = 20\nsend = ["page", "item"]')
     (tmp_path / "ids.sql").write_text("SELECT id FROM t LIMIT :rows")
     with watching.begun() as prober:
-        prober._rows["ids"] = [{"id": "7"}, {"other": "8"}]
-        prober._draw = Draw(prober._rows, "1")
+        prober._supply.put("ids", [{"id": "7"}, {"other": "8"}])
         until(lambda: watching.notes and len([one for one in watching.observed if one[0] == "item"]) > 5)
         prober.require_alive()
     assert {outcome for _, outcome, _ in watching.observed} == {"ok"}
     assert watching.notes[0][0] == "probe item" and "{id} is no column" in watching.notes[0][1]
+
+
+def test_nothing_is_written_twice_for_other_rows_are_asked_for_in_time(
+    tmp_path: Path, service: Web, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perfkit.monitor.prober.RENEW_S", 0.02)
+    monkeypatch.setattr("watched.BEGIN", watched.BEGIN.replace("[service]", "[service]\nwrites = true"))
+    put = '[[request]]\nname = "put"\nmethod = "POST"\npath = "/items/{id}"\nparameters = "ids"'
+    watching = Watching(tmp_path, service, server, f'rate = 20\nsend = ["put"]\n{put}')
+    fresh = "SELECT extract(epoch FROM clock_timestamp())::numeric(20, 6)::text || '-' || n AS id FROM generate_series"
+    (tmp_path / "ids.sql").write_text(f"{fresh}(1, 20) n")
+    with watching.begun() as prober:
+        until(lambda: len(service.asked) > 50)
+        prober.require_alive()
+    assert len(service.asked) == len(set(service.asked))
+    assert not watching.notes
+
+
+def test_a_source_that_has_no_more_rows_is_noted_and_its_rows_come_again(
+    tmp_path: Path, service: Web, server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perfkit.monitor.prober.RENEW_S", 0.02)
+    monkeypatch.setattr("watched.BEGIN", watched.BEGIN.replace("[service]", "[service]\nwrites = true"))
+    put = '[[request]]\nname = "put"\nmethod = "POST"\npath = "/items/{id}"\nparameters = "ids"'
+    watching = Watching(tmp_path, service, server, f'rate = 20\nsend = ["put"]\n{put}')
+    (tmp_path / "ids.sql").write_text("SELECT 7 AS id WHERE NOT EXISTS (SELECT FROM t WHERE id < 0)")
+    with watching.begun() as prober:
+        until(lambda: service.asked)
+        (tmp_path / "ids.sql").write_text("SELECT 7 AS id WHERE false")
+        until(lambda: watching.notes and len(service.asked) > 5)
+        prober.require_alive()
+    assert watching.notes[0][0] == "rows of ids" and "gave no rows" in watching.notes[0][1]
 
 
 def test_what_is_in_flight_at_the_end_is_given_up_and_counts_as_nothing(

@@ -8,30 +8,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from time import monotonic_ns
 from typing import Any, TypeVar
 
+from perfkit.arms.stage import Place
 from perfkit.config import Request, Watch
 from perfkit.errors import ServerError, UsageError
 from perfkit.load.clock import Clock
 from perfkit.load.crew import sql_target
 from perfkit.load.http import HttpSender
 from perfkit.load.limits import OK
-from perfkit.load.plan import Draw, Message, http_message
+from perfkit.load.plan import Message, http_message
 from perfkit.load.samples import DROPPED
 from perfkit.load.senders import SqlSender
 from perfkit.monitor.model import Probe
+from perfkit.monitor.supply import Supply
 from perfkit.monitor.tally import Tally
-from perfkit.monitor.target import SEED, Reach, Watched
+from perfkit.monitor.target import Reach, Watched
 from perfkit.postgres.lifetime import run
+from perfkit.targets import SAFE_METHODS
 
 MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
 START_S = 10.0  # for the database's first answer; then the watch begins without
 AGAIN_S = 1.0  # between attempts to draw parameter rows from a database that does not answer yet
+RENEW_S = 2.0  # between looks at whether rows are used up
 CONNECTIONS = 10  # to the database, however many probes hang in it: those that it has left are for others
 Observe = Callable[[str, str, float], None]
 _Result = TypeVar("_Result")
@@ -47,8 +52,9 @@ class Prober:
         self._target, self._watch, self._observe, self._note = target, watch, observe, note
         self._tally = Tally(target.items)
         self._most = int(watch.timeout_s * watch.rate) + 2  # in flight, of each
-        self._rows = dict(target.rows())
-        self._draw = Draw(self._rows, f"{SEED}/{monotonic_ns()}")  # or a watch begun again would book the same slots
+        self._supply = Supply()
+        for name, rows in target.rows().items():
+            self._supply.put(name, rows)
         self._http: HttpSender | None = None
         self._sql: SqlSender | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,8 +151,24 @@ class Prober:
         )
         sender = SqlSender(**spec["options"])
         sender.stand_by(CONNECTIONS)
-        self._rows.update(rows)
+        for name, own in rows.items():
+            self._supply.put(name, own)
         self._sql = sender
+        tried.set()
+        requests = [item for item in self._target.items.values() if isinstance(item, Request)]
+        written = {item.parameters for item in requests if item.method not in SAFE_METHODS}
+        await self._renew(place, [name for name in rows if name in written])
+
+    async def _renew(self, place: Place, sources: Iterable[str]) -> None:
+        """Ask for other rows, for ever, before those of a source come again: what was booked cannot be booked twice."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            for source in filter(self._supply.worn, sources):
+                try:
+                    self._supply.put(source, await _apart(partial(self._target.source, place, source)))
+                except (ServerError, UsageError) as error:
+                    self._supply.again(source)
+                    self._note(f"rows of {source}", f"the same parameter rows come again: {error}")
 
     async def _pace(self, clock: Clock) -> None:
         """Every item at its rate, evenly, one after the other."""
@@ -169,7 +191,7 @@ class Prober:
     def _sendable(self, name: str) -> bool:
         """Not while the database that it would be made of, or sent to, was never reached."""
         item = self._target.items[name]
-        there = item.parameters is None or item.parameters in self._rows
+        there = item.parameters is None or item.parameters in self._supply
         return there and (isinstance(item, Request) or self._sql is not None)
 
     def _next(self, name: str) -> tuple[HttpSender | SqlSender, Message] | None:
@@ -197,7 +219,7 @@ class Prober:
     def _message(self, name: str) -> tuple[HttpSender | SqlSender, Message]:
         """The next request or query, ready to be sent. Raises UsageError for what cannot be."""
         item = self._target.items[name]
-        row = self._draw(item.parameters) if item.parameters is not None else None
+        row = self._supply(item.parameters) if item.parameters is not None else None
         sender: HttpSender | SqlSender | None = self._http if isinstance(item, Request) else self._sql
         assert sender
         if isinstance(item, Request):

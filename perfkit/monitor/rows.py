@@ -19,6 +19,7 @@ from perfkit.monitor.before_release import BeforeRelease
 from perfkit.monitor.model import About
 from perfkit.monitor.period import Period, lasting
 from perfkit.monitor.sentences import bound, said
+from perfkit.people import name_of
 
 MOST = 1000.0  # beyond so many times as long, more watching is no advice
 

@@ -51,12 +51,14 @@ class Watched:
         Raises ServerError as long as it does not answer, TargetRefused, UsageError, PlanError.
         """
         place = reach()
-        found: dict[str, Sequence[Row]] = {
-            name: sources.rows(name, source, place, SEED) for name, source in self._sources(sql=True)
-        }
+        found = {name: self.source(place, name) for name, _ in self._sources(sql=True)}
         if isinstance(place.site, External):
             self._require_harmless(place, {**self.rows(), **found})
         return place, found
+
+    def source(self, place: Place, name: str) -> Sequence[Row]:
+        """The rows that a source gives now. Raises ServerError, UsageError."""
+        return sources.rows(name, self.chosen.config.parameters[name], place, SEED)
 
     def text(self, query: str) -> str:
         """What is sent for a query."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.errors import BundleError, UsageError
+from perfkit.people import name_of
 from perfkit.release.items import written
-from perfkit.text import name_of
 
 FILE = "answers.json"
 FORMAT = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ class Decided:
         items = tuple(Item(**{**own, "outcome": Outcome(own["outcome"])}) for own in said["items"])
         gate = Gate(Decision(said["decision"]), tuple(said["arms"]), items)
         answers = tuple(Answer(**own) for own in said["answers"])
-        return cls(gate, said["title"], said["headline"], said["decided"], said["invalid"], answers, said["watch"])
+        own = (said["title"], said["headline"], said["decided"])
+        texts = chain(own, gate.arms, [said["watch"]], *map(astuple, items), *map(astuple, answers))
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text that is none")
+        return cls(gate, *own, said["invalid"], answers, said["watch"])
 
 
 def write(folder: Path, decided: Decided) -> None:
