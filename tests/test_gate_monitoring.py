@@ -32,7 +32,7 @@ def watch(folder: Path, *events: Event, ticks: int = len(TICKS)) -> Path:
 
 
 def note(text: str) -> Event:
-    return Event("note", "metrics", 0.0, LAST, text)
+    return Event("note", "note-metrics-0", 0.0, LAST, text)
 
 
 def found(folder: Path, age: float) -> Watched:

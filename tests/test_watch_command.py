@@ -23,7 +23,7 @@ from perfkit.monitor import renewal
 from perfkit.monitor.loop import Loop, stopping
 from perfkit.monitor.model import Event
 from perfkit.monitor.renewal import Renewal
-from perfkit.monitor.store import read
+from perfkit.monitor.store import Store, read
 from perfkit.monitor.target import planned
 from perfkit.monitor.watch import settled
 
@@ -191,9 +191,17 @@ def test_a_dashboard_is_written_at_once_and_then_every_half_minute(
         own.due(float(now))
         until(lambda: not own._running())
     assert (tmp_path / "n").read_text() == "xxxx"
-    own.close(last=True)
-    assert (tmp_path / "n").read_text() == "xxxxx"
-    assert notes == []
+    own.close()
+    assert (tmp_path / "n").read_text() == "xxxx" and notes == []
+
+
+def test_the_last_page_says_that_nobody_watches_any_more(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "live", watching.about())
+    for tick in watching.quiet(hours=0.02):
+        store.append(tick)
+    store.close()
+    renewal.last_page(tmp_path / "live")
+    assert "ENDED" in (tmp_path / "live" / "watch.html").read_text()
 
 
 def test_a_dashboard_that_fails_is_a_note_with_its_last_words(
@@ -216,8 +224,8 @@ def test_a_dashboard_that_hangs_is_not_waited_for_and_ended_at_last(
     own.due(301.0)
     assert notes == [("dashboard", f"the dashboard took longer than {renewal.PATIENCE_S:g} s")]
     own.due(302.0)  # the next one
-    own.close(last=False)
-    assert not own._running() and len(notes) == 2
+    own.close()
+    assert not own._running() and len(notes) == 1
 
 
 # Interrupts, and the whole of it

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from perfkit.display.html import Block, code, escape
-from perfkit.display.table import Cell, Table
+from perfkit.display.table import Cell, Table, marked
 from perfkit.postgres.capabilities import Capabilities
 
-_MARKS = {"yes": ("✓ yes", "good"), "partly": ("? partly", "unsure"), "no": ("✕ no", "bad")}
+_STATES = {"yes": "good", "partly": "unsure", "no": "bad"}
 
 
 def capabilities(found: Capabilities) -> Block:
     """A table of what can be done, and what an owner could run so that the rest can be done too."""
-    rows = tuple(
-        (Cell(c.name), Cell(*_MARKS[c.state][:1], state=_MARKS[c.state][1]), Cell(c.detail)) for c in found.found
-    )
+    rows = tuple((Cell(c.name), marked(_STATES[c.state], c.state), Cell(c.detail)) for c in found.found)
     table = Table(f"{found.target}, PostgreSQL {found.version}", ("what", "", "how, or why not"), rows)
     allow = {statement: c.name for c in found.found for statement in c.allow}
     if not allow:

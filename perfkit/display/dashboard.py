@@ -24,7 +24,7 @@ FIGURES: dict[Metric, str] = {
     "throughput": "Throughput",
     "availability": "Availability",
 }
-STATES = {"P1": "bad", "P2": "bad", "P3": "unsure"}
+LEVELS = {"P1": "bad", "P2": "bad", "P3": "unsure"}
 
 
 def banner(found: Standing, every_s: float) -> Block:
@@ -42,7 +42,7 @@ def _word(found: Standing) -> tuple[str, str]:
         return "bad", "NOT WATCHING"
     if found.open:
         level = found.open[0].level
-        return STATES.get(level, "bad"), f"{level} {found.open[0].rule}"
+        return LEVELS.get(level, "bad"), f"{level} {found.open[0].rule}"
     if not found.running:
         return "unsure", "ENDED"
     return "good", "ALL QUIET"
@@ -104,7 +104,7 @@ def overview(found: Standing) -> Table:
 
 def _cell(found: Standing, metric: Metric, value: float | None, judged: bool) -> Cell:
     level = found.level(metric) if judged else ""
-    return Cell(said(metric, value), level, STATES.get(level, "") if level else "")
+    return Cell(said(metric, value), level, LEVELS.get(level, "") if level else "")
 
 
 def _limits(found: Standing, metric: Metric) -> str:
@@ -153,7 +153,7 @@ def _alert(found: Standing, alert: Alert, wall: Callable[[float], float]) -> tup
     metric = next((rule.metric for rule in found.watch.rule if rule.name == alert.rule), None)
     until = Cell("stands", state="bad") if alert.ended is None else Cell(_clock(wall(alert.ended)))
     return (
-        Cell(alert.level, state=STATES.get(alert.level, "")),
+        Cell(alert.level, state=LEVELS.get(alert.level, "")),
         Cell(alert.rule, alert.text),
         Cell(_clock(wall(alert.since))),
         until,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from perfkit import numbers
 from perfkit.config.watching import Metric
-from perfkit.display.dashboard import STATES
+from perfkit.display.dashboard import LEVELS
 from perfkit.display.table import Cell, Table
 from perfkit.monitor.sentences import said
 from perfkit.monitor.server_figures import grown
@@ -32,7 +32,7 @@ def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
 
     def row(name: str, value: str, metric: str = "", note: str = "") -> tuple[Cell, Cell]:
         level = found.level(metric) if metric else ""
-        return Cell(name), Cell(value, ", ".join(filter(None, (level, note))), STATES.get(level, ""))
+        return Cell(name), Cell(value, ", ".join(filter(None, (level, note))), LEVELS.get(level, ""))
 
     def metric(name: str, key: Metric) -> Iterator[tuple[Cell, Cell]]:
         if values[key] is not None:

@@ -9,20 +9,25 @@ from perfkit.analysis.cautions import Caution
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.display.html import Block, escape, folded, headed, listed
 from perfkit.display.subject import Subject
+from perfkit.display.table import MARKS
 from perfkit.display.tables import glance
 
 GRAVEST = 10  # weaknesses shown; the rest is folded
 REASONS = 6  # shown in the banner; every rule is in the table of thresholds
 
-# state of a decision: class in the style sheet, symbol in text, strokes of the icon
-_LOOKS = {
-    "GO": ("good", "✓", '<path d="M7 12.5l3.5 3.5L17 8.5"/>'),
-    "NO-GO": ("bad", "✕", '<path d="M8 8l8 8M16 8l-8 8"/>'),
-    "HOLDS": ("good", "✓", '<path d="M7 12.5l3.5 3.5L17 8.5"/>'),
-    "BROKEN": ("bad", "✕", '<path d="M8 8l8 8M16 8l-8 8"/>'),
-    "UNPROVEN": ("unsure", "?", '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>'),
-    "INCONCLUSIVE": ("unsure", "?", '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>'),
-    "UNFINISHED": ("unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'),
+_STATES = {
+    "GO": "good",
+    "HOLDS": "good",
+    "NO-GO": "bad",
+    "BROKEN": "bad",
+    "UNPROVEN": "unsure",
+    "INCONCLUSIVE": "unsure",
+    "UNFINISHED": "unsure",
+}
+_STROKES = {
+    "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
+    "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
+    "unsure": '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>',
 }
 
 
@@ -38,14 +43,14 @@ def decision(subject: Subject) -> Block:
 
 def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
     """A decision with its icon, its sentence and its reasons; `more` is HTML."""
-    state, symbol, strokes = _LOOKS[word]
+    state = _STATES[word]
     icon = (
         '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
         ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
-        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
+        f'<circle cx="12" cy="12" r="10"/>{_STROKES[state]}</svg>'
     )
     html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
-    return Block(html, "\n".join([f"{symbol} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
+    return Block(html, "\n".join([f"{MARKS[state]} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
 
 
 def weaknesses(subject: Subject) -> Block:
@@ -86,9 +91,9 @@ def _arms(subject: Subject) -> str:
     lines = []
     for arm in subject.after:
         word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
-        state, symbol, _ = _LOOKS[word]
+        state = _STATES[word]
         lines.append(
-            f'<li><strong class="{state}">{symbol} {escape(word)}</strong> '
+            f'<li><strong class="{state}">{MARKS[state]} {escape(word)}</strong> '
             f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
         )
     return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""

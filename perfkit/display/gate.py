@@ -9,19 +9,15 @@ from perfkit.analysis.policy import Outcome
 from perfkit.display import decision as decisions
 from perfkit.display.claims import expected, held, measured
 from perfkit.display.html import Block, code, escape
-from perfkit.display.table import Cell, Table
-from perfkit.numbers import NONE, unbroken
+from perfkit.display.table import Cell, Table, marked
+from perfkit.numbers import NONE
 from perfkit.release.decision import Decided
 from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
 from perfkit.release.judged import Judged
 from perfkit.release.seal import SHORT, Seal
 
 REASONS = 8  # in the banner; every item is in the matrix
-_RESULTS = {
-    Outcome.HOLDS: ("✓ holds", "good"),
-    Outcome.BROKEN: ("✕ broken", "bad"),
-    Outcome.UNPROVEN: ("? unproven", "unsure"),
-}
+_STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure"}
 _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}
 
 
@@ -40,7 +36,7 @@ def banner(decided: Decided) -> Block:
 def items(decided: Decided) -> Table:
     """Every item in one line, for a terminal."""
     rows = tuple(
-        (Cell(own.group), Cell(own.name), Cell(own.value), Cell(own.limit), Cell(_RESULTS[own.outcome][0]))
+        (Cell(own.group), Cell(own.name), Cell(own.value), Cell(own.limit), marked(_STATES[own.outcome], own.outcome))
         for own in decided.gate.items
     )
     return Table("What the decision rests on", ("group", "item", "value", "limit", "result"), rows, headers=2)
@@ -153,8 +149,7 @@ def _explained(item: Item) -> str:
 
 
 def _result(item: Item) -> Cell:
-    text, state = _RESULTS[item.outcome]
-    return Cell(unbroken(text), f"It would take {item.needs}" if item.needs else "", state)
+    return marked(_STATES[item.outcome], item.outcome, f"It would take {item.needs}" if item.needs else "")
 
 
 def _counted(every: Sequence[Item]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from perfkit.display.dashboard import LEVELS
 from perfkit.display.html import Block, explained, headed, listed
-from perfkit.display.table import Cell, Table
+from perfkit.display.table import MARKS, Cell, Table, marked
 from perfkit.monitor.before_release import DIFFERENT_LOAD
 from perfkit.monitor.incidents import Incident
 from perfkit.monitor.period import clock, lasting, stamp
@@ -13,16 +14,16 @@ from perfkit.monitor.review import Reviewed
 from perfkit.monitor.rows import Result
 from perfkit.monitor.sentences import against as limit
 
-STATES = {Result.MET: ("good", "✓"), Result.MISSED: ("bad", "✕"), Result.UNPROVEN: ("unsure", "?")}
+_STATES = {Result.MET: "good", Result.MISSED: "bad", Result.UNPROVEN: "unsure"}
 NOTES = 20  # of the watch on itself, shown
 _METRICS = {"p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "error_rate": "error rate"}
 
 
 def recommendation(found: Reviewed) -> Block:
     """What to do, why, and of what time that is said."""
-    state, symbol = STATES[found.recommendation.result]
+    state = _STATES[found.recommendation.result]
     why = reasons(found)
-    counts, headline = summary(found), f"{symbol} {found.recommendation.headline}"
+    counts, headline = summary(found), f"{MARKS[state]} {found.recommendation.headline}"
     title = f"{found.about.title}: recommendation after the release"
     html = headed(state, title, headline, counts, listed(why), when(found))
     lines = [headline, counts, *(f"- {reason}" for reason in why), when(found)]
@@ -59,7 +60,7 @@ def table(found: Reviewed) -> Table:
             Cell(row.name),
             Cell(row.aim),
             Cell(row.said, row.range),
-            Cell(f"{STATES[row.result][1]} {row.result}", state=STATES[row.result][0]),
+            marked(_STATES[row.result], row.result),
             Cell(row.actual.how or row.takes, row.takes if row.actual.how else ""),
         )
         for row in found.rows
@@ -89,7 +90,7 @@ def incident_table(found: Reviewed) -> Table:
     rows = tuple(
         (
             Cell(f"{number}"),
-            Cell(own.level, state="bad" if own.level == "P1" else "unsure"),
+            Cell(own.level, state=LEVELS.get(own.level, "")),
             Cell(_at(found, own.since)),
             Cell(lasting(max(own.noticed - own.since, 0.0))),
             Cell(_at(found, own.ended) if own.ended is not None else "still stands", state="" if own.ended else "bad"),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from perfkit.display.html import Block, headed, listed
-from perfkit.display.table import Cell, Table
+from perfkit.display.table import MARKS, Cell, Table, marked
 from perfkit.numbers import unbroken
 from perfkit.release.rollback import Rollback, Word
 
-_LOOKS = {Word.SAME: ("good", "✓"), Word.DIFFERENT: ("bad", "✕"), Word.OPEN: ("unsure", "?")}
+_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
 
 
 def rollback(found: Rollback) -> Block:
     """Whether it is as before, on what that rests, and what was not looked at."""
-    state, symbol = _LOOKS[found.word]
+    state = _STATES[found.word]
+    word = f"{MARKS[state]} {found.word}"
     title = f"Rolled back: is it as before? {found.where}"
-    html = headed(state, title, f"{symbol} {found.word}", found.sentence)
+    html = headed(state, title, word, found.sentence)
     html += _table(found).to_html() + listed(found.unseen)
-    text = [f"{symbol} {found.word}  {title}", found.sentence, "", _table(found).to_text()]
+    text = [f"{word}  {title}", found.sentence, "", _table(found).to_text()]
     return Block(html, "\n".join([*text, *(f"- {line}" for line in found.unseen)]))
 
 
@@ -25,9 +26,7 @@ def _table(found: Rollback) -> Table:
         (
             Cell(item.group),
             Cell(item.text),
-            Cell(unbroken(f"{_LOOKS[item.word][1]} {item.word}"), state=_LOOKS[item.word][0])
-            if item.word
-            else Cell(unbroken("not judged"), state="quiet"),
+            marked(_STATES[item.word], item.word) if item.word else Cell(unbroken("not judged"), state="quiet"),
         )
         for item in found.items
     )

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from perfkit.display.html import escape
+from perfkit.numbers import unbroken
 from perfkit.text import visible
+
+#: The mark of a state, for where its colour is not seen.
+MARKS = {"good": "✓", "bad": "✕", "unsure": "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,11 @@ class Table:
 
     def __repr__(self) -> str:
         return self.to_text()
+
+
+def marked(state: str, word: str, note: str = "") -> Cell:
+    """A word in one of the states good, bad and unsure, with its mark."""
+    return Cell(unbroken(f"{MARKS[state]} {word}"), note, state)
 
 
 def markdown(text: str) -> str:

@@ -11,17 +11,17 @@ from perfkit.analysis.policy import Outcome, Rule
 from perfkit.analysis.results import Comparison, Level
 from perfkit.bundle import FLOOR
 from perfkit.display.subject import Subject
-from perfkit.display.table import Cell, Table
+from perfkit.display.table import MARKS, Cell, Table, marked
 from perfkit.stats import Verdict, error_bound
 
-_MARKS = {
+_VERDICTS = {
     Verdict.FASTER: ("▼", "good"),
     Verdict.SLOWER: ("▲", "bad"),
     Verdict.EQUIVALENT: ("=", ""),
     Verdict.INCONCLUSIVE: ("?", ""),
     Verdict.INVALID: ("!", "unsure"),
 }
-_OUTCOMES = {Outcome.HOLDS: ("✓", "good"), Outcome.BROKEN: ("✕", "bad"), Outcome.UNPROVEN: ("?", "unsure")}
+_STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure"}
 
 
 def glance(subject: Subject) -> Table:
@@ -196,7 +196,7 @@ def compared(found: Comparison | None) -> Cell:
     """A verdict with its ratio and interval."""
     if found is None:
         return Cell("", state="quiet")
-    mark, state = _MARKS[found.verdict]
+    mark, state = _VERDICTS[found.verdict]
     value, interval = numbers.ratio(found.ratio)
     note = "; ".join(part for part in (interval, found.qualification) if part)
     return Cell(f"{mark} {found.verdict} {value}", note, state)
@@ -265,7 +265,8 @@ def tail(found: Level, q: int, state: str) -> Cell:
 def _judged(rule: Rule | None) -> Cell:
     if rule is None:
         return Cell(numbers.NONE, state="quiet")
-    mark, state = _OUTCOMES[rule.outcome]
+    state = _STATES[rule.outcome]
+    mark = MARKS[state]
     if rule.value is None:
         return Cell(mark, rule.reason, state)
     known = rule.bound is not None and math.isfinite(rule.bound)
@@ -303,13 +304,13 @@ def _counted(rules: list[Rule]) -> Cell:
     if not rules:
         return Cell(numbers.NONE, state="quiet")
     broken, unproven = (sum(r.outcome is o for r in rules) for o in (Outcome.BROKEN, Outcome.UNPROVEN))
-    mark, state = _OUTCOMES[Outcome.BROKEN if broken else Outcome.UNPROVEN if unproven else Outcome.HOLDS]
-    return Cell(f"{mark} {broken} of {len(rules)}", f"{unproven} invalid" if unproven else "", state)
+    state = "bad" if broken else "unsure" if unproven else "good"
+    return Cell(f"{MARKS[state]} {broken} of {len(rules)}", f"{unproven} invalid" if unproven else "", state)
 
 
 def _checked(check: Mapping[str, Any] | None) -> Cell:
     if check is None:
         return Cell("not run", state="unsure")
     if check["passed"]:
-        return Cell("✓ passed", f"{numbers.significant(float(check['ms']))} ms", "good")
-    return Cell("✕ failed", f"got {check['got']}", "bad")
+        return marked("good", "passed", f"{numbers.significant(float(check['ms']))} ms")
+    return marked("bad", "failed", f"got {check['got']}")

@@ -96,6 +96,7 @@ SERVER: Mapping[str, str] = {
 }
 
 What = Literal["raised", "cleared", "note"]
+METRICS = "metrics"  # the kind of the note that says where a watch's metrics are
 
 
 @dataclass(frozen=True, slots=True)

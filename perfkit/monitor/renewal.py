@@ -14,14 +14,14 @@ from perfkit.process import MODULE, spawn
 
 LEAST_S = 30.0  # between one dashboard and the next
 PATIENCE_S = 300.0  # a process that takes longer hangs
-LAST_S = 60.0  # for the dashboard of the whole, at the end
+LAST_S = 60.0  # for the page of the whole, at the end
 
 
 class Renewal:
     """Starts the process when it is due; `note` is told of a failure."""
 
     def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
-        self._command = [*MODULE, "perfkit.report.dashboard", str(folder)]
+        self._command = _command(folder)
         self._apart, self._note = max(LEAST_S, every_s), note
         self._begun: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,18 +36,10 @@ class Renewal:
             self._begun = now
             self._start()
 
-    def close(self, *, last: bool) -> None:
-        """End, after a `last` one that has the whole."""
-        with suppress(subprocess.TimeoutExpired):
-            if self._process and last:
-                self._process.wait(LAST_S)
-            self._running()
-            if last:
-                self._start()
-                if self._process:
-                    self._process.wait(LAST_S)
+    def close(self) -> None:
+        """End it, done or not: `last_page` is to come."""
         if self._running():
-            self._end("was not done in time")
+            self._kill()
 
     def _start(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
@@ -72,10 +64,27 @@ class Renewal:
         return False
 
     def _end(self, why: str) -> None:
+        self._kill()
+        self._note("dashboard", f"the dashboard {why}")
+
+    def _kill(self) -> None:
         assert self._process
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
         self._words.close()
-        self._note("dashboard", f"the dashboard {why}")
+
+
+def last_page(folder: Path) -> None:
+    """Write the dashboard of a watch that has ended, as far as that works: the record has all that is in it."""
+    with suppress(OSError, subprocess.SubprocessError):
+        process = spawn(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(LAST_S)
+        finally:
+            process.kill()
+
+
+def _command(folder: Path) -> list[str]:
+    return [*MODULE, "perfkit.report.dashboard", str(folder)]

@@ -21,10 +21,10 @@ from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import figures
 from perfkit.monitor.loop import Loop, Notes, lead_s, stopping
 from perfkit.monitor.metrics import Metrics
-from perfkit.monitor.model import About, Event, Kind, Tick
+from perfkit.monitor.model import METRICS, About, Event, Kind, Tick
 from perfkit.monitor.notify import Notifier, require_program
 from perfkit.monitor.prober import Prober
-from perfkit.monitor.renewal import Renewal
+from perfkit.monitor.renewal import Renewal, last_page
 from perfkit.monitor.server import QUERIES, Server
 from perfkit.monitor.store import Store, read
 from perfkit.monitor.target import Plan, Watched, opened, planned
@@ -75,6 +75,10 @@ def watch(config: Config, permission: Permission, options: Options, say: Say, ec
             whole = _watched(config, target, store, alerts, options, say, echo, sent)
     finally:
         store.close()
+        if begun(options.folder):
+            say("writing the dashboard")
+            last_page(options.folder)  # now that nobody watches, which it says
+            say("")
     record = read(options.folder)
     ended = Ended.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.open)
     if not whole:
@@ -120,7 +124,9 @@ def _watched(
         if options.metrics is not None:
             port = metrics.serve(port=options.metrics)
             stack.callback(metrics.close)
-            echo(f"metrics: http://127.0.0.1:{port}/metrics")
+            notes(METRICS, f"metrics: http://127.0.0.1:{port}/metrics")  # the gate asks there whether they answer
+        elif store.last:
+            notes(METRICS, "metrics: none")
         notifier = Notifier(settings.notify, settings.notify_timeout_s, notes)
         prober = Prober(target, settings, metrics.observe, notes)
         stack.callback(prober.close)
@@ -154,8 +160,7 @@ def _watched(
             prober.close()
             notifier.close(settings.notify_timeout_s if whole else GIVEN_UP_S)
             loop.drain()
-            say("writing the dashboard" if whole else "")
-            renewal.close(last=whole)
+            renewal.close()
             loop.drain()
             say("")
     return whole

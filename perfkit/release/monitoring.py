@@ -11,7 +11,7 @@ from pathlib import Path
 
 from perfkit.analysis.cautions import some
 from perfkit.monitor import store
-from perfkit.monitor.model import Record
+from perfkit.monitor.model import METRICS, Record
 from perfkit.monitor.standing import MISSED
 from perfkit.release.gate import Watched
 
@@ -45,8 +45,8 @@ def _alerts(record: Record) -> str:
 def _endpoint(record: Record) -> str:
     """Where the watch said, the last time that it began, that its metrics are."""
     for event in reversed(record.events):
-        if event.what == "note" and (found := _ENDPOINT.search(event.text)):
-            return found[0]
+        if event.what == "note" and event.id.startswith(f"note-{METRICS}-"):
+            return found[0] if (found := _ENDPOINT.search(event.text)) else ""
     return ""
 
 
