@@ -136,6 +136,11 @@ def test_an_older_bundle_without_a_release_is_judged_by_its_rules(tmp_path: Path
     assert "the configuration asks no question" in page(old.path)
 
 
+def test_a_rehearsed_rollback_is_nothing_to_ship(run: Path) -> None:
+    Bundle.open(run).update(rollback={"word": "as before"})
+    assert refusal(2, "gate", run).endswith("a rollback, rehearsed; expected the run of a change that is to be shipped")
+
+
 def test_the_release_goes_into_the_bundle_of_a_run() -> None:
     described = Selection(config.load(), Options()).describe()["config"]
     assert [own["name"] for own in described["release"]["question"]] == list(QUESTIONS)

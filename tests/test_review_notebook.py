@@ -19,6 +19,7 @@ from perfkit.monitor import store
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Tick
 from perfkit.monitor.rows import Said, values_of
+from perfkit.report import render
 from perfkit.report import review as reports
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202etxt|`*"
@@ -184,6 +185,18 @@ def test_values_are_said_by_somebody() -> None:
         "User rating": Said(4.3, "QA"),
         "A=b": Said(-100.0, "QA"),
     }
+
+
+def test_a_page_that_is_interrupted_leaves_nothing_beside_an_older_one(
+    hours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(render, "page_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        perfkit.review(hours).render(tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,6 @@ def test_it_is_good_again_only_a_tenth_beyond_the_limit_so_that_it_does_not_flap
         ({"above": 600, "clear": 400}, 500, False),
         ({"above": 0}, 0, True),
         ({"above": 0}, 1, False),
-        ({"above": -1}, -1.05, False),
         ({"below": 30}, 32, False),
         ({"below": 30}, 33, True),
         ({"below": 30, "clear": 30}, 30, True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,10 +63,24 @@ def _as_json(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
+def require_different(what: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that two have."""
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what} of different names, not '{double[0]}' twice")
+
+
+def _is_label(text: str) -> str:
+    """Insist on something to read, in one line."""
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise ValueError("some words in one line")
+    return text.strip()
+
+
 File = Annotated[Path, AfterValidator(_existing)]
 Conninfo = Annotated[str, AfterValidator(require_no_password)]
 Url = Annotated[str, AfterValidator(_is_origin)]
 Json = Annotated[Any, AfterValidator(_as_json)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Label = Annotated[str, AfterValidator(_is_label)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, model_validator
 
-from perfkit.config.fields import Model
+from perfkit.config.fields import Label, Model, require_different
 
 
 def _as_text(value: object) -> object:
@@ -21,7 +21,7 @@ When = Annotated[str, BeforeValidator(_as_text)]
 class Question(Model):
     """Something that only people can say; unanswered it leaves the decision open, a no forbids it."""
 
-    name: str
+    name: Label
     """What is asked: "Team ready for launch"."""
     answer: Literal["", "yes", "no"] = ""
     """What was said; `perfkit gate --answer` says it for one run."""
@@ -30,11 +30,17 @@ class Question(Model):
     on: When = ""
     """When."""
 
+    @model_validator(mode="after")
+    def _said(self) -> Question:
+        if self.answer and not self.by.strip():
+            raise ValueError(f"by, who said answer = {self.answer!r}")
+        return self
+
 
 class PlanStep(Model):
     """One line of the plan of the release, shown and not carried out."""
 
-    action: str
+    action: Label
     """What is done."""
     time: str = ""
     """How long it takes, as planned."""
@@ -51,7 +57,7 @@ class PlanStep(Model):
 class Risk(Model):
     """One risk of the release, shown with what was measured of it."""
 
-    name: str
+    name: Label
     """What might happen."""
     severity: Literal["low", "medium", "high"]
     """How bad it would be, as judged beforehand."""
@@ -66,7 +72,7 @@ class Release(Model):
 
     monitoring: bool = False
     """Whether a watch must be running for a GO: `perfkit gate --watch FOLDER`."""
-    sign_off: tuple[str, ...] = ()
+    sign_off: tuple[Label, ...] = ()
     """Who signs the printed decision."""
     question: tuple[Question, ...] = ()
     """What people are asked."""
@@ -74,3 +80,8 @@ class Release(Model):
     """The plan."""
     risk: tuple[Risk, ...] = ()
     """The risks."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Release:
+        require_different("questions", [question.name for question in self.question])
+        return self

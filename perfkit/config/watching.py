@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perfkit.config.fields import Model, Name, Seconds
+from perfkit.config.fields import Label, Model, Name, Seconds, require_different
 
 #: What a rule or a target of the review can be about; see `perfkit.monitor.figures`.
 Metric = Literal[
@@ -32,6 +32,26 @@ Metric = Literal[
     "temp_mb",
     "rollback_rate",
 ]
+
+
+_SHARES = (
+    "error_rate",
+    "throughput_drop",
+    "success_rate",
+    "availability",
+    "connections_share",
+    "cache_misses",
+    "rollback_rate",
+)
+
+
+def _require_possible(metric: Metric, **limits: float | None) -> None:
+    """Raise ValueError for a limit that the figure is always, or never, beyond: 5 in place of 5 %."""
+    for name, limit in limits.items():
+        if limit is not None and metric in _SHARES and not 0 <= limit <= 1:
+            raise ValueError(f"{name} = {limit:g} as a share, 0 to 1: {metric} of 5 % is 0.05")
+        if limit is not None and limit < 0:
+            raise ValueError(f"{name} = {limit:g} of at least 0: no {metric} is below that")
 
 
 class WatchRule(Model):
@@ -66,6 +86,7 @@ class WatchRule(Model):
         if worse or (self.below is not None and self.clear is not None and self.clear < self.below):
             limit = f"above = {self.above:g}" if self.above is not None else f"below = {self.below:g}"
             raise ValueError(f"clear = {self.clear:g} on the good side of {limit}")
+        _require_possible(self.metric, above=self.above, below=self.below, clear=self.clear)
         return self
 
 
@@ -93,9 +114,7 @@ class Watch(Model):
 
     @model_validator(mode="after")
     def _names(self) -> Watch:
-        names = [rule.name for rule in self.rule]
-        if double := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"rules of different names, not '{double[0]}' twice")
+        require_different("rules", [rule.name for rule in self.rule])
         if self.window_s < self.every_s:
             raise ValueError(f"window_s = {self.window_s:g} of at least one interval, every_s = {self.every_s:g}")
         return self
@@ -104,7 +123,7 @@ class Watch(Model):
 class Target(Model):
     """One row of the review: a figure of the whole time, or what a person says, beside what was aimed at."""
 
-    name: str
+    name: Label
     """How the row is called: "P95 latency"."""
     metric: Metric | None = None
     """The figure; without one it is what a person says: `perfkit review --value "NAME=4.3"`."""
@@ -123,6 +142,8 @@ class Target(Model):
             raise ValueError("at_least, at_most or both")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
             raise ValueError(f"at_least = {self.at_least:g} up to at_most = {self.at_most:g}")
+        if self.metric:
+            _require_possible(self.metric, at_least=self.at_least, at_most=self.at_most)
         return self
 
 
@@ -131,3 +152,8 @@ class Review(Model):
 
     target: tuple[Target, ...] = ()
     """The rows of its table."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Review:
+        require_different("targets", [target.name for target in self.target])
+        return self

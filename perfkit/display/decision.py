@@ -22,7 +22,6 @@ _STATES = {
     "BROKEN": "bad",
     "UNPROVEN": "unsure",
     "INCONCLUSIVE": "unsure",
-    "UNFINISHED": "unsure",
 }
 _STROKES = {
     "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
@@ -43,14 +42,22 @@ def decision(subject: Subject) -> Block:
 
 def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
     """A decision with its icon, its sentence and its reasons; `more` is HTML."""
-    state = _STATES[word]
+    state, mark, strokes = _look(word)
     icon = (
         '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
         ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
-        f'<circle cx="12" cy="12" r="10"/>{_STROKES[state]}</svg>'
+        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
     )
     html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
-    return Block(html, "\n".join([f"{MARKS[state]} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
+    return Block(html, "\n".join([f"{mark} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
+
+
+def _look(word: str) -> tuple[str, str, str]:
+    """Class in the style sheet, mark in text, strokes of the icon."""
+    if word == "UNFINISHED":
+        return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
+    state = _STATES[word]
+    return state, MARKS[state], _STROKES[state]
 
 
 def weaknesses(subject: Subject) -> Block:

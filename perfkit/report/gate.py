@@ -114,6 +114,8 @@ def decide(
     run = Run(Bundle.open(folder))
     if run.subject.alone:
         raise UsageError(f"{folder}: one arm alone, compared with nothing; expected a run with an arm to be shipped")
+    if "rollback" in run.bundle.run:
+        raise UsageError(f"{folder}: a rollback, rehearsed; expected the run of a change that is to be shipped")
     questions = _release(run.bundle)["question"]
     with seal.held(folder):
         with reading(folder):

@@ -45,10 +45,11 @@ class Review(Opened):
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BundleError(f"{out}: cannot be written ({error.strerror}); expected a writable folder") from None
+        title = f"{self.found.recommendation.headline}: {self.found.about.title}"
+        page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.asked}, out, title)  # a second or two: first
         write_atomically(out.with_suffix(".json"), as_json(self.found))
         write_atomically(out.with_suffix(".md"), as_markdown(self.found))
-        title = f"{self.found.recommendation.headline}: {self.found.about.title}"
-        return page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.asked}, out, title)
+        return out
 
     @property
     def recommendation(self) -> Block:
