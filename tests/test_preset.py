@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
         found.append(chosen.options)
         raise UsageError("enough")
 
-    monkeypatch.setattr(api, "_admitted", admitted)
+    monkeypatch.setattr("perfkit.api.runs.admitted_by", admitted)
     return found
 
 

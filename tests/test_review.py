@@ -13,6 +13,7 @@ from watching import BEGAN, about, quiet, record, with_incident, without
 from perfkit import config
 from perfkit.config import Target, Watch
 from perfkit.errors import BundleError, UsageError
+from perfkit.monitor import figures
 from perfkit.monitor.actuals import Actual
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.incidents import Alert, Incident
@@ -210,6 +211,18 @@ def test_a_record_with_other_settings_than_perfkit_writes_is_one_line() -> None:
 # The time
 
 
+def test_where_nothing_was_to_be_answered_nothing_is_known_of_availability() -> None:
+    found = judge([replace(tick, probes={}) for tick in quiet(25)], metric="availability", at_least=0.999)
+    assert (found.actual.value, found.result, found.actual.lacks) == (None, UNPROVEN, "nothing was to be answered")
+
+
+def test_a_period_in_which_the_clock_was_put_back_has_no_gap() -> None:
+    ticks = [replace(tick, at=tick.at - 1800 * (tick.t > 3600)) for tick in quiet(2)]
+    found = cut(record(ticks), since="2026-01-15T09:40", until="2026-01-15T09:50")
+    assert (found.start, found.end) == (2400, 4800)
+    assert not figures.gaps(found.ticks)
+
+
 def test_the_last_hours_are_cut_along_the_time_line_and_less_than_a_day_is_said() -> None:
     found = review(watched(quiet(3)), last="90min")
     assert (found.period.start, found.period.end) == (5400, 10800)
@@ -239,7 +252,10 @@ def test_from_one_time_to_another_by_the_clock() -> None:
         ({"last": "soon"}, "last = 'soon'; expected a time like"),
         ({"last": "0h"}, "last = '0h'; expected"),
         ({"since": "noon"}, "since = 'noon'; expected a time like 2026-01-15T09:00"),
-        ({"since": "2027-01-01"}, "no interval .* expected some of what it has: 2026-01-15 09:00 to 2026-01-15 10:00"),
+        (
+            {"since": "2027-01-01"},
+            "no interval .* expected some of what it has: 2026-01-15 09:00:00 to 2026-01-15 10:00:00",
+        ),
         ({"last": "1h", "since": "2026-01-15"}, "expected one way"),
     ],
 )

@@ -15,14 +15,7 @@ from perfkit.display.tables import glance
 GRAVEST = 10  # weaknesses shown; the rest is folded
 REASONS = 6  # shown in the banner; every rule is in the table of thresholds
 
-_STATES = {
-    "GO": "good",
-    "HOLDS": "good",
-    "NO-GO": "bad",
-    "BROKEN": "bad",
-    "UNPROVEN": "unsure",
-    "INCONCLUSIVE": "unsure",
-}
+_STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad"}  # any other word is unsure
 _STROKES = {
     "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
     "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
@@ -56,7 +49,7 @@ def _look(word: str) -> tuple[str, str, str]:
     """Class in the style sheet, mark in text, strokes of the icon."""
     if word == "UNFINISHED":
         return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
-    state = _STATES[word]
+    state = _STATES.get(word, "unsure")
     return state, MARKS[state], _STROKES[state]
 
 
@@ -98,9 +91,9 @@ def _arms(subject: Subject) -> str:
     lines = []
     for arm in subject.after:
         word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
-        state = _STATES[word]
+        state, mark, _ = _look(word)
         lines.append(
-            f'<li><strong class="{state}">{MARKS[state]} {escape(word)}</strong> '
+            f'<li><strong class="{state}">{mark} {escape(word)}</strong> '
             f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
         )
     return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""

@@ -104,7 +104,10 @@ def _share(bad: int, n: int, what: str) -> Actual:
 
 def _availability(names: Sequence[str], period: Period) -> Actual:
     """Every interval of the time was looked at, so only those in which nobody watched leave it open."""
-    lengths = [tick.seconds for tick in period.ticks if figures.is_down(tick, names)]
+    known = [figures.is_down(tick, names) for tick in period.ticks]
+    if all(down is None for down in known):
+        return Actual.none("nothing was to be answered")
+    lengths = [tick.seconds for tick, down in zip(period.ticks, known, strict=True) if down]
     watched, down = period.watched, sum(lengths)
     unknown = sum(end - start for start, end in figures.gaps(period.ticks))
     weight = max(tick.seconds for tick in period.ticks) / watched

@@ -84,11 +84,12 @@ def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Per
         ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - duration(last, "last") - tick.seconds / 2]
     low = moment(since, "since") if since else float("-inf")
     high = moment(until, "until") if until else float("inf")
-    kept = [tick for tick in ticks if tick.at - tick.seconds >= low and tick.at <= high]
+    kept = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
     if not kept:
-        there = f"{clock(record.ticks[0].at)} to {clock(record.ticks[-1].at)}" if record.ticks else "none yet"
+        whole = Period(record.ticks) if record.ticks else None
+        there = f"{stamp(whole.wall(whole.start))} to {stamp(whole.wall(whole.end))}" if whole else "none yet"
         raise UsageError(f"no interval of the watch in that time; expected some of what it has: {there}")
-    return Period(kept)
+    return Period(ticks[kept[0] : kept[-1] + 1])  # whole, though the clock was put back meanwhile
 
 
 def duration(text: str, name: str) -> float:

@@ -195,7 +195,7 @@ def _sound_tick(tick: Tick) -> bool:
     return (
         isinstance(tick.n, int)
         and _numbers((tick.t, tick.at, tick.seconds))
-        and tick.seconds >= 0
+        and tick.seconds > 0
         and 0 <= tick.at < _LAST
         and (tick.server is None or _numbers(tick.server.values()))
         and _numbers(tick.scans.values())

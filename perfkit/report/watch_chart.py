@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator
 
 from perfkit import numbers
 from perfkit.display.html import escape, explained
-from perfkit.monitor.period import DAY_S, Period, clock, stamp
+from perfkit.monitor.period import DAY_S, Period, clock, lasting, stamp
 from perfkit.report.charts import logarithmic
 from perfkit.report.svg import INK, draw_svg
 from perfkit.report.watch_series import ROUND_S, Line
@@ -88,7 +88,7 @@ def finding(panel: Panel, period: Period) -> str:
     low, high = (f"{numbers.significant(float(v))}" for v in (y.min(), y.max()))
     word = "lowest" if panel.unit == "per second" else "highest"
     moved = f"{low} to {high} {panel.unit}, {word} about {at}" if low != high else f"{low} {panel.unit} all the time"
-    return f"{moved}; a point is {panel.line.width:g} s."
+    return f"{moved}; a point is {lasting(panel.line.width)}."
 
 
 def _draw(ax: Axes, panel: Panel, period: Period) -> None:
