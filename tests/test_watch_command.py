@@ -16,7 +16,6 @@ import perfkit
 from perfkit import config
 from perfkit.cli import main
 from perfkit.config import Watch
-from perfkit.display.watch import Ended, line, status
 from perfkit.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.monitor import renewal
@@ -25,6 +24,7 @@ from perfkit.monitor.model import Event
 from perfkit.monitor.renewal import Renewal
 from perfkit.monitor.store import Store, read
 from perfkit.monitor.target import planned
+from perfkit.monitor.terminal import Ended, line, status
 from perfkit.monitor.watch import settled
 
 LIVE = """

@@ -122,6 +122,7 @@ def test_a_last_line_longer_than_a_block_is_cut_off_whole(tmp_path: Path) -> Non
         '{"n":5,"t":1.0,"at":1,"seconds":10,"probes":{}}',  # goes back in time
         '{"n":5,"t":60.0,"at":1,"seconds":-1,"probes":{}}',
         '{"n":5,"t":60.0,"at":1,"seconds":0,"probes":{}}',
+        '{"n":5,"t":60.0,"at":1,"seconds":99,"probes":{}}',
         '{"n":5,"t":60.0,"at":1e15,"seconds":10,"probes":{}}',  # no date
         '{"n":5,"t":60.0,"at":1,"seconds":10,"probes":{"book":{"ms":[1e200]}}}',
         '{"n":5,"t":60.0,"at":1,"seconds":10,"probes":{"book":{"outcomes":{"ok":1},"statuses":{"201":2}}}}',

@@ -13,7 +13,7 @@ from perfkit.display.progress import progress
 from perfkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from perfkit.display.watch import Ended
+    from perfkit.monitor.terminal import Ended
     from perfkit.report.gate import GoNoGo
     from perfkit.report.review import Review
 

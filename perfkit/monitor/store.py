@@ -195,7 +195,7 @@ def _sound_tick(tick: Tick) -> bool:
     return (
         isinstance(tick.n, int)
         and _numbers((tick.t, tick.at, tick.seconds))
-        and tick.seconds > 0
+        and 0 < tick.seconds <= tick.t + 1 < _LAST  # rounded
         and 0 <= tick.at < _LAST
         and (tick.server is None or _numbers(tick.server.values()))
         and _numbers(tick.scans.values())
@@ -204,9 +204,8 @@ def _sound_tick(tick: Tick) -> bool:
 
 
 def _sound_probe(probe: Probe) -> bool:
-    counts = (*probe.outcomes.values(), *probe.statuses.values(), probe.pending, probe.oldest_s)
-    sound = _numbers(counts) and min(counts) >= 0 and _numbers(probe.ms)
-    return sound and sum(probe.statuses.values()) <= probe.sent
+    said = (*probe.outcomes.values(), *probe.statuses.values(), probe.pending, probe.oldest_s, *probe.ms)
+    return _numbers(said) and min(said) >= 0 and sum(probe.statuses.values()) <= probe.sent
 
 
 def _sound_event(event: Event) -> bool:

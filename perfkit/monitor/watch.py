@@ -13,7 +13,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from perfkit.config import Config, Query, Watch
-from perfkit.display.watch import Ended, line, status
 from perfkit.errors import BundleError, Interrupted, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
@@ -28,6 +27,7 @@ from perfkit.monitor.renewal import Renewal, last_page
 from perfkit.monitor.server import QUERIES, Server
 from perfkit.monitor.store import Store, read
 from perfkit.monitor.target import Plan, Watched, opened, planned
+from perfkit.monitor.terminal import Ended, line, status
 
 GIVEN_UP_S = 0.5  # that a command may still take when the user stops the watch
 Say = Callable[[str], None]

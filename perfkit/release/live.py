@@ -18,7 +18,6 @@ from perfkit.analysis import analyse
 from perfkit.arms.stage import Place
 from perfkit.bundle import Bundle, reading, write_atomically
 from perfkit.comparison import Comparison, Text
-from perfkit.display.numbers import significant
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.experiment import measure
 from perfkit.explain.capture import PLANNED, named
@@ -30,6 +29,7 @@ from perfkit.guards.audit import Audit
 from perfkit.indexes.apply import Dropped, look, rollback, rollback_script
 from perfkit.indexes.examine import Found
 from perfkit.indexes.statements import IndexSet, read_set
+from perfkit.numbers import significant
 from perfkit.postgres.external import External, open_external
 from perfkit.release.queries import Query, asked_for, captured, looked_at, planned_in
 from perfkit.release.rollback import FILE, Item, Planned, Rollback, index_items, plan_item

@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from perfkit.analysis.results import Comparison
-from perfkit.display.numbers import count, percent, ratio, seconds, size
 from perfkit.explain.diff import diff
 from perfkit.explain.facts import NO_FACTS, Facts
 from perfkit.explain.plan import Plan
+from perfkit.numbers import count, percent, ratio, seconds, size
 from perfkit.stats import Verdict
 
 if TYPE_CHECKING:
