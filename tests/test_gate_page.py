@@ -13,6 +13,7 @@ from perfkit import api, config
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
+LONG, MANY = "x" * 400, "words that ask " * 10
 HOSTILE = "Ready</td><script>alert(1)</script><img src=http://127.0.0.1:9/x>\u202e"
 
 
@@ -22,8 +23,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     release = config.load().release.model_dump(mode="json")
     release["question"].append({"name": HOSTILE, "answer": "", "by": HOSTILE, "on": HOSTILE})
     release["sign_off"].append(HOSTILE)
+    release["sign_off"].append(MANY)
+    release["question"].append({"name": MANY})
     run.run["config"] |= {"release": release}
-    run.update(title=HOSTILE)
+    run.update(title=HOSTILE + LONG)
     return api.decide(run.path).render()
 
 
@@ -48,12 +51,20 @@ def test_it_fits_its_medium(page: Path, tmp_path: Path, width: int, dark: bool, 
         assert red < 64 if dark else red > 240
 
 
+def test_no_text_runs_into_the_next_cell(page: Path, tmp_path: Path) -> None:
+    with browser(tmp_path) as tab:
+        tab.open(page.as_uri(), width=1200)
+        assert not tab.evaluate(
+            "[...document.querySelectorAll('th, td')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+        )
+
+
 def test_everybody_who_signs_has_a_line_with_room_on_paper(page: Path, tmp_path: Path) -> None:
     with browser(tmp_path) as tab:
         tab.open(page.as_uri(), width=703, media="print")
         lines = "[...document.querySelectorAll('.sign tbody tr')].map(r => r.getBoundingClientRect().height)"
         heights = tab.evaluate(lines)
-        assert len(heights) == 5 and min(heights) >= 30
+        assert len(heights) == 6 and min(heights) >= 30
         assert tab.evaluate("getComputedStyle(document.querySelector('.sign')).breakInside") == "avoid"
         assert len(tab.pdf()) > 20_000
 

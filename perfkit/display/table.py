@@ -12,6 +12,7 @@ from perfkit.text import visible
 
 #: The mark of a state, for where its colour is not seen.
 MARKS = {"good": "✓", "bad": "✕", "unsure": "?"}
+_LONG = 40  # characters of a row's header that keeps to one line; more would run into the next cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,14 @@ class Table:
 
     def _cells(self, row: tuple[Cell, ...], skip: int) -> str:
         return "".join(
-            f'<th scope="row"{self._class(i, cell.state)}>{cell.html()}</th>'
+            f'<th scope="row"{self._class(i, cell.state, "long" if len(cell.text) > _LONG else "")}>{cell.html()}</th>'
             if i < self.headers
             else f"<td{self._class(i, cell.state)}>{cell.html()}</td>"
             for i, cell in enumerate(row[skip:], start=skip)
         )
 
-    def _class(self, column: int, state: str = "") -> str:
-        names = [*(["n"] if self.columns[column] in self.numeric else []), *([state] if state else [])]
+    def _class(self, column: int, *states: str) -> str:
+        names = [*(["n"] if self.columns[column] in self.numeric else []), *filter(None, states)]
         return f' class="{" ".join(names)}"' if names else ""
 
     def _pad(self, column: int, text: str, width: int) -> str:

@@ -26,8 +26,11 @@ def look(folder: Path, now: Callable[[], float] = time.time) -> Watched:
     if not record.ticks:
         return Watched(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
     age = now() - record.ticks[-1].at
+    if age <= -MISSED * every:
+        text = f"The last interval of the watch of {title} ends {-age:.0f} s from now: a clock is wrong."
+        return Watched(False, "in the future", text)
     said = f"The last interval of the watch of {title} ended {age:.0f} s ago; its intervals are {every:g} s long"
-    if not -MISSED * every < age < MISSED * every:
+    if age >= MISSED * every:
         return Watched(False, f"{age:.0f} s old", f"{said}, so it does not run.")
     endpoint = _endpoint(record)
     if endpoint and (trouble := _unanswered(endpoint)):

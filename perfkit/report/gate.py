@@ -152,7 +152,8 @@ def _decided(run: Run, arms: Sequence[str], standing: Sequence[Answer], watch: s
     judged = [c for c in analysis.comparisons if c.after in arms or c.after not in run.subject.after]
     invalid = any(c.verdict is Verdict.INVALID for c in judged)
     on = written(datetime.now(UTC))
-    return Decided(gate, analysis.title, analysis.headline, on, invalid, tuple(standing), Path(watch).name)
+    name = Path(watch).resolve().name if watch else ""
+    return Decided(gate, analysis.title, analysis.headline, on, invalid, tuple(standing), name)
 
 
 def shipped(subject: Subject, arm: str = "") -> list[str]:
