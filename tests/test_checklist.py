@@ -40,7 +40,7 @@ def test_every_command_exists_and_takes_what_it_is_given(command: str) -> None:
     """Parsed by the command itself, which fails on an unknown option or a value of the wrong kind."""
     words = shlex.split(command)[1:]
     found: click.Command = main
-    context = click.Context(main, info_name="perfkit")
+    context = click.Context(main, info_name="perfkit", **main.context_settings)  # -h is one, for the commands keep it
     while isinstance(found, click.Group):
         found = found.commands[words.pop(0)]
     parsed = found.make_context(found.name, [*words], parent=context)
