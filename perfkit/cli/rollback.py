@@ -17,7 +17,7 @@ _LIVE = ("query", "parameters", "against", "rounds", "dry_run", "tls")
 
 
 @click.command()
-@click.argument("file", metavar="[SET.sql]", required=False)
+@click.argument("file", metavar="[SET.sql]", required=False, type=click.Path(path_type=Path))
 @click.option("--config", default="", metavar="FILE", help="A perfkit.toml; the booking system's without it.")
 @click.option("--scale", default="", help="Size of the data: seed, small, standard (default) or large.")
 @click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard (12), thorough (24).")
@@ -34,7 +34,7 @@ _LIVE = ("query", "parameters", "against", "rounds", "dry_run", "tls")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
 @click.option("--reports", default="", metavar="FOLDER", help="Where the folder of the result goes.")
 @target_options
-def rollback(file: str | None, dry_run: bool, **options: Any) -> None:
+def rollback(file: Path | None, dry_run: bool, **options: Any) -> None:
     """Drop an index set, CONCURRENTLY, and prove that the system is as it was before.
 
     Without --db it is rehearsed on a server that perfkit starts: the indexes are built, rows are changed, the indexes
@@ -55,7 +55,7 @@ def rollback(file: str | None, dry_run: bool, **options: Any) -> None:
 
     _require_fitting(file, bool(options["db"]))
     if dry_run:
-        click.echo(_script(Path(file or ""), **{name: options[name] for name in _SHOWN}), nl=False)
+        click.echo(_script(file or Path(), **{name: options[name] for name in _SHOWN}), nl=False)
         return
     done = api.rollback(file or "", **options, ask=ask())
     page = done.render()
@@ -91,7 +91,7 @@ def _script(
     return visible(found.script())
 
 
-def _require_fitting(file: str | None, live: bool) -> None:
+def _require_fitting(file: Path | None, live: bool) -> None:
     """Options of the other kind would be taken for granted. Raises UsageError."""
     context = click.get_current_context()
     given = click.core.ParameterSource.DEFAULT

@@ -20,7 +20,10 @@ from perfkit.cli.group import ask, target_options
 @click.option("--scale", default="", help="Size of the data that perfkit makes: seed, small, standard or large.")
 @click.option("--rate", default=0.0, metavar="N", help="Probes per second of each request and query.")
 @click.option(
-    "--metrics", type=int, metavar="PORT", help="Metrics for Prometheus on a port of this machine; 0: a free one."
+    "--metrics",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Metrics for Prometheus on a port of this machine; 0: a free one.",
 )
 @click.option("--notify", default="", metavar="COMMAND", help="Is told of every alert, as JSON on its standard input.")
 @click.option("--quiet", is_flag=True, help="Say only how it ended.")

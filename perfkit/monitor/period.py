@@ -135,13 +135,14 @@ def stamp(at: float) -> str:
 def lasting(seconds: float) -> str:
     """A duration for people.
 
-    >>> lasting(0.25), lasting(1.5), lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S)
-    ('0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h')
+    >>> lasting(0.25), lasting(1.5), lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S), lasting(9e5)
+    ('0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h', '10 days 10 h')
     """
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.2g} s" if 0 < seconds < 9.5 else f"{whole} s"
-    small, unit, (big, rest) = (
-        ("s", "min", divmod(whole, 60)) if whole < 3600 else ("min", "h", divmod(whole // 60, 60))
-    )
-    return f"{big} {unit}" + (f" {rest} {small}" if rest else "")
+    names, size, part = ("min", "s"), 60, 1
+    if whole >= 3600:
+        names, size, part = (("h", "min"), 3600, 60) if whole < 4 * DAY_S else (("days", "h"), 86_400, 3600)
+    rest = whole % size // part
+    return f"{whole // size} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
