@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perfkit import numbers
-from perfkit.display.html import Block, code, explained
+from perfkit.display.html import Block, code, escape, explained
 from perfkit.display.subject import Subject
 from perfkit.display.table import Cell, Table
 
@@ -51,6 +51,9 @@ def method(subject: Subject) -> Block:
     return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
 
 
+SHIPPING = "What this run cannot know, people's answers and a watch, is asked by: perfkit gate, with this folder."
+
+
 def reproduce(subject: Subject) -> Block:
     """The command that measures the same again, and the files beside the report."""
     command = str(subject.run.get("command") or "not recorded")
@@ -58,8 +61,9 @@ def reproduce(subject: Subject) -> Block:
     files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
     beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
-    html = f"{code(command, name='command')}<p>{beside}</p>"
-    return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/.")
+    shipping = "" if subject.alone or "rollback" in subject.run else SHIPPING
+    html = f"{code(command, name='command')}<p>{beside} {escape(shipping)}</p>"
+    return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/. {shipping}".rstrip())
 
 
 def _scenarios(subject: Subject) -> Table:
