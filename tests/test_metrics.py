@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 from prometheus_client.samples import Sample
 
 from perfkit.errors import UsageError
-from perfkit.monitor.metrics import OUTCOMES, Metrics
+from perfkit.monitor.metrics import OUTCOMES, Metrics, endpoint
 from perfkit.monitor.model import SERVER, Event
 
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -145,10 +145,16 @@ def test_a_port_in_use_is_one_line(metrics: Metrics) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         port = other.getsockname()[1]
         with pytest.raises(
-            UsageError, match=rf"^metrics: 127\.0\.0\.1 port {port}: .+; expected a free port"
+            UsageError, match=rf"^metrics: 127\.0\.0\.1 port {port}: .+; expected an address and a free port"
         ) as caught:
             metrics.serve(port=port)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_is_named_is_served_too(metrics: Metrics) -> None:
+    port = metrics.serve(*reversed(endpoint("127.0.0.2:0")))
+    with closing(socket.create_connection(("127.0.0.2", port), timeout=5)):
+        pass
 
 
 def test_a_port_that_cannot_be_is_one_line(metrics: Metrics) -> None:

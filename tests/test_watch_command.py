@@ -87,6 +87,7 @@ def refusal(*args: str | Path) -> tuple[int, str]:
         ),
         (["--notify", "say 'it"], "No closing quotation; expected a command and its arguments"),
         (["--arm", "nothing"], "arm 'nothing' is unknown"),
+        (["--metrics", "99999"], "metrics = '99999'; expected PORT from 0 to 65535, or ADDRESS:PORT"),
         (["--scale", "huge"], "scale 'huge'"),
         (["--config", "/nowhere.toml"], "/nowhere.toml"),
     ],
@@ -248,7 +249,7 @@ def test_without_a_configuration_it_watches_the_booking_system_that_it_starts(
 ) -> None:
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))
     told = shlex.join([sys.executable, "-c", "pass"])
-    ended = perfkit.watch("6s", "2s", folder=tmp_path / "watch", scale="seed", rate=10.0, metrics=0, notify=told)
+    ended = perfkit.watch("6s", "2s", folder=tmp_path / "watch", scale="seed", rate=10.0, metrics="0", notify=told)
     record = read(tmp_path / "watch")
     assert (ended.availability, ended.standing, round(ended.seconds)) == (1.0, (), 6)
     assert record.about.target == "after-full, started by perfkit"

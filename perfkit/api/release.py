@@ -52,7 +52,7 @@ def watch(
     arm: str = "",
     scale: str = "",
     rate: float = 0.0,
-    metrics: int | None = None,
+    metrics: str = "",
     notify: str = "",
     quiet: bool = False,
     reports: str | Path = "",
@@ -64,7 +64,7 @@ def watch(
 
     A service and a database of yours, as the configuration names them, need not answer yet; otherwise perfkit starts
     both, on data of a `scale`. Empty values and 0 mean the configuration's own. With `metrics` Prometheus may ask at
-    that port of this machine, 0 for a free one. Raises PerfkitError as `run` does.
+    that `PORT` of this machine, 0 for a free one, or at `ADDRESS:PORT`. Raises PerfkitError as `run` does.
     """
     import shlex
 

@@ -21,9 +21,9 @@ from perfkit.cli.group import ask, target_options
 @click.option("--rate", default=0.0, metavar="N", help="Probes per second of each request and query.")
 @click.option(
     "--metrics",
-    type=click.IntRange(0, 65535),
-    metavar="PORT",
-    help="Metrics for Prometheus on a port of this machine; 0: a free one.",
+    default="",
+    metavar="[ADDRESS:]PORT",
+    help="Metrics for Prometheus; 0: a free port. Without an address only this machine reaches it.",
 )
 @click.option("--notify", default="", metavar="COMMAND", help="Is told of every alert, as JSON on its standard input.")
 @click.option("--quiet", is_flag=True, help="Say only how it ended.")

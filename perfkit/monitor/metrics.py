@@ -87,16 +87,17 @@ class Metrics:
         """An interval ended, and these alerts stand."""
         self._latest.seen = tick, tuple(standing)
 
-    def serve(self, port: int = 0) -> int:
-        """Answer scrapes from this machine in threads of their own; returns the port, a free one for 0.
+    def serve(self, port: int = 0, address: str = LOCAL) -> int:
+        """Answer scrapes that come to an address, in threads of their own; returns the port, a free one for 0.
 
         Raises UsageError.
         """
         try:
-            self._server = _Server((LOCAL, port), _Handler.factory(self._registry))
+            self._server = _Server((address, port), _Handler.factory(self._registry))
         except (OSError, OverflowError) as error:
             words = getattr(error, "strerror", None) or str(error)
-            raise UsageError(f"metrics: {LOCAL} port {port}: {words}; expected a free port of this machine") from None
+            expected = "expected an address and a free port of this machine"
+            raise UsageError(f"metrics: {visible(address)} port {port}: {words}; {expected}") from None
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
         return int(self._server.server_address[1])
 
@@ -113,6 +114,18 @@ class Metrics:
                 return OTHER
             self._outcomes.add(outcome)
         return outcome
+
+
+def endpoint(given: str) -> tuple[str, int]:
+    """Address and port of `PORT` or `ADDRESS:PORT`; without one nobody but this machine reaches it. Raises UsageError.
+
+    >>> endpoint("9187"), endpoint("0.0.0.0:0")
+    (('127.0.0.1', 9187), ('0.0.0.0', 0))
+    """
+    address, _, port = given.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) < 65_536):
+        raise UsageError(f"metrics = {visible(given)!r}; expected PORT from 0 to 65535, or ADDRESS:PORT")
+    return address or LOCAL, int(port)
 
 
 class _Latest(Collector):

@@ -19,7 +19,7 @@ from perfkit.guards.audit import Audit
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import figures
 from perfkit.monitor.loop import Loop, Notes, lead_s, stopping
-from perfkit.monitor.metrics import Metrics
+from perfkit.monitor.metrics import Metrics, endpoint
 from perfkit.monitor.model import METRICS, About, Event, Kind, Tick
 from perfkit.monitor.notify import Notifier, require_program
 from perfkit.monitor.prober import Prober
@@ -35,13 +35,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a watch is carried out; `metrics` is a port of this machine, 0 for a free one, None for no metrics."""
+    """How a watch is carried out; `metrics` is PORT or ADDRESS:PORT, 0 for a free one; empty for none."""
 
     folder: Path
     seconds: float
     arm: str = ""
     scale: str = ""
-    metrics: int | None = None
+    metrics: str = ""
 
 
 def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
@@ -65,6 +65,7 @@ def watch(config: Config, permission: Permission, options: Options, say: Say, ec
     Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
     """
     require_program(config.watch.notify)
+    endpoint(options.metrics or "0")  # what is wrong shows before anything is started
     say, echo = _surviving(say), _surviving(echo)
     plan = planned(config, permission, options.arm, options.scale)
     store = Store.open(options.folder, _about(config, plan))
@@ -121,10 +122,11 @@ def _watched(
     settings, about, notes = config.watch, store.about, Notes()
     with ExitStack() as stack:
         metrics = Metrics(about)
-        if options.metrics is not None:
-            port = metrics.serve(port=options.metrics)
+        if options.metrics:
+            address, port = endpoint(options.metrics)
+            port = metrics.serve(port, address)
             stack.callback(metrics.close)
-            notes(METRICS, f"metrics: http://127.0.0.1:{port}/metrics")  # the gate asks there whether they answer
+            notes(METRICS, f"metrics: http://{address}:{port}/metrics")  # the gate asks there whether they answer
         elif store.last:
             notes(METRICS, "metrics: none")
         notifier = Notifier(settings.notify, settings.notify_timeout_s, notes)
