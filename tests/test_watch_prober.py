@@ -1,5 +1,7 @@
 """Probes of a live target: when they are sent, what is counted, and what happens while the target is away."""
 
+import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +13,10 @@ import watched
 from watched import Postgres, Web, permission, postgres, until, web, written
 
 from perfkit import config
-from perfkit.errors import TargetRefused, UsageError
+from perfkit.errors import ServerError, TargetRefused, UsageError
 from perfkit.guards.audit import Audit
 from perfkit.monitor.model import Probe
-from perfkit.monitor.prober import CONNECTIONS, Prober
+from perfkit.monitor.prober import CONNECTIONS, Prober, _apart
 from perfkit.monitor.target import opened, planned
 
 PAGES = """
@@ -270,6 +272,29 @@ def test_a_source_that_has_no_more_rows_is_noted_and_its_rows_come_again(
         until(lambda: watching.notes and len(service.asked) > 5)
         prober.require_alive()
     assert watching.notes[0][0] == "rows of ids" and "gave no rows" in watching.notes[0][1]
+
+
+@pytest.mark.parametrize("late", [ServerError("gone"), None], ids=["fails", "works"])
+def test_rows_that_come_when_the_watch_has_ended_are_nobodys_trouble(late: ServerError | None) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        asked.set()
+        go_on.wait(10)
+        if late:
+            raise late
+
+    async def given_up() -> None:
+        task = asyncio.create_task(_apart(work))
+        await asyncio.to_thread(asked.wait, 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(given_up())
+    (thread,) = [own for own in threading.enumerate() if own.name == "perfkit-watch-draws"]
+    go_on.set()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_what_is_in_flight_at_the_end_is_given_up_and_counts_as_nothing(

@@ -236,6 +236,7 @@ class Prober:
 async def _apart(work: Callable[[], _Result]) -> _Result:
     """What a function gives that may wait for ever: in a thread that keeps nobody from ending."""
     found: Future[_Result] = Future()
+    found.set_running_or_notify_cancel()  # or a result that comes after everything has ended would be an error
 
     def carry_out() -> None:
         try:
