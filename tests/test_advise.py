@@ -391,6 +391,7 @@ def test_an_older_server_is_advised_alike(shop16: Shop) -> None:
 # the booking system
 
 
+@pytest.mark.slow
 def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Path, server: Server) -> None:
     os.environ["PERFKIT_HOME"] = str(server_home)
     booking = configuration.load()

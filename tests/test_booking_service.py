@@ -387,6 +387,7 @@ def under_way(service: Running, database: Connection, patient: dict[str, str]) -
         yield booking
 
 
+@pytest.mark.slow
 def test_a_timeout_stops_the_work_in_the_server(server: Server, database: Connection, patient: dict[str, str]) -> None:
     with running(server.conninfo("booking_http"), "pooled", "--pool-size", "1") as service:
         with held(server, patient):
@@ -416,6 +417,7 @@ def test_the_service_itself_cancels_what_takes_too_long(
     asyncio.run(wait_for_it())
 
 
+@pytest.mark.slow
 def test_the_work_stops_even_if_the_service_was_killed_meanwhile(
     server: Server, database: Connection, patient: dict[str, str]
 ) -> None:
@@ -427,6 +429,7 @@ def test_the_work_stops_even_if_the_service_was_killed_meanwhile(
     assert booked(database, patient) == []
 
 
+@pytest.mark.slow
 def test_an_exhausted_pool_says_so(server: Server, database: Connection, patient: dict[str, str]) -> None:
     conninfo = server.conninfo("booking_http")
     with running(conninfo, "pooled", "--pool-size", "1") as service, held(server, patient):

@@ -283,6 +283,7 @@ def test_logging_is_switched_on_with_the_owners_word_only_and_off_again(
 # The demo
 
 
+@pytest.mark.slow
 def test_another_process_can_look_at_the_clinic_while_it_works(home: Path) -> None:
     command = [sys.executable, "-m", "perfkit", "slow", "demo", "--scale", "seed"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -299,6 +300,7 @@ def test_another_process_can_look_at_the_clinic_while_it_works(home: Path) -> No
     assert "ALTER" not in text and "pg_" not in text  # only what the clinic does, not what perfkit does beside it
 
 
+@pytest.mark.slow
 def test_the_clinic_ends_by_itself_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
     page = tmp_path / "slow.html"
     text = spoken("demo", "--scale", "seed", "--for", "2", "--report", page)
@@ -306,6 +308,7 @@ def test_the_clinic_ends_by_itself_and_leaves_nothing(home: Path, tmp_path: Path
     assert "FROM appointments" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_clinic_tells_programs_what_it_did(home: Path) -> None:
     told = json.loads(spoken("demo", "--scale", "seed", "--for", "1", "--json"))
     assert told["count"] >= 4 and told["statements"][0]["calls"] > 0

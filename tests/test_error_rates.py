@@ -43,6 +43,7 @@ class TestADifference:
         assert (found.value, found.lo, found.hi) == pytest.approx((-other.value, -other.hi, -other.lo))
 
     @given(st.lists(levels, min_size=2, max_size=4).filter(lambda found: len({len(one[0]) for one in found}) == 1))
+    @pytest.mark.slow
     def test_in_a_table_is_never_surer_than_alone(self, table):
         assert all(found.p_table >= found.p - 1e-9 for found in differences(table))
 

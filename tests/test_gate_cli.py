@@ -175,6 +175,7 @@ def test_the_page_holds_matrix_plan_risks_answers_lines_to_sign_and_the_hash(run
     assert str(run.parent) not in html  # no path of this machine
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_decision_again_without_deciding(run: Path) -> None:
     gate(0, run, *answered(*QUESTIONS), "--by", "Ops Lead")
     before = page(run)
@@ -186,6 +187,7 @@ def test_the_page_shows_the_decision_again_without_deciding(run: Path) -> None:
     assert "QA Lead: ____" in repr(again.sign_off) and "perfkit verify run --hash " in repr(again.checking)
 
 
+@pytest.mark.slow
 def test_the_notebook_decides_as_the_command_does(run: Path) -> None:
     said = ",".join(f"{name}=yes" for name in QUESTIONS)
     executed = execute(GATE, {"run": str(run), "arm": "after-full", "answers": said, "by": "Ops Lead"})
@@ -238,6 +240,7 @@ def test_two_who_answer_at_once_are_both_heard(run: Path) -> None:
     assert perfkit("verify", run).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_report_made_again_after_the_decision_changes_nothing(run: Path) -> None:
     decided(run)
     assert perfkit("report", "--bundle", run).exit_code == 0

@@ -123,6 +123,7 @@ def test_the_clock_stops_after_the_last_byte_of_the_body(crew):
     assert columns["done"][0] - columns["acquired"][0] >= 0.3e9
 
 
+@pytest.mark.slow
 def test_failures_are_named_and_kept(crew):
     async def hang(_):
         await asyncio.sleep(5)
@@ -168,6 +169,7 @@ def test_a_database_that_cannot_be_reached_is_an_error_and_the_crew_is_spent(tmp
             crew.run(http_target("http://127.0.0.1:1", 1), one())
 
 
+@pytest.mark.slow
 def test_what_the_watch_raises_ends_a_round_that_would_last_longer():
     async def hang(_):
         await asyncio.sleep(30)

@@ -369,6 +369,7 @@ def test_a_short_call_shows_its_result_and_nothing_besides(kernel: Kernel) -> No
     assert "Seq Scan on visits" in result["data"]["text/html"] and "Seq Scan on visits" in result["data"]["text/plain"]
 
 
+@pytest.mark.slow
 def test_a_call_that_lasts_shows_one_line_meanwhile_that_clears_itself(kernel: Kernel) -> None:
     slow = "%%explain --analyze --repeats 1\nSELECT pg_sleep(2.5)"
     status, sent, _ = kernel.run(slow)

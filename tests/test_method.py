@@ -62,6 +62,7 @@ def test_what_needs_no_repetitions_is_what_the_command_writes():
         assert (DOCS / "method" / f"{name}.svg").read_text(encoding="utf-8") == getattr(pictures, name)(), name
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_bytes_again_and_leaves_the_words_alone(copy):
     once = ran(copy, "--repetitions", "100", "--seed", "5")
     assert ran(copy, "--repetitions", "100", "--seed", "5") == once

@@ -162,6 +162,7 @@ def test_a_port_that_cannot_be_is_one_line(metrics: Metrics) -> None:
         metrics.serve(70_000)
 
 
+@pytest.mark.slow
 def test_a_scraper_that_is_stuck_delays_neither_the_watch_nor_another(metrics: Metrics) -> None:
     port = metrics.serve()
     stuck = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]

@@ -129,6 +129,7 @@ def test_what_changed_between_two_files(mine: Mine, plan: Path, tmp_path: Path) 
     assert "visits_id" in perfkit("explain", "--diff", plan, after, "--format", "html").stdout
 
 
+@pytest.mark.slow
 def test_without_a_database_it_is_the_booking_systems_data(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))
     query = Path("sql/queries/upcoming_for_contact.sql")

@@ -70,6 +70,7 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
 """)
         return config.load(tmp_path / "perfkit.toml")
 
+    @pytest.mark.slow
     def test_has_the_blocks_that_its_pilot_asks_for_and_none_of_the_pilots(
         self, settings: config.Config, tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch
     ):

@@ -114,6 +114,7 @@ def test_every_chart_says_what_it_shows(report: Path) -> None:
     assert "#010203" not in text
 
 
+@pytest.mark.slow
 def test_the_same_bundle_gives_the_same_bytes(report: Path, tmp_path: Path) -> None:
     again = render(report.parent, tmp_path / "again")
     for name in ("report.html", "verdict.json", "summary.md", "samples.csv"):
@@ -185,6 +186,7 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
         render(tmp_path / "run", tmp_path / "file" / "out")
 
 
+@pytest.mark.slow
 def test_rendering_says_nothing_on_the_terminal(report: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from perfkit.report.render import render; "

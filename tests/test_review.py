@@ -76,6 +76,7 @@ def test_a_bound_proves_and_only_an_estimate_breaks(
     assert judged(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
 
 
+@pytest.mark.slow
 def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_say() -> None:
     found = review(watched(quiet(24)), values=RATED)
     assert {own.name for own in found.rows if own.result is not MET} == {"Throughput"}
@@ -395,6 +396,7 @@ def test_without_rules_a_miss_is_investigated() -> None:
     assert recommend([line("p95_ms", 650, MISSED)], [], Watch(), Period(quiet(1))).actions == ("investigate",)
 
 
+@pytest.mark.slow
 def test_an_outage_of_95_seconds_misses_availability_is_a_P1_and_the_review_says_investigate() -> None:
     found = review(watched(with_incident(quiet(24), "service-down", 36000, 95)), values=RATED)
     assert named(found, "Availability").result is MISSED

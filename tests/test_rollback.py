@@ -250,6 +250,7 @@ END $$
 """
 
 
+@pytest.mark.slow
 def test_a_rehearsal_finds_an_index_that_somebody_defined_otherwise_and_a_table_that_grew(
     home: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_rehearsal_finds_an_index_that_somebody_defined_otherwise_and_a_table_
     assert texts(found, "sizes")["orders"].word is Word.SAME
 
 
+@pytest.mark.slow
 def test_a_rehearsal_finds_what_the_indexes_left_in_others_where_updates_had_room_without_them(
     home: Path, tmp_path: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_statements_that_were_logged_are_read_over_a_connection(own: Server) -> 
     assert not [s for s in read(own, "postgres").statements if "AS logged" in s.text], "of another database"
 
 
+@pytest.mark.slow
 def test_what_perfkit_itself_sends_is_left_out(own: Server) -> None:
     path = own.data_dir / "log" / "server.json"
     with logging_on(own, ODD, Options(ms=0)):

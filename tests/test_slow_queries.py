@@ -332,6 +332,7 @@ def test_without_pg_stat_statements_the_servers_log_is_read_and_says_why(session
         session.slow("statements")
 
 
+@pytest.mark.slow
 def test_with_seconds_only_what_ends_meanwhile_counts(session: Session) -> None:
     with session.query_logging(ms=0):
         run_slow(session, 2)

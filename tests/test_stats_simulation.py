@@ -222,6 +222,7 @@ def false_tables(pace_of, n, runs, seed=7):
 
 
 @pytest.mark.parametrize("pace_of", [wandering, busy_at_times])
+@pytest.mark.slow
 def test_a_whole_table_without_a_change_has_a_false_claim_in_at_most_5_percent(pace_of):
     at_most(false_tables(pace_of, 10, 300), 0.05, 300)
     at_most(false_tables(pace_of, 30, 40), 0.05, 40)

@@ -133,6 +133,7 @@ def quiet_days(days: int) -> Iterator[Tick]:
 
 
 @pytest.mark.parametrize("days", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_nothing_is_raised_in_quiet_days(days: int) -> None:
     alerts = Alerts(WATCH, watching.about())
     assert [event.text for tick in quiet_days(days) for event in alerts.step(tick)] == []

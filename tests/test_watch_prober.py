@@ -176,6 +176,7 @@ def test_a_database_that_goes_away_and_comes_back_is_seen_to_do_both(
         until(lambda: watching.outcomes("read") == {"ok"})
 
 
+@pytest.mark.slow
 def test_however_many_queries_hang_they_take_a_bounded_number_of_connections(
     tmp_path: Path, service: Web, server: Postgres
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_row_that_makes_no_request_is_noted_and_left_out(tmp_path: Path, servi
     assert watching.notes[0][0] == "probe item" and "{id} is no column" in watching.notes[0][1]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_twice_for_other_rows_are_asked_for_in_time(
     tmp_path: Path, service: Web, server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
