@@ -2,7 +2,7 @@
 
 In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.ablate` and `perfkit.advise` say which indexes to
 keep or to make, `perfkit.connect` and `perfkit.plans` explain, and `perfkit.connect(...).slow()` finds
-what to explain.
+what to explain. `perfkit.decide`, `perfkit.watch`, `perfkit.review` and `perfkit.rollback` are for a release.
 """
 
 from typing import Any

@@ -19,7 +19,6 @@ from typing import Any
 
 from perfkit.arms.stage import Place, Stage
 from perfkit.bundle import write_atomically
-from perfkit.comparison import Text, is_file, sql_of
 from perfkit.config import Arm, Config
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.experiment import measure, staged
@@ -27,7 +26,7 @@ from perfkit.explain.plan import read_plan
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.indexes.advise import advise
-from perfkit.indexes.statements import IndexSet, read_set
+from perfkit.indexes.statements import IndexSet
 from perfkit.indexes.use import ask, judge
 from perfkit.lab import search
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, Design, Sets, ablation
@@ -96,21 +95,6 @@ def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
         keep(status="failed", message=homeless(said))
         raise
     return read(folder)
-
-
-def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
-    """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
-    own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
-    path = Path(given) if given else own
-    if path is None:
-        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to look at")
-    if given and not is_file(given):
-        path = folder / "indexes.sql"
-        write_atomically(path, sql_of(given))
-    found = read_set(path)
-    if not found.indexes:
-        raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import tomlkit
 
+from perfkit.bundle import write_atomically
+from perfkit.config import Config
 from perfkit.config.fields import require_no_password
 from perfkit.errors import BundleError, PlanError, UsageError
 from perfkit.explain.capture import single
 from perfkit.guards.address import resolve
+from perfkit.indexes.statements import IndexSet, read_set
 from perfkit.postgres.statements import read, split
 
 Text = str | Path  # SQL, or the name of a file that holds it
@@ -144,6 +147,21 @@ def scenario(name: str, send: Sequence[str], users: int, requests: int) -> dict[
     label = f"{users} connection{'s' if users > 1 else ''}"
     load = {"users": users, "requests": requests, "warm": 1, "seconds": 4}
     return {"name": name, "label": label, "send": list(send), **load}
+
+
+def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
+    """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
+    own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
+    path = Path(given) if given else own
+    if path is None:
+        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to look at")
+    if given and not is_file(given):
+        path = folder / "indexes.sql"
+        write_atomically(path, sql_of(given))
+    found = read_set(path)
+    if not found.indexes:
+        raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
+    return found
 
 
 def is_file(text: Text) -> bool:

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import pytest
 import websocket
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: CI installs one: there a test that lacks it fails.
+needs_browser = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Chromium")
 
 
 class Page:
@@ -107,3 +111,14 @@ def browser(profile: Path) -> Iterator[Page]:
         process.terminate()
         process.wait(10)
         process.stderr.close()
+
+
+def assert_charts_have_words(page: str, count: int) -> None:
+    """So many charts, each with a title and a description of its own, and no id twice."""
+    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', page, re.DOTALL)
+    assert len(charts) == count
+    assert all(
+        'role="img"' in own and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", own) for own in charts
+    )
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))

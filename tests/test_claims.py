@@ -16,9 +16,9 @@ from perfkit.bundle import Bundle
 from perfkit.config import Claim
 from perfkit.display import claims as display
 from perfkit.display.subject import Subject
-from perfkit.lab.claims import judged as lab_judged
 from perfkit.release.claims import Measured, elsewhere, judge, judged
 from perfkit.release.judged import Judged
+from perfkit.release.lab_claims import judged as lab_judged
 from perfkit.report.files import summary, verdict
 from perfkit.report.run import Run
 from perfkit.selection import Options, Selection

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import watching
-from browser import CHROMIUM, browser
+from browser import assert_charts_have_words, browser, needs_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +27,6 @@ from perfkit.stats import MIN_SAMPLES
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202etxt$\\frac{$"
 HOUR, DAY = 3600.0, 86_400.0
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 def events(ticks: Sequence[Tick]) -> list[Event]:
@@ -154,13 +153,7 @@ def test_the_five_panels_show_limits_alerts_downtime_and_gaps(eventful_page: str
 
 
 def test_every_picture_has_its_own_words(day_page: str) -> None:
-    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', day_page, re.DOTALL)
-    assert len(charts) == 10
-    assert all(
-        'role="img"' in own and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", own) for own in charts
-    )
-    ids = re.findall(r'\sid="([^"]+)"', day_page)
-    assert len(ids) == len(set(ids))
+    assert_charts_have_words(day_page, 10)
 
 
 def test_the_page_of_a_day_is_small(day_page: str) -> None:

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, browser
+from browser import browser, needs_browser
 from synthetic import make_run
 
 from perfkit import api, config
 
-pytestmark = [pytest.mark.system, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
+pytestmark = [pytest.mark.system, needs_browser]
 
 LONG, MANY = "x" * 400, "words that ask " * 10
 HOSTILE = "Ready</td><script>alert(1)</script><img src=http://127.0.0.1:9/x>\u202e"

@@ -13,7 +13,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from browser import CHROMIUM, Page, browser
+from browser import Page, browser, needs_browser
 from hosted import free_port
 
 from perfkit.config import ROOT
@@ -23,7 +23,7 @@ CELLS = "jupyterapp.shell.currentWidget.content.widgets"
 pytestmark = [
     pytest.mark.system,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="needs Chromium"),
+    needs_browser,
 ]
 
 

@@ -24,7 +24,6 @@ from perfkit.display.lab_words import sentence
 from perfkit.errors import BundleError, UsageError
 from perfkit.indexes.statements import read_set
 from perfkit.lab import search
-from perfkit.lab.claims import Judged
 from perfkit.lab.design import ablation
 from perfkit.lab.results import read
 from perfkit.lab.search import Measured, choose, latencies
@@ -33,6 +32,7 @@ from perfkit.lab.writes import design as designed
 from perfkit.load.plan import LEAST, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import Server
+from perfkit.release.lab_claims import Judged
 from perfkit.report.lab import IndexLab
 from perfkit.report.run import Run
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from browser import CHROMIUM, browser
+from browser import browser, needs_browser
 from click.testing import CliRunner, Result
 
 import perfkit
@@ -87,7 +87,6 @@ FILES = {
     "one.sql": "SELECT v FROM things WHERE id = %(id)s",
     "index.sql": "CREATE INDEX things_id ON things (id);",
 }
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 @pytest.fixture(scope="module")

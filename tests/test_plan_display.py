@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, Page, browser
+from browser import Page, browser, needs_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,6 @@ from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 DATA = """
 CREATE TABLE clinics AS SELECT n AS id, 'clinic ' || n AS name FROM generate_series(1, 200) n;
 CREATE TABLE visits AS SELECT n AS id, n % 200 + 1 AS clinic, n % 365 AS day, 'x' AS note

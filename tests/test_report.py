@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from browser import CHROMIUM, browser
+from browser import assert_charts_have_words, browser, needs_browser
 from synthetic import make_run
 
 from perfkit.config import ROOT
@@ -23,7 +23,6 @@ from perfkit.report.render import NOTEBOOK, execute, render
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>\x1b[31m\u202etxt]]>{{7*7}}$x$"
 )
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -104,13 +103,7 @@ def test_it_answers_in_the_agreed_order(report: Path) -> None:
 
 def test_every_chart_says_what_it_shows(report: Path) -> None:
     text = report.read_text()
-    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', text, re.DOTALL)
-    assert len(charts) == 10
-    assert all(
-        'role="img"' in c and re.search(r"<title id=[^>]*>.+</title><desc id=[^>]*>.+</desc>", c) for c in charts
-    )
-    ids = re.findall(r'\sid="([^"]+)"', text)
-    assert len(ids) == len(set(ids))
+    assert_charts_have_words(text, 10)
     assert "#010203" not in text
 
 

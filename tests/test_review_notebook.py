@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, browser
+from browser import browser, needs_browser
 from click.testing import CliRunner, Result
 from synthetic import make_run
 from watching import about, quiet, with_incident, without
@@ -92,7 +92,7 @@ def test_the_same_record_gives_the_same_bytes(day: tuple[Path, Result], run: Pat
 
 @pytest.mark.slow
 @pytest.mark.system
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 @pytest.mark.parametrize(
     ("width", "dark", "media"), [(1200, False, "screen"), (390, True, "screen"), (703, False, "print")]
 )

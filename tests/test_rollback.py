@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from orders import QUERY, SET, TABLES
 
 from perfkit import api, config
 from perfkit.analysis import analyse
@@ -36,17 +37,6 @@ from perfkit.release.rollback import (
 )
 from perfkit.report.rollback import RolledBack
 from perfkit.stats import Ratio, Verdict
-
-SET = "CREATE INDEX orders_customer ON orders (customer);\nCREATE INDEX others_total ON others (total);\n"
-TABLES = """
-CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, total int NOT NULL);
-INSERT INTO orders SELECT n, n % 200, n % 97 FROM generate_series(1, 20000) n;
-CREATE TABLE others (id int PRIMARY KEY, total int NOT NULL);
-INSERT INTO others SELECT n, n % 97 FROM generate_series(1, 5000) n;
-ANALYZE;
-"""
-QUERY = "SELECT count(*) FROM orders WHERE customer = 7"
-
 
 # What counts as before
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from hosted import hosted
+from orders import QUERY, SET, TABLES
 
 from perfkit.cli import main
 from perfkit.guards.address import resolve
@@ -20,16 +21,6 @@ from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 from perfkit.release.rollback import Item, Rollback, Word
 from perfkit.report.rollback import RolledBack
-
-SET = "CREATE INDEX orders_customer ON orders (customer);\nCREATE INDEX others_total ON others (total);\n"
-TABLES = """
-CREATE TABLE orders (id int PRIMARY KEY, customer int NOT NULL, total int NOT NULL);
-INSERT INTO orders SELECT n, n % 200, n % 97 FROM generate_series(1, 20000) n;
-CREATE TABLE others (id int PRIMARY KEY, total int NOT NULL);
-INSERT INTO others SELECT n, n % 97 FROM generate_series(1, 5000) n;
-ANALYZE;
-"""
-QUERY = "SELECT count(*) FROM orders WHERE customer = 7"
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ def ablate(
 
     if bundle:
         return IndexLab(Path(bundle))
-    from perfkit.ablation import AUTO, Asked, ablate, index_set
-    from perfkit.comparison import Comparison, sql_of
+    from perfkit.ablation import AUTO, Asked, ablate
+    from perfkit.comparison import Comparison, index_set, sql_of
     from perfkit.guards.admission import Permission
     from perfkit.selection import Options
 

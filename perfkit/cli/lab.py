@@ -152,7 +152,7 @@ def _say_sql(options: dict[str, Any]) -> None:
     import tempfile
 
     from perfkit import config
-    from perfkit.ablation import index_set
+    from perfkit.comparison import index_set
     from perfkit.lab.design import ablation
 
     if options["db"] and not options["indexes"]:

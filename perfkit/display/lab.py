@@ -13,9 +13,9 @@ from perfkit.display.html import Block, code, escape, folded, headed, listed
 from perfkit.display.lab_words import doubts, sentence, why
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
-from perfkit.lab.claims import judged
 from perfkit.lab.results import Lab, Worth
 from perfkit.release.claims import LAB
+from perfkit.release.lab_claims import judged
 from perfkit.stats import Verdict
 
 _NOTE = (

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from perfkit.ablation import index_set
 from perfkit.analysis import analyse
 from perfkit.arms.clones import Clones
 from perfkit.arms.stage import Place
 from perfkit.bundle import Bundle, write_atomically
-from perfkit.comparison import Text
+from perfkit.comparison import Text, index_set
 from perfkit.config import Arm, Config, Thresholds
 from perfkit.errors import UsageError
 from perfkit.experiment import measure, staged
