@@ -78,9 +78,9 @@ def refusal(*args: str | Path) -> tuple[int, str]:
         (["--for", "0s"], "for = '0s'; expected a time like 90s, 24h or 2d"),
         (["--every", "10"], "every = '10'; expected a time like 90s, 24h or 2d"),
         (["--every", "100ms"], "every = '100ms'; expected a time like 90s, 24h or 2d"),
-        (["--every", "0.1s"], "watch: every_s: Input should be greater than or equal to 0.5"),
+        (["--every", "0.1s"], "watch: every_s = 0.1; expected: Input should be greater than or equal to 0.5"),
         (["--every", "10min"], "window_s = 300 of at least one interval, every_s = 600"),
-        (["--rate", "100"], "watch: rate: Input should be less than or equal to 20"),
+        (["--rate", "100"], "watch: rate = 100.0; expected: Input should be less than or equal to 20"),
         (
             ["--notify", "no-such-program now"],
             "notify: no program 'no-such-program'; expected a command that can be run",

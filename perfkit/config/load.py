@@ -34,7 +34,12 @@ def load(path: Path | None = None) -> Config:
     try:
         return Config.model_validate(data, context={FOLDER: path.resolve().parent})
     except ValidationError as error:
-        raise UsageError("\n".join(line for item in error.errors() for line in _lines(path, item))) from None
+        raise UsageError(mistakes(str(path), error)) from None
+
+
+def mistakes(where: str, error: ValidationError) -> str:
+    """What is wrong with values that came from `where`, a line for each."""
+    return "\n".join(line for item in error.errors() for line in _lines(where, item))
 
 
 def restored(model: type[_M], said: object, where: str) -> _M:
@@ -47,7 +52,7 @@ def restored(model: type[_M], said: object, where: str) -> _M:
         raise BundleError(f"{where}: {key}: {what}; expected what perfkit wrote") from None
 
 
-def _lines(path: Path, item: Any) -> list[str]:
+def _lines(path: str, item: Any) -> list[str]:
     """One mistake as one line: file, key, value and what was expected."""
     loc = [part for n, part in enumerate(item["loc"]) if not (n == 2 and item["loc"][0] == "parameters")]
     key = ".".join(str(part) for part in loc)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from perfkit.config import Config, Query, Watch
+from perfkit.config.load import mistakes
 from perfkit.errors import BundleError, Interrupted, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
@@ -54,9 +55,7 @@ def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Seque
     try:
         return Watch.model_validate({**watch.model_dump(), **changed})
     except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(map(str, found["loc"]))
-        raise UsageError(f"watch: {where + ': ' if where else ''}{found['msg']}") from None
+        raise UsageError(mistakes("watch", error)) from None
 
 
 def watch(config: Config, permission: Permission, options: Options, say: Say, echo: Say) -> Ended:
