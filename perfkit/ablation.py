@@ -213,8 +213,8 @@ def _confirming(asked: Asked, kept: Sequence[str], advised: str) -> dict[str, li
 def _next(lab: Lab, kept: Sequence[str], found: search.Measured, asked: Asked) -> list[str] | None:
     """The set to try next: one index more where queries became slower, one fewer where nothing misses it."""
     names = list(found.alone)
-    if slower := [c.item for c in lab.confirmed if search.worse(c, asked.margin)]:
-        more = search.helper(found, kept, slower, asked.budget)
+    if slower := lab.slower:
+        more = search.helper(found, kept, [c.item for c in slower], asked.budget)
         return [name for name in names if name in (*kept, more)] if more else None
     spare = [name for name, own in lab.needs.items() if own and all(search.within(c, asked.margin) for c in own)]
     if not spare:

@@ -35,6 +35,7 @@ from perfkit.postgres.embedded import Server
 from perfkit.release.lab_claims import Judged
 from perfkit.report.lab import IndexLab
 from perfkit.report.run import Run
+from perfkit.stats import Interval, Ratio
 
 SHOP = """
 CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL);
@@ -225,8 +226,10 @@ class TestALabOfFourIndexes:
         assert held.transactions > 1000  # it was this server that all the inserts, updates and deletes went to
         assert held.databases == []
 
-    @pytest.mark.parametrize("name", ["lab.json", "ablation/run.json", "confirmation-1/run.json"])
+    @pytest.mark.parametrize("name", ["lab.json", "ablation/run.json", "{last}/run.json"])
     def test_a_damaged_file_is_one_line(self, found: IndexLab, tmp_path: Path, name: str) -> None:
+        assert found.lab.last
+        name = name.format(last=found.lab.last.path.name)
         shutil.copytree(found.lab.folder, tmp_path / "lab")
         (tmp_path / "lab" / name).write_text('{"format": 1')
         with pytest.raises(BundleError, match="damaged") as caught:
@@ -235,7 +238,8 @@ class TestALabOfFourIndexes:
 
     def test_an_unfinished_one_says_so_and_shows_what_there_is(self, found: IndexLab, tmp_path: Path) -> None:
         shutil.copytree(found.lab.folder, tmp_path / "lab")
-        shutil.rmtree(tmp_path / "lab" / "confirmation-1")
+        for confirmation in (tmp_path / "lab").glob("confirmation-*"):
+            shutil.rmtree(confirmation)
         record = json.loads((tmp_path / "lab" / "lab.json").read_text())
         record |= {"status": "interrupted", "message": "stopped by the user", "confirmations": []}
         (tmp_path / "lab" / "lab.json").write_text(json.dumps(record))
@@ -272,6 +276,21 @@ class TestTheSearch:
     def test_chance_keeps_nothing(self) -> None:
         found = self.measured({"a": (0.95, 1.02), "b": (1.04, 0.97)}, (1.0, 1.0), {"a": 1, "b": 1})
         assert choose(found, 0.05) == []
+
+    def test_slower_is_what_seems_to_be_by_more_than_the_margin_and_by_more_than_the_client_itself_moved(self) -> None:
+        def ms(value: float, lo: float, hi: float) -> Interval:
+            return Interval(value, lo, hi, n=600, rounds=6)
+
+        def by(value: float, lo: float, hi: float) -> Ratio:
+            return Ratio(value, lo, hi, p=0.01, pairs=6, sd_log=0.1)
+
+        floor, before = ms(0.04, 0.03, 0.06), ms(0.1, 0.09, 0.11)
+        assert search.worse(by(1.5, 1.2, 1.9), 0.2, before, ms(0.15, 0.1, 0.2), floor)
+        assert not search.worse(by(1.1, 1.05, 1.3), 0.2, before, ms(0.11, 0.1, 0.2), floor)  # not by the margin
+        assert not search.worse(by(1.5, 0.9, 2.5), 0.2, before, ms(0.15, 0.1, 0.2), floor)  # not known to be slower
+        assert not search.worse(None, 0.2, before, before, floor)
+        near = ms(0.03, 0.03, 0.06)  # a connection on another processor: twice as long, and the floor moved as far
+        assert not search.worse(by(1.9, 1.5, 2.4), 0.2, near, ms(0.057, 0.03, 0.06), floor)
 
     def test_a_budget_of_bytes_is_kept_to(self) -> None:
         found = self.measured({"best": (1,), "good": (2,)}, (50,), {"best": 30, "good": 5})

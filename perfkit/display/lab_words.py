@@ -8,7 +8,6 @@ from perfkit import numbers
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.sentences import FLOOR_FACTOR
 from perfkit.lab.results import Lab, Worth
-from perfkit.lab.search import worse
 from perfkit.stats import Verdict
 
 
@@ -46,8 +45,7 @@ def _queries(lab: Lab, within: str) -> str:
         also = f"; without them {listed(faster)} is faster" if faster else ""
         makes = "makes" if len(lab.dropped) == 1 else "make"
         return f" and {makes} no query faster {within}, as fresh rounds confirm{also}"
-    slower = [c for c in lab.confirmed if worse(c, lab.margin)]
-    if slower:
+    if slower := lab.slower:
         return f"; without them {listed(slower)} may be slower {within}"
     return f"; no query was seen to be slower {within} without them, but {_wide(lab)} not every interval excludes it"
 

@@ -16,8 +16,8 @@ from perfkit.analysis.weaknesses import circumstances
 from perfkit.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
-from perfkit.lab.search import Measured, within
-from perfkit.stats import Verdict
+from perfkit.lab.search import Measured, within, worse
+from perfkit.stats import Interval, Verdict
 
 FORMAT = 1
 
@@ -139,7 +139,7 @@ class Lab:
             for name in self.names
         }
         sizes = {index["name"]: index["bytes"] for index in self._built}
-        missed = frozenset(name for name in self.names if any(c.verdict is Verdict.SLOWER for c in self._without(name)))
+        missed = frozenset(name for name in self.names if any(self._missing(c) for c in self._without(name)))
         return Measured(alone, ratios[NONE], sizes, missed)
 
     @cached_property
@@ -167,6 +167,11 @@ class Lab:
     def confirmed(self) -> tuple[Comparison, ...]:
         """The chosen indexes against all, by query, by rounds that the choice did not see."""
         return self._reads(self._last.get(CHOSEN, ()))
+
+    @property
+    def slower(self) -> list[Comparison]:
+        """Of these, what the chosen indexes make slower, see `search.worse`."""
+        return [c for c in self.confirmed if (own := self._own(c)) and worse(c.ratio, self.margin, *own)]
 
     @cached_property
     def advised(self) -> tuple[Comparison, ...]:
@@ -265,6 +270,18 @@ class Lab:
     @cached_property
     def _last(self) -> dict[str, list[Comparison]]:
         return _medians(self.last, ALL) if self.last else {}
+
+    @cached_property
+    def _last_p50(self) -> Mapping[tuple[str, str], Interval | None]:
+        return {(x.arm, x.item): x.p50 for x in analyse(self.last).levels} if self.last else {}
+
+    def _missing(self, c: Comparison) -> bool:
+        return c.verdict is Verdict.SLOWER and c.ratio is not None and c.ratio.value > 1 + self.margin
+
+    def _own(self, c: Comparison) -> tuple[Interval, Interval, Interval] | None:
+        """Medians before, after, and of the floor, in ms; None where one is missing."""
+        before, after, floor = (self._last_p50.get((arm, c.item)) for arm in (c.before, c.after, FLOOR))
+        return (before, after, floor) if before and after and floor else None
 
     @cached_property
     def _counted(self) -> dict[tuple[str, str], Mapping[str, float]]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from perfkit.analysis.results import Comparison
-from perfkit.stats import Verdict
+from perfkit.stats import Interval, Ratio
 
 SLACK = 2.0  # margins by which one estimate must differ from another to be taken for more than chance
 CLOSE = 0.95  # of the best gain: of indexes as good as that, the smallest is taken
@@ -21,7 +21,10 @@ Latencies = Mapping[str, float]  # by query, as a ratio to all indexes together
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """By index: its latencies alone, its bytes; `none`: latencies without any; `missed`: slower without it alone."""
+    """By index its latencies alone and its bytes; `none`: latencies without any.
+
+    `missed` are those without which, all others being there, a query is slower by more than the margin.
+    """
 
     alone: Mapping[str, Latencies]
     none: Latencies
@@ -70,9 +73,15 @@ def within(c: Comparison, margin: float) -> bool:
     return c.ratio is not None and c.ratio.hi <= 1 + margin
 
 
-def worse(c: Comparison, margin: float) -> bool:
-    """Whether a query is slower, or, if not after every correction, seems to be by more than the margin."""
-    return c.verdict is Verdict.SLOWER or (c.ratio is not None and c.ratio.value > 1 + margin and c.ratio.lo > 1)
+def worse(ratio: Ratio | None, margin: float, before: Interval, after: Interval, floor: Interval) -> bool:
+    """Whether a query is slower and seems to be by more than the margin, if not by its whole interval.
+
+    And by more than the client's own time moved between rounds: a statement that takes little more than the client
+    takes twice that wherever its connection came to lie on another processor, which is no index's doing.
+    """
+    if ratio is None or not (ratio.value > 1 + margin and ratio.lo > 1):
+        return False
+    return after.value - before.value > floor.hi - floor.lo
 
 
 def helper(found: Measured, chosen: Collection[str], slower: Sequence[str], budget: float = math.inf) -> str:
