@@ -132,6 +132,32 @@ def test_a_rewrite_is_sent_by_its_arm_alone_after_its_rows_were_compared(own: Ru
     assert (check["passed"], check["got"]) == (True, "the same for 1 of 1 parameter sets")
 
 
+def test_copies_of_the_same_data_come_into_the_servers_memory_alike(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped one after the other, counted one after the other, and once before the first block is measured."""
+    seen: list[tuple[str, str]] = []
+
+    def noted(what: str) -> None:
+        own = getattr(databases, what)
+
+        def call(server: object, name: str, *rest: object, **options: object) -> object:
+            if "_clone_" in name and (what != "drop" or threading.current_thread() is threading.main_thread()):
+                seen.append((what, name.partition("_clone_")[2]))
+            return own(server, name, *rest, **options)
+
+        monkeypatch.setattr(databases, what, call)
+
+    for what in ("drop", "create", "sizes"):
+        noted(what)
+    (tmp_path / "made.sql").write_text(THINGS)
+    database = '[database]\nprepare = ["made.sql"]\n'
+    measured(tmp_path, database + queries("things") + arm("before", "before") + arm("control", "control"))
+    steps = [(what, sorted(name for _, name in own)) for what, own in groupby(seen, key=lambda one: one[0])]
+    both = ["before", "control"]
+    assert steps[:6] == 2 * [("drop", both), ("create", both), ("sizes", both)]
+
+
 def test_arms_on_perfkits_own_server_alternate(own: Run) -> None:
     assert own.bundle.run["order"] == "interleaved"
     assert own.bundle.run["origin"]["way"] == "made by SQL files in PostgreSQL that perfkit started"

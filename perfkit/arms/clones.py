@@ -125,9 +125,14 @@ class Clones(Stage):
         databases.configure(template.site, name, self._settings(arm))
 
     def refresh_all(self, arms: Sequence[Arm]) -> None:
-        """Two at a time: the server waits for the disk half of it."""
+        """Two at a time: the server waits for the disk half of it.
+
+        What was there is dropped one after the other before that. Dropped side by side, databases leave their pages'
+        places in memory in turns, and of the next ones those that are read first get the better ones.
+        """
         for arm in arms:
-            self.prepare(arm)
+            place, _ = self.prepare(arm)
+            databases.drop(place.site, self._own(place.site, f"clone_{arm.name}"))
         with ThreadPoolExecutor(1 if self._source else 2) as pool:
             list(pool.map(self.refresh, arms))
 

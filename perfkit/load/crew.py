@@ -52,10 +52,12 @@ def sql_target(
     limits: Caps | None = None,
     retries: int = 0,
     connections: int | None = None,
+    apart: bool = False,
 ) -> Target:
     """A PostgreSQL database, one connection for each user; behind a `pooler` nothing belongs to a session.
 
     `retries` for statements that met a conflict; with fewer `connections` than users, these wait for one.
+    `apart` is for one user of a server whose processes are this machine's and perfkit's own, see `processors`.
     """
     session = {**(settings or {}), "statement_timeout": str(int(statement_timeout_s * 1000))}
     if read_only:
@@ -68,13 +70,14 @@ def sql_target(
         "retries": retries,
         "connections": connections or 0,
     }
-    return {"kind": "sql", "options": options, "limits": limits}
+    return {"kind": "sql", "options": options, "limits": limits, "apart": apart}
 
 
 def alternating_target(targets: Mapping[str, Target]) -> Target:
     """Several databases at once, a connection to each; a message names its own as `arm`."""
     options = {"targets": {name: target["options"] for name, target in targets.items()}}
-    return {"kind": "alternating", "options": options, "limits": next(iter(targets.values()))["limits"]}
+    first = next(iter(targets.values()))
+    return {"kind": "alternating", "options": options, "limits": first["limits"], "apart": first["apart"]}
 
 
 @dataclass(frozen=True, slots=True)

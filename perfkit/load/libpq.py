@@ -82,6 +82,11 @@ class Connection:
         owner = await found.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout_s)), **options)
         return cls(owner, prepare)
 
+    @property
+    def pid(self) -> int:
+        """The server's process, on the server's machine."""
+        return self._pg.backend_pid
+
     async def run(self, statement: Bound) -> int:
         """Send a statement and read its whole answer; returns the number of rows.
 

@@ -56,6 +56,11 @@ class SqlSender:
         except TimeoutError:
             raise ConnectionError(f"{wanted} connections could not be had within {self._timeout_s:g} s") from None
 
+    @property
+    def pids(self) -> list[int]:
+        """The server's processes of the connections that are open and free."""
+        return [connection.pid for connection in self._free if connection]
+
     def stand_by(self, users: int) -> None:
         """Be ready for so many users of a server that need not answer yet: who sends first connects."""
         self._loop = asyncio.get_running_loop()
@@ -146,6 +151,11 @@ class AlternatingSender:
             raise ConnectionError(f"{users} users; expected one, for the databases take turns")
         for sender in self._senders.values():
             await sender.open(1)
+
+    @property
+    def pids(self) -> list[int]:
+        """The servers' processes of all connections."""
+        return [pid for sender in self._senders.values() for pid in sender.pids]
 
     def check(self, message: dict[str, Any]) -> None:
         """As for one database."""

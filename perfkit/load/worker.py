@@ -13,7 +13,7 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from time import monotonic_ns, process_time_ns
 from typing import Any
@@ -21,7 +21,9 @@ from typing import Any
 from perfkit.load.answer import Answer
 from perfkit.load.arrivals import instants
 from perfkit.load.clock import Clock
+from perfkit.load.http import HttpSender
 from perfkit.load.limits import Caps, Gate
+from perfkit.load.processors import apart
 from perfkit.load.samples import DROPPED
 from perfkit.load.senders import Sender, make
 from perfkit.load.tape import Tape
@@ -40,6 +42,7 @@ class Worker:
         self._gates: dict[str, Gate] = {}  # by budget: a run's bounds outlive its rounds
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
+        self._moved_back: Callable[[], None] = lambda: None
 
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return the answer to the parent."""
@@ -48,6 +51,8 @@ class Worker:
                 self._sender = make(command["target"])
                 self._bound(command["target"]["limits"])
                 await self._sender.open(command["users"])
+                if command["target"].get("apart") and not isinstance(self._sender, HttpSender):
+                    self._moved_back = apart(self._sender.pids)
                 if (warm := self._sender.warm) is not None:  # within the bounds, like any other request
                     self._sender.check(warm)
                     await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))
@@ -59,6 +64,7 @@ class Worker:
             case "go":
                 return await self._run(command["at"], keep_body=command["keep_body"])
             case "close":
+                self._moved_back()
                 if self._sender is not None:
                     await self._sender.close()
                 self._sender = None

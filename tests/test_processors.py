@@ -1,0 +1,77 @@
+"""A client and the connections that answer it, on a processor each while a round lasts."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from perfkit.load.crew import Crew, sql_target
+from perfkit.load.plan import Batch
+from perfkit.load.processors import apart
+from perfkit.postgres.embedded import Server
+
+ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
+several = pytest.mark.skipif(len(ALL) < 2, reason="needs two processors and a system with a say in their use")
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of ours that waits."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.communicate(b"\n")
+
+
+@several
+def test_both_sides_keep_to_their_own_processor_until_the_way_back(other: subprocess.Popen[bytes]) -> None:
+    first, second, *_ = sorted(ALL)
+    back = apart([other.pid])
+    try:
+        assert (os.sched_getaffinity(0), os.sched_getaffinity(other.pid)) == ({first}, {second})
+    finally:
+        back()
+    assert os.sched_getaffinity(0) == ALL
+
+
+@several
+def test_nothing_moves_with_one_processor_no_connection_or_one_that_is_gone(other: subprocess.Popen[bytes]) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pids in ([], [gone.pid]):
+        apart(pids)()
+        assert os.sched_getaffinity(0) == ALL
+    try:
+        os.sched_setaffinity(0, {min(ALL)})
+        apart([other.pid])()
+        assert os.sched_getaffinity(0) == {min(ALL)}
+        assert os.sched_getaffinity(other.pid) == ALL
+    finally:
+        os.sched_setaffinity(0, ALL)
+
+
+@several
+def test_a_round_of_one_user_is_sent_so_and_the_worker_goes_back(server: Server) -> None:
+    first, second, *_ = sorted(ALL)
+    slow = Batch((({"item": "q", "sql": "SELECT pg_sleep(1)", "params": None},),))
+    with Crew(1) as crew, server.connect("postgres", "postgres") as connection:
+        (worker,) = _children()
+        target = sql_target(server.conninfo("postgres"), 10, 10, apart=True)
+        round_ = threading.Thread(target=crew.run, args=(target, [slow]))
+        round_.start()
+        backend, end = None, time.monotonic() + 10
+        while backend is None and time.monotonic() < end:
+            backend = connection.execute(SLEEPING).fetchone()
+        during = os.sched_getaffinity(worker), os.sched_getaffinity(backend["pid"]) if backend else None
+        round_.join()
+        assert during == ({first}, {second})
+        assert os.sched_getaffinity(worker) == ALL
+
+
+def _children() -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "perfkit"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
