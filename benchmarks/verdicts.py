@@ -60,7 +60,7 @@ def judged(whole: Bundle, folder: Path) -> Section:
     alike = [c for run in runs for c in analyse(run).comparisons if c.after == "control"]
     pooled = [p for run in runs for p in _on_requests(run)]
     planned = {arm: list(_planned(whole, arm, effect, folder)) for arm, effect in EFFECTS.items()}
-    figures = [_false(alike, "p50", 0.05), _false(alike, "p95", 0.05)]
+    figures = [false_verdicts(alike, "p50", 0.05), false_verdicts(alike, "p95", 0.05)]
     figures.append(
         _share("alike: share that a Mann-Whitney test on requests calls different", [p < 0.05 for p in pooled])
     )
@@ -143,7 +143,8 @@ def _compared(whole: Bundle, arm: str, blocks: range, folder: Path) -> list[Comp
     return [c for c in found.comparisons if c.after == arm]
 
 
-def _false(alike: Sequence[Comparison], metric: str, at_most: float) -> Figure:
+def false_verdicts(alike: Sequence[Comparison], metric: str, at_most: float) -> Figure:
+    """The share of comparisons by one metric that are called faster or slower, of arms that are the same."""
     own = [c.verdict in (stats.Verdict.FASTER, stats.Verdict.SLOWER) for c in alike if c.metric == metric]
     return _share(f"alike: share of {metric} comparisons called faster or slower", own, at_most=at_most)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perfkit.arms.stage import Place, Stage
+from perfkit.arms.stage import Stage
 from perfkit.bundle import write_atomically
 from perfkit.config import Arm, Config
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
@@ -37,6 +37,7 @@ from perfkit.lab.writes import Writes
 from perfkit.lab.writes import design as design_writes
 from perfkit.postgres import catalog, databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.process import alone
 from perfkit.query import Session
 from perfkit.selection import Options, Selection

@@ -20,7 +20,7 @@ from perfkit import host, rowsets, sources
 from perfkit.analysis.cells import Reading
 from perfkit.arms.clones import Clones
 from perfkit.arms.in_place import InPlace
-from perfkit.arms.stage import Place, Relay, Stage
+from perfkit.arms.stage import Relay, Stage
 from perfkit.block import Block, Clock, Ground, Progress, Rows
 from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
@@ -38,6 +38,7 @@ from perfkit.load.plan import Draw
 from perfkit.planning import PILOT, planned
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
+from perfkit.postgres.place import Place
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from perfkit import config as configuration
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Place, Relay
+from perfkit.arms.stage import Relay
 from perfkit.display.plans import DiffView, PlanView
 from perfkit.display.whatif import WhatIfView
 from perfkit.errors import UsageError
@@ -28,6 +28,7 @@ from perfkit.guards.audit import Audit
 from perfkit.indexes.trial import Made, one_index, trying
 from perfkit.postgres.databases import connected
 from perfkit.postgres.external import open_external
+from perfkit.postgres.place import Place
 from perfkit.selection import Options as Chosen
 from perfkit.selection import Selection
 from perfkit.targets import admitted

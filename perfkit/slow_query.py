@@ -16,7 +16,8 @@ from perfkit.display.table import Table
 from perfkit.errors import PlanError, UsageError
 from perfkit.explain.capture import PLANNED, Capture, single, typical_parameters
 from perfkit.explain.findings import Finding
-from perfkit.indexes.advise import Advice, advise
+from perfkit.indexes.advice import Advice
+from perfkit.indexes.advise import advise
 from perfkit.query import Explained, Session, WhatIf
 from perfkit.slow.examples import Value, example_rows
 from perfkit.slow.mending import preparable

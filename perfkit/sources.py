@@ -11,10 +11,10 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from perfkit.arms.stage import Place
 from perfkit.config import Column, Generator
 from perfkit.errors import UsageError
 from perfkit.postgres import databases
+from perfkit.postgres.place import Place
 
 LIMIT = 5000  # rows of a source that a run uses at most
 

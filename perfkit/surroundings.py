@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from perfkit.arms.stage import Place
 from perfkit.postgres import catalog, databases
+from perfkit.postgres.place import Place
 from perfkit.postgres.site import Connection
 
 _VERSION = 16  # the first that counts what checkpointer and autovacuum did

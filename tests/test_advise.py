@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from perfkit import config as configuration
-from perfkit.arms.stage import Place
 from perfkit.config import ROOT
 from perfkit.errors import PlanError
-from perfkit.indexes.advise import Advice, advise
+from perfkit.indexes.advice import Advice
+from perfkit.indexes.advise import advise
 from perfkit.indexes.build import build
 from perfkit.postgres import databases, statements
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.query import Session
 
 EVERY = "SELECT avg(total) FROM orders"

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from hosted import hosted
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PlanError
 from perfkit.guards.admission import Permission
-from perfkit.indexes.advise import Advice, advise
+from perfkit.indexes.advice import Advice
+from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.query import Session, connect
 
 # Loans come day by day, so that the rows of a day lie together; a reader's lie anywhere.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PlanError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.postgres.placeholders import numbered
 from perfkit.slow.examples import Value, example_rows
 from perfkit.slow.mending import cast, preparable, unified

@@ -16,12 +16,12 @@ from psycopg import ClientCursor
 
 from perfkit import api
 from perfkit import config as configuration
-from perfkit.arms.stage import Place
 from perfkit.config import ROOT
 from perfkit.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.postgres.placeholders import numbered
 from perfkit.postgres.statements import substitute
 from perfkit.query import Opened, Session, connect

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import sources
-from perfkit.arms.stage import Place
 from perfkit.config import Column, Generator
 from perfkit.errors import UsageError
 from perfkit.explain.capture import capture
@@ -21,6 +20,7 @@ from perfkit.load.crew import Crew, sql_target
 from perfkit.load.plan import Batch
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.parameters import exact
+from perfkit.postgres.place import Place
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from perfkit.arms.stage import Place
 from perfkit.postgres import databases, embedded
+from perfkit.postgres.place import Place
 from perfkit.surroundings import Surroundings, between, machine
 
 BEFORE = "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\nprocs_running 3\n"

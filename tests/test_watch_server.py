@@ -12,13 +12,13 @@ import pytest
 from hosted import free_port
 from watched import Postgres, postgres, until
 
-from perfkit.arms.stage import Place
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.monitor.model import SERVER
 from perfkit.monitor.server import Reading, Server
 from perfkit.postgres.external import External, open_external
+from perfkit.postgres.place import Place
 
 TABLES = (
     "CREATE TABLE appointments (id int PRIMARY KEY, org_id int)",

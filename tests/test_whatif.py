@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hosted import Hosted, hosted
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PlanError, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.query import Session, connect
 
 TABLES = """

@@ -15,7 +15,7 @@ from perfkit.errors import PerfkitError
 
 if TYPE_CHECKING:
     from perfkit.comparison import Text
-    from perfkit.indexes.advise import Advice
+    from perfkit.indexes.advice import Advice
     from perfkit.report.lab import IndexLab
     from perfkit.report.rollback import RolledBack
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Place
 from perfkit.config import Arm
 from perfkit.postgres import databases
+from perfkit.postgres.place import Place
 from perfkit.postgres.site import Site
 
 

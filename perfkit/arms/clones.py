@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from perfkit.arms.stage import Place, Stage, undisturbed
+from perfkit.arms.stage import Stage, undisturbed
 from perfkit.config import Arm
 from perfkit.errors import ServerError
 from perfkit.indexes.apply import Dropped, rollback
@@ -21,6 +21,7 @@ from perfkit.postgres import catalog, databases, embedded
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.external import External
+from perfkit.postgres.place import Place
 from perfkit.postgres.site import Site
 
 _MADE = {

@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
-from perfkit.arms.stage import Place, Stage, undisturbed
+from perfkit.arms.stage import Stage, undisturbed
 from perfkit.config import Arm
 from perfkit.errors import ServerError, TargetRefused, UsageError
 from perfkit.indexes.build import Built, build, index_names, places
@@ -21,6 +21,7 @@ from perfkit.indexes.remove import remove
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.external import External
+from perfkit.postgres.place import Place
 
 
 @dataclass(eq=False)

@@ -20,8 +20,7 @@ from perfkit.errors import ServerError
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built
 from perfkit.postgres.external import External
-from perfkit.postgres.parameters import options
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.place import Place
 from perfkit.process import MODULE, spawn, stop
 from perfkit.service import Service
 
@@ -32,32 +31,6 @@ class Relay:
 
     rtt_ms: float = 0.0
     connect_rtts: int = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A database of an arm; `settings` are those that each session must bring along."""
-
-    site: Site
-    name: str
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    def connect(self) -> Connection:
-        """A connection in autocommit mode. Raises psycopg.Error."""
-        return self.site.connect(self.name)
-
-    def session(self) -> Connection:
-        """A connection that is not in autocommit mode; with the settings unless a pooler is in between."""
-        connection = self.connect()
-        for name, value in () if self.site.pooler else self.settings.items():
-            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-        connection.autocommit = False
-        return connection
-
-    def conninfo(self) -> str:
-        """For libpq; with the settings."""
-        base = self.site.conninfo(self.name)
-        return make_conninfo(base, options=options(self.settings)) if self.settings else base
 
 
 @dataclass(eq=False)

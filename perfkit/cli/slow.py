@@ -182,9 +182,9 @@ def _opened(db: str, config: str, tls: bool, confirm: tuple[str, ...], productio
     """The database that was named on the command line, or in a configuration."""
     from perfkit import api
     from perfkit import config as configuration
-    from perfkit.arms.stage import Place
     from perfkit.guards.admission import Permission
     from perfkit.guards.audit import Audit
+    from perfkit.postgres.place import Place
     from perfkit.query import Session
     from perfkit.targets import admitted
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from perfkit.display.html import Block, code, escape
 from perfkit.display.table import Cell, Table
-from perfkit.indexes.advise import Advice, Figures, Proposal
-from perfkit.numbers import NONE, count, seconds, significant, size
-from perfkit.text import visible
+from perfkit.indexes.advice import Advice
+from perfkit.indexes.cost import Figures
+from perfkit.numbers import NONE, count, seconds, size
 
 
 def advice(found: Advice) -> Block:
@@ -47,36 +47,10 @@ def refused(found: Advice) -> Table:
     return Table("Queries without an index", ("query", "why"), rows)
 
 
-def sql_text(found: Advice) -> str:
-    """The set as a file: each index under a comment on whom it serves."""
-    where = " ".join(visible(found.target).split())  # a database's name must not end the comment
-    lines = [f"-- Indexes advised for {where}; {found.evidence}."]
-    analysed = {}
-    for proposal in found.proposals:
-        lines += ["", *(f"-- {line}" for line in _serves(proposal)), f"{proposal.statement};"]
-        if proposal.design.expressive:
-            analysed[proposal.table] = f"ANALYZE {proposal.table};"
-    if analysed:
-        lines += ["", "-- What is known of an expression is known through its index.", *analysed.values()]
-    return "\n".join(lines) + "\n"
-
-
-def figure(found: Figures) -> str:
-    """What a query costs, in one number with its unit."""
-    return f"cost {significant(found.cost)}" if found.pages is None else f"{count(found.pages)} pages"
-
-
 def _cells(before: Figures, after: Figures, evidence: str) -> Iterator[Cell]:
     for found in (before, after):
-        yield Cell(figure(found), seconds(found.ms / 1000) if found.ms is not None else "")
+        yield Cell(str(found), seconds(found.ms / 1000) if found.ms is not None else "")
     yield Cell(evidence)
-
-
-def _serves(proposal: Proposal) -> Iterator[str]:
-    for served in proposal.queries:
-        after = "" if served.before == served.after else f" -> {figure(served.after)}"
-        yield " ".join(f"{served.query}: {figure(served.before)}{after}".split())
-    yield "; ".join([*([size(proposal.bytes)] if proposal.bytes is not None else []), proposal.evidence])
 
 
 def _indented(text: str) -> str:

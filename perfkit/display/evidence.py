@@ -12,7 +12,7 @@ from perfkit.display.plans import PlanView
 from perfkit.display.slow import SlowView, one_line
 from perfkit.display.table import Cell, Table
 from perfkit.display.whatif import WhatIfView
-from perfkit.indexes.advise import Advice
+from perfkit.indexes.advice import Advice
 from perfkit.slow.examples import Value
 from perfkit.slow.model import SlowQueries
 

@@ -17,13 +17,13 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from perfkit.arms.stage import Place
 from perfkit.errors import UsageError
 from perfkit.explain.capture import Capture, Options, Parameters, explained, named, numbered, session, single
 from perfkit.explain.facts import ask
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import catalog
+from perfkit.postgres.place import Place
 from perfkit.postgres.statements import split
 from perfkit.text import first_line
 

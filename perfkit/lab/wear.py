@@ -10,10 +10,11 @@ from typing import Any
 
 from psycopg import sql
 
-from perfkit.arms.stage import Place, Stage
+from perfkit.arms.stage import Stage
 from perfkit.lab.design import Design
 from perfkit.lab.writes import Write
 from perfkit.postgres import catalog, databases
+from perfkit.postgres.place import Place
 from perfkit.postgres.site import Connection
 
 STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from perfkit import sources
-from perfkit.arms.stage import Place
 from perfkit.config import Config
 from perfkit.explain.capture import PLANNED, Parameters, typical_parameters
+from perfkit.postgres.place import Place
 from perfkit.postgres.statements import read
 
 

@@ -16,7 +16,6 @@ from itertools import count
 from time import monotonic_ns
 from typing import Any, TypeVar
 
-from perfkit.arms.stage import Place
 from perfkit.config import Request, Watch
 from perfkit.errors import ServerError, UsageError
 from perfkit.load.clock import Clock
@@ -31,6 +30,7 @@ from perfkit.monitor.supply import Supply
 from perfkit.monitor.tally import Tally
 from perfkit.monitor.target import Reach, Watched
 from perfkit.postgres.lifetime import run
+from perfkit.postgres.place import Place
 from perfkit.targets import SAFE_METHODS
 
 MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due

@@ -16,10 +16,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PerfkitError, TargetRefused
 from perfkit.monitor.model import SERVER
 from perfkit.postgres import catalog
+from perfkit.postgres.place import Place
 from perfkit.postgres.site import Connection
 from perfkit.text import first_line, visible
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from perfkit import sources
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Place, Relay
+from perfkit.arms.stage import Relay
 from perfkit.config import Arm, Config, Query, Request
 from perfkit.errors import UsageError
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.postgres.external import External, open_external
+from perfkit.postgres.place import Place
 from perfkit.selection import Options, Selection, alone
 from perfkit.targets import LOADED, SAFE_METHODS, Targets, admitted
 

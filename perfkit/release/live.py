@@ -15,7 +15,6 @@ from pathlib import Path
 from perfkit import config as configuration
 from perfkit import sources
 from perfkit.analysis import analyse
-from perfkit.arms.stage import Place
 from perfkit.bundle import Bundle, reading, write_atomically
 from perfkit.comparison import Comparison, Text
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
@@ -31,6 +30,7 @@ from perfkit.indexes.examine import Found
 from perfkit.indexes.statements import IndexSet, read_set
 from perfkit.numbers import significant
 from perfkit.postgres.external import External, open_external
+from perfkit.postgres.place import Place
 from perfkit.release.queries import Query, asked_for, captured, looked_at, planned_in
 from perfkit.release.rollback import FILE, Item, Planned, Rollback, index_items, plan_item
 from perfkit.selection import Options as Chosen

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perfkit.arms.stage import Place
 from perfkit.bundle import Bundle
 from perfkit.comparison import Text, is_file, sql_of
 from perfkit.errors import PerfkitError, PlanError
@@ -16,6 +15,7 @@ from perfkit.explain.facts import NO_FACTS, Facts, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.explain.safety import effects, require_harmless
 from perfkit.postgres.databases import connected
+from perfkit.postgres.place import Place
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from shlex import quote
 
 from perfkit.analysis import analyse
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Place
 from perfkit.bundle import Bundle, write_atomically
 from perfkit.comparison import Text, index_set
 from perfkit.config import Arm, Config, Thresholds
@@ -27,6 +26,7 @@ from perfkit.indexes.apply import look
 from perfkit.indexes.statements import IndexSet
 from perfkit.lab.writes import Write, Writes, design
 from perfkit.postgres import databases
+from perfkit.postgres.place import Place
 from perfkit.process import alone
 from perfkit.release.queries import planned_in
 from perfkit.release.rollback import FILE, Item, Planned, Rollback, index_items, latency_item, plan_item, size_items

@@ -12,7 +12,6 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import tuple_row
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PlanError
 from perfkit.explain.candidates import quoted
 from perfkit.explain.capture import Options, explained, session
@@ -21,6 +20,7 @@ from perfkit.explain.findings.model import Look
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects
 from perfkit.postgres import catalog
+from perfkit.postgres.place import Place
 from perfkit.slow import placing
 from perfkit.slow.preparing import Type, parameter_types
 from perfkit.slow.uses import Scan, Use, scans

@@ -9,10 +9,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from perfkit.arms.stage import Place
 from perfkit.errors import PlanError
 from perfkit.explain.capture import session
 from perfkit.postgres import catalog
+from perfkit.postgres.place import Place
 from perfkit.slow import mending
 from perfkit.slow.placing import placeholders
 from perfkit.text import first_line

@@ -1,0 +1,212 @@
+"""Which of the candidates a workload needs, by what its plans cost with each set of them that was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from perfkit.explain.capture import Parameters
+from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.where import conditions
+from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
+from perfkit.indexes.cost import Figures, figures, gain, helps, with_checks
+from perfkit.indexes.derive import SCANS, Design, Move
+from perfkit.indexes.references import Reference
+from perfkit.indexes.refuse import reason
+from perfkit.indexes.trial import Trial
+
+Say = Callable[[str], None]
+PRICE = 4.0  # doublings that an index as large as its table must bring, all queries together, to be worth its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query of the workload, its plan as things are, and the checks of foreign keys that it causes."""
+
+    name: str
+    text: str
+    parameters: Parameters
+    look: Look
+    generic: Look | None  # the plan for any values, of a query with parameters
+    probes: tuple[tuple[str, float], ...]  # statements, and how often each is executed
+    references: tuple[Reference, ...]
+
+    @property
+    def variable(self) -> frozenset[tuple[str, str]]:
+        """Alias and column of the conditions whose value is a parameter; of all where that cannot be told."""
+        look = self.generic or self.look
+        return frozenset(
+            (node.text("Alias"), column)
+            for node in look.plan.nodes
+            if node.kind in SCANS and self.parameters
+            for p in conditions(look, node, "Filter", "Index Cond", "Recheck Cond")
+            for column in p.columns
+            if not self.generic or "$" in p.text
+        )
+
+    @property
+    def tables(self) -> frozenset[tuple[str, str]]:
+        """Schema and name of the tables whose indexes matter to it."""
+        own = {t.parent or (t.schema, t.name) for t in self.look.facts.tables}
+        return frozenset(own | {(r.schema, r.table) for r in self.references})
+
+
+@dataclass(eq=False)
+class Search:
+    """Add what gains most until nothing helps, then leave out what is no longer needed."""
+
+    trial: Trial
+    asked: Sequence[Asked]
+    names: Mapping[Design, str]
+    moves: Sequence[Move]
+    say: Say
+    max_bytes: float
+    _known: dict[Any, tuple[Figures, frozenset[str]]] = field(default_factory=dict)
+    _worths: dict[frozenset[Design], float] = field(default_factory=dict)
+
+    def advice(self, target: str) -> Advice:
+        """The chosen indexes for a database of that name, and why the other queries get none."""
+        chosen = self._pruned(self._improved(self._fitted(self._pruned(self._grown()))))
+        proposals = [self._proposal(design, chosen) for design in sorted(chosen, key=lambda d: self.names[d])]
+        refusals = []
+        for one in self.asked:
+            before, after = self._figures(one, frozenset()), self._figures(one, chosen)
+            if not helps(before, after):
+                within = self._made().items()
+                tried = [d for d, size in within if size <= self.max_bytes and (d.schema, d.table) in one.tables]
+                best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
+                because = reason(one.text, one.look, one.generic) or tried_in_vain(before, best, len(tried))
+                refusals.append(Refusal(one.name, *because))
+        return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals))
+
+    def _grown(self) -> frozenset[Design]:
+        chosen: frozenset[Design] = frozenset()
+        together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
+        self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
+        while True:
+            now, helped = self._worth(chosen), self._helped(chosen)
+            larger = (chosen | set(move) for move in self._open(chosen))
+            worth = {own: self._worth(own) for own in larger}
+            better = [own for own in worth if worth[own] > now or self._helped(own) > helped]
+            if not better:
+                return chosen
+            best = max(better, key=lambda own: worth[own])
+            self.say(f"{', '.join(design.title for design in best - chosen)} helps")
+            chosen = best
+
+    def _helped(self, chosen: frozenset[Design]) -> frozenset[str]:
+        """The queries that these indexes help."""
+        none: frozenset[Design] = frozenset()
+        return frozenset(one.name for one in self.asked if helps(self._figures(one, none), self._figures(one, chosen)))
+
+    def _bytes(self, chosen: frozenset[Design]) -> int:
+        return sum(self._made()[design] for design in chosen)
+
+    def _fitted(self, chosen: frozenset[Design]) -> frozenset[Design]:
+        """With indexes exchanged for smaller ones, or left out, until they are small enough together."""
+        while (size := self._bytes(chosen)) > self.max_bytes:
+            smaller = [own for own in self._others(chosen) if self._bytes(own) < size]
+            chosen = max(smaller, key=lambda own: (len(self._helped(own)), self._worth(own)))
+        return chosen
+
+    def _others(self, chosen: frozenset[Design]) -> list[frozenset[Design]]:
+        """The sets with one index left out, or exchanged for another move."""
+        others = []
+        for design in sorted(chosen, key=lambda d: self.names[d]):
+            rest = chosen - {design}
+            others += [rest, *(rest | set(move) for move in self._open(rest) if design not in move)]
+        return others
+
+    def _used_of_all(self, one: Asked) -> frozenset[str]:
+        """What a query uses where all are there: it may need two of which neither alone helps it."""
+        return self._tried(one, frozenset(self._made()))[1]
+
+    def _open(self, chosen: frozenset[Design]) -> list[Move]:
+        """The moves that help a query, given what is chosen."""
+        return [
+            move
+            for move in self.moves
+            if self._made().keys() >= set(move) and not chosen.issuperset(move)
+            if any(helps(self._figures(one, chosen), self._figures(one, chosen | set(move))) for one in self.asked)
+        ]
+
+    def _improved(self, chosen: frozenset[Design]) -> frozenset[Design]:
+        """With an index exchanged for another, or left out, as long as that is worth more."""
+        while True:
+            helped = self._helped(chosen)
+            others = [own for own in self._others(chosen) if self._bytes(own) <= self.max_bytes]
+            others = [own for own in others if self._helped(own) >= helped]
+            best = max(others, key=self._worth, default=chosen)
+            if self._worth(best) <= self._worth(chosen):
+                return chosen
+            chosen = best
+
+    def _worth(self, chosen: frozenset[Design]) -> float:
+        """What all queries gain, less the price of the indexes' bytes."""
+        if chosen not in self._worths:
+            gained = sum(gain(self._figures(one, frozenset()), self._figures(one, chosen)) for one in self.asked)
+            self._worths[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
+        return self._worths[chosen]
+
+    def _share(self, design: Design) -> float:
+        """Its bytes as a share of its table's."""
+        tables = (t for one in self.asked for t in one.look.facts.tables)
+        pages = next((t.pages for t in tables if (t.schema, t.name) == (design.schema, design.table)), 0.0)
+        pages = pages or next((r.pages for one in self.asked for r in one.references
+                               if (r.schema, r.table) == (design.schema, design.table)), 0.0)  # fmt: skip
+        return self._made()[design] / (8192 * pages) if pages else 0.0
+
+    def _pruned(self, chosen: frozenset[Design]) -> frozenset[Design]:
+        """Without those whose absence, given the others, no query feels."""
+        full = chosen
+        for design in sorted(chosen, key=lambda d: -self._made()[d]):
+            rest = chosen - {design}
+            if not any(helps(self._figures(one, rest), self._figures(one, full)) for one in self.asked):
+                chosen = rest
+        return chosen
+
+    def _proposal(self, design: Design, chosen: frozenset[Design]) -> Proposal:
+        made = self._made()[design]
+        served = [
+            Served(one.name, self._figures(one, frozenset()), self._figures(one, chosen))
+            for one in self.asked
+            if self.names[design] in self._tried(one, chosen)[1]
+            and helps(self._figures(one, frozenset()), self._figures(one, chosen))
+        ]
+        return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
+
+    def _made(self) -> dict[Design, int]:
+        """Those that could be made, and their bytes."""
+        every = self.trial.made
+        return {d: every[s].bytes for d, name in self.names.items() if (s := d.statement(name)) in every}
+
+    def _figures(self, one: Asked, present: frozenset[Design]) -> Figures:
+        return self._tried(one, present)[0]
+
+    def _tried(self, one: Asked, present: frozenset[Design]) -> tuple[Figures, frozenset[str]]:
+        """What a query costs with some of the indexes, and which of them its plans use."""
+        present = frozenset(d for d in present if (d.schema, d.table) in one.tables)
+        if (key := (one.name, present)) not in self._known:
+            statements = [d.statement(self.names[d]) for d in self.names if d in present]
+            captures = [self.trial.explain(one.text, one.parameters, statements)]
+            total = figures(Look(captures[0].plan, captures[0].facts))
+            for text, times in one.probes:
+                captures.append(self.trial.explain(text, None, statements))
+                total = with_checks(total, figures(Look(captures[-1].plan, captures[-1].facts)), times)
+            used = {node.text("Index Name") for capture in captures for node in capture.plan.nodes}
+            names = {self.names[d] for d in present if self.trial.made[d.statement(self.names[d])].names & used}
+            self._known[key] = total, frozenset(names)
+        return self._known[key]
+
+
+def tried_in_vain(before: Figures, best: Figures | None, tried: int) -> tuple[str, str]:
+    """Why nothing was found, where its plan does not tell."""
+    unit = "cost" if before.pages is None else "pages"
+    if best is None:
+        return "nothing in its plan could be found by an index that is not there already", ""
+    return (
+        f"of {tried} tried, the best brings it from {before.work:,.0f} to {best.work:,.0f} {unit} only"
+        if best.work < before.work
+        else f"of {tried} tried, the planner takes none that brings it below its {before.work:,.0f} {unit}"
+    ), ""
