@@ -89,7 +89,8 @@ def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str,
     """By table: rows, counted unless the planner's estimate will do; bytes of the table and of its indexes."""
     with connected(server, name) as connection:
         found = {row["table"]: row for row in catalog.rows(connection, "sizes")}
-        connection.execute("SET max_parallel_workers_per_gather = 0")  # pages are to come into memory in their order
+        if exact:  # by one process, so that pages come into memory in their order
+            connection.execute("SET max_parallel_workers_per_gather = 0")
         for row in found.values() if exact else ():
             table = sql.SQL(row["quoted"])  # the server's own quoting
             count = connection.execute(sql.SQL("SELECT count(*) AS n FROM {}").format(table)).fetchone()
