@@ -171,6 +171,7 @@ def running(tmp_path, server_home):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whoever started the tests with nohup
     )
     wait_for(lambda: len(list(tmp_path.glob("*/rounds/*.json"))) > 2, 60)
     yield process, next(tmp_path.glob("*/"))

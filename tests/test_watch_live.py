@@ -205,6 +205,8 @@ def service(server: Postgres) -> Iterator[Booking]:
     own.kill()
     if server.process is None:
         server.start()
+    else:
+        server.freeze(signal.SIGCONT)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,9 +85,11 @@ class Postgres:
     def freeze(self, number: int = signal.SIGSTOP) -> None:
         """Stop every process of the server where it is, or let it go on with SIGCONT."""
         assert self.process
+        self.process.send_signal(number)  # first, so that no process comes after those that are listed
         children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout
-        for pid in [self.process.pid, *map(int, children.split())]:
-            os.kill(pid, number)
+        for pid in map(int, children.split()):
+            with suppress(ProcessLookupError):  # a session that ended meanwhile
+                os.kill(pid, number)
 
 
 @contextmanager
