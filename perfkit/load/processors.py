@@ -27,9 +27,9 @@ def apart(pids: Sequence[int]) -> Callable[[], None]:
     try:
         for pid in pids:
             os.sched_setaffinity(pid, others[:1])
+        os.sched_setaffinity(0, [mine])
     except OSError:
         return _nothing
-    os.sched_setaffinity(0, [mine])
     return partial(os.sched_setaffinity, 0, allowed)
 
 
