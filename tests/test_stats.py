@@ -13,7 +13,6 @@ from perfkit.stats import (
     MIN_SAMPLES,
     Ratio,
     Verdict,
-    _ranks,
     blocks_for,
     blocks_needed,
     equivalence,
@@ -30,6 +29,7 @@ from perfkit.stats import (
     verdict,
     widened_margin,
 )
+from perfkit.stats.estimates import _ranks
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 
