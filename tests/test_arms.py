@@ -135,7 +135,7 @@ def test_a_rewrite_is_sent_by_its_arm_alone_after_its_rows_were_compared(own: Ru
 def test_copies_of_the_same_data_come_into_the_servers_memory_alike(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropped one after the other, counted one after the other, and once before the first block is measured."""
+    """Dropped one by one, read one by one in an order drawn for each block, and once for nothing before the first."""
     seen: list[tuple[str, str]] = []
 
     def noted(what: str) -> None:
@@ -150,12 +150,14 @@ def test_copies_of_the_same_data_come_into_the_servers_memory_alike(
 
     for what in ("drop", "create", "sizes"):
         noted(what)
+    monkeypatch.setattr(Selection, "blocks", property(lambda _: 4))
     (tmp_path / "made.sql").write_text(THINGS)
     database = '[database]\nprepare = ["made.sql"]\n'
     measured(tmp_path, database + queries("things") + arm("before", "before") + arm("control", "control"))
     steps = [(what, sorted(name for _, name in own)) for what, own in groupby(seen, key=lambda one: one[0])]
     both = ["before", "control"]
-    assert steps[:6] == 2 * [("drop", both), ("create", both), ("sizes", both)]
+    assert steps[:15] == 5 * [("drop", both), ("create", both), ("sizes", both)]
+    assert {name for what, name in [one for one in seen if one[0] == "sizes"][::2]} == set(both)  # who is read first
 
 
 def test_arms_on_perfkits_own_server_alternate(own: Run) -> None:
