@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("plans", "phases", "compare", "lab", "sql", "http", "open_model", "verdicts", "alike", "logs")
+NAMES = ("plans", "phases", "compare", "lab", "sql", "http", "open_model", "verdicts", "alike", "place", "logs")
 
 
 def main() -> int:

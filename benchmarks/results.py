@@ -13,7 +13,7 @@ from perfkit import host
 from perfkit.stats import Interval, Ratio
 
 FILE = Path(__file__).with_name("results.md")
-ORDER = ("sql", "http", "open_model", "verdicts", "alike", "logs")
+ORDER = ("sql", "http", "open_model", "verdicts", "alike", "place", "logs")
 HEAD = """# Figures beside other tools
 
 Written by `make bench` (`make bench NAME=http` for one section). All tools of a section ran on the same machine in

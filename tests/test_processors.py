@@ -16,7 +16,8 @@ from perfkit.postgres.embedded import Server
 
 ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
-several = pytest.mark.skipif(len(ALL) < 2, reason="needs two processors and a system with a say in their use")
+#: CI has two: there a test that lacks them fails.
+several = pytest.mark.skipif(len(ALL) < 2 and not os.environ.get("CI"), reason="needs two processors")
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 def test_both_sides_keep_to_their_own_processor_until_the_way_back(other: subprocess.Popen[bytes]) -> None:
     first, second, *_ = sorted(ALL)
     back = apart([other.pid])
+    assert back
     try:
         assert (os.sched_getaffinity(0), os.sched_getaffinity(other.pid)) == ({first}, {second})
     finally:
@@ -43,11 +45,11 @@ def test_nothing_moves_with_one_processor_no_connection_or_one_that_is_gone(othe
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pids in ([], [gone.pid]):
-        apart(pids)()
+        assert apart(pids) is None
         assert os.sched_getaffinity(0) == ALL
     try:
         os.sched_setaffinity(0, {min(ALL)})
-        apart([other.pid])()
+        assert apart([other.pid]) is None
         assert os.sched_getaffinity(0) == {min(ALL)}
         assert os.sched_getaffinity(other.pid) == ALL
     finally:

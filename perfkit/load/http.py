@@ -7,6 +7,7 @@ import json
 import os
 import re
 import ssl
+from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +30,8 @@ class HttpSender:
 
     No proxy, whatever the environment says; no cookies, no redirects.
     """
+
+    pids: Sequence[int] = ()  # a service's processes are its own
 
     def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
         self._base, self._timeout_s, self._address = base, timeout_s, address

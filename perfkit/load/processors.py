@@ -12,26 +12,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 
-def apart(pids: Sequence[int]) -> Callable[[], None]:
+def apart(pids: Sequence[int]) -> Callable[[], None] | None:
     """Keep this process to the first of its processors and the server's `pids` to the next; returns the way back.
 
-    Nothing moves where there is one processor, where the system has no say in it (macOS), and where a process is
-    another user's. What moved of the server ends with its connection.
+    None, and nothing moves, where there is one processor, where the system has no say in it (macOS), and where a
+    process is another user's. What moved of the server ends with its connection.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return _nothing
+        return None
     allowed = os.sched_getaffinity(0)
     mine, *others = sorted(allowed)
     if not others or not pids:
-        return _nothing
+        return None
     try:
         for pid in pids:
             os.sched_setaffinity(pid, others[:1])
         os.sched_setaffinity(0, [mine])
     except OSError:
-        return _nothing
+        return None
     return partial(os.sched_setaffinity, 0, allowed)
-
-
-def _nothing() -> None:
-    return None

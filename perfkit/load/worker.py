@@ -21,7 +21,6 @@ from typing import Any
 from perfkit.load.answer import Answer
 from perfkit.load.arrivals import instants
 from perfkit.load.clock import Clock
-from perfkit.load.http import HttpSender
 from perfkit.load.limits import Caps, Gate
 from perfkit.load.processors import apart
 from perfkit.load.samples import DROPPED
@@ -42,7 +41,7 @@ class Worker:
         self._gates: dict[str, Gate] = {}  # by budget: a run's bounds outlive its rounds
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
-        self._moved_back: Callable[[], None] = lambda: None
+        self._moved_back: Callable[[], None] | None = None  # to the processors that a round did without
 
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
         """Carry out one command and return the answer to the parent."""
@@ -51,7 +50,7 @@ class Worker:
                 self._sender = make(command["target"])
                 self._bound(command["target"]["limits"])
                 await self._sender.open(command["users"])
-                if command["target"].get("apart") and not isinstance(self._sender, HttpSender):
+                if command["target"].get("apart"):
                     self._moved_back = apart(self._sender.pids)
                 if (warm := self._sender.warm) is not None:  # within the bounds, like any other request
                     self._sender.check(warm)
@@ -64,7 +63,9 @@ class Worker:
             case "go":
                 return await self._run(command["at"], keep_body=command["keep_body"])
             case "close":
-                self._moved_back()
+                if self._moved_back:
+                    self._moved_back()
+                self._moved_back = None
                 if self._sender is not None:
                     await self._sender.close()
                 self._sender = None

@@ -1,0 +1,96 @@
+"""What copies of the same data and rounds of the same statement differ by, where nobody arranges where they take place.
+
+A table of 70 MB is read into the server's memory from two copies: one after the other, as perfkit does it, or page by
+page in turns, as it happens where both are read at once or memory was given back in turns. Then both are scanned.
+
+And rounds of a statement that costs next to nothing, each on a new connection from one process: left to the scheduler,
+and with client and server on a processor each. The spread of rounds is all that one arm would differ from itself by.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.results import Figure, Section, publish
+from perfkit import stats
+from perfkit.load.crew import Crew, sql_target
+from perfkit.load.plan import Batch
+from perfkit.postgres import databases, embedded
+from perfkit.postgres.embedded import Server
+
+ROUNDS = 8
+COPIES = ("copy_a", "copy_b")
+PAGES = 16  # read from one copy before the other's turn
+TABLE = "CREATE TABLE things AS SELECT n, n % 2000 AS kind, repeat('x', 100) AS note FROM generate_series(1, 500000) n"
+SCAN = "SELECT kind, count(*) FROM things WHERE n < 0 GROUP BY kind"
+
+
+def main(rounds: int = ROUNDS) -> bool:
+    """Print and write the figures; True where all hold."""
+    with embedded.start(18) as server, Crew(1) as crew:
+        databases.create(server, "things")
+        with server.connect("things") as connection:
+            connection.execute(TABLE)
+        databases.freeze(server, "things")
+        _copied(server, in_turns=False)  # what comes to lie in fresh memory is another matter
+        scans: dict[bool, list[float]] = {False: [], True: []}
+        light: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(rounds):
+            for in_turns, found in scans.items():
+                _copied(server, in_turns)
+                found.append(statistics.mean(_p50(crew, server, name, SCAN, 8, apart=True) for name in COPIES))
+            for apart, found in light.items():
+                found.append(_p50(crew, server, "things", "SELECT 1", 500, apart=apart))
+        for name in (*COPIES, "things"):
+            databases.drop(server, name)
+    return publish(judged(scans, light))
+
+
+def judged(scans: dict[bool, list[float]], light: dict[bool, list[float]]) -> Section:
+    """The ratio of scans, and the spread of light rounds, from each round's p50 in ms."""
+    figures = [
+        Figure.of("a scan: pages in turns / one after the other, p50", stats.ratio(scans[False], scans[True])),
+        _spread("one connection, left to the scheduler: slowest / fastest round", light[False]),
+        _spread("one connection, a processor each: slowest / fastest round", light[True]),
+    ]
+    doc = (__doc__ or "").partition("\n\n")[2].strip()
+    every = {"scan, one after the other": scans[False], "scan, in turns": scans[True],
+             "light, left to the scheduler": light[False], "light, a processor each": light[True]}  # fmt: skip
+    lines = ["| rounds of | p50 of each, ms |", "|---|---|"]
+    lines += [f"| {name} | {', '.join(f'{value:.3g}' for value in sorted(found))} |" for name, found in every.items()]
+    return Section("place", "Where a round takes place", figures, [doc, "\n".join(lines)])
+
+
+def _spread(name: str, rounds: Sequence[float]) -> Figure:
+    value = max(rounds) / min(rounds)
+    return Figure(name, value, value, value)
+
+
+def _copied(server: Server, in_turns: bool) -> None:
+    """Fresh copies of the data, read into memory in one way or the other."""
+    for name in COPIES:
+        databases.drop(server, name)
+    for name in COPIES:
+        databases.create(server, name, "things")
+    if not in_turns:
+        for name in COPIES:
+            databases.sizes(server, name)
+        return
+    first, second = (server.connect(name) for name in COPIES)
+    with first, second:
+        row = first.execute("SELECT pg_relation_size('things') / 8192 AS pages").fetchone() or {"pages": 0}
+        for start in range(0, math.ceil(row["pages"]), PAGES):
+            for connection in (first, second):
+                connection.execute(
+                    f"SELECT count(*) FROM things WHERE ctid >= '({start},0)' AND ctid < '({start + PAGES},0)'".encode()
+                )
+
+
+def _p50(crew: Crew, server: Server, name: str, sql: str, count: int, *, apart: bool) -> float:
+    target = sql_target(server.conninfo(name), 30, 30, apart=apart)
+    queue = tuple({"item": "q", "sql": sql, "params": None} for _ in range(count))
+    columns = crew.run(target, [Batch((queue,))]).columns
+    times = [(done - started) / 1e6 for started, done in zip(columns["started"], columns["done"], strict=True)]
+    return stats.percentile(times[1:], 50)
