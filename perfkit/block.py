@@ -331,7 +331,7 @@ class Block:
         """By arm its tables' sizes.
 
         Counting rows is also what reads the tables into the server's memory, in an order drawn for every block: where
-        they come to lie there decides up to a fifth of a sequential scan's time.
+        they come to lie there makes scans faster or slower.
         """
         order = random.Random(f"{self._chosen.options.seed}/{self._of}{self._number}/memory")
         return {arm.name: self._sizes(arm) for arm in order.sample(self._arms, len(self._arms))}

@@ -2,7 +2,7 @@
 
 A scheduler leaves a connection where it first came to lie. On its client's own processor it answers a statement of
 30 µs in half the time that it takes on another one, which has to be woken. By that chance alone two arms of one plan
-differ by a factor of two for a whole round; apart they differ by a hundredth.
+may differ by a factor of two for a whole round.
 """
 
 from __future__ import annotations
