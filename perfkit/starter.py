@@ -86,7 +86,9 @@ def _looked_at(connection: Connection) -> tuple[_Draft, int]:
     """The draft, and the database's size in bytes."""
     tables, keys = catalog.rows(connection, "starter_tables"), catalog.rows(connection, "starter_foreign_keys")
     draft, by_name = _Draft(), {table["table"]: table for table in tables}
-    bare = [key for key in keys if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
+    # Two foreign keys on the same columns need one index.
+    unlike = {(key["child"], *sorted(key["columns"])): key for key in keys}.values()
+    bare = [key for key in unlike if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
     bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
     for key in islice((key for key in bare if _has_rows(connection, key["child"], key["columns"])), LOOKUPS):
         _lookup(draft, by_name[key["child"]], key["columns"], "by")

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 
 from perfkit.explain.conditions import Predicate
 from perfkit.explain.facts import Index, Table
+from perfkit.postgres.keywords import KEYWORDS
 
-_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
-_RESERVED = frozenset(
-    "all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create "
-    "current_date current_role current_time current_timestamp current_user default deferrable desc distinct do else "
-    "end except false fetch for foreign from grant group having in initially intersect into lateral leading limit "
-    "localtime localtimestamp not null offset on only or order placing primary references returning select "
-    "session_user some symmetric table then to trailing true union unique user using variadic when where window "
-    "with".split()
-)
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +58,12 @@ def comparable(predicate: Predicate, table: Table | None) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as SQL writes it.
+    """Return a name as PostgreSQL's quote_ident writes it.
 
-    >>> quoted("visits"), quoted("Day"), quoted("order")
-    ('visits', '"Day"', '"order"')
+    >>> quoted("visits"), quoted("Day"), quoted("order"), quoted("left"), quoted("a$b")
+    ('visits', '"Day"', '"order"', '"left"', '"a$b"')
     """
-    plain = _PLAIN.fullmatch(name) and name not in _RESERVED
+    plain = _PLAIN.fullmatch(name) and name not in KEYWORDS
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 from perfkit.errors import PlanError
 from perfkit.explain.plan import Node, Plan
 from perfkit.postgres import catalog
+from perfkit.postgres.keywords import KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,15 @@ def read_facts(tables: Sequence[Mapping[str, Any]]) -> Facts:
         raise PlanError(f"facts about tables that cannot be read ({type(error).__name__}: {error})") from None
 
 
+def _keys(written: Iterable[str]) -> tuple[str, ...]:
+    """Return an index's keys with the quotes that the newest server would write."""
+    return tuple(f'"{key}"' if key in KEYWORDS else key for key in written)
+
+
 def _table(table: Mapping[str, Any]) -> Table:
     columns = [Column(c["name"], c["type"], c["distinct"], c["commonest"]) for c in table["columns"] or ()]
     indexes = [
-        Index(i["name"], i["method"], i["unique"], i["valid"], i["predicate"] or "", tuple(i["keys"]), i["definition"])
+        Index(i["name"], i["method"], i["unique"], i["valid"], i["predicate"] or "", _keys(i["keys"]), i["definition"])
         for i in table["indexes"] or ()
     ]
     references = [
