@@ -29,7 +29,7 @@ from perfkit.indexes.advise import advise
 from perfkit.indexes.statements import IndexSet
 from perfkit.indexes.use import ask, judge
 from perfkit.lab import search
-from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, Design, Sets, ablation
+from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, Design, Sets, ablation, require_unique_names
 from perfkit.lab.results import FORMAT, Lab, read
 from perfkit.lab.wear import wear
 from perfkit.lab.workload import workload
@@ -64,6 +64,7 @@ class Asked:
     command: str = ""
 
     def __post_init__(self) -> None:
+        require_unique_names(self.indexes)
         if not 0 < self.margin < 1:
             raise UsageError(f"margin = {self.margin:g}; expected a share over 0 and under 1, as 0.05")
         if self.budget <= 0:

@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from perfkit.cli import main
 from perfkit.errors import PerfkitError, ServerError, UsageError
 from perfkit.indexes.apply import Applied, Patience, apply, rollback, script, survey
+from perfkit.indexes.build import build
 from perfkit.indexes.statements import IndexSet, read_set
+from perfkit.lab.design import ablation
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import Server
 
@@ -158,6 +160,7 @@ def test_semicolons_and_commas_in_quotes_and_comments_end_nothing(tmp_path: Path
         ("CREATE INDEX a ON t (a) /* /* */", 1, "SQL that cannot be read"),
         ("CREATE INDEX a ON t (a) \\! date", 1, "SQL that cannot be read"),  # psql would run it
         ("CREATE INDEX a ON t (a);\nCREATE INDEX A ON u (b)", 2, "a is in line 1 already; expected every name once"),
+        ('CREATE INDEX a ON s.t (a);\nCREATE INDEX a ON "s".u (b)', 2, "a is in line 1 already; expected every name"),
         ('CREATE INDEX U&"a" ON t (a)', 1, "expected the index's name without U&"),
     ],
 )
@@ -417,6 +420,32 @@ def test_progress_tells_which_index_of_how_many_and_how_far_the_server_is(one: D
     assert "building visits_clinic (1 of 2): waiting for the lock on public.visits" in one.said
     phases = [line for line in one.said if line.startswith("building half (2 of 2): building index")]
     assert phases and all(re.search(r": scanning table, \d+ % of blocks$", line) for line in phases)
+
+
+def test_one_name_may_be_in_two_schemas(database: Database) -> None:
+    database.run("CREATE SCHEMA other; CREATE TABLE other.t (a int); CREATE TABLE t (a int)")
+    both = "CREATE INDEX t_a ON public.t (a);\nCREATE INDEX t_a ON other.t (a)"
+    asked = "SELECT schemaname FROM pg_indexes WHERE indexname = 't_a' ORDER BY 1"
+    assert database.how(both) == ["built", "built"]
+    assert database.run(asked) == ["other", "public"]
+    assert database.how(both) == ["there", "there"]
+    assert database.rollback(both) == [("t_a", "dropped"), ("t_a", "dropped")]
+    assert database.run(asked) == []
+    built = build(database.server, database.name, database.read(both).path)
+    assert [(index.name, index.table) for index in built] == [("t_a", "t"), ("t_a", "other.t")]
+
+
+def test_one_name_in_one_schema_is_refused_also_where_the_schema_is_not_written(one: Database) -> None:
+    one.run("CREATE TABLE t (a int, b int)")
+    twice = "CREATE INDEX t_a ON public.t (a);\nCREATE INDEX t_a ON t (b)"
+    assert one.stopped(twice) == ":2: public.t_a is in line 1 already; expected every name once"
+    assert "t_a" not in one.indexes()
+
+
+def test_what_each_index_is_worth_is_told_by_names_that_differ(tmp_path: Path) -> None:
+    both = parsed(tmp_path, "CREATE INDEX t_a ON t (a); CREATE INDEX t_a ON other.t (a)")
+    with pytest.raises(UsageError, match="two indexes are called t_a; expected every name once"):
+        ablation(both)
 
 
 def test_a_second_time_there_is_nothing_to_do(database: Database) -> None:

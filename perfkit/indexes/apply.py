@@ -107,6 +107,12 @@ def survey(site: Site, database: str, wanted: IndexSet, patience: Patience = Pat
     """How each statement of a set stands; nothing is changed. Raises UsageError for the first that cannot be built."""
     found = look(site, database, wanted, patience)
     problems = [f":{own.index.line}: {own.problem}" for own in found if own.problem]
+    # A schema may be written in one statement and left to the search path in another.
+    firsts: dict[str, Found] = {}
+    for own in found:
+        if own.quoted and (first := firsts.setdefault(own.quoted, own)) is not own:
+            where = f"{own.quoted} is in line {first.index.line} already"
+            problems.append(f":{own.index.line}: {where}; expected every name once")
     problems += [f": {problem}" for problem in _asked(site, database, patience, lambda c: list(unknown(c, wanted)))]
     if problems:
         raise UsageError(f"{wanted.path}{problems[0]}")

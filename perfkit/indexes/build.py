@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from perfkit.errors import UsageError
-from perfkit.indexes.statements import read_set
+from perfkit.indexes.statements import IndexStatement, read_set
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.site import Connection, Site
@@ -54,16 +54,23 @@ def build(server: Site, database: str, path: Path, *, in_place: str = "") -> lis
             before, start = _wal(connection), perf_counter()
             text = index.sql(concurrently=index.concurrently or bool(in_place), if_not_exists=index.if_not_exists)
             _run(connection, text, f"{path}:{index.line}")
-            costs[index.name] = (perf_counter() - start, None if in_place else _wal(connection) - before)
+            spent, written = perf_counter() - start, None if in_place else _wal(connection) - before
+            costs[_quoted(connection, index)] = (spent, written)
         for text in wanted.analyze:
             _run(connection, text, f"{path}: {text}")
-        found = {row["name"]: row for row in catalog.rows(connection, "indexes") if row["oid"] not in there}
-        if missing := [name for name in costs if name not in found]:
+        found = {row["quoted"]: row for row in catalog.rows(connection, "indexes") if row["oid"] not in there}
+        if missing := [name.removeprefix("public.") for name in costs if name not in found]:
             raise UsageError(f"{path}: {', '.join(missing)} is there already; expected every index to be a new one")
         for name in costs if in_place else ():  # whose it is, should it ever be left behind
             mark = sql.SQL("COMMENT ON INDEX {} IS {}")
-            connection.execute(mark.format(sql.SQL(found[name]["quoted"]), sql.Literal(in_place)))
+            connection.execute(mark.format(sql.SQL(name), sql.Literal(in_place)))
     return [_built(found[name], *costs[name]) for name in costs]
+
+
+def _quoted(connection: Connection, index: IndexStatement) -> str:
+    """Return the name of an index that is there, quoted and with its schema."""
+    row = connection.execute(catalog.get("index_place").encode(), {"table": index.table, "name": index.name}).fetchone()
+    return str(row["quoted"]) if row else index.qualified
 
 
 def unhurried(connection: Connection, lock_timeout: str) -> None:

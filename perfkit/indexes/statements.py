@@ -45,6 +45,11 @@ class IndexStatement:
         return " ".join(filter(None, words))
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """The names of the schema, if one is written, and of the index, as the server will call them."""
+        return (*map(called, _parts(self.table)[:-1]), self.name)
+
+    @property
     def qualified(self) -> str:
         """The name with the schema of its table, where one is written."""
         return ".".join([*_parts(self.table)[:-1], self.written])
@@ -65,8 +70,8 @@ class IndexSet:
 
 
 def read_set(path: Path) -> IndexSet:
-    """Parse a file. Raises UsageError with file and line of what is not an index or ANALYZE, or names one twice."""
-    indexes: dict[str, IndexStatement] = {}
+    """Parse a file. Raises UsageError with file and line of any other statement, or of a name used twice."""
+    indexes: dict[tuple[str, ...], IndexStatement] = {}
     analyze = []
     for reader in _split(path, read(path)):
         if reader.take("ANALYZE") or reader.take("ANALYSE"):
@@ -74,10 +79,10 @@ def read_set(path: Path) -> IndexSet:
             analyze.append(reader.text)
             continue
         index = reader.create_index()
-        if before := indexes.get(index.name):
-            expected = "expected every name once"
+        if before := indexes.get(index.place):
+            expected = "expected every name once in a schema"
             raise UsageError(f"{path}:{index.line}: {index.name} is in line {before.line} already; {expected}")
-        indexes[index.name] = index
+        indexes[index.place] = index
     return IndexSet(path, tuple(indexes.values()), tuple(analyze))
 
 

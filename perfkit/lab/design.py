@@ -9,6 +9,7 @@ from typing import Any
 
 from perfkit.bundle import write_atomically
 from perfkit.config import Arm, Config, Query, Scenario
+from perfkit.errors import UsageError
 from perfkit.indexes.statements import IndexSet
 from perfkit.lab.writes import Writes
 
@@ -115,8 +116,17 @@ def _level(name: str, label: str, send: Sequence[str], requests: int, **more: An
     return Scenario(name=name, label=label, send=tuple(send), requests=requests, warm=1, alternate=True, **more)
 
 
+def require_unique_names(indexes: IndexSet) -> None:
+    """Raise UsageError if two indexes have one name: plans, which name no schema, could mean either."""
+    names = [index.name for index in indexes.indexes]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        expected = "expected every name once, in whatever schema, to tell what each index is worth"
+        raise UsageError(f"{indexes.path}: two indexes are called {twice}; {expected}")
+
+
 def ablation(indexes: IndexSet) -> dict[str, list[str]]:
-    """No index, all, each alone, and all but one."""
+    """No index, all, each alone, and all but one. Raises UsageError if two have one name."""
+    require_unique_names(indexes)
     names = [index.name for index in indexes.indexes]
     sets: dict[str, list[str]] = {NONE: [], ALL: names}
     if len(names) > 1:  # one alone is all
