@@ -25,7 +25,7 @@ from uuid import UUID
 
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import quiet
-from perfkit import config
+from perfkit.base import resources
 from perfkit.postgres.placeholders import numbered
 from perfkit.slow.log import read
 from perfkit.slow.model import SlowQueries
@@ -57,7 +57,7 @@ PLAN = {"Node Type": "Index Scan", "Relation Name": "appointments", "Index Name"
 
 def statements() -> tuple[str, ...]:
     """The booking system's, with `%(name)s` for their values."""
-    files = sorted((config.ROOT / "sql" / "queries").glob("*.sql"))
+    files = sorted(resources.path("sql/queries").glob("*.sql"))
     texts = (re.sub(r"^\s*--.*\n", "", file.read_text("utf-8"), flags=re.MULTILINE).strip() for file in files)
     return (*texts, *MORE)
 
@@ -173,7 +173,7 @@ def _child(path: Path) -> tuple[float, float, float]:
     """What a process of its own takes to read a log: seconds of the process, of the reading, and MB at most."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.logs", str(path)]
-    done = subprocess.run(command, cwd=config.ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=resources.CHECKOUT, capture_output=True, text=True, check=True)
     seconds, kilobytes = map(float, done.stdout.split())
     return time.perf_counter() - start, seconds, kilobytes / 1000
 

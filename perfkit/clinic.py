@@ -10,7 +10,7 @@ from random import Random
 
 from perfkit import config as configuration
 from perfkit import sources
-from perfkit.config import ROOT
+from perfkit.base import resources
 from perfkit.load.crew import Crew, sql_target
 from perfkit.load.plan import Arrivals, Draw, Message
 from perfkit.postgres.statements import read, split
@@ -73,7 +73,7 @@ def _day(session: Session, seed: int) -> Iterator[Message]:
     """What happens, in a random order and in its shares, with parameters as the booking system's workload has them."""
     settings, random = configuration.load(), Random(seed)
     files = {query.name: (query.file, query.parameters or "") for query in settings.query}
-    files |= {path.stem: (path, "bookings") for path in (ROOT / "sql" / "demo").glob("*.sql")}
+    files |= {path.stem: (path, "bookings") for path in resources.path("sql/demo").glob("*.sql")}
     kinds = {name: (split(read(path))[0].text, source) for name, (path, source) in files.items()}  # an application's
     rows = {name: sources.rows(name, source, session.place, str(seed)) for name, source in settings.parameters.items()}
     draw = Draw(rows, str(seed))

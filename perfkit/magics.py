@@ -115,7 +115,12 @@ def _measure_parser() -> _Parser:
     parser.add_argument("--profile", default="quick", help="how many rounds: quick, standard, ...")
     parser.add_argument("--way", default="", help="for a database of yours, as for perfkit compare: whole, sample, ...")
     parser.add_argument("--users", type=int, default=10, help="connections that send it at once")
-    parser.add_argument("--reports", default="", metavar="FOLDER", help="where the run is kept; reports without it")
+    parser.add_argument(
+        "--reports",
+        default="",
+        metavar="FOLDER",
+        help="where the folder of this run is made; default: as for perfkit measure",
+    )
     parser.add_argument("--to", default="", metavar="NAME", help="keep the run in this variable")
     return parser
 

@@ -1,4 +1,4 @@
-"""A first `perfkit.toml` with its SQL: an example, or made from what is in a database of the user's."""
+"""Files to begin with: the notebooks, and a first `perfkit.toml` with its SQL, an example or from a user's database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import psycopg
 import tomlkit
 
+from perfkit.base import resources
 from perfkit.comparison import scenario
-from perfkit.config import ROOT, Database
+from perfkit.config import Database
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
@@ -23,7 +24,7 @@ from perfkit.postgres.site import Connection
 from perfkit.slow.statements import between, snapshot
 from perfkit.text import visible
 
-EXAMPLE = ROOT / "docs" / "examples" / "orders"
+EXAMPLE, NOTEBOOKS = resources.path("docs/examples/orders"), resources.path("notebooks")
 TIMEOUT_S = 10
 LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
 STATEMENTS = 10  # of the slowest
@@ -46,7 +47,20 @@ def write(folder: Path, external: External | None, db: str = "", *, tls: bool = 
 
     Raises UsageError where one is there already, ServerError with the server's words.
     """
-    files = _from_database(external, db, tls) if external else _example()
+    files = _from_database(external, db, tls) if external else _texts(EXAMPLE)
+    _write_new(folder, files)
+    return [folder / name for name in sorted(files, key=lambda name: name != "perfkit.toml")]
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copy the notebooks into a folder and return the copies. Raises UsageError if one of them is there already."""
+    files = _texts(NOTEBOOKS, ".ipynb")
+    _write_new(folder, files)
+    return [folder / name for name in files]
+
+
+def _write_new(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files and overwrite none."""
     for name in files:
         if (folder / name).exists():
             raise UsageError(f"{folder / name} is there already; expected a folder without it")
@@ -57,11 +71,12 @@ def write(folder: Path, external: External | None, db: str = "", *, tls: bool = 
                 file.write(text)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
-    return [folder / name for name in sorted(files, key=lambda name: name != "perfkit.toml")]
 
 
-def _example() -> dict[str, str]:
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(EXAMPLE.iterdir())}
+def _texts(folder: Path, *suffixes: str) -> dict[str, str]:
+    """The files of one folder that comes with perfkit, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (suffixes or (".toml", ".sql")))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
@@ -166,7 +181,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
         document,
         f"What perfkit found in {name}, and a first question to it.",
         f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {quote(name)}",
-        "Every key: docs/configuration.md",
+        "Every key: perfkit config reference",
     )
     document["title"] = f"{name.rpartition('/')[2]}: first look"
     document["allow"] = [name]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from perfkit import config as configuration
-from perfkit.config import ROOT
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import PlanError
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.advise import advise
@@ -406,7 +406,7 @@ def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Pa
             rows = databases.rows(server, "advised", booking.parameters[query.parameters], 10)
             queries[query.name] = (statements.read(query.file), rows[0])
         databases.create(server, "seven", "advised")
-        whole = sum(built.bytes for built in build(server, "seven", ROOT / "sql/indexes/performance_indexes.sql"))
+        whole = sum(built.bytes for built in build(server, "seven", CHECKOUT / "sql/indexes/performance_indexes.sql"))
         found = advise(Session(Place(server, "advised")), queries, max_bytes=whole / 2)
     finally:
         databases.drop(server, "seven")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.stats import Interval
 
-sys.path.append(str(config.ROOT))  # the benchmarks are no part of the package
+sys.path.append(str(CHECKOUT))  # the benchmarks are no part of the package
 from benchmarks.results import Figure, Section, publish
 
 
@@ -51,7 +51,7 @@ def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path):
 
 def test_an_unknown_name_is_refused_before_anything_is_measured():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "spd"], cwd=config.ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "benchmarks", "spd"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2
     assert done.stderr.startswith("benchmarks: spd is unknown; expected: plans, ") and done.stderr.count("\n") == 1

@@ -7,10 +7,11 @@ import click
 import pytest
 
 from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.cli import main
 from perfkit.config import document
 
-PAGE = config.ROOT / "docs" / "checklist.md"
+PAGE = CHECKOUT / "docs" / "checklist.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 SECTIONS = (
     "Executive summary",
@@ -78,7 +79,7 @@ def test_every_file_that_it_names_is_there() -> None:
         assert (PAGE.parent / link).is_file(), link
     for word in (word for command in COMMANDS for word in shlex.split(command)):
         if word.startswith(("sql/", "docs/", "notebooks/")):
-            assert (config.ROOT / word).is_file(), word
+            assert (CHECKOUT / word).is_file(), word
 
 
 def test_every_table_of_the_configuration_that_it_names_exists_and_is_used_by_the_booking_system() -> None:

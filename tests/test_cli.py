@@ -30,6 +30,7 @@ COMMANDS = [
     "verify",
     "indexes",
     "method",
+    "notebooks",
     "review",
     "rollback",
     "slow",

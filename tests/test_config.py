@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
 
 MINIMAL = """
@@ -67,7 +68,7 @@ def test_paths_are_relative_to_the_file(write):
 
 def test_a_file_of_perfkit_itself_is_named_with_its_prefix(write):
     found = config.load(write(MINIMAL.replace('"schema.sql"', '"perfkit:sql/booking/schema.sql"')))
-    assert found.database.prepare[0] == config.ROOT / "sql/booking/schema.sql"
+    assert found.database.prepare[0] == CHECKOUT / "sql/booking/schema.sql"
 
 
 @pytest.mark.parametrize(

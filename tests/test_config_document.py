@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.config import document
 
-TREE = [config.BOOKING, *sorted(config.ROOT.glob("docs/examples/*/perfkit.toml"))]
+TREE = [config.BOOKING, *sorted(CHECKOUT.glob("docs/examples/*/perfkit.toml"))]
 
 
 def perfkit(*args: object) -> str:
@@ -97,7 +98,7 @@ def test_a_file_with_every_kind_of_value_comes_back_the_same(tmp_path: Path) -> 
 def test_a_command_below_perfkits_own_folder_stays_a_path(tmp_path: Path) -> None:
     """Only a file's name may begin with `perfkit:`; a program would not be found by it."""
     settings = config.load()
-    program = f"{config.ROOT}/app.py"
+    program = f"{CHECKOUT}/app.py"
     changed = settings.model_copy(update={"service": config.Service(command=(program,)), "title": f'"{program}'})
     shown = tomllib.loads(document.show(changed))
     assert (shown["service"]["command"], shown["title"]) == ([program], f'"{program}')
@@ -116,7 +117,7 @@ def test_every_key_that_has_a_value_is_shown() -> None:
 
 
 def test_the_reference_is_kept() -> None:
-    kept = (config.ROOT / "docs" / "configuration.md").read_text()
+    kept = (CHECKOUT / "docs" / "configuration.md").read_text()
     assert kept == perfkit("config", "reference"), "perfkit config reference > docs/configuration.md"
 
 

@@ -19,13 +19,14 @@ from psycopg.rows import dict_row
 from perfkit import config, sources
 from perfkit.analysis import analyse
 from perfkit.analysis.results import Analysis
+from perfkit.base.resources import CHECKOUT
 from perfkit.bundle import Bundle
-from perfkit.config import ROOT, Generator
+from perfkit.config import Generator
 from perfkit.config import Service as Launched
 from perfkit.postgres import databases, embedded
 from perfkit.service import Service
 
-EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLES = CHECKOUT / "docs" / "examples"
 BENCH = "pk_examples_pgbench"
 TPCH = "pk_examples_tpch"
 JOBS = "pk_examples_jobs"
@@ -36,7 +37,7 @@ def perfkit(*args: object, home: Path, **environment: str) -> subprocess.Complet
     before = set(psutil.Process().children(recursive=True))
     done = subprocess.run(
         [sys.executable, "-m", "perfkit", *map(str, args)],
-        cwd=ROOT,
+        cwd=CHECKOUT,
         env={**os.environ, "PERFKIT_HOME": str(home), **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,

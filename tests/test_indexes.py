@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
 from perfkit.indexes.build import Built, build, index_names, places, send
 from perfkit.postgres import databases
@@ -76,7 +76,7 @@ def test_every_index_of_the_file_is_built_in_order_valid_and_with_its_costs(
 
 def test_the_names_are_known_before_anything_is_built(tmp_path: Path) -> None:
     assert index_names(file(tmp_path, SET)) == NAMES
-    assert len(index_names(config.ROOT / "sql/indexes/performance_indexes.sql")) == 7
+    assert len(index_names(CHECKOUT / "sql/indexes/performance_indexes.sql")) == 7
 
 
 def test_analyze_in_the_file_is_run(database: tuple[Server, str], tmp_path: Path) -> None:

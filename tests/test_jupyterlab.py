@@ -16,9 +16,9 @@ import pytest
 from browser import Page, browser, needs_browser
 from hosted import free_port
 
-from perfkit.config import ROOT
+from perfkit.base.resources import CHECKOUT
 
-NOTEBOOK = ROOT / "notebooks" / "explore_slow_queries.ipynb"
+NOTEBOOK = CHECKOUT / "notebooks" / "explore_slow_queries.ipynb"
 CELLS = "jupyterapp.shell.currentWidget.content.widgets"
 pytestmark = [
     pytest.mark.system,

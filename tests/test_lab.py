@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit import api, config
+from perfkit import api
+from perfkit.base.resources import CHECKOUT
 from perfkit.config import Scenario
 from perfkit.display.lab_words import sentence
 from perfkit.errors import BundleError, UsageError
@@ -504,7 +505,7 @@ def test_ctrl_c_ends_a_lab_within_seconds_readable_and_with_nothing_left(tmp_pat
 
 
 def test_the_notebooks_parameters_are_the_calls() -> None:
-    declared = papermill.inspect_notebook(str(config.ROOT / "notebooks" / "index_lab.ipynb"))
+    declared = papermill.inspect_notebook(str(CHECKOUT / "notebooks" / "index_lab.ipynb"))
     taken = inspect.signature(api.ablate).parameters
     assert set(declared) <= set(taken)
     assert {"bundle", "config", "db", "indexes", "margin", "budget_mb"} <= set(declared)

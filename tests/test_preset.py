@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from perfkit import api, config
+from perfkit.base.resources import CHECKOUT
 from perfkit.cli import main
 from perfkit.config.presets import Preset, options
 from perfkit.errors import UsageError
@@ -89,7 +90,7 @@ def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_giv
     import nbformat
     import papermill
 
-    notebook_path = config.ROOT / "notebooks" / "before_after_index.ipynb"
+    notebook_path = CHECKOUT / "notebooks" / "before_after_index.ipynb"
     notebook = nbformat.read(notebook_path, as_version=4)
     cell = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     for given, expected in (("", 22.0), ("rtt_ms = 5", 5)):

@@ -15,7 +15,7 @@ import pytest
 from browser import assert_charts_have_words, browser, needs_browser
 from synthetic import make_run
 
-from perfkit.config import ROOT
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import BundleError, PerfkitError, UsageError
 from perfkit.report import parameters
 from perfkit.report.render import NOTEBOOK, execute, render
@@ -23,7 +23,7 @@ from perfkit.report.render import NOTEBOOK, execute, render
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>\x1b[31m\u202etxt]]>{{7*7}}$x$"
 )
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")

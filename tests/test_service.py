@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import ServiceError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
@@ -80,7 +81,7 @@ def busy() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def booking(server: Server) -> Iterator[str]:
     """A small booking database, as a connection string."""
-    folder = config.ROOT / "sql/booking"
+    folder = CHECKOUT / "sql/booking"
     databases.create(server, "service_test")
     files = [folder / f"{name}.sql" for name in ("schema", "data", "constraints")]
     sizes = {"organizations": 2, "contacts": 20, "appointments": 50}

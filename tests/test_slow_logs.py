@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit import config
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
 from perfkit.postgres import databases, embedded
 from perfkit.slow.entries import parameters
@@ -21,7 +21,7 @@ from perfkit.slow.log import LogReader, follow, read
 from perfkit.slow.model import SlowQueries, Statement
 from perfkit.slow.normal import Normals, normal
 
-sys.path.append(str(config.ROOT))  # the benchmarks are no part of the package
+sys.path.append(str(CHECKOUT))  # the benchmarks are no part of the package
 from benchmarks import logs as benchmark
 
 WHEN = "2026-03-02 08:00:0{} UTC"

@@ -16,7 +16,7 @@ from psycopg import ClientCursor
 
 from perfkit import api
 from perfkit import config as configuration
-from perfkit.config import ROOT
+from perfkit.base.resources import CHECKOUT
 from perfkit.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.postgres import databases
@@ -58,7 +58,7 @@ def session(server: Server) -> Iterator[Session]:
 
 def text(query: str) -> str:
     """A query of the booking system as a server counts or logs it: with `$1`, `$2`, ..."""
-    return numbered((ROOT / "sql" / "queries" / f"{query}.sql").read_text()).text
+    return numbered((CHECKOUT / "sql" / "queries" / f"{query}.sql").read_text()).text
 
 
 def table(session: Session | None, *texts: str, example: Example | None = None) -> SlowTable:
@@ -429,12 +429,12 @@ def test_every_query_of_the_booking_system_is_explained_from_its_counted_text(
     values = {"org_id": UUID(int=1), "contact_id": UUID(int=2), "day": "2026-01-01", "duration_minutes": 30}
     with foreign.connect("shop", "clinic") as connection:
         for query in LEADING:
-            sql = (ROOT / "sql" / "queries" / f"{query}.sql").read_text()
+            sql = (CHECKOUT / "sql" / "queries" / f"{query}.sql").read_text()
             ClientCursor(connection).execute(sql, values | {"scheduled_at": "2026-01-01 12:00Z"})  # constants
     with connect(foreign.db(dbname="clinic"), Permission(confirm=(foreign.name("clinic"),)), tls=False) as session:
         found = session.slow("statements")
         for query in LEADING:
-            words = (ROOT / "sql" / "queries" / f"{query}.sql").read_text().splitlines()[1]
+            words = (CHECKOUT / "sql" / "queries" / f"{query}.sql").read_text().splitlines()[1]
             slow = found[words]
             assert len(slow.example_parameters().rows[0]) > 0
             assert slow.explain(analyze=True).plan.rows > 0, slow.text

@@ -21,7 +21,7 @@ import pytest
 from hosted import free_port
 from watched import Postgres, postgres, until
 
-from perfkit.config import ROOT
+from perfkit.base.resources import CHECKOUT
 from perfkit.monitor.figures import figures
 from perfkit.monitor.model import Event, Record
 from perfkit.monitor.period import Period
@@ -191,7 +191,7 @@ def server(server_home: Path) -> Iterator[Postgres]:
     with postgres(18, server_home) as running:
         running.run("CREATE DATABASE booking")
         for name in ("schema", "data", "constraints"):
-            text = substitute(text_of(ROOT / "sql" / "booking" / f"{name}.sql"), SCALE)
+            text = substitute(text_of(CHECKOUT / "sql" / "booking" / f"{name}.sql"), SCALE)
             running.run(text, dbname="booking")
         running.run("ANALYZE", dbname="booking")
         yield running

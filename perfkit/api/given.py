@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfkit import config as configuration
+from perfkit.base import resources
 from perfkit.errors import BundleError
 
 if TYPE_CHECKING:
@@ -19,9 +19,33 @@ Names = str | Sequence[str]
 Ask = Callable[[str], str]
 
 
+def reports_folder() -> Path:
+    """Return the folder for runs if none is named: `reports/` of the project that the working folder is in.
+
+    A project is the nearest folder, from the working folder upward, with a `perfkit.toml` or a checkout of perfkit;
+    without one it is the working folder itself. Raises BundleError if the working folder no longer exists.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise BundleError("reports: the working folder no longer exists; expected --reports FOLDER") from None
+    return next((folder for folder in (here, *here.parents) if _is_project(folder)), here) / "reports"
+
+
+def _is_project(folder: Path) -> bool:
+    """Whether a folder has a configuration or is a checkout; a folder that cannot be searched is neither."""
+    try:
+        return any((folder / name).is_file() for name in ("perfkit.toml", resources.IN_CHECKOUT))
+    except OSError:
+        return False
+
+
 def new_folder(reports: str | Path, profile: str) -> Path:
-    """A new folder for a run: UTC time and profile, under `reports`. Raises BundleError."""
-    parent = Path(reports) if reports else configuration.ROOT / "reports"
+    """Create a folder for a run, named by UTC time and profile, in `reports` or else `reports_folder()`.
+
+    Raises BundleError.
+    """
+    parent = Path(reports) if reports else reports_folder()
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{profile}"
     for path in [parent / name, *(parent / f"{name}-{n}" for n in range(2, 100))]:
         try:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from psycopg import AsyncConnection, OperationalError
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from perfkit.base import resources
 from perfkit.booking.model import Booking, ContactUnknown, SlotTaken
 
 REQUEST_TIMEOUT = 5.0  # seconds, of a pooled request as a whole
@@ -24,8 +24,6 @@ CONNECT_TIMEOUT = 5  # seconds
 # The pool's own words are several lines for each connection and attempt.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 _log = logging.getLogger(__name__)
-
-_QUERIES = Path(__file__).resolve().parents[2] / "sql" / "queries"
 
 _LOCK = "SELECT pg_advisory_xact_lock(booking_lock(%(org_id)s, %(contact_id)s))"
 _CONTACT = "SELECT 1 FROM contacts WHERE id = %(contact_id)s AND org_id = %(org_id)s"
@@ -42,7 +40,7 @@ _BOOK = """
 
 def query(name: str) -> str:
     """The text of `sql/queries/<name>.sql`. Raises OSError."""
-    return (_QUERIES / f"{name}.sql").read_text(encoding="utf-8")
+    return resources.path(f"sql/queries/{name}.sql").read_text(encoding="utf-8")
 
 
 class Handler(Protocol):

@@ -57,6 +57,15 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo("\n".join(map(visible, text.splitlines())), err=err)
 
 
+RUNS_GO_TO = (
+    "reports/ of the nearest folder, from the working folder upward, that has a perfkit.toml or is a checkout of "
+    "perfkit; else reports/ of the working folder"
+)
+reports_option = click.option(
+    "--reports", default="", metavar="FOLDER", help=f"Where the folder of this run is made. Default: {RUNS_GO_TO}."
+)
+
+
 def experiment_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that `report` and `check` share."""
     for option in reversed(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from perfkit.cli.group import ask, echo, target_options
+from perfkit.cli.group import ask, echo, reports_option, target_options
 from perfkit.errors import UsageError
 
 
@@ -36,7 +36,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS."
             ),
-            click.option("--reports", default="", metavar="FOLDER", help="Where the lab's folder goes."),
+            reports_option,
             click.option("--dry-run", is_flag=True, help="Print the SQL that would be run, and run nothing."),
         ]
     ):

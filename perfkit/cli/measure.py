@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from perfkit.cli.group import ask, target_options
+from perfkit.cli.group import ask, reports_option, target_options
 from perfkit.cli.runs import rendered
 
 
@@ -41,7 +41,7 @@ from perfkit.cli.runs import rendered
 @click.option("--rate", default=0.0, metavar="N", help="With --db: requests a second, whether answered or not.")
 @click.option("--seconds", default=10.0, show_default=True, help="With --rate: how long a round lasts.")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
-@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
+@reports_option
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
 @click.option("--gate", is_flag=True, help="Exit 99 when a threshold is broken, 100 unproven, 98 invalid.")
 @target_options

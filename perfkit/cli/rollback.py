@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from perfkit.cli.group import ask, echo, target_options
+from perfkit.cli.group import ask, echo, reports_option, target_options
 from perfkit.errors import UsageError
 
 _REHEARSED = ("config", "scale", "profile", "seed", "postgres")
@@ -32,7 +32,7 @@ _LIVE = ("query", "parameters", "against", "rounds", "dry_run", "tls")
 )
 @click.option("--dry-run", is_flag=True, help="With --db: print the SQL, and what would be looked at.")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
-@click.option("--reports", default="", metavar="FOLDER", help="Where the folder of the result goes.")
+@reports_option
 @target_options
 def rollback(file: Path | None, dry_run: bool, **options: Any) -> None:
     """Drop an index set, CONCURRENTLY, and prove that the system is as it was before.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from perfkit.cli.group import ask, echo, experiment_options, target_options
+from perfkit.cli.group import ask, echo, experiment_options, reports_option, target_options
 from perfkit.errors import UsageError
 
 GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100, "HOLDS": 0, "BROKEN": 99, "UNPROVEN": 100}
@@ -36,7 +36,7 @@ INVALID = 98
     metavar="NAME",
     help="Profile, scale and round trip from the configuration's [presets.NAME]; the options above win.",
 )
-@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes; default: reports/.")
+@reports_option
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
 @click.option("--lab", default="", metavar="FOLDER", help="Take the summary of this index lab into the report.")
 @click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
@@ -82,7 +82,7 @@ def report(context: click.Context, /, gate: bool, **options: Any) -> None:
 @click.option("--pooler", is_flag=True, help="It is reached through a pooler in transaction mode.")
 @click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard, thorough.")
 @click.option("--seed", default=1, show_default=True, help="Decides everything that is random.")
-@click.option("--reports", default="", metavar="FOLDER", help="Where the run's folder goes.")
+@reports_option
 @click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
 @target_options
 def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from psycopg.conninfo import make_conninfo
 
+from perfkit.base import resources
 from perfkit.cli.databases import opened
-from perfkit.cli.group import echo, target_options
+from perfkit.cli.group import echo, reports_option, target_options
 from perfkit.cli.slow import json_option, limit_option, seconds_option, source_option
 from perfkit.cli.slow_output import show, write
-from perfkit.config import ROOT
 from perfkit.errors import UsageError
 
 if TYPE_CHECKING:
     from perfkit.query import Session
 
-NOTEBOOK = ROOT / "notebooks" / "explore_slow_queries.ipynb"
+NOTEBOOK = resources.path("notebooks/explore_slow_queries.ipynb")
 SHIFT_S = 5.0  # of the demo's load: between two it can be seen whether it shall end
 
 
@@ -81,7 +81,7 @@ def _until(lasting: float, work: Callable[[float], object]) -> None:
 @click.option("--measure", is_flag=True, help="With --db: measure it without and with the index, in a private copy.")
 @click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard, thorough.")
 @click.option("--scale", default="small", show_default=True, help="Size of the demo's data.")
-@click.option("--reports", default="", metavar="FOLDER", help="Where the report's folder goes; default: reports/.")
+@reports_option
 @target_options
 def report(
     db: str, tls: bool, log: str, reports: str, confirm: tuple[str, ...], production: tuple[str, ...], **options: Any

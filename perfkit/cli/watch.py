@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from perfkit.cli.group import ask, target_options
+from perfkit.cli.group import RUNS_GO_TO, ask, target_options
 
 
 @click.command()
@@ -14,7 +14,11 @@ from perfkit.cli.group import ask, target_options
 @click.option("--every", default="", metavar="TIME", help="One interval; default: the configuration's, 10s.")
 @click.option("--config", default="", metavar="FILE", help="A perfkit.toml; the booking system's without it.")
 @click.option(
-    "--folder", default="", metavar="FOLDER", help="Where it is recorded; one that has a watch is gone on with."
+    "--folder",
+    default="",
+    metavar="FOLDER",
+    help="Where the watch is recorded; a watch that is there already is continued. "
+    f"Default: a new folder in {RUNS_GO_TO}.",
 )
 @click.option("--arm", default="", help="Which arm is live; default: the last `after` arm.")
 @click.option("--scale", default="", help="Size of the data that perfkit makes: seed, small, standard or large.")

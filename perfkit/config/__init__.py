@@ -4,7 +4,6 @@ A path is relative to the file that names it; `perfkit:sql/...` names a file shi
 """
 
 from perfkit.config.claims import Claim
-from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
 from perfkit.config.load import BOOKING, load, restored
 from perfkit.config.model import Config
@@ -18,7 +17,6 @@ from perfkit.config.workload import Column, Generator, Query, Request, Scenario,
 __all__ = [
     "BOOKING",
     "COPIES",
-    "ROOT",
     "Arm",
     "Check",
     "Claim",

@@ -10,8 +10,8 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel
 
+from perfkit.base import resources
 from perfkit.config.claims import Claim
-from perfkit.config.fields import ROOT
 from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
 from perfkit.config.model import Config
 from perfkit.config.presets import Preset
@@ -140,5 +140,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, Path):
-        return f"perfkit:{value.relative_to(ROOT)}" if value.is_relative_to(ROOT) else str(value)
+        return resources.name_of(value) or str(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

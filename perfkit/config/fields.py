@@ -12,7 +12,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
-ROOT = Path(__file__).resolve().parents[2]
+from perfkit.base import resources
+
 FOLDER = "folder"  # the key in pydantic's context that says where the file is
 
 
@@ -30,7 +31,8 @@ def folder_of(info: ValidationInfo) -> Path:
 def _existing(path: Path, info: ValidationInfo) -> Path:
     """Resolve a configured path and insist that it is a readable file."""
     text = str(path)
-    found = ROOT / text.removeprefix("perfkit:") if text.startswith("perfkit:") else folder_of(info) / path
+    shipped = text.startswith(resources.PREFIX)
+    found = resources.path(text.removeprefix(resources.PREFIX)) if shipped else folder_of(info) / path
     if not found.is_file():
         raise ValueError("an existing file")
     return found

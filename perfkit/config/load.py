@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from perfkit.config.fields import FOLDER, ROOT, Model
+from perfkit.base import resources
+from perfkit.config.fields import FOLDER, Model
 from perfkit.config.model import Config
 from perfkit.errors import BundleError, UsageError
 
 _M = TypeVar("_M", bound=Model)
 
-BOOKING = ROOT / "perfkit" / "booking" / "perfkit.toml"
+BOOKING = resources.PACKAGE / "booking" / "perfkit.toml"
 
 
 def load(path: Path | None = None) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from perfkit.config import ROOT
+from perfkit.base import resources
 from perfkit.postgres.site import Connection
 
 
@@ -16,7 +16,7 @@ def get(name: str) -> str:
     >>> get("settings").splitlines()[0][:2]
     '--'
     """
-    return (ROOT / "sql" / "catalog" / f"{name}.sql").read_text(encoding="utf-8")
+    return resources.path(f"sql/catalog/{name}.sql").read_text(encoding="utf-8")
 
 
 def rows(connection: Connection, name: str) -> list[dict[str, Any]]:

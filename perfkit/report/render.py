@@ -10,20 +10,20 @@ from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
+from perfkit.base import resources
 from perfkit.bundle import Bundle, reading, write_atomically
-from perfkit.config import ROOT
 from perfkit.errors import BundleError, PerfkitError
 from perfkit.report import files
 from perfkit.report.run import Run
 from perfkit.text import visible
 
-NOTEBOOK = ROOT / "notebooks" / "before_after_index.ipynb"
-LOAD = ROOT / "notebooks" / "load_scenarios.ipynb"
-LAB = ROOT / "notebooks" / "index_lab.ipynb"
-GATE = ROOT / "notebooks" / "go_no_go.ipynb"
-REVIEW = ROOT / "notebooks" / "post_deployment_review.ipynb"
-TEMPLATES = Path(__file__).parent / "templates"
-DISPLAY = Path(__file__).parents[1] / "display"  # its style sheet is part of the page
+NOTEBOOK = resources.path("notebooks/before_after_index.ipynb")
+LOAD = resources.path("notebooks/load_scenarios.ipynb")
+LAB = resources.path("notebooks/index_lab.ipynb")
+GATE = resources.path("notebooks/go_no_go.ipynb")
+REVIEW = resources.path("notebooks/post_deployment_review.ipynb")
+TEMPLATES = resources.PACKAGE / "report" / "templates"
+DISPLAY = resources.PACKAGE / "display"  # its style sheet is part of the page
 
 
 def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psycopg
 
-from perfkit.config import ROOT
+from perfkit.base import resources
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.site import Connection
@@ -176,5 +176,5 @@ def own(text: str) -> bool:
 @cache
 def _headers() -> frozenset[str]:
     """The comments that catalogue queries begin with; the server keeps them."""
-    paths = (ROOT / "sql" / "catalog").glob("*.sql")
+    paths = resources.path("sql/catalog").glob("*.sql")
     return frozenset(path.read_text(encoding="utf-8").partition("\n")[0].rstrip() for path in paths)
