@@ -39,7 +39,7 @@ lock:
 		--extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # uv is used where it is there: the same packages in a tenth of the time.
 $(STAMP): requirements.lock requirements.txt pyproject.toml
