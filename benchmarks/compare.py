@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from perfkit import api
 from perfkit.postgres import databases, embedded
-from perfkit.report.render import render
+from perfkit.report.run import render
 
 LIMIT = 120.0  # seconds from the call to the report
 SCALE = 10  # a million accounts

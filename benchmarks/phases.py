@@ -11,7 +11,7 @@ import psutil
 
 from perfkit import config
 from perfkit.experiment import measure
-from perfkit.report.render import render
+from perfkit.report.run import render
 from perfkit.selection import Options, Selection
 
 LIMITS = {"server start": 3.0, "data": 20.0, "overhead": 25.0, "rendering": 8.0, "memory (GB)": 2.0}

@@ -22,7 +22,8 @@ from perfkit.load.samples import Rest
 from perfkit.postgres import databases, embedded
 from perfkit.report import files, time_chart
 from perfkit.report.load_run import LoadRun
-from perfkit.report.render import LOAD, execute, render
+from perfkit.report.render import LOAD, execute
+from perfkit.report.run import render
 from perfkit.report.svg import draw_svg
 from perfkit.selection import Options, Selection, alone
 

@@ -18,7 +18,8 @@ from synthetic import make_run
 from perfkit.base.resources import CHECKOUT
 from perfkit.errors import BundleError, PerfkitError, UsageError
 from perfkit.report import parameters
-from perfkit.report.render import NOTEBOOK, execute, render
+from perfkit.report.render import NOTEBOOK, execute
+from perfkit.report.run import render
 
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>\x1b[31m\u202etxt]]>{{7*7}}$x$"
@@ -182,8 +183,7 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rendering_says_nothing_on_the_terminal(report: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from perfkit.report.render import render; "
-        "render(*map(Path, sys.argv[1:]))"
+        "import sys; from pathlib import Path; from perfkit.report.run import render; render(*map(Path, sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, str(report.parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

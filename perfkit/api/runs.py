@@ -57,7 +57,7 @@ def run(
     Interrupted when the user stopped it.
     """
     if bundle:
-        return _with_lab(Run(Bundle.open(Path(bundle))), lab)
+        return _with_lab(_opened(Path(bundle)), lab)
     from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
 
     settings = configuration.load(Path(config) if config else None)
@@ -208,10 +208,22 @@ def measure(
     return LoadRun(_measured(found, targets, new_folder(reports, "load")))
 
 
-def _with_lab(found: Run, lab: str | Path) -> Run:
+def _opened(folder: Path) -> Run:
+    """Open a run from its folder, as a rehearsed rollback if it is one. Raises BundleError."""
+    from perfkit.report.rollback import RehearsedRun
+
+    bundle = Bundle.open(folder)
+    return RehearsedRun(bundle) if "rollback" in bundle.run else Run(bundle)
+
+
+def _with_lab(run: Run, lab: str | Path) -> Run:
+    """Keep the summary of an index lab in the run. Raises BundleError."""
     if lab:
-        found.take(Path(lab))
-    return found
+        from perfkit.display.lab import summary
+        from perfkit.lab.results import read
+
+        run.bundle.update(lab=summary(read(Path(lab))))
+    return run
 
 
 def _of_database(

@@ -107,7 +107,7 @@ def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
 
 def rendered(run: Any, gate: bool) -> None:
     """Write a run's report, say its decision and where it is; at the gate, end with the decision's code."""
-    from perfkit.report.render import render
+    from perfkit.report.run import render
 
     page = render(run.bundle.path)
     echo(f"{run.subject.word}: {run.analysis.headline}")

@@ -1,4 +1,4 @@
-"""From a bundle to its report: the notebook is executed and its outputs become one HTML file."""
+"""Execute a notebook and write its outputs as one HTML page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from subprocess import DEVNULL
 from typing import Any
 
 from perfkit.base import resources
-from perfkit.bundle import Bundle, reading, write_atomically
-from perfkit.errors import BundleError, PerfkitError
-from perfkit.report import files
-from perfkit.report.run import Run
+from perfkit.bundle import write_atomically
+from perfkit.errors import PerfkitError
 from perfkit.text import visible
 
 NOTEBOOK = resources.path("notebooks/before_after_index.ipynb")
@@ -24,32 +22,6 @@ GATE = resources.path("notebooks/go_no_go.ipynb")
 REVIEW = resources.path("notebooks/post_deployment_review.ipynb")
 TEMPLATES = resources.PACKAGE / "report" / "templates"
 DISPLAY = resources.PACKAGE / "display"  # its style sheet is part of the page
-
-
-def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
-    """Write report.html, verdict.json, summary.md and samples.csv into `out`, by default the bundle itself.
-
-    The page of one arm, compared with nothing, is load.html.
-    The same bundle gives the same bytes. A run that did not end is rendered and marked as unfinished.
-    Raises BundleError for a bundle that cannot be read or a folder that cannot be written.
-    """
-    run = Run(Bundle.open(bundle))
-    folder = out or bundle
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(f"{folder}: cannot be created ({error.strerror}); expected a writable folder") from None
-    with reading(bundle):
-        written = {
-            "verdict.json": files.verdict(run.subject),
-            "summary.md": files.summary(run.subject),
-            "samples.csv": files.samples(run.rounds),
-        }
-    for name, text in written.items():
-        write_atomically(folder / name, text)
-    title = f"{run.subject.decision}: {run.analysis.title}"
-    notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
-    return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)
 
 
 def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from perfkit.bundle import Bundle, reading, write_atomically
+from perfkit.bundle import reading, write_atomically
 from perfkit.display import rollback as shown
-from perfkit.display.html import page, style
+from perfkit.display.html import Block, page, style
 from perfkit.errors import BundleError
 from perfkit.release.rollback import FILE, Rollback
+from perfkit.report.run import Run, render
+
+
+class RehearsedRun(Run):
+    """The run of a rehearsed rollback, whose decision is whether everything is as before."""
+
+    @property
+    def decision(self) -> Block:
+        """Whether everything is as before, item by item."""
+        with reading(self.bundle.path):
+            return shown.rollback(Rollback.of(self.bundle.run["rollback"]))
 
 
 class RolledBack:
@@ -28,9 +39,7 @@ class RolledBack:
     def render(self) -> Path:
         """Write the report of a rehearsal's run, or rollback.html; returns the page. Raises BundleError."""
         if (self.folder / "run.json").exists():
-            from perfkit.report.run import Run  # a page without a run needs no statistics
-
-            return Run(Bundle.open(self.folder)).render()
+            return render(self.folder)
         out = self.folder / "rollback.html"
         write_atomically(out, page(f"{self.found.word}: rollback", shown.rollback(self.found).html))
         return out

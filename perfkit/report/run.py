@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from perfkit.analysis import analyse
 from perfkit.analysis.sentences import complete_blocks
-from perfkit.bundle import Bundle, Round, reading
-from perfkit.display import claims, database, decision, method, rollback, tables
+from perfkit.bundle import Bundle, Round, reading, write_atomically
+from perfkit.display import claims, database, decision, method, tables
 from perfkit.display.html import Block, Opened
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
-from perfkit.release.rollback import Rollback
+from perfkit.errors import BundleError
+from perfkit.report import files
+from perfkit.report.render import LOAD, NOTEBOOK, page_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,8 +37,6 @@ class Run(Opened):
 
     def render(self) -> Path:
         """Write report.html and what belongs beside it into the run's folder; returns the page. Raises BundleError."""
-        from perfkit.report.render import render  # which executes a notebook that shows a run
-
         return render(self.bundle.path)
 
     def frame(self) -> DataFrame:
@@ -48,10 +48,7 @@ class Run(Opened):
 
     @property
     def decision(self) -> Block:
-        """GO, NO-GO or INCONCLUSIVE with its numbers; of a rehearsed rollback whether it is as before."""
-        if found := self.bundle.run.get("rollback"):
-            with reading(self.bundle.path):
-                return rollback.rollback(Rollback.of(found))
+        """GO, NO-GO or INCONCLUSIVE with its numbers."""
         return decision.decision(self.subject)
 
     @property
@@ -94,13 +91,6 @@ class Run(Opened):
         """Which of the indexes earn their keep."""
         return database.index_lab(self.subject)
 
-    def take(self, lab: Path) -> None:
-        """Keep the summary of an index lab in the run. Raises BundleError."""
-        from perfkit.display.lab import summary
-        from perfkit.lab.results import read
-
-        self.bundle.update(lab=summary(read(lab)))
-
     @property
     def ecdf(self) -> Block:
         """Distribution of response times by load level."""
@@ -139,3 +129,29 @@ class Run(Opened):
         run, path = self.bundle.run, self.bundle.path
         planned = run["parameters"]["blocks"]
         return f"{run['title']}: {run['status']}, {complete_blocks(run)} of {planned} blocks, in {path}"
+
+
+def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
+    """Write report.html, verdict.json, summary.md and samples.csv into `out`, by default the bundle itself.
+
+    The page of one arm, compared with nothing, is load.html.
+    The same bundle gives the same bytes. A run that did not end is rendered and marked as unfinished.
+    Raises BundleError for a bundle that cannot be read or a folder that cannot be written.
+    """
+    run = Run(Bundle.open(bundle))
+    folder = out or bundle
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be created ({error.strerror}); expected a writable folder") from None
+    with reading(bundle):
+        written = {
+            "verdict.json": files.verdict(run.subject),
+            "summary.md": files.summary(run.subject),
+            "samples.csv": files.samples(run.rounds),
+        }
+    for name, text in written.items():
+        write_atomically(folder / name, text)
+    title = f"{run.subject.decision}: {run.analysis.title}"
+    notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
+    return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)
