@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from perfkit import __version__, host
+from perfkit import host
 from perfkit.config import COPIES, Arm, Config, Query, Request, Scenario
 from perfkit.errors import UsageError
 from perfkit.indexes.build import index_names
@@ -170,7 +170,7 @@ class Selection:
     def describe(self) -> dict[str, Any]:
         """What `run.json` says before anything ran."""
         return {
-            "perfkit": __version__,
+            "perfkit": host.packages().get("perfkit", ""),
             "title": self.config.title,
             "command": self.command(),
             "parameters": {
