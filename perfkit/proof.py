@@ -6,11 +6,12 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
-from perfkit import api
+from perfkit.api.given import new_folder
+from perfkit.api.runs import compare
 from perfkit.arms.beside import Beside
 from perfkit.arms.stage import Relay
 from perfkit.bundle import write_atomically
@@ -23,10 +24,12 @@ from perfkit.experiment import measure
 from perfkit.indexes.statements import read_set
 from perfkit.indexes.trial import one_index
 from perfkit.process import alone
-from perfkit.query import Session
 from perfkit.report.run import Run
 from perfkit.selection import Options, Selection
 from perfkit.slow.examples import Value
+
+if TYPE_CHECKING:
+    from perfkit.query import Session
 
 Say = Callable[[str], None]
 
@@ -55,7 +58,7 @@ def measured(
     wanted = [one_index(statement) for statement in index]
     if session.place.site.foreign:
         opened = session.opened
-        return api.compare(
+        return compare(
             opened.db,
             text,
             wanted,
@@ -73,7 +76,7 @@ def measured(
         )
     if way:
         raise UsageError(f"way = {way!r}; expected none, for this database is cloned on the server that it is on")
-    folder = api.new_folder(reports, "measure")
+    folder = new_folder(reports, "measure")
     try:
         config = _config(session, folder, text, rows, wanted, users)
         chosen = Selection(config, Options(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
