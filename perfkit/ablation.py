@@ -22,10 +22,11 @@ from perfkit.bundle import write_atomically
 from perfkit.config import Arm, Config
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.experiment import measure, staged
+from perfkit.explain.capture import Parameters
 from perfkit.explain.plan import read_plan
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
-from perfkit.indexes.advise import advise
+from perfkit.indexes.advice import Advice
 from perfkit.indexes.statements import IndexSet
 from perfkit.indexes.use import ask, judge
 from perfkit.lab import search
@@ -39,7 +40,6 @@ from perfkit.postgres import catalog, databases
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.place import Place
 from perfkit.process import alone
-from perfkit.query import Session
 from perfkit.selection import Options, Selection
 from perfkit.targets import admitted
 from perfkit.text import homeless
@@ -48,6 +48,7 @@ TRIES = 4  # confirming runs at most: every further look could find by chance wh
 AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
 PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
 Say = Callable[[str], None]
+Advise = Callable[[Place, Mapping[str, tuple[str, Parameters]], Say], Advice]  # for queries with their parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,10 @@ class Asked:
             raise UsageError(f"budget = {self.budget / 1024 / 1024:g} MB; expected more than 0")
 
 
-def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
+def ablate(asked: Asked, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
     """Run a lab into a new folder. Whatever happens, what was measured stays readable.
+
+    `advise` finds the set to compare with where `asked.advised` is AUTO.
 
     Raises PerfkitError as `measure` does; UsageError for what cannot be looked at.
     """
@@ -84,7 +87,7 @@ def ablate(asked: Asked, folder: Path, permission: Permission, say: Say) -> Lab:
 
     try:
         with ExitStack() as stack:
-            bench = _opened(stack, asked, folder, permission, say)
+            bench = _opened(stack, asked, folder, permission, advise, say)
             keep(writes=[asdict(w) for w in bench.design.writes.writes], lacking=bench.design.writes.lacking)
             _measured(bench, asked, keep)
         keep(status="complete")
@@ -130,7 +133,7 @@ class _Bench:
         )
 
 
-def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission, say: Say) -> _Bench:
+def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission, advise: Advise, say: Say) -> _Bench:
     """The server with its data, and the runs' design for it."""
     settings, database = asked.settings, asked.settings.database
     if database is None or database.way == "in-place":
@@ -157,18 +160,17 @@ def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission
         )
     else:
         writes = design_writes(base.site, base.name, asked.indexes.indexes)
-    advised = _advised(asked, base, say) if asked.advised == AUTO and asked.reads else asked.advised
+    advised = _advised(asked, base, advise, say) if asked.advised == AUTO and asked.reads else asked.advised
     design = replace(bare, writes=writes, advised=advised)
     design.write()
     return _Bench(design, stage, base, asked.options, folder, permission, say)
 
 
-def _advised(asked: Asked, base: Place, say: Say) -> str:
+def _advised(asked: Asked, base: Place, advise: Advise, say: Say) -> str:
     """What perfkit itself would build for these queries, knowing nothing of the set."""
-    found = advise(
-        Session(base), workload(asked.settings, base, asked.options.seed), say=lambda text: say(f"advice, {text}")
-    )
-    return found.sql if found.proposals else ""
+    queries = workload(asked.settings, base, asked.options.seed)
+    advice = advise(base, queries, lambda text: say(f"advice, {text}"))
+    return advice.sql if advice.proposals else ""
 
 
 def _sets(asked: Asked) -> dict[str, list[str]]:

@@ -57,6 +57,8 @@ def ablate(
     from perfkit.ablation import AUTO, Asked, ablate
     from perfkit.comparison import Comparison, index_set, sql_of
     from perfkit.guards.admission import Permission
+    from perfkit.indexes.advise import advise
+    from perfkit.query import Session
     from perfkit.selection import Options
 
     folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
@@ -83,7 +85,7 @@ def ablate(
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     try:
         with progress() as say:
-            ablate(asked, folder, permission, say)
+            ablate(asked, folder, permission, lambda base, queries, say: advise(Session(base), queries, say=say), say)
     except PerfkitError:
         if not any((folder / name).exists() for name in ("ablation", "audit.jsonl")):  # nothing was measured or done
             shutil.rmtree(folder)
