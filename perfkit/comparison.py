@@ -17,6 +17,7 @@ from perfkit.errors import BundleError, PlanError, UsageError
 from perfkit.explain.capture import single
 from perfkit.guards.address import resolve
 from perfkit.indexes.statements import IndexSet, read_set
+from perfkit.postgres.settings import require_settable
 from perfkit.postgres.statements import read, split
 
 Text = str | Path  # SQL, or the name of a file that holds it
@@ -49,9 +50,10 @@ class Comparison:
             raise UsageError("nothing to compare; expected --index, --set or --rewrite")
         if self.rewrite and len(self.query) != 1:
             raise UsageError(f"a rewrite of {len(self.query)} queries; expected one --query with it")
-        for name in self.settings or {}:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.$]*", name):
-                raise UsageError(f"setting {name!r}; expected the name of a PostgreSQL setting")
+        try:
+            require_settable({name: str(value) for name, value in (self.settings or {}).items()})
+        except ValueError as error:
+            raise UsageError(f"settings: expected {error}") from None
         if self.users < 1:
             raise UsageError(f"users = {self.users}; expected at least 1")
         if self.rate < 0 or self.seconds <= 0:

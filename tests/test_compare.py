@@ -302,8 +302,11 @@ WRONG = {
     "no index": ({"index": "-- none"}, "'-- none': no statement; expected CREATE INDEX"),
     "no such index file": ({"index": "gone.sql"}, "gone.sql: cannot be read (No such file or directory)"),
     "another statement": ({"index": "DROP TABLE orders"}, "index.sql:1: 'DROP TABLE orders'; expected CREATE INDEX"),
-    "a setting without a name": ({"settings": {"": "1"}}, "setting ''; expected the name of a PostgreSQL setting"),
-    "a setting with a quote": ({"settings": {"a'b": "1"}}, 'setting "a\'b"; expected the name'),
+    "a setting without a name": (
+        {"settings": {"": "1"}},
+        "settings: expected the name of a PostgreSQL setting, not ''",
+    ),
+    "a setting with a quote": ({"settings": {"a'b": "1"}}, 'expected the name of a PostgreSQL setting, not "a\'b"'),
     "a profile": ({"profile": "fast"}, "profile 'fast' is unknown; expected one of: quick, standard, thorough"),
     "a way": ({"way": "teleport"}, "perfkit.toml: database.way = 'teleport'; expected: "),
     "no users": ({"users": 0}, "users = 0; expected at least 1"),

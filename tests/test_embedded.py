@@ -327,13 +327,15 @@ class TestRefusals:
         [
             ({"no_such_setting": "1"}, 'unrecognized configuration parameter "no_such_setting"'),
             ({"shared_buffers": "9000GB"}, "outside the valid range"),
-            ({"shared_preload_libraries": "no_such_library"}, 'could not access file "no_such_library"'),
         ],
     )
     def test_a_setting_the_server_refuses_in_the_servers_words(
         self, home: Path, settings: dict[str, str], words: str
     ) -> None:
-        self.check(ServerError, home, words, settings=settings)
+        self.check(UsageError, home, words, settings=settings)
+
+    def test_a_setting_that_shows_to_be_wrong_as_the_server_starts(self, home: Path) -> None:
+        self.check(ServerError, home, "max_connections", settings={"superuser_reserved_connections": "200"})
 
     def test_a_setting_perfkit_needs(self, home: Path) -> None:
         self.check(UsageError, home, "Listen_Addresses", settings={"Listen_Addresses": "*"})

@@ -53,6 +53,7 @@ class Clones(Stage):
     _copied: Copied | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
+        self._require_settings()
         self._server(self.config.baseline())
         return self
 
@@ -167,6 +168,16 @@ class Clones(Stage):
             settings = {**self.config.database.settings, **own}
             self._servers[key] = self._stack.enter_context(embedded.start(version, settings))
         return self._servers[key]
+
+    def _require_settings(self) -> None:
+        """Raise UsageError for a setting that a server will not take, before any is started or anything is made."""
+        assert self.config.database
+        for arm in self.config.arm:
+            if self._source and self.config.database.way == "clone":
+                databases.require_settings(self._source, arm.settings)
+            else:
+                given = {**self.config.database.settings, **arm.settings}
+                embedded.require_known(arm.postgres or self.version, given)
 
     def _settings(self, arm: Arm) -> dict[str, str]:
         """The settings that a database can hold."""

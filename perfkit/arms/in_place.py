@@ -105,6 +105,7 @@ class InPlace(Stage):
                 f"{source.name}: behind a pooler, which forgets settings; expected a direct connection, or from its "
                 f"owner: ALTER ROLE {sql.Identifier(source.address.user).as_string()} SET {setting} = '{value}'"
             )
+        databases.require_settings(source, arm.settings)
 
     def _require_buildable(self, arm: Arm, source: External) -> None:
         """Raise unless building is allowed and none of the indexes is there already."""

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from perfkit.base import resources
+from perfkit.postgres.settings import require_settable
 
 FOLDER = "folder"  # the key in pydantic's context that says where the file is
 
@@ -81,6 +82,7 @@ def _is_label(text: str) -> str:
 File = Annotated[Path, AfterValidator(_existing)]
 Conninfo = Annotated[str, AfterValidator(require_no_password)]
 Url = Annotated[str, AfterValidator(_is_origin)]
+Settings = Annotated[dict[str, str], AfterValidator(require_settable)]
 Json = Annotated[Any, AfterValidator(_as_json)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Label = Annotated[str, AfterValidator(_is_label)]

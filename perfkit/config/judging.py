@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Url
+from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Settings, Url
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -29,8 +29,10 @@ class Arm(Model):
     """SQL files run in it once its indexes are there: changes of rows that they must live through."""
     rolled_back: bool = False
     """Its indexes are built, used, and dropped again before anything is measured."""
-    settings: dict[str, str] = {}
-    """Server settings, for its database or, where only a start can set them, for a server of its own."""
+    settings: Settings = {}
+    """Server settings, for its database or, where only a start can set them, for a server of its own. Settings that
+    run programs, load libraries, name files, open the server to others or loosen perfkit's guards are refused;
+    `search_path` holds for the statements of the workload."""
     postgres: Literal[16, 18] | None = None
     """Another version of PostgreSQL, where perfkit starts it."""
     rewrite: dict[Name, File] = {}

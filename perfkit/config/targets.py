@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Url, folder_of
+from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Settings, Url, folder_of
 
 Way = Literal["made", "whole", "sample", "generated", "clone", "in-place"]
 COPIES = ("whole", "sample", "generated")
@@ -39,8 +39,8 @@ class Database(Model):
     """Which of the scales is used where the command line names none."""
     scales: dict[Name, dict[str, Count]] = {}
     """By name, the numbers that `prepare` files are filled with."""
-    settings: dict[str, str] = {}
-    """Server settings of the PostgreSQL that perfkit starts, for all arms."""
+    settings: Settings = {}
+    """Server settings of the PostgreSQL that perfkit starts, for all arms; the same are refused as in an arm."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Database:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from perfkit.config.fields import File, Json, Model, Name, Seconds
+from perfkit.load.pgbench_scripts import require_harmless
 from perfkit.text import require_header
 
 
@@ -158,7 +160,8 @@ class Scenario(Model):
     engine: Literal["asyncio", "pgbench"] = "asyncio"
     """Who sends queries: perfkit's own workers, or pgbench, whose client costs less."""
     script: tuple[File, ...] = ()
-    """Scripts for pgbench, in place of `send`; each client runs one after the other, chosen at random."""
+    """Scripts for pgbench, in place of `send`; each client runs one after the other, chosen at random. Commands that
+    run programs (`\\shell`, `\\setshell`) are refused."""
     arms: tuple[Name, ...] = ()
     """Only on these arms; empty: on all."""
     alternate: bool = False
@@ -171,6 +174,8 @@ class Scenario(Model):
             raise ValueError("alternate with one user and one batch, closed model")
         if bool(self.send) == bool(self.script):
             raise ValueError("either send or script")
+        for path in self.script:
+            _require_harmless(path)
         if self.script and not self.pgbench:
             raise ValueError("script with engine = 'pgbench'")
         if (self.rate or self.pgbench) and not self.seconds:
@@ -199,3 +204,12 @@ class Scenario(Model):
     def lasts_s(self) -> float | None:
         """How long arrivals last in all, in s; None in the closed model."""
         return None if not self.rate else (self.seconds or 0.0) + sum(stage.seconds for stage in self.stage)
+
+
+def _require_harmless(path: Path) -> None:
+    """Raise ValueError for a script that pgbench could harm something with, or that is no text."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(f"{path} to be a text in UTF-8") from None
+    require_harmless(text, path)

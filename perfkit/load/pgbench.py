@@ -24,8 +24,9 @@ from perfkit.config import Scenario
 from perfkit.errors import LoadError, ServerError, UsageError
 from perfkit.load.crew import SAMPLES, WATCH_S, Load, Target
 from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import MARK, Query, Script, script
+from perfkit.load.pgbench_scripts import MARK, Query, Script, require_harmless, script
 from perfkit.postgres.parameters import options
+from perfkit.postgres.statements import read as read_script
 from perfkit.process import spawn, stop
 
 _DRAIN_S = 1.5  # pgbench's time begins before it connects, and what is due at its end begins later
@@ -117,10 +118,17 @@ def _script(query: Query, number: int, scenario: Scenario) -> Script:
 
 def _file(folder: Path, own: Query | Path, number: int, made: Script | None) -> str:
     """A script's file and its weight: each runs as often as the others, and lookups come on top."""
-    path = folder / f"{number}.sql" if made else own
-    assert isinstance(path, Path)
-    if made:
-        path.write_text(made.text, "utf-8")
+    if isinstance(own, Path):  # read once: pgbench must not find another text than the one that was looked at
+        text = read_script(own)
+        try:
+            require_harmless(text, own)
+        except ValueError as error:
+            raise UsageError(f"expected {error}") from None
+    else:
+        assert made
+        text = made.text
+    path = folder / f"{number}.sql"
+    path.write_text(text, "utf-8", newline="")
     return f"{path}@{2 if made and made.apart else 1}"
 
 

@@ -78,6 +78,19 @@ def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
                 raise UsageError(f"setting {setting} = {value!r}: {first_line(error)}") from None
 
 
+def require_settings(server: Site, settings: Mapping[str, str]) -> None:
+    """Raise UsageError naming a setting that a session may not choose, with the server's words; nothing is changed."""
+    if not settings:
+        return
+    with connected(server) as connection:
+        for setting, value in settings.items():
+            try:
+                with connection.transaction(force_rollback=True):
+                    connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", [setting, value])
+            except psycopg.Error as error:
+                raise UsageError(f"setting {setting} = {value!r}: {first_line(error)}") from None
+
+
 def freeze(server: Site, name: str) -> None:
     """VACUUM (FREEZE, ANALYZE), so that no round pays for hint bits or stale statistics."""
     with connected(server, name) as connection:

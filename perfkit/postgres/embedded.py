@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
@@ -24,7 +25,9 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
+from perfkit.postgres.settings import require_settable
 from perfkit.postgres.site import Connection
+from perfkit.text import visible
 
 if sys.platform != "win32":  # so that start() can say what is wrong there
     from perfkit.postgres import binaries, cluster
@@ -51,7 +54,7 @@ SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
 }
 
-# How perfkit reaches the server and its log; a caller's value for one of these is refused.
+# How perfkit reaches the server and its log; `settings` refuses a caller's value for one of these.
 _OWN = {
     "listen_addresses": "",
     "port": "5432",
@@ -63,7 +66,9 @@ _OWN = {
     "log_rotation_age": "0",
     "log_rotation_size": "0",
 }
-_REFUSED = {*_OWN, "unix_socket_directories", "data_directory", "hba_file", "config_file", "external_pid_file"}
+# What `postgres -C` needs in place of a cluster; nothing is started.
+_NO_CLUSTER = ("config_file=/dev/null", "hba_file=/dev/null", "ident_file=/dev/null", "data_directory=/nonexistent")
+_ANSWER_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -136,10 +141,24 @@ def start(version: int = 18, settings: Mapping[str, str] | None = None, home: Pa
     """
     if sys.platform == "win32":
         raise ServerError("the embedded server needs Linux or macOS (WSL works)")
-    wanted = {**SETTINGS, **_checked(settings or {})}
+    wanted = {**SETTINGS, **_settable(settings or {})}
+    with _home(home) as base:
+        return _start(version, wanted, base)
+
+
+def require_known(version: int, settings: Mapping[str, str], home: Path | None = None) -> None:
+    """Ask the server's program whether it takes these settings, without starting it. Raises UsageError, ServerError."""
+    with _home(home) as base:
+        _make_folder(base)
+        _require_known(binaries.locate(version, base), _settable(settings))
+
+
+@contextlib.contextmanager
+def _home(home: Path | None) -> Iterator[Path]:
+    """The folder of the embedded servers. Raises ServerError if it cannot be used."""
     base = (home or _default_home()).expanduser().absolute()
     try:
-        return _start(version, wanted, base)
+        yield base
     except OSError as error:
         reason = error.strerror or error
         raise ServerError(
@@ -153,6 +172,7 @@ def _start(version: int, settings: Mapping[str, str], home: Path) -> Server:
         binaries.require_reachable(home, user)
     _make_folder(home)
     bin_dir = binaries.locate(version, home)
+    _require_known(bin_dir, settings)
     order = {
         "bin": str(bin_dir),
         "settings": {**settings, **_OWN},
@@ -189,13 +209,34 @@ def _make_folder(path: Path) -> None:
             folder.chmod(0o755 if os.geteuid() == 0 else 0o700)
 
 
-def _checked(settings: Mapping[str, str]) -> Mapping[str, str]:
-    for name in settings:
-        if name.lower() in _REFUSED:
-            raise UsageError(f"setting {name} is perfkit's own on the embedded server and cannot be changed")
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.$]*", name):
-            raise UsageError(f"{name!r} cannot be the name of a PostgreSQL setting")
-    return settings
+def _settable(settings: Mapping[str, str]) -> Mapping[str, str]:
+    try:
+        return require_settable(settings)
+    except ValueError as error:
+        raise UsageError(f"expected {error}") from None
+
+
+def _require_known(bin_dir: Path, settings: Mapping[str, str]) -> None:
+    """Raise UsageError with the server's words for the first setting that it does not know or a value that is wrong."""
+    if not _refused(bin_dir, settings):
+        return
+    for name, value in settings.items():
+        if words := _refused(bin_dir, {name: value}):
+            raise UsageError(f"setting {name} = {value!r}: {words}")
+
+
+def _refused(bin_dir: Path, settings: Mapping[str, str]) -> str:
+    """What the server's program says against these settings; "" if nothing."""
+    given = [*_NO_CLUSTER, *(f"{name}={value}" for name, value in settings.items())]
+    command = [str(bin_dir / "postgres"), "-C", "max_connections", *(part for own in given for part in ("-c", own))]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_ANSWER_S
+    )
+    if not done.returncode:
+        return ""
+    said = re.search(r"(?:FATAL|ERROR): +(.*)", done.stderr.decode("utf-8", "replace"))
+    return visible(said[1]) if said else ""  # whatever else is wrong, the start will say
 
 
 def _messages(log: str) -> list[str]:

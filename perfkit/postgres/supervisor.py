@@ -73,7 +73,7 @@ class Supervisor:
         self.complete(["initdb", "-D", str(self.data), "--no-instructions", *arguments])
         with (self.data / "postgresql.conf").open("a") as conf:
             for name, value in {**self.settings, "unix_socket_directories": str(self.socket_dir)}.items():
-                quoted = value.replace("'", "''")
+                quoted = value.replace("\\", r"\\").replace("'", "''")  # a backslash would escape the closing quote
                 conf.write(f"{name} = '{quoted}'\n")
 
     def wait_until_ready(self, postgres: subprocess.Popen[bytes]) -> None:
