@@ -50,7 +50,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: rows and pages by its statistics, rows changed since those, its columns, indexes and references."""
+    """A table: rows and pages by its statistics, its counters of changes, its columns, indexes and references.
+
+    `changed` counts since ANALYZE, `inserted` and `rewritten` (updated, deleted) since the counters were reset.
+    """
 
     schema: str
     name: str
@@ -63,6 +66,11 @@ class Table:
     indexes: tuple[Index, ...]
     referenced_by: tuple[Reference, ...]
     parent: tuple[str, str] | None = None  # schema and name of the partitioned table that it is a part of
+    size: float | None = None  # pages that it has; None where that was not kept, or it has none of its own
+    inserted: float = 0.0
+    rewritten: float = 0.0
+    vacuumed: bool = False  # after it was analysed
+    hidden: bool = False  # whether its statistics are there for others alone
 
     def column(self, name: str) -> Column | None:
         """A column by its name."""
@@ -132,4 +140,9 @@ def _table(table: Mapping[str, Any]) -> Table:
         indexes=tuple(indexes),
         referenced_by=tuple(references),
         parent=(str(parent[0]), str(parent[1])) if (parent := table.get("parent")) else None,
+        size=None if table.get("size") is None else float(table["size"]),
+        inserted=float(table.get("inserted") or 0),
+        rewritten=float(table.get("rewritten") or 0),
+        vacuumed=bool(table.get("vacuumed")),
+        hidden=bool(table.get("hidden")),
     )

@@ -1,6 +1,6 @@
 -- What the catalogue knows of the tables in a plan: sizes, age of statistics, columns, indexes, foreign keys.
 WITH wanted AS (
-    SELECT DISTINCT c.oid, n.nspname AS schema, c.relname AS name, c.reltuples, c.relpages
+    SELECT DISTINCT c.oid, n.nspname AS schema, c.relname AS name, c.reltuples, c.relpages, c.relkind
     FROM unnest(%(schemas)s::text[], %(tables)s::text[]) AS w (schema, name)
     JOIN pg_catalog.pg_class c ON c.relname = w.name AND c.relkind IN ('r', 'p', 'm', 'f')
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -11,9 +11,15 @@ SELECT pg_catalog.json_build_object(
     'name', w.name,
     'rows', greatest(w.reltuples, 0),
     'pages', w.relpages,
+    'size', CASE WHEN w.relkind IN ('r', 'm') THEN
+        pg_catalog.pg_relation_size(w.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8 END,
     'dead', s.n_dead_tup,
     'changed', s.n_mod_since_analyze,
+    'inserted', s.n_tup_ins,
+    'rewritten', s.n_tup_upd + s.n_tup_del,
     'analyzed', greatest(s.last_analyze, s.last_autoanalyze) IS NOT NULL,
+    'vacuumed', greatest(s.last_vacuum, s.last_autovacuum) > greatest(s.last_analyze, s.last_autoanalyze),
+    'hidden', pg_catalog.row_security_active(w.oid) OR NOT pg_catalog.has_any_column_privilege(w.oid, 'SELECT'),
     'parent', (
         SELECT pg_catalog.json_build_array(n.nspname, p.relname)
         FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace

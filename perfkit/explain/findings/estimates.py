@@ -11,6 +11,7 @@ from perfkit.explain.conditions import Predicate, predicates
 from perfkit.explain.facts import Table
 from perfkit.explain.findings.model import Finding, Look
 from perfkit.explain.findings.words import child, counted, inclusive, took, worth
+from perfkit.explain.freshness import stale
 from perfkit.explain.plan import Node
 
 JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
@@ -173,15 +174,9 @@ def _of_table(look: Look, node: Node) -> tuple[str, str]:
             " STATISTICS.",
             analyze,
         )
-    if not table.analyzed and all(column.distinct is None for column in table.columns):
-        return f"{relation} has no statistics yet: analyse it.", analyze
-    if table.changed >= look.limits.stale_share * max(table.rows, 1.0):
-        return (
-            f"{counted(table.changed, 'row')} of {relation} changed since its statistics were made for"
-            f" {table.rows:,.0f}: analyse it, and let autovacuum do so more often"
-            " (autovacuum_analyze_scale_factor).",
-            analyze,
-        )
+    if because := stale(table, look.limits.stale_share):
+        often = ", and let autovacuum do so more often (autovacuum_analyze_scale_factor)" if table.analyzed else ""
+        return f"{because}: analyse it{often}.", analyze
     found = conditions(node, table)
     if any(re.search(r"\$\d", p.value) for p in found):
         return (

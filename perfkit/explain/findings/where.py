@@ -12,6 +12,7 @@ from perfkit.explain.conditions import Predicate, predicates
 from perfkit.explain.facts import Index, Table
 from perfkit.explain.findings.model import Look
 from perfkit.explain.findings.words import percent, worth
+from perfkit.explain.freshness import stale
 from perfkit.explain.plan import Node
 
 COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
@@ -124,8 +125,8 @@ def why_unused(look: Look, node: Node, index: Index) -> tuple[str, str]:
     table, settings = look.facts.of(node), look.plan.settings
     if off := [name for name in _SETTINGS if settings.get(name) == "off"]:
         return f"{there}: {' and '.join(off)} is off.", ";\n".join(f"RESET {name}" for name in off)
-    stale = table is not None and table.changed > look.limits.stale_share * max(table.rows, 1.0)
-    if stale or (look.plan.analyzed and node.misestimate <= 1 / look.limits.misestimate):
+    old = table is not None and stale(table, look.limits.stale_share)
+    if old or (look.plan.analyzed and node.misestimate <= 1 / look.limits.misestimate):
         expected = f" because it expected {node.estimated:,.0f} rows" if look.plan.analyzed else ""
         return f"{there}{expected}: its statistics should be renewed.", f"ANALYZE {placed(look, node)}"
     return (

@@ -23,10 +23,10 @@ def worth(look: Look, ms: float) -> bool:
 def counted(number: float, noun: str) -> str:
     """A number with its noun.
 
-    >>> counted(1, "row"), counted(12345, "row"), counted(2, "process")
-    ('1 row', '12,345 rows', '2 processes')
+    >>> counted(1, "row"), counted(12345, "row"), counted(2, "index")
+    ('1 row', '12,345 rows', '2 indexes')
     """
-    plural = "" if round(number) == 1 else "es" if noun.endswith("s") else "s"
+    plural = "" if round(number) == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{number:,.0f} {noun}{plural}"
 
 
