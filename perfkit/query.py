@@ -20,11 +20,13 @@ from perfkit.errors import UsageError
 from perfkit.explain.capture import Capture, Options, Parameters
 from perfkit.explain.diff import Diff
 from perfkit.explain.findings import Finding, findings
+from perfkit.explain.findings.model import Look
 from perfkit.explain.plan import Plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
+from perfkit.indexes.fresh import analyze_first
 from perfkit.indexes.trial import Made, one_index, trying
 from perfkit.postgres.databases import connected
 from perfkit.postgres.external import open_external
@@ -101,7 +103,10 @@ class WhatIf:
         """How it is shown."""
         before = PlanView(self.before.plan, self.before.findings, "without the index")
         after = PlanView(self.after.plan, self.after.findings, "with the index")
-        return WhatIfView(DiffView(before, after), self.used, self.bytes, self.evidence, bool(self.made.quoted))
+        estimated = not self.before.plan.analyzed
+        limitation = analyze_first(Look(self.before.plan, self.before.capture.facts)) if estimated else ""
+        plans, built = DiffView(before, after), bool(self.made.quoted)
+        return WhatIfView(plans, self.used, self.bytes, self.evidence, built, limitation)
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()
@@ -181,6 +186,8 @@ class Session:
                 )
             if wanted in trial.failed:
                 raise UsageError(f"{' '.join(wanted.split())[:60]!r}: {trial.failed[wanted]}")
+            if fault := trial.avoided(sql, wanted):
+                raise UsageError(f"{self.name}: {fault}; expected a copy: perfkit compare --way whole")
             before = Explained(trial.explain(sql, parameters, ()))
             after = Explained(trial.explain(sql, parameters, (wanted,)))
             return WhatIf(wanted, before, after, trial.evidence, trial.made[wanted])

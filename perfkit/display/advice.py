@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from perfkit.display.html import Block, code, escape
+from perfkit.display.html import Block, code, escape, listed
 from perfkit.display.table import Cell, Table
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.cost import Figures
@@ -21,6 +21,9 @@ def advice(found: Advice) -> Block:
         title = f"{query}, written so that an index can be used"
         html += f"<h3>{escape(title)}</h3>{code(rewrite, name=title)}"
         text += [f"{title}:\n{_indented(rewrite)}"]
+    if found.limitations:
+        html += f"<h3>Limitations</h3>{listed(found.limitations)}"
+        text += ["Limitations:\n" + "\n".join(f"- {limitation}" for limitation in found.limitations)]
     if found.proposals:
         html += f"<h3>The set</h3>{code(found.sql, name='The set of indexes')}"
         text += [f"The set:\n{_indented(found.sql)}"]

@@ -11,13 +11,14 @@ from perfkit.numbers import count, significant, size
 
 @dataclass(frozen=True, repr=False)
 class WhatIfView(View):
-    """Plans without and with an index; `built`: it was real for a moment, else HypoPG's."""
+    """Plans without and with an index; `built`: it was real for a moment, else HypoPG's; `limitation` of both."""
 
     plans: DiffView
     used: bool
     bytes: int
     evidence: str
     built: bool
+    limitation: str = ""
 
     @property
     def sentence(self) -> str:
@@ -29,11 +30,12 @@ class WhatIfView(View):
 
     def html(self) -> str:
         """The sentence and the plans, for a page that has the style sheet."""
-        return f"<p><strong>{escape(self.sentence)}</strong></p>{self.plans.html()}"
+        limitation = f"<p>{escape(self.limitation)}</p>" if self.limitation else ""
+        return f"<p><strong>{escape(self.sentence)}</strong></p>{limitation}{self.plans.html()}"
 
     def text(self, width: int | None = None) -> str:
         """The same in text."""
-        return f"{self.sentence}\n\n{self.plans.text(width)}"
+        return "\n\n".join(part for part in (self.sentence, self.limitation, self.plans.text(width)) if part)
 
     def _figures(self) -> str:
         before, after = self.plans.before.plan, self.plans.after.plan

@@ -1,4 +1,4 @@
-"""Advice: the indexes to make, whom each serves, and the queries that none will help."""
+"""Advice: the indexes to make, whom each serves, and the queries without one."""
 
 from __future__ import annotations
 
@@ -47,26 +47,31 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A query that no index will help, why in one sentence, and what to write instead where that is known."""
+    """A query without an index, why in one sentence, and what to write instead where that is known.
+
+    `certain`: the plan shows that no index helps; otherwise none was found, or the question is open.
+    """
 
     query: str
     because: str
     rewrite: str = ""
+    certain: bool = True
 
     @property
     def sentence(self) -> str:
         """All of it but the rewrite."""
-        return f"no index will help, because {self.because}"
+        return f"No index will help, because {self.because}" if self.certain else self.because
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Advice:
-    """The indexes for a workload, and the queries that none will help; it shows itself."""
+    """The indexes for a workload, the queries without one, and what limits both; it shows itself."""
 
     target: str
     evidence: str
     proposals: tuple[Proposal, ...]
     refusals: tuple[Refusal, ...]
+    limitations: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -78,6 +83,7 @@ class Advice:
         """The set as the text of a file: each index under a comment on whom it serves."""
         where = " ".join(visible(self.target).split())  # a database's name must not end the comment
         lines = [f"-- Indexes advised for {where}; {self.evidence}."]
+        lines += [f"-- {' '.join(visible(limitation).split())}" for limitation in self.limitations]
         analysed = {}
         for proposal in self.proposals:
             lines += ["", *(f"-- {line}" for line in proposal.served), f"{proposal.statement};"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perfkit.errors import PlanError
@@ -14,6 +15,7 @@ from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
 from perfkit.indexes.choosing import Asked, Search, tried_in_vain
 from perfkit.indexes.cost import figures
 from perfkit.indexes.derive import Design, Move, derive
+from perfkit.indexes.fresh import analyze_first, doubts, renew
 from perfkit.indexes.references import Reference, probes, references
 from perfkit.indexes.refuse import reason
 from perfkit.indexes.trial import UNVERIFIED, positional, trying
@@ -39,15 +41,33 @@ def advise(
 ) -> Advice:
     """Advice for queries, each SQL with typical parameters.
 
-    On a server that perfkit started indexes are built and rolled back, and queries executed. On any other nothing is
-    built; with `analyze` the queries as they are are executed, behind the guards of `Session.explain`; HypoPG tells
-    what an index would bring where it is installed. All indexes together have at most `max_bytes`. Raises PlanError
-    with the query's name, UsageError, TargetRefused.
+    On a server that perfkit started tables with stale statistics are analysed, indexes built and rolled back, and
+    queries executed. On any other nothing is built, and a query of a table with stale statistics gets no advice but to
+    analyse it; with `analyze` the queries as they are are executed, behind the guards of `Session.explain`; HypoPG
+    tells what an index would bring where it is installed. All indexes together have at most `max_bytes`. Raises
+    PlanError with the query's name, UsageError, TargetRefused.
     """
-    executed = not session.place.site.foreign if analyze is None else analyze
+    own = not session.place.site.foreign
+    executed = own if analyze is None else analyze
+    renewed = [*renew(session, queries)] if own else []
     with connected(session.place.site, session.place.name) as connection:
         pointing, taken = references(connection), {row["name"] for row in catalog.rows(connection, "relation_names")}
     asked = [_asked(session, name, *query, executed, timeout_s, pointing) for name, query in queries.items()]
+    refused = (
+        [] if own else [Refusal(one.name, old, certain=False) for one in asked if (old := analyze_first(one.look))]
+    )
+    asked = [one for one in asked if one.name not in {refusal.query for refusal in refused}]
+    limitations = [*renewed, *dict.fromkeys(line for one in asked for line in doubts(one.look) if not executed)]
+    advice = _advice(session, asked, taken, timeout_s, max_bytes, say)
+    order = list(queries)
+    refusals = sorted([*refused, *advice.refusals], key=lambda refusal: order.index(refusal.query))
+    return replace(advice, refusals=tuple(refusals), limitations=(*limitations, *advice.limitations))
+
+
+def _advice(
+    session: Session, asked: Sequence[Asked], taken: set[str], timeout_s: float, max_bytes: float, say: Say
+) -> Advice:
+    """Advice by what the candidates bring, where they can be tried."""
     moves = _moves(session, asked)
     names = _names([design for move in moves for design in move], taken)
     statements = [design.statement(name) for design, name in names.items()]
@@ -128,11 +148,13 @@ def _unverified(session: Session, asked: Sequence[Asked], names: Mapping[Design,
         own = [move for move in derive(one.look, one.variable, lambda *_: 1.0) if move in moves]
         own += [(Design(r.schema, r.table, r.keys),) for r in one.references]
         because = reason(one.text, one.look, one.generic)
-        if own and not because:
+        if because:
+            refusals.append(Refusal(one.name, *because))
+        elif own:
             for design in own[0]:
                 serving.setdefault(design, []).append(Served(one.name, now, now))
         else:
-            refusals.append(Refusal(one.name, *(because or tried_in_vain(now, None, 0))))
+            refusals.append(Refusal(one.name, tried_in_vain(now, None, 0), certain=False))
     kept = [d for d in serving if not any(d is not other and d.begins(other) for other in serving)]
     for design in serving.keys() - set(kept):
         longer = next(other for other in kept if design.begins(other))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from perfkit.explain.capture import Parameters
 from perfkit.explain.findings.model import Look
 from perfkit.explain.findings.where import conditions
+from perfkit.explain.findings.words import counted
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
 from perfkit.indexes.cost import Figures, figures, gain, helps, with_checks
 from perfkit.indexes.derive import SCANS, Design, Move
@@ -69,16 +70,35 @@ class Search:
         """The chosen indexes for a database of that name, and why the other queries get none."""
         chosen = self._pruned(self._improved(self._fitted(self._pruned(self._grown()))))
         proposals = [self._proposal(design, chosen) for design in sorted(chosen, key=lambda d: self.names[d])]
-        refusals = []
-        for one in self.asked:
-            before, after = self._figures(one, frozenset()), self._figures(one, chosen)
-            if not helps(before, after):
-                within = self._made().items()
-                tried = [d for d, size in within if size <= self.max_bytes and (d.schema, d.table) in one.tables]
-                best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
-                because = reason(one.text, one.look, one.generic) or tried_in_vain(before, best, len(tried))
-                refusals.append(Refusal(one.name, *because))
-        return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals))
+        refusals = [one for asked in self.asked if (one := self._refusal(asked, chosen))]
+        return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals), tuple(self._limitations()))
+
+    def _refusal(self, one: Asked, chosen: frozenset[Design]) -> Refusal | None:
+        """Why a query gets no index; None where one helps it."""
+        before = self._figures(one, frozenset())
+        if helps(before, self._figures(one, chosen)):
+            return None
+        if because := reason(one.text, one.look, one.generic):
+            return Refusal(one.name, *because)
+        made, left_out = self._made(), self._left_out(one)
+        tried = [d for d in made.keys() - left_out if made[d] <= self.max_bytes and (d.schema, d.table) in one.tables]
+        best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
+        return Refusal(one.name, tried_in_vain(before, best, len(tried), len(left_out)), certain=False)
+
+    def _left_out(self, one: Asked) -> frozenset[Design]:
+        """The indexes that were not tried for a query, because the server might not survive it."""
+        of_tables = (d for d in self._made() if (d.schema, d.table) in one.tables)
+        return frozenset(d for d in of_tables if self.trial.avoided(one.text, d.statement(self.names[d])))
+
+    def _limitations(self) -> Iterator[str]:
+        """What was not tried, for which queries, and why."""
+        left_out = [(one, design) for one in self.asked for design in self._left_out(one)]
+        if left_out:
+            one, design = left_out[0]
+            fault = self.trial.avoided(one.text, design.statement(self.names[design]))
+            several = counted(len({design for _, design in left_out}), "partial or expression index")
+            names = ", ".join(dict.fromkeys(one.name for one, _ in left_out))
+            yield f"Not tried for {names}: {several}. {fault}. Try on a copy: --way whole"
 
     def _grown(self) -> frozenset[Design]:
         chosen: frozenset[Design] = frozenset()
@@ -200,13 +220,17 @@ class Search:
         return self._known[key]
 
 
-def tried_in_vain(before: Figures, best: Figures | None, tried: int) -> tuple[str, str]:
-    """Why nothing was found, where its plan does not tell."""
-    unit = "cost" if before.pages is None else "pages"
+def tried_in_vain(before: Figures, best: Figures | None, tried: int, left_out: int = 0) -> str:
+    """Return what came of the candidates for a query, where its plan does not tell why none helps."""
     if best is None:
-        return "nothing in its plan could be found by an index that is not there already", ""
-    return (
-        f"of {tried} tried, the best brings it from {before.work:,.0f} to {best.work:,.0f} {unit} only"
-        if best.work < before.work
-        else f"of {tried} tried, the planner takes none that brings it below its {before.work:,.0f} {unit}"
-    ), ""
+        return (
+            f"Not decided: {counted(left_out, 'candidate index')} could not be tried"
+            if left_out
+            else "Its plan suggests no index that is not there already"
+        )
+    what = "the cost" if before.pages is None else "the pages read"
+    if best.work < before.work:
+        best_of = "The one candidate index" if tried == 1 else f"The best of {tried} candidate indexes"
+        return f"{best_of} reduces {what} from {before.work:,.0f} to {best.work:,.0f}: too little"
+    none = "The one candidate index did not reduce" if tried == 1 else f"None of {tried} candidate indexes reduced"
+    return f"{none} {what} ({before.work:,.0f})"

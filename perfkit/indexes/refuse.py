@@ -32,20 +32,9 @@ def reason(text: str, look: Look, generic: Look | None = None) -> Because | None
     scans.sort(key=lambda node: -_weight(look, node))
     if not scans:
         return None
-    for find in (_stale, _blocked, _pattern, _early, _either, _found, _tiny, _whole, _many):
+    for find in (_blocked, _pattern, _early, _either, _found, _tiny, _whole, _many):
         if found := find(text, look, generic, scans):
             return found
-    return None
-
-
-def _stale(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
-    for node in scans:
-        table = _table(look, node)
-        if node.own_pages > TINY and table.columns and all(c.distinct is None for c in table.columns):
-            return f"nothing is known of {table.name}, which was never analysed: ANALYZE {placed(look, node)} first", ""
-        if table.changed > max(look.limits.stale_share * table.rows, 1000.0):
-            changed = f"{table.changed:,.0f} rows of {table.name} changed since its statistics were made"
-            return f"{changed} ({table.rows:,.0f} then): ANALYZE {placed(look, node)} first", ""
     return None
 
 
@@ -139,11 +128,18 @@ def _found(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -
 
 
 def _tiny(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+    """The table has few pages, or few of its pages are read."""
     node = scans[0]
-    if (pages := _pages(look, node)) > TINY:
-        return None
-    rows = _table(look, node).rows
-    return f"{node.relation} is tiny: reading its {counted(rows, 'row')} in {counted(pages, 'page')} is as quick", ""
+    table = _table(look, node)
+    pages = table.pages if table.size is None else table.size
+    if table.size == 0:
+        return f"{node.relation} is empty", ""
+    if 0 < pages <= TINY:
+        rows = f"the {counted(table.rows, 'row')} in " if table.rows and table.pages <= pages else ""
+        return f"{node.relation} is tiny: reading {rows}its {counted(pages, 'page')} is as quick", ""
+    if look.plan.analyzed and node.own_pages <= TINY:
+        return f"it reads only {counted(node.own_pages, 'page')} of the {pages:,.0f} of {node.relation}", ""
+    return None
 
 
 def _whole(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import psycopg
@@ -22,6 +22,7 @@ from perfkit.explain.capture import Capture, Options, Parameters, explained, nam
 from perfkit.explain.facts import ask
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
+from perfkit.indexes.hypopg import fault, only_table
 from perfkit.postgres import catalog
 from perfkit.postgres.place import Place
 from perfkit.postgres.statements import split
@@ -58,8 +59,11 @@ class Trial(Protocol):
     def failed(self) -> Mapping[str, str]:
         """The server's words for each that could not be made."""
 
+    def avoided(self, text: str, statement: str) -> str:
+        """Why an index is left out of the plans of a statement, as a clause; "" where it is not."""
+
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
-        """A statement's plan with these of the indexes. Raises psycopg.Error."""
+        """A statement's plan with these of the indexes, without what is avoided. Raises psycopg.Error."""
 
 
 @contextmanager
@@ -76,10 +80,11 @@ def trying(
             yield _Rolled(connection, statements, timeout_s, executed)
         return
     with session(place.session, timeout_s) as connection:
-        if schema := catalog.row(connection, "hypopg").get("schema"):
+        if there := catalog.row(connection, "hypopg"):
+            schema = there["schema"]
             with _restored(connection):
                 try:
-                    yield _Imagined(connection, statements, schema)
+                    yield _Imagined(connection, statements, schema, fault(there["version"], there["files"]))
                 finally:  # with the transaction usable again, and on the very backend where they were imagined
                     _back(connection)
                     connection.execute(f"SELECT {schema}.hypopg_reset()".encode())
@@ -150,6 +155,9 @@ class _Rolled:
             self.connection.execute(f"ANALYZE {table}".encode())
         self.connection.execute(f"SET LOCAL statement_timeout = {max(1, int(self.timeout_s * 1000))}".encode())
 
+    def avoided(self, text: str, statement: str) -> str:
+        return ""
+
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
         text = single(text)
         absent = [made.quoted for statement, made in self.made.items() if statement not in present]
@@ -204,14 +212,20 @@ class _Rolled:
 
 @dataclass(eq=False)
 class _Imagined:
-    """HypoPG's indexes, which only the planner of this very backend knows; nothing is executed."""
+    """HypoPG's indexes, which only the planner of this very backend knows; nothing is executed.
+
+    `fault` is what this HypoPG does wrong with the partial and expression indexes, which are `delicate` then.
+    """
 
     connection: psycopg.Connection[Any]
     statements: Sequence[str]
     schema: str
+    fault: str
     evidence: str = ESTIMATED
     made: dict[str, Made] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    delicate: frozenset[str] = frozenset()
+    _plain: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for statement in self.statements:
@@ -221,11 +235,30 @@ class _Imagined:
                 except psycopg.Error as error:
                     self.failed[statement] = first_line(error)
                     _back(self.connection)
+        if self.fault:
+            asked = (
+                f"SELECT indexname AS name FROM {self.schema}.hypopg() WHERE coalesce(indexprs, indpred) IS NOT NULL"
+            )
+            rows = self.connection.cursor(row_factory=dict_row).execute(asked.encode()).fetchall()
+            names = {row["name"] for row in rows}
+            self.delicate = frozenset(s for s, made in self.made.items() if made.names & names)
+
+    def avoided(self, text: str, statement: str) -> str:
+        if statement not in self.delicate:
+            return ""
+        if text not in self._plain:
+            name = only_table(numbered(positional(text, ["%s"])))
+            asked = catalog.get("plain_table").encode()
+            self._plain[text] = bool(name) and self.connection.execute(asked, {"name": name}).fetchone() is not None
+        return "" if self._plain[text] else self.fault
 
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
         self.connection.execute(f"SELECT {self.schema}.hypopg_reset()".encode())
         for statement in present:
-            self.made[statement] = self._imagine(statement)  # by another name each time
+            if self.avoided(text, statement):
+                self.made[statement] = replace(self.made[statement], names=frozenset())
+            else:
+                self.made[statement] = self._imagine(statement)  # by another name each time
         with _restored(self.connection):
             return _captured(self.connection, explained(self.connection, single(text), parameters, Options(False)))
 

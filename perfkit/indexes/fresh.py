@@ -1,0 +1,68 @@
+"""Statistics before advice: renewed where the database is perfkit's own, asked for where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from perfkit.errors import PlanError
+from perfkit.explain.candidates import quoted
+from perfkit.explain.capture import Parameters
+from perfkit.explain.facts import Table
+from perfkit.explain.findings.model import Look
+from perfkit.explain.freshness import GROWN, doubt, stale
+from perfkit.indexes.derive import SCANS
+from perfkit.postgres.databases import connected
+
+if TYPE_CHECKING:
+    from perfkit.query import Session
+
+LEAST = 1000.0  # rows that have to be changed: for fewer, no other index is the right one
+
+
+def analyze_first(look: Look) -> str:
+    """Return the sentence that asks for statistics before advice; "" where those of all tables fit."""
+    found = _stale(look)
+    if not found:
+        return ""
+    return f"ANALYZE {', '.join(dict.fromkeys(map(_named, found)))} first: {' and '.join(found.values())}"
+
+
+def doubts(look: Look) -> Iterator[str]:
+    """Yield a sentence for each table of which nothing tells whether its statistics fit."""
+    for table in _read(look):
+        if because := doubt(table, look.limits.stale_share, LEAST):
+            yield f"{because}: if after, ANALYZE {_named(table)} and ask again"
+
+
+def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
+    """Analyse the tables whose statistics are stale, in a database of perfkit's own, and yield a sentence for each."""
+    found: dict[str, str] = {}
+    for text, parameters in queries.values():
+        with suppress(PlanError):  # which is raised again, with the query's name, when advice is sought
+            capture = session.explain(text, parameters).capture
+            found |= {_named(table): because for table, because in _stale(Look(capture.plan, capture.facts)).items()}
+    if found:
+        with connected(session.place.site, session.place.name) as connection:
+            for table, because in found.items():
+                connection.execute(f"ANALYZE {table}".encode())
+                yield f"{because}: analysed here first. Where that is so in production too, ANALYZE {table} there"
+
+
+def _stale(look: Look) -> dict[Table, str]:
+    """The tables with stale statistics, and why each is one."""
+    found = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
+    return {table: because for table, because in found if because}
+
+
+def _read(look: Look) -> Iterator[Table]:
+    """Yield the tables that a plan reads and that are not tiny, each once."""
+    tables = dict.fromkeys(look.facts.of(node) for node in look.plan.nodes if node.kind in SCANS)
+    yield from (t for t in tables if t and (t.size is None or t.size > GROWN) and not t.schema.startswith("pg_"))
+
+
+def _named(table: Table) -> str:
+    """A table as SQL writes it; of a partition, the whole."""
+    schema, name = table.parent or (table.schema, table.name)
+    return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
