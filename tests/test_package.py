@@ -82,9 +82,9 @@ def call(installed: Installed, project: Path, server_home: Path) -> Call:
     home = str(project.parent / "home")
     env = {"PATH": "/usr/bin:/bin", "HOME": home, "PERFKIT_HOME": str(server_home), "LANG": "C.UTF-8"}
 
-    def call(program: str, *args: object, cwd: str = "") -> subprocess.CompletedProcess[str]:
-        (project / cwd).mkdir(exist_ok=True)
-        return done(installed.bin / program, *args, cwd=project / cwd, env=env)
+    def call(program: str, *args: object, cwd: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        (project / cwd).mkdir(parents=True, exist_ok=True)
+        return done(installed.bin / program, *args, cwd=project / cwd, env={**env, **more})
 
     return call
 
@@ -163,6 +163,15 @@ class TestInstalled:
         assert json.loads((run / "verdict.json").read_text())["decision"] in ("GO", "NO-GO", "INCONCLUSIVE")
         assert (run / "report.html").stat().st_size > 50_000
 
+    def test_a_report_is_written_by_this_interpreter_where_another_ones_kernel_comes_first(
+        self, call: Call, run: Path
+    ) -> None:
+        first = call("jupyter", "kernelspec", "list", JUPYTER_PREFER_ENV_PATH="0").stdout
+        assert "home/.local/share/jupyter/kernels/python3" in first
+        before = (run / "report.html").read_bytes()
+        page = call("perfkit", "report", "--bundle", run, JUPYTER_PREFER_ENV_PATH="0").stdout.splitlines()[-1]
+        assert Path(page).read_bytes() == before
+
     def test_copied_notebooks_show_a_run_from_another_folder(self, call: Call, run: Path, project: Path) -> None:
         call("perfkit", "notebooks", "copies")
         out = project / "elsewhere" / "out.ipynb"
@@ -174,7 +183,6 @@ class TestInstalled:
         (project / "nested").mkdir()
         (project / "nested" / "perfkit.toml").touch()
         options = ["-p", "blocks", 1, "-p", "scale", "seed", "-p", "scenarios", "single"]
-        (project / "nested" / "deep").mkdir()
         call("papermill", "../../shared/load_scenarios.ipynb", "out.ipynb", *options, cwd="nested/deep")
         (folder,) = (project / "nested" / "reports").iterdir()
         assert (folder / "run.json").is_file()
