@@ -26,16 +26,6 @@ _TIME = re.compile(rb'\{"timestamp":"([^"\\]{1,60})"')
 _lenient = json.JSONDecoder(strict=False).decode  # control characters in a text are let through
 
 
-def boundary(data: bytes) -> int:
-    """Where the last record that is complete ends; 0 where none is."""
-    return data.rfind(b"\n") + 1
-
-
-def next_record(data: bytes) -> int:
-    """Where the first record behind this one begins; 0 where none does."""
-    return data.find(b"\n") + 1
-
-
 class JsonLog:
     """Lines of a jsonlog given to a digest; of one database only where it is named."""
 
@@ -43,6 +33,16 @@ class JsonLog:
 
     def __init__(self, database: str = "") -> None:
         self._database = database
+
+    @staticmethod
+    def boundary(data: bytes) -> int:
+        """Where the last record that is complete ends; 0 where none is."""
+        return data.rfind(b"\n") + 1
+
+    @staticmethod
+    def next_record(data: bytes) -> int:
+        """Where the first record behind this one begins; 0 where none does."""
+        return data.find(b"\n") + 1
 
     def take(self, block: bytes, digest: Digest, reason: str = NO_RECORD) -> None:
         """Whole lines. What cannot be read is counted, for this reason."""

@@ -89,12 +89,11 @@ class LogReader:
     def _split(self, piece: bytes) -> None:
         """Take what is whole, keep the rest."""
         assert self._log is not None
-        form = jsonlog if isinstance(self._log, jsonlog.JsonLog) else stderr
         tail = self._parts[-1][-1:] if self._parts else b""
-        if self._skipping and (begins := form.next_record(tail + piece)):
+        if self._skipping and (begins := self._log.next_record(tail + piece)):
             piece, tail = (tail + piece)[begins:], b""
             self._parts, self._size, self._skipping = [], 0, False
-        at = form.boundary(tail + piece) - len(tail)
+        at = self._log.boundary(tail + piece) - len(tail)
         if at < 0 or (at == 0 and tail != b"\n"):
             self._keep(piece)
             return

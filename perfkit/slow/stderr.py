@@ -33,21 +33,6 @@ _BEGINS = re.compile(rb"\n(?=[^\t])")
 _ANY = re.compile(rf"(?:.*?(?P<timestamp>{_TIME}))?(?:.*?\[(?P<pid>\d{{1,9}})\b)?.*", re.DOTALL)
 
 
-def boundary(data: bytes) -> int:
-    """Where the last record begins, which may go on; 0 where no other is before it."""
-    at = len(data) - 1
-    while (at := data.rfind(b"\n", 0, max(at, 0))) >= 0:
-        if data[at + 1] != 9:
-            return at + 1
-    return 0
-
-
-def next_record(data: bytes) -> int:
-    """Where the first record behind this one begins; 0 where none does."""
-    found = _BEGINS.search(data)
-    return found.end() if found else 0
-
-
 class StderrLog:
     """Records of a plain log given to a digest; of one database only where it is named, and the prefix tells it.
 
@@ -61,6 +46,21 @@ class StderrLog:
         self._filters = _Wanted()
         self._parser = LogParser(_prefix(prefix, head), self._filters)
         self._held: Record | None = None  # its DETAIL may be the next record
+
+    @staticmethod
+    def boundary(data: bytes) -> int:
+        """Where the last record begins, which may go on; 0 where no other is before it."""
+        at = len(data) - 1
+        while (at := data.rfind(b"\n", 0, max(at, 0))) >= 0:
+            if data[at + 1] != 9:
+                return at + 1
+        return 0
+
+    @staticmethod
+    def next_record(data: bytes) -> int:
+        """Where the first record behind this one begins; 0 where none does."""
+        found = _BEGINS.search(data)
+        return found.end() if found else 0
 
     def take(self, block: bytes, digest: Digest) -> None:
         """Whole records. What cannot be read is counted."""
