@@ -15,7 +15,7 @@ from perfkit.indexes import hypopg, trial
 from perfkit.indexes.advice import Advice, Refusal
 from perfkit.indexes.advise import advise
 from perfkit.indexes.choosing import tried_in_vain
-from perfkit.indexes.cost import Figures
+from perfkit.indexes.cost import Figures, helps
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.place import Place
@@ -229,6 +229,31 @@ def test_candidates_that_did_not_help_are_counted(best: float | None, tried: int
     after = None if best is None else Figures(best, 1.0, 1.0)
     found = Refusal("query", tried_in_vain(Figures(277, 1.0, 1.0), after, tried, left_out), certain=False)
     assert found.sentence == says
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "helped"),
+    [
+        (Figures(1_700, 30.0, 9.0), Figures(1_630, 2.0, 9.0), True),  # a row on every page
+        (Figures(1_700, 30.0, 9.0), Figures(1_750, 2.0, 9.0), True),  # and the index's own
+        (Figures(1_700, 30.0, 9.0), Figures(1_630, 12.0, 9.0), False),
+        (Figures(1_700, 3.0, 9.0), Figures(1_630, 0.2, 9.0), False),  # nobody felt it before
+        (Figures(1_700, 30.0, 9.0), Figures(9_000, 2.0, 9.0), False),  # in memory, this time
+        (Figures(None, None, 1_700.0), Figures(None, None, 1_630.0), False),
+    ],
+)
+def test_an_index_that_takes_a_third_of_the_time_helps_though_as_many_pages_are_read(
+    before: Figures, after: Figures, helped: bool
+) -> None:
+    assert helps(before, after) == helped
+
+
+@pytest.mark.slow
+def test_rows_on_every_page_are_found_in_less_time_by_an_index(own: Session) -> None:
+    load(own, "CREATE TABLE steps AS SELECT n AS id, n % 100 AS kind, n % 7 AS day FROM generate_series(1, 300000) n")
+    load(own, "VACUUM ANALYZE steps")
+    found = asked(own, "DELETE FROM steps WHERE kind = 7")
+    assert titles(found) == ["steps (kind)"] and " ms -> " in found.sql
 
 
 # HypoPG's versions

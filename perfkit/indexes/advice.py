@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfkit.indexes.cost import Figures
+from perfkit.indexes.cost import Figures, quicker
 from perfkit.indexes.derive import Design
-from perfkit.numbers import size
+from perfkit.numbers import millis, size
 from perfkit.text import visible
 
 
@@ -41,6 +41,8 @@ class Proposal:
         """Whom it serves, a line each, then its size and what that rests on."""
         for served in self.queries:
             after = "" if served.before == served.after else f" -> {served.after}"
+            if quicker(served.before, served.after):
+                after += f", {millis(served.before.ms or 0.0)} -> {millis(served.after.ms or 0.0)}"
             yield " ".join(f"{served.query}: {served.before}{after}".split())
         yield "; ".join([*([size(self.bytes)] if self.bytes is not None else []), self.evidence])
 

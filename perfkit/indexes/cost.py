@@ -16,6 +16,9 @@ ROOM = 32.0  # what an index may take more than another that is larger: nobody f
 MOSTLY = 0.3  # of a table's rows: an index that is read for so many stands for its table as one that is read whole
 TRUSTED = 2.0  # times as many rows as expected, at most, for the planner's costs to be taken for anything
 HALF = 2.0  # an index helps a query that then touches at most half the pages, the slack aside,
+QUICKER = 3.0  # or takes a third of its time, which a single measurement shows safely
+FELT = 5.0  # where that was so many ms,
+AS_MANY = 1.25  # and reads hardly more pages than before: on another day they are not in memory
 SORTED = 1000.0  # or where it spares sorting at least so many rows for a LIMIT, and more pages are not touched
 
 
@@ -52,7 +55,14 @@ def figures(look: Look) -> Figures:
 def helps(before: Figures, after: Figures) -> bool:
     """The rule by which an index is kept."""
     spared = before.sorted >= SORTED and not after.sorted and after.work <= before.work
-    return spared or (after.work + SLACK) * HALF <= before.work + SLACK
+    return spared or quicker(before, after) or (after.work + SLACK) * HALF <= before.work + SLACK
+
+
+def quicker(before: Figures, after: Figures) -> bool:
+    """Whether the time that was measured falls so far that the pages, nearly as many, do not matter."""
+    if before.ms is None or after.ms is None or before.ms < FELT:
+        return False
+    return after.ms * QUICKER <= before.ms and after.work <= AS_MANY * before.work + SLACK
 
 
 def gain(before: Figures, after: Figures) -> float:

@@ -176,13 +176,18 @@ class _Rolled:
         """The statement executed, once for each plan."""
         key = (text, repr(parameters), fingerprint(read_plan(planned)))
         if key not in self._known:
-            with _restored(self.connection):
-                document = explained(self.connection, text, parameters, Options(writes=True))
+            document = self._executed(text, parameters)
             if read_plan(document).execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
-                document = explained(self.connection, text, parameters, Options(writes=True))
+                document = min(
+                    (self._executed(text, parameters) for _ in range(2)), key=lambda d: read_plan(d).execution_ms
+                )
             document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
             self._known[key] = _captured(self.connection, document)
         return self._known[key]
+
+    def _executed(self, text: str, parameters: Parameters) -> Any:
+        with _restored(self.connection):
+            return explained(self.connection, text, parameters, Options(writes=True))
 
     def _kept(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
         """The same as a prepared statement that keeps its plan for any values, as drivers make them.
