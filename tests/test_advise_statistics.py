@@ -185,6 +185,18 @@ def test_elsewhere_stale_statistics_are_to_be_made_anew_before_any_advice(
 
 @pytest.mark.system
 @pytest.mark.slow
+def test_elsewhere_a_value_that_young_rows_may_have_is_a_limitation(system: Hosted, foreign: Session) -> None:
+    shipments(system)
+    assert not asked(foreign, COUNT).limitations  # none has it, and none can
+    system.run("INSERT INTO shipments SELECT n, 'active' FROM generate_series(50001, 52000) n", user="shop")
+    found = asked(foreign, COUNT, "SELECT * FROM shipments WHERE id = 7")
+    (limitation,) = found.limitations
+    assert limitation.startswith("The statistics of shipments know no row with state = 'active'")
+    assert titles(found)
+
+
+@pytest.mark.system
+@pytest.mark.slow
 def test_elsewhere_a_table_without_statistics_is_to_be_analysed_first(system: Hosted, foreign: Session) -> None:
     system.run(PEOPLE, user="shop")
     found = asked(foreign, "SELECT * FROM people WHERE town = 7")

@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from perfkit.errors import PlanError
-from perfkit.explain.candidates import quoted
+from perfkit.explain.candidates import distinct, quoted
 from perfkit.explain.capture import Parameters
 from perfkit.explain.facts import Table
 from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.where import conditions, plain
 from perfkit.explain.freshness import GROWN, doubt, stale
+from perfkit.explain.plan import Node
 from perfkit.indexes.derive import SCANS
 from perfkit.postgres.databases import connected
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from perfkit.query import Session
 
 LEAST = 1000.0  # rows that have to be changed: for fewer, no other index is the right one
+
+COMMON = 100.0  # rows of each value that the statistics know: another one with none is a surprise
 
 
 def analyze_first(look: Look) -> str:
@@ -30,10 +34,17 @@ def analyze_first(look: Look) -> str:
 
 
 def doubts(look: Look) -> Iterator[str]:
-    """Yield a sentence for each table of which nothing tells whether its statistics fit."""
+    """Yield a sentence for each table of which nothing tells whether its statistics fit, or the asked value."""
     for table in _read(look):
         if because := doubt(table, look.limits.stale_share, LEAST):
             yield f"{because}: if after, ANALYZE {_named(table)} and ask again"
+    for node in look.plan.nodes:
+        table_read = look.facts.of(node) if node.kind in SCANS else None
+        if table_read and node.estimated <= 1 and (unknown := _unknown_values(look, node, table_read)):
+            yield (
+                f"The statistics of {table_read.name} know no row with {' or '.join(unknown)}, but rows were added or "
+                f"changed since: if there are many now, ANALYZE {_named(table_read)} and ask again"
+            )
 
 
 def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
@@ -48,6 +59,18 @@ def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> It
             for table, because in found.items():
                 connection.execute(f"ANALYZE {table}".encode())
                 yield f"{because}: analysed here first. Where that is so in production too, ANALYZE {table} there"
+
+
+def _unknown_values(look: Look, node: Node, table: Table) -> list[str]:
+    """Conditions on values of which the statistics know none, where each value they know has many rows."""
+    if not table.changed and (table.size or 0.0) <= table.pages:
+        return []
+    return [
+        plain(p.text, node.text("Alias"))
+        for p in conditions(look, node, "Filter")
+        if p.operator == "=" and p.column and not p.joined and "$" not in p.value
+        and 0 < distinct(table, p.column) * COMMON <= table.rows
+    ]  # fmt: skip
 
 
 def _stale(look: Look) -> dict[Table, str]:
