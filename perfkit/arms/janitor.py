@@ -83,7 +83,9 @@ def _keep(kind: str, name: str, where: dict[str, Any]) -> None:
     """Remove one thing; what cannot be removed now is named in the audit by the statement that failed."""
     given = where["address"]
     address = Address(**{**given, "aliases": tuple(given["aliases"])})
-    external = External(address, Audit(Path(where["audit"]) if where["audit"] else None), system=where["system"])
+    external = External(
+        address, Audit(Path(where["audit"]) if where["audit"] else None), system=where["system"], pooler=False
+    )
     deadline = monotonic() + _DEADLINE_S
     while monotonic() < deadline:
         with suppress(PerfkitError, psycopg.Error):

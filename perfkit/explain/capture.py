@@ -12,13 +12,13 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg.types.json import set_json_loads
 
 from perfkit.errors import Interrupted, PlanError, UsageError
-from perfkit.explain.facts import Facts, ask, read_facts
+from perfkit.explain.bounds import document, raw_json, require_statement
+from perfkit.explain.facts import Facts, fetched, parsed, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.nested import loads
+from perfkit.postgres.limits import LOCK_S, holders
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
 from perfkit.text import first_line
@@ -27,7 +27,6 @@ Parameters = Mapping[str, Any] | Sequence[Any] | None
 Connect = Callable[[], psycopg.Connection[Any]]
 READING = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 WRITING = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
-_LOCK_TIMEOUT_S = 3.0  # waiting longer for a lock would make others wait behind us
 _NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 
@@ -91,20 +90,22 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     options = options or Options()
     text = single(sql)
     documents: list[Any] = []
-    tables: list[Any] = []
     repeats = options.repeats if options.analyze else 1
     read_only = first_word(text) not in WRITING or not options.writes
     while len(documents) < repeats:
         try:
             with session(connect, options.timeout_s, read_only=read_only) as connection:
-                documents.append(explained(connection, text, parameters, options))
-                if len(documents) == repeats:
-                    tables = ask(connection, read_plan(documents[-1]))
+                raw = _fetched(connection, text, parameters, options)
         except _WouldWrite:
             if not (read_only and options.writes):
                 raise
             read_only = False  # a CTE, a function or a lock, and it may
-    return Capture(tuple(documents), tuple(tables))
+        else:
+            documents.append(_read(raw, options))
+    plan = read_plan(documents[-1])
+    with session(connect, options.timeout_s) as connection:
+        tables = fetched(connection, plan)
+    return Capture(tuple(documents), tuple(parsed(tables)))
 
 
 PLANNED = 15  # parameter rows that are planned to find the plan that most of them get
@@ -113,8 +114,8 @@ PLANNED = 15  # parameter rows that are planned to find the plan that most of th
 def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
     """The first of the rows whose plan is that of most rows; nothing is executed."""
     with session(connect, 60.0) as connection:
-        plans = (explained(connection, single(sql), row, Options(analyze=False)) for row in rows)
-        shapes = [fingerprint(read_plan(plan)) for plan in plans]
+        plans = [_fetched(connection, single(sql), row, Options(analyze=False)) for row in rows]
+    shapes = [fingerprint(read_plan(document(plan))) for plan in plans]
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
 
@@ -126,8 +127,8 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
         with connect() as connection:
             connection.autocommit = False
             connection.read_only = read_only
-            set_json_loads(loads, connection)
-            limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, _LOCK_TIMEOUT_S)}
+            raw_json(connection)
+            limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, LOCK_S)}
             for limit, seconds in limits.items():
                 connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 is none
             yield connection
@@ -136,7 +137,7 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
         raise Interrupted("interrupted; the statement was cancelled on the server") from None
     except psycopg.Error as error:
         kind = _WouldWrite if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) else PlanError
-        raise marked(kind(f"EXPLAIN failed: {first_line(error)}"), error) from None
+        raise marked(kind(f"EXPLAIN failed: {first_line(error)}{holders(connect, error)}"), error) from None
 
 
 def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:
@@ -150,7 +151,8 @@ def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:
 
 
 def single(sql: str) -> str:
-    """The text of the one statement. Raises PlanError for none, several, or one that has no plan."""
+    """The text of the one statement. Raises PlanError for none, several, or one that is too long or has no plan."""
+    require_statement(sql)
     if len(statements := split(sql)) != 1:
         raise PlanError(f"EXPLAIN takes one statement; found {len(statements)}")
     if (word := first_word(statements[0].text)) not in READING | WRITING:
@@ -187,6 +189,19 @@ def named(sql: str) -> list[str]:
 
 def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> Any:
     """One EXPLAIN's document."""
+    return _read(_fetched(connection, text, parameters, options), options)
+
+
+def _read(raw: bytes, options: Options) -> Any:
+    """The document of what was fetched, without the setting that a generic plan takes before 16. Raises PlanError."""
+    found = document(raw)
+    if options.generic and found:
+        found[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+    return found
+
+
+def _fetched(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> bytes:
+    """One EXPLAIN's JSON as it comes, to be read when the transaction is over."""
     version = connection.info.server_version // 10_000
     if options.generic:
         return _generic(connection, numbered(text), version)
@@ -197,7 +212,7 @@ def explained(connection: psycopg.Connection[Any], text: str, parameters: Parame
     return _first(cursor, explain, values)
 
 
-def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> Any:
+def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> bytes:
     """The plan for any values: EXPLAIN's own since 16; before, that of a prepared statement."""
     cursor = connection.cursor(row_factory=tuple_row)
     if version >= 16:
@@ -206,10 +221,9 @@ def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> An
     cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     cursor.execute(f"PREPARE perfkit_generic AS\n{text}".encode())
     values = f"({', '.join(['NULL'] * count)})" if count else ""
-    document = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
-    document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+    raw = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
     cursor.execute("DEALLOCATE perfkit_generic")
-    return document
+    return raw
 
 
 def _wanted(options: Options, version: int, text: str) -> str:
@@ -225,6 +239,6 @@ def _wanted(options: Options, version: int, text: str) -> str:
     return ", ".join(wanted)
 
 
-def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> Any:
+def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> bytes:
     row = cursor.execute(sql.encode(), parameters).fetchone()
-    return row[0] if row else []
+    return row[0] if row else b""

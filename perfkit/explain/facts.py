@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError
+from perfkit.explain.bounds import document
 from perfkit.explain.plan import Node, Plan
 from perfkit.postgres import catalog
 from perfkit.postgres.keywords import KEYWORDS
@@ -97,6 +98,16 @@ NO_FACTS = Facts()
 
 def ask(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
     """The facts about a plan's tables as JSON values. Raises psycopg.Error."""
+    return parsed(fetched(connection, plan))
+
+
+def parsed(tables: Sequence[Any]) -> list[Any]:
+    """JSON values of facts as they came; a connection may have parsed them already."""
+    return [document(table) if isinstance(table, bytes) else table for table in tables]
+
+
+def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
+    """The facts about a plan's tables as they come. Raises psycopg.Error."""
     wanted = {(node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name"))}
     if not wanted:
         return []

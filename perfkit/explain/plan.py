@@ -13,6 +13,7 @@ from typing import Any
 
 from perfkit.errors import PlanError
 from perfkit.explain.accounting import GATHERS, Raw, exclusive, processes, structure
+from perfkit.explain.bounds import shortened
 
 PAGES = ("Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks")
 COUNTERS = (
@@ -338,10 +339,9 @@ def _numbers(raws: Sequence[Raw], key: str) -> list[float]:
 
 def read_plan(document: Any) -> Plan:
     """The plan of EXPLAIN's JSON: its array (of which the first is taken), or one element. Raises PlanError."""
-    first = document[0] if isinstance(document, list) and document else document
-    if not isinstance(first, dict) or not isinstance(first.get("Plan"), dict):
-        raise PlanError("not a plan; expected EXPLAIN (FORMAT JSON) output with a 'Plan'")
-    raws, parents = _listed(first["Plan"])
+    first = _of_one_statement(document)
+    listed, parents = _listed(first["Plan"])
+    raws = [shortened(raw) for raw in listed]
     loops = _numbers(raws, "Actual Loops")
     shared = processes(raws, parents, loops)
     found = structure(raws, parents, loops)
@@ -383,6 +383,18 @@ def read_plan(document: Any) -> Plan:
             parent.children.append(node)
         nodes.append(node)
     return Plan(first, tuple(nodes), outside, beyond)
+
+
+def whole_nodes(document: Any) -> list[Raw]:
+    """Every node of EXPLAIN's JSON as it came, with its texts in full: what a guard must see. Raises PlanError."""
+    return _listed(_of_one_statement(document)["Plan"])[0]
+
+
+def _of_one_statement(document: Any) -> dict[str, Any]:
+    first = document[0] if isinstance(document, list) and document else document
+    if not isinstance(first, dict) or not isinstance(first.get("Plan"), dict):
+        raise PlanError("not a plan; expected EXPLAIN (FORMAT JSON) output with a 'Plan'")
+    return first
 
 
 def _listed(top: Raw) -> tuple[list[Raw], list[int]]:

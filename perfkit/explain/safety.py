@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError, TargetRefused
+from perfkit.explain.bounds import document, raw_json
 from perfkit.explain.capture import (
     WRITING,
     Capture,
@@ -26,17 +27,20 @@ from perfkit.explain.capture import (
     marked,
     single,
 )
-from perfkit.explain.plan import read_plan
+from perfkit.explain.plan import whole_nodes
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
 from perfkit.postgres.external import External
+from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.site import Site
 from perfkit.postgres.statements import first_word
 from perfkit.text import first_line
 
-_NAME = r'("(?:[^"]|"")+"|[^\W\d][\w$]*)'
-_WORD, _CALLED, _SYMBOL = re.compile(_NAME), re.compile(rf"{_NAME}\s*\("), re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+# Every word is taken whole, so that a text is read once, however long its words are.
+_WORD = re.compile(r'("(?:[^"]|"")++"|[^\W\d][\w$]*+)(\s*+\()?')
+_SYMBOL = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+_NAME_BYTES = 63  # the server cuts longer names
 # Volatile because their result changes; they change nothing.
 _HARMLESS = frozenset(
     {"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7"}
@@ -61,10 +65,8 @@ def guarded(
     """
     writable = "writes" in site.permissions
     if isinstance(site, External) and options.analyze:
-        with connect() as connection:
-            found = effects(connection, sql, parameters)
         require_harmless(
-            found,
+            effects(connect, sql, parameters),
             writes_allowed=writable,
             volatile_allowed=volatile,
             where=site.name,
@@ -73,25 +75,29 @@ def guarded(
     return capture(connect, sql, parameters, replace(options, writes=writable))
 
 
-def effects(connection: psycopg.Connection[Any], statement: str, parameters: Parameters) -> Effects:
+def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects:
     """What one statement would do, from its plan alone, made in a read-only transaction.
 
+    No transaction is open while the plan, or what was looked up, is read.
     Functions are found by name in the statement, in its verbose plan, and in the views, functions, operators,
     casts and domains that are named there, and so on. Not seen: what a function does in a language other than
     SQL and PL/pgSQL, or in a text that it puts together. Raises PlanError where the statement cannot be planned.
     """
     text = single(statement)
     try:
-        cursor = connection.cursor(row_factory=tuple_row)
-        cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions that are not declared volatile
-        planned = cursor_for(connection, text, parameters)
-        planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}".encode(), exact(parameters))
-        document: Any = (planned.fetchone() or ([],))[0]
-        nodes = [node.raw for node in read_plan(document).nodes]
-        volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
-        connection.rollback()
+        with connect() as connection:
+            connection.autocommit = False
+            raw_json(connection)
+            cursor = connection.cursor(row_factory=tuple_row)
+            cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions not declared volatile
+            planned = cursor_for(connection, text, parameters)
+            planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}".encode(), exact(parameters))
+            raw: bytes = (planned.fetchone() or (b"",))[0]
+            connection.rollback()
+            nodes = list(whole_nodes(document(raw)))
+            volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
     except psycopg.Error as error:
-        raise marked(PlanError(f"cannot be planned: {first_line(error)}"), error) from None
+        raise marked(PlanError(f"cannot be planned: {first_line(error)}{holders(connect, error)}"), error) from None
     kinds = {node["Node Type"] for node in nodes}
     return Effects("ModifyTable" in kinds or first_word(text) in WRITING, "LockRows" in kinds, volatile)
 
@@ -118,13 +124,16 @@ def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]
     seen: set[str] = set()
     while new := set(texts) - seen:
         seen |= new
+        words = [found for text in new for found in _WORD.findall(text)]
         asked = {
-            "calls": calls | {_plain(name) for text in new for name in _CALLED.findall(text)},
-            "words": {_plain(name) for text in new for name in _WORD.findall(text)},
+            "calls": calls | {_plain(name) for name, call in words if call},
+            "words": {_plain(name) for name, _ in words},
             "symbols": {cut for text in new for all_ in _SYMBOL.findall(text) for cut in (all_, all_.rstrip("+-"))},
         }
-        cursor.execute(catalog.get("volatile").encode(), {name: sorted(values) for name, values in asked.items()})
-        rows = cursor.fetchall()
+        names = {name: sorted({_as_stored(value) for value in values}) for name, values in asked.items()}
+        cursor.execute("SET LOCAL search_path = pg_catalog")  # an arm's may put other tables in front of the catalogue
+        rows = cursor.execute(catalog.get("volatile").encode(), names).fetchall()
+        cursor.connection.rollback()
         found |= {name for name, volatile, _ in rows if volatile}
         texts = {text for _, _, text in rows if text}
     return tuple(sorted(found - _HARMLESS))
@@ -150,6 +159,11 @@ def _planned(node: Mapping[str, Any]) -> Iterator[str]:
     for key, value in node.items():
         if key != "Plans":
             yield from (part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str))
+
+
+def _as_stored(name: str) -> str:
+    """A name as the server keeps it, without the end of one that is too long."""
+    return name if len(name) <= _NAME_BYTES // 4 else name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def _plain(name: str) -> str:

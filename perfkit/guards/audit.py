@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from perfkit.errors import BundleError
+from perfkit.postgres.limits import limited
 
 
 class Audit:
@@ -67,20 +68,24 @@ def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
             super().__init__(connection, row_factory=row_factory or dict_row)
 
         def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
-            with audit.noted(target, _text(query)):
+            with audit.noted(target, _text(query)), limited(self.connection):
                 return super().execute(query, params, **options)
 
         def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
-            with audit.noted(target, _text(query)):
+            with audit.noted(target, _text(query)), limited(self.connection):
                 super().executemany(query, params_seq, **options)
 
         def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[dict[str, Any]]:
-            with audit.noted(target, _text(query)):
+            with audit.noted(target, _text(query)), limited(self.connection):
                 yield from super().stream(query, params, **options)
 
         @contextmanager
         def copy(self, statement: Any, params: Any = None, **options: Any) -> Iterator[psycopg.Copy]:
-            with audit.noted(target, _text(statement)), super().copy(statement, params, **options) as copy:
+            with (
+                audit.noted(target, _text(statement)),
+                limited(self.connection),
+                super().copy(statement, params, **options) as copy,
+            ):
                 yield copy
 
     return Noted

@@ -113,7 +113,8 @@ class Server:
 
     def _row(self, connection: Connection, name: str) -> dict[str, Any]:
         """One query's row, in one round trip. Raises _LeftOut where the server refuses it, psycopg.Error where lost."""
-        limit = f"BEGIN READ ONLY; SET LOCAL statement_timeout = {max(1, int(self._timeout_s * 1000))};"
+        ms = max(1, int(self._timeout_s * 1000))
+        limit = f"BEGIN READ ONLY; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms};"
         try:
             cursor = connection.execute(f"{limit}\n{catalog.get(name)}\n; COMMIT".encode())
             while cursor.description is None and cursor.nextset():

@@ -80,8 +80,7 @@ class Watched:
         for item in self.items.values():
             if isinstance(item, Query):
                 row = rows[item.parameters][0] if item.parameters else None
-                with place.session() as connection:
-                    found = effects(connection, self.text(item.name), row)
+                found = effects(place.session, self.text(item.name), row)
                 require_harmless(found, writes_allowed=False, volatile_allowed=allowed, where=place.site.name)
 
 

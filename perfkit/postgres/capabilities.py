@@ -157,8 +157,19 @@ def _clock(way: Way) -> Capability:
 
 def _timeouts(facts: Mapping[str, Any]) -> Capability:
     names = {"statement": "statement_timeout", "lock": "lock_timeout", "idle transaction": "idle_timeout"}
-    said = [f"{name} {'none' if facts[key] == '0' else facts[key]}" for name, key in names.items()]
+    said = [f"{name} {_duration(int(facts[key]))}" for name, key in names.items()]
     return Capability("timeouts", "yes", ", ".join(said) + "; perfkit sets its own for what it sends")
+
+
+def _duration(ms: int) -> str:
+    """A time limit as PostgreSQL shows it.
+
+    >>> _duration(0), _duration(90_000), _duration(120_000)
+    ('none', '90s', '2min')
+    """
+    if not ms:
+        return "none"
+    return f"{ms // 60_000}min" if ms % 60_000 == 0 else f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
 
 
 def _copy(facts: Mapping[str, Any], way: Way) -> Capability:

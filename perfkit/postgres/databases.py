@@ -14,6 +14,7 @@ from psycopg import sql
 
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
+from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import number
 from perfkit.postgres.site import Connection, Site
 from perfkit.postgres.statements import read, substitute
@@ -29,7 +30,8 @@ def connected(server: Site, database: str = "", user: str = "") -> Iterator[Conn
     except psycopg.Error as error:
         tail = "" if server.alive() else f"; the server is gone: {server.log_tail()}"
         where = server.name if server.foreign else database
-        raise ServerError(f"{where}: {first_line(error)}{tail}") from None
+        held = holders(lambda: server.connect(database, user), error)
+        raise ServerError(f"{where}: {first_line(error)}{held}{tail}") from None
 
 
 def create(server: Site, name: str, template: str = "template0") -> None:
@@ -60,6 +62,7 @@ def drop(server: Site, name: str) -> None:
 def prepare(server: Site, name: str, files: Sequence[Path], variables: Mapping[str, int]) -> None:
     """Run SQL files in a database as its owner. Raises UsageError with the file and the server's words."""
     with connected(server, name) as connection:
+        connection.execute("SET statement_timeout = 0")  # the database is perfkit's own
         for path in files:
             try:
                 connection.execute(substitute(read(path), variables).encode())
@@ -104,6 +107,7 @@ def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str,
         found = {row["table"]: row for row in catalog.rows(connection, "sizes")}
         if exact:  # by one process, so that pages come into memory in their order
             connection.execute("SET max_parallel_workers_per_gather = 0")
+            connection.execute("SET statement_timeout = 0")
         for row in found.values() if exact else ():
             table = sql.SQL(row["quoted"])  # the server's own quoting
             count = connection.execute(sql.SQL("SELECT count(*) AS n FROM {}").format(table)).fetchone()

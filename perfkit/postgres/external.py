@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -21,6 +22,7 @@ from perfkit.guards.address import Address, bracketed, canonical, here
 from perfkit.guards.admission import Permission, admit, looks_like_production, normal
 from perfkit.guards.audit import Audit, audited
 from perfkit.postgres import catalog, marker
+from perfkit.postgres.limits import Pooled, limit
 from perfkit.postgres.site import Connection
 from perfkit.text import first_line, visible
 
@@ -35,7 +37,7 @@ class External:
     address: Address
     audit: Audit
     version: int = 0
-    pooler: bool = False
+    pooler: bool = True  # until it is known that there is none
     permissions: frozenset[str] = frozenset()
     system: str = ""  # what tells it from another server that might answer in its place
     answered: float = 0.0  # when it was last asked whether it lives, on the monotonic clock
@@ -55,8 +57,12 @@ class External:
         return self.address.conninfo(dbname)
 
     def connect(self, dbname: str = "", user: str = "") -> Connection:
-        """A connection in autocommit mode. Raises psycopg.Error, TargetRefused where another server answers."""
-        connection: Connection = psycopg.connect(
+        """A connection in autocommit mode, with time limits for all that is sent.
+
+        Raises psycopg.Error, TargetRefused where another server answers.
+        """
+        kind = Pooled if self.pooler else psycopg.Connection[dict[str, Any]]
+        connection: Connection = kind.connect(
             self.conninfo(dbname),
             autocommit=True,
             row_factory=dict_row,
@@ -67,6 +73,10 @@ class External:
             client_encoding="utf8",  # or a database in SQL_ASCII gives bytes for text
         )
         try:
+            if isinstance(connection, Pooled):
+                connection.noted = partial(self.audit.noted, self.name)
+            else:
+                limit(connection)
             if self.system and _system(connection, catalog.row(connection, "answering")) != self.system:
                 raise TargetRefused(f"{self.name}: another server answers than before; nothing more was sent to it")
         except BaseException:

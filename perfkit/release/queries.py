@@ -14,7 +14,6 @@ from perfkit.explain.capture import Capture, Options, Parameters, capture, named
 from perfkit.explain.facts import NO_FACTS, Facts, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.explain.safety import effects, require_harmless
-from perfkit.postgres.databases import connected
 from perfkit.postgres.place import Place
 
 
@@ -70,9 +69,7 @@ def looked_at(place: Place, name: str, sql: str, known: str, rows: Sequence[Mapp
         query = replace(query, plan=captured(place, query).plan)
         if query.generic:
             return replace(query, unsent="it needs values: --parameters")
-        with connected(place.site, place.name) as connection:
-            connection.autocommit = False
-            found = effects(connection, sql, query.parameters)
+        found = effects(place.session, sql, query.parameters)
     except PlanError as error:
         raise PlanError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
     try:

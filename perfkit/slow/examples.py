@@ -177,8 +177,7 @@ class _Known:
         if not self.place.site.foreign:
             return True
         try:
-            with self.place.session() as other:
-                return not effects(other, statement, None).volatile
+            return not effects(self.place.session, statement, None).volatile
         except (PlanError, psycopg.Error):
             return False
 
