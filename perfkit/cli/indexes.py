@@ -12,6 +12,7 @@ import click
 from perfkit.cli.databases import opened
 from perfkit.cli.group import echo, target_options
 from perfkit.errors import UsageError
+from perfkit.indexes.counters import MIN_AGE
 from perfkit.nested import dumps
 
 if TYPE_CHECKING:
@@ -34,17 +35,38 @@ def indexes() -> None:
 @click.option(
     "--plan", "files", multiple=True, type=click.Path(path_type=Path), help="Plans of the workload's queries."
 )
+@click.option(
+    "--standby", "standbys", multiple=True, metavar="CONNINFO", help="A standby, whose use counts too; several times."
+)
+@click.option(
+    "--min-age",
+    type=click.FloatRange(min=0),
+    default=MIN_AGE,
+    show_default=True,
+    help="Days of counting without which no index is dropped as unused.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
 @target_options
 def use(
-    db: str, files: tuple[Path, ...], as_json: bool, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]
+    db: str,
+    files: tuple[Path, ...],
+    standbys: tuple[str, ...],
+    min_age: float,
+    as_json: bool,
+    tls: bool,
+    confirm: tuple[str, ...],
+    production: tuple[str, ...],
 ) -> None:
     """Which indexes are duplicate, redundant, unused, broken or missing, and why; nothing is changed.
+
+    All statements that are printed may be run together. A primary with standbys that are not named, and counters that
+    are young, give no statement to drop an unused index.
 
     \b
     Examples:
       perfkit indexes use --db service=staging
+      perfkit indexes use --db service=primary --standby service=standby
       perfkit indexes use --db service=staging --plan slow.json --json
     """  # noqa: D301 - click wants the character
     from dataclasses import asdict
@@ -52,13 +74,14 @@ def use(
     from perfkit.display.index_use import index_use
     from perfkit.explain.document import read
     from perfkit.explain.plan import read_plan
-    from perfkit.indexes.use import ask, judge
+    from perfkit.indexes.use import ask, joined, judge
 
     plans = [read_plan(document) for path in files for document in read(_text(path))]
     facts = ask(opened(db, tls, confirm, production))
-    remarks = judge(facts, plans)
+    facts = joined(facts, {name: ask(opened(name, tls, confirm, production)) for name in standbys})
+    remarks = judge(facts, plans, min_age)
     if as_json:
-        counters = {name: getattr(facts, name) for name in ("since", "days", "replica", "replicas", "counted")}
+        counters = {name: value for name, value in asdict(facts.counters).items() if name not in ("database", "server")}
         shown = ("name", "table", "bytes", "scans", "definition")
         there = [{name: getattr(index, name) for name in shown} for index in facts.indexes]
         said = [asdict(remark) for remark in remarks]

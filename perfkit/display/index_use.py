@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from perfkit.display.html import Block, code, escape
 from perfkit.display.table import Cell, Table
-from perfkit.indexes.use import Facts, Remark, Use
+from perfkit.indexes.use import Facts, Remark, Use, script
 from perfkit.numbers import NONE, count, size
 
 _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
@@ -14,10 +14,10 @@ _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
 
 def index_use(facts: Facts, remarks: Sequence[Remark]) -> Block:
     """The remarks as a table, and below it their statements to copy."""
-    table, sql = remarks_table(facts, remarks), [f"{remark.sql};" for remark in remarks if remark.sql]
+    table, sql = remarks_table(facts, remarks), script(remarks)
     if not sql:
         return Block(table.to_html(), table.to_text())
-    title = "Statements, each to be weighed"
+    title = "Statements, each to be weighed (one by one, for CONCURRENTLY runs in no transaction)"
     html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(sql), name=title)}"
     return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
 
@@ -34,9 +34,9 @@ def remarks_table(facts: Facts, remarks: Sequence[Remark]) -> Table:
         for remark in remarks
     )
     whole = sum(index.bytes for index in facts.indexes)
-    counters = (
-        f"use is counted since {facts.since}" if facts.counted else "use is not counted here (track_counts is off)"
-    )
+    since = facts.counters.since
+    counters = f"use is counted since {since}" if since else "since when use is counted is not known"
+    counters = counters if facts.counters.counted else "use is not counted here (track_counts is off)"
     note = f"{count(len(facts.indexes))} indexes, {size(whole)}; {counters}."
     if any(remark.kind == "unused" for remark in remarks):
         note += " Of an index built since, or that took over from one dropped since, less is known than that day says."

@@ -1,27 +1,40 @@
 """Whether each index earns its keep: what another one does as well, nobody uses, is broken, or is missing.
 
-What is called duplicate or redundant loses no plan: every condition, order and index-only scan that it serves is
-served by an index that is kept. What would lose one is said, and no statement given for it.
+All statements of one judgement may be run together: every index that is dropped as a duplicate has one that is kept,
+every foreign key that an index serves stays served, and what a promise hangs on is not dropped. No statement rests on
+counters that are young, or that standbys count for themselves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from perfkit.errors import UsageError
 from perfkit.explain.conditions import Predicate, predicates
 from perfkit.explain.plan import Node, Plan
+from perfkit.indexes.counters import MIN_AGE, Counters
+from perfkit.indexes.coverage import (
+    PATTERN_CLASSES,
+    ForeignKey,
+    IndexFacts,
+    Replaced,
+    alike,
+    alone_used,
+    covers,
+    losing,
+    much_smaller,
+    replaced,
+    served,
+    size_on,
+)
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.site import Site
 
 SMALL = 32 * 1024  # bytes below which an unused index is not worth a word
-MUCH_SMALLER = 4  # times; reading fewer pages may be what an index is for
-YOUNG = 7  # days of counting that are weak evidence of no use: less than a week's work
-_BACKWARD = 3  # the bits DESC and NULLS FIRST, which reading backwards turns both
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond", "Join Filter", "Hash Cond", "Merge Cond")
 _TEXTS = (*_CONDITIONS, "Sort Key", "Group Key", "Presorted Key", "Output")
@@ -29,103 +42,30 @@ _PATTERNS = frozenset({"~~", "~", "^@"})
 _EQUAL = frozenset({"=", "= ANY", "IS NULL", "IS NOT NULL"})
 _SERVED = {  # operators by operator class; of classes that are not here nothing is said
     **dict.fromkeys(
-        ("text_pattern_ops", "varchar_pattern_ops", "bpchar_pattern_ops"),
+        PATTERN_CLASSES,
         _EQUAL | _PATTERNS | {"~<~", "~<=~", "~>~", "~>=~"},
     ),
     "jsonb_path_ops": frozenset({"@>", "@?", "@@"}),
 }
 KINDS = ("invalid", "duplicate", "redundant", "unmatched", "unused", "overlapping", "missing")  # the surest first
-_Fact = TypeVar("_Fact", "IndexFacts", "ForeignKey")
-
-
-@dataclass(frozen=True, slots=True)
-class IndexFacts:
-    """An index with all its partitions'; keys and `include` as SQL writes them, `parts`: bytes by its table's oid."""
-
-    oid: int
-    name: str
-    quoted: str
-    table: str
-    quoted_table: str
-    partitioned: bool
-    method: str
-    definition: str
-    keys: tuple[str, ...]
-    kinds: tuple[str, ...]  # operator classes with their options; "" for the default
-    collations: tuple[str, ...]  # "" for the column's own
-    orders: tuple[int, ...]  # 1: DESC, 2: NULLS FIRST
-    include: tuple[str, ...]
-    predicate: str
-    options: tuple[str, ...]
-    unique: bool
-    primary: bool
-    exclusion: bool
-    immediate: bool
-    identity: bool  # logical replication knows the rows by it
-    nulls_equal: bool
-    constraint: str
-    referenced: bool  # by foreign keys
-    valid: bool
-    busy: bool  # something holds the lock of a build on its table
-    parts: Mapping[str, int]
-    members: tuple[str, ...]
-    scans: int
-    table_scans: int  # sequential, of its table
-
-    @property
-    def bytes(self) -> int:
-        """On disk, all partitions."""
-        return sum(self.parts.values())
-
-    @property
-    def promise(self) -> str:
-        """What it is for beyond being read; "" for nothing."""
-        backs = f"backs the constraint {self.constraint}" if self.constraint else ""
-        return backs or ("is unique" if self.unique else "") or ("is the replica identity" if self.identity else "")
-
-    @property
-    def shown(self) -> str:
-        """Its definition after the table."""
-        return self.definition.partition(" USING ")[2]
-
-    @property
-    def drop(self) -> str:
-        """The statement that removes it."""
-        if self.constraint:
-            return f"ALTER TABLE {self.quoted_table} DROP CONSTRAINT {_identifier(self.constraint)}"
-        return f"DROP INDEX {'' if self.partitioned else 'CONCURRENTLY '}{self.quoted}"
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignKey:
-    """A foreign key of `table`; `parts`: bytes by its tables' oid; changes: rows of the parent updated or deleted."""
-
-    name: str
-    table: str
-    quoted_table: str
-    partitioned: bool
-    parent: str
-    columns: tuple[str, ...]
-    parts: Mapping[str, int]
-    changes: int
+_Fact = TypeVar("_Fact", IndexFacts, ForeignKey)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the catalogue and the counters say; the counters began on the day `since`, `days` ago."""
+    """What the catalogue says, and how far its counters can be trusted."""
 
     indexes: tuple[IndexFacts, ...]
     foreign_keys: tuple[ForeignKey, ...]
-    since: str
-    days: float
-    replica: bool
-    replicas: int
-    counted: bool
+    counters: Counters
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One statement about an index or, where one is missing, a foreign key; `bytes` are what `sql` frees."""
+    """One statement about an index or, where one is missing, a foreign key; `bytes` are what `sql` frees.
+
+    `kept` is the index, with its schema, for whose sake `sql` drops another; `undo` says how to take `sql` back.
+    """
 
     kind: str  # one of KINDS
     index: str
@@ -134,6 +74,8 @@ class Remark:
     evidence: str
     sql: str = ""
     bytes: int = 0
+    kept: str = ""
+    undo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,35 +92,68 @@ def ask(site: Site, database: str = "") -> Facts:
     with connected(site, database) as connection:
         row = connection.execute(catalog.get("index_use").encode()).fetchone() or {}
     return Facts(
-        **{
-            **row,
-            "indexes": tuple(_made(IndexFacts, each) for each in row["indexes"]),
-            "foreign_keys": tuple(_made(ForeignKey, each) for each in row["foreign_keys"]),
-        }
+        tuple(_made(IndexFacts, each) for each in row["indexes"]),
+        tuple(_made(ForeignKey, each) for each in row["foreign_keys"]),
+        Counters(**{**row["counters"], "since": row["counters"]["since"] or ""}),
     )
 
 
-def judge(facts: Facts, plans: Sequence[Plan] = ()) -> list[Remark]:
-    """What is to be said of the indexes, what frees most bytes first; with `plans`, also what these cannot use."""
+def joined(primary: Facts, standbys: Mapping[str, Facts]) -> Facts:
+    """Return the facts of a primary with the use that its standbys count. Raises UsageError for any other server."""
+    seen = {primary.counters.server: "the one of --db"}
+    whole = primary
+    for name, standby in standbys.items():
+        theirs = standby.counters
+        if primary.counters.replica or not theirs.replica or theirs.database != primary.counters.database:
+            raise UsageError(f"{name}: expected a standby of the database that --db names, which is the primary")
+        if theirs.server in seen:
+            raise UsageError(f"{name}: the same server as {seen[theirs.server]}; expected every standby once")
+        seen[theirs.server] = name
+        there = {index.oid: index for index in standby.indexes}
+        indexes = tuple(_with(index, there.get(index.oid)) for index in whole.indexes)
+        whole = replace(whole, indexes=indexes, counters=whole.counters.including(theirs))
+    return whole
+
+
+def judge(facts: Facts, plans: Sequence[Plan] = (), min_age: float = MIN_AGE) -> list[Remark]:
+    """Return what is to be said of the indexes, what frees most bytes first.
+
+    With `plans` also what these cannot use. Counters younger than `min_age` days are no reason to drop an index.
+    """
     broken = [_broken(index) for index in facts.indexes if not index.valid]
     whole = [index for index in facts.indexes if index.valid]
-    covered, kept = _sorted_out(whole)
-    said = [_covered(index, by) for index, by in covered]
-    scans = {index.oid: index.scans + sum(a.scans for a, by in covered if by is index) for index in kept}
-    idle = [index for index in kept if not (scans[index.oid] or index.promise)]
-    staying = kept
+    pairs = replaced(whole)
+    gone = {pair.index.oid for pair in pairs if not pair.index.promise}
+    reasons = {pair.by.oid for pair in pairs}
+    staying = [index for index in whole if index.oid not in gone]
+    said = [_covered(pair) for pair in pairs]
+    idle = [index for index in staying if not (index.scans or index.promise or index.oid in reasons)]
+    doubt = facts.counters.doubt(min_age)
     for index in sorted(idle, key=lambda index: -index.bytes):
         if remark := _unmatched(index, _about(index, facts, plans)) or _unused(index, facts):
             rest = [other for other in staying if other is not index]
-            needed = [key for key in facts.foreign_keys if _served(key, staying) and not _served(key, rest)]
-            said.append(_needed(remark, needed) if needed else remark)
-            staying = staying if needed else rest
+            needed = losing(facts.foreign_keys, staying, rest)
+            unread = "" if _read(index, facts) else "its table was not read either"
+            said.append(_withheld(remark, needed, doubt or unread))
+            staying = rest if said[-1].sql else staying
     named = {(remark.index, remark.table) for remark in said}
-    others = [index for index in kept if (index.name, index.table) not in named]
-    said += [remark for index in others if (remark := _overlapping(index, kept))]
-    missing = [_missing(key) for key in facts.foreign_keys if not _served(key, whole)]
+    others = [index for index in staying if (index.name, index.table) not in named]
+    said += [remark for index in others if (remark := _overlapping(index, staying))]
     ordered = sorted([*broken, *said], key=lambda r: (-r.bytes, KINDS.index(r.kind), r.table, r.index))
-    return [*ordered, *(remark for _, remark in sorted(missing, key=lambda found: -found[0]))]
+    unserved = [key for key in facts.foreign_keys if not served(key, whole)]
+    return [*ordered, *_missing(unserved)]
+
+
+def script(remarks: Sequence[Remark]) -> list[str]:
+    """Return the statements as lines for psql: what makes an index before what drops one, each below its reason."""
+    lines = []
+    for remark in sorted((r for r in remarks if r.sql), key=lambda r: r.sql.startswith("DROP ")):
+        lines += [f"-- {_one_line(remark.text)}", f"-- to undo: {_one_line(remark.undo)}"]
+        # Only CONCURRENTLY holds up nobody while it waits.
+        waits = remark.sql.split(" ")[2] == "CONCURRENTLY"
+        brief = [] if waits else ["SET lock_timeout = '5s';"]
+        lines += [*brief, f"{remark.sql};", *(["RESET lock_timeout;"] if brief else [])]
+    return lines
 
 
 def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[IndexFacts]) -> list[Use]:
@@ -194,94 +169,83 @@ def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[
     return sorted(uses, key=lambda use: (-use.scans, use.table, use.index))
 
 
+def _with(index: IndexFacts, other: IndexFacts | None) -> IndexFacts:
+    """Return an index with the scans of the same one on another server."""
+    if other is None:
+        return index
+    return replace(index, scans=index.scans + other.scans, table_scans=index.table_scans + other.table_scans)
+
+
 def _made(kind: type[_Fact], found: Mapping[str, Any]) -> _Fact:
     values = {each.name: found[each.name] for each in fields(kind)}
     lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return kind(**{**values, **lists})
 
 
-def _sorted_out(whole: Sequence[IndexFacts]) -> tuple[list[tuple[IndexFacts, IndexFacts]], list[IndexFacts]]:
-    """The indexes that another one covers with that one, and those that are kept.
-
-    The broadest are looked at first, so that what covers one is itself kept.
-    """
-    kept: list[IndexFacts] = []
-    covered = []
-    for index in sorted(whole, key=_rank):
-        above = [by for by in kept if _covers(by, index) and by.predicate == index.predicate]
-        above.sort(key=lambda by: not _alike(by, index))
-        if by := next((by for by in above if _alike(by, index) or not _much_smaller(index, by)), None):
-            covered.append((index, by))
-        else:
-            kept.append(index)
-    return covered, kept
+def _one_line(text: str) -> str:
+    """Return text for a comment, which the end of a line would end."""
+    return " ".join(text.splitlines())
 
 
-def _rank(index: IndexFacts) -> tuple[Any, ...]:
-    promises = (index.primary, bool(index.constraint), index.referenced, index.unique, index.identity)
-    size = (-len(index.keys), -len(set(index.include)), -len(index.parts))
-    return (*size, *(not promise for promise in promises), index.oid)
-
-
-def _covers(by: IndexFacts, index: IndexFacts) -> bool:
-    """Whether one serves and promises all that the other does, on the rows that both hold."""
-    if by.method != index.method or not index.parts.keys() <= by.parts.keys() or not _keeps_promise(by, index):
-        return False
-    if index.method != "btree":
-        return _alike(by, index)
-    n = len(index.keys)
-    same = (by.keys[:n], by.kinds[:n], by.collations[:n]) == (index.keys, index.kinds, index.collations)
-    orders = by.orders[:n], tuple(order ^ _BACKWARD for order in by.orders[:n])
-    return same and index.orders in orders and {*index.include} <= {*by.keys, *by.include}
-
-
-def _alike(by: IndexFacts, index: IndexFacts) -> bool:
-    """Whether they are the same but for what they promise."""
-    shapes = [(i.method, i.keys, i.kinds, i.collations, i.orders, {*i.include}, i.predicate) for i in (by, index)]
-    return shapes[0] == shapes[1] and (index.method == "btree" or {*by.options} == {*index.options})
-
-
-def _keeps_promise(by: IndexFacts, index: IndexFacts) -> bool:
-    if not index.promise:
-        return True
-    if index.primary or index.exclusion or index.identity or index.referenced:
-        return False
-    same = (by.unique, by.exclusion, by.immediate) == (True, False, index.immediate)
-    same = same and by.nulls_equal == index.nulls_equal and by.predicate == index.predicate
-    return same and len(by.keys) == len(index.keys) and bool(by.constraint or not index.constraint)
-
-
-def _size_on(by: IndexFacts, index: IndexFacts) -> int:
-    """Bytes of one on the tables of the other."""
-    return sum(by.parts[table] for table in index.parts)
-
-
-def _much_smaller(index: IndexFacts, by: IndexFacts) -> bool:
-    return index.bytes * MUCH_SMALLER <= _size_on(by, index)
-
-
-def _covered(index: IndexFacts, by: IndexFacts) -> Remark:
+def _covered(pair: Replaced) -> Remark:
+    index, by = pair.index, pair.by
     evidence = f"catalogue: {index.shown} beside {by.shown}"
-    evidence += "; no ON CONFLICT may name its constraint" if index.constraint else ""
-    if _alike(by, index):
-        older = "it is the older" if len(by.parts) == len(index.parts) else "its table is the whole"
-        why = f"it {by.promise}" if by.promise else older
-        text = f"{index.name} is a duplicate of {by.name}, which is kept: {why}"
-        return Remark("duplicate", index.name, index.table, text, evidence, index.drop, index.bytes)
-    backward = "" if index.orders == by.orders[: len(index.keys)] else ", read backwards"
-    times = _size_on(by, index) / max(index.bytes, 1)
-    text = f"{index.name} is covered by {by.name}, which begins with its keys ({', '.join(index.keys)}){backward}"
-    evidence += f"; it is {times:.1f} times smaller" if times >= 1.5 else ""
-    return Remark("redundant", index.name, index.table, text, evidence, index.drop, index.bytes)
+    if alike(by, index):
+        kind = "duplicate"
+        text = f"{index.name} is a duplicate of {by.name}, which is kept: {_preference(index, by)}"
+    else:
+        kind = "redundant"
+        backward = "" if index.orders == by.orders[: len(index.keys)] else ", read backwards"
+        keys = ", ".join(index.keys)
+        text = f"{index.name} is covered by {by.name}, which begins with its keys ({keys}){backward}"
+        times = size_on(by, index) / max(index.bytes, 1)
+        evidence += f"; it is {times:.1f} times smaller" if times >= 1.5 else ""
+    if index.promise:
+        evidence += f"; no statement, because {index.name} {index.promise}"
+        evidence += ", which an ON CONFLICT may name" if index.constraint else ""
+        return Remark(kind, index.name, index.table, text, evidence)
+    return _dropping(kind, index, text, evidence, by.quoted)
 
 
-def _overlapping(index: IndexFacts, kept: Sequence[IndexFacts]) -> Remark | None:
-    """Of one that is nearly covered: it holds a part of the rows, or takes far fewer bytes."""
+def _preference(index: IndexFacts, by: IndexFacts) -> str:
+    """Return why the one of two that are the same is kept."""
+    if by.promise:
+        return f"it {by.promise}"
+    if len(by.parts) > len(index.parts):
+        return "its table is the whole"
+    return f"it is used more ({by.scans} scans, {index.scans})" if by.scans > index.scans else "it is the older"
+
+
+def _dropping(kind: str, index: IndexFacts, text: str, evidence: str, kept: str = "") -> Remark:
+    return Remark(kind, index.name, index.table, text, evidence, index.drop, index.bytes, kept, index.create)
+
+
+def _withheld(remark: Remark, needed: Sequence[ForeignKey], doubt: str) -> Remark:
+    """Return a remark without its statement where a foreign key needs the index, or use is in doubt."""
+    if needed:
+        key = needed[0]
+        text = f"{remark.text}, and is the only one for the foreign key {key.name}: changes of {key.parent} need it"
+        return Remark(remark.kind, remark.index, remark.table, text, remark.evidence)
+    if doubt:
+        evidence = f"{remark.evidence}; no statement, because {doubt}"
+        return Remark(remark.kind, remark.index, remark.table, remark.text, evidence)
+    return remark
+
+
+def _read(index: IndexFacts, facts: Facts) -> bool:
+    """Return whether anything read the table of an index since the counters began."""
+    return bool(index.table_scans or any(i.scans for i in facts.indexes if not i.parts.keys().isdisjoint(index.parts)))
+
+
+def _overlapping(index: IndexFacts, staying: Sequence[IndexFacts]) -> Remark | None:
+    """Of one that is nearly covered: it alone is used, holds a part of the rows, or takes far fewer bytes."""
     evidence = f"catalogue: {index.shown} beside "
-    for by in (by for by in kept if by is not index and _covers(by, index) and _size_on(by, index) >= SMALL):
-        times = _size_on(by, index) / max(index.bytes, 1)
+    for by in (by for by in staying if by is not index and covers(by, index) and size_on(by, index) >= SMALL):
+        times = size_on(by, index) / max(index.bytes, 1)
         smaller = f"{times:.1f} times smaller: it may still be worth it" if times >= 1.5 else "and hardly smaller"
-        if by.predicate == index.predicate and _much_smaller(index, by):
+        if by.predicate == index.predicate and alone_used(index, by):
+            text = f"{index.name} is covered by {by.name}, but it is the one that is used ({index.scans} scans)"
+        elif by.predicate == index.predicate and much_smaller(index, by):
             text = f"{index.name} is covered by {by.name}, and {smaller}"
         elif index.predicate and not by.predicate:
             text = f"{index.name} is the part of {by.name} where {index.predicate}, {smaller}"
@@ -294,65 +258,61 @@ def _overlapping(index: IndexFacts, kept: Sequence[IndexFacts]) -> Remark | None
 def _broken(index: IndexFacts) -> Remark:
     evidence = "catalogue: indisvalid, indisready or indislive is false; it is never read, and may be written to"
     text = f"{index.name} is invalid: a build failed or was interrupted"
-    sql = f"REINDEX INDEX CONCURRENTLY {index.quoted}"
+    sql, undo = f"REINDEX INDEX CONCURRENTLY {index.quoted}", "nothing; the index is what it was, and valid"
     freed = 0
     if index.busy:
         text = f"{index.name} is invalid, and may just be being built: look again when nothing works on its table"
-        sql = ""
+        sql = undo = ""
         evidence += "; ShareUpdateExclusiveLock is held on its table"
     elif index.partitioned:
-        text, sql = f"{index.name} is invalid: a partition has no index attached to it, or an invalid one", ""
+        text = f"{index.name} is invalid: a partition has no index attached to it, or an invalid one"
+        sql = undo = ""
     elif index.exclusion:
         sql = f"REINDEX INDEX {index.quoted}"  # which cannot be done beside writers
     elif _LEFTOVER.search(index.name):
-        text, sql, freed = f"{index.name} is what an interrupted REINDEX CONCURRENTLY left", index.drop, index.bytes
-    return Remark("invalid", index.name, index.table, text, evidence, sql, freed)
+        text = f"{index.name} is what an interrupted REINDEX CONCURRENTLY left"
+        return _dropping("invalid", index, text, evidence)
+    return Remark("invalid", index.name, index.table, text, evidence, sql, freed, undo=undo)
 
 
 def _unused(index: IndexFacts, facts: Facts) -> Remark | None:
-    if index.bytes < SMALL or not facts.counted:
+    if index.bytes < SMALL or not facts.counters.counted:
         return None
-    weak = [f"the counters are {facts.days:.1f} days old"] if facts.days < YOUNG else []
-    weak += ["this is a replica, and the primary counts its own"] if facts.replica else []
-    weak += [f"{facts.replicas} replicas count their own"] if facts.replicas else []
-    others = sum(i.scans for i in facts.indexes if not i.parts.keys().isdisjoint(index.parts))
-    weak += [] if index.table_scans or others else ["its table was not read either"]
-    expression = any(not re.fullmatch(r'"(?:[^"]|"")*"|\w[\w$]*', key) for key in index.keys)
-    weak += ["the planner may use the statistics of its expression"] if expression else []
-    text = f"{index.name} was not used since {facts.since}"
-    evidence = "counters: no scan" + (f"; weak evidence: {', '.join(weak)}" if weak else "")
-    return Remark("unused", index.name, index.table, text, evidence, index.drop, index.bytes)
-
-
-def _needed(remark: Remark, keys: Sequence[ForeignKey]) -> Remark:
-    key = keys[0]
-    text = f"{remark.text}, and is the only one for the foreign key {key.name}: changes of {key.parent} need it"
-    return Remark(remark.kind, remark.index, remark.table, text, remark.evidence)
-
-
-def _served(key: ForeignKey, indexes: Sequence[IndexFacts]) -> bool:
-    """Whether on all its tables an index begins with its columns, in any order."""
-    found = {table for index in indexes if _begins(index, key) for table in index.parts}
-    return key.parts.keys() <= found
-
-
-def _begins(index: IndexFacts, key: ForeignKey) -> bool:
-    n = len(key.columns)
-    plain = index.method in ("btree", "hash") and not any(index.collations[:n])
-    whole = index.predicate in ("", *(f"({column} IS NOT NULL)" for column in key.columns))
-    return plain and whole and {*index.keys[:n]} == {*key.columns}
-
-
-def _missing(key: ForeignKey) -> tuple[int, Remark]:
-    size, columns = sum(key.parts.values()), ", ".join(key.columns)
-    text = f"no index begins with ({columns}), which the foreign key {key.name} looks up for rows of {key.parent}"
-    evidence = (
-        f"catalogue; {key.changes} rows of {key.parent} were changed or deleted, {size} bytes would be read for each"
+    text = f"{index.name} was not used since {facts.counters.since or 'use is counted'}"
+    evidence = "counters: no scan" + (
+        f", of {facts.counters.standbys} standbys neither" if facts.counters.standbys else ""
     )
-    how = "" if key.partitioned else "CONCURRENTLY "
-    return size, Remark(
-        "missing", "", key.table, text, evidence, f"CREATE INDEX {how}ON {key.quoted_table} ({columns})"
-    )
+    if any(not re.fullmatch(r'"(?:[^"]|"")*"|\w[\w$]*', key) for key in index.keys):
+        evidence += "; the planner may use the statistics of its expression, which CREATE STATISTICS can keep"
+        text += "; its expression's statistics go with it"
+    return _dropping("unused", index, text, evidence)
+
+
+def _missing(keys: Sequence[ForeignKey]) -> list[Remark]:
+    """Return one remark for all foreign keys that one index would serve, those of the largest tables first."""
+    groups: list[list[ForeignKey]] = []
+    for key in sorted(keys, key=lambda key: -len(key.columns)):
+        n = len(key.columns)
+        fits = (g for g in groups if g[0].table == key.table and {*g[0].columns[:n]} == {*key.columns})
+        if group := next(fits, None):
+            group.append(key)
+        else:
+            groups.append([key])
+    groups.sort(key=lambda group: -sum(group[0].parts.values()))
+    return [_missing_for(group) for group in groups]
+
+
+def _missing_for(keys: Sequence[ForeignKey]) -> Remark:
+    key, columns = keys[0], ", ".join(keys[0].columns)
+    names = ", ".join(sorted(each.name for each in keys))
+    parents = ", ".join(sorted({each.parent for each in keys}))
+    changes, size = sum({each.parent: each.changes for each in keys}.values()), sum(key.parts.values())
+    plural, look = ("s", "look") if len(keys) > 1 else ("", "looks")
+    text = f"no index begins with ({columns}), which the foreign key{plural} {names} {look} up for rows of {parents}"
+    text += "; building it on a partitioned table holds up writers" if key.partitioned else ""
+    evidence = f"catalogue; {changes} rows of {parents} were changed or deleted, {size} bytes would be read for each"
+    sql = f"CREATE INDEX {'' if key.partitioned else 'CONCURRENTLY '}ON {key.quoted_table} ({columns})"
+    return Remark("missing", "", key.table, text, evidence, sql, undo="drop the index that this makes")
 
 
 def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
@@ -373,9 +333,7 @@ def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
     made = index.keys[0] if not plain else f"{index.keys[0]} {kind}" if kind else f"{index.keys[0]} in {collation}"
     seen = "; ".join(list(dict.fromkeys(p.text for p in compared))[:3])
     text = f"{index.name} is on {made}, and no condition of the statements given is"
-    return Remark(
-        "unmatched", index.name, index.table, text, f"conditions in {len(plans)} plans: {seen}", index.drop, index.bytes
-    )
+    return _dropping("unmatched", index, text, f"conditions in {len(plans)} plans: {seen}")
 
 
 def _about(index: IndexFacts, facts: Facts, plans: Sequence[Plan]) -> list[Plan]:
@@ -417,7 +375,3 @@ def _matches(p: Predicate, kind: str, collation: str) -> bool:
 def _squeezed(text: str) -> str:
     """Without qualifiers, parentheses and spaces, which depend on where an expression stands."""
     return re.sub(r"""("(?:[^"]|"")*"|[A-Za-z_][\w$]*)\.(?=["A-Za-z_])|[() ]""", "", text)
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -10,7 +10,7 @@ WITH own AS (
     JOIN pg_namespace n ON n.oid = t.relnamespace
     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND NOT EXISTS (SELECT FROM pg_depend d
-                      WHERE d.classid = 'pg_class'::regclass AND d.objid = t.oid AND d.deptype = 'e')
+                      WHERE d.classid = 'pg_class'::regclass AND d.objid IN (t.oid, i.oid) AND d.deptype = 'e')
 ), indexes AS (
     SELECT o.indexrelid::bigint AS oid, o.name, o.quoted,
            CASE o.nspname WHEN 'public' THEN '' ELSE o.nspname || '.' END || o.relname AS "table",
@@ -27,17 +27,21 @@ WITH own AS (
            coalesce(to_jsonb(o) ->> 'indnullsnotdistinct', 'false')::bool AS nulls_equal,  -- since 15
            coalesce((SELECT min(c.conname) FROM pg_constraint c
                      WHERE c.conindid = o.indexrelid AND c.contype <> 'f'), '') AS "constraint",
-           EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = o.indexrelid AND c.contype = 'f') AS referenced,
+           EXISTS (SELECT FROM pg_constraint c WHERE c.conindid = o.indexrelid AND c.contype = 'f')
+           OR EXISTS (SELECT FROM pg_depend d
+                      WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = o.indexrelid AND d.deptype = 'n')
+               AS referenced,
            o.indisvalid AND o.indisready AND o.indislive AS valid,
            -- a build holds it, and so do VACUUM and ANALYZE; everybody may see that
            EXISTS (SELECT FROM pg_locks l
                    WHERE l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
                      AND l.relation = o.indrelid AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted) AS busy,
-           parts.parts, parts.members, parts.scans, parts.table_scans
+           parts.parts, parts.members, parts.scans, parts.table_scans, parts.clustered
     FROM own o
     CROSS JOIN LATERAL (
         SELECT json_agg(pg_get_indexdef(o.indexrelid, k.n, false) ORDER BY k.n) AS keys,
-               json_agg(CASE WHEN p.opcdefault THEN '' ELSE p.opcname END
+               json_agg(CASE WHEN p.opcdefault THEN '' WHEN p.opcnamespace = 'pg_catalog'::regnamespace THEN p.opcname
+                             ELSE p.opcnamespace::regnamespace::text || '.' || p.opcname END
                         || coalesce(array_to_string(a.attoptions, ','), '') ORDER BY k.n) AS kinds,
                json_agg(CASE WHEN o.indcollation[k.n - 1] IN (0, coalesce(b.attcollation, 100)) THEN ''  -- 100: default
                         ELSE o.indcollation[k.n - 1]::regcollation::text END ORDER BY k.n) AS collations,
@@ -50,6 +54,7 @@ WITH own AS (
     CROSS JOIN LATERAL (
         SELECT json_object_agg(x.indrelid, coalesce(pg_relation_size(x.indexrelid), 0)) AS parts,
                json_agg(i.relname ORDER BY i.relname) AS members,
+               bool_or(x.indisclustered) AS clustered,
                sum(coalesce(pg_stat_get_numscans(x.indexrelid), 0)) AS scans,
                sum(coalesce(pg_stat_get_numscans(x.indrelid), 0)) AS table_scans
         FROM (SELECT o.indexrelid AS oid UNION SELECT relid FROM pg_partition_tree(o.indexrelid)) tree
@@ -84,12 +89,29 @@ WITH own AS (
 )
 SELECT coalesce((SELECT json_agg(x ORDER BY x."table", x.name) FROM indexes x), '[]') AS indexes,
        coalesce((SELECT json_agg(f ORDER BY f."table", f.name) FROM foreign_keys f), '[]') AS foreign_keys,
-       -- where nobody reset this database's, all counters began when the cluster was made, or after its last crash
-       to_char(s.since, 'YYYY-MM-DD') AS since,
-       (extract(epoch FROM now() - s.since) / 86400)::float8 AS days,
-       pg_is_in_recovery() AS replica,
-       (SELECT count(*) FROM pg_stat_replication) AS replicas,
-       current_setting('track_counts')::bool AS counted
-FROM (SELECT coalesce(d.stats_reset, b.stats_reset, pg_postmaster_start_time()) AS since
-      FROM pg_stat_database d CROSS JOIN pg_stat_bgwriter b
-      WHERE d.datname = current_database()) s;
+       json_build_object(
+           'since', to_char(s.since, 'YYYY-MM-DD'),
+           'days', extract(epoch FROM now() - s.since) / 86400,
+           'replica', pg_is_in_recovery(),
+           'replicas', k.replicas,
+           'counted', current_setting('track_counts')::bool,
+           'database', (SELECT system_identifier FROM pg_control_system())
+                       || '/' || (SELECT oid FROM pg_database WHERE datname = current_database()),
+           'server', pg_postmaster_start_time()) AS counters
+-- A crash, an upgrade and a restore into a new database begin counting anew, and leave no date of a reset. Then the
+-- oldest date among the counters of this database's own tables says how long they are there at least.
+FROM (SELECT coalesce(
+          (SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()),
+          (SELECT min(seen.at)
+           FROM pg_stat_all_tables t
+           JOIN pg_class c ON c.oid = t.relid AND NOT c.relisshared
+           CROSS JOIN LATERAL (VALUES
+               (t.last_vacuum), (t.last_autovacuum), (t.last_analyze), (t.last_autoanalyze),
+               ((to_jsonb(t) ->> 'last_seq_scan')::timestamptz),  -- since 16
+               ((to_jsonb(t) ->> 'last_idx_scan')::timestamptz)) seen (at))) AS since) s,
+     -- Logical subscribers and copies of the WAL answer no queries of this database's.
+     (SELECT (SELECT count(*) FROM pg_stat_replication r
+              WHERE coalesce(r.application_name, '') NOT IN ('pg_basebackup', 'pg_receivewal')
+                AND NOT EXISTS (SELECT FROM pg_replication_slots l
+                                WHERE l.slot_type = 'logical' AND l.active_pid = r.pid))
+             + (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active) AS replicas) k;
