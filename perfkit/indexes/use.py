@@ -291,15 +291,18 @@ def _unused(index: IndexFacts, facts: Facts) -> Remark | None:
 def _missing(keys: Sequence[ForeignKey]) -> list[Remark]:
     """Return one remark for all foreign keys that one index would serve, those of the largest tables first."""
     groups: list[list[ForeignKey]] = []
-    for key in sorted(keys, key=lambda key: -len(key.columns)):
-        n = len(key.columns)
-        fits = (g for g in groups if g[0].table == key.table and {*g[0].columns[:n]} == {*key.columns})
-        if group := next(fits, None):
+    for key in sorted(keys, key=lambda key: (-len(key.columns), -len(key.parts))):
+        if group := next((group for group in groups if _also_serves(group[0], key)), None):
             group.append(key)
         else:
             groups.append([key])
     groups.sort(key=lambda group: -sum(group[0].parts.values()))
     return [_missing_for(group) for group in groups]
+
+
+def _also_serves(first: ForeignKey, key: ForeignKey) -> bool:
+    """Return whether an index for one foreign key would serve another: of the same table, or of its partition."""
+    return key.parts.keys() <= first.parts.keys() and {*first.columns[: len(key.columns)]} == {*key.columns}
 
 
 def _missing_for(keys: Sequence[ForeignKey]) -> Remark:
