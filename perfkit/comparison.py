@@ -42,6 +42,7 @@ class Comparison:
     bare: bool = False  # nothing is compared: what its configuration is wanted for is the database with the queries
     rate: float = 0.0  # arrivals a second, at most `users` in flight, in place of the closed model's two load levels
     seconds: float = 10.0  # how long they go on
+    need: str = "benefit"  # or "none": see the configuration's key
 
     def __post_init__(self) -> None:
         if not self.query:
@@ -110,6 +111,7 @@ class Comparison:
             {
                 "title": self._headline(),
                 "allow": [resolve(self.db, self.tls).name],
+                **({"need": self.need} if self.need != "benefit" else {}),
                 "database": database,
                 **({"parameters": {"rows": source}} if source else {}),
                 "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],

@@ -143,6 +143,15 @@ class Selection:
         kept = {arm.name: arm.indexes for arm in self.arms if not arm.rolled_back}
         return {arm.name: index_names(path) if (path := kept.get(arm.name)) else [] for arm in self.arms}
 
+    @property
+    def changes(self) -> dict[str, list[str]]:
+        """By arm, in what it is prepared otherwise than the baseline; the warm-up is no part of a change."""
+        before = self.config.baseline().prepared()
+        return {
+            arm.name: [key for key, value in arm.prepared().items() if key != "warmup" and value != before[key]]
+            for arm in self.arms
+        }
+
     @cached_property
     def rewrites(self) -> dict[tuple[str, str], str]:
         """By arm and query, the text of the arm's own version of it."""
@@ -191,6 +200,7 @@ class Selection:
             },
             "order": "sequential" if self.config.sequential and len(self.arms) > 1 else "interleaved",
             "roles": {arm.name: arm.role for arm in self.arms},
+            "changes": self.changes,
             "scenarios": [scenario.model_dump(mode="json") for scenario in self.scenarios],
             "config": self.config.model_dump(
                 mode="json",
@@ -198,6 +208,8 @@ class Selection:
                     "thresholds": True,
                     "limits": True,
                     "margin": True,
+                    "need": True,
+                    "worth": True,
                     "release": True,
                     **({} if any(arm.rolled_back for arm in self.arms) else {"claim": True}),  # of a change that stays
                     "request": {"__all__": {"name", "runs", "expect"}},

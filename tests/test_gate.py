@@ -71,8 +71,10 @@ class Case:
     def fail(self, group: str, arm: str = "after-full") -> None:
         next(check for check in self.run["checks"][arm] if check["group"] == group)["passed"] = False
 
-    def errors(self, failed: int, of: int) -> None:
-        found = error_rule("after-full", failed, of, 0.001)
+    def errors(self, by_round: int, rounds: int, of: int = 100) -> None:
+        """So many requests fail in each of some rounds, of 20 rounds."""
+        failed = [(by_round, of)] * rounds
+        found = error_rule("after-full", [*failed, *[(0, of)] * (20 - rounds)], 0.001)
         self.rule("error rate", value=found.value, outcome=found.outcome, text=found.text)
 
     def trouble(self, outcome: str, scenario: str = "queries", arm: str = "after-full") -> None:
@@ -93,7 +95,12 @@ def item(gate: Gate, name: str) -> Item:
 GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("Smoke tests pass (3/3)", "smoke checks", lambda c: c.run["checks"].pop("after-full")),
     ("UAT tests pass (4/4)", "acceptance checks", lambda c: c.run["checks"].pop("after-full")),
-    ("Performance tests show 0% errors", "Error rate", lambda c: c.rule("error rate", outcome=Outcome.UNPROVEN)),
+    ("Performance tests show 0% errors", "Error rate", lambda c: c.errors(3, 1)),
+    ("(a benefit)", "Benefit", lambda c: c.rule("benefit", outcome=Outcome.UNPROVEN, needs="more.")),
+    ("(a benefit of each)", "Benefit", lambda c: c.rule("benefit", outcome=Outcome.ABSENT)),
+    ("(one accident)", "Database trouble", lambda c: c.trouble("sqlstate_57P01")),
+    ("(one accident)", "Database trouble", lambda c: c.trouble("sqlstate_53300")),
+    ("(one accident)", "Database trouble", lambda c: c.trouble("refused")),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=None)),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=Watched(False, "90 s old", "It is dead."))),
     ("(the run is whole)", "Run complete", lambda c: c.run.update(status="interrupted")),
@@ -106,11 +113,9 @@ GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
 NO_GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("Any smoke/UAT test fails", "smoke checks", lambda c: c.fail("smoke")),
     ("Any smoke/UAT test fails", "acceptance checks", lambda c: c.fail("acceptance")),
-    ("Error rate > 0.1%", "Error rate", lambda c: c.errors(3, 2000)),
-    ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_57P01")),
-    ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_53300")),
+    ("Error rate > 0.1%", "Error rate", lambda c: c.errors(1, 12)),
     ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_XX001", "burst")),
-    ("Database issues detected", "Database trouble", lambda c: c.trouble("refused")),
+    ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_58030")),
     ("Database issues detected", "Database trouble", lambda c: c.run["arms"]["after-full"].update(plans=["gone"])),
     ("Database issues detected", "Database trouble", lambda c: c.run.update(status="failed", error="ServerError")),
     ("(an index is missing)", "Indexes valid", lambda c: c.rule("indexes valid", value=1.0, outcome=Outcome.BROKEN)),
@@ -155,7 +160,7 @@ def test_each_of_these_forbids_it_whatever_else_is_open(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("errors under the limit", lambda c: c.errors(1, 2000)),
+        ("errors under the limit", lambda c: c.errors(1, 1)),
         ("a statement that took too long", lambda c: c.trouble("sqlstate_57014")),
         ("a deadlock, which counts as an error", lambda c: c.trouble("sqlstate_40P01")),
         ("a service that refused a request", lambda c: c.trouble("refused", "burst")),
@@ -207,12 +212,30 @@ def test_hostile_names_are_made_visible_in_an_items_name(case: Case) -> None:
     assert "Ready⟨1B⟩[31m?" in [own.name for own in case.gate.items]
 
 
+def test_server_errors_that_break_the_limit_forbid_it_as_database_trouble_too(case: Case) -> None:
+    case.errors(5, 20)
+    case.trouble("sqlstate_53300")
+    assert case.gate.decision is Decision.NO_GO
+    assert item(case.gate, "Database trouble").outcome is Outcome.BROKEN
+
+
+def test_arms_that_all_lack_a_benefit_are_no_benefit_whatever_is_open(case: Case) -> None:
+    case.watched = None
+    case.rule("benefit", outcome=Outcome.ABSENT, text="after-full: no gain.")
+    assert case.gate.decision is Decision.INCONCLUSIVE
+    case.arms = ("after-full",)
+    gate = case.gate
+    assert (gate.decision, gate.reasons) == (Decision.NO_BENEFIT, ("after-full: no gain.",))
+
+
 @given(st.lists(st.sampled_from(Outcome), min_size=1, max_size=8))
 def test_one_broken_item_is_a_no_go_one_unproven_leaves_it_open(outcomes: list[Outcome]) -> None:
     items = [Item("", "", "", "", "", "", "", outcome, "") for outcome in outcomes]
     expected = Decision.GO
     if Outcome.UNPROVEN in outcomes:
         expected = Decision.INCONCLUSIVE
+    if Outcome.ABSENT in outcomes:
+        expected = Decision.NO_BENEFIT
     if Outcome.BROKEN in outcomes:
         expected = Decision.NO_GO
     assert decide(items) is expected
@@ -289,13 +312,20 @@ def test_each_threshold_becomes_a_rule_of_every_load_level_and_throughput_one_of
     ("interval", "outcome", "sentence"),
     [
         (Interval(40, 35, 46, 90, 6), "holds", "reach 30 (95 % interval 35 to 46)."),
-        (Interval(29, 35, 46, 90, 6), "broken", "are under 30 (95 % interval 35 to 46)."),
-        (Interval(40, 25, 64, 90, 6), "unproven", "reach 30, but their bound does not (95 % interval 25 to 64)."),
-        (Interval(40, 0, float("inf"), 90, 1), "unproven", "but their bound does not (one round sets no lower bound)."),
+        (Interval(25, 21, 29, 90, 6), "broken", "are under 30 (95 % interval 21 to 29)."),
+        (Interval(40, 25, 64, 90, 6), "unproven", "reach 30, but their lower bound does not (95 % interval 25 to 64)."),
+        (
+            Interval(29, 25, 34, 90, 6),
+            "unproven",
+            "are under 30, but their upper bound is not (95 % interval 25 to 34).",
+        ),
+        (Interval(40, 0, float("inf"), 90, 1), "unproven", "lower bound does not (one round sets no lower bound)."),
         (None, "unproven", "no throughput is known, for a round answered nothing."),
     ],
 )
-def test_a_throughput_holds_by_its_lower_bound(interval: Interval | None, outcome: str, sentence: str) -> None:
+def test_a_throughput_holds_and_breaks_by_its_whole_interval(
+    interval: Interval | None, outcome: str, sentence: str
+) -> None:
     found = throughput_rule("after-full", "ten", interval, 30)
     assert found.outcome == outcome and found.text.endswith(sentence)
 

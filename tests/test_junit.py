@@ -44,11 +44,13 @@ def test_an_item_is_a_case_broken_is_a_failure_and_unproven_is_skipped_with_what
     items = [made(f"{outcome}", outcome) for outcome in Outcome]
     top = read(junit(decided(*items)))
     counts = [top.get(name) for name in ("tests", "failures", "errors", "skipped")]
-    assert (top.tag, counts) == ("testsuites", ["3", "1", "0", "1"])
+    assert (top.tag, counts) == ("testsuites", ["4", "2", "0", "1"])
     cases = {case.get("name"): case for case in top.iter("testcase")}
     failure, skipped = cases["broken"].find("failure"), cases["unproven"].find("skipped")
     assert failure is not None and failure.get("message") == "smoke checks: 3 of 3 passed."
     assert failure.text == "measured: 3 of 3\nlimit: 3 of 3\nevidence: measured once"
+    useless = cases["no benefit"].find("failure")
+    assert (failure.get("type"), useless is not None and useless.get("type")) == ("broken", "no benefit")
     assert skipped is not None and str(skipped.get("message")).endswith("It would take another run.")
     assert [child.tag for child in cases["holds"]] == ["system-out"]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from perfkit import stats
 from perfkit.analysis import policy
+from perfkit.analysis.benefit import Evidence, benefit_rule
 from perfkit.analysis.cells import Cell, Key, Reading, Times
 from perfkit.analysis.changes import Changes, of_role
-from perfkit.analysis.plan_use import plan_uses
-from perfkit.analysis.results import Analysis, Comparison, ErrorGroup, Level
+from perfkit.analysis.plan_use import Scans, plan_uses
+from perfkit.analysis.results import Analysis, ErrorGroup, Level
+from perfkit.analysis.rules import left_open, rules_of
 from perfkit.analysis.sentences import headline
 from perfkit.analysis.weaknesses import cautions
 from perfkit.bundle import FLOOR, Bundle, reading
@@ -36,13 +37,19 @@ def _analyse(bundle: Bundle) -> Analysis:
     changes = Changes.of(run, read.cells)
     plans = plan_uses(bundle, read.uses)
     arms = list(run["parameters"]["arms"])
-    judgement = policy.decide(_rules(run, levels, changes), arms if len(arms) == 1 else of_role(run, "after"))
-    judgement = _partial(judgement, run)
+    compared = len(arms) > 1
+    judged = of_role(run, "after") if compared else arms
+    rules, partial = rules_of(run, levels, changes, read), left_open(run)
+    if compared:
+        evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), whole=not partial)
+        rules += [benefit_rule(arm, evidence) for arm in judged]
+    judgement = _partial(policy.decide(rules, judged, compared=compared), partial)
+    alone = {arm: _partial(policy.decide(rules, [arm], compared=compared), partial).decision for arm in judged}
     found = Analysis(
         title=run["title"],
         judgement=judgement,
         headline="",
-        arm_decisions=policy.which_arms_pass(judgement.rules, arms),
+        arm_decisions=alone,
         cautions=(),
         levels=tuple(levels),
         comparisons=changes.comparisons,
@@ -97,81 +104,8 @@ def _percentile(times: Times, q: float) -> float:
     return stats.percentile(times, q) if len(times) else float("nan")
 
 
-def _rules(
-    run: Mapping[str, Any],
-    levels: Sequence[Level],
-    changes: Changes,
-) -> list[policy.Rule]:
-    """Every rule of every arm."""
-    thresholds, requests = run["config"]["thresholds"], {r["name"] for r in run["config"]["request"]}
-    requests &= {level.item for level in levels}
-    items = {
-        scenario: {level.item for level in levels if level.scenario == scenario}
-        for scenario in run["parameters"]["scenarios"]
-    }
-    searches = {s["name"]: s["rate"] for s in run["scenarios"] if s.get("search")}
-    rules: list[policy.Rule] = []
-    for arm in run["parameters"]["arms"]:
-        own = [level for level in levels if level.arm == arm]
-        users = [level for level in own if not requests or level.item in requests]  # with a service, theirs is the load
-        names = {level: level.item if len(items[level.scenario]) > 1 else "" for level in users}
-        for q, level in product((50, 95, 99), users):
-            # what held in a search held within the limit
-            if (limit := thresholds.get(f"p{q}_ms")) and level.scenario not in searches:
-                known = (getattr(level, f"p{q}"), limit, level.n, names[level], level.rounds)
-                rules.append(policy.latency_rule(arm, level.scenario, q, *known))
-        if (least := thresholds.get("throughput")) and users:
-            best = max(users, key=lambda level: level.throughput.value if level.throughput else 0.0)
-            rules.append(policy.throughput_rule(arm, best.scenario, best.throughput, least, names[best]))
-        if len(run["parameters"]["arms"]) == 1:  # with several, it is the comparison that is invalid
-            rules += [policy.health_rule(arm, level.scenario, level.fault) for level in own if level.fault]
-        errors, sent = sum(level.errors for level in own), sum(level.sent for level in own)
-        rules.append(policy.error_rule(arm, errors, sent, thresholds["error_rate"]))
-        for scenario, rate in searches.items():
-            if searched := [level for level in own if level.scenario == scenario]:
-                first = searched[0]
-                rules.append(policy.capacity_rule(arm, scenario, rate, first.rounds, first.unheld))
-        if checks := run["checks"].get(arm):
-            failed = [check["name"] for check in checks if not check["passed"]]
-            rules.append(policy.checks_rule(arm, len(checks) - len(failed), len(checks), failed))
-        facts = run.get("arms", {}).get(arm, {})
-        if facts.get("expected_indexes"):
-            valid = [index["name"] for index in facts["indexes"] if index["valid"]]
-            rules.append(policy.index_rule(arm, facts["expected_indexes"], valid))
-        rules += [
-            policy.comparison_rule(arm, f"{c.scenario}: {c.item}", c.metric, c.verdict, c.ratio, c.qualification)
-            for c in changes.comparisons
-            if c.after == arm
-        ]
-        rules += [
-            policy.more_errors_rule(
-                arm, e.scenario, e.difference, e.significant, e.item if len(items[e.scenario]) > 1 else ""
-            )
-            for e in changes.errors
-            if e.after == arm
-        ]
-        if run.get("order") == "sequential" and run["roles"][arm] == "after":
-            rules.append(_agreement(arm, [c for c in changes.comparisons if c.after in of_role(run, "control")]))
-    return rules
-
-
-def _agreement(arm: str, again: Sequence[Comparison]) -> policy.Rule:
-    drifted = [
-        f"{c.scenario} {c.metric} of {c.item} ({c.ratio.lo:.3g} to {c.ratio.hi:.3g})"
-        for c in again
-        if c.ratio and c.verdict in (stats.Verdict.FASTER, stats.Verdict.SLOWER)
-    ]
-    return policy.agreement_rule(arm, sum(c.ratio is not None for c in again), drifted)
-
-
-def _partial(judgement: policy.Judgement, run: Mapping[str, Any]) -> policy.Judgement:
-    """A run that did not end, or left load levels out, decides nothing for shipping; what it broke stays broken."""
-    reasons = []
-    if run["status"] != "complete":
-        reasons.append(f"the run is {run['status']}: {run.get('message') or 'it has not ended'}")
-    alone = len(run["parameters"]["arms"]) == 1  # what was asked for is judged: nothing is to be shipped
-    if (left_out := run.get("left_out", {}).get("scenarios")) and not alone:
-        reasons.append(f"not every load level was measured: {', '.join(left_out)} left out")
+def _partial(judgement: policy.Judgement, reasons: Sequence[str]) -> policy.Judgement:
+    """A run that is not whole decides nothing for shipping; what it broke stays broken."""
     if judgement.decision is policy.Decision.NO_GO or not reasons:
         return judgement
     return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (*reasons, *judgement.reasons))

@@ -50,7 +50,7 @@ class Changes:
             rows = list(
                 _rows(pairs, scenarios, {(e.scenario, e.item): e.fewer_answered for e in failing if e.significant})
             )
-            judged = _judged(before, arm, rows, control, run["config"]["margin"])
+            judged = _judged(before, arm, rows, control, run["config"])
             errors += failing
             comparisons += judged
             throughputs += _throughputs(before, arm, pairs, scenarios)
@@ -58,6 +58,11 @@ class Changes:
                 if found.ratio:
                     control[(found.scenario, found.item), found.metric].append(found.ratio)
         return cls(tuple(comparisons), tuple(errors), tuple(throughputs))
+
+
+def worth(config: Mapping[str, Any]) -> float:
+    """The least gain that is worth having, as a share; the default in a bundle from before there was the key."""
+    return float(config.get("worth", 0.1))
 
 
 def of_role(run: Mapping[str, Any], role: str) -> list[str]:
@@ -131,9 +136,14 @@ def _bound(before: Cell, after: Cell) -> str:
 
 
 def _judged(
-    before: str, after: str, rows: Sequence[_Row], control: Mapping[tuple[Key, str], Sequence[Ratio]], declared: float
+    before: str,
+    after: str,
+    rows: Sequence[_Row],
+    control: Mapping[tuple[Key, str], Sequence[Ratio]],
+    config: Mapping[str, Any],
 ) -> list[Comparison]:
     """Verdicts of one pair of arms, Holm's correction over all of them for differences and for equivalence."""
+    declared, least = config["margin"], worth(config)
     margins = [stats.widened_margin(control.get((row.key, row.metric), ()), declared) for row in rows]
     different = stats.holm([row.ratio.p if row.ratio else 1.0 for row in rows])
     alike = stats.holm(
@@ -141,6 +151,7 @@ def _judged(
     )
     found = []
     for row, margin, p, p_alike in zip(rows, margins, different, alike, strict=True):
+        more = row.metric == "throughput"
         verdict = stats.verdict(
             row.ratio,
             p,
@@ -148,7 +159,7 @@ def _judged(
             healthy=row.healthy,
             declared=declared,
             p_equivalent=p_alike,
-            more_is_better=row.metric == "throughput",
+            more_is_better=more,
         )
         verdict = _limited(_of_survivors(verdict, row.fewer), row.bound)
         needed = None
@@ -167,6 +178,7 @@ def _judged(
                 verdict=verdict,
                 blocks_needed=needed,
                 fewer_answered=row.fewer,
+                p_gain=stats.gain(row.ratio, least, row.step, more_is_better=more) if row.ratio else 1.0,
                 bound=row.bound,
             )
         )

@@ -19,12 +19,17 @@ def samples(q: int, have: int, rounds: int) -> str:
     return f"{lacking} more answered requests{about}."
 
 
-def bound(interval: Interval, limit: float, *, at_least: bool = False) -> str:
-    """About how many blocks until the interval's end on the wrong side of a limit is on the right one.
+def fewer_errors(errors: int, limit: float) -> str:
+    """How many requests without a further error would bring an error rate under its limit."""
+    return f"another run, or more than {math.floor(errors / limit):,} requests in all with no further error."
+
+
+def bound(interval: Interval, limit: float) -> str:
+    """About how many blocks until both ends of an interval are on that side of a limit on which its estimate is.
 
     The estimate stays where it is and the distance of its ends, in logs, shrinks with the square root of the blocks.
     """
-    end = interval.lo if at_least else interval.hi
+    end = interval.hi if interval.value < limit else interval.lo
     if not 0 < end < math.inf or interval.value <= 0:
         return f"more blocks than {interval.rounds}: so few set no bound."
     room, reach = (abs(math.log(value / interval.value)) for value in (limit, end))

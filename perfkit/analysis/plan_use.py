@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from perfkit.analysis.cells import Use
+from perfkit.analysis.cells import Reading, Use
 from perfkit.analysis.results import PlanUse
 from perfkit.bundle import Bundle
 from perfkit.errors import BundleError, PlanError
@@ -31,6 +32,54 @@ def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse
             found.append(
                 PlanUse(arm, query, in_words(plan), fingerprint(plan), *cost, executed, used, 0 < executed == used)
             )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Scans:
+    """What is known of the use of indexes, by arm: in captured plans, and by the server's counters in all rounds."""
+
+    planned: Mapping[str, frozenset[str]]  # only where every query's plan was captured
+    shapes: Mapping[str, Mapping[str, str]]  # fingerprints of the plans by query
+    counted: Mapping[str, Mapping[str, int]]  # only where every execution was counted, by index
+
+    @classmethod
+    def of(cls, bundle: Bundle, read: Reading) -> Scans:
+        """Raises BundleError for a plan that cannot be read."""
+        run = bundle.run
+        plans = {
+            arm: {query: _plan(bundle, arm, query, own) for query in run["queries"] if (own := bundle.plan(arm, query))}
+            for arm in run["parameters"]["arms"]
+        }
+        whole = {arm: own for arm, own in plans.items() if own.keys() == run["queries"].keys()}
+        return cls(
+            {arm: frozenset(_indexes(own.values())) for arm, own in whole.items()},
+            {arm: {query: fingerprint(plan) for query, plan in own.items()} for arm, own in plans.items()},
+            {arm: counted for arm in plans if (counted := _counted(arm, run, read)) is not None},
+        )
+
+
+def _indexes(plans: Iterable[Plan]) -> set[str]:
+    """Every index that a plan names, whether that part of it was executed or not."""
+    return {name for plan in plans for node in plan.nodes for name in node.texts("Index Name")}
+
+
+def _counted(arm: str, run: Mapping[str, Any], read: Reading) -> Counter[str] | None:
+    """Scans by index in all rounds and by the service between them; None where some were not counted.
+
+    Nothing is counted on a server that others use, and not by query where one round sends several in an open model.
+    """
+    single = {s["name"] for s in run["scenarios"] if len(s["send"]) == 1}
+    closed = {s["name"] for s in run["scenarios"] if not s.get("rate") and s.get("engine") != "pgbench"}
+    queries = {s["name"] for s in run["scenarios"] if set(s["send"]) <= run["queries"].keys()}
+    known = all(r.usage or r.scenario not in queries for r in read.rounds if r.arm == arm)
+    if not run["blocks"] or not all(arm in block["http_scans"] for block in run["blocks"]):
+        return None
+    if not known or queries - single - closed:
+        return None
+    found = Counter[str]()
+    for counts in (*(block["http_scans"][arm] for block in run["blocks"]), *(own for _, own in read.uses[arm])):
+        found.update(counts)
     return found
 
 

@@ -6,24 +6,29 @@ Pure functions. A rule is judged for every arm; only those of the arms after the
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from perfkit.analysis import needs
-from perfkit.analysis.error_rates import Difference
-from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound
+from perfkit.analysis.cautions import some
+from perfkit.analysis.error_rates import Counts, Difference
+from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound, share
 
 _AGAIN = "another run"
 _CLIENT = "rounds in which the client keeps up: less load, more processors for it, or pgbench."
 
 
+BENEFIT = "benefit"  # the name of the rule that asks whether the change is good for anything
+
+
 class Outcome(StrEnum):
-    """Whether a rule's estimate and bound hold, its estimate breaks it, or only its bound does."""
+    """Whether a rule holds by its whole interval, is broken by it, or neither; or that a change has no benefit."""
 
     HOLDS = "holds"
     BROKEN = "broken"
     UNPROVEN = "unproven"
+    ABSENT = "no benefit"
 
 
 class Decision(StrEnum):
@@ -31,7 +36,27 @@ class Decision(StrEnum):
 
     GO = "GO"
     NO_GO = "NO-GO"
+    NO_BENEFIT = "NO BENEFIT"
     INCONCLUSIVE = "INCONCLUSIVE"
+
+
+WHEN: Mapping[Decision, str] = {
+    Decision.NO_GO: (
+        "a functional check failed; an index is missing or invalid; a threshold is broken by its whole interval; a "
+        "comparison is slower; errors break their limit by the lower bound of their rate, or are significantly more "
+        "than before"
+    ),
+    Decision.GO: (
+        "nothing of that; every threshold holds by its bound; and there is a benefit: a comparison is faster, or a "
+        'threshold that was broken before holds now. With `need = "none"` no benefit is asked for'
+    ),
+    Decision.NO_BENEFIT: (
+        "nothing of NO-GO; and every comparison excludes a gain above `worth` (by default 10 %), or the change is an "
+        "index that no plan of this workload uses (other workloads may)"
+    ),
+    Decision.INCONCLUSIVE: "otherwise; the reasons say what it would take",
+}
+"""When each is made, first to last: what the method page says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,27 +100,31 @@ def latency_rule(
     item: str = "",
     rounds: int = 0,
 ) -> Rule:
-    """The q-th percentile must be under the limit by its interval's upper end; all in ms."""
+    """The q-th percentile must be under the limit by its interval's upper end; its lower end breaks it. All in ms."""
     name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
         lacking = needs.samples(q, samples, rounds)
         return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
     value, bound = interval.value, interval.hi
-    said, lacking = f"{where}: {name} {number(value)} ms", ""
-    if value >= limit_ms:
-        outcome, text = Outcome.BROKEN, f"{said} is not under {number(limit_ms)} ms{_range(interval)}."
+    said, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
+    if interval.lo >= limit_ms:
+        outcome, text = Outcome.BROKEN, f"{said} is not under {limit}{_range(interval)}."
     elif bound < limit_ms:
-        outcome, text = Outcome.HOLDS, f"{said} is under {number(limit_ms)} ms{_range(interval)}."
+        outcome, text = Outcome.HOLDS, f"{said} is under {limit}{_range(interval)}."
     else:
-        outcome = Outcome.UNPROVEN
-        text = f"{said} is under {number(limit_ms)} ms, but its bound is not{_range(interval)}."
-        lacking = needs.bound(interval, limit_ms)
+        outcome, lacking = Outcome.UNPROVEN, needs.bound(interval, limit_ms)
+        text = f"{said} is under {limit}, but its upper bound is not{_range(interval)}."
+        if value >= limit_ms:
+            text = f"{said} is not under {limit}, but its lower bound is{_range(interval)}."
     return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item, lacking)
 
 
 def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: float, item: str = "") -> Rule:
-    """Requests per second must reach the limit by their interval's lower end, at the level where most are answered."""
+    """Requests per second must reach the limit by their interval's lower end, where most are answered.
+
+    They break it by their upper end.
+    """
     where, unit = f"{arm}, {scenario}{f' of {item}' if item else ''}", "per second"
     if interval is None:
         text = f"{where}: no throughput is known, for a round answered nothing."
@@ -103,27 +132,44 @@ def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: f
     value, bound, lacking = interval.value, interval.lo, ""
     said = f"{where}: {number(value)} requests per second, the most of its load levels,"
     numbers = f"(95 % interval {_span(interval.lo, interval.hi)})" if bound else "(one round sets no lower bound)"
-    if value < least:
+    if interval.hi < least:
         outcome, text = Outcome.BROKEN, f"{said} are under {number(least)} {numbers}."
     elif bound >= least:
         outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."
     else:
-        outcome, text = Outcome.UNPROVEN, f"{said} reach {number(least)}, but their bound does not {numbers}."
-        lacking = needs.bound(interval, least, at_least=True)
+        outcome, lacking = Outcome.UNPROVEN, needs.bound(interval, least)
+        text = f"{said} reach {number(least)}, but their lower bound does not {numbers}."
+        if value < least:
+            text = f"{said} are under {number(least)}, but their upper bound is not {numbers}."
     return Rule(arm, scenario, "throughput", value, bound, least, unit, outcome, text, item, lacking)
 
 
-def error_rule(arm: str, errors: int, n: int, limit: float) -> Rule:
-    """Unexpected outcomes among n requests, judged by their share; the bound says what n can exclude."""
-    if n == 0:
+def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()) -> Rule:
+    """Unexpected outcomes by round, judged by their pooled share: the interval respects rounds.
+
+    The limit is broken by the lower end, so that one stray error breaks nothing, and a limit of 0 by any error. The
+    upper end never stands in the way: how much lower than any limit a rate is takes too many requests to prove.
+    `kinds` say what failed.
+    """
+    found = share(rounds)
+    if found is None:
         text = f"{arm}: no request was counted, so no error rate is known."
         return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text, needs=f"{_AGAIN}.")
-    rate, bound = errors / n, error_bound(errors, n)
-    outcome = Outcome.BROKEN if errors and rate >= limit else Outcome.HOLDS
-    text = f"{arm}: {errors} of {n} requests failed; rates above {percent(bound)} are excluded."
-    if outcome is Outcome.BROKEN:
-        text = f"{arm}: {errors} of {n} requests failed, {percent(rate)}, not under {percent(limit)}."
-    return Rule(arm, "", "error rate", rate, bound, limit, "share", outcome, text)
+    errors, n, rate, lacking = sum(failed for failed, _ in rounds), found.n, found.value, ""
+    if not errors:
+        bound = error_bound(0, n)
+        text = f"{arm}: none of {n:,} requests failed. The true error rate is below {percent(bound)} (95 % confidence)."
+        return Rule(arm, "", "error rate", 0.0, bound, limit, "share", Outcome.HOLDS, text)
+    ends = f"95 % interval {percent(found.lo)} to {percent(found.hi)}"
+    said, what = f"{arm}: {errors:,} of {n:,} requests failed, {percent(rate)}", f": {some(kinds)}." if kinds else "."
+    if found.lo >= limit:
+        outcome, text = Outcome.BROKEN, f"{said} ({ends}); the limit is {percent(limit)}{what}"
+    elif rate < limit:
+        outcome, text = Outcome.HOLDS, f"{said}; the limit is {percent(limit)}{what}"
+    else:
+        outcome, lacking = Outcome.UNPROVEN, needs.fewer_errors(errors, limit)
+        text = f"{said} ({ends}); too few requests to say whether the limit of {percent(limit)} is broken{what}"
+    return Rule(arm, "", "error rate", rate, found.hi, limit, "share", outcome, text, needs=lacking)
 
 
 def health_rule(arm: str, scenario: str, fault: str) -> Rule:
@@ -170,7 +216,7 @@ def comparison_rule(
         Verdict.FASTER: (Outcome.HOLDS, f"{said} is faster{numbers}."),
         Verdict.EQUIVALENT: (Outcome.HOLDS, f"{said} is equivalent{numbers}."),
         Verdict.SLOWER: (Outcome.BROKEN, f"{said} is slower{numbers}."),
-        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{said} is inconclusive{numbers}, which blocks nothing."),
+        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{said} is inconclusive{numbers}. This blocks nothing."),
         Verdict.INVALID: (Outcome.UNPROVEN, f"{said} cannot be compared: {why}."),
     }[verdict]
     value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
@@ -222,27 +268,31 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
     return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text, needs=lacking)
 
 
-def decide(rules: Iterable[Rule], after_arms: Collection[str]) -> Judgement:
-    """GO where every rule of every after arm holds, NO-GO where one is broken, else INCONCLUSIVE."""
-    every = tuple(rules)
-    deciding = [rule for rule in every if rule.arm in after_arms]
-    broken = [rule.text for rule in deciding if rule.outcome is Outcome.BROKEN]
-    unproven = [rule.reason for rule in deciding if rule.outcome is Outcome.UNPROVEN]
-    unjudged = [f"{arm}: no rule was judged." for arm in after_arms if not any(r.arm == arm for r in deciding)]
-    if broken:
-        return Judgement(Decision.NO_GO, every, tuple(broken))
-    if unproven or unjudged:
-        return Judgement(Decision.INCONCLUSIVE, every, (*unproven, *unjudged))
-    if not deciding:
+def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Judgement:
+    """The decision that the rules of all after arms lead to: see `WHEN`.
+
+    Every arm must be fit to ship: one NO-GO is a NO-GO, GO needs all, and NO BENEFIT is said where all are that.
+    Where nothing is `compared`, one arm is judged by its thresholds alone and needs no benefit.
+    """
+    every, arms = tuple(rules), tuple(dict.fromkeys(after_arms))
+    own = {arm: [rule for rule in every if rule.arm == arm] for arm in arms}
+    deciding = [rule for arm in arms for rule in own[arm]]
+    told = {o: tuple(rule.reason for rule in deciding if rule.outcome is o) for o in Outcome}
+    if broken := told[Outcome.BROKEN]:
+        return Judgement(Decision.NO_GO, every, broken)
+    useless = [arm for arm in arms if any(rule.outcome is Outcome.ABSENT for rule in own[arm])]
+    if useless and len(useless) == len(arms):
+        return Judgement(Decision.NO_BENEFIT, every, told[Outcome.ABSENT])
+    unjudged = [f"{arm}: no rule was judged." for arm in arms if not own[arm]]
+    if compared:
+        unasked = (arm for arm in arms if own[arm] and not any(rule.name == BENEFIT for rule in own[arm]))
+        unjudged += [f"{arm}: whether it has a benefit was not judged." for arm in unasked]
+    some_useless = [f"{reason} The others can be decided on without it." for reason in told[Outcome.ABSENT]]
+    if reasons := (*some_useless, *told[Outcome.UNPROVEN], *unjudged):
+        return Judgement(Decision.INCONCLUSIVE, every, reasons)
+    if not arms:
         return Judgement(Decision.INCONCLUSIVE, every, ("No arm after the change was judged.",))
-    held = tuple(f"{arm}: all {sum(r.arm == arm for r in deciding)} rules hold." for arm in after_arms)
-    return Judgement(Decision.GO, every, held)
-
-
-def which_arms_pass(rules: Iterable[Rule], arms: Collection[str]) -> dict[str, Decision]:
-    """The decision on each arm alone: one change may be fit to ship while another is not."""
-    every = tuple(rules)
-    return {arm: decide(every, [arm]).decision for arm in arms}
+    return Judgement(Decision.GO, every, tuple(f"{arm}: all {len(own[arm])} rules hold." for arm in arms))
 
 
 def _range(interval: Interval) -> str:

@@ -63,6 +63,7 @@ class Comparison:
     verdict: Verdict
     blocks_needed: int | None  # about how many blocks would settle an inconclusive one
     fewer_answered: float = 0.0  # share by which significantly fewer were answered after; below 0: before
+    p_gain: float = 1.0  # of a gain above `worth`, one-sided, of this comparison alone
     bound: str = ""  # of a search: the ratio is "at least", "at most" or, with both arms limited, "not known"
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from perfkit.analysis.cautions import Caution, Kind, gravest_first, some
 from perfkit.analysis.changes import of_role
 from perfkit.analysis.disturbances import Medians, disturbances
+from perfkit.analysis.policy import Outcome
 from perfkit.analysis.results import Analysis
 from perfkit.analysis.sentences import FLOOR_FACTOR, complete_blocks
 from perfkit.bundle import FLOOR, Round
@@ -155,8 +156,8 @@ def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caution]:
             yield Caution(
                 Kind.CONTROL,
                 f"The control arm, identical to before, differs in {c.scenario} ({c.metric} of {c.item}: "
-                f"{c.ratio.lo:.3g} to {c.ratio.hi:.3g}); one healthy interval in twenty does. "
-                "Others are judged there by a margin widened to it.",
+                f"{c.ratio.lo:.3g} to {c.ratio.hi:.3g}); 1 in 20 does so by chance. "
+                "A larger difference was required there.",
                 "Measure again; if it differs in the same place, something favours one arm.",
             )
 
@@ -177,17 +178,18 @@ def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caution]:
 
 
 def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caution]:
-    """The rule counts failures; whether their true rate is under the limit may need more requests."""
+    """The upper bound of a rate never stands in the way of a GO; that it is above the limit is said here."""
     limit, arms = run["config"]["thresholds"]["error_rate"], run["parameters"]["arms"]
     judged = arms if len(arms) == 1 else of_role(run, "after")
     for rule in analysis.judgement.rules:
-        if rule.name == "error rate" and rule.arm in judged and rule.bound and rule.bound > limit:
-            enough = f"About {math.ceil(3 / limit):,} requests without an error would exclude them." if limit else ""
+        held = rule.name == "error rate" and rule.arm in judged and rule.outcome is Outcome.HOLDS
+        if held and rule.bound and rule.bound > limit:
+            rates = f"{100 * limit:.2g}-{100 * rule.bound:.2g} %"
+            enough = f"{math.ceil(3 / limit):,} requests without an error rule it out." if limit else ""
             yield Caution(
                 Kind.ERROR_RATE,
-                f"{rule.arm}: error rates between {100 * limit:.2g} % and {100 * rule.bound:.2g} % are not excluded by "
-                "so few requests; the rule counts the failures that there were.",
-                enough or "No number of requests excludes every error; set error_rate to what may be borne.",
+                f"{rule.arm}: too few requests to rule out an error rate of {rates}.",
+                enough or "No number of requests rules every error out; set error_rate to what may be borne.",
             )
 
 

@@ -90,6 +90,7 @@ def compare(
     volatile: Names = (),
     tls: bool = True,
     pooler: bool = False,
+    need: str = "benefit",
     profile: str = "quick",
     seed: int = 1,
     reports: str | Path = "",
@@ -101,7 +102,8 @@ def compare(
 
     `db` is a libpq service name (`service=staging`) or connection string without a password. `query`, `index`
     and `rewrite` are SQL, or names of `.sql` files. `way`: `whole`, `sample` or `generated` bring a private
-    copy into a server that perfkit starts; `clone` works beside the database, `in-place` in it.
+    copy into a server that perfkit starts; `clone` works beside the database, `in-place` in it. A GO needs a benefit;
+    with `need="none"`, for a setting that changes for another reason, only that nothing gets worse.
 
     Raises PerfkitError as `run` does.
     """
@@ -121,6 +123,7 @@ def compare(
         names(volatile),
         tls,
         pooler,
+        need=need,
     )
 
     def chosen(path: Path) -> Selection:

@@ -23,7 +23,7 @@ from perfkit.cli.runs import GATE, INVALID, exit_code
 @click.option("--junit", default="", metavar="FILE", help="Write the items as JUnit XML too.")
 @click.option("--json", "as_json", default="", metavar="FILE", help="Write the decision as JSON too.")
 def gate(run: Path, arm: str, watch: str, answers: tuple[str, ...], by: str, junit: str, as_json: str) -> None:
-    """Decide whether to ship: exit 0 on GO, 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.
+    """Decide whether to ship: exit 0 on GO, 99 NO-GO, 96 NO BENEFIT, 100 INCONCLUSIVE, 98 invalid.
 
     The rules of a run on disk, its checks, its database, a watch, and what people answer, as one table. Writes
     decision.html and decision.json into the run's folder, and seals it. Of one arm alone, which is compared with

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from perfkit.cli.group import ask, echo, experiment_options, reports_option, target_options
 from perfkit.errors import UsageError
 
-GATE = {"GO": 0, "NO-GO": 99, "INCONCLUSIVE": 100, "HOLDS": 0, "BROKEN": 99, "UNPROVEN": 100}
+GATE = {"GO": 0, "NO BENEFIT": 96, "NO-GO": 99, "INCONCLUSIVE": 100, "HOLDS": 0, "BROKEN": 99, "UNPROVEN": 100}
 INVALID = 98
 
 
@@ -39,7 +39,7 @@ INVALID = 98
 @reports_option
 @click.option("--bundle", default="", metavar="FOLDER", help="Render this run again; measures nothing.")
 @click.option("--lab", default="", metavar="FOLDER", help="Take the summary of this index lab into the report.")
-@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
+@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 96 on NO BENEFIT, 100 on INCONCLUSIVE, 98 when invalid.")
 @click.pass_context
 def report(context: click.Context, /, gate: bool, **options: Any) -> None:
     """Measure before and after, write report.html, verdict.json, summary.md and the raw data.
@@ -77,13 +77,20 @@ def report(context: click.Context, /, gate: bool, **options: Any) -> None:
 )
 @click.option("--users", default=10, show_default=True, help="Connections of the second load level.")
 @click.option("--p95-ms", type=float, help="A limit for 95 of 100 executions.")
+@click.option(
+    "--need",
+    type=click.Choice(["benefit", "none"]),
+    default="benefit",
+    show_default=True,
+    help="What a GO asks for; none: of a setting that changes for another reason, that nothing gets worse.",
+)
 @click.option("--volatile", multiple=True, metavar="FUNCTION", help="A volatile function that may be called.")
 @click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
 @click.option("--pooler", is_flag=True, help="It is reached through a pooler in transaction mode.")
 @click.option("--profile", default="quick", show_default=True, help="quick (6 blocks), standard, thorough.")
 @click.option("--seed", default=1, show_default=True, help="Decides everything that is random.")
 @reports_option
-@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 100 on INCONCLUSIVE, 98 when invalid.")
+@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 96 on NO BENEFIT, 100 on INCONCLUSIVE, 98 when invalid.")
 @target_options
 def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
     """Measure a query of yours before and after an index, a setting or a rewrite.

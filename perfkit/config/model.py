@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,10 @@ class Config(Model):
     """What perfkit may do."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Differences up to this share do not matter: they are called equivalent."""
+    need: Literal["benefit", "none"] = "benefit"
+    """What a GO asks of the change: a `benefit`, or `none` where code or settings change for another reason."""
+    worth: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The least gain worth having, as a share; where every comparison excludes it, the decision is NO BENEFIT."""
     profiles: dict[Name, Annotated[int, Field(ge=6)]] = {"quick": 6, "standard": 12, "thorough": 24}
     """By profile, how many blocks are measured; fewer than 6 could settle nothing."""
     presets: dict[Name, Preset] = {}

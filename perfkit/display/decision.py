@@ -15,10 +15,12 @@ from perfkit.display.tables import glance
 GRAVEST = 10  # weaknesses shown; the rest is folded
 REASONS = 6  # shown in the banner; every rule is in the table of thresholds
 
-_STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad"}  # any other word is unsure
+# any other word is unsure
+_STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad", "NO BENEFIT": "neutral"}
 _STROKES = {
     "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
     "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
+    "neutral": '<path d="M8 12h8"/>',
     "unsure": '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>',
 }
 

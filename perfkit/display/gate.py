@@ -10,6 +10,7 @@ from perfkit.display import decision as decisions
 from perfkit.display.claims import expected, held, measured
 from perfkit.display.html import Block, code, escape
 from perfkit.display.table import Cell, Table, marked
+from perfkit.display.tables import STATES
 from perfkit.numbers import NONE
 from perfkit.release.decision import Decided
 from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
@@ -17,12 +18,11 @@ from perfkit.release.judged import Judged
 from perfkit.release.seal import SHORT, Seal
 
 REASONS = 8  # in the banner; every item is in the matrix
-_STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure"}
 _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}
 
 
 def banner(decided: Decided) -> Block:
-    """GO, NO-GO or INCONCLUSIVE, the numbers, and each item that led to it."""
+    """The decision, the numbers, and each item that led to it."""
     gate = decided.gate
     reasons = gate.reasons[:REASONS]
     rest = len(gate.reasons) - REASONS
@@ -36,7 +36,7 @@ def banner(decided: Decided) -> Block:
 def items(decided: Decided) -> Table:
     """Every item in one line, for a terminal."""
     rows = tuple(
-        (Cell(own.group), Cell(own.name), Cell(own.value), Cell(own.limit), marked(_STATES[own.outcome], own.outcome))
+        (Cell(own.group), Cell(own.name), Cell(own.value), Cell(own.limit), marked(STATES[own.outcome], own.outcome))
         for own in decided.gate.items
     )
     return Table("What the decision rests on", ("group", "item", "value", "limit", "result"), rows, headers=2)
@@ -58,8 +58,8 @@ def matrix(decided: Decided) -> Table:
     )
     columns = ("", "item", "result", "found", "GO if", "NO-GO if", "evidence")
     note = (
-        "GO: every item holds. NO-GO: one is broken. INCONCLUSIVE: none is broken, and one is unproven or unanswered; "
-        "below its result stands what it would take."
+        "GO: every item holds. NO-GO: one is broken. NO BENEFIT: none is broken, and the change improves nothing that "
+        "was measured. INCONCLUSIVE: one is unproven or unanswered; below its result stands what it would take."
     )
     return Table("Go or no-go", columns, rows, headers=2, grouped=True, note=note)
 
@@ -149,12 +149,12 @@ def _explained(item: Item) -> str:
 
 
 def _result(item: Item) -> Cell:
-    return marked(_STATES[item.outcome], item.outcome, f"It would take {item.needs}" if item.needs else "")
+    return marked(STATES[item.outcome], item.outcome, f"It would take {item.needs}" if item.needs else "")
 
 
 def _counted(every: Sequence[Item]) -> str:
     outcomes = [item.outcome for item in every]
-    words = {Outcome.HOLDS: "hold", Outcome.BROKEN: "broken", Outcome.UNPROVEN: "unproven"}
+    words = {Outcome.HOLDS: "hold", Outcome.BROKEN: "broken", Outcome.UNPROVEN: "unproven", Outcome.ABSENT: "absent"}
     return ", ".join(f"{n} {word}" for outcome, word in words.items() if (n := outcomes.count(outcome)))
 
 

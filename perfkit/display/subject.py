@@ -43,7 +43,7 @@ class Subject:
 
     @property
     def word(self) -> str:
-        """GO, NO-GO or INCONCLUSIVE; of one arm alone HOLDS, BROKEN or UNPROVEN."""
+        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE; of one arm alone HOLDS, BROKEN or UNPROVEN."""
         found = self.analysis.judgement.decision
         return ALONE[found] if self.alone else str(found)
 

@@ -11,13 +11,13 @@ from perfkit.numbers import unbroken
 from perfkit.text import visible
 
 #: The mark of a state, for where its colour is not seen.
-MARKS = {"good": "✓", "bad": "✕", "unsure": "?"}
+MARKS = {"good": "✓", "bad": "✕", "neutral": "○", "unsure": "?"}
 _LONG = 40  # characters of a row's header that keeps to one line; more would run into the next cell
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text with an optional second, smaller line; `state` is good, bad, unsure, quiet or nothing."""
+    """Text with an optional second, smaller line; `state` is good, bad, neutral, unsure, quiet or nothing."""
 
     text: str
     note: str = ""
@@ -27,7 +27,7 @@ class Cell:
     def html(self) -> str:
         """The cell's content, escaped."""
         text = f"<code>{escape(self.text)}</code>" if self.code else escape(self.text)
-        text = f"<strong>{text}</strong>" if self.state in ("good", "bad", "unsure") else text
+        text = f"<strong>{text}</strong>" if self.state in MARKS else text
         return text + (f"<small>{escape(self.note)}</small>" if self.note else "")
 
     def plain(self) -> str:

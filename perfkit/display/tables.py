@@ -21,7 +21,8 @@ _VERDICTS = {
     Verdict.INCONCLUSIVE: ("?", ""),
     Verdict.INVALID: ("!", "unsure"),
 }
-_STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure"}
+STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure", Outcome.ABSENT: "neutral"}
+"""How an outcome looks."""
 
 
 def glance(subject: Subject) -> Table:
@@ -42,8 +43,8 @@ def glance(subject: Subject) -> Table:
     said = f" (limit {numbers.significant(limit)} ms)" if limit is not None else ""
     caption = f"95 of 100 requests were answered within, ms{said}"
     note = (
-        "≤ is the upper end of the 95 % interval. ✓ holds even there, ? only by its estimate (or there are too few "
-        "samples), ✕ does not."
+        "≤ is the upper end of the 95 % interval. ✓ even the upper end is within the limit; ✕ not even the lower; "
+        "? neither, or too few samples."
     )
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
 
@@ -136,8 +137,9 @@ def thresholds(subject: Subject) -> Table:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
         rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
     note = (
-        "Marks as above, but an error rate is judged by the failures that were counted; below it is what so many "
-        f"requests exclude.{'' if subject.alone else ' Only arms with a change decide.'}"
+        "✓ the whole interval is within the limit; ✕ none of it is; ? too little data to say. An error rate is ✓ where "
+        "its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
+        f"{'' if subject.alone else ' ○ the change has no benefit. Only arms with a change decide.'}"
     )
     return Table(
         "Thresholds: what must hold",
@@ -171,7 +173,7 @@ def checks(subject: Subject) -> Table:
 
 
 def errors(subject: Subject) -> Table:
-    """Unexpected outcomes with the first message, or the rate that their absence excludes."""
+    """Unexpected outcomes with the first message; where there are none, below which rate the true one is."""
     rows = tuple(
         (
             Cell(e.arm),
@@ -184,10 +186,11 @@ def errors(subject: Subject) -> Table:
     )
     sent = {arm: sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms}
     least = min(sent.values(), default=0)
-    none = "none; nothing was sent."
+    none = "None; nothing was sent."
     if least:
         excluded = numbers.percent(error_bound(0, least))
-        none = f"none. With {numbers.count(least)} requests or more an arm, rates above {excluded} are excluded."
+        of = f"{numbers.count(least)} or more requests an arm"
+        none = f"None in {of}. The true error rate is below {excluded} (95 % confidence)."
     columns = ("arm", "load", "outcome", "count", "first message")
     return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
 
@@ -265,7 +268,7 @@ def tail(found: Level, q: int, state: str) -> Cell:
 def _judged(rule: Rule | None) -> Cell:
     if rule is None:
         return Cell(numbers.NONE, state="quiet")
-    state = _STATES[rule.outcome]
+    state = STATES[rule.outcome]
     mark = MARKS[state]
     if rule.value is None:
         return Cell(mark, rule.reason, state)
@@ -274,7 +277,7 @@ def _judged(rule: Rule | None) -> Cell:
     bound = numbers.unbroken(f"{sign} {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
     bound = "" if rule.bound is None else bound
     if rule.unit == "share" and rule.bound is not None:
-        bound = numbers.unbroken(f"over {numbers.percent(rule.bound)} excluded")
+        bound = numbers.unbroken(f"below {numbers.percent(rule.bound)}")
     if not bound and rule.outcome is not Outcome.HOLDS:
         bound = rule.text
     return Cell(f"{mark} {_with_unit(rule.value, rule.unit)}", bound, state)

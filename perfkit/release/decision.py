@@ -34,9 +34,10 @@ class Decided:
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it.
 
-        Keys: format, title, decision (GO, NO-GO, INCONCLUSIVE), invalid (of comparisons: an INCONCLUSIVE ends with 98),
-        arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if, value, limit,
-        evidence, outcome: holds, broken, unproven; text, needs), answers (question, answer, by, on), watch.
+        Keys: format, title, decision (GO, NO-GO, NO BENEFIT, INCONCLUSIVE), invalid (of comparisons: an INCONCLUSIVE
+        ends with 98), arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if,
+        value, limit, evidence, outcome: holds, broken, unproven, no benefit; text, needs), answers (question, answer,
+        by, on), watch.
         """
         return {
             "format": FORMAT,

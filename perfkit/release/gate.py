@@ -1,7 +1,8 @@
 """Whether to ship: everything that a decision needs, as one list of items, and the decision they lead to. Pure.
 
 NO-GO where an item is broken: a check failed, a threshold or a comparison is broken, an index is missing, the
-database had trouble, a person said no. INCONCLUSIVE where one is unproven or unanswered. GO otherwise.
+database had trouble, a person said no. NO BENEFIT where none is, and the change has no benefit. INCONCLUSIVE where
+one is unproven or unanswered. GO otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from perfkit.release import measured
 from perfkit.release.answers import Answer
 from perfkit.release.items import CHECKED_NOW, SAID, Item, spoken
 from perfkit.text import visible
+
+_LED_BY = {
+    Decision.NO_GO: Outcome.BROKEN,
+    Decision.NO_BENEFIT: Outcome.ABSENT,
+    Decision.INCONCLUSIVE: Outcome.UNPROVEN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class Gate:
     @property
     def reasons(self) -> tuple[str, ...]:
         """In words, the items that led to it; of a GO, how many hold."""
-        wanted = {Decision.NO_GO: Outcome.BROKEN, Decision.INCONCLUSIVE: Outcome.UNPROVEN}.get(self.decision)
+        wanted = _LED_BY.get(self.decision)
         if wanted is None:
             return (f"All {len(self.items)} items hold.",)
         return tuple(item.reason for item in self.items if item.outcome is wanted)
@@ -63,10 +70,14 @@ def judge(
 
 
 def decide(items: Iterable[Item]) -> Decision:
-    """One broken item is a NO-GO, one unproven leaves it open; nothing judged is never a GO."""
+    """One broken item is a NO-GO, no benefit is none whatever is open, one unproven leaves it open.
+
+    Nothing judged is never a GO.
+    """
     outcomes = {item.outcome for item in items}
-    if Outcome.BROKEN in outcomes:
-        return Decision.NO_GO
+    for decision in (Decision.NO_GO, Decision.NO_BENEFIT):
+        if _LED_BY[decision] in outcomes:
+            return decision
     return Decision.GO if outcomes == {Outcome.HOLDS} else Decision.INCONCLUSIVE
 
 

@@ -48,5 +48,7 @@ def spoken(on: str) -> str:
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
-    """Broken before unproven before holds."""
+    """Broken before unproven before holds; no benefit where none has one, unproven where some have."""
+    if Outcome.ABSENT in outcomes and Outcome.BROKEN not in outcomes:
+        return Outcome.ABSENT if set(outcomes) == {Outcome.ABSENT} else Outcome.UNPROVEN
     return next((own for own in (Outcome.BROKEN, Outcome.UNPROVEN) if own in outcomes), Outcome.HOLDS)

@@ -1,6 +1,7 @@
 """A decision as JUnit XML, which every build server shows: one test case an item. Pure.
 
-Broken is a failure; unproven is skipped with what it would take, because JUnit has no third word.
+Broken is a failure, and so is no benefit, of its own type; unproven is skipped with what it would take, because JUnit
+has no third word.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from perfkit.release.decision import Decided
 from perfkit.release.items import Item
 from perfkit.text import visible
 
+_FAILURES = (Outcome.BROKEN, Outcome.ABSENT)
 _NOT_XML = re.compile("[\ufffe\uffff]")  # what XML 1.0 excludes and `visible` leaves
 
 
@@ -38,8 +40,8 @@ def junit(decided: Decided) -> str:
 def _case(suite: ElementTree.Element, item: Item) -> None:
     named = {"name": _text(item.name), "classname": _text(f"perfkit.gate.{item.group.replace(' ', '_')}"), "time": "0"}
     case = ElementTree.SubElement(suite, "testcase", named)
-    if item.outcome is Outcome.BROKEN:
-        said = {"message": _text(item.text), "type": "broken"}
+    if item.outcome in _FAILURES:
+        said = {"message": _text(item.text), "type": str(item.outcome)}
         body = f"measured: {item.value}\nlimit: {item.limit}\nevidence: {item.evidence}"
         ElementTree.SubElement(case, "failure", said).text = _text(body)
     elif item.outcome is Outcome.UNPROVEN:
@@ -53,7 +55,7 @@ def _counts(name: str, items: Sequence[Item]) -> dict[str, str]:
     return {
         "name": _text(name),
         "tests": str(len(items)),
-        "failures": str(outcomes.count(Outcome.BROKEN)),
+        "failures": str(sum(outcome in _FAILURES for outcome in outcomes)),
         "errors": "0",
         "skipped": str(outcomes.count(Outcome.UNPROVEN)),
         "time": "0",

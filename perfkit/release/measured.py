@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from perfkit.analysis.cautions import some
-from perfkit.analysis.policy import Outcome, Rule, number, percent
+from perfkit.analysis.policy import BENEFIT, Outcome, Rule, number, percent
 from perfkit.analysis.results import Analysis
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.errors import ServerError
@@ -17,6 +17,7 @@ SHOWN = 3  # sentences of one item; the report has every rule
 
 # SQLSTATE classes in which the server is in trouble: connections, resources, operator, system, internal.
 _TROUBLE = ("08", "53", "57P", "58", "F0", "XX")
+_DAMAGE = ("58", "F0", "XX")  # of these, what no accident explains: a disk, a configuration, data
 _UNREACHED = ("refused", "reset")
 
 
@@ -80,32 +81,46 @@ def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -
     """Errors of the server itself, a run that ended by it, plans that could not be captured."""
     queries = set(run["queries"])
     direct = {level.scenario for level in analysis.levels if level.item in queries}
-    trouble = Counter[str]()
+    trouble, damaged = Counter[str](), False
     for error in analysis.errors:
-        own = error.outcome.removeprefix("sqlstate_").startswith(_TROUBLE) and error.outcome.startswith("sqlstate_")
-        if error.arm in arms and (own or (error.outcome in _UNREACHED and error.scenario in direct)):
+        code = error.outcome.removeprefix("sqlstate_") if error.outcome.startswith("sqlstate_") else ""
+        unreached = error.outcome in _UNREACHED and error.scenario in direct
+        if error.arm in arms and (code.startswith(_TROUBLE) or unreached):
             trouble[f"{error.outcome}: {error.message}" if error.message else error.outcome] += error.count
+            damaged |= code.startswith(_DAMAGE)
     facts = [run.get("arms", {}).get(arm, {}) for arm in arms]
     wanted = {(arm, query) for arm, own in zip(arms, facts, strict=True) for query in own.get("plans", ())}
     taken = {(use.arm, use.query) for use in analysis.plans}
     lacking = sorted(f"{query} on {arm}" for arm, query in wanted - taken)
-    wrong = [f"The server answered {count} times with {said}." for said, count in trouble.most_common(SHOWN)]
-    if run.get("error") == ServerError.__name__ and run["blocks"]:  # before the first block it is a matter of set-up
-        wrong.append(f"The run ended by it: {run.get('message')}.")
-    wrong += [f"No plan of {some(lacking)} could be captured."] if lacking else []
+    said = [f"The server answered {count} times with {what}." for what, count in trouble.most_common(SHOWN)]
+    ended = (
+        run.get("error") == ServerError.__name__ and run["blocks"]
+    )  # before the first block it is a matter of set-up
+    said += [f"The run ended by it: {run.get('message')}."] if ended else []
+    said += [f"No plan of {some(lacking)} could be captured."] if lacking else []
+    grave = damaged or ended or lacking or (trouble and _too_many(analysis, arms))
+    outcome = Outcome.BROKEN if grave else Outcome.UNPROVEN if trouble else Outcome.HOLDS
     captured = f"{len(wanted) - len(lacking)} of {len(wanted)} plans captured" if wanted else "no plan to capture"
     errors = trouble.total()
     return Item(
         "database",
         "Database trouble",
         "the server reported no trouble of its own",
-        "any was detected",
+        "it ended the run, damaged something, or broke the limit of errors",
         f"{errors} server error{'' if errors == 1 else 's'}, {captured}",
         "0",
         LOAD,
-        Outcome.BROKEN if wrong else Outcome.HOLDS,
-        " ".join(wrong) or f"The server reported no trouble of its own; {captured}.",
+        outcome,
+        " ".join(said) or f"The server reported no trouble of its own; {captured}.",
+        "another run without it, if it was an accident." if outcome is Outcome.UNPROVEN else "",
     )
+
+
+def _too_many(analysis: Analysis, arms: Sequence[str]) -> bool:
+    """Whether errors break their limit, or are significantly more than before."""
+    names = ("error rate", "not failing more")
+    rules = (rule for rule in analysis.judgement.rules if rule.arm in arms and rule.name in names)
+    return any(rule.outcome is Outcome.BROKEN for rule in rules)
 
 
 def _tail(rules: Sequence[Rule], _: Analysis) -> Item:
@@ -127,11 +142,24 @@ def _throughput(rules: Sequence[Rule], _: Analysis) -> Item:
     return _item("performance", "Throughput", *words, LOAD, rules)
 
 
+def _benefit(rules: Sequence[Rule], _: Analysis) -> Item:
+    """Every arm to be shipped must be good for something."""
+    have = sum(rule.outcome is Outcome.HOLDS for rule in rules)
+    short = [rule for rule in rules if rule.outcome is not Outcome.HOLDS] or rules
+    value = f"{have} of {len(rules)} arms" if len(rules) > 1 else "yes" if have else "none proven"
+    words = ("a comparison is faster, or a threshold that was broken holds", "", value, "every arm")
+    needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in short if rule.needs))
+    text, outcome = " ".join(rule.text for rule in short[:SHOWN]), worst([rule.outcome for rule in rules])
+    return Item("performance", "Benefit", *words, LOAD, outcome, text, f"{needs}." if needs else "")
+
+
 def _errors(rules: Sequence[Rule], _: Analysis) -> Item:
     limit = percent(rules[0].limit or 0)
     top = max(rules, key=lambda rule: rule.value or 0.0)
     value = "not known" if top.value is None else percent(top.value)
-    return _item("performance", "Error rate", f"under {limit}", f"{limit} or more", value, limit, LOAD, rules)
+    return _item(
+        "performance", "Error rate", f"under {limit}", f"{limit} or more by its lower bound", value, limit, LOAD, rules
+    )
 
 
 def _capacity(rules: Sequence[Rule], _: Analysis) -> Item:
@@ -204,6 +232,7 @@ def _said(by_arm: Mapping[str, str]) -> str:
 
 
 _GROUPS: Mapping[str, Callable[[Sequence[Rule], Analysis], Item]] = {
+    BENEFIT: _benefit,
     "error rate": _errors,
     "p50": _tail,
     "p95": _tail,

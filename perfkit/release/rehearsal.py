@@ -88,7 +88,7 @@ def _config(settings: Config, wanted: IndexSet, files: tuple[Path, ...]) -> Conf
         raise UsageError(f"{settings.title}: every scenario searches for a rate; expected a load level to compare")
     named = f"Rollback of {wanted.path.stem}: {settings.title}"
     limits = Thresholds(error_rate=settings.thresholds.error_rate)  # nothing is shipped: no latency is too long
-    changed = {"title": named, "arm": arms, "scenario": tuple(levels), "thresholds": limits}
+    changed = {"title": named, "arm": arms, "scenario": tuple(levels), "thresholds": limits, "need": "none"}
     return settings.model_copy(update=changed)
 
 

@@ -51,7 +51,7 @@ class GoNoGo(Opened):
 
     @property
     def banner(self) -> Block:
-        """GO, NO-GO or INCONCLUSIVE, and what led to it."""
+        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE, and what led to it."""
         return shown.banner(self.decided)
 
     @property

@@ -48,7 +48,7 @@ class Run(Opened):
 
     @property
     def decision(self) -> Block:
-        """GO, NO-GO or INCONCLUSIVE with its numbers."""
+        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE with its numbers."""
         return decision.decision(self.subject)
 
     @property

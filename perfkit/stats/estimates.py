@@ -97,7 +97,9 @@ def tail(rounds: Sequence[Samples], q: float) -> Interval | None:
     value = percentile(pooled, q)
     if len(filled) == 1:
         return Interval(value, 0.0, math.inf, n, 1)
-    below, above = _ranks(n, _effective(filled, value), p)
+    sizes = np.array([len(samples) for samples in filled], dtype=float)
+    counts = np.array([np.count_nonzero(samples <= value) for samples in filled], dtype=float)
+    below, above = _ranks(n, _effective(counts, sizes), p)
     ends = np.concatenate(([0.0], pooled, [math.inf]))
     hi = float(ends[above]) if above <= n else _next_maximum(filled, p)
     return Interval(value, float(ends[below]), hi, n, len(filled))
@@ -116,14 +118,37 @@ def _next_maximum(rounds: Sequence[NDArray[np.float64]], p: float) -> float:
     return math.exp(float(logs.mean()) + half)
 
 
-def _effective(rounds: Sequence[NDArray[np.float64]], value: float) -> float:
-    """How many independent samples locate `value` as well as these rounds do."""
-    sizes = np.array([len(samples) for samples in rounds])
-    counts = np.array([np.count_nonzero(samples <= value) for samples in rounds])
+def share(rounds: Sequence[tuple[int, int]]) -> Interval | None:
+    """The pooled share of events in an interval that respects rounds, each given as (events, of how many).
+
+    Clopper and Pearson's interval with the effective number of samples of `tail` (Korn & Graubard 1998). One round
+    bounds nothing: 0 to 1. None where there was nothing that could have been one.
+
+    Simulated at 6, 12 and 24 rounds of 30 and 100, rates of 0.1 to 5 %: the lower end is above the true rate in 0 to
+    2.3 % of runs, with a correlation within rounds of up to 0.1 too. The upper end is below it in up to 6 % at a
+    correlation of 0.02; at 0.1, where few rounds hold most events, in up to 26 %.
+    """
+    own = np.array([pair for pair in rounds if pair[1]], dtype=float).reshape(-1, 2)
+    if not len(own):
+        return None
+    events, sizes = own.T
+    n = int(sizes.sum())
+    value = float(events.sum()) / n
+    if len(own) == 1:
+        return Interval(value, 0.0, 1.0, n, 1)
+    effective = _effective(events, sizes)
+    seen, rest = value * effective, (1 - value) * effective
+    lo = float(special.betaincinv(seen, rest + 1, ALPHA / 2)) if seen else 0.0
+    hi = float(special.betaincinv(seen + 1, rest, 1 - ALPHA / 2)) if rest else 1.0
+    return Interval(value, lo, hi, n, len(own))
+
+
+def _effective(counts: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """How many independent samples tell a share as well as these rounds do: `counts` have what is looked for."""
     n, rounds_n = int(sizes.sum()), len(sizes)
-    share = counts.sum() / n
-    binomial = share * (1 - share) / n
-    clustered = rounds_n / (rounds_n - 1) * float(np.sum((counts - share * sizes) ** 2)) / n**2
+    pooled = counts.sum() / n
+    binomial = pooled * (1 - pooled) / n
+    clustered = rounds_n / (rounds_n - 1) * float(np.sum((counts - pooled * sizes) ** 2)) / n**2
     effect = max(1.0, clustered / binomial) if binomial else 1.0
     # With few rounds the part between them is often estimated too small, and then its few degrees of freedom
     # would not count; half a binomial variance more lifts the worst coverage from 89 to 92 %.

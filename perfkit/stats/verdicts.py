@@ -38,6 +38,29 @@ def equivalence(r: Ratio, margin: float, step: float = 1.0) -> float:
     return float(special.stdtr(r.pairs - 1, -room / error))
 
 
+def gain(r: Ratio, worth: float, step: float = 1.0, *, more_is_better: bool = False) -> float:
+    """p-value of a gain above `worth`: a ratio under 1 - worth, of a throughput over 1 + worth. One-sided.
+
+    The t test of the paired log ratio that is one half of `equivalence`; at 0.05 or less the one-sided 95 % bound
+    excludes such a gain. Values known to within a factor `step` (see `known_within`) have so much less room.
+    """
+    seen, limit = _gained(r, more_is_better), _limit(worth, more_is_better)
+    room, error = limit - math.log(step) - seen, r.sd_log / math.sqrt(r.pairs)
+    if not error:
+        return 0.0 if room >= 0 else 1.0
+    return float(special.stdtr(r.pairs - 1, -room / error))
+
+
+def _gained(r: Ratio, more_is_better: bool) -> float:
+    """The gain that was seen, as a logarithm above 0."""
+    return math.log(r.value) if more_is_better else -math.log(r.value)
+
+
+def _limit(worth: float, more_is_better: bool) -> float:
+    """The least gain that is worth having, as such a logarithm."""
+    return math.log1p(worth) if more_is_better else -math.log1p(-worth)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values in the order given, never above 1 (Holm 1979)."""
     adjusted, running = [0.0] * len(p_values), 0.0
@@ -99,6 +122,18 @@ def blocks_needed(r: Ratio, margin: float) -> int | None:
     one_sided = special.stdtrit(blocks - 1, 1 - ALPHA) * error
     fits = (centre - one_sided >= low) & (centre + one_sided <= math.log1p(margin))
     decisive = blocks[fits | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < abs(centre))]
+    return int(decisive[0]) if len(decisive) else None
+
+
+def blocks_for_gain(r: Ratio, worth: float, *, more_is_better: bool = False) -> int | None:
+    """About how many blocks in all until a gain is proven, or one above `worth` is excluded.
+
+    Takes the estimate and its spread as they are, without Holm's correction; None where 1000 do not suffice.
+    """
+    blocks = np.arange(max(r.pairs + 1, 6), 1001)
+    error, seen = r.sd_log / np.sqrt(blocks), _gained(r, more_is_better)
+    excluded = seen + special.stdtrit(blocks - 1, 1 - ALPHA) * error <= _limit(worth, more_is_better)
+    decisive = blocks[excluded | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < seen)]
     return int(decisive[0]) if len(decisive) else None
 
 
