@@ -104,6 +104,28 @@ def test_every_query_is_either_served_or_refused(library: Session) -> None:
     assert told == ({"day", "one"}, {"all", "none"})
 
 
+FEED = """
+CREATE TABLE feed (id int PRIMARY KEY, account int NOT NULL, created int NOT NULL, body text);
+INSERT INTO feed SELECT n, n % 400, n * 2, repeat('x', 30) FROM generate_series(1, 100000) n;
+CREATE INDEX feed_created ON feed (created); ANALYZE feed;
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "keys"),
+    [("created", "created"), ("created DESC", "created"), ("created DESC, id DESC", "created, id")],
+)
+def test_an_order_that_an_index_gives_already_follows_the_condition(library: Session, order: str, keys: str) -> None:
+    with library.place.connect() as connection:
+        connection.execute(FEED.encode())
+    try:
+        found = advised(library, newest=f"SELECT * FROM feed WHERE account = 77 ORDER BY {order} LIMIT 20")
+    finally:
+        with library.place.connect() as connection:
+            connection.execute("DROP TABLE feed")
+    assert titles(found) == [f"feed (account, {keys})"]
+
+
 # HypoPG
 
 

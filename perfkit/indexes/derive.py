@@ -11,6 +11,7 @@ from perfkit.explain.conditions import Predicate, alternatives, columns_in, pred
 from perfkit.explain.facts import Index, Table
 from perfkit.explain.findings.blocked import blocks
 from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.scans import walks
 from perfkit.explain.findings.where import column_of, conditions, home, plain, usable
 from perfkit.explain.plan import Node
 
@@ -104,7 +105,8 @@ def _of_scan(
     joined = [quoted(column_of(p, table)) for p in usable([*own, *_joined(look, node)], table)
               if p.joined and p.equality]  # fmt: skip
     order = [key for key in wanted(look, node) if key.split(" ")[0] not in fixed]
-    tails = ([tuple(order)] if order else []) + [(key,) for key in dict.fromkeys(ranges) if key not in fixed]
+    orders = dict.fromkeys([tuple(order), *_walked(node, table, fixed)])
+    tails = [keys for keys in orders if keys] + [(key,) for key in dict.fromkeys(ranges) if key not in fixed]
     needed = _needed(look, node, alias)
     for base in _bases(table, fixed, joined):
         for tail in tails or [()]:
@@ -180,7 +182,7 @@ def wanted(look: Look, node: Node) -> tuple[str, ...]:
     """The keys of the order in which a table's first rows are wanted: of ORDER BY ... LIMIT, or min() and max()."""
     alias, table = re.escape(node.text("Alias")), look.facts.of(node)
     for above in node.above():
-        if above.kind == "Sort" and (keys := _ordered(above, node.text("Alias"))):
+        if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.text("Alias"))):
             return keys
         if above.kind == "Aggregate" and above.text("Strategy") == "Plain":
             outputs = [re.fullmatch(rf"\(?(?:min|max)\((?:PARTIAL )?(?:{alias}\.)?(\w+)\)\)?", text)
@@ -189,6 +191,19 @@ def wanted(look: Look, node: Node) -> tuple[str, ...]:
             known = len(columns) == 1 and all(outputs) and table is not None and table.column(*columns)
             return tuple(map(quoted, columns)) if known else ()
     return ()
+
+
+def _walked(node: Node, table: Table, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The order for which a plan walks an index until a LIMIT has enough: its first key, or all that it has.
+
+    No Sort tells it, and how many of the keys the statement asks for stands in no plan.
+    """
+    index = next((i for i in table.indexes if i.name == node.text("Index Name")), None)
+    if index and walks(node):
+        keys = tuple(key for key in index.keys if key not in fixed)
+        yield keys[:1]
+        if " DESC" not in index.definition and " NULLS " not in index.definition:
+            yield keys
 
 
 def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
