@@ -1,4 +1,4 @@
-"""The examples of docs/monitoring.md fit what perfkit does: metrics, limits, options, a webhook."""
+"""The examples of docs/watch.md fit what perfkit does: metrics, limits, options, a webhook."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from perfkit.monitor.metrics import BUCKETS, Metrics
 from perfkit.monitor.model import Event
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/monitoring.md").read_text()
+PAGE = (ROOT / "docs/watch.md").read_text()
 EXAMPLES = ROOT / "docs/examples/monitoring"
 ALERTS = {"latency-600": 0.6, "errors-1-percent": 0.01, "throughput-drop": 0.3}
 
@@ -109,7 +109,7 @@ def test_prometheus_reads_the_rules_beside_it_and_the_port_of_the_page() -> None
 def commands() -> list[str]:
     unit = re.search(r"^ExecStart=(.*)$", (EXAMPLES / "perfkit-watch.service").read_text(), re.MULTILINE)
     assert unit
-    return [*re.findall(r"^\.venv/bin/(perfkit .*)$", PAGE, re.MULTILINE), unit[1]]
+    return [*re.findall(r"^(perfkit .*)$", PAGE, re.MULTILINE), unit[1]]
 
 
 @pytest.mark.parametrize("command", commands())
