@@ -111,6 +111,23 @@ def hosted() -> Iterator[Hosted]:
         shutil.rmtree(folder)
 
 
+@contextmanager
+def standby(server: Hosted) -> Iterator[int]:
+    """Start a standby of a hosted server that answers queries; its port."""
+    port, data = free_port(), server.folder / "standby"
+    primary = make_conninfo("", host="127.0.0.1", port=server.port, user="postgres", password=PASSWORDS["postgres"])
+    copying = as_server(BINARIES / "pg_basebackup", "-D", data, "-R", "-d", primary, "--checkpoint=fast", "--no-sync")
+    assert copying.wait(60) == 0
+    settings = [part for name, value in {"port": port, **SETTINGS}.items() for part in ("-c", f"{name}={value}")]
+    process = as_server(BINARIES / "postgres", "-D", data, *settings)
+    try:
+        wait_for(port)
+        yield port
+    finally:
+        process.send_signal(signal.SIGQUIT)
+        process.wait()
+
+
 def write_files(folder: Path, port: int, pooled: int) -> None:
     """A cluster, its certificate, the pooler's configuration, the passwords of those who connect."""
     folder.chmod(0o755)

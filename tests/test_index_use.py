@@ -1,28 +1,35 @@
 """Which indexes earn their keep: said of real indexes on real servers, and what is said may be carried out."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from click.testing import CliRunner
-from hosted import hosted
+from hosted import PASSWORDS, hosted, standby
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfkit.cli.indexes import indexes as command
 from perfkit.display.index_use import index_use, remarks_table, uses
-from perfkit.errors import UsageError
+from perfkit.errors import PerfkitError, UsageError
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
-from perfkit.indexes.use import Facts, Remark, ask, judge, used
-from perfkit.postgres import databases
+from perfkit.indexes.counters import MIN_AGE
+from perfkit.indexes.use import Facts, Remark, ask, joined, judge, script, used
+from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import Server
 from perfkit.postgres.external import open_external
 
@@ -664,6 +671,98 @@ def test_a_plain_role_of_a_hosted_server_learns_the_same(monkeypatch: pytest.Mon
             "one is covered by nulls, which begins with its keys (total)",
             "two is a duplicate of nulls, which is kept: it is unique",
         ]
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosted() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.run("CREATE INDEX busy ON sales.orders (total, id); CREATE INDEX idle ON sales.orders (id, total)")
+        server.run("SELECT count(*) FROM sales.orders")
+        with standby(server) as port:
+            permission = Permission((), (server.name(), server.name(port=port)), (), None)
+            sites = [open_external(resolve(server.db(port=p)), permission, Audit(None)) for p in (server.port, port)]
+
+            def facts() -> list[Facts]:
+                old = {"since": "2026-01-01", "days": 90.0}
+                asked = [ask(site) for site in sites]
+                return [replace(each, counters=replace(each.counters, **old)) for each in asked]
+
+            primary, theirs = facts()
+            assert (primary.counters.replicas, primary.counters.replica, theirs.counters.replica) == (1, False, True)
+            unused = [remark for remark in judge(primary) if remark.kind == "unused"]
+            assert {remark.index for remark in unused} == {"busy", "idle"}
+            assert all("0 of 1 were asked" in each.evidence and not each.sql for each in unused)
+            assert all(not remark.sql for remark in judge(theirs) if remark.kind == "unused")
+            with psycopg.connect(server.db("postgres", port=port), password=PASSWORDS["postgres"]) as connection:
+                connection.execute("SET enable_seqscan = off")
+                connection.execute("SELECT * FROM sales.orders WHERE total = 5")
+            primary, theirs = facts()
+            (found,) = [remark for remark in judge(joined(primary, {"there": theirs})) if remark.kind == "unused"]
+            assert found.sql == "DROP INDEX CONCURRENTLY sales.idle"
+            assert found.evidence == "counters: no scan, of 1 standbys neither"
+            for standbys, words in (
+                ({"there": primary}, "there: expected a standby of the database that --db names"),
+                ({"there": theirs, "again": theirs}, "again: the same server as there; expected every standby once"),
+            ):
+                with pytest.raises(UsageError, match=words):
+                    joined(primary, standbys)
+            words = ["--db", server.db(), "--standby", server.db(port=port), "--confirm", server.name()]
+            done = CliRunner().invoke(command, ["use", *words, "--confirm", server.name(port=port), "--json"])
+            assert done.exit_code == 0, done.output
+            told = json.loads(done.stdout)
+            assert told["counters"]["standbys"] == told["counters"]["replicas"] == 1
+            assert not [remark for remark in told["remarks"] if remark["kind"] == "unused" and remark["sql"]]
+
+
+def test_a_crash_leaves_counters_of_unknown_age(server_home: Path) -> None:
+    with embedded.start(18, {}, server_home) as crashing:
+        for new in made(crashing, TABLES):
+            new.do("SELECT pg_stat_reset()", user="postgres")
+            assert new.facts().counters.days is not None
+            with databases.connected(crashing, new.name, "postgres") as connection, suppress(psycopg.Error):
+                connection.execute("SELECT pg_sleep(0)")
+                os.kill(connection.info.backend_pid, signal.SIGKILL)
+                connection.execute("SELECT 1")
+            deadline = time.monotonic() + 20
+            while True:
+                with suppress(PerfkitError, psycopg.Error):
+                    counters = new.facts().counters
+                    break
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert (counters.since, counters.days) == ("", None) or counters.days < 0.01
+            assert counters.doubt(MIN_AGE)
+
+
+NASTY = ["a\n; DROP TABLE visits; --", "a\rb", "a\u2028b", 'x"y', "Case", "select", "a b"]
+
+
+def test_the_script_runs_in_psql_whatever_the_names_and_is_undone_by_what_it_says(newest: Mine) -> None:
+    for name in NASTY:
+        written = '"' + name.replace('"', '""') + '"'
+        newest.do(f"CREATE TABLE {written} ({written} int, other int); CREATE SCHEMA {written}")
+        newest.do(
+            f'CREATE INDEX ON {written} ({written}, other); CREATE INDEX {written[:-1]}_i" ON {written} ({written})'
+        )
+    before = newest.do("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")
+    lines = script(newest.remarks())
+    drops = [n for n, line in enumerate(lines) if line.startswith("DROP INDEX CONCURRENTLY public.")]
+    assert len(drops) == len(NASTY)
+    for n in drops:
+        assert lines[n - 2].startswith("-- ") and lines[n - 1].startswith("-- to undo: CREATE INDEX CONCURRENTLY ")
+    psql = Path("/usr/bin/psql")
+    if not psql.exists():
+        pytest.skip("needs psql")
+    text = "\n".join(lines)
+    target = newest.server.conninfo(newest.name)
+    done = subprocess.run([psql, "-X", "-v", "ON_ERROR_STOP=1", target], input=text, text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    left = newest.do("SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")
+    assert len(left) == len(before) - len(NASTY)
+    assert newest.do("SELECT count(*) AS n FROM visits") == [{"n": 3000}]
 
 
 KEYS = ["a", "b", "d", "c", "lower(c)", "c text_pattern_ops"]
