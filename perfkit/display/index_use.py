@@ -38,8 +38,6 @@ def remarks_table(facts: Facts, remarks: Sequence[Remark]) -> Table:
     counters = f"use is counted since {since}" if since else "since when use is counted is not known"
     counters = counters if facts.counters.counted else "use is not counted here (track_counts is off)"
     note = f"{count(len(facts.indexes))} indexes, {size(whole)}; {counters}."
-    if any(remark.kind == "unused" for remark in remarks):
-        note += " Of an index built since, or that took over from one dropped since, less is known than that day says."
     note = note if rows else f"nothing to say against {note}"
     return Table("Indexes", ("what", "table", "why", "frees"), rows, frozenset({"frees"}), note=note)
 

@@ -278,9 +278,11 @@ def _broken(index: IndexFacts) -> Remark:
 def _unused(index: IndexFacts, facts: Facts) -> Remark | None:
     if index.bytes < SMALL or not facts.counters.counted:
         return None
-    text = f"{index.name} was not used since {facts.counters.since or 'use is counted'}"
+    # The catalogue does not date an index; one that was built since has been counted for less long.
+    since = facts.counters.since
+    text = f"{index.name} was not used " + (f"since {since}, if it is that old" if since else "since use is counted")
     evidence = "counters: no scan" + (
-        f", of {facts.counters.standbys} standbys neither" if facts.counters.standbys else ""
+        f"; standbys that were asked too: {facts.counters.standbys}" if facts.counters.standbys else ""
     )
     if any(not re.fullmatch(r'"(?:[^"]|"")*"|\w[\w$]*', key) for key in index.keys):
         evidence += "; the planner may use the statistics of its expression, which CREATE STATISTICS can keep"
