@@ -77,10 +77,9 @@ def _cut(match: re.Match[str]) -> str:
     text = match[0]
     if len(text) <= _LITERAL:
         return text
-    begin = text[: _LITERAL - 2]
-    if (len(begin) - len(begin.rstrip("'"))) % 2 and len(begin.rstrip("'")) > 0:  # half of a doubled quote
-        begin = begin[:-1]
-    return f"{begin}…'"
+    begin = text[1 : _LITERAL - 2]
+    whole = begin[:-1] if begin.count("'") % 2 else begin  # a quote in it is doubled: not half of one
+    return f"'{whole}…'"
 
 
 class _Raw(Loader):
