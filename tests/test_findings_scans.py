@@ -509,47 +509,58 @@ def test_bitmaps_that_fit_are_silent(db: Database, wide: None) -> None:
 @pytest.mark.parametrize(
     ("condition", "rewrite"),
     [
-        ("at::date = '2024-01-05'", "at >= '2024-01-05' AND at < '2024-01-06'"),
-        ("at::date >= '2024-01-28'", "at >= '2024-01-28'"),
-        ("at::date < '2024-01-02'", "at < '2024-01-02'"),
-        ("at::date > '2024-01-27'", "at >= '2024-01-28'"),
-        ("at::date <= '2024-01-01'", "at < '2024-01-02'"),
+        ("at::date = '2024-01-05'", "(at)::date = '2024-01-05'::date AND at >= '2024-01-04' AND at < '2024-01-07'"),
+        ("at::date >= '2024-01-28'", "(at)::date >= '2024-01-28'::date AND at >= '2024-01-27'"),
+        ("date(at) < '2024-01-02'", "date(at) < '2024-01-02'::date AND at < '2024-01-04'"),
+        ("local::date = '2024-01-05'", "local >= '2024-01-05' AND local < '2024-01-06'"),
+        ("local::date >= '2024-01-28'", "local >= '2024-01-28'"),
+        ("local::date < '2024-01-02'", "local < '2024-01-02'"),
+        ("local::date > '2024-01-27'", "local >= '2024-01-28'"),
+        ("date(local) <= '2024-01-01'", "local < '2024-01-02'"),
         ("date_trunc('hour', at) = '2024-01-05 06:00Z'",
-         "at >= '2024-01-05 06:00:00+00'::timestamp with time zone AND "
-         "at < '2024-01-05 06:00:00+00'::timestamp with time zone + interval '1 hour'"),
+         "date_trunc('hour'::text, at) = '2024-01-05 06:00:00+00'::timestamp with time zone AND "
+         "at >= '2024-01-05 06:00:00+00'::timestamptz AND "
+         "at <= '2024-01-05 06:00:00+00'::timestamptz + interval '1 hour'"),
+        ("date_trunc('hour', local) = '2024-01-05 06:00'",
+         "local >= '2024-01-05 06:00:00' AND local < '2024-01-05 07:00:00'"),
+        ("date_trunc('day', local) < '2024-01-01 12:00'", "local < '2024-01-02'"),
         ("extract(year FROM local) = 2025", "local >= '2025-01-01' AND local < '2026-01-01'"),
         ("date_part('year', local) = 2025", "local >= '2025-01-01' AND local < '2026-01-01'"),
-        ("id + 5 = 100", "id = 100 - 5"),
-        ("id - 5 > 39900", "id > 39900 + 5"),
-        ("5 + id = 100", "id = 100 - 5"),
         ("at + interval '1 day' < '2024-01-03'",
-         "at < '2024-01-03 00:00:00+00'::timestamp with time zone - '1 day'::interval"),
-        ("date '2026-01-01' - day = 710", "day = '2026-01-01'::date - 710"),
-        ("date(at) = '2024-01-05'", "at >= '2024-01-05' AND at < '2024-01-06'"),
-        ("100 - id > 90", "id < 100 - 90"),
-        ("id = 7.0", "id = 7.0::integer"),
-        ("id::text = '7'", "id = '7'::integer"),
-        ("id = 7::double precision", "id = '7'::integer"),
-        ("price::text = '77'", "price = '77'::numeric"),
-        ("id IS NOT DISTINCT FROM 7", "id = 7 (and id IS NULL for NULL)"),
+         "(at + '1 day'::interval) < '2024-01-03 00:00:00+00'::timestamp with time zone AND "
+         "at <= '2024-01-03 00:00:00+00'::timestamptz + interval '24 hours'"),
+        ("id = 7.0", "id = 7"),
+        ("id::bigint = 7", "id = 7"),
+        ("id::text = '7'", "id = 7"),
+        ("id = 7::double precision", "id = 7"),
+        ("id IS NOT DISTINCT FROM 7", "id = 7"),
     ],
 )  # fmt: skip
 def test_what_is_done_to_a_column_is_written_as_a_condition_on_it(db: Database, condition: str, rewrite: str) -> None:
     statement = "SELECT id FROM visits v WHERE {}"
     found = db.assert_found(statement.format(condition), "blocked-condition", "40,000 rows of visits", "", rewrite)
-    column = re.match(r"Write (\w+)", found.advice)
-    assert column and (column[1] == "id" or f"CREATE INDEX ON visits ({column[1]})" in found.advice)
-    same = rewrite.removesuffix(" (and id IS NULL for NULL)")
-    assert db.ask(f"SELECT array_agg(id ORDER BY id) FROM visits WHERE {same}") == db.ask(
-        f"SELECT array_agg(id ORDER BY id) FROM visits WHERE {condition}"
-    )
-    db.run(f"CREATE INDEX rewritten ON visits ({column[1]})")
+    column = re.search(r"CREATE INDEX ON visits \((\w+)\)|the index visits_(?:pkey) serves", found.advice)
+    assert column, found.advice
+    rows = "SELECT array_agg(id ORDER BY id) FROM visits WHERE {}"
+    assert db.ask(rows.format(rewrite)) == db.ask(rows.format(condition))
+    db.run(f"CREATE INDEX rewritten ON visits ({column[1] or 'id'})")
     try:
-        db.assert_silent(statement.format(same))
+        db.assert_silent(statement.format(rewrite))
         again = [f for f in db.found(statement.format(condition)) if f.rule == "blocked-condition"]
         assert again and ": the index " in again[0].advice
     finally:
         db.run("DROP INDEX rewritten")
+
+
+def test_an_index_that_is_there_is_used_for_a_calculation_with_its_column(db: Database) -> None:
+    db.run("CREATE INDEX visits_day ON visits (day)")
+    try:
+        sql = "SELECT * FROM visits WHERE day + 7 < '2024-01-09'"
+        advice = "Write (day + 7) < '2024-01-09'::date AND day < '2024-01-02': the index visits_day serves that."
+        db.assert_found(sql, "blocked-condition", "compares day", "", advice)
+        db.assert_silent(sql + " AND day < '2024-01-02'")
+    finally:
+        db.run("DROP INDEX visits_day")
 
 
 @pytest.mark.parametrize(
@@ -567,6 +578,24 @@ def test_what_is_done_to_a_column_is_written_as_a_condition_on_it(db: Database, 
         ("(data ->> 'k')::int = 7", "(((data ->> 'k'::text))::integer)"),
         ("email = 'x' COLLATE words", "email COLLATE words"),
         ("substr(email, 5, 2) = '7@'", "substr(email, 5, 2)"),
+        ("left(email, 5) = 'Mail7'", '"left"(email, 5)'),
+        ("email || '' = 'Mail7@example.org'", "(email || ''::text)"),
+        ("trim(email) = 'Mail7@example.org'", "TRIM(BOTH FROM email)"),
+        ("-id = -7", "(- id)"),
+        ("id + 5 = 100", "(id + 5)"),
+        ("100 - id > 90", "(100 - id)"),
+        ("price::text = '77'", "((price)::text)"),
+        ("price::int = 77", "((price)::integer)"),
+        ("id::text = '007'", "((id)::text)"),
+        ("id::text LIKE '3999%'", "((id)::text) text_pattern_ops"),
+        ("code::char(3) = 'c77'", "((code)::character(3))"),
+        ("local::time = '12:00'", "((local)::time without time zone)"),
+        ("local + interval '1 month' = '2024-03-05' AND clinic > 0", "(local + '1 mon'::interval)"),
+        ("day + 7 < '2024-01-09'", "(day + 7)"),
+        ("(at AT TIME ZONE 'UTC')::date = '2024-01-05'", "(((at AT TIME ZONE 'UTC'::text))::date)"),
+        ("extract(minute FROM local) = 2", "EXTRACT(minute FROM local)"),
+        ("date_trunc('day', local) = '2024-01-02 12:00'", "date_trunc('day'::text, local)"),
+        ("date '2026-01-01' - day = 710", "('2026-01-01'::date - day)"),
     ],
 )
 def test_what_cannot_be_rewritten_gets_an_index_on_the_expression(db: Database, condition: str, key: str) -> None:
@@ -576,18 +605,22 @@ def test_what_cannot_be_rewritten_gets_an_index_on_the_expression(db: Database, 
 
 def test_an_expression_that_may_not_be_immutable_is_not_made_into_a_statement(db: Database) -> None:
     sql = "SELECT * FROM visits WHERE to_char(at, 'YYYY-MM-DD HH24') = '2024-01-05 06'"
+    db.assert_found(sql, "blocked-condition", "to_char", "", "may depend on the session's TimeZone")
+    sql = "SELECT * FROM visits WHERE to_char(local, 'YYYY-MM-DD HH24') = '2024-01-05 06'"
     db.assert_found(sql, "blocked-condition", "to_char", "", "IMMUTABLE")
+    sql = "SELECT * FROM visits WHERE (local AT TIME ZONE 'UTC')::date = '2024-01-05'"
+    db.assert_found(sql, "blocked-condition", "AT TIME ZONE", "", "may depend on the session's TimeZone")
     sql = "SELECT * FROM visits WHERE extract(hour FROM at) = 6 AND extract(minute FROM at) = 7"
-    db.assert_found(sql, "blocked-condition", "EXTRACT", "", "IMMUTABLE")
+    db.assert_found(sql, "blocked-condition", "EXTRACT", "", "may depend on the session's TimeZone")
 
 
 def test_a_time_since_is_compared_with_the_time_itself(db: Database) -> None:
-    advice = "Write at < now() - '5000 days'::interval, and"
+    advice = "Write (now() - at) > '5000 days'::interval AND at < now() - interval '120000 hours', and"
     db.assert_found(
         "SELECT * FROM visits WHERE now() - at > interval '5000 days'", "blocked-condition", "none", "", advice
     )
     sql = "SELECT * FROM visits WHERE age(now(), at) > interval '5000 days'"
-    db.assert_found(sql, "blocked-condition", "none", "", "on the other side")
+    db.assert_found(sql, "blocked-condition", "none", "", "returns other rows if it has months or days")
 
 
 def test_an_enumeration_as_text_is_not_immutable(db: Database) -> None:
@@ -597,7 +630,7 @@ def test_an_enumeration_as_text_is_not_immutable(db: Database) -> None:
         sql = "SELECT * FROM moods WHERE lower(mood::text) = 'b'"
         db.assert_found(sql, "blocked-condition", "none", "", "IMMUTABLE")
         sql = "SELECT * FROM moods WHERE mood::text = 'b'"
-        db.assert_found(sql, "blocked-condition", "none", "", "Write mood = 'b'::mood", "")
+        db.assert_found(sql, "blocked-condition", "none", "", "Comparing mood itself", "")
     finally:
         db.run("DROP TABLE moods", "DROP TYPE mood")
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate
 from perfkit.explain.facts import Table
-from perfkit.explain.findings.blocked import Block, blocks
+from perfkit.explain.findings.blocked import Block, added, blocks, condition
 from perfkit.explain.findings.model import Look
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.findings.where import conditions, placed, plain
 from perfkit.explain.findings.words import counted, percent
 from perfkit.explain.plan import Node
+from perfkit.explain.rewrites import rewritten
 from perfkit.indexes.derive import SCANS
 from perfkit.indexes.rewrite import either, replaced
 
@@ -40,7 +42,11 @@ def reason(text: str, look: Look, generic: Look | None = None) -> Because | None
 
 def _blocked(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
     for node, p, block in _blocks(look, scans):
-        if not (block.rewrite or block.hint) or _pages(look, node) <= TINY:
+        if generic is not None:
+            block = _for_any_value(generic, node, p, block)
+        if not block.rewrite and (block.key or not block.hint):
+            continue
+        if _pages(look, node) <= TINY:
             continue
         said = f"{_shown(node, p)} compares {block.what}, which an index on {', '.join(sorted(p.columns))} cannot find"
         if not block.rewrite:
@@ -49,20 +55,32 @@ def _blocked(text: str, look: Look, generic: Look | None, scans: Sequence[Node])
         (name,) = p.columns
         ready = next((i for i in table.indexes if i.keys[:1] == (quoted(name),) and i.valid and not i.predicate), None)
         by = f"the index {ready.name}" if ready else f"CREATE INDEX ON {placed(look, node)} ({quoted(name)})"
-        return f"{said}; {by} serves {block.rewrite}", _rewritten(text, look, generic, node, p, block)
+        return f"{said}; {by} serves {block.rewrite}", _rewritten(text, generic or look, node, name)
     return None
 
 
-def _rewritten(text: str, look: Look, generic: Look | None, node: Node, p: Predicate, block: Block) -> str:
-    """The statement with the condition written otherwise; "" where that is not certain."""
-    (name,) = p.columns
-    if generic is None:
-        return replaced(text, name, block.rewrite)
-    nodes = [n for n in generic.plan.nodes if n.kind in SCANS and n.text("Alias") == node.text("Alias")]
-    for _, same, found in _blocks(generic, nodes):
-        if same.columns == p.columns and found.rewrite:
-            return replaced(text, name, found.rewrite, same.value)
-    return ""
+def _for_any_value(generic: Look, node: Node, p: Predicate, block: Block) -> Block:
+    """Return the block of the same condition in the plan for any values of the parameters."""
+    for _, same, found in _blocks(generic, _alike(generic, node)):
+        if (same.columns, same.operator) == (p.columns, p.operator):
+            return found
+    return replace(block, rewrite="", hint=block.hint or f"{_NOT_FOR_ALL} {block.rewrite}")
+
+
+_NOT_FOR_ALL = "for these parameters only, the same rows are found by"
+
+
+def _rewritten(text: str, look: Look, node: Node, name: str) -> str:
+    """Return the statement with all such conditions on a column rewritten; "" where one of them is not certain."""
+    new = text
+    for same, p, block in _blocks(look, _alike(look, node)):
+        if p.columns == {name} and block.found:
+            new = replaced(new, same.text("Alias"), name, condition(look, same, p), block.found)
+    return new if new != text else ""
+
+
+def _alike(look: Look, node: Node) -> list[Node]:
+    return [n for n in look.plan.nodes if n.kind in SCANS and n.text("Alias") == node.text("Alias")]
 
 
 def _pattern(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
@@ -71,12 +89,12 @@ def _pattern(text: str, look: Look, generic: Look | None, scans: Sequence[Node])
             if p.operator not in ("~~", "~~*", "~", "~*") or p.prefix or _pages(look, node) <= TINY:
                 continue
             shown, (name, *_) = _shown(node, p), sorted(p.columns)
-            literal = re.match(r"'([^%_\\']+%)'(?:::text)?$", p.value)
-            if p.operator == "~~*" and literal and p.column:
-                condition = f"lower({quoted(name)}) LIKE '{literal[1].lower()}'"
+            c = condition(look, node, p) if len(p.columns) == 1 else None
+            if c and p.operator == "~~*" and (found := rewritten(c)):
                 made = f"CREATE INDEX ON {placed(look, node)} (lower({quoted(name)}) text_pattern_ops)"
-                rewrite = replaced(text, name, condition) if generic is None else ""
-                return f"ILIKE ignores case and a B-tree does not; {made} serves {condition}", rewrite
+                rewrite = replaced(text, node.text("Alias"), name, c, found) if generic is None else ""
+                serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
+                return f"ILIKE ignores case and a B-tree does not; {made} serves {serves}", rewrite
             what = "may begin with anything" if p.operator == "~~" else "is not the beginning of a text"
             return (
                 f"{shown} looks for a pattern that {what}, which a B-tree cannot find; a trigram index (GIN, "
@@ -169,8 +187,9 @@ def _many(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) ->
 
 def _blocks(look: Look, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate, Block]]:
     for node in scans:
-        for p in conditions(look, node, "Filter"):
-            if block := blocks(look, node, p):
+        every = conditions(look, node, "Filter")
+        for p in every:
+            if (block := blocks(look, node, p)) and not added(block, p, every):
                 yield node, p, block
 
 

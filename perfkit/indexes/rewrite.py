@@ -1,19 +1,42 @@
-"""A statement with one of its conditions written otherwise; all other text stays as it was."""
+"""Statements with one of their conditions rewritten; all other text stays as it was.
+
+Which conditions return the same rows is decided in perfkit/explain/rewrites.py.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from perfkit.explain.rewrites import Condition, Rewrite, operand, span_of
+
 _ENDS = frozenset("GROUP_BY ORDER_BY LIMIT OFFSET HAVING UNION EXCEPT INTERSECT RETURNING FETCH FOR WINDOW SEMICOLON"
                   .split())  # fmt: skip
-_COMPARED = (exp.EQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.ILike, exp.In, exp.NullSafeEQ)
+_OPERATORS: Mapping[type, str] = {
+    exp.EQ: "=",
+    exp.GT: ">",
+    exp.GTE: ">=",
+    exp.LT: "<",
+    exp.LTE: "<=",
+    exp.ILike: "~~*",
+    exp.NullSafeEQ: "IS NOT DISTINCT FROM",
+}
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+# What a SELECT does with all its rows, so that they cannot be found in two parts, and what may answer differently
+# in each: a function that is not known, a sample.
+_OF_ALL = ("group", "order", "limit", "distinct", "having", "offset", "locks", "into", "windows", "qualify", "sample")
+_UNSTEADY = (exp.AggFunc, exp.Window, exp.Anonymous, exp.Rand, exp.TableSample, exp.Uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +48,32 @@ class _Part:
     text: str
 
 
-def replaced(text: str, column: str, condition: str, value: str = "") -> str:
-    """A statement with the one condition on something made of a column replaced; "" where there is not just one.
+def replaced(text: str, alias: str, column: str, condition: Condition, rewrite: Rewrite) -> str:
+    """Return a statement with one condition of its WHERE rewritten; "" unless exactly one is that of the plan.
 
-    Where `value` is given it stands in `condition` for what the statement compares with.
-
-    >>> replaced("SELECT 1 FROM t WHERE a = 1 AND t.day::text = '7' LIMIT 1", "day", "day = '7'")
-    "SELECT 1 FROM t WHERE a = 1 AND t.day = '7' LIMIT 1"
+    The plan prints `condition`. The statement's own is compared with it part by part, because a view or a second table
+    can bring a condition on a column of the same name.
     """
-    found = [(part, other) for part in _parts(text) if (other := _compared(part.text, column))]
-    if len(found) != 1:
-        return ""
-    part, other = found[0]
-    if value:
-        if value not in condition:
-            return ""
-        condition = condition.replace(value, other)
-    if qualifier := re.search(rf"(\w+|\"[^\"]+\")\.\"?{re.escape(column)}\b", part.text):
-        condition = re.sub(rf"(?<![\w.'])(\"?{re.escape(column)}\b\"?)(?!')", rf"{qualifier[1]}.\1", condition)
-    return text[: part.start] + condition + text[part.end :]
+    if re.search(r"\bCONFLICT\b", text, re.IGNORECASE):
+        return ""  # the WHERE of ON CONFLICT names an index
+    for written in (text, _expanded(text, column)):
+        matched = [(part, own) for part in _parts(written) if (own := _same(part.text, alias, column, condition))]
+        if len(matched) == 1:
+            (part, (name, value)) = matched[0]
+            typed = f"{value}::{rewrite.type}" if rewrite.type and value.startswith("'") else value
+            new = rewrite.filled(name, operand(typed), part.text)
+            return written[: part.start] + new + written[part.end :]
+    return ""
 
 
 def either(text: str) -> str:
-    """A SELECT with an OR as a UNION ALL of both, with the same rows; "" where that is not certain."""
+    """Return a SELECT with an OR as a UNION ALL of both sides; "" where the same rows are not certain."""
     try:
         parsed = sqlglot.parse_one(text, read="postgres")
     except SqlglotError:
         return ""
     simple = isinstance(parsed, exp.Select) and len([*parsed.find_all(exp.Select)]) == 1
-    if not simple or any(parsed.args.get(key) for key in ("group", "order", "limit", "distinct", "having", "offset")):
-        return ""
-    if parsed.find(exp.AggFunc, exp.Window):
+    if not simple or any(parsed.args.get(key) for key in _OF_ALL) or parsed.find(*_UNSTEADY):
         return ""
     parts = [*_parts(text)]
     for part in parts:
@@ -110,23 +128,111 @@ def _split(text: str, word: str) -> Iterator[_Part]:
         yield _Part(start, end, text[start:end])
 
 
-def _compared(text: str, column: str) -> str:
-    """What a condition on something made of the column alone compares it with; "" for any other condition."""
+def _expanded(text: str, column: str) -> str:
+    """Return a statement whose BETWEEN on something made of a column is written as two comparisons."""
+    for part in _parts(text):
+        parsed = _parsed(part.text)
+        if isinstance(parsed, exp.Between) and {c.name for c in parsed.find_all(exp.Column)} == {column}:
+            subject, low, high = (parsed.args[key].sql("postgres") for key in ("this", "low", "high"))
+            return f"{text[: part.start]}{subject} >= {low} AND {subject} <= {high}{text[part.end :]}"
+    return ""
+
+
+def _same(text: str, alias: str, column: str, condition: Condition) -> tuple[str, str] | None:
+    """Return the column and the value as a condition writes them, if it is the one that the plan prints."""
+    parsed = _parsed(text)
+    operator = _OPERATORS.get(type(parsed)) if parsed else None
+    subject, value = _parsed(condition.subject), _parsed(condition.value)
+    if parsed is None or operator is None or subject is None or value is None:
+        return None
+    left, right = parsed.this, parsed.expression
+    if not left.find(exp.Column):
+        left, right, operator = right, left, _FLIPPED.get(operator, operator)
+    columns = [*left.find_all(exp.Column)]
+    own = len(columns) == 1 and columns[0].name == column and columns[0].table in ("", alias)
+    if operator != condition.operator or not own or right.find(exp.Column):
+        return None
+    if _shape(left, True) not in (_shape(subject, True), _shape(subject, False)) or not _equal(value, right):
+        return None
+    return columns[0].sql("postgres"), _bare(right).sql("postgres")
+
+
+def _parsed(text: str) -> exp.Expression | None:
     try:
         parsed = sqlglot.parse_one(text, read="postgres")
     except SqlglotError:
-        return ""
+        return None
+    return _bare(parsed) if isinstance(parsed, exp.Expression) else None
+
+
+def _bare(parsed: Any) -> Any:
     while isinstance(parsed, exp.Paren):
         parsed = parsed.this
-    if not isinstance(parsed, _COMPARED) or {c.name for c in parsed.find_all(exp.Column)} != {column}:
-        return ""
-    sides = [parsed.this, parsed.args.get("expression")]
-    if isinstance(parsed, exp.ILike):
-        return str(sides[1].sql("postgres"))
-    if any(isinstance(side, exp.Column) for side in sides):
-        return ""
-    others = [side for side in sides if side is not None and not side.find(exp.Column)]
-    return f"({others[0].sql('postgres')})" if others else "IN"
+    return parsed
+
+
+def _shape(parsed: Any, casts: bool) -> Any:
+    """Return an expression without what the plan spells otherwise; without `casts`, those of the column are gone."""
+    parsed = _bare(parsed)
+    if isinstance(parsed, exp.Column):
+        return "column"
+    if (constant := _constant(parsed)) is not None:
+        return constant
+    if isinstance(parsed, exp.Cast):
+        inner = _shape(parsed.this, casts)
+        return ("cast", inner, parsed.to.sql("postgres")) if casts or inner != "column" else inner
+    if isinstance(parsed, exp.Expression):
+        return (type(parsed).__name__, *(_shape(part, casts) for part in parsed.iter_expressions()))
+    return parsed
+
+
+def _constant(parsed: Any) -> tuple[str, Any] | None:
+    """Return a constant whatever its type; units and intervals alike, parameters as one."""
+    if isinstance(parsed, exp.Placeholder | exp.Parameter):
+        return "parameter", None
+    if isinstance(parsed, exp.Var):
+        return "constant", parsed.name.lower()
+    if isinstance(parsed, exp.Interval):
+        unit = f" {parsed.args['unit'].name}" if parsed.args.get("unit") else ""
+        return _interval(f"{parsed.this.name}{unit}")
+    if isinstance(parsed, exp.Cast) and (inner := _constant(_bare(parsed.this))):
+        return _interval(inner[1]) if parsed.is_type("interval") and inner[1] is not None else inner
+    if isinstance(parsed, exp.Neg) and isinstance(parsed.this, exp.Literal):
+        return "constant", f"-{parsed.this.name}"
+    return (
+        ("constant", parsed.name.lower() if parsed.is_string and parsed.name.isalpha() else parsed.name)
+        if (isinstance(parsed, exp.Literal))
+        else None
+    )
+
+
+def _interval(text: str) -> tuple[str, Any]:
+    """Return months, days and seconds of an interval, or its text where it is written in another way."""
+    plain = re.sub(r"\bmonth", "mon", text.lower())
+    weeks = re.fullmatch(r"(-?\d+) weeks?", plain)
+    hours = re.fullmatch(r"(-?\d+) (hour|minute|second)s?", plain)
+    if weeks:
+        return "interval", (0, 7 * int(weeks[1]), 0)
+    if hours:
+        return "interval", (0, 0, int(hours[1]) * {"hour": 3600, "minute": 60, "second": 1}[hours[2]])
+    return "interval", span_of(plain) or plain
+
+
+def _equal(printed: Any, written: Any) -> bool:
+    """Return whether a value of the statement is the one that the plan prints; never for 'today' and the like."""
+    one, other = _constant(_bare(printed)), _constant(_bare(written))
+    if one is None or other is None:
+        return one is other and bool(_shape(printed, True) == _shape(written, True))
+    if one == other or one[0] != other[0] or one[0] != "constant":
+        return one == other
+    with suppress(InvalidOperation):
+        return Decimal(one[1]) == Decimal(other[1])
+    with suppress(ValueError):
+        times = [datetime.fromisoformat(constant[1]) for constant in (one, other)]
+        if not all(time.tzinfo for time in times):
+            times = [time.replace(tzinfo=None) for time in times]
+        return times[0] == times[1]
+    return False
 
 
 def _wrapped(text: str) -> bool:

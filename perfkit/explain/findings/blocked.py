@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
 
 from perfkit.explain.candidates import comparable, quoted
 from perfkit.explain.conditions import Predicate, squeezed
@@ -24,30 +23,32 @@ from perfkit.explain.findings.where import (
 )
 from perfkit.explain.findings.words import counted
 from perfkit.explain.plan import Node
+from perfkit.explain.rewrites import UNITS, Condition, Rewrite, as_condition, operand, rewritten
 
 _SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 # Functions of which every variant is IMMUTABLE, so that an index on them can be made.
 _IMMUTABLE = frozenset(
     "abs ascii bit_length btrim ceil ceiling char_length character_length chr coalesce decode encode floor greatest "
     "initcap least left length lower lpad ltrim md5 mod nullif octet_length repeat replace reverse right round rpad "
-    "rtrim sha256 sign split_part sqrt strpos substr substring translate trunc upper jsonb_extract_path_text "
+    "rtrim sha256 sign split_part sqrt strpos substr substring translate trim trunc upper jsonb_extract_path_text "
     "jsonb_array_length array_length cardinality regexp_replace".split()
 )
-_SAFE_CASTS = frozenset({"integer", "bigint", "smallint", "numeric", "text", "double precision", "boolean", "uuid"})
-_CALCULATED = ("smallint", "integer", "bigint", "numeric", "real", "double", "date", "time")
+_SAFE_CASTS = frozenset(
+    ("integer", "bigint", "smallint", "numeric", "text", "real", "double precision", "boolean", "uuid", "character",
+     "character varying")
+)  # fmt: skip
+_TS, _TZ = "timestamp without time zone", "timestamp with time zone"
+# What depends on no setting, for types of which other functions and casts do.
+_OF_TIMES = {
+    _TS: (frozenset({"date_trunc", "date_part", "extract", "date"}), frozenset({"date", "time without time zone"})),
+    "date": (frozenset({"date_part", "extract"}), frozenset({_TS})),
+}
 # Types whose conversion to text and calculations depend on no setting.
 _PLAIN = ("text", "character", "smallint", "integer", "bigint", "numeric", "real", "double", "boolean", "uuid", "json")
-_COLUMN = r'(?P<column>(?:"(?:[^"]|"")*"|[^\W\d][\w$]*))'
-_VALUE = r"(?P<value>'(?:[^']|'')*'(?:::[\w ]+)?|\d[\d.]*|\$\d+)"
-_SHIFTED = re.compile(rf"(?:{_COLUMN} (?P<sign>[-+]) {_VALUE}|{_VALUE.replace('value', 'first')} \+ "
-                      rf"{_COLUMN.replace('column', 'last')})")  # fmt: skip
-_TAKEN = re.compile(rf"(?P<from>now\(\)|CURRENT_\w+|{_VALUE.replace('?P<value>', '')}) - {_COLUMN}")
-_FLIPPED = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-_TRUNCATED = re.compile(rf"date_trunc\('(?P<unit>\w+)'(?:::text)?, {_COLUMN}\)")
-_YEAR = re.compile(rf"(?:EXTRACT\(year FROM |date_part\('year'(?:::text)?, ){_COLUMN}\)")
-_DISTINCT = re.compile(r"\(*NOT \((?P<subject>.+) IS DISTINCT FROM (?P<value>.+?)\)+")
-_DAY = re.compile(r"'(\d{4}-\d\d-\d\d)'::date")
-_UNITS = frozenset("hour day week month quarter year minute second".split())
+_INTEGERS = ("smallint", "integer", "bigint")
+_TRUNCATED = re.compile(r"date_trunc\('(?P<unit>\w+)'(?:::text)?, ")
+_YEAR = re.compile(r"(?:EXTRACT\(year FROM |date_part\('year')")
+_CALCULATED = re.compile(r"(?P<column>\w+) (?P<sign>[-+]) (?P<by>\d{1,9})|(?P<first>\d{1,9}) \+ (?P<last>\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,10 @@ class Block:
     """What stands between a condition and an index: the rewrite, or the expression that an index can be made on."""
 
     what: str
-    rewrite: str = ""
+    rewrite: str = ""  # the condition that returns the same rows
     key: str = ""
-    hint: str = ""  # where neither is certain
+    hint: str = ""  # what else can be written, and which rows that would change
+    found: Rewrite | None = None
 
 
 def blocked_condition(look: Look) -> Iterator[Finding]:
@@ -65,11 +67,11 @@ def blocked_condition(look: Look) -> Iterator[Finding]:
     for node in look.plan.nodes:
         if node.kind not in _SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
             continue
-        table, condition = look.facts.of(node), conditions(look, node, "Filter")
-        if explained(condition, table) <= 2 * found.share:
+        every = conditions(look, node, "Filter")
+        if explained(every, look.facts.of(node)) <= 2 * found.share:
             continue  # the other conditions alone keep so few
-        for p in condition:
-            if not (block := blocks(look, node, p)):
+        for p in every:
+            if not (block := blocks(look, node, p)) or added(block, p, every):
                 continue
             advice, sql = _advice(look, node, p, block)
             yield look.finding(
@@ -84,15 +86,19 @@ def blocked_condition(look: Look) -> Iterator[Finding]:
 
 
 def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
-    """Why no index on the column serves a condition that one could serve; None for all others."""
-    alias, table = node.text("Alias"), look.facts.of(node)
-    if not p.operator and len(p.columns) == 1 and (found := _DISTINCT.fullmatch(p.text)):
-        subject = plain(found["subject"], alias)
-        return Block("with IS NOT DISTINCT FROM", f"{subject} = {found['value']} (and {subject} IS NULL for NULL)")
-    if not (p.equality or p.range or p.operator == "~~") or len(p.columns) != 1 or p.operator.startswith("IS "):
+    """Return why no index on the column serves a condition that one could serve; None for all others."""
+    if len(p.columns) != 1 or p.operator.startswith("IS "):
         return None
     (name,) = p.columns
+    alias, table = node.text("Alias"), look.facts.of(node)
     subject = plain(p.subject, alias)
+    c = condition(look, node, p)
+    if c.operator == "IS NOT DISTINCT FROM":
+        found = rewritten(c)
+        other = "" if found else f"{c.subject} = {c.value} returns the same rows only where neither side is null."
+        return Block("with IS NOT DISTINCT FROM", _filled(found, name, c), hint=other, found=found)
+    if not (p.equality or p.range or p.operator == "~~"):
+        return None
     if collation := COLLATED.match(p.subject + " " + p.value):
         key = f"{subject.partition(' COLLATE')[0]} COLLATE {collation[1]}"
         return Block(f"in the collation {collation[1]}", key=key)
@@ -100,21 +106,48 @@ def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
         return _pattern(look, node, p)
     if comparable(p, table) or subject.startswith("ROW(") or (p.operator == "~~" and not p.prefix):
         return None
-    column = table.column(name) if table else None
-    kind = column.type if column else ""
     if subject.lower().startswith(("position(", "strpos(")):
         return None  # a search inside a text, which a B-tree would not help
-    if cast := p.cast or ("date" if subject == f"date({quoted(name)})" and kind.startswith("timestamp") else ""):
-        return _cast(p, quoted(name), cast, kind)
-    return _time(p, subject) or _moved(p, subject, kind) or _expression(p, subject, kind, placed(look, node))
+    if p.cast == "text" and c.type == "text":
+        return Block(f"{name} in another collation", hint=f"Leave out COLLATE, or make an index on {name} with it.")
+    what = _what(c, quoted(name), p.cast)
+    found = rewritten(c)
+    itself = _expression(p, c, what, quoted(name), placed(look, node))
+    # An index on the expression needs no other statement; one on the column that is there needs no other index.
+    if found and found.sides and itself.key and not _ready(look, node, name):
+        return itself
+    if found:
+        return Block(what, _filled(found, name, c), found=found)
+    if c.type in _INTEGERS and p.cast in ("numeric", "double precision", "real") and p.operator == "=":
+        return None  # a constant that no integer equals
+    return itself
+
+
+def condition(look: Look, node: Node, p: Predicate) -> Condition:
+    """Return a predicate on one column as the rules of rewriting see it."""
+    (name,) = p.columns
+    alias, table = node.text("Alias"), look.facts.of(node)
+    column = table.column(name) if table else None
+    return as_condition(plain(p.text, alias), plain(p.subject, alias), p, column.type if column else "")
+
+
+def added(block: Block, p: Predicate, others: Iterable[Predicate]) -> bool:
+    """Return whether the conditions that a rewrite adds are there already."""
+    there = {q.operator[0] for q in others if q.column in p.columns and (q.range or q.operator == "=")}
+    return block.found is not None and bool(block.found.sides) and block.found.sides <= there
+
+
+def _filled(found: Rewrite | None, name: str, c: Condition) -> str:
+    text = c.text[1:-1] if c.text.startswith("(") and _closes(c.text) else c.text
+    value = c.value.replace(f"::{_TZ}", "::timestamptz").replace(f"::{_TS}", "::timestamp")
+    return found.filled(quoted(name), operand(value), text) if found else ""
 
 
 def _advice(look: Look, node: Node, p: Predicate, block: Block) -> tuple[str, str]:
     table = look.facts.of(node)
     (name,) = p.columns
     if block.rewrite:
-        ready = next((i for i in table.indexes if i.keys[:1] == (quoted(name),) and i.valid), None) if table else None
-        if ready and not ready.predicate:
+        if ready := _ready(look, node, name):
             return f"Write {block.rewrite}: the index {ready.name} serves that.", ""
         return f"Write {block.rewrite}, and CREATE INDEX ON {placed(look, node)} ({quoted(name)}) for it.", ""
     if not block.key:
@@ -122,13 +155,23 @@ def _advice(look: Look, node: Node, p: Predicate, block: Block) -> tuple[str, st
     wanted = squeezed(block.key.removesuffix(" text_pattern_ops"))
     for index in table.indexes if table else ():
         patterns = block.key.endswith(" text_pattern_ops")
+        if index.keys[:1] == (quoted(name),) and "(" in block.key:
+            continue  # squeezed, a cast to text is nothing
         if index.valid and not index.predicate and index.keys and squeezed(index.keys[0]) == wanted and not (
             patterns and "text_pattern_ops" not in index.definition
         ):  # fmt: skip
             return why_unused(look, node, index)
     what = "An index with that operator class" if p.column and p.prefix else "An index on the expression itself"
     what = f"An index in that collation on {name}" if " COLLATE " in block.key else what
-    return f"{what} serves it.{block.hint}", f"CREATE INDEX ON {placed(look, node)} ({block.key})"
+    more = f" {block.hint}" if block.hint else ""
+    return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(look, node)} ({block.key})"
+
+
+def _ready(look: Look, node: Node, name: str) -> Index | None:
+    """Return a whole index whose first key is a column."""
+    table = look.facts.of(node)
+    own = (i for i in (table.indexes if table else ()) if i.keys[:1] == (quoted(name),))
+    return next((i for i in own if i.valid and not i.predicate), None)
 
 
 def _pattern(look: Look, node: Node, p: Predicate) -> Block | None:
@@ -143,98 +186,80 @@ def _pattern(look: Look, node: Node, p: Predicate) -> Block | None:
     return Block(f"the beginning of {key}, in a database that sorts by language", key=f"{key} text_pattern_ops")
 
 
-def _cast(p: Predicate, name: str, cast: str, kind: str) -> Block | None:
-    if cast == "date" and (rewrite := _days(p, name)):
-        return Block(f"the day of {name}", rewrite)
-    if cast == "text" and kind == "text":
-        return Block(f"{name} in another collation", hint=f"Leave out COLLATE, or make an index on {name} with it.")
-    if not p.equality:
-        hint = f"Compare {name} itself, with a value of its own type{f' ({kind})' if kind else ''}."
-        return Block(f"{name} made into {cast}", hint=hint)
-    if p.operator != "=" or not kind:
-        of = f" ({kind})" if kind else ""
-        return Block(f"{name} made into {cast}", hint=f"Compare {name} itself, with values of its own type{of}.")
-    literal = re.fullmatch(r"('(?:[^']|'')*'|[\d.]+|\$\d+)(?:::[\w ]+)?", p.value)
-    value = literal[1] if literal else f"({p.value})"
-    if kind in ("smallint", "integer", "bigint") and re.search(r"\.\d*[1-9]", value):
-        return None  # never true, and rounding would make it so
-    return Block(f"{name} made into {cast}", f"{name} = {value}::{kind}")
+def _what(c: Condition, name: str, cast: str) -> str:
+    """Return what of the column is compared, in words."""
+    if cast == "date" or c.subject == f"date({name})":
+        return f"the day of {name}"
+    if cast:
+        return f"{name} cast to {cast}"
+    if found := _TRUNCATED.match(c.subject):
+        return f"the {found['unit']} of {name}"
+    if _YEAR.match(c.subject):
+        return f"the year of {name}"
+    return c.subject
 
 
-def _days(p: Predicate, name: str) -> str:
-    """A comparison of days as one of times."""
-    literal = _DAY.fullmatch(p.value)
-    value = f"'{literal[1]}'" if literal else p.value
-    after = f"{p.value} + 1"
-    if literal:
-        try:
-            after = f"'{date.fromisoformat(literal[1]) + timedelta(1)}'"
-        except (OverflowError, ValueError):
-            after = f"date {value} + 1"
-    return {
-        "=": f"{name} >= {value} AND {name} < {after}",
-        ">=": f"{name} >= {value}",
-        "<": f"{name} < {value}",
-        ">": f"{name} >= {after}",
-        "<=": f"{name} < {after}",
-    }.get(p.operator, "")
-
-
-def _time(p: Predicate, subject: str) -> Block | None:
-    """date_trunc and the year as ranges."""
-    if (found := _TRUNCATED.fullmatch(subject)) and found["unit"] in _UNITS:
-        name, value = found["column"], p.value
-        end = f"{value} + interval '{'3 months' if found['unit'] == 'quarter' else '1 ' + found['unit']}'"
-        what = f"the {found['unit']} of {name}"
-        if p.operator == "=":
-            return Block(what, f"{name} >= {value} AND {name} < {end}")
-        if p.operator in (">=", "<"):  # for a value that begins a unit, as one that is compared with it does
-            return Block(what, f"{name} {p.operator} {value}")
-        if p.operator in (">", "<="):
-            return Block(what, f"{name} {'>=' if p.operator == '>' else '<'} {end}")
-        return None
-    year = re.match(r"'?(\d{4})'?(?![\d.])", p.value)
-    if (found := _YEAR.fullmatch(subject)) and year and p.operator == "=":
-        name = found["column"]
-        first, last = f"'{year[1]}-01-01'", f"'{int(year[1]) + 1:04}-01-01'"
-        return Block(f"the year of {name}", f"{name} >= {first} AND {name} < {last}")
-    return None
-
-
-def _moved(p: Predicate, subject: str, kind: str) -> Block | None:
-    """A calculation that can be done on the other side."""
-    if p.operator not in _FLIPPED:
-        return None
-    if taken := _TAKEN.fullmatch(subject):
-        name = taken["column"]
-        return Block(f"a calculation with {name}", f"{name} {_FLIPPED[p.operator]} {taken['from']} - {p.value}")
-    if not (found := _SHIFTED.fullmatch(subject)):
-        return None
-    name, by = found["column"] or found["last"], found["value"] or found["first"]
-    sign = "-" if found["first"] or found["sign"] == "+" else "+"
-    if (kind and not kind.startswith(_CALCULATED)) or by.endswith("::text"):
-        return None
-    return Block(f"a calculation with {name}", f"{name} {p.operator} {p.value} {sign} {by}")
-
-
-def _expression(p: Predicate, subject: str, kind: str, where: str) -> Block:
-    """Anything else that is made of a column."""
-    bare = re.sub(r"'(?:[^']|'')*'", "''", subject)
-    functions = {name.lower() for name in re.findall(r'([\w."]+)\(', bare)}
+def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Block:
+    """Return the index on the expression itself, and how other conditions would differ."""
+    bare = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
+    bare = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", bare)
+    functions = {name.strip('"').lower() for name in re.findall(r'([\w."]+)\(', bare)}
     casts = {cast.strip() for cast in re.findall(r"::([a-z][a-z ]*[a-z])", bare)}
-    call = re.fullmatch(r"[\w.]+\(.*\)", subject)
-    key = subject if call and _closes(subject) else f"({subject})"
+    call = re.fullmatch(r"[\w.]+\(.*\)", c.subject)
+    key = c.subject if call and _closes(c.subject) else f"({c.subject})"
     key += " text_pattern_ops" if p.prefix else ""
-    known = functions <= _IMMUTABLE and casts <= _SAFE_CASTS and kind.startswith(_PLAIN)
-    if known and ("||" not in bare or kind.startswith(("text", "character"))):
-        return Block(subject, key=key)
-    if re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare):
-        return Block(subject, hint="Compare the column itself, and do the calculation on the other side.")
+    hint = _otherwise(c, name, p.cast)
+    # A timestamptz AT TIME ZONE 'a constant' is a timestamp; a timestamp AT TIME ZONE is a timestamptz.
+    zoned = bare.count(" AT TIME ZONE ''")
+    kind = {_TZ: _TS, _TS: _TZ}.get(c.type, c.type) if zoned == 1 else "" if " AT TIME ZONE " in bare else c.type
+    allowed = _OF_TIMES.get(kind, (_IMMUTABLE, _SAFE_CASTS) if kind.startswith(_PLAIN) else None)
+    known = allowed is not None and functions <= allowed[0] and casts <= allowed[1]
+    moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare)
+    if known and not moving and ("||" not in bare or c.type.startswith(("text", "character"))):
+        return Block(what, key=key, hint=hint)
+    if c.type == _TZ:
+        hint = (
+            hint or f"Comparing {name} with a range returns the same rows only if every row in it meets the condition."
+        )
+        return Block(what, hint=f"{hint} The expression cannot be indexed: it depends on the session's TimeZone.")
+    if moving:
+        return Block(what, hint=hint or f"Compare {name} itself, with a value that is calculated from the present.")
     return Block(
-        subject,
-        hint=f"Compare the column itself, with a range for instance; or CREATE INDEX ON {where} ({key}), which is "
-        "possible if everything in it is IMMUTABLE.",
+        what,
+        hint=f"{hint or f'Compare {name} itself, with a range for instance.'} Or CREATE INDEX ON {where} ({key}), "
+        "which is possible if everything in it is IMMUTABLE.",
     )
+
+
+def _otherwise(c: Condition, name: str, cast: str) -> str:
+    """Return what may be written instead, and which rows it would change; "" where nothing is known."""
+    if found := _TRUNCATED.match(c.subject):
+        unit, step = found["unit"], "3 months" if found["unit"] == "quarter" else f"1 {found['unit']}"
+        if c.value.startswith("'") and c.type == _TS and c.operator == "=":
+            return f"No row meets it{': ' if unit in UNITS else ' if '}{c.value} does not begin a {unit}."
+        other = f"{name} >= {c.value} AND {name} < {c.value} + interval '{step}'" if c.operator == "=" else "a range"
+        return f"Comparing {name} with a range ({other}) returns the same rows only if {c.value} begins a {unit}."
+    if _YEAR.match(c.subject) or cast == "date" or c.subject == f"date({name})":
+        return f"Comparing {name} with a range returns the same rows only if the range begins and ends at midnight."
+    if cast:
+        of = f" ({c.type})" if c.type else ""
+        return (
+            f"Comparing {name} itself, with a value of its own type{of}, returns other rows wherever the cast to "
+            f"{cast} changes a value."
+        )
+    if "age(" in c.subject or "::interval" in c.subject:
+        return (
+            f"Comparing {name} itself, with the calculation on the other side, returns other rows if it has months or "
+            "days, which differ in length."
+        )
+    found, value = _CALCULATED.fullmatch(c.subject), re.fullmatch(r"-?\d{1,9}", c.value)
+    if c.type in _INTEGERS and found and value:
+        by = int(found["by"] or found["first"]) * (-1 if found["sign"] == "-" else 1)
+        return (
+            f"{name} {c.operator} {int(c.value) - by} returns the same rows by an index on {name}; only the error "
+            f"where the calculation is out of range for {c.type} goes."
+        )
+    return ""
 
 
 def _closes(subject: str) -> bool:

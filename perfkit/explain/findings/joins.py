@@ -138,18 +138,25 @@ def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
     uses = " ".join(parent.text(key) for key in ("Filter", "Join Filter")) if parent else ""
     index = "An index finds its rows without reading them all. " if indexed else ""
     if "NOT (ANY" in uses or (node.kind == "Materialize" and "NOT" in uses):
-        return f"{index}Write NOT EXISTS instead of NOT IN, which can be joined."
+        return (
+            f"{index}Write NOT EXISTS instead of NOT IN, which can be joined. If the subquery can return a null, the "
+            "rows differ: NOT IN returns none then."
+        )
     name = re.escape(node.text("Subplan Name"))  # alone between AND and OR, as EXISTS was printed until 16
     alone = re.search(rf"(?:^|NOT |OR |AND )\(*{name}\)+\s*(?:$| OR | AND )", uses)
     if "EXISTS" in uses or "ANY" in uses or alone:
         return (
-            f"{index}Take EXISTS or IN out of the OR or CASE that it stands in, by a UNION say, and it can be joined."
+            f"{index}Take EXISTS or IN out of the OR or CASE that it stands in, and it can be joined: by a UNION, for "
+            "instance, which returns equal rows once."
         )
     if node.kind == "Aggregate":
         by = columns or "the columns it is compared by"
-        return f"{index}Once for all rows: join a subquery that aggregates with GROUP BY {by}."
+        return (
+            f"{index}Once for all rows: LEFT JOIN a subquery that aggregates with GROUP BY {by}; where it has no row, "
+            "coalesce makes a count 0."
+        )
     if node.kind == "Limit":
-        return f"{index}Write DISTINCT ON in a subquery that is joined, to find the rows for all at once."
+        return f"{index}LEFT JOIN a subquery with DISTINCT ON, to find the rows for all at once."
     return f"{index}Write it as a LEFT JOIN{' by ' + columns if columns else ''}, to find the rows for all at once."
 
 

@@ -8,7 +8,7 @@ from math import ceil
 
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate, alternatives, predicates
-from perfkit.explain.findings.blocked import blocks
+from perfkit.explain.findings.blocked import blocks, condition
 from perfkit.explain.findings.model import Finding, Look
 from perfkit.explain.findings.where import (
     Sifted,
@@ -28,6 +28,7 @@ from perfkit.explain.findings.where import (
 )
 from perfkit.explain.findings.words import counted, memory, rounded, worth
 from perfkit.explain.plan import Node
+from perfkit.explain.rewrites import rewritten
 
 INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 _CONSTANT = re.compile(r"(?:'(?:[^']|'')*'|\d+(?:\.\d+)?)(?:::[\w ]+)?|")
@@ -238,7 +239,7 @@ def _either(look: Look, node: Node, predicate: Predicate) -> Remedy | None:
         return f"An index on {columns[0]} finds these rows without reading the others.", missing[0]
     return (
         f"An OR over several columns needs an index for each part of it: {'; '.join(columns)}. Two statements joined "
-        "by UNION are the other way.",
+        "by UNION are the other way; UNION returns equal rows once.",
         ";\n".join(missing),
     )
 
@@ -269,7 +270,12 @@ def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
     elif not kind.endswith("[]") and kind not in ("tsvector", "tsquery") and p.column:
         return None
     if p.operator == "ANY =":
-        rewrite = f" Ask for {key} @> ARRAY[{p.value}] instead of {p.value} = ANY ({key}), which no index serves."
+        found = rewritten(condition(look, node, p))
+        rewrite = (
+            f" Write {found.filled(key, p.value, '')} for {p.value} = ANY ({key}), which no index serves."
+            if (found)
+            else f" No index serves {p.value} = ANY ({key}): write it with @> and an array of the column's type."
+        )
         return f"A GIN index on {key} finds these rows.{rewrite}", ""
     if any(i.method == method and i.keys == (key,) and i.valid for i in (table.indexes if table else ())):
         return None
