@@ -17,6 +17,7 @@ from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.place import Place
 from perfkit.query import Explained
 
 NAME = "bounds_test"
@@ -153,3 +154,13 @@ SHORT = "((a = 'b'::text) AND (b = 7))"
 def test_what_is_not_long_stays_as_it_is() -> None:
     given = node(Filter=SHORT, Output=["a", "b"])
     assert read_plan(given).root.raw is given["Plan"]
+
+
+def test_a_guard_looks_names_up_past_the_search_path_of_an_arm(connect: Connect, server: Server) -> None:
+    with connect() as connection:
+        connection.execute("CREATE SCHEMA shadow")
+        connection.execute("CREATE VIEW shadow.pg_proc AS SELECT * FROM pg_catalog.pg_proc WHERE false")
+    place = Place(server, NAME, {"search_path": "shadow, public, pg_catalog"})
+    assert effects(place.session, "SELECT tell()", None).volatile == ("public.tell",)
+    whole = capture(place.session, "SELECT * FROM pg_proc", None, Options(analyze=False)).plan
+    assert not whole.root.relation  # the statement itself means what it means to the arm
