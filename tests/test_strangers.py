@@ -10,9 +10,9 @@ import perfkit
 from perfkit import config
 from perfkit.errors import UsageError
 from perfkit.load.pgbench import _file
-from perfkit.load.pgbench_scripts import Query, require_harmless, script
+from perfkit.load.pgbench_scripts import Query, script
 from perfkit.postgres import embedded
-from perfkit.postgres.settings import REFUSED, require_settable
+from perfkit.postgres.settings import REFUSED, require_harmless, require_settable
 
 RUNS, LOADS, FILES = "runs programs or code", "loads libraries", "names files"
 HARMFUL = {

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from perfkit.config.fields import File, Json, Model, Name, Seconds
-from perfkit.load.pgbench_scripts import require_harmless
+from perfkit.postgres.settings import require_harmless
 from perfkit.text import require_header
 
 

@@ -24,8 +24,9 @@ from perfkit.config import Scenario
 from perfkit.errors import LoadError, ServerError, UsageError
 from perfkit.load.crew import SAMPLES, WATCH_S, Load, Target
 from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import MARK, Query, Script, require_harmless, script
+from perfkit.load.pgbench_scripts import MARK, Query, Script, script
 from perfkit.postgres.parameters import options
+from perfkit.postgres.settings import require_harmless
 from perfkit.postgres.statements import read as read_script
 from perfkit.process import spawn, stop
 

@@ -21,17 +21,12 @@ from psycopg.adapt import PyFormat, Transformer
 from perfkit.errors import UsageError
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.placeholders import named
+from perfkit.postgres.settings import COMMAND, HARMLESS, PROGRAMS
 from perfkit.text import first_line
 
 MARK = "SELECT /* a row of parameters, perfkit */"  # the lookup's first line, by which pgbench's report calls it
 _NAME = r"[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_\u0080-\U0010ffff]*"
 _VARIABLE = re.compile(rf":(?:({_NAME})|:*)")  # as pgbench finds them, in quotes and comments too
-# A backslash, blanks or continued lines, and a word, as pgbench reads a meta command; `first` begins a line.
-_COMMAND = re.compile(r"(?P<first>^[ \t\r\f\v]*+)?\\(?:[ \t\r\f\v]|\\\r?\n)*+(?P<word>[^\s\\]+)", re.MULTILINE)
-_HARMLESS = frozenset(
-    "set sleep if elif else endif gset aset startpipeline syncpipeline endpipeline".split()  # neither run nor read
-)
-_PROGRAMS = frozenset({"shell", "setshell"})
 _INTEGERS = range(-(2**63), 2**63)
 
 
@@ -52,20 +47,6 @@ class Script:
     variables: tuple[str, ...] = ()
     looks_up: bool = False
     apart: bool = False  # the lookup is a transaction of its own
-
-
-def require_harmless(text: str, where: object) -> None:
-    r"""Raise ValueError naming the line of a meta command that is not known to be harmless: `\\shell` runs programs.
-
-    The commands that run programs are refused in strings and comments too, so that no way of quoting hides one.
-    """
-    for found in _COMMAND.finditer(text):
-        word = found["word"].lower()
-        if word in _PROGRAMS or (found["first"] is not None and word not in _HARMLESS):
-            line = text.count("\n", 0, found.end("first") if found["first"] else found.start()) + 1
-            why = "which runs programs" if word in _PROGRAMS else "which is not among those that are harmless"
-            expected = ", ".join(rf"\{name}" for name in sorted(_HARMLESS))
-            raise ValueError(rf"no \{word} at {where}:{line}, {why}; pgbench scripts may use {expected}")
 
 
 def script(query: Query, number: int, clients: int, *, paced: bool) -> Script:
@@ -109,8 +90,8 @@ def _statement(query: Query, text: str, names: Sequence[str]) -> str:
     """The statement and its end. Raises UsageError where pgbench would take something else for a variable."""
     others = [found[1] for found in _VARIABLE.finditer(query.sql) if found[1]]
     lost = set(names) - {found[1] for found in _VARIABLE.finditer(text)}
-    for found in _COMMAND.finditer(query.sql):
-        if (word := found["word"].lower()) in _HARMLESS | _PROGRAMS:
+    for found in COMMAND.finditer(query.sql):
+        if (word := found["word"].lower()) in HARMLESS | PROGRAMS:
             raise UsageError(rf"query '{query.item}': '\{word}' is a command to pgbench; expected engine 'asyncio'")
     if others or lost:
         wrong = f"':{others[0]}' would be a variable" if others else f"'{min(lost)}' would be no variable"

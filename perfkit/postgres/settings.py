@@ -1,4 +1,4 @@
-"""The server settings that a configuration, --set or a notebook may choose, and those that perfkit refuses.
+"""The server settings and pgbench commands that a configuration may hold, and those that perfkit refuses.
 
 A configuration may come from a stranger. A server that perfkit starts with it must run no program, load no library,
 open no file and listen to nobody because of a setting; and no setting may loosen what perfkit's guards rest on.
@@ -50,6 +50,12 @@ REFUSED: Mapping[str, str] = {name: reason for reason, names in _REASONS.items()
 _LANGUAGES = re.compile(r"(?:plperlu?|plpython\w*|pltclu?|plv8)\.|.*\.(?:on_\w*init|start_proc)$")
 #: Libraries of PostgreSQL itself, which it may load when it starts.
 LIBRARIES = frozenset({"auto_explain", "pg_stat_statements"})
+# A backslash, blanks or continued lines, and a word, as pgbench reads a meta command; `first` begins a line.
+COMMAND = re.compile(r"(?P<first>^[ \t\r\f\v]*+)?\\(?:[ \t\r\f\v]|\\\r?\n)*+(?P<word>[^\s\\]+)", re.MULTILINE)
+HARMLESS = frozenset(
+    "set sleep if elif else endif gset aset startpipeline syncpipeline endpipeline".split()  # neither run nor read
+)
+PROGRAMS = frozenset({"shell", "setshell"})
 
 
 def require_settable(settings: Mapping[str, str]) -> Mapping[str, str]:
@@ -76,3 +82,17 @@ def _refusal(name: str, value: str) -> str:
     if name == "shared_preload_libraries" and {part.strip() for part in value.split(",")} <= LIBRARIES:
         return ""
     return _PROGRAM if _LANGUAGES.match(name) else REFUSED.get(name, "")
+
+
+def require_harmless(text: str, where: object) -> None:
+    r"""Raise ValueError naming the line of a meta command that is not known to be harmless: `\\shell` runs programs.
+
+    The commands that run programs are refused in strings and comments too, so that no way of quoting hides one.
+    """
+    for found in COMMAND.finditer(text):
+        word = found["word"].lower()
+        if word in PROGRAMS or (found["first"] is not None and word not in HARMLESS):
+            line = text.count("\n", 0, found.end("first") if found["first"] else found.start()) + 1
+            why = "which runs programs" if word in PROGRAMS else "which is not among those that are harmless"
+            expected = ", ".join(rf"\{name}" for name in sorted(HARMLESS))
+            raise ValueError(rf"no \{word} at {where}:{line}, {why}; pgbench scripts may use {expected}")
