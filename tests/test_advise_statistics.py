@@ -224,6 +224,21 @@ def test_elsewhere_reasons_have_the_figures_of_the_table(system: Hosted, foreign
     assert "reading the 200 rows in its 2 pages is as quick" in second
 
 
+@pytest.mark.system
+@pytest.mark.slow
+def test_elsewhere_a_tiny_table_gets_no_index_unless_it_is_read_again_and_again(
+    system: Hosted, foreign: Session
+) -> None:
+    narrow = "CREATE TABLE people AS SELECT n AS id, n % 1000 AS town FROM generate_series(1, 3000) n"
+    system.run(narrow, "ANALYZE people", user="shop")
+    once = "SELECT * FROM people WHERE town = 7"
+    often = "SELECT id, (SELECT max(p.id) FROM people p WHERE p.town = o.id) FROM sales.orders o"
+    assert [proposal.design.table for proposal in asked(foreign, often).proposals] == ["people"]
+    found = asked(foreign, once)
+    assert not found.proposals
+    assert "people is tiny: reading the 3,000 rows in its 14 pages is as quick" in found.refusals[0].sentence
+
+
 # what came of the candidates
 
 

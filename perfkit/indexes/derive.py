@@ -16,6 +16,7 @@ from perfkit.explain.findings.where import column_of, conditions, home, plain, u
 from perfkit.explain.plan import Node
 
 SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
+TINY = 16.0  # pages that are read as quickly as an index is searched
 INCLUDED = 3  # more columns than these are no narrow list
 _WIDE = ("json", "jsonb", "bytea", "xml", "tsvector")
 _JOINS = ("Hash Cond", "Merge Cond", "Join Filter")
@@ -89,9 +90,15 @@ def derive(look: Look, variable: frozenset[tuple[str, str]], share: Share) -> li
     found: list[Move] = []
     for node in look.plan.nodes:
         table = look.facts.of(node)
-        if node.kind in SCANS and table and not table.schema.startswith("pg_"):
+        if node.kind in SCANS and table and not table.schema.startswith("pg_") and not _tiny(node, table):
             found += _of_scan(look, node, table, variable, share)
     return list(dict.fromkeys(found))
+
+
+def _tiny(node: Node, table: Table) -> bool:
+    """Whether a table is read once and as quickly as an index on it, by whatever the planner's costs say."""
+    repeated = any(above.kind == "Nested Loop" or above.relationship == "SubPlan" for above in (node, *node.above()))
+    return table.size is not None and table.size <= TINY and not table.parent and not repeated
 
 
 def _of_scan(

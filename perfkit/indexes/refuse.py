@@ -16,10 +16,9 @@ from perfkit.explain.findings.where import conditions, placed, plain
 from perfkit.explain.findings.words import counted, percent
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import rewritten
-from perfkit.indexes.derive import SCANS
+from perfkit.indexes.derive import SCANS, TINY
 from perfkit.indexes.rewrite import either, replaced
 
-TINY = 16.0  # pages that are read as quickly as an index is searched
 MANY = 0.05  # of a table's rows: to find so many, most pages are needed in any case
 EARLY = 0.1  # of a table's pages, at most, for a LIMIT that stops early
 Because = tuple[str, str]  # the reason, and the rewrite
