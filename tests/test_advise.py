@@ -337,6 +337,19 @@ def test_a_wider_parameter_is_compared_with_the_column_itself(shop: Shop) -> Non
     )
 
 
+@pytest.mark.parametrize("value", [77, None])
+def test_a_parameter_that_may_be_null_is_compared_by_equality_or_as_null(shop: Shop, value: int | None) -> None:
+    sql = "SELECT id FROM orders WHERE id IS NOT DISTINCT FROM %(id)s::int"
+    found = shop.advise(sql, {"id": value})
+    new = found.refusals[0].rewrite if found.refusals else ""
+    assert value is None or new.endswith(
+        "WHERE (id = (CAST(%(id)s AS INT)) OR (id IS NULL AND (CAST(%(id)s AS INT)) IS NULL))"
+    )
+    with shop.session.place.connect() as connection:
+        rows = [list(connection.execute(one.encode(), {"id": value})) for one in (sql, new or sql)]
+    assert rows[0] == rows[1] and len(rows[0]) == (value is not None)
+
+
 def test_a_pattern_that_begins_with_anything_cannot_be_found(shop: Shop) -> None:
     shop.assert_no_index("SELECT * FROM orders WHERE note LIKE '%7777%'", because="may begin with anything")
 

@@ -578,7 +578,7 @@ def test_an_index_that_is_there_is_used_for_a_calculation_with_its_column(db: Da
         ("(data ->> 'k')::int = 7", "(((data ->> 'k'::text))::integer)"),
         ("email = 'x' COLLATE words", "email COLLATE words"),
         ("substr(email, 5, 2) = '7@'", "substr(email, 5, 2)"),
-        ("left(email, 5) = 'Mail7'", '"left"(email, 5)'),
+        ("left(email, 5) = 'Mail7'", '("left"(email, 5))'),
         ("email || '' = 'Mail7@example.org'", "(email || ''::text)"),
         ("trim(email) = 'Mail7@example.org'", "TRIM(BOTH FROM email)"),
         ("-id = -7", "(- id)"),

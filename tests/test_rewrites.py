@@ -549,6 +549,18 @@ def test_names_are_quoted_and_qualified_in_a_statement(shop: Database) -> None:
     assert [new for *_, new in shop.offered(sql)] == [sql + added]
 
 
+def test_a_view_may_have_columns_of_the_same_name_and_other_types(shop: Database) -> None:
+    sql = "SELECT id FROM app.v WHERE created::date = '2024-03-01'"
+    because = reason(sql, shop.look(sql))
+    assert because and not because[1] and "cannot find" in because[0]
+
+
+def test_names_are_compared_as_postgresql_folds_them(shop: Database) -> None:
+    sql = "SELECT Id FROM App.T WHERE T.Local::Date = '2024-03-01'"
+    new = "SELECT Id FROM App.T WHERE T.Local >= '2024-03-01' AND T.Local < '2024-03-02'"
+    assert [new for *_, new in shop.offered(sql)] == [new]
+
+
 def test_a_word_for_the_present_is_not_frozen_into_a_statement(shop: Database) -> None:
     for sql in (
         "SELECT id FROM app.t WHERE local::date = 'today'",

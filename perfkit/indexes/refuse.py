@@ -12,7 +12,7 @@ from perfkit.explain.facts import Table
 from perfkit.explain.findings.blocked import Block, added, blocks, condition
 from perfkit.explain.findings.model import Look
 from perfkit.explain.findings.scans import limited
-from perfkit.explain.findings.where import conditions, placed, plain
+from perfkit.explain.findings.where import conditions, home, placed, plain
 from perfkit.explain.findings.words import counted, percent
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import rewritten
@@ -70,12 +70,23 @@ _NOT_FOR_ALL = "for these parameters only, the same rows are found by"
 
 
 def _rewritten(text: str, look: Look, node: Node, name: str) -> str:
-    """Return the statement with all such conditions on a column rewritten; "" where one of them is not certain."""
+    """Return the statement with all such conditions on a column rewritten; "" where one of them is not certain.
+
+    A condition of a table that the statement does not name is a view's, whose columns can have other types.
+    """
+    if not _names(text, look, node):
+        return ""
     new = text
     for same, p, block in _blocks(look, _alike(look, node)):
         if p.columns == {name} and block.found:
             new = replaced(new, same.text("Alias"), name, condition(look, same, p), block.found)
     return new if new != text else ""
+
+
+def _names(text: str, look: Look, node: Node) -> bool:
+    return any(
+        re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in (node.relation, home(look, node)[1])
+    )
 
 
 def _alike(look: Look, node: Node) -> list[Node]:
@@ -91,7 +102,8 @@ def _pattern(text: str, look: Look, generic: Look | None, scans: Sequence[Node])
             c = condition(look, node, p) if len(p.columns) == 1 else None
             if c and p.operator == "~~*" and (found := rewritten(c)):
                 made = f"CREATE INDEX ON {placed(look, node)} (lower({quoted(name)}) text_pattern_ops)"
-                rewrite = replaced(text, node.text("Alias"), name, c, found) if generic is None else ""
+                alone = generic is None and _names(text, look, node)
+                rewrite = replaced(text, node.text("Alias"), name, c, found) if alone else ""
                 serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
                 return f"ILIKE ignores case and a B-tree does not; {made} serves {serves}", rewrite
             what = "may begin with anything" if p.operator == "~~" else "is not the beginning of a text"

@@ -132,7 +132,7 @@ def _expanded(text: str, column: str) -> str:
     """Return a statement whose BETWEEN on something made of a column is written as two comparisons."""
     for part in _parts(text):
         parsed = _parsed(part.text)
-        if isinstance(parsed, exp.Between) and {c.name for c in parsed.find_all(exp.Column)} == {column}:
+        if isinstance(parsed, exp.Between) and {_named(c.this) for c in parsed.find_all(exp.Column)} == {column}:
             subject, low, high = (parsed.args[key].sql("postgres") for key in ("this", "low", "high"))
             return f"{text[: part.start]}{subject} >= {low} AND {subject} <= {high}{text[part.end :]}"
     return ""
@@ -149,7 +149,8 @@ def _same(text: str, alias: str, column: str, condition: Condition) -> tuple[str
     if not left.find(exp.Column):
         left, right, operator = right, left, _FLIPPED.get(operator, operator)
     columns = [*left.find_all(exp.Column)]
-    own = len(columns) == 1 and columns[0].name == column and columns[0].table in ("", alias)
+    own = len(columns) == 1 and _named(columns[0].this) == column
+    own = own and (columns[0].args.get("table") is None or _named(columns[0].args["table"]) == alias)
     if operator != condition.operator or not own or right.find(exp.Column):
         return None
     if _shape(left, True) not in (_shape(subject, True), _shape(subject, False)) or not _equal(value, right):
@@ -169,6 +170,11 @@ def _bare(parsed: Any) -> Any:
     while isinstance(parsed, exp.Paren):
         parsed = parsed.this
     return parsed
+
+
+def _named(name: Any) -> str:
+    """Return a name as the catalogue has it."""
+    return str(name.name if name.args.get("quoted") else name.name.lower())
 
 
 def _shape(parsed: Any, casts: bool) -> Any:
