@@ -448,8 +448,9 @@ class TestAnError:
         assert all(detail.startswith(said) for detail in load.columns["detail"])
 
     def test_in_a_script_names_its_file_and_line(self, newest, own):
-        with pytest.raises(LoadError, match=r'own\.sql:2: syntax error in command "set"'):
-            newest.run(own("SELECT 1;\n\\set x random(1,\n"))
+        path = own("SELECT 1;\n\\set x random(1,\n")
+        with pytest.raises(LoadError, match=rf'{re.escape(str(path))}:2: syntax error in command "set"'):
+            newest.run(path)
 
     def test_in_connecting_is_one_line(self, newest):
         target = sql_target(newest.server.conninfo("no_such_database"), 10, 10)

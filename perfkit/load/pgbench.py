@@ -87,7 +87,10 @@ def run(
         for number, own in enumerate(work):
             args += ["-f", _file(folder, own, number, made.get(number))]
         # Last and without -d, by which 16 understands that it shall tell all it does.
-        ended = _run([str(binary), *args, _conninfo(target)], folder / "report", watch)
+        try:
+            ended = _run([str(binary), *args, _conninfo(target)], folder / "report", watch)
+        except LoadError as error:
+            raise LoadError(_named_as_given(str(error), folder, work)) from None
         written = Written(
             paths=sorted(folder.glob("log.*")),
             items=[own.item if isinstance(own, Query) else own.stem for own in work],
@@ -131,6 +134,14 @@ def _file(folder: Path, own: Query | Path, number: int, made: Script | None) -> 
     path = folder / f"{number}.sql"
     path.write_text(text, "utf-8", newline="")
     return f"{path}@{2 if made and made.apart else 1}"
+
+
+def _named_as_given(message: str, folder: Path, work: Sequence[Query | Path]) -> str:
+    """Return a message of pgbench's with the user's own files in place of their copies."""
+    for number, own in enumerate(work):
+        if isinstance(own, Path):
+            message = message.replace(str(folder / f"{number}.sql"), str(own))
+    return message
 
 
 def _conninfo(target: Target) -> str:
