@@ -608,6 +608,12 @@ def test_an_expression_that_may_not_be_immutable_is_not_made_into_a_statement(db
     db.assert_found(sql, "blocked-condition", "to_char", "", "may depend on the session's TimeZone")
     sql = "SELECT * FROM visits WHERE to_char(local, 'YYYY-MM-DD HH24') = '2024-01-05 06'"
     db.assert_found(sql, "blocked-condition", "to_char", "", "IMMUTABLE")
+    sql = "SELECT * FROM visits WHERE tags::text = '{t7}'"
+    db.assert_found(sql, "blocked-condition", "tags cast to text", "", "IMMUTABLE")
+    sql = "SELECT * FROM visits WHERE date_trunc('day', local AT TIME ZONE 'UTC') = '2024-01-05Z'"
+    db.assert_found(
+        sql, "blocked-condition", "AT TIME ZONE", "", "Comparing local with a range returns the same rows only"
+    )
     sql = "SELECT * FROM visits WHERE (local AT TIME ZONE 'UTC')::date = '2024-01-05'"
     db.assert_found(sql, "blocked-condition", "AT TIME ZONE", "", "may depend on the session's TimeZone")
     sql = "SELECT * FROM visits WHERE extract(hour FROM at) = 6 AND extract(minute FROM at) = 7"

@@ -46,7 +46,7 @@ _OF_TIMES = {
 # Types whose conversion to text and calculations depend on no setting.
 _PLAIN = ("text", "character", "smallint", "integer", "bigint", "numeric", "real", "double", "boolean", "uuid", "json")
 _INTEGERS = ("smallint", "integer", "bigint")
-_TRUNCATED = re.compile(r"date_trunc\('(?P<unit>\w+)'(?:::text)?, ")
+_TRUNCATED = re.compile(rf"date_trunc\('(?P<unit>\w+)'(?:::text)?, \(?[\w\"$]+\)?(?:::{_TZ})?\)")
 _YEAR = re.compile(r"(?:EXTRACT\(year FROM |date_part\('year')")
 _CALCULATED = re.compile(r"(?P<column>\w+) (?P<sign>[-+]) (?P<by>\d{1,9})|(?P<first>\d{1,9}) \+ (?P<last>\w+)")
 
@@ -192,7 +192,7 @@ def _what(c: Condition, name: str, cast: str) -> str:
         return f"the day of {name}"
     if cast:
         return f"{name} cast to {cast}"
-    if found := _TRUNCATED.match(c.subject):
+    if found := _TRUNCATED.fullmatch(c.subject):
         return f"the {found['unit']} of {name}"
     if _YEAR.match(c.subject):
         return f"the year of {name}"
@@ -213,30 +213,25 @@ def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) ->
     zoned = bare.count(" AT TIME ZONE ''")
     kind = {_TZ: _TS, _TS: _TZ}.get(c.type, c.type) if zoned == 1 else "" if " AT TIME ZONE " in bare else c.type
     allowed = _OF_TIMES.get(kind, (_IMMUTABLE, _SAFE_CASTS) if kind.startswith(_PLAIN) else None)
-    known = allowed is not None and functions <= allowed[0] and casts <= allowed[1]
+    known = allowed is not None and functions <= allowed[0] and casts <= allowed[1] and not (casts and "[]" in kind)
     moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare)
     if known and not moving and ("||" not in bare or c.type.startswith(("text", "character"))):
         return Block(what, key=key, hint=hint)
-    if c.type == _TZ:
-        hint = (
-            hint or f"Comparing {name} with a range returns the same rows only if every row in it meets the condition."
-        )
-        return Block(what, hint=f"{hint} The expression cannot be indexed: it depends on the session's TimeZone.")
+    hint = hint or f"Comparing {name} with a range returns the same rows only if every row in it meets the condition."
+    if kind == _TZ:
+        return Block(what, hint=f"{hint} The expression cannot be indexed: it may depend on the session's TimeZone.")
     if moving:
-        return Block(what, hint=hint or f"Compare {name} itself, with a value that is calculated from the present.")
-    return Block(
-        what,
-        hint=f"{hint or f'Compare {name} itself, with a range for instance.'} Or CREATE INDEX ON {where} ({key}), "
-        "which is possible if everything in it is IMMUTABLE.",
-    )
+        return Block(what, hint=hint)
+    possible = f"CREATE INDEX ON {where} ({key}), which is possible if everything in it is IMMUTABLE."
+    return Block(what, hint=f"{hint} Or {possible}")
 
 
 def _otherwise(c: Condition, name: str, cast: str) -> str:
     """Return what may be written instead, and which rows it would change; "" where nothing is known."""
-    if found := _TRUNCATED.match(c.subject):
+    if found := _TRUNCATED.fullmatch(c.subject):
         unit, step = found["unit"], "3 months" if found["unit"] == "quarter" else f"1 {found['unit']}"
         if c.value.startswith("'") and c.type == _TS and c.operator == "=":
-            return f"No row meets it{': ' if unit in UNITS else ' if '}{c.value} does not begin a {unit}."
+            return f"No row meets it{':' if unit in UNITS else ' if'} {c.value} does not begin a {unit}."
         other = f"{name} >= {c.value} AND {name} < {c.value} + interval '{step}'" if c.operator == "=" else "a range"
         return f"Comparing {name} with a range ({other}) returns the same rows only if {c.value} begins a {unit}."
     if _YEAR.match(c.subject) or cast == "date" or c.subject == f"date({name})":
