@@ -28,7 +28,6 @@ UPWARD = {
     ("indexes", "display"): "advice shows itself in a cell",
     ("query", "slow_queries"): "a database says what is slow in it",
     ("config", "postgres"): "a configuration is refused for a setting that would run a program or loosen a guard",
-    ("config", "load"): "and for a pgbench script with a command that would run a program",
     ("guards", "postgres"): "a guarded connection has the time limits of a server that perfkit did not start",
 }
 
