@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_one_line_gives_a_report_and_a_folder_that_measures_it_again(
     )  # fmt: skip
     decision, page = done.stdout.splitlines()
     (folder,) = given["reports"].iterdir()
-    assert decision.split(":")[0] in ("GO", "NO-GO", "INCONCLUSIVE")
+    assert decision.split(":")[0] in ("GO", "NO-GO", "NO BENEFIT", "INCONCLUSIVE")
     assert page == f"{folder}/report.html" and Path(page).stat().st_size > 20_000
     run = json.loads((folder / "run.json").read_text())
     assert (run["status"], run["title"], len(run["blocks"])) == ("complete", "by customer before and after", 6)
@@ -128,6 +129,71 @@ def test_one_line_gives_a_report_and_a_folder_that_measures_it_again(
 
 def definitions(run: dict[str, Any]) -> list[str]:
     return [index["definition"] for index in run["arms"]["after"]["indexes"]]
+
+
+# The decision
+
+
+def gated(given: dict[str, Any], *options: object, code: int) -> dict[str, Any]:
+    """A command that ends with this exit code; its verdict.json."""
+    where = ("--db", given["db"], "--confirm", given["confirm"][0], "--reports", given["reports"])
+    done = command("compare", *where, *options, "--gate", code=code)
+    (folder,) = given["reports"].iterdir()
+    verdict: dict[str, Any] = json.loads((folder / "verdict.json").read_text())
+    assert done.stdout.startswith(f"{verdict['decision']}: ") and verdict["arms"] == {"after": verdict["decision"]}
+    assert verdict["decision"] in (folder / "report.html").read_text()
+    assert verdict["decision"] in (folder / "summary.md").read_text()
+    return verdict
+
+
+SLOW = "SELECT count(*) FROM orders WHERE id % 7 = 3"  # about as long in every arm
+
+
+def test_an_index_that_no_plan_uses_is_no_benefit_and_exits_96(given: dict[str, Any]) -> None:
+    index = "CREATE INDEX by_note ON orders (note)"
+    verdict = gated(given, "--query", SLOW, "--index", index, "--users", 1, code=96)
+    assert verdict["decision"] == "NO BENEFIT"
+    (reason,) = verdict["reasons"]
+    said = ("after: no plan of this workload uses the index by_note. Other workloads may.", "a gain above 10 %")
+    assert any(text in reason for text in said)
+
+
+def test_an_index_that_its_query_uses_is_a_go_and_exits_0(given: dict[str, Any]) -> None:
+    query = "SELECT note FROM orders WHERE id = 777"
+    verdict = gated(given, "--query", query, "--index", "CREATE INDEX ON orders (id)", "--users", 1, code=0)
+    (benefit,) = [rule for rule in verdict["rules"] if rule["name"] == "benefit"]
+    assert (verdict["decision"], benefit["outcome"]) == ("GO", "holds")
+
+
+def test_one_connection_that_somebody_ends_is_inconclusive_and_named(
+    given: dict[str, Any], shop: embedded.Server
+) -> None:
+    ended, stop = [], threading.Event()
+
+    def end_one() -> None:
+        """End one connection, once, while it runs the rewritten query in a round that is not the first."""
+        one = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() "
+            "AND query LIKE 'SELECT count(*)%7 = 3 AND true%' LIMIT 1"
+        )
+        with shop.connect(DATABASE) as connection:
+            connection.autocommit = True
+            while not ended and not stop.wait(0.001):
+                if any(given["reports"].glob("*/rounds/*.json")):
+                    ended.extend(connection.execute(one).fetchall())
+
+    helper = threading.Thread(target=end_one)
+    helper.start()
+    try:
+        run = perfkit.compare(query=SLOW, rewrite=f"{SLOW} AND true", way="in-place", need="none", users=1, **given)
+    finally:
+        stop.set()
+        helper.join()
+    assert ended
+    assert str(run.analysis.judgement.decision) == "INCONCLUSIVE"
+    (rule,) = [rule for rule in run.analysis.judgement.rules if (rule.arm, rule.name) == ("after", "error rate")]
+    assert rule.outcome == "unproven" and "1 of 126 requests failed" in rule.text
+    assert "terminating connection due to administrator command" in rule.text
 
 
 # From Python

@@ -84,7 +84,8 @@ def plans(found: Analysis, arm: str) -> dict[str, str]:
 def decided(found: Analysis) -> bool:
     """An example has no limit in ms: what decides is whether anything became slower, or could not be compared.
 
-    The latter happens where the control arm, by chance, widens a margin that a slowdown would hide in.
+    The latter happens where the control arm, by chance, widens a margin that a slowdown would hide in. Each has queries
+    that become several times as fast, which is its benefit.
     """
     verdicts = {str(c.verdict) for c in found.comparisons if c.after == "after"}
     expected = "NO-GO" if "slower" in verdicts else "INCONCLUSIVE" if "invalid" in verdicts else "GO"
