@@ -67,7 +67,7 @@ class Rule:
     scenario: str
     name: str
     value: float | None
-    bound: float | None  # the end of the value's interval that has to hold
+    bound: float | None  # the end of the value's interval that has to hold; the other one where even that breaks it
     limit: float | None
     unit: str  # of value, bound and limit
     outcome: Outcome
@@ -109,6 +109,7 @@ def latency_rule(
     value, bound = interval.value, interval.hi
     said, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
     if interval.lo >= limit_ms:
+        bound = interval.lo
         outcome, text = Outcome.BROKEN, f"{said} is not under {limit}{_range(interval)}."
     elif bound < limit_ms:
         outcome, text = Outcome.HOLDS, f"{said} is under {limit}{_range(interval)}."
@@ -133,6 +134,7 @@ def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: f
     said = f"{where}: {number(value)} requests per second, the most of its load levels,"
     numbers = f"(95 % interval {_span(interval.lo, interval.hi)})" if bound else "(one round sets no lower bound)"
     if interval.hi < least:
+        bound = interval.hi
         outcome, text = Outcome.BROKEN, f"{said} are under {number(least)} {numbers}."
     elif bound >= least:
         outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfkit import numbers
-from perfkit.analysis.policy import Outcome, Rule
+from perfkit.analysis.policy import BENEFIT, Outcome, Rule
 from perfkit.analysis.results import Comparison, Level
 from perfkit.bundle import FLOOR
 from perfkit.display.subject import Subject
@@ -23,6 +23,7 @@ _VERDICTS = {
 }
 STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure", Outcome.ABSENT: "neutral"}
 """How an outcome looks."""
+_HAS = {Outcome.HOLDS: "yes", Outcome.ABSENT: "none", Outcome.UNPROVEN: "not proven", Outcome.BROKEN: "none"}
 
 
 def glance(subject: Subject) -> Table:
@@ -43,7 +44,7 @@ def glance(subject: Subject) -> Table:
     said = f" (limit {numbers.significant(limit)} ms)" if limit is not None else ""
     caption = f"95 of 100 requests were answered within, ms{said}"
     note = (
-        "≤ is the upper end of the 95 % interval. ✓ even the upper end is within the limit; ✕ not even the lower; "
+        "≤ and ≥ are ends of the 95 % interval. ✓ even the upper end is within the limit; ✕ not even the lower; "
         "? neither, or too few samples."
     )
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
@@ -270,10 +271,12 @@ def _judged(rule: Rule | None) -> Cell:
         return Cell(numbers.NONE, state="quiet")
     state = STATES[rule.outcome]
     mark = MARKS[state]
+    if rule.name == BENEFIT:
+        return Cell(f"{mark} {_HAS[rule.outcome]}", rule.reason, state)
     if rule.value is None:
         return Cell(mark, rule.reason, state)
     known = rule.bound is not None and math.isfinite(rule.bound)
-    sign = "≥" if rule.name == "throughput" else "≤"
+    sign = "≥" if (rule.name == "throughput") is not (rule.outcome is Outcome.BROKEN) else "≤"
     bound = numbers.unbroken(f"{sign} {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
     bound = "" if rule.bound is None else bound
     if rule.unit == "share" and rule.bound is not None:
