@@ -60,8 +60,8 @@ def benefit_rule(arm: str, given: Evidence) -> Rule:
         return _rule(arm, Outcome.HOLDS, f"a threshold that was broken before holds now: {some(mended)}.")
     if given.whole and not any(c.verdict is Verdict.FASTER for c in own):
         if _settled(arm, given) and own and all(given.excluded(c) for c in own):
-            each = "its comparison excludes" if len(own) == 1 else f"all {len(own)} comparisons exclude"
-            text = f"{each} a gain above {percent(given.worth)} (95 % confidence)."
+            where = "its comparison" if len(own) == 1 else f"any of its {len(own)} comparisons"
+            text = f"no gain above {percent(given.worth)} in {where} with before (95 % confidence)."
             return _rule(arm, Outcome.ABSENT, text)
         if unused := _unused(arm, given):
             which = f"the index {unused[0]}" if len(unused) == 1 else f"any of its {len(unused)} indexes"
@@ -136,7 +136,8 @@ def _open(arm: str, own: Sequence[Comparison], given: Evidence) -> Rule:
         text = f"faster only by as much as the control, which changes nothing: {_shown(faster)}."
         return _rule(arm, Outcome.UNPROVEN, text, "another run, in which the control is like before.")
     open_ = [c for c in own if not given.excluded(c)]
-    text = f"no comparison is faster, and {len(open_)} of {len(own)} do not exclude a gain above {percent(given.worth)}"
+    more = f"a gain above {percent(given.worth)} cannot be ruled out in {len(open_)} of {len(own)}"
+    text = f"no comparison is faster, and {more}"
     if not own:
         return _rule(arm, Outcome.UNPROVEN, "nothing was compared with before.", "rounds of both.")
     if not open_:
