@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -150,6 +151,7 @@ def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:
     return refusal
 
 
+@lru_cache(maxsize=8)  # a guard, the capture and a rule ask for the same statement in turn
 def single(sql: str) -> str:
     """The text of the one statement. Raises PlanError for none, several, or one that is too long or has no plan."""
     require_statement(sql)
