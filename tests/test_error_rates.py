@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.analysis.error_rates import differences
+from perfkit.stats import share
 
 counts = st.integers(1, 50).flatmap(lambda sent: st.tuples(st.integers(0, sent), st.just(sent)))
 levels = st.integers(1, 7).flatmap(lambda blocks: st.tuples(*[st.lists(counts, min_size=blocks, max_size=blocks)] * 2))
@@ -77,3 +78,30 @@ class TestADifference:
             (found,) = differences([tuple([(int(draw.binomial(30, r)), 30) for r in arm] for arm in rates)])
             called += found.p_table < 0.05
         assert called <= 28
+
+
+class TestAShare:
+    @given(st.lists(counts, min_size=1, max_size=12))
+    def test_lies_in_its_interval_and_counts_every_request(self, rounds):
+        found = share(rounds)
+        failed, sent = (sum(column) for column in zip(*rounds, strict=True))
+        assert (found.n, found.rounds, found.value) == (sent, len(rounds), pytest.approx(failed / sent))
+        assert 0 <= found.lo <= found.value <= found.hi <= 1
+
+    def test_of_one_round_is_bounded_by_nothing_and_of_none_there_is_none(self):
+        assert (share([(30, 30)]).lo, share([(0, 30)]).hi) == (0.0, 1.0)
+        assert share([]) is share([(0, 0)]) is None
+
+    def test_of_failures_that_come_together_is_less_certain_than_of_as_many_apart(self):
+        together, apart = share([(12, 30), *[(0, 30)] * 11]), share([(1, 30)] * 12)
+        assert together.value == apart.value and together.lo < apart.lo / 3 and together.hi > apart.hi
+
+    @pytest.mark.parametrize("spread", [0.0, 0.02, 0.1])
+    def test_is_over_its_true_value_by_the_lower_end_in_at_most_one_run_in_forty(self, spread):
+        """400 runs, whose count stays under the upper 99.9 % point of 2.5 %."""
+        draw, over = np.random.default_rng(5), 0
+        for _ in range(400):
+            alike = (1 - spread) / spread if spread else 0
+            rates = draw.beta(0.01 * alike, 0.99 * alike, 12) if spread else np.full(12, 0.01)
+            over += share([(int(draw.binomial(30, rate)), 30) for rate in rates]).lo > 0.01
+        assert over <= 20
