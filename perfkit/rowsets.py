@@ -11,6 +11,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError
 from perfkit.explain.capture import READING, session, single
+from perfkit.postgres.extended import send
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word
 
@@ -65,9 +66,10 @@ def _digest(connection: psycopg.Connection[Any], text: str, row: Parameters, tim
     cursor = connection.cursor()
     cursor.row_factory = tuple_row
     cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")
-    cursor.execute(
+    send(
+        cursor,
         "SELECT count(*), md5(coalesce(string_agg(h, '' ORDER BY h), '')) FROM "
-        f"(SELECT md5((q.*)::text) AS h FROM (\n{text}\n) q) hashed".encode(),
+        f"(SELECT md5((q.*)::text) AS h FROM (\n{text}\n) q) hashed",
         exact(row),
     )
     count, digest = cursor.fetchone() or (0, "")

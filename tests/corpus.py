@@ -22,6 +22,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import tuple_row
+from scripts import run_all
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -196,8 +197,8 @@ def prepared(server: embedded.Server, name: str = "corpus") -> Iterator[Connect]
     databases.create(server, name)
     try:
         with databases.connected(server, name) as connection:
-            connection.execute(TABLES.encode())
-            connection.execute(STATISTICS)
+            run_all(connection, TABLES.encode())
+            run_all(connection, STATISTICS)
         yield lambda: server.connect(name)
     finally:
         databases.drop(server, name)
@@ -232,9 +233,9 @@ def system_cluster(**settings: str) -> Iterator[tuple[Path, Connect]]:
         with connect("postgres") as connection:
             connection.execute("CREATE DATABASE corpus")
         with connect() as connection:
-            connection.execute(TABLES.encode())
-            connection.execute(FOREIGN.format(port=port).encode())
-            connection.execute(STATISTICS)
+            run_all(connection, TABLES.encode())
+            run_all(connection, FOREIGN.format(port=port).encode())
+            run_all(connection, STATISTICS)
         yield folder, connect
     finally:
         if process:

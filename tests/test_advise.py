@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_all
 
 from perfkit import config as configuration
 from perfkit.base.resources import CHECKOUT
@@ -32,7 +33,7 @@ class Shop:
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         with self.session.place.connect() as connection:
-            return sorted(tuple(row.values()) for row in connection.execute(sql.encode()))
+            return sorted(tuple(row.values()) for row in run_all(connection, sql.encode()))
 
     def advise(self, sql: str, parameters: Any = None) -> Advice:
         return advise(self.session, {"query": (sql, parameters)})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from scripts import run_all
 
 import perfkit
 from perfkit.errors import PerfkitError
@@ -194,7 +195,7 @@ def two(server: embedded.Server) -> Iterator[embedded.Server]:
     for name, more in (("pk_one", ""), ("pk_two", "INSERT INTO things SELECT 4, 'four'")):
         databases.create(server, name)
         with server.connect(name) as connection:
-            connection.execute(f"{THINGS}; {more}; ANALYZE")
+            run_all(connection, f"{THINGS}; {more}; ANALYZE")
     yield server
     for name in ("pk_one", "pk_two"):
         databases.drop(server, name)

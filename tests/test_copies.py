@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from hosted import Hosted, hosted
 from psycopg import sql
+from scripts import run_all
 
 from perfkit.errors import PerfkitError, ServerError
 from perfkit.guards.address import resolve
@@ -197,7 +198,7 @@ def everything(server: embedded.Server, server16: embedded.Server) -> Iterator[s
     for each in (server, server16):
         databases.create(each, "pk_everything")
         with each.connect("pk_everything") as connection:
-            connection.execute(EVERYTHING.encode())
+            run_all(connection, EVERYTHING.encode())
             connection.execute(f"CREATE TABLE {hostile} ({hostile} text PRIMARY KEY, {long} int UNIQUE)".encode())
             connection.execute(f"INSERT INTO {hostile} SELECT 'v' || n, n FROM generate_series(1, 9) n".encode())
             connection.execute(

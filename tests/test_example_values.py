@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.errors import PlanError
 from perfkit.postgres import databases
@@ -61,7 +62,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     databases.create(server, "examples")
     try:
         with databases.connected(server, "examples") as connection:
-            connection.execute(TABLES.encode())
+            run_all(connection, TABLES.encode())
             connection.execute('VACUUM (ANALYZE) "Shops", sales, parts, empty')
         yield Place(server, "examples")
     finally:

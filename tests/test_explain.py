@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from scripts import run_all
 
 from perfkit.errors import PerfkitError, PlanError
 from perfkit.explain.capture import Options, capture, typical_parameters
@@ -16,6 +17,7 @@ from perfkit.explain.safety import effects
 from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.extended import Extended
 
 # Clinic 1 has nearly all visits, so that its parameter gets another plan than the others'.
 TABLES = """
@@ -59,7 +61,7 @@ class Database:
 
     def ask(self, sql: str) -> Any:
         with databases.connected(self.server, self.name) as connection:
-            return next(iter((connection.execute(sql.encode()).fetchone() or {}).values()))
+            return next(iter((run_all(connection, sql.encode()).fetchone() or {}).values()))
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
@@ -173,7 +175,7 @@ def test_a_lock_is_not_waited_for_longer_than_that(database: Database) -> None:
         ("SELECT 1 FROM", "EXPLAIN failed: syntax error at end of input"),
         ("SELEC 1", "SELEC has no plan; expected SELECT, INSERT, UPDATE, DELETE or MERGE"),
         ("SELECT %(absent)s", "EXPLAIN failed: query parameter missing: absent"),
-        ("SELECT 'open", "SQL that cannot be read: "),
+        ("SELECT 'open", """line 1: "'open": SQL that cannot be read"""),
         ("COMMIT", "COMMIT has no plan"),
         ("CALL p()", "CALL has no plan"),
         ("DO $$BEGIN END$$", "DO has no plan"),
@@ -215,7 +217,7 @@ def test_parameters_may_be_numbered_or_in_order(database: Database) -> None:
 def test_whatever_is_sent_goes_through_the_connections_own_kind_of_cursor(database: Database) -> None:
     sent: list[str] = []
 
-    class Audited(psycopg.Cursor[Any]):
+    class Audited(Extended[Any]):
         def execute(self, query: Any, *args: Any, **options: Any) -> Any:
             sent.append(query.decode() if isinstance(query, bytes) else str(query))
             return super().execute(query, *args, **options)

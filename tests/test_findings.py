@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from scripts import run_all
 
 from perfkit.explain.capture import Capture, Options, capture
 from perfkit.explain.findings import RULES, Finding, findings
@@ -46,7 +47,7 @@ def database(server: Server, page: Page) -> Iterator[str]:
     try:
         with databases.connected(server, name) as connection:
             for text in page.blocks.get("setup", []):
-                connection.execute(text.encode())
+                run_all(connection, text.encode())
                 connection.execute("SELECT pg_stat_force_next_flush()")  # or ANALYZE comes before what it is for
         yield name
     finally:
@@ -61,7 +62,7 @@ def explained(server: Server, name: str, sql: str, more: Sequence[str] = ()) -> 
     def connect() -> psycopg.Connection[Any]:
         connection = server.connect(name)
         for setting in settings:
-            connection.execute(setting.encode())
+            run_all(connection, setting.encode())
         return connection
 
     return capture(connect, statement, None, Options(writes=True))
@@ -99,7 +100,7 @@ def test_the_examples_of_a_page_are_found_or_silent_and_its_advice_cures_them(ei
                 statements = [statement for cure in cures for statement in cure.split(";\n")]
                 session = [s for s in statements if s.startswith(("SET ", "RESET "))]
                 for statement in statements:
-                    connection.execute(statement.encode())
+                    run_all(connection, statement.encode())
             again = page.rewritten.get(sql, sql)
             after = explained(either, name, again, session)
             assert not of(page.rule, after), f"still found after its cure: {sql}"

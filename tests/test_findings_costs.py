@@ -11,6 +11,7 @@ import pytest
 from hosted import Hosted, hosted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 from test_findings import FAST, PAGES, Page, explained
 
 from perfkit.errors import PlanError
@@ -113,7 +114,7 @@ class Database:
     def run(self, sql: str) -> None:
         with self.connect() as connection:
             for statement in sql.split(";\n"):
-                connection.execute(statement.encode())
+                run_all(connection, statement.encode())
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
@@ -123,7 +124,7 @@ def db(request: pytest.FixtureRequest) -> Iterator[Database]:
     try:
         with databases.connected(server, "findings_costs") as connection:
             for text in (TABLES, PARTS, "SELECT pg_stat_force_next_flush()", "VACUUM ANALYZE"):
-                connection.execute(text.encode())
+                run_all(connection, text.encode())
         yield Database(lambda: server.connect("findings_costs", "postgres"))
     finally:
         databases.drop(server, "findings_costs")
@@ -138,7 +139,7 @@ def scratch(db: Database) -> Iterator[Callable[[str], None]]:
         with db.connect() as connection:
             before = {row["oid"] for row in connection.execute(_OBJECTS)}
             for statement in sql.split(";\n"):
-                connection.execute(statement.encode())
+                run_all(connection, statement.encode())
             undo.extend(row["drop"] for row in connection.execute(_OBJECTS) if row["oid"] not in before)
 
     yield run

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.errors import PlanError
 from perfkit.explain.capture import Capture, Options, capture
@@ -71,7 +72,7 @@ class Database:
     def run(self, *statements: str) -> None:
         with databases.connected(self.server, self.name) as connection:
             for statement in statements:
-                connection.execute(statement.encode())
+                run_all(connection, statement.encode())
 
     def indexes(self) -> set[str]:
         with databases.connected(self.server, self.name) as connection:
@@ -81,7 +82,7 @@ class Database:
 
     def ask(self, sql: str) -> Any:
         with databases.connected(self.server, self.name) as connection:
-            return next(iter((connection.execute(sql.encode()).fetchone() or {}).values()))
+            return next(iter((run_all(connection, sql.encode()).fetchone() or {}).values()))
 
     def explained(self, sql: str, **options: Any) -> Capture:
         *sets, statement = [part.strip() for part in re.split(r";\s*\n", sql)]
@@ -89,7 +90,7 @@ class Database:
         def connect() -> psycopg.Connection[Any]:
             connection = self.server.connect(self.name)
             for setting in sets:
-                connection.execute(setting.encode())
+                run_all(connection, setting.encode())
             return connection
 
         return capture(connect, statement, None, Options(writes=True, repeats=1, **options))

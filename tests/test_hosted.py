@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hosted import Hosted, hosted
+from scripts import run_all
 
 from perfkit.bundle import Bundle
 from perfkit.cli import main
@@ -462,7 +463,7 @@ LOADING = """
 
 def test_an_interrupt_in_the_middle_of_the_build_leaves_no_index(server: Hosted, tmp_path: Path, allowed: None) -> None:
     with server.connect("shop") as writer:
-        writer.execute("BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")
+        run_all(writer, "BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")
         running = Comparison(server, tmp_path, "--way", "in-place", "--index", INDEX)
         eventually(server, WAITING)
         running.interrupt()
@@ -488,7 +489,7 @@ def test_a_lock_that_is_not_to_be_had_ends_the_run_in_one_line(
     server: Hosted, compare: Callable[..., Done], allowed: None
 ) -> None:
     with server.connect("shop") as other:
-        other.execute("BEGIN; LOCK TABLE sales.orders IN SHARE UPDATE EXCLUSIVE MODE")
+        run_all(other, "BEGIN; LOCK TABLE sales.orders IN SHARE UPDATE EXCLUSIVE MODE")
         done = compare("--way", "in-place", "--index", INDEX)
     assert done.code == 2 and done.error.endswith("index.sql:1: canceling statement due to lock timeout")
     assert server.run(OURS) == []

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from hosted import Hosted, hosted
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.cli import main
 from perfkit.errors import PerfkitError, ServerError, UsageError
@@ -332,7 +333,7 @@ class Database:
 
     def run(self, statement: str, user: str = "") -> list[Any]:
         with self.connect(user) as connection:
-            cursor = connection.execute(statement.encode())
+            cursor = run_all(connection, statement.encode())
             return [next(iter(row.values())) for row in cursor] if cursor.description else []
 
     def read(self, text: str) -> IndexSet:
@@ -598,7 +599,7 @@ def test_a_lock_that_is_never_granted_ends_it_after_a_few_tries_without_a_trace(
 
 def test_a_lock_that_is_granted_in_time_is_waited_for(one: Database) -> None:
     with one.connect() as other:
-        other.execute("BEGIN; LOCK TABLE visits IN SHARE MODE")
+        run_all(other, "BEGIN; LOCK TABLE visits IN SHARE MODE")
         patience = Patience("100ms", 20, 0.1, "5s")
         with meanwhile(lambda: one.apply(THREE, patience)) as raised:
             deadline = time.monotonic() + 20
@@ -925,7 +926,7 @@ class TestOnAServerOfTheUsers:
     ) -> None:
         left = "SELECT 1 FROM pg_class WHERE relname = 'orders_slow'"
         with building(theirs, sales) as running, theirs.connect("shop") as writer:
-            writer.execute("BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")  # which a removal waits for
+            run_all(writer, "BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")  # which a removal waits for
             running.kill()
             running.communicate(timeout=30)
             assert theirs.run(left)

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from hosted import PASSWORDS, hosted, standby
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.cli.indexes import indexes as command
 from perfkit.display.index_use import index_use, remarks_table, uses
@@ -49,7 +50,7 @@ class Mine:
 
     def do(self, sql: str, user: str = "") -> list[dict[str, Any]]:
         with databases.connected(self.server, self.name, user) as connection:
-            cursor = connection.execute(sql.encode())
+            cursor = run_all(connection, sql.encode())
             return cursor.fetchall() if cursor.description else []
 
     def each(self, sql: str) -> None:
@@ -72,7 +73,7 @@ class Mine:
     def plan(self, query: str, *first: str) -> Plan:
         with databases.connected(self.server, self.name) as connection:
             for setting in first:
-                connection.execute(setting.encode())
+                run_all(connection, setting.encode())
             return read_plan(
                 next(iter(connection.execute(f"EXPLAIN (FORMAT JSON) {query}".encode()).fetchone().values()))
             )
@@ -83,7 +84,7 @@ class Mine:
     def scan(self, query: str) -> None:
         with databases.connected(self.server, self.name) as connection:
             connection.execute("SET enable_seqscan = off")
-            connection.execute(query.encode())
+            run_all(connection, query.encode())
 
 
 @pytest.fixture(params=["server", "server16"])
@@ -437,7 +438,7 @@ def test_an_index_that_may_just_be_being_built_is_left_alone(mine: Mine) -> None
     with pytest.raises(Exception, match="could not create unique index"):
         mine.do("CREATE UNIQUE INDEX CONCURRENTLY visits_once ON visits (a)")
     with databases.connected(mine.server, mine.name) as building:
-        building.execute("BEGIN; LOCK TABLE visits IN SHARE UPDATE EXCLUSIVE MODE")
+        run_all(building, "BEGIN; LOCK TABLE visits IN SHARE UPDATE EXCLUSIVE MODE")
         (found,) = mine.remarks()
         assert "may just be being built" in found.text and found.sql == "" and found.bytes == 0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
@@ -48,7 +49,7 @@ def file(folder: Path, text: str) -> Path:
 
 def ask(database: tuple[Server, str], sql: str) -> list[Any]:
     with databases.connected(*database) as connection:
-        return [next(iter(row.values())) for row in connection.execute(sql.encode())]
+        return [next(iter(row.values())) for row in run_all(connection, sql.encode())]
 
 
 def refused(database: tuple[Server, str], path: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hosted import Hosted, hosted
+from scripts import run_all
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -77,7 +78,7 @@ def test_a_run_that_is_killed_while_its_index_is_there_leaves_none(server: Hoste
 
 def test_a_run_that_is_killed_while_it_builds_leaves_no_invalid_index(server: Hosted, tmp_path: Path) -> None:
     with server.connect("shop") as writer:
-        writer.execute("BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")
+        run_all(writer, "BEGIN; UPDATE sales.orders SET total = total WHERE id = 1")
         running = comparing(server, tmp_path, "in-place")
         wait_for(server, WAITING)
         kill(running)

@@ -17,6 +17,7 @@ import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit import api
 from perfkit.base.resources import CHECKOUT
@@ -199,7 +200,7 @@ class TestALabOfFourIndexes:
         with databases.connected(server, "lab_sql") as connection:
             for name in ("remove.sql", "keep.sql"):
                 for statement in (found.lab.folder / name).read_text().split(";\n"):
-                    connection.execute(statement.encode())
+                    run_all(connection, statement.encode())
             rows = connection.execute(
                 "SELECT indexname FROM pg_indexes WHERE indexname !~ '_pkey' ORDER BY 1"
             ).fetchall()

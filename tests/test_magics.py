@@ -14,6 +14,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
+from scripts import run_all
 from traitlets.config import Config
 
 import perfkit
@@ -33,7 +34,7 @@ def where(server: Server) -> Iterator[tuple[str, str]]:
     """A database as libpq names it, and as perfkit does."""
     databases.create(server, "magic")
     with databases.connected(server, "magic") as connection:
-        connection.execute(TABLES)
+        run_all(connection, TABLES)
     yield server.conninfo("magic"), f"{server.socket_dir}:{server.port}/magic"
     databases.drop(server, "magic")
 

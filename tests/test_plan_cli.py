@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripts import run_all
 from test_cli import perfkit, refusal
 
 from perfkit.postgres import databases
@@ -36,7 +37,7 @@ class Mine:
 
     def do(self, sql: str) -> list[object]:
         with databases.connected(self.server, self.name) as connection:
-            cursor = connection.execute(sql.encode())
+            cursor = run_all(connection, sql.encode())
             return [next(iter(row.values())) for row in cursor] if cursor.description else []
 
 

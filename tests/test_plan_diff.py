@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.explain.capture import Options, capture
 from perfkit.explain.diff import Diff, Kind, diff
@@ -36,7 +37,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 def name(server: Server) -> Iterator[str]:
     databases.create(server, "diffed")
     with databases.connected(server, "diffed") as connection:
-        connection.execute(TABLES)
+        run_all(connection, TABLES)
     yield "diffed"
     databases.drop(server, "diffed")
 
@@ -49,7 +50,7 @@ def changed(server: Server, name: str, sql: str, change: str, after: str = "", *
         plans.append(found.plan)
         if text is sql and len(plans) == 1 and change:
             with databases.connected(server, name) as connection:
-                connection.execute(change.encode())
+                run_all(connection, change.encode())
     return diff(*plans)
 
 

@@ -13,6 +13,7 @@ import pytest
 from browser import Page, browser, needs_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.display.html import page
 from perfkit.display.plan_figures import Figures
@@ -79,12 +80,12 @@ def documents(server: Server) -> Iterator[dict[str, Any]]:
     databases.create(server, "plan_display")
     found = {}
     with server.connect("plan_display") as connection:
-        connection.execute(DATA.encode())
+        run_all(connection, DATA.encode())
         for name, (before, sql) in STATEMENTS.items():
             options = "" if name == "estimated" else "ANALYZE, BUFFERS, WAL, "
             connection.execute("BEGIN")
             if before:
-                connection.execute(before.encode())
+                run_all(connection, before.encode())
             row = connection.execute(f"EXPLAIN ({options}VERBOSE, SETTINGS, FORMAT JSON) {sql}".encode()).fetchone()
             connection.execute("ROLLBACK")
             assert row

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hosted import hosted
 from orders import QUERY, SET, TABLES
+from scripts import run_all
 
 from perfkit.cli import main
 from perfkit.guards.address import resolve
@@ -56,7 +57,7 @@ class Theirs:
 
     def run(self, statement: str) -> list[Any]:
         with self.connect() as connection:
-            cursor = connection.execute(statement.encode())
+            cursor = run_all(connection, statement.encode())
             return [next(iter(row.values())) for row in cursor] if cursor.description else []
 
     def indexes(self) -> dict[str, bool]:
@@ -180,7 +181,7 @@ def test_an_interrupt_says_what_is_dropped_and_what_is_left_and_the_next_run_goe
     command = theirs.command("rollback", str(theirs.set), "--reports", str(theirs.folder / "reports"))
     pipe = subprocess.PIPE
     with theirs.connect() as reader, subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as running:
-        reader.execute("BEGIN; SELECT 1 FROM orders LIMIT 1")  # which CONCURRENTLY waits for
+        run_all(reader, "BEGIN; SELECT 1 FROM orders LIMIT 1")  # which CONCURRENTLY waits for
         deadline = time.monotonic() + 30
         while theirs.indexes() != {"orders_customer": False}:
             assert time.monotonic() < deadline and running.poll() is None, running.communicate()

@@ -10,6 +10,7 @@ import hosted
 import psycopg
 import pytest
 from psycopg import sql
+from scripts import run_all
 
 from perfkit.errors import ServerError
 from perfkit.guards.address import resolve
@@ -66,7 +67,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[Server]:
 def logged(own: Server) -> Iterator[Connection]:
     """A session whose statements of 10 ms or more are logged; not perfkit's own, as the log has it."""
     with own.connect(ODD, "postgres") as connection:
-        connection.execute("SET log_min_duration_statement = 10; SET application_name = 'app'")
+        run_all(connection, "SET log_min_duration_statement = 10; SET application_name = 'app'")
         yield connection
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from scripts import run_all
 
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import Server
@@ -81,7 +82,7 @@ def server(request: pytest.FixtureRequest, server_home: Path) -> Iterator[Server
 def opened(server: Server) -> Iterator[Callable[..., Connection]]:
     """Sessions that begin with statements and end with the test; with three rows in `t`."""
     with server.connect(HERE) as connection:
-        connection.execute("TRUNCATE t; INSERT INTO t VALUES (1, 0), (2, 0), (3, 0)")
+        run_all(connection, "TRUNCATE t; INSERT INTO t VALUES (1, 0), (2, 0), (3, 0)")
     with ExitStack() as stack:
 
         def session(*statements: str, user: str = "perfkit", name: str = "app") -> Connection:
@@ -90,9 +91,9 @@ def opened(server: Server) -> Iterator[Callable[..., Connection]]:
             for statement in (f"SET application_name = '{name}'", "SET deadlock_timeout = '1h'")[
                 : 1 + (user != "perfkit")
             ]:
-                connection.execute(statement.encode())
+                run_all(connection, statement.encode())
             for statement in statements:
-                connection.execute(statement.encode())
+                run_all(connection, statement.encode())
             return connection
 
         yield session

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
@@ -471,7 +472,7 @@ def test_a_server_s_own_log_gives_what_was_run_with_its_parameters(server: embed
     databases.create(server, "perfkit_logs")
     try:
         with server.connect("perfkit_logs", "postgres") as connection:
-            connection.execute("SET log_min_duration_statement = 0; SET compute_query_id = on")
+            run_all(connection, "SET log_min_duration_statement = 0; SET compute_query_id = on")
             connection.execute("CREATE TABLE t (a int, b text)")
             for n in range(5):
                 connection.execute("SELECT * FROM t WHERE a = %s AND b = %s", (n, None))

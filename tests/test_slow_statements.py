@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.extended import Extended
 from perfkit.postgres.site import Connection
 from perfkit.slow.model import SlowQueries, Statement
 from perfkit.slow.statements import Snapshot, between, snapshot
@@ -314,7 +315,7 @@ def test_five_thousand_entries_come_in_one_query(fresh: hosted.Hosted) -> None:
     vary(fresh, 4950)
     sent: list[str] = []
 
-    class Counted(psycopg.Cursor[dict[str, Any]]):
+    class Counted(Extended[dict[str, Any]]):
         def execute(self, query: Any, *args: Any, **more: Any) -> Any:
             sent.append(query.decode())
             return super().execute(query, *args, **more)

@@ -11,6 +11,7 @@ import psycopg.sql
 import pytest
 from click.testing import CliRunner, Result
 from hosted import Hosted, hosted
+from scripts import run_all
 
 import perfkit
 from perfkit import config, starter
@@ -136,7 +137,7 @@ INSERT INTO visits SELECT n % 100 + 1, n FROM generate_series(1, 300) n;
 def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
     database: psycopg.Connection, init: Init, server: embedded.Server, tmp_path: Path
 ) -> None:
-    database.execute(SHOP)
+    run_all(database, SHOP)
     database.execute("ANALYZE")
     folder = init()
     found = read(folder)
@@ -162,7 +163,7 @@ def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
 def test_it_runs_before_anything_was_analysed_and_where_all_keys_have_indexes(
     database: psycopg.Connection, init: Init, server: embedded.Server, tmp_path: Path
 ) -> None:
-    database.execute("CREATE TABLE things (id uuid PRIMARY KEY, price numeric); ")
+    run_all(database, "CREATE TABLE things (id uuid PRIMARY KEY, price numeric); ")
     database.execute("INSERT INTO things SELECT gen_random_uuid(), n / 7.0 FROM generate_series(1, 50) n")
     folder = init()
     assert not (folder / "indexes.sql").exists()
@@ -192,15 +193,16 @@ def test_no_name_breaks_out_of_a_file(
     monkeypatch.setattr(starter, "KEYS", 20)
     parent = 'the "parent"\n[x]'
     database.execute(psycopg.sql.SQL("CREATE TABLE {} (id int PRIMARY KEY)").format(psycopg.sql.Identifier(parent)))
-    database.execute(
-        psycopg.sql.SQL("INSERT INTO {} SELECT generate_series(1, 20)").format(psycopg.sql.Identifier(parent))
+    run_all(
+        database, psycopg.sql.SQL("INSERT INTO {} SELECT generate_series(1, 20)").format(psycopg.sql.Identifier(parent))
     )
     for name in HOSTILE:
         table, column, key, refers = map(psycopg.sql.Identifier, (name, name, f"k {name}", parent))
-        database.execute(
+        run_all(
+            database,
             psycopg.sql.SQL("CREATE TABLE {} ({} int REFERENCES {}, {} int PRIMARY KEY)").format(
                 table, column, refers, key
-            )
+            ),
         )
         database.execute(psycopg.sql.SQL("INSERT INTO {} SELECT n, n FROM generate_series(1, 20) n").format(table))
     folder = init()
@@ -219,7 +221,7 @@ def test_a_database_with_a_name_for_the_shell_is_quoted_in_the_command(server: e
     databases.create(server, name)
     try:
         with server.connect(name) as connection:
-            connection.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
+            run_all(connection, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)")
         done = perfkit_init(tmp_path / "mine", *options(server, name))
         assert done.exit_code == 0, done.stderr
         (line,) = [ln for ln in (tmp_path / "mine/perfkit.toml").read_text().splitlines() if "perfkit report" in ln]
@@ -230,11 +232,12 @@ def test_a_database_with_a_name_for_the_shell_is_quoted_in_the_command(server: e
 
 
 def test_partitions_are_one_table(database: psycopg.Connection, init: Init) -> None:
-    database.execute(
+    run_all(
+        database,
         "CREATE TABLE events (id int, day date, note text, PRIMARY KEY (day, id)) PARTITION BY RANGE (day);"
         "CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');"
         "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');"
-        "INSERT INTO events SELECT n, date '2026-01-01' + n % 50, repeat('x', 100) FROM generate_series(1, 2000) n;"
+        "INSERT INTO events SELECT n, date '2026-01-01' + n % 50, repeat('x', 100) FROM generate_series(1, 2000) n;",
     )
     database.execute("ANALYZE events_1, events_2")
     folder = init()
@@ -246,10 +249,11 @@ def test_partitions_are_one_table(database: psycopg.Connection, init: Init) -> N
 
 
 def test_an_expression_in_front_leaves_a_foreign_key_without_an_index(database: psycopg.Connection, init: Init) -> None:
-    database.execute(
+    run_all(
+        database,
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (a int REFERENCES a, c int REFERENCES a, d int);"
         "INSERT INTO a VALUES (1); INSERT INTO b VALUES (1, 1, 1);"
-        "CREATE INDEX ON b ((d + 1), a); CREATE INDEX ON b (c) WHERE d > 5; CREATE INDEX ON b (d) INCLUDE (a, c);"
+        "CREATE INDEX ON b ((d + 1), a); CREATE INDEX ON b (c) WHERE d > 5; CREATE INDEX ON b (d) INCLUDE (a, c);",
     )
     assert (init() / "indexes.sql").read_text().splitlines() == [
         "CREATE INDEX ON public.b (a);", "CREATE INDEX ON public.b (c);",
@@ -266,15 +270,16 @@ def test_two_foreign_keys_on_one_column_need_one_index(database: psycopg.Connect
 
 
 def test_what_has_no_values_is_not_asked_for(database: psycopg.Connection, init: Init) -> None:
-    database.execute(
+    run_all(
+        database,
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE empty (id int PRIMARY KEY, a int REFERENCES a);"
-        "CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO b SELECT generate_series(1, 5)"
+        "CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a); INSERT INTO b SELECT generate_series(1, 5)",
     )
     assert [query.name for query in read(init()).query] == ["one_of_b"]
 
 
 def test_a_large_database_is_sampled(database: psycopg.Connection, init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
-    database.execute("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50000)")
+    run_all(database, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50000)")
     monkeypatch.setattr(config.Database.model_fields["copy_limit_mb"], "default", 1)
     assert read(init()).database.way == "sample"  # type: ignore[union-attr]
 
@@ -285,7 +290,7 @@ def test_a_large_database_is_sampled(database: psycopg.Connection, init: Init, m
 def test_a_database_without_anything_to_ask_for_is_one_line(
     database: psycopg.Connection, server: embedded.Server, tmp_path: Path, made: str
 ) -> None:
-    database.execute(made)
+    run_all(database, made)
     done = perfkit_init(tmp_path / "mine", *options(server))
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "no table that can be read has rows and a key; expected one to begin with" in done.stderr

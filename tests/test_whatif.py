@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hosted import Hosted, hosted
+from scripts import run_all
 
 from perfkit.errors import PlanError, UsageError
 from perfkit.guards.admission import Permission
@@ -40,7 +41,7 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
     databases.create(server, "whatif")
     try:
         with databases.connected(server, "whatif") as connection:
-            connection.execute(TABLES.encode())
+            run_all(connection, TABLES.encode())
         databases.freeze(server, "whatif")
         yield Session(Place(server, "whatif"))
     finally:

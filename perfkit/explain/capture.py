@@ -19,6 +19,7 @@ from perfkit.explain.bounds import document, raw_json, require_statement
 from perfkit.explain.facts import Facts, fetched, parsed, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
+from perfkit.postgres.extended import send, send_unbound
 from perfkit.postgres.limits import LOCK_S, holders
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word, split
@@ -210,7 +211,8 @@ def _fetched(connection: psycopg.Connection[Any], text: str, parameters: Paramet
     explain = f"EXPLAIN ({_wanted(options, version, text)})\n{text}"  # whose lines stay as they are, for errors
     cursor, values = cursor_for(connection, text, parameters), exact(parameters)
     if options.analyze:  # or the planning time would be that of reading the catalogue into a new connection
-        cursor.execute(f"EXPLAIN\n{text}".encode(), values)
+        # With options in parentheses no ANALYZE can follow, whatever the text begins with.
+        send(cursor, f"EXPLAIN (FORMAT JSON)\n{text}", values)
     return _first(cursor, explain, values)
 
 
@@ -218,10 +220,11 @@ def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> by
     """The plan for any values: EXPLAIN's own since 16; before, that of a prepared statement."""
     cursor = connection.cursor(row_factory=tuple_row)
     if version >= 16:
-        return _first(cursor, f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON)\n{text}", None)
+        unbound = f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON)\n{text}"
+        return _document(send_unbound(cursor, unbound))
     count = max((int(number) for number in re.findall(r"\$(\d+)", text)), default=0)
     cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-    cursor.execute(f"PREPARE perfkit_generic AS\n{text}".encode())
+    send(cursor, f"PREPARE perfkit_generic AS\n{text}")
     values = f"({', '.join(['NULL'] * count)})" if count else ""
     raw = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
     cursor.execute("DEALLOCATE perfkit_generic")
@@ -242,5 +245,9 @@ def _wanted(options: Options, version: int, text: str) -> str:
 
 
 def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> bytes:
-    row = cursor.execute(sql.encode(), parameters).fetchone()
+    return _document(send(cursor, sql, parameters))
+
+
+def _document(cursor: psycopg.Cursor[Any]) -> bytes:
+    row = cursor.fetchone()
     return row[0] if row else b""

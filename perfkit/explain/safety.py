@@ -30,6 +30,7 @@ from perfkit.explain.capture import (
 from perfkit.explain.plan import whole_nodes
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
+from perfkit.postgres.extended import send
 from perfkit.postgres.external import External
 from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import exact
@@ -91,7 +92,7 @@ def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects
             cursor = connection.cursor(row_factory=tuple_row)
             cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions not declared volatile
             planned = cursor_for(connection, text, parameters)
-            planned.execute(f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}".encode(), exact(parameters))
+            send(planned, f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}", exact(parameters))
             raw: bytes = (planned.fetchone() or (b"",))[0]
             connection.rollback()
             nodes = list(whole_nodes(document(raw)))

@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from perfkit.errors import BundleError
+from perfkit.postgres.extended import Extended
 from perfkit.postgres.limits import limited
 
 
@@ -63,7 +64,7 @@ class Audit:
 def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
     """A cursor class whose statements are all noted; its rows are dictionaries."""
 
-    class Noted(psycopg.Cursor[dict[str, Any]]):
+    class Noted(Extended[dict[str, Any]]):
         def __init__(self, connection: Any, *, row_factory: Any = None) -> None:
             super().__init__(connection, row_factory=row_factory or dict_row)
 

@@ -13,13 +13,14 @@ from typing import Literal, Protocol, TypeVar
 import psycopg
 
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
-from perfkit.indexes.build import send, unhurried, wait_for_locks
+from perfkit.indexes.build import unhurried, wait_for_locks
 from perfkit.indexes.examine import Found, examine, unknown
 from perfkit.indexes.remove import clear, probe
 from perfkit.indexes.statements import IndexSet
 from perfkit.indexes.watch import watched
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, require_direct
+from perfkit.postgres.extended import send
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection, Site
 from perfkit.text import first_line
@@ -234,7 +235,7 @@ class _Work:
             start = perf_counter()
             try:
                 with watched(self.site, self.database, connection.info.backend_pid, label, self.say):
-                    send(connection, own.index.sql(concurrently=True))
+                    send(connection.cursor(), own.index.sql(concurrently=True))
             except psycopg.errors.DuplicateTable:
                 self._release(own)  # somebody else's, made meanwhile
                 raise
@@ -272,7 +273,7 @@ class _Work:
 
     def _run(self, text: str) -> None:
         with _session(self.site, self.database, self.patience.lock) as connection:
-            send(connection, text)
+            send(connection.cursor(), text)
 
     def _promise(self, own: Found) -> None:
         if self.keeper and isinstance(self.site, External):

@@ -15,6 +15,7 @@ from perfkit.errors import UsageError
 from perfkit.indexes.statements import IndexStatement, read_set
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
+from perfkit.postgres.extended import send
 from perfkit.postgres.site import Connection, Site
 from perfkit.text import first_line
 
@@ -84,11 +85,6 @@ def wait_for_locks(connection: Connection, limit: str) -> None:
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(limit)))
 
 
-def send(connection: Connection, text: str) -> None:
-    """Send a statement of a file's as one: should the server read two in it, it runs neither."""
-    connection.execute(text.encode(), binary=True)  # by the protocol that takes one
-
-
 def places(connection: Connection, names: Sequence[str]) -> list[str]:
     """The indexes of these names in any schema, quoted and with their schema."""
     return [row["quoted"] for row in catalog.rows(connection, "indexes") if row["name"] in names]
@@ -100,7 +96,7 @@ def _built(row: Mapping[str, Any], seconds: float, wal_bytes: int | None) -> Bui
 
 def _run(connection: Connection, text: str, where: str) -> None:
     try:
-        send(connection, text)
+        send(connection.cursor(), text)
     except psycopg.Error as error:
         raise UsageError(f"{where}: {first_line(error)}") from None
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import psycopg
-from psycopg import pq
 
-from perfkit.indexes.build import send
 from perfkit.indexes.statements import IndexSet, IndexStatement, analyzed
 from perfkit.postgres import catalog
+from perfkit.postgres.extended import parse, send
 from perfkit.postgres.site import Connection
 from perfkit.text import first_line
 
@@ -56,7 +55,7 @@ def unknown(connection: Connection, wanted: IndexSet) -> Iterator[str]:
     """What is wrong with the set's ANALYZE statements."""
     for text in wanted.analyze:
         try:
-            _parse(connection, text)
+            parse(connection, text)
             for table in analyzed(wanted.path, text):
                 if not connection.execute("SELECT 1 WHERE to_regclass(%s::text) IS NOT NULL", [table]).fetchone():
                     yield f"{text}: no table {table}; expected one that is there"
@@ -65,7 +64,7 @@ def unknown(connection: Connection, wanted: IndexSet) -> Iterator[str]:
 
 
 def _found(connection: Connection, index: IndexStatement) -> Found:
-    _parse(connection, index.sql(concurrently=True))
+    parse(connection, index.sql(concurrently=True))
     given = {"table": index.table, "name": index.name}
     place = connection.execute(catalog.get("index_place").encode(), given).fetchone()
     if place is None:
@@ -143,15 +142,8 @@ def _definitions(
     temporary = f"pg_temp.{place['bare']}"
     with connection.transaction(force_rollback=True):
         connection.execute(f"CREATE TEMPORARY TABLE {temporary} ({place['columns']})".encode())
-        send(connection, replace(index, table=temporary, only=False).sql(concurrently=False))
+        send(connection.cursor(), replace(index, table=temporary, only=False).sql(concurrently=False))
         given = {"temporary": f"pg_temp.{place['bare_index']}", "there": place["relation"]}
         rows = connection.execute(catalog.get("index_definitions").encode(), given).fetchall()
     found = {row["temporary"]: row for row in rows}
     return found[True], found.get(False)
-
-
-def _parse(connection: Connection, text: str) -> None:
-    """Have the server parse a statement, which runs nothing. Raises psycopg.Error."""
-    result = connection.pgconn.prepare(b"", text.encode())
-    if result.status != pq.ExecStatus.COMMAND_OK:
-        raise psycopg.errors.error_from_result(result)

@@ -10,8 +10,8 @@ from typing import NoReturn
 from zlib import crc32
 
 from perfkit.errors import UsageError
-from perfkit.indexes.tokens import Token, tokens
 from perfkit.postgres.statements import read
+from perfkit.postgres.tokens import Token, tokens
 
 _LONGEST = 63  # bytes of a name
 
@@ -230,7 +230,7 @@ def _parts(table: str) -> list[str]:
 def _split(path: Path, source: str) -> list[_Reader]:
     """The statements of a text, without the semicolons between them."""
     runs: list[list[Token]] = [[]]
-    for token in tokens(path, source):
+    for token in tokens(source, str(path)):
         if token.text == ";":
             runs.append([])
         else:

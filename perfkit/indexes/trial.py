@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 
 from perfkit.errors import UsageError
@@ -24,6 +23,8 @@ from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.hypopg import fault, only_table
 from perfkit.postgres import catalog
+from perfkit.postgres.extended import pin, send
+from perfkit.postgres.parameters import sendable
 from perfkit.postgres.place import Place
 from perfkit.postgres.statements import split
 from perfkit.text import first_line
@@ -138,7 +139,7 @@ class _Rolled:
         for statement in self.statements:
             with _restored(self.connection, keep=True):
                 try:
-                    self.connection.execute(statement.encode())
+                    send(self.connection.cursor(), statement)
                 except psycopg.Error as error:
                     self.failed[statement] = first_line(error)
                     _back(self.connection)
@@ -200,7 +201,7 @@ class _Rolled:
         execute = f"EXECUTE {name}({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {name}"
         with _restored(self.connection):
             try:
-                self.connection.execute(f"PREPARE {name} AS {numbered(positional(text, parameters))}".encode())
+                send(self.connection.cursor(), f"PREPARE {name} AS {numbered(positional(text, parameters))}")
                 self.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
                 execute = psycopg.ClientCursor(self.connection).mogrify(execute.encode(), values)
                 generic = explained(self.connection, execute, None, Options(analyze=False))
@@ -268,11 +269,11 @@ class _Imagined:
             return _captured(self.connection, explained(self.connection, single(text), parameters, Options(False)))
 
     def _imagine(self, statement: str) -> Made:
-        asked = (
-            "SELECT indexname AS name, {0}.hypopg_relation_size(indexrelid) AS bytes FROM {0}.hypopg_create_index({1})"
-        )
-        query = sql.SQL(asked).format(sql.SQL(self.schema), sql.Literal(statement))
-        row = self.connection.cursor(row_factory=dict_row).execute(query).fetchone() or {}
+        schema = self.schema.replace("%", "%%")
+        sizes, create = f"{schema}.hypopg_relation_size(indexrelid)", f"{schema}.hypopg_create_index(%s)"
+        query = f"SELECT indexname AS name, {sizes} AS bytes FROM {create}".encode()
+        pin(self.connection)  # HypoPG reads the statement by this session's settings
+        row = self.connection.cursor(row_factory=dict_row).execute(query, [sendable(statement)]).fetchone() or {}
         return Made(frozenset({row["name"]}), "", int(row["bytes"]))
 
 

@@ -59,7 +59,8 @@ def sql_target(
     `retries` for statements that met a conflict; with fewer `connections` than users, these wait for one.
     `apart` is for one user of a server whose processes are this machine's and perfkit's own, see `processors`.
     """
-    session = {**(settings or {}), "statement_timeout": str(int(statement_timeout_s * 1000))}
+    own = {"statement_timeout": str(int(statement_timeout_s * 1000)), "standard_conforming_strings": "on"}
+    session = {**(settings or {}), **own}
     if read_only:
         session["default_transaction_read_only"] = "on"
     options = {

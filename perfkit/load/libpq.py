@@ -18,11 +18,14 @@ import psycopg
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import DiagnosticField, ExecStatus
 
-from perfkit.postgres.parameters import exact
+from perfkit.errors import ServerError, UsageError
+from perfkit.postgres.extended import require_reading
+from perfkit.postgres.parameters import exact, sendable
 from perfkit.postgres.placeholders import numbered
 from perfkit.text import first_line
 
 PREPARE_AFTER = 5
+_MISREAD = "55000"  # object not in prerequisite state
 _OK = {int(status) for status in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY)}
 _COPY = {int(status) for status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH)}
 
@@ -39,9 +42,14 @@ class Bound:
 
 def bound(sql: str, params: Mapping[str, Any] | None) -> Bound:
     """A statement and its values ready to be sent. Raises ValueError for what cannot be."""
+    try:
+        sendable(sql)
+        row = exact(params)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     if params is None:
         return Bound(sql.encode(), None, None, None)
-    placed, row = numbered(sql), exact(params)
+    placed = numbered(sql)
     assert isinstance(row, Mapping)
     if lacking := [name for name in placed.names if name not in row]:
         raise ValueError(f"%({lacking[0]})s is no column of the parameters; expected one of: {', '.join(row)}")
@@ -77,9 +85,14 @@ class Connection:
 
     @classmethod
     async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool, **options: Any) -> Self:
-        """Connect. Raises psycopg.Error."""
+        """Connect. Raises psycopg.Error, also where the server would misread a text."""
         found = psycopg.AsyncConnection[Any]
         owner = await found.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout_s)), **options)
+        try:
+            require_reading(owner.pgconn)
+        except ServerError as error:
+            await owner.close()
+            raise psycopg.OperationalError(str(error)) from None
         return cls(owner, prepare)
 
     @property
@@ -90,9 +103,14 @@ class Connection:
     async def run(self, statement: Bound) -> int:
         """Send a statement and read its whole answer; returns the number of rows.
 
-        Raises Failure where the server refuses it, psycopg.OperationalError where the connection is lost,
-        TimeoutError where it expired.
+        Raises Failure where the server refuses it or would misread it, psycopg.OperationalError where the connection
+        is lost, TimeoutError where it expired.
         """
+        # As when the connection was opened: an earlier statement may have changed it.
+        if (reported := self._pg.parameter_status(b"standard_conforming_strings")) != b"on":
+            raise Failure(
+                _MISREAD, f"standard_conforming_strings: a statement left it {(reported or b'').decode()}; expected on"
+            )
         key = (statement.text, statement.types)
         if (name := self._names.get(key)) is None and self._prepare:
             self._sent[key] += 1

@@ -22,6 +22,7 @@ from perfkit.errors import UsageError
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.placeholders import named
 from perfkit.postgres.settings import COMMAND, HARMLESS, PROGRAMS
+from perfkit.postgres.statements import split
 from perfkit.text import first_line
 
 MARK = "SELECT /* a row of parameters, perfkit */"  # the lookup's first line, by which pgbench's report calls it
@@ -87,7 +88,10 @@ def script(query: Query, number: int, clients: int, *, paced: bool) -> Script:
 
 
 def _statement(query: Query, text: str, names: Sequence[str]) -> str:
-    """The statement and its end. Raises UsageError where pgbench would take something else for a variable."""
+    """The statement and its end. Raises UsageError for several, or where pgbench would find another variable."""
+    # pgbench would cut them apart and send each; a backslash outside of quotes, a command to pgbench, is refused too.
+    if (count := len(split(query.sql, f"query '{query.item}'"))) != 1:
+        raise UsageError(f"query '{query.item}': {count} statements; expected one")
     others = [found[1] for found in _VARIABLE.finditer(query.sql) if found[1]]
     lost = set(names) - {found[1] for found in _VARIABLE.finditer(text)}
     for found in COMMAND.finditer(query.sql):

@@ -40,7 +40,7 @@ class SqlSender:
     ) -> None:
         self._conninfo, self._timeout_s, self._prepare = conninfo, timeout_s, prepare
         self._retries, self._most = retries, connections
-        self._options: dict[str, Any] = {"application_name": "perfkit load"}
+        self._options: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
         if session:
             self._options["options"] = options(session)
         self._free: deque[Connection | None] = deque()  # None: one that was lost

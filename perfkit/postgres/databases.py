@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -14,10 +14,11 @@ from psycopg import sql
 
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
+from perfkit.postgres.extended import send
 from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import number
 from perfkit.postgres.site import Connection, Site
-from perfkit.postgres.statements import read, substitute
+from perfkit.postgres.statements import Statement, read, split, substitute
 from perfkit.text import first_line
 
 
@@ -65,9 +66,16 @@ def prepare(server: Site, name: str, files: Sequence[Path], variables: Mapping[s
         connection.execute("SET statement_timeout = 0")  # the database is perfkit's own
         for path in files:
             try:
-                connection.execute(substitute(read(path), variables).encode())
+                _run(connection, split(substitute(read(path), variables), str(path)))
             except psycopg.Error as error:
                 raise UsageError(f"{path}: {first_line(error)}") from None
+
+
+def _run(connection: Connection, statements: Sequence[Statement]) -> None:
+    """Run a file's statements one by one, all or none of them; one alone may be such as runs in no transaction."""
+    with connection.transaction() if len(statements) > 1 else nullcontext():
+        for statement in statements:
+            send(connection.cursor(), statement.text)
 
 
 def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
@@ -121,7 +129,7 @@ def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]
     with connected(server, name) as connection, connection.transaction():
         try:
             connection.execute("SET TRANSACTION READ ONLY")
-            cursor = connection.execute(f"SELECT to_jsonb(p.*)::text AS row FROM (\n{text}\n) p".encode())
+            cursor = send(connection.cursor(), f"SELECT to_jsonb(p.*)::text AS row FROM (\n{text}\n) p")
             found = [json.loads(row["row"], parse_float=number) for row in cursor]
         except psycopg.Error as error:
             raise UsageError(f"{path}: {first_line(error)}") from None

@@ -25,6 +25,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
+from perfkit.postgres.extended import Extended
 from perfkit.postgres.settings import require_settable
 from perfkit.postgres.site import Connection
 from perfkit.text import visible
@@ -103,7 +104,12 @@ class Server:
     def connect(self, dbname: str = "", user: str = "") -> Connection:
         """A connection in autocommit mode; rows come as dictionaries. Raises psycopg.Error."""
         return psycopg.connect(
-            self.conninfo(dbname, user), autocommit=True, row_factory=dict_row, application_name="perfkit"
+            self.conninfo(dbname, user),
+            autocommit=True,
+            row_factory=dict_row,
+            cursor_factory=Extended,
+            application_name="perfkit",
+            client_encoding="utf8",
         )
 
     def alive(self) -> bool:

@@ -54,12 +54,14 @@ def grant(connection: Connection, kinds: Collection[str], days: int) -> str:
         function = "EXECUTE ON FUNCTION pg_control_system()"
         raise TargetRefused(f"this cluster cannot be told from a copy; expected its owner to run: GRANT {function} ...")
     said = {"permissions": sorted(kinds), "database": row["database"], "system": system, "until": until}
-    change = sql.SQL("CREATE SCHEMA IF NOT EXISTS {0} AUTHORIZATION {1}; COMMENT ON SCHEMA {0} IS {2}")
-    change_here = change.format(sql.Identifier(SCHEMA), sql.Identifier(row["owner"]), sql.Literal(json.dumps(said)))
-    statements = change_here.as_string(connection)
+    owned = sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}")
+    made = owned.format(sql.Identifier(SCHEMA), sql.Identifier(row["owner"]))
+    marked = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(SCHEMA), sql.Literal(json.dumps(said)))
+    statements = sql.SQL("; ").join([made, marked]).as_string(connection)
     try:
         with connection.transaction():
-            connection.execute(statements.encode())
+            connection.execute(made)
+            connection.execute(marked)
     except psycopg.Error as error:
         raise TargetRefused(f"{first_line(error)}; expected the database's owner to run: {statements}") from None
     if permissions(connection) != frozenset(kinds):

@@ -13,11 +13,25 @@ from psycopg.adapt import PyFormat, Transformer
 from perfkit.errors import UsageError
 from perfkit.text import first_line
 
+_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def sendable(text: str, what: str = "a text for the server") -> str:
+    """Return the text. Raises UsageError, with the line, for a character that no server takes: NUL, half a surrogate.
+
+    Cut off at a NUL, the text that is sent would not be the one that was looked at.
+    """
+    if found := _UNSENDABLE.search(text):
+        line, code = text.count("\n", 0, found.start()) + 1, ord(found[0])
+        raise UsageError(f"{what}: the character U+{code:04X} in line {line}; expected text in UTF-8 without it")
+    return text
+
 
 def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
     """The same with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
 
     The server turns a decimal into whatever number a column holds, but never a column into a decimal's type.
+    Raises UsageError for text that no server takes.
     """
     if isinstance(row, Mapping):
         return {name: _exact(value) for name, value in row.items()}
@@ -55,4 +69,6 @@ def number(text: str) -> float | str:
 def _exact(value: Any) -> Any:
     if isinstance(value, list):
         return [_exact(item) for item in value]
+    if isinstance(value, str):
+        return sendable(value, "a parameter")
     return Decimal(repr(value)) if isinstance(value, float) else value

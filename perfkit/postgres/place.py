@@ -26,9 +26,13 @@ class Place:
     def session(self) -> Connection:
         """A connection that is not in autocommit mode; with the settings unless a pooler is in between."""
         connection = self.connect()
-        for name, value in () if self.site.pooler else self.settings.items():
-            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-        connection.autocommit = False
+        try:
+            for name, value in () if self.site.pooler else self.settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+            connection.autocommit = False
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def conninfo(self) -> str:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import sqlglot
-from sqlglot.errors import SqlglotError
 
 from perfkit.errors import UsageError
-
-_PARAMETER = re.compile(r"(?<![\w$])\$(?=\d)")
+from perfkit.postgres.parameters import sendable
+from perfkit.postgres.tokens import Token, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +20,43 @@ class Statement:
     line: int
 
 
-def split(sql: str) -> list[Statement]:
-    r"""The statements of a text; quotes, dollar quotes and comments are respected.
+def split(sql: str, where: str = "") -> list[Statement]:
+    r"""Return the statements of a text; a semicolon in a quote, a comment, parentheses or a routine's body ends none.
+
+    Raises UsageError for a text that cannot be read, with `where` it is from.
 
     >>> [s.text for s in split("SELECT ';' ; -- one; two\nSELECT $$;$$")]
     ["SELECT ';'", 'SELECT $$;$$']
-    >>> len(split("SELECT ($1,$2); SELECT $1"))
+    >>> len(split("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 3"))
     2
     """
-    try:
-        tokens = _tokens(sql)
-    except SqlglotError as error:
-        raise UsageError(f"SQL that cannot be read: {str(error).splitlines()[0]}") from None
-    runs = groupby(tokens, lambda token: token.token_type.name == "SEMICOLON")
-    found = [list(run) for between, run in runs if not between]
-    return [Statement(sql[run[0].start : run[-1].end + 1], run[0].line) for run in found]
+    sql = sendable(sql, where or "SQL")
+    found: list[Statement] = []
+    first: Token | None = None  # of the statement that is read, and where it ends so far; a file may have millions
+    end, parentheses, body, before = 0, 0, 0, ""
+    for token in tokens(sql, where):
+        word = token.text.upper() if token.kind in ("word", "other") else ""
+        parentheses += (word == "(") - (word == ")")
+        if (before, word) == ("BEGIN", "ATOMIC"):
+            body = 1
+        elif body:  # which ends at an END that is no CASE's, as psql counts them
+            body += (word == "CASE") - (word == "END")
+        if word == ";" and parentheses <= 0 and not body:
+            found += [Statement(sql[first.start : end], first.line)] if first else []
+            first, parentheses = None, 0
+        else:
+            first, end = first or token, token.end
+        before = word
+    return [*found, Statement(sql[first.start : end], first.line)] if first else found
 
 
 def first_word(sql: str) -> str:
-    """The word a statement begins with, in capitals; parentheses and comments before it do not count.
+    """Return the word a statement begins with, in capitals; parentheses and comments before it do not count.
 
-    >>> first_word("/* all */ (select 1)")
+    >>> first_word("/* all /* of it */ */ (select 1)")
     'SELECT'
     """
-    words = (token.text.upper() for token in _tokens(sql))
-    return next((text for text in words if text != "("), "")
-
-
-def _tokens(sql: str) -> list[Any]:
-    """At the same places as in the text. `$1,$2` is two parameters, and to sqlglot a quoted "," before a 2."""
-    return sqlglot.tokenize(_PARAMETER.sub("_", sql), read="postgres")
+    return next((token.text.upper() for token in tokens(sql) if token.text != "("), "")
 
 
 def substitute(sql: str, variables: Mapping[str, int]) -> str:
@@ -75,7 +77,7 @@ def comment(sql: str) -> str:
 def read(path: Path) -> str:
     """A SQL file's text. Raises UsageError where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return sendable(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise UsageError(f"{path}: cannot be read ({reason}); expected a file in UTF-8") from None

@@ -20,6 +20,7 @@ from perfkit.explain.findings.model import Look
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects
 from perfkit.postgres import catalog
+from perfkit.postgres.extended import send
 from perfkit.postgres.place import Place
 from perfkit.slow import placing
 from perfkit.slow.preparing import Type, parameter_types
@@ -185,7 +186,7 @@ class _Known:
         """What a statement gives; None where the server refuses it or takes too long."""
         self.connection.execute("SAVEPOINT perfkit_example")
         try:
-            cursor = self.connection.cursor(row_factory=tuple_row).execute(statement.encode())
+            cursor = send(self.connection.cursor(row_factory=tuple_row), statement)
         except psycopg.Error:
             self.connection.execute("ROLLBACK TO SAVEPOINT perfkit_example")
             return None

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from perfkit.errors import PlanError
 from perfkit.explain.capture import session
 from perfkit.postgres import catalog
+from perfkit.postgres.extended import send
 from perfkit.postgres.place import Place
 from perfkit.slow import mending
 from perfkit.slow.placing import placeholders
@@ -58,7 +59,7 @@ def prepared(place: Place, text: str) -> str:
 def parameter_types(connection: psycopg.Connection[Any], text: str) -> dict[int, Type]:
     """By its number, a parameter's type, as the server tells it. Raises PlanError, psycopg.Error."""
     try:
-        connection.execute(f"{_PREPARE}{text}".encode())
+        send(connection.cursor(), f"{_PREPARE}{text}")
     except psycopg.errors.SyntaxError as error:
         expected = "its values written out"
         if "at end of input" in str(error) or text.endswith(("…", "...")):

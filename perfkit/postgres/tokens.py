@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from perfkit.errors import UsageError
 
@@ -26,8 +25,7 @@ _TOKEN = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """A word, a quoted name, a string or a sign; where it stands, and in which line."""
 
     kind: str
@@ -37,8 +35,8 @@ class Token:
     line: int
 
 
-def tokens(path: Path, source: str) -> Iterator[Token]:
-    """The tokens of a file's text. Raises UsageError for a quote or comment that is not closed, or a strange sign."""
+def tokens(source: str, where: str = "") -> Iterator[Token]:
+    """Yield a text's tokens. Raises UsageError for a quote or comment that is not closed, or a strange sign."""
     place, line = 0, 1
     while place < len(source):
         match = _TOKEN.match(source, place)
@@ -46,7 +44,8 @@ def tokens(path: Path, source: str) -> Iterator[Token]:
         if not match or not end:
             found = source[place:].splitlines()[0][:40] or repr(source[place])
             expected = "expected SQL whose quotes and comments are closed"
-            raise UsageError(f"{path}:{line}: {found!r}: SQL that cannot be read; {expected}")
+            at = f"{where}:{line}" if where else f"line {line}"
+            raise UsageError(f"{at}: {found!r}: SQL that cannot be read; {expected}")
         if match.lastgroup not in ("blank", "comment"):
             kind = "string" if match["string"] else str(match.lastgroup)
             yield Token(kind, source[place:end], place, end, line)
