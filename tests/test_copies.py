@@ -156,7 +156,7 @@ def ask(server: embedded.Server, name: str, query: str, *values: object) -> list
 def run(server: embedded.Server, name: str, *statements: str, user: str = "perfkit") -> None:
     with server.connect(name, user) as connection:
         for statement in statements:
-            connection.execute(statement)
+            run_all(connection, statement)
 
 
 @pytest.fixture(autouse=True)
