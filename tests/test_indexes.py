@@ -11,9 +11,10 @@ from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
-from perfkit.indexes.build import Built, build, index_names, places, send
+from perfkit.indexes.build import Built, build, index_names, places
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import Server
+from perfkit.postgres.extended import send
 
 TABLE = """
 CREATE TABLE visits (id int, clinic int, note text);
@@ -163,7 +164,7 @@ def test_a_statement_that_the_server_reads_as_two_is_run_as_none(database: tuple
         with databases.connected(one, "indexes_test", "postgres") as connection:
             connection.execute("ALTER ROLE perfkit RESET standard_conforming_strings")
     with databases.connected(one, "indexes_test") as connection, pytest.raises(psycopg.errors.SyntaxError):
-        send(connection, "CREATE INDEX b ON visits (id); DROP TABLE visits")
+        send(connection.cursor(), "CREATE INDEX b ON visits (id); DROP TABLE visits")
     assert ask((one, "indexes_test"), "SELECT count(*) FROM visits") == [2000]
 
 

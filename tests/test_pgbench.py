@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.bundle import COLUMNS
 from perfkit.config import Scenario
@@ -72,7 +73,7 @@ class Bench:
 
     def sql(self, text, *params):
         with self.server.connect(self.name) as connection:
-            cursor = connection.execute(text, params or None)
+            cursor = connection.execute(text, params) if params else run_all(connection, text)
             return cursor.fetchall() if cursor.description else []
 
     def target(self, timeout_s=10, statement_timeout_s=10, user="", **options):

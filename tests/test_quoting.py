@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from hosted import hosted
+from scripts import run_all
 
 from perfkit.explain.candidates import candidate, quoted
 from perfkit.explain.conditions import predicates
@@ -53,8 +54,8 @@ def test_every_keyword_can_be_the_key_of_an_advised_index(connection: psycopg.Co
 
 def test_an_index_on_a_column_that_only_newer_servers_quote_is_found(server16: Server) -> None:
     with databases.connected(server16, "postgres") as older:
-        older.execute('CREATE TEMPORARY TABLE notes (json int, "left" int)')
-        older.execute('CREATE INDEX ON notes (json); CREATE INDEX ON notes ("left")')
+        run_all(older, 'CREATE TEMPORARY TABLE notes (json int, "left" int)')
+        run_all(older, 'CREATE INDEX ON notes (json); CREATE INDEX ON notes ("left")')
         plan = read_plan([{"Plan": {"Node Type": "Seq Scan", "Relation Name": "notes"}}])
         (table,) = read_facts(ask(older, plan)).tables
     assert sorted(index.keys for index in table.indexes) == [('"json"',), ('"left"',)]

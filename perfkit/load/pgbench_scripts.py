@@ -89,9 +89,6 @@ def script(query: Query, number: int, clients: int, *, paced: bool) -> Script:
 
 def _statement(query: Query, text: str, names: Sequence[str]) -> str:
     """The statement and its end. Raises UsageError for several, or where pgbench would find another variable."""
-    # pgbench would cut them apart and send each; a backslash outside of quotes, a command to pgbench, is refused too.
-    if (count := len(split(query.sql, f"query '{query.item}'"))) != 1:
-        raise UsageError(f"query '{query.item}': {count} statements; expected one")
     others = [found[1] for found in _VARIABLE.finditer(query.sql) if found[1]]
     lost = set(names) - {found[1] for found in _VARIABLE.finditer(text)}
     for found in COMMAND.finditer(query.sql):
@@ -100,6 +97,8 @@ def _statement(query: Query, text: str, names: Sequence[str]) -> str:
     if others or lost:
         wrong = f"':{others[0]}' would be a variable" if others else f"'{min(lost)}' would be no variable"
         raise UsageError(f"query '{query.item}': {wrong} to pgbench; expected engine 'asyncio', or other words")
+    if (count := len(split(query.sql, f"query '{query.item}'"))) != 1:  # pgbench would cut them apart and send each
+        raise UsageError(f"query '{query.item}': {count} statements; expected one")
     return f"{text}\n;"
 
 
