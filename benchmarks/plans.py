@@ -109,7 +109,7 @@ def main() -> bool:
 
 
 def _fill(connection: psycopg.Connection[Any]) -> None:
-    connection.execute(DATA.encode())
+    psycopg.Cursor(connection).execute(DATA.encode())  # several statements, which perfkit's own cursors do not take
     connection.execute("SET enable_partitionwise_join = on")
 
 

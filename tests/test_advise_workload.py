@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from hosted import hosted
+from scripts import run_all
 
 from perfkit.errors import PlanError
 from perfkit.guards.admission import Permission
@@ -117,7 +118,7 @@ CREATE INDEX feed_created ON feed (created); ANALYZE feed;
 )
 def test_an_order_that_an_index_gives_already_follows_the_condition(library: Session, order: str, keys: str) -> None:
     with library.place.connect() as connection:
-        connection.execute(FEED.encode())
+        run_all(connection, FEED.encode())
     try:
         found = advised(library, newest=f"SELECT * FROM feed WHERE account = 77 ORDER BY {order} LIMIT 20")
     finally:

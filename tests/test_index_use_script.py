@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from scripts import run_all
 
 from perfkit.indexes.use import Facts, Remark, ask, judge, script
 from perfkit.postgres import databases
@@ -130,8 +131,8 @@ def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
 
 
 def make(connection: psycopg.Connection[Any], case: Case) -> None:
-    connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public")
-    connection.execute(TABLES)
+    run_all(connection, "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT ALL ON SCHEMA public TO public")
+    run_all(connection, TABLES)
     for statement in case.statements:
         connection.execute(statement)
     connection.execute("SET enable_seqscan = off")

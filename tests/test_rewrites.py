@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from scripts import run_all
 
 from perfkit.explain.facts import Facts, ask, read_facts
 from perfkit.explain.findings.blocked import blocks, condition
@@ -133,7 +134,8 @@ class Database:
 
     def fill(self, moments: str) -> None:
         """Times around some moments, and the ends of time."""
-        self.connection.execute(
+        run_all(
+            self.connection,
             f"""TRUNCATE of_times;
             INSERT INTO of_times (at, local, day)
             SELECT m + s, (m + s)::timestamp, (m + s)::date
@@ -142,7 +144,7 @@ class Database:
             INSERT INTO of_times (at, local, day)
             VALUES (NULL, NULL, NULL), ('infinity', 'infinity', 'infinity'), ('-infinity', '-infinity', '-infinity'),
                    ('2000-01-01 BC', '2000-01-01 BC', '2000-01-01 BC'), ('200000-01-01', '200000-01-01', '200000-01-01')
-            """.encode()
+            """.encode(),
         )
 
 
@@ -152,7 +154,7 @@ def db(request: pytest.FixtureRequest) -> Iterator[Database]:
     databases.create(server, "rewrites")
     try:
         with server.connect("rewrites") as connection:
-            connection.execute(TABLES.encode())
+            run_all(connection, TABLES.encode())
             yield Database(connection)
     finally:
         databases.drop(server, "rewrites")
@@ -475,7 +477,7 @@ def shop(server: Server) -> Iterator[Database]:
     databases.create(server, "rewritten")
     try:
         with server.connect("rewritten") as connection:
-            connection.execute(SCHEMA.encode())
+            run_all(connection, SCHEMA.encode())
             yield Database(connection)
     finally:
         databases.drop(server, "rewritten")

@@ -261,10 +261,11 @@ def test_an_expression_in_front_leaves_a_foreign_key_without_an_index(database: 
 
 
 def test_two_foreign_keys_on_one_column_need_one_index(database: psycopg.Connection, init: Init) -> None:
-    database.execute(
+    run_all(
+        database,
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (a int REFERENCES a);"
         "ALTER TABLE b ADD CONSTRAINT again FOREIGN KEY (a) REFERENCES a;"
-        "INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)"
+        "INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)",
     )
     assert (init() / "indexes.sql").read_text() == "CREATE INDEX ON public.b (a);\n"
 
