@@ -90,7 +90,10 @@ def system() -> Iterator[Hosted]:
         yield running
 
 
-@pytest.fixture(params=["15", "15 through PgBouncer", "16", "18"])
+SERVERS = ["15", "15 through PgBouncer", "16", "18"]
+
+
+@pytest.fixture(params=SERVERS)
 def database(request: pytest.FixtureRequest, system: Hosted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     if request.param.startswith("15"):
         for name, value in system.environment.items():
@@ -138,8 +141,6 @@ def load(times: int) -> Query:
 
 
 def by_pgbench(place: Place, text: str, given: Parameters) -> object:
-    if place.site.foreign:
-        pytest.skip("pgbench is refused on a server that perfkit did not start")
     scenario = Scenario(name="round", label="", engine="pgbench", send=("q",), seconds=0.2)
     work = pgbench.Query("q", text, [given] if given else None)
     target = sql_target(place.conninfo(), 5, 5)
@@ -179,8 +180,13 @@ QUERIES: dict[str, Query] = {
 }
 
 
+# pgbench is refused on a server that perfkit did not start.
 @pytest.mark.parametrize("parameters", [None, {"n": 7}], ids=["without parameters", "with parameters"])
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize(
+    ("database", "name"),
+    [(s, n) for s in SERVERS for n in QUERIES if n != "load by pgbench" or not s.startswith("15")],
+    indirect=["database"],
+)
 def test_a_second_command_in_a_query_is_not_run(
     database: Database, name: str, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,10 +325,10 @@ SETTINGS: dict[str, Callable[[Place, str], object]] = {
 }
 
 
+# Behind a pooler no session has settings: tests/test_hosted.py has how they are refused.
+@pytest.mark.parametrize("database", [s for s in SERVERS if "PgBouncer" not in s], indirect=True)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_is_a_value(database: Database, name: str) -> None:
-    if database.place.site.pooler:
-        pytest.skip("behind a pooler no session has settings, see tests/test_hosted.py")
     with pytest.raises((UsageError, psycopg.Error), match=r"invalid value|must be owner|not allowed"):
         SETTINGS[name](database.place, r"4MB\'; COMMIT; DELETE FROM victim; --")
     assert database.unharmed()

@@ -39,6 +39,10 @@ class Extended(psycopg.Cursor[Row]):
         super()._execute_send(query, force_extended=query.query != self.parsed, binary=binary)
 
 
+if not hasattr(psycopg.Cursor, "_execute_send"):  # or the override would be one of nothing, and the guard gone
+    raise ImportError(f"psycopg {psycopg.__version__}; expected a version whose Cursor has _execute_send")
+
+
 def _cursor(cursor: psycopg.Cursor[Any]) -> Extended[Any]:
     if not isinstance(cursor, Extended):
         raise TypeError(f"{type(cursor).__name__}; expected a cursor that knows the extended protocol alone")
