@@ -20,7 +20,7 @@ from perfkit.analysis import analyse
 from perfkit.analysis.results import Comparison
 from perfkit.config import BOOKING
 from perfkit.experiment import measure
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 RUNS = 13  # of five comparisons by p50 each: 65
 SCENARIOS = ("queries", "sustained")
@@ -54,5 +54,5 @@ def _run(folder: Path, seed: int) -> list[Comparison]:
     whole = config.load(BOOKING)
     arms = tuple(arm for arm in whole.arm if arm.role in ("before", "control"))
     own = whole.model_copy(update={"arm": arms, "check": ()})
-    chosen = Selection(own, Options(profile="quick", seed=seed, scenarios=SCENARIOS))
+    chosen = Selection(own, RunSpec(profile="quick", seed=seed, scenarios=SCENARIOS))
     return [c for c in analyse(measure(chosen, folder)).comparisons if c.after == "control"]

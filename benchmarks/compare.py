@@ -47,7 +47,7 @@ def main() -> bool:
     return whole <= LIMIT
 
 
-def _fill(server: embedded.Server) -> None:
+def _fill(server: embedded.EmbeddedServer) -> None:
     """pgbench's own tables, all of its steps but the primary keys."""
     steps = ["--initialize", "--init-steps=dtgv", f"--scale={SCALE}", "--quiet"]
     where = [f"--host={server.socket_dir}", f"--port={server.port}", "--username=perfkit", DATABASE]

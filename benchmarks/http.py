@@ -23,7 +23,7 @@ from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, null_service, of_load, quiet, taking_turns, typical_round
 from perfkit import host
 from perfkit.errors import LoadError
-from perfkit.load.crew import Crew, http_target
+from perfkit.load.crew import WorkerPool, http_target
 from perfkit.load.plan import Batch, Message
 from perfkit.process import spawn, stop
 
@@ -41,7 +41,7 @@ def main() -> bool:
     if not LOCUST.exists():
         raise LoadError(f"{LOCUST}: no such program; expected Locust, which `make bench` installs")
     found: dict[int, dict[str, list[Round]]] = {}
-    with quiet(), null_service() as (base, pid), Crew(host.cores()) as crew:
+    with quiet(), null_service() as (base, pid), WorkerPool(host.cores()) as crew:
         rate = _perfkit(crew, base, 1, 200).value("rate")
         service, start = psutil.Process(pid), perf_counter()
         before = sum(service.cpu_times()[:2])
@@ -60,7 +60,7 @@ def main() -> bool:
     return publish(section)
 
 
-def _perfkit(crew: Crew, base: str, processes: int, each: int) -> Round:
+def _perfkit(crew: WorkerPool, base: str, processes: int, each: int) -> Round:
     batch = Batch(((MESSAGE,) * each,) * USERS)
     return of_load(crew.run(http_target(base, 10, "/"), [batch], workers=processes))
 

@@ -13,7 +13,7 @@ from benchmarks import pgbench
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, of_load, quiet, taking_turns, typical_round
 from benchmarks.sql import DATABASE, WORK_MS, filled, transactions
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.plan import Arrivals
 from perfkit.postgres import databases
 
@@ -28,7 +28,7 @@ PERFKIT, PGBENCH = "perfkit", "pgbench"
 
 def main() -> bool:
     """Print and write the figures; True where all hold."""
-    with quiet(), filled() as (server, loops), Crew(1) as crew:
+    with quiet(), filled() as (server, loops), WorkerPool(1) as crew:
         target = sql_target(server.conninfo(DATABASE), 30, 30, connections=CONNECTIONS)
         work = transactions(int(loops * SERVER_MS / WORK_MS))[1]
         message, seeds = {"item": work.name, "sql": work.sql, "params": None}, count()

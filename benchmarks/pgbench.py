@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.rounds import WARM, Round
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 
 def run(
-    server: Server,
+    server: EmbeddedServer,
     database: str,
     script: str,
     *,

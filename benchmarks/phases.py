@@ -12,7 +12,7 @@ import psutil
 from perfkit import config
 from perfkit.experiment import measure
 from perfkit.report.run import render
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 LIMITS = {"server start": 3.0, "data": 20.0, "overhead": 25.0, "rendering": 8.0, "memory (GB)": 2.0}
 
@@ -52,7 +52,7 @@ def main(profile: str = "quick") -> bool:
     """Print each phase's seconds beside its limit; True where all hold."""
     start = time.perf_counter()
     with TemporaryDirectory() as folder, Memory() as memory:
-        bundle = measure(Selection(config.load(), Options(profile=profile)), Path(folder) / "run")
+        bundle = measure(Selection(config.load(), RunSpec(profile=profile)), Path(folder) / "run")
         measured = time.perf_counter()
         render(bundle.path)
         end = time.perf_counter()

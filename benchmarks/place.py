@@ -14,10 +14,10 @@ import statistics
 
 from benchmarks.results import Figure, Section, publish
 from perfkit import stats
-from perfkit.load.crew import Crew, alternating_target, sql_target
+from perfkit.load.crew import WorkerPool, alternating_target, sql_target
 from perfkit.load.plan import Batch
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 ROUNDS = 8
 COPIES = ("copy_a", "copy_b")
@@ -28,7 +28,7 @@ SCAN = "SELECT kind, count(*) FROM things WHERE n < 0 GROUP BY kind"
 
 def main(rounds: int = ROUNDS) -> bool:
     """Print and write the figures; True where all hold."""
-    with embedded.start(18) as server, Crew(1) as crew:
+    with embedded.start(18) as server, WorkerPool(1) as crew:
         databases.create(server, "things")
         with server.connect("things") as connection:
             connection.execute(TABLE)
@@ -62,7 +62,7 @@ def judged(scans: dict[bool, list[float]], light: dict[bool, list[float]]) -> Se
     return Section("place", "Where a round takes place", figures, [doc, "\n".join(lines)])
 
 
-def _copied(server: Server, in_turns: bool) -> None:
+def _copied(server: EmbeddedServer, in_turns: bool) -> None:
     """Fresh copies of the data, read into memory in one way or the other."""
     for name in COPIES:
         databases.drop(server, name)
@@ -82,7 +82,7 @@ def _copied(server: Server, in_turns: bool) -> None:
                 )
 
 
-def _p50(crew: Crew, server: Server, name: str, sql: str, count: int, *, apart: bool) -> float:
+def _p50(crew: WorkerPool, server: EmbeddedServer, name: str, sql: str, count: int, *, apart: bool) -> float:
     target = sql_target(server.conninfo(name), 30, 30, apart=apart)
     queue = tuple({"item": "q", "sql": sql, "params": None} for _ in range(count))
     columns = crew.run(target, [Batch((queue,))]).columns
@@ -90,7 +90,7 @@ def _p50(crew: Crew, server: Server, name: str, sql: str, count: int, *, apart: 
     return stats.percentile(times[1:], 50)
 
 
-def _apart_by(crew: Crew, server: Server, apart: bool) -> float:
+def _apart_by(crew: WorkerPool, server: EmbeddedServer, apart: bool) -> float:
     """The slowest p50 of four connections over the fastest."""
     own = sql_target(server.conninfo("things"), 30, 30, apart=apart)
     arms = ("a", "b", "c", "d")

@@ -24,8 +24,8 @@ from perfkit import host
 from perfkit.config import Scenario
 from perfkit.load import pgbench as engine
 from perfkit.load.calibration import calibrate, fewest
-from perfkit.load.crew import Crew, sql_target
-from perfkit.load.pgbench_scripts import Query
+from perfkit.load.crew import WorkerPool, sql_target
+from perfkit.load.pgbench_scripts import ScriptQuery
 from perfkit.load.plan import Batch, Message
 from perfkit.postgres import databases, embedded
 
@@ -61,9 +61,9 @@ class Transaction:
             for _ in range(count)
         )
 
-    def query(self, draw: Random) -> Query:
+    def query(self, draw: Random) -> ScriptQuery:
         """It with the rows of its parameter, which the engine turns into a script."""
-        return Query(
+        return ScriptQuery(
             self.name, self.sql, [{"id": draw.randint(1, self.keys)} for _ in range(KEYS)] if self.keys else None
         )
 
@@ -81,7 +81,7 @@ def transactions(loops: int) -> tuple[Transaction, ...]:
 
 def main() -> bool:
     """Print and write the figures; True where all hold."""
-    with quiet(), filled() as (server, loops), Crew(2 * host.cores()) as crew:
+    with quiet(), filled() as (server, loops), WorkerPool(2 * host.cores()) as crew:
         target = sql_target(server.conninfo(DATABASE), 30, 30)
         null: Message = {"item": "null", "sql": "SELECT 1", "params": None}
         crew.keep(fewest(calibrate(crew, target, null, max(CONNECTIONS))))
@@ -103,7 +103,7 @@ def main() -> bool:
 
 
 @contextmanager
-def filled() -> Iterator[tuple[embedded.Server, int]]:
+def filled() -> Iterator[tuple[embedded.EmbeddedServer, int]]:
     """A server with the table, and how far a query counts in WORK_MS there."""
     with embedded.start(18) as server:
         databases.create(server, DATABASE)
@@ -121,7 +121,9 @@ def filled() -> Iterator[tuple[embedded.Server, int]]:
             databases.drop(server, DATABASE)
 
 
-def _measured(server: embedded.Server, crew: Crew, target: Any, own: Transaction, users: int) -> dict[str, list[Round]]:
+def _measured(
+    server: embedded.EmbeddedServer, crew: WorkerPool, target: Any, own: Transaction, users: int
+) -> dict[str, list[Round]]:
     """Rounds of every tool, of as many transactions as pgbench does in a second.
 
     The engine goes by time. Where connections end one by one, as by number, the last have the server for themselves,

@@ -29,7 +29,7 @@ from perfkit.analysis.results import Comparison
 from perfkit.bundle import Bundle
 from perfkit.experiment import measure
 from perfkit.process import spawn, stop
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 BLOCKS = 96  # about ten minutes on two cores
 RUN = 6  # blocks of a short run, as of the profile `quick`
@@ -91,7 +91,7 @@ def drift() -> Iterator[None]:
 
 
 def _selection(blocks: int) -> Selection:
-    return Selection(config.load(Path(__file__).with_name("effort") / "perfkit.toml"), Options(blocks=blocks))
+    return Selection(config.load(Path(__file__).with_name("effort") / "perfkit.toml"), RunSpec(blocks=blocks))
 
 
 def cut(whole: Bundle, blocks: range, folder: Path) -> Bundle:

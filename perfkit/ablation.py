@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perfkit.arms.stage import Stage
+from perfkit.arms.stage import Workbench
 from perfkit.bundle import write_atomically
 from perfkit.config import Arm, Config
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
@@ -30,34 +30,34 @@ from perfkit.indexes.advice import Advice
 from perfkit.indexes.statements import IndexSet
 from perfkit.indexes.use import ask, judge
 from perfkit.lab import search
-from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, Design, Sets, ablation, require_unique_names
+from perfkit.lab.design import ADVISED, ALL, CHOSEN, MORE, NONE, LabDesign, Sets, ablation, require_unique_names
 from perfkit.lab.results import FORMAT, Lab, read
-from perfkit.lab.wear import wear
+from perfkit.lab.wear import write_cost
 from perfkit.lab.workload import workload
 from perfkit.lab.writes import Writes
 from perfkit.lab.writes import design as design_writes
 from perfkit.postgres import catalog, databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.process import alone
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 from perfkit.targets import admitted
-from perfkit.text import homeless
+from perfkit.text import redact_home
 
 TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
 AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
 PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
 Say = Callable[[str], None]
-Advise = Callable[[Place, Mapping[str, tuple[str, Parameters]], Say], Advice]  # for queries with their parameters
+Advise = Callable[[Database, Mapping[str, tuple[str, Parameters]], Say], Advice]  # for queries with their parameters
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LabSpec:
     """What a lab is asked: `margin` is the slowdown that does not matter, `budget` the bytes that may be kept."""
 
     settings: Config
     indexes: IndexSet
-    options: Options
+    options: RunSpec
     margin: float
     budget: float = math.inf
     advised: str = ""  # another set to compare, as SQL
@@ -72,7 +72,7 @@ class Asked:
             raise UsageError(f"budget = {self.budget / 1024 / 1024:g} MB; expected more than 0")
 
 
-def ablate(asked: Asked, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
+def ablate(asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
     """Run a lab into a new folder. Whatever happens, what was measured stays readable.
 
     `advise` finds the set to compare with where `asked.advised` is AUTO.
@@ -97,7 +97,7 @@ def ablate(asked: Asked, folder: Path, permission: Permission, advise: Advise, s
         raise Interrupted(f"stopped; what was measured so far is in {folder}: {again}") from None
     except BaseException as error:
         said = str(error) if isinstance(error, PerfkitError) else f"{type(error).__name__}: {error}"
-        keep(status="failed", message=homeless(said))
+        keep(status="failed", message=redact_home(said))
         raise
     return read(folder)
 
@@ -106,10 +106,10 @@ def ablate(asked: Asked, folder: Path, permission: Permission, advise: Advise, s
 class _Bench:
     """Where a lab's runs take place."""
 
-    design: Design
-    stage: Stage
-    base: Place
-    options: Options
+    design: LabDesign
+    stage: Workbench
+    base: Database
+    options: RunSpec
     folder: Path
     permission: Permission
     say: Say
@@ -133,7 +133,7 @@ class _Bench:
         )
 
 
-def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission, advise: Advise, say: Say) -> _Bench:
+def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> _Bench:
     """The server with its data, and the runs' design for it."""
     settings, database = asked.settings, asked.settings.database
     if database is None or database.way == "in-place":
@@ -142,7 +142,7 @@ def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission
         raise UsageError(f"{settings.title}: no [[query]]; expected the queries that the indexes are for")
     seconds = 0.15 if settings.profiles.get(asked.options.profile, 0) <= 6 else 0.5
     shared = settings.model_copy(update={"margin": asked.margin, "query": settings.query if asked.reads else ()})
-    bare = Design(shared, folder / "sets", asked.indexes, Writes(), seconds, asked.advised)
+    bare = LabDesign(shared, folder / "sets", asked.indexes, Writes(), seconds, asked.advised)
     sets = _sets(asked)
     bare.write()
     config = bare.config(sets, NONE)
@@ -166,19 +166,19 @@ def _opened(stack: ExitStack, asked: Asked, folder: Path, permission: Permission
     return _Bench(design, stage, base, asked.options, folder, permission, say)
 
 
-def _advised(asked: Asked, base: Place, advise: Advise, say: Say) -> str:
+def _advised(asked: LabSpec, base: Database, advise: Advise, say: Say) -> str:
     """What perfkit itself would build for these queries, knowing nothing of the set."""
     queries = workload(asked.settings, base, asked.options.seed)
     advice = advise(base, queries, lambda text: say(f"advice, {text}"))
     return advice.sql if advice.proposals else ""
 
 
-def _sets(asked: Asked) -> dict[str, list[str]]:
+def _sets(asked: LabSpec) -> dict[str, list[str]]:
     found = ablation(asked.indexes)
     return found if asked.reads else {arm: names for arm, names in found.items() if not arm.startswith("without-")}
 
 
-def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
+def _measured(bench: _Bench, asked: LabSpec, keep: Callable[..., None]) -> None:
     """The runs, each into its bundle, and what was chosen after each."""
     sets = _sets(asked)
     keep(ablation=sets, advised=bench.design.advised)
@@ -186,7 +186,7 @@ def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
     everything = next(arm for arm in bench.stage.config.arm if arm.name == ALL)
     keep(overhead=_overhead(bench.stage, everything))
     keep(remarks=_remarks(bench, everything))
-    keep(wear=wear(bench.stage, bench.base, bench.design, bench.say))
+    keep(wear=write_cost(bench.stage, bench.base, bench.design, bench.say))
     if not asked.reads:
         return
     found = bench.lab.measured
@@ -205,7 +205,7 @@ def _measured(bench: _Bench, asked: Asked, keep: Callable[..., None]) -> None:
         kept = after
 
 
-def _confirming(asked: Asked, kept: Sequence[str], advised: str) -> dict[str, list[str]]:
+def _confirming(asked: LabSpec, kept: Sequence[str], advised: str) -> dict[str, list[str]]:
     """All indexes, the chosen ones, and those without each of them."""
     names = [index.name for index in asked.indexes.indexes]
     sets = {ALL: names, CHOSEN: list(kept)}
@@ -214,7 +214,7 @@ def _confirming(asked: Asked, kept: Sequence[str], advised: str) -> dict[str, li
     return sets | ({ADVISED: []} if advised else {})
 
 
-def _next(lab: Lab, kept: Sequence[str], found: search.Measured, asked: Asked) -> list[str] | None:
+def _next(lab: Lab, kept: Sequence[str], found: search.MeasuredSets, asked: LabSpec) -> list[str] | None:
     """The set to try next: one index more where queries became slower, one fewer where nothing misses it."""
     names = list(found.alone)
     if slower := lab.slower:
@@ -227,7 +227,7 @@ def _next(lab: Lab, kept: Sequence[str], found: search.Measured, asked: Asked) -
     return [name for name in kept if name != least]
 
 
-def _overhead(stage: Stage, everything: Arm) -> Mapping[str, float]:
+def _overhead(stage: Workbench, everything: Arm) -> Mapping[str, float]:
     """By index, the share of a row's bytes that an insert is expected to add to it."""
     place, _ = stage.prepare(everything)
     assert place
@@ -247,9 +247,9 @@ def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
     return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in said if r.kind != "unused"]
 
 
-def _require_room(base: Place, sets: int) -> None:
+def _require_room(base: Database, sets: int) -> None:
     """Refuse what would fill the disk: every set is a database, and so is what its rounds are measured on."""
-    if not isinstance(base.site, Server):
+    if not isinstance(base.site, EmbeddedServer):
         return
     folder = base.site.data_dir
     with databases.connected(base.site, base.name) as connection:
@@ -263,7 +263,7 @@ def _require_room(base: Place, sets: int) -> None:
         )
 
 
-def _described(asked: Asked) -> dict[str, Any]:
+def _described(asked: LabSpec) -> dict[str, Any]:
     options = asked.options
     return {
         "title": asked.settings.title,

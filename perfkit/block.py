@@ -12,18 +12,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from perfkit.arms.stage import Stage
+from perfkit.arms.stage import Workbench
 from perfkit.bundle import FLOOR, Bundle, Round
-from perfkit.config import Arm, Scenario, Search
+from perfkit.config import Arm, RateSearch, Scenario
 from perfkit.errors import LoadError
 from perfkit.guards.audit import Audit
 from perfkit.load import pgbench
-from perfkit.load.crew import Crew, Load, Target, alternating_target, http_target, joined, part, sql_target
+from perfkit.load.crew import Load, Target, WorkerPool, alternating_target, http_target, joined, part, sql_target
 from perfkit.load.limits import OK, Caps
-from perfkit.load.pgbench_scripts import Query
+from perfkit.load.pgbench_scripts import ScriptQuery
 from perfkit.load.plan import Batch, Draw, Message, batches, http_message, turns
 from perfkit.load.samples import DROPPED
-from perfkit.load.search import Step, following, judged, limited, stepped
+from perfkit.load.search import SearchStep, following, judged, limited, stepped
 from perfkit.postgres import databases, embedded
 from perfkit.selection import Selection
 from perfkit.surroundings import Surroundings, between
@@ -37,7 +37,7 @@ PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a b
 
 
 @dataclass(slots=True)
-class Clock:
+class BlockClock:
     """Seconds by phase of a run."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -53,28 +53,28 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class RunContext:
     """What blocks run on: the arms' databases and services, the workers, the null service, parameter rows."""
 
     chosen: Selection
-    stage: Stage
-    crew: Crew
+    stage: Workbench
+    crew: WorkerPool
     null: str
     rows: Rows
     took: Mapping[tuple[str, str], float]  # ms of one execution, by arm and query
     caps: Mapping[str, Caps]
     audit: Audit
-    clock: Clock
+    clock: BlockClock
     progress: Progress
 
 
-class Block:
+class RunBlock:
     """One block by its number, which with the seed, and what it is part `of`, decides its requests and its order.
 
     It holds the arms that can alternate; the floor is measured beside `before`.
     """
 
-    def __init__(self, ground: Ground, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
+    def __init__(self, ground: RunContext, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
         self._ground, self._number, self._chosen = ground, number, ground.chosen
         self._arms, self._done = list(arms), first
         self._started, self._earlier = perf_counter(), sum(map(ground.clock.seconds.get, PHASES, repeat(0.0)))
@@ -254,23 +254,23 @@ class Block:
 
     def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
         place = self._ground.stage.place(arm or self._chosen.config.baseline())
-        assert place and isinstance(place.site, embedded.Server)  # what pgbench is kept to
-        work: list[Query | Path] = list(scenario.script)
+        assert place and isinstance(place.site, embedded.EmbeddedServer)  # what pgbench is kept to
+        work: list[ScriptQuery | Path] = list(scenario.script)
         if arm is None:
-            work = [Query(item, FLOOR_SQL) for item in scenario.items]
+            work = [ScriptQuery(item, FLOOR_SQL) for item in scenario.items]
         for item in scenario.send if arm else ():
             assert arm
             source, draw = self._chosen.queries[item].parameters, self._draws[arm.name]
             count = min(PGBENCH_ROWS, len(self._ground.rows[source])) if source else 0
             rows = [draw(source) for _ in range(count)] if source else None
-            work.append(Query(item, self._chosen.text(arm.name, item), rows))
+            work.append(ScriptQuery(item, self._chosen.text(arm.name, item), rows))
         program, samples = pgbench.program(place.site.bin_dir), self._chosen.config.limits.samples
         watch = self._ground.stage.require_alive
         return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
 
-    def _searched(self, scenario: Scenario, search: Search, name: str, target: Target, seed: str) -> Load:
+    def _searched(self, scenario: Scenario, search: RateSearch, name: str, target: Target, seed: str) -> Load:
         """Steps of the open model towards the highest rate that holds; only the samples of that step count."""
-        steps: list[Step] = []
+        steps: list[SearchStep] = []
         loads: list[Load] = []
         assert scenario.rate
         while rate := following(search, scenario.rate, steps):

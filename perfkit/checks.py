@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from perfkit.config import Check, Config, Step
+from perfkit.config import Check, CheckStep, Config
 from perfkit.errors import UsageError
-from perfkit.load.crew import Crew, Load, Target
+from perfkit.load.crew import Load, Target, WorkerPool
 from perfkit.load.plan import Batch, Draw, Message, Row, fill, http_message
 
 
@@ -30,7 +30,7 @@ class CheckResult:
         return asdict(self)
 
 
-def run_checks(config: Config, target: Target, crew: Crew, draw: Draw) -> list[CheckResult]:
+def run_checks(config: Config, target: Target, crew: WorkerPool, draw: Draw) -> list[CheckResult]:
     """Run every check of the configuration against one service.
 
     Raises UsageError for a check that names a column or a saved value that nothing gives.
@@ -47,7 +47,7 @@ def run_checks(config: Config, target: Target, crew: Crew, draw: Draw) -> list[C
     return results
 
 
-def _run(config: Config, check: Check, target: Target, crew: Crew, draw: Draw) -> CheckResult:
+def _run(config: Config, check: Check, target: Target, crew: WorkerPool, draw: Draw) -> CheckResult:
     rows = _rows(check, draw)
     context: dict[str, Any] = {f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()}
     expected, got, slowest = [], [], 0.0
@@ -82,7 +82,7 @@ def _rows(check: Check, draw: Draw) -> dict[str, Row]:
     return rows
 
 
-def _messages(config: Config, step: Step, rows: Mapping[str, Row], context: Row) -> list[Message]:
+def _messages(config: Config, step: CheckStep, rows: Mapping[str, Row], context: Row) -> list[Message]:
     request = next(request for request in config.request if request.name == step.request)
     chosen = list(rows.values()) if step.row == "*" else [rows[step.row]] * step.times
     messages = []
@@ -92,7 +92,7 @@ def _messages(config: Config, step: Step, rows: Mapping[str, Row], context: Row)
     return messages
 
 
-def _judge(step: Step, load: Load, context: Row) -> tuple[str, str, bool]:
+def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
     """What the step wanted, what came, and whether they agree."""
     statuses = Counter(map(_status, load.columns["outcome"], load.columns["detail"]))
     expected = Counter({str(status): count for status, count in step.expect.items()})
@@ -125,7 +125,7 @@ def _latencies(load: Load) -> Sequence[float]:
     return [(d - s) / 1e6 for d, s in zip(load.columns["done"], load.columns["scheduled"], strict=True)]
 
 
-def _saved(step: Step, load: Load) -> dict[str, Any]:
+def _saved(step: CheckStep, load: Load) -> dict[str, Any]:
     """Values that later steps refer to, from the first body that holds them."""
     saved: dict[str, Any] = {}
     for name, key in step.save.items():

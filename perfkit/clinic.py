@@ -11,12 +11,12 @@ from random import Random
 from perfkit import config as configuration
 from perfkit import sources
 from perfkit.base import resources
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.plan import Arrivals, Draw, Message
 from perfkit.postgres.statements import read, split
 from perfkit.query import Session, made
 from perfkit.slow.lent_settings import Where
-from perfkit.slow.query_logging import Options, logging_on
+from perfkit.slow.query_logging import LoggingSpec, logging_on
 
 RATE, USERS = 60.0, 4  # statements a second, and how many of them may be in flight
 TIMEOUT_S = 30.0
@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 Work = Callable[[float], Counter[str]]
 
 
-def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1, *, say: Say) -> Session:
+def clinic_session(scale: str = "small", seconds: float = 8.0, seed: int = 1, *, say: Say) -> Session:
     """A session in the booking system's data, without its indexes, in which a clinic has worked for so long.
 
     What it did is in the server's log: `session.slow()` shows it. Raises UsageError, ServerError, LoadError.
@@ -65,7 +65,7 @@ def clinic(session: Session, seed: int = 1) -> Iterator[Work]:
 
     site, database = session.place.site, session.place.name
     who = Where("perfkit", database)  # as whom the load comes; those who look at the log come as the superuser
-    with logging_on(site, database, Options(ms=0.0, plans=False), who), Crew(1) as crew:
+    with logging_on(site, database, LoggingSpec(ms=0.0, plans=False), who), WorkerPool(1) as crew:
         yield work
 
 

@@ -24,7 +24,7 @@ Text = str | Path  # SQL, or the name of a file that holds it
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ComparisonSpec:
     """What is compared: queries before and after indexes, settings or a rewrite, on one database."""
 
     db: str

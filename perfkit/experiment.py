@@ -17,32 +17,32 @@ from time import perf_counter
 from typing import Any
 
 from perfkit import host, rowsets, sources
-from perfkit.analysis.cells import Reading
+from perfkit.analysis.cells import RoundReading
 from perfkit.arms.clones import Clones
 from perfkit.arms.in_place import InPlace
-from perfkit.arms.stage import Relay, Stage
-from perfkit.block import Block, Clock, Ground, Progress, Rows
+from perfkit.arms.stage import RelaySpec, Workbench
+from perfkit.block import BlockClock, Progress, Rows, RunBlock, RunContext
 from perfkit.bundle import Bundle
 from perfkit.checks import CheckResult, run_checks
 from perfkit.config import Arm
 from perfkit.errors import Interrupted, LoadError, PerfkitError, PlanError
-from perfkit.explain.capture import PLANNED, Capture, Options, typical_parameters
+from perfkit.explain.capture import PLANNED, Capture, ExplainSpec, typical_parameters
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
-from perfkit.load.calibration import Trial, calibrate, fewest
-from perfkit.load.crew import Crew, http_target, sql_target
+from perfkit.load.calibration import CalibrationTrial, calibrate, fewest
+from perfkit.load.crew import WorkerPool, http_target, sql_target
 from perfkit.load.plan import Draw
 from perfkit.planning import PILOT, planned
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.process import MODULE, alone, spawn, stop
 from perfkit.selection import Selection, fitted
 from perfkit.targets import LOADED, Targets, admitted, caps
-from perfkit.text import homeless
+from perfkit.text import redact_home
 
 WORKERS = 16  # at most
 NULL = {"item": "null", "method": "GET", "path": "/", "json": None, "expect": [200]}
@@ -53,7 +53,7 @@ def measure(
     folder: Path,
     progress: Progress = lambda _: None,
     targets: Targets | None = None,
-    stage: Stage | None = None,
+    stage: Workbench | None = None,
 ) -> Bundle:
     """Run the experiment into a new bundle in `folder`, on `targets`, without which nothing foreign is used.
 
@@ -71,24 +71,24 @@ def measure(
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
         raise Interrupted(f"stopped; what was measured so far is in {folder}") from None
     except PerfkitError as error:
-        said = {"message": homeless(str(error)), "error": type(error).__name__}
+        said = {"message": redact_home(str(error)), "error": type(error).__name__}
         bundle.update(status="failed", finished=_now(), **said)
         raise
     except BaseException as error:
-        bundle.update(status="failed", finished=_now(), message=homeless(f"{type(error).__name__}: {error}"))
+        bundle.update(status="failed", finished=_now(), message=redact_home(f"{type(error).__name__}: {error}"))
         raise
     finally:
         progress("")
     return bundle
 
 
-def staged(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Stage:
+def staged(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Workbench:
     """The targets, opened, and the place for a run's databases and services: a context manager.
 
     Raises ServerError, TargetRefused.
     """
     progress("connecting" if targets.addresses else "starting PostgreSQL")
-    database, relay = chosen.config.database, Relay(chosen.options.rtt_ms, chosen.options.connect_rtts)
+    database, relay = chosen.config.database, RelaySpec(chosen.options.rtt_ms, chosen.options.connect_rtts)
     common = (chosen.config, secrets.token_hex(3), relay, targets.origins, targets.open(audit), progress)
     if database is None or database.way == "in-place":
         return InPlace(*common)
@@ -99,9 +99,9 @@ class Experiment:
     """One run of a selection on its targets; everything random comes from its seed."""
 
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
-        self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, Clock()
+        self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, BlockClock()
 
-    def run(self, bundle: Bundle, stage: Stage | None = None) -> None:
+    def run(self, bundle: Bundle, stage: Workbench | None = None) -> None:
         """Set up, then phase by phase: prepare the arms, check them, measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
@@ -113,11 +113,11 @@ class Experiment:
             stage.config = chosen.config
             rows = self._set_up(stage, bundle)
             with clock.timed("workers"):
-                crew = stack.enter_context(Crew(self._most_workers(), stage.require_alive))
+                crew = stack.enter_context(WorkerPool(self._most_workers(), stage.require_alive))
                 null = stack.enter_context(_null_service()) if chosen.config.service else ""
             bundle.update(arms={}, checks={})
             limits = caps(chosen.config, self._targets)
-            ground = Ground(chosen, stage, crew, null, rows, {}, limits, audit, clock, self._progress)
+            ground = RunContext(chosen, stage, crew, null, rows, {}, limits, audit, clock, self._progress)
             first = 0
             for arms in stage.phases(chosen.arms):
                 self._require_headroom(stage, arms)
@@ -129,7 +129,7 @@ class Experiment:
                         self._calibrate(ground, bundle)
                         ground = self._planned(ground, arms, bundle)
                     for number in range(ground.chosen.blocks):
-                        first = Block(ground, number, arms, first).run(bundle)
+                        first = RunBlock(ground, number, arms, first).run(bundle)
                         bundle.update(timings=dict(clock.seconds))
 
     def check(self) -> dict[str, list[CheckResult]]:
@@ -141,9 +141,9 @@ class Experiment:
             stage = stack.enter_context(staged(chosen, self._targets, audit, self._progress))
             self._progress(f"making the data ({chosen.scale})")
             rows = self._rows(stage.base(chosen.scale))
-            crew = stack.enter_context(Crew(host.cores(), stage.require_alive))
+            crew = stack.enter_context(WorkerPool(host.cores(), stage.require_alive))
             limits = caps(chosen.config, self._targets)
-            ground = Ground(chosen, stage, crew, "", rows, {}, limits, audit, self._clock, self._progress)
+            ground = RunContext(chosen, stage, crew, "", rows, {}, limits, audit, self._clock, self._progress)
             found: dict[str, list[CheckResult]] = {}
             for arms in stage.phases(chosen.arms):
                 with stage.phase(arms):
@@ -152,7 +152,7 @@ class Experiment:
                     found |= self._checks(ground, arms)
             return found
 
-    def _planned(self, ground: Ground, arms: Sequence[Arm], bundle: Bundle) -> Ground:
+    def _planned(self, ground: RunContext, arms: Sequence[Arm], bundle: Bundle) -> RunContext:
         """With the blocks that a pilot's spread asks for, where that is wanted; the pilot is not used again."""
         options = ground.chosen.options
         if not options.plan_for:
@@ -161,9 +161,9 @@ class Experiment:
         ground = replace(ground, chosen=replace(ground.chosen, options=replace(options, blocks=PILOT)))
         done = 0
         for number in range(PILOT):
-            done = Block(ground, number, arms, done, "pilot").run(pilot)
+            done = RunBlock(ground, number, arms, done, "pilot").run(pilot)
         pilot.update(status="complete")
-        cells = Reading.of(pilot.rounds(), pilot.run).cells
+        cells = RoundReading.of(pilot.rounds(), pilot.run).cells
         block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT
         before = ground.chosen.config.baseline().name
         plan = planned(cells, before, options.plan_for / 100, block_s, 60 * options.max_minutes)
@@ -179,10 +179,10 @@ class Experiment:
         users = max((scenario.users for scenario in self._chosen.scenarios), default=1)
         return min(2 * host.cores(), users, WORKERS)
 
-    def _calibrate(self, ground: Ground, bundle: Bundle) -> None:
+    def _calibrate(self, ground: RunContext, bundle: Bundle) -> None:
         """Go on with the workers that this machine is fastest with; the trials are kept in the bundle."""
         crew, stage, chosen = ground.crew, ground.stage, self._chosen
-        trials: tuple[Trial, ...] = ()
+        trials: tuple[CalibrationTrial, ...] = ()
         with self._clock.timed("workers"):
             users = max(scenario.users for scenario in chosen.scenarios)
             if len(crew) > 1 and ground.null:
@@ -195,7 +195,7 @@ class Experiment:
             crew.keep(fewest(trials) if trials else host.cores())
         bundle.update(workers=len(crew), calibration=[asdict(trial) for trial in trials])
 
-    def _set_up(self, stage: Stage, bundle: Bundle) -> Rows:
+    def _set_up(self, stage: Workbench, bundle: Bundle) -> Rows:
         """The base database and the parameter rows."""
         chosen, clock = self._chosen, self._clock
         with clock.timed("data"):
@@ -219,12 +219,12 @@ class Experiment:
             )
         return self._rows(base)
 
-    def _rows(self, base: Place | None) -> Rows:
+    def _rows(self, base: Database | None) -> Rows:
         seed = str(self._chosen.options.seed)
         found = self._chosen.config.parameters.items()
         return {name: sources.rows(name, source, base, seed) for name, source in found}
 
-    def _require_headroom(self, stage: Stage, arms: Sequence[Arm]) -> None:
+    def _require_headroom(self, stage: Workbench, arms: Sequence[Arm]) -> None:
         """Refuse a burst that would take a foreign server's last connections."""
         users = max((s.users for s in self._chosen.scenarios), default=1)
         database = self._chosen.config.database
@@ -233,7 +233,7 @@ class Experiment:
         for external in {id(e): e for e in (stage.sources.get(arm.name) for arm in arms) if e}.values():
             headroom(external, users)
 
-    def _prepare(self, ground: Ground, arms: Sequence[Arm], bundle: Bundle) -> None:
+    def _prepare(self, ground: RunContext, arms: Sequence[Arm], bundle: Bundle) -> None:
         """The arms with their indexes, the plan of every query on each, and their checks."""
         for arm in arms:
             self._progress(f"preparing {arm.name}")
@@ -260,7 +260,7 @@ class Experiment:
         bundle.update(scenarios=chosen.describe()["scenarios"])
         return chosen
 
-    def _facts(self, stage: Stage, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
+    def _facts(self, stage: Workbench, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
         with self._clock.timed("indexes"):
             place, built = stage.prepare(arm)
         with self._clock.timed("plans"):
@@ -272,7 +272,7 @@ class Experiment:
                     found = self._plan(place, text, own[:PLANNED])
                     bundle.add_plan(arm.name, query.name, found.documents, found.tables)
                 except PlanError as error:
-                    raise PlanError(f"{homeless(str(file))}: {error}") from None
+                    raise PlanError(f"{redact_home(str(file))}: {error}") from None
         sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
         return {
             "title": arm.title,
@@ -287,15 +287,15 @@ class Experiment:
             "plans": [query.name for query in self._chosen.queries_on(arm)] if place else [],
         }
 
-    def _plan(self, place: Place, text: str, rows: Sequence[Any]) -> Capture:
+    def _plan(self, place: Database, text: str, rows: Sequence[Any]) -> Capture:
         """EXPLAIN ANALYZE of a query with the parameters of most; on a foreign server only what harms nothing."""
         typical = typical_parameters(place.session, text, rows) if rows else None
         config = self._chosen.config
         allowed = config.database.volatile if config.database else ()
-        options = Options(timeout_s=config.limits.statement_timeout_s)
+        options = ExplainSpec(timeout_s=config.limits.statement_timeout_s)
         return guarded(place.site, place.session, text, typical, options, allowed)
 
-    def _checks(self, ground: Ground, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
+    def _checks(self, ground: RunContext, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
         """Functional checks and compared rows of every arm but the control, on clones that no round will use."""
         checked = [arm for arm in arms if arm.role != "control"]
         found: dict[str, list[CheckResult]] = {arm.name: [] for arm in checked}
@@ -311,7 +311,7 @@ class Experiment:
                     found[arm.name] += self._functional(ground, arm)
         return {arm: own for arm, own in found.items() if own}
 
-    def _functional(self, ground: Ground, arm: Arm) -> list[CheckResult]:
+    def _functional(self, ground: RunContext, arm: Arm) -> list[CheckResult]:
         config = self._chosen.config
         base, address = ground.stage.reached(arm)
         limits = ground.caps.get(arm.name)
@@ -325,7 +325,7 @@ class Experiment:
                 asked = [f"{r.method} {r.path}" for r in config.request if r.name in steps]
                 ground.audit.load(called, "functional checks", arm.name, asked, None, perf_counter() - start)
 
-    def _same_rows(self, ground: Ground, arm: Arm) -> list[CheckResult]:
+    def _same_rows(self, ground: RunContext, arm: Arm) -> list[CheckResult]:
         """Whether each rewritten query returns the rows of the one it replaces."""
         results = []
         for name in arm.rewrite:

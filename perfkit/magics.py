@@ -232,13 +232,13 @@ def _measured(session: Session, cell: str, values: Any, index: Sequence[str], **
     """Paired rounds of a statement, with these values for its parameters or with sampled ones."""
     from perfkit.proof import measured
     from perfkit.slow.examples import Value
-    from perfkit.slow.model import Example, SlowQueries, Statement
-    from perfkit.slow.placing import named as by_name
+    from perfkit.slow.model import Example, SlowQueries, SlowStatement
+    from perfkit.slow.placing import named_placeholders as by_name
     from perfkit.slow_query import ROWS, SlowQuery
 
     text = numbered(cell) if isinstance(values, Mapping) else cell
     given = texts(list(values.values()) if isinstance(values, Mapping) else values or ())
-    statement = Statement("cell", text, 0, 0.0, example=Example(text, given) if given else None)
+    statement = SlowStatement("cell", text, 0, 0.0, example=Example(text, given) if given else None)
     query = SlowQuery(1, statement, SlowQueries("the cell", (statement,)), session)
     if not index and not (index := [proposal.statement for proposal in query.advise().proposals]):
         raise UsageError('%%measure: no index was found that helps; expected --index "CREATE INDEX ..."')

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from perfkit.analysis.cells import Cell, Key
+from perfkit.analysis.cells import Key, SampleCell
 from perfkit.bundle import FLOOR
 from perfkit.stats import Ratio, blocks_for, ratio
 
@@ -28,7 +28,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedBlocks:
     """The blocks of a run: those that were asked for by the widest spread, and those that the time allows."""
 
     margin: float  # a change by so much of any median shall be found, four times in five
@@ -54,18 +54,18 @@ class Planned:
 
 
 def planned(
-    cells: Mapping[tuple[str, Key], Cell], before: str, margin: float, block_s: float, most_s: float
-) -> Planned | None:
+    cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float, block_s: float, most_s: float
+) -> PlannedBlocks | None:
     """The plan for a run that shall not take longer than `most_s`; None where nothing was compared."""
     spreads = list(_spreads(cells, before, margin))
     if not spreads:
         return None
     widest = max(spreads, key=lambda spread: (spread.blocks, spread.sd_log))
     needed = max(LEAST, widest.blocks)
-    return Planned(margin, needed, max(LEAST, min(needed, int(most_s / block_s))), round(block_s, 2), widest)
+    return PlannedBlocks(margin, needed, max(LEAST, min(needed, int(most_s / block_s))), round(block_s, 2), widest)
 
 
-def _spreads(cells: Mapping[tuple[str, Key], Cell], before: str, margin: float) -> Iterator[Spread]:
+def _spreads(cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float) -> Iterator[Spread]:
     """Of every arm's medians against those of `before`; its p95s will be corrected for together with them."""
     found: dict[str, list[tuple[Key, Ratio]]] = defaultdict(list)
     for (arm, key), cell in cells.items():

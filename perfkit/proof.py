@@ -12,8 +12,8 @@ from psycopg import sql
 
 from perfkit.api.given import new_folder
 from perfkit.api.runs import compare
-from perfkit.arms.beside import Beside
-from perfkit.arms.stage import Relay
+from perfkit.arms.beside import ExistingDatabaseArms
+from perfkit.arms.stage import RelaySpec
 from perfkit.bundle import write_atomically
 from perfkit.comparison import scenario
 from perfkit.config import Config
@@ -25,7 +25,7 @@ from perfkit.indexes.statements import read_set
 from perfkit.indexes.trial import one_index
 from perfkit.process import alone
 from perfkit.report.run import Run
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 from perfkit.slow.examples import Value
 
 if TYPE_CHECKING:
@@ -79,12 +79,17 @@ def measured(
     folder = new_folder(reports, "measure")
     try:
         config = _config(session, folder, text, rows, wanted, users)
-        chosen = Selection(config, Options(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
+        chosen = Selection(config, RunSpec(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
     except PerfkitError:
         shutil.rmtree(folder)
         raise
     place = session.place
-    with alone(say), Beside(config, secrets.token_hex(3), Relay(), {}, {}, say, place.site.version, place) as stage:
+    with (
+        alone(say),
+        ExistingDatabaseArms(
+            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.site.version, place
+        ) as stage,
+    ):
         return Run(measure(chosen, folder, say, stage=stage))
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Self
 
 from perfkit import config as configuration
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Relay
+from perfkit.arms.stage import RelaySpec
 from perfkit.display.plans import DiffView, PlanView
 from perfkit.display.whatif import WhatIfView
 from perfkit.errors import UsageError
-from perfkit.explain.capture import Capture, Options, Parameters
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters
 from perfkit.explain.diff import Diff
 from perfkit.explain.findings import Finding, findings
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import Plan
 from perfkit.explain.safety import guarded
 from perfkit.guards.address import resolve
@@ -30,8 +30,8 @@ from perfkit.indexes.fresh import analyze_first
 from perfkit.indexes.trial import Made, one_index, trying
 from perfkit.postgres.databases import connected
 from perfkit.postgres.external import open_external
-from perfkit.postgres.place import Place
-from perfkit.selection import Options as Chosen
+from perfkit.postgres.place import Database
+from perfkit.selection import RunSpec as Chosen
 from perfkit.selection import Selection
 from perfkit.targets import admitted
 
@@ -104,7 +104,7 @@ class WhatIf:
         before = PlanView(self.before.plan, self.before.findings, "without the index")
         after = PlanView(self.after.plan, self.after.findings, "with the index")
         estimated = not self.before.plan.analyzed
-        limitation = analyze_first(Look(self.before.plan, self.before.capture.facts)) if estimated else ""
+        limitation = analyze_first(FindingContext(self.before.plan, self.before.capture.facts)) if estimated else ""
         plans, built = DiffView(before, after), bool(self.made.quoted)
         return WhatIfView(plans, self.used, self.bytes, self.evidence, built, limitation)
 
@@ -116,7 +116,7 @@ class WhatIf:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class SessionOrigin:
     """How a session came to its database, so that a run can come to it again."""
 
     db: str = ""  # of the user's
@@ -131,9 +131,9 @@ class Opened:
 class Session:
     """A database in which statements are explained; a context manager that leaves nothing behind."""
 
-    place: Place
+    place: Database
     volatile: frozenset[str] = frozenset()
-    opened: Opened = field(default_factory=Opened, repr=False)
+    opened: SessionOrigin = field(default_factory=SessionOrigin, repr=False)
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -157,7 +157,7 @@ class Session:
         Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`; none with `generic`. Raises PlanError,
         UsageError, and TargetRefused where executing it could change something.
         """
-        options = Options(analyze, generic, repeats, timeout_s, serialize=serialize)
+        options = ExplainSpec(analyze, generic, repeats, timeout_s, serialize=serialize)
         return Explained(guarded(self.place.site, self.place.session, sql, parameters, options, self.volatile))
 
     def whatif(
@@ -220,9 +220,9 @@ class Session:
         auto_explain where that is there. Raises TargetRefused where nobody allowed it, with the SQL for the owner
         where the server refuses it, UsageError, ServerError.
         """
-        from perfkit.slow.query_logging import Options, logging_on
+        from perfkit.slow.query_logging import LoggingSpec, logging_on
 
-        wanted = Options(ms, rate, plans, analyze)
+        wanted = LoggingSpec(ms, rate, plans, analyze)
         return logging_on(self.place.site, self.place.name, wanted, keep=keep)
 
     def close(self) -> None:
@@ -245,8 +245,8 @@ def connect(
 ) -> Session:
     """A session in a database of the user's. Raises TargetRefused, ServerError, UsageError."""
     external = open_external(resolve(db, tls), permission, Audit(None))
-    opened = Opened(db, tls, permission)
-    return Session(Place(external, external.address.dbname), frozenset(volatile), opened)
+    opened = SessionOrigin(db, tls, permission)
+    return Session(Database(external, external.address.dbname), frozenset(volatile), opened)
 
 
 def made(
@@ -270,10 +270,10 @@ def made(
         raise UsageError(f"{config}: its data is not on a server that perfkit starts; expected --db with the database")
     targets = admitted(settings, chosen.arms, permission or Permission())
     with ExitStack() as stack:
-        where = (Relay(), targets.origins, targets.open(Audit(None)))
+        where = (RelaySpec(), targets.origins, targets.open(Audit(None)))
         stage = stack.enter_context(Clones(settings, secrets.token_hex(3), *where, say, chosen.postgres))
         say(f"making the data{f' ({chosen.scale})' if chosen.scale else ''}")
         stage.base(chosen.scale)
         place, _ = stage.prepare(next(own for own in chosen.arms if own.name == (arm or first)))
-        opened = Opened(config=settings, scale=chosen.scale, arm=arm or first)
+        opened = SessionOrigin(config=settings, scale=chosen.scale, arm=arm or first)
         return Session(place, opened=opened, _stack=stack.pop_all())

@@ -15,7 +15,7 @@ from perfkit.postgres.extended import send
 from perfkit.postgres.parameters import exact
 from perfkit.postgres.statements import first_word
 
-Parameters = Mapping[str, Any] | None
+RowParameters = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def compare(
     connect: Callable[[], psycopg.Connection[Any]],
     before: str,
     after: str,
-    rows: Sequence[Parameters],
+    rows: Sequence[RowParameters],
     *,
     timeout_s: float,
 ) -> RowSets:
@@ -61,7 +61,7 @@ def compare(
     return RowSets(len(rows), equal, first)
 
 
-def _digest(connection: psycopg.Connection[Any], text: str, row: Parameters, timeout_s: float) -> tuple[int, str]:
+def _digest(connection: psycopg.Connection[Any], text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
     """The number of rows and a digest of all of them in any order."""
     cursor = connection.cursor()
     cursor.row_factory = tuple_row

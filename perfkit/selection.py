@@ -23,7 +23,7 @@ OWN = ("made", *COPIES)  # ways that end in a server which perfkit starts
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RunSpec:
     """What one run varies; empty means the configuration's own."""
 
     profile: str = "standard"
@@ -48,7 +48,7 @@ class Selection:
     """The part of a configuration that one run measures. Raises UsageError for what it does not know."""
 
     config: Config
-    options: Options
+    options: RunSpec
 
     def __post_init__(self) -> None:
         _choice("profile", self.options.profile, self.config.profiles)
@@ -242,7 +242,7 @@ class Selection:
         return " ".join(parts)
 
 
-def alone(config: Config, options: Options) -> Selection:
+def alone(config: Config, options: RunSpec) -> Selection:
     """The selection of one arm and the scenarios that are run on it, compared with nothing.
 
     Without a name it is the last `after` arm, which is what would be deployed, or else `before`. It takes the

@@ -21,7 +21,7 @@ from perfkit.process import spawn, stop
 class Service:
     """One launched service; the database it uses is in its environment as `PERFKIT_DATABASE`."""
 
-    def __init__(self, name: str, spec: config.Service, values: Mapping[str, str], conninfo: str) -> None:
+    def __init__(self, name: str, spec: config.ServiceConfig, values: Mapping[str, str], conninfo: str) -> None:
         self._name, self._spec = name, spec
         self._values, self._conninfo = values, conninfo
         self._process: subprocess.Popen[bytes] | None = None

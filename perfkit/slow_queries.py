@@ -121,9 +121,9 @@ def _log(session: Session, seconds: float, say: Say) -> SlowQueries:
 
     place, stopped = session.place, tuple[str, ...]()
     if not seconds:
-        found = server_log.read(place.site, place.name)
+        found = server_log.read_server_log(place.site, place.name)
     else:
-        looks = server_log.follow(place.site, place.name, every_s=0.0)
+        looks = server_log.follow_server_log(place.site, place.name, every_s=0.0)
         next(looks)  # where it ends now
         stopped = _wait(seconds, say)
         found = next(looks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfkit.bundle import write_atomically
-from perfkit.display.evidence import Evidence, examples, figures
+from perfkit.display.evidence import StatementEvidence, examples, figures
 from perfkit.display.html import code, style
 from perfkit.display.progress import progress
 from perfkit.display.table import Table
@@ -21,8 +21,8 @@ from perfkit.indexes.advise import advise
 from perfkit.query import Explained, Session, WhatIf
 from perfkit.slow.examples import Value, example_rows
 from perfkit.slow.mending import preparable
-from perfkit.slow.model import SlowQueries, Statement
-from perfkit.slow.placing import aligned, named, placed, placeholders
+from perfkit.slow.model import SlowQueries, SlowStatement
+from perfkit.slow.placing import aligned, named_placeholders, placed, placeholders
 from perfkit.slow.preparing import prepared
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class SlowQuery:
     """One of the statements. It remembers what was found out about it, for `report`."""
 
     position: int
-    statement: Statement
+    statement: SlowStatement
     found: SlowQueries
     within: Session | None
     plans: list[Explained] = field(default_factory=list)
@@ -90,7 +90,7 @@ class SlowQuery:
         """`sql` fit to be prepared, with `$1`, `$2`, ...; raises PlanError for a statement that has no plan."""
         place, text = self.session.place, preparable(self.sql)
         try:
-            single(named(text))
+            single(named_placeholders(text))
             return prepared(place, text) if placeholders(text) else text
         except (PlanError, UsageError) as error:
             raise PlanError(f"{self.name}: {error}") from None
@@ -111,7 +111,7 @@ class SlowQuery:
         `note` says which. Raises PlanError, and UsageError or TargetRefused as `Session.explain` does.
         """
         if generic:
-            filled = Filled(named(self.text), None, ANY)
+            filled = Filled(named_placeholders(self.text), None, ANY)
         else:
             filled = self._given(parameters) if parameters is not None else self._filled(none=not analyze)
         options = {"analyze": analyze, "generic": filled.origin == ANY}
@@ -188,7 +188,7 @@ class SlowQuery:
         proposed = [proposal.statement for made in self.advice[-1:] for proposal in made.proposals]
         wanted = [index] if isinstance(index, str) else list(index or proposed)
         options: dict[str, Any] = {"profile": profile, "way": way, "users": users, "seed": seed, "reports": reports}
-        rows, text = self.example_parameters(ROWS, seed=seed).sets, named(self.text)
+        rows, text = self.example_parameters(ROWS, seed=seed).sets, named_placeholders(self.text)
         with progress() as say:
             self.runs.append(measured(self.session, text, rows, wanted, say=say, **options))
         return self.runs[-1]
@@ -202,7 +202,7 @@ class SlowQuery:
             self.explain()
         plans = [self.plans[-1].view, *([plan.view] if (plan := self.logged_plan) else [])]
         trials = [(trial.index, trial.view) for trial in self.trials]
-        made = Evidence(self.found, self.position, self.sql, plans, self.advice[-1:], trials, self.runs)
+        made = StatementEvidence(self.found, self.position, self.sql, plans, self.advice[-1:], trials, self.runs)
         write_atomically(Path(path), made.page())
         return Path(path)
 
@@ -228,7 +228,7 @@ class SlowQuery:
         if set(parameters) != set(placeholders(self.text)):
             given = ", ".join(f"${number}" for number in sorted(parameters)) or "none"
             raise UsageError(f"{self.name}: parameters {given}; expected {self._numbers}")
-        return Filled(named(self.text), _named(parameters), GIVEN)
+        return Filled(named_placeholders(self.text), _named(parameters), GIVEN)
 
     def _filled(self, *, none: bool = False) -> Filled:
         """The statement with the best values there are; with `none` it may be without any."""
@@ -236,7 +236,7 @@ class SlowQuery:
         if example and not placeholders(example.sql):  # its values are in its text
             whole = Filled(example.sql, None, LOGGED)
         try:
-            text = named(self.text)
+            text = named_placeholders(self.text)
         except PlanError:
             if whole is None:
                 raise
@@ -249,7 +249,7 @@ class SlowQuery:
 
     def _sampled(self, none: bool) -> Filled:
         """Of several sets of values the first with the plan that most of them get."""
-        text, place = named(self.text), self.session.place
+        text, place = named_placeholders(self.text), self.session.place
         try:
             rows = [_named({v.number: v.text for v in row}) for row in example_rows(place, self.text, PLANNED)]
             return Filled(text, dict(typical_parameters(place.session, text, rows) or {}), SAMPLED)

@@ -11,17 +11,17 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from perfkit.config import Column, Generator
+from perfkit.config import Generator, ParameterColumn
 from perfkit.errors import UsageError
 from perfkit.postgres import databases
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 
 LIMIT = 5000  # rows of a source that a run uses at most
 
 Row = Mapping[str, Any]
 
 
-def rows(name: str, source: Path | Generator, place: Place | None, seed: str) -> list[Row]:
+def rows(name: str, source: Path | Generator, place: Database | None, seed: str) -> list[Row]:
     """The rows of one source. Raises UsageError where it gives none."""
     if isinstance(source, Generator):
         return generated(source, f"{seed}/{name}")
@@ -29,7 +29,7 @@ def rows(name: str, source: Path | Generator, place: Place | None, seed: str) ->
         return _lines(source)
     if place is None:
         raise UsageError(f"{source}: a SELECT needs a [database]; expected a CSV file or a generator")
-    return list(databases.rows(place.site, place.name, source, LIMIT))
+    return list(databases.fetched(place.site, place.name, source, LIMIT))
 
 
 def generated(source: Generator, seed: str) -> list[Row]:
@@ -38,7 +38,7 @@ def generated(source: Generator, seed: str) -> list[Row]:
     return [{name: _value(column, draw) for name, column in source.columns.items()} for _ in range(source.rows)]
 
 
-def _value(column: Column, draw: Random) -> Any:
+def _value(column: ParameterColumn, draw: Random) -> Any:
     if column.integer:
         return draw.randint(*column.integer)
     if column.number:

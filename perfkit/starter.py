@@ -15,7 +15,7 @@ import tomlkit
 
 from perfkit.base import resources
 from perfkit.comparison import scenario
-from perfkit.config import Database
+from perfkit.config import DatabaseConfig
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
@@ -187,7 +187,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     document["allow"] = [name]
     document.add(tomlkit.nl())
     _say(document, "Its tables, the largest first:", *draft.seen)
-    limit = Database.model_fields["copy_limit_mb"].default
+    limit = DatabaseConfig.model_fields["copy_limit_mb"].default
     database = tomlkit.table()
     _say(
         database,

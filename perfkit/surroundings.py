@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from perfkit.postgres import catalog, databases
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.postgres.site import Connection
 
 _VERSION = 16  # the first that counts what checkpointer and autovacuum did
@@ -31,7 +31,7 @@ class Surroundings(ExitStack):
         super().__init__()
         self._connections: dict[int, Connection] = {}
 
-    def read(self, place: Place | None) -> dict[str, float]:
+    def read(self, place: Database | None) -> dict[str, float]:
         """The counters as they are now, for `between`; of no database those of the machine alone.
 
         Raises ServerError where the server is gone.

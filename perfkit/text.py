@@ -37,6 +37,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def homeless(text: str) -> str:
+def redact_home(text: str) -> str:
     """A message without the name of anybody's home folder, for what is mailed."""
     return text.replace(str(Path.home()), "~")

@@ -14,7 +14,7 @@ from perfkit import config
 from perfkit.bundle import Bundle
 from perfkit.experiment import measure
 from perfkit.postgres import embedded
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 # Started in the background the suite may have been told to ignore it, and would hand that down to every process.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,14 +27,14 @@ def server_home() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def server(server_home: Path) -> Iterator[embedded.Server]:
+def server(server_home: Path) -> Iterator[embedded.EmbeddedServer]:
     """PostgreSQL 18, shared by the whole run; make your own database in it."""
     with embedded.start(18, {"shared_buffers": "256MB"}, server_home) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def server16(server_home: Path) -> Iterator[embedded.Server]:
+def server16(server_home: Path) -> Iterator[embedded.EmbeddedServer]:
     """PostgreSQL 16, likewise."""
     with embedded.start(16, {"shared_buffers": "256MB"}, server_home) as running:
         yield running
@@ -45,7 +45,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, server_home: Path) -> Bundl
     """A complete quick run of the booking system at its smallest scale; do not write to it."""
     os.environ["PERFKIT_HOME"] = str(server_home)
     folder = tmp_path_factory.mktemp("runs") / "quick"
-    return measure(Selection(lighter(config.load()), Options(profile="quick", scale="seed")), folder)
+    return measure(Selection(lighter(config.load()), RunSpec(profile="quick", scale="seed")), folder)
 
 
 def lighter(booking: config.Config) -> config.Config:

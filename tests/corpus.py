@@ -192,7 +192,7 @@ def explained(connection: psycopg.Connection[Any], case: Case, version: int, for
 
 
 @contextmanager
-def prepared(server: embedded.Server, name: str = "corpus") -> Iterator[Connect]:
+def prepared(server: embedded.EmbeddedServer, name: str = "corpus") -> Iterator[Connect]:
     """The corpus's tables in a database of their own on an embedded server."""
     databases.create(server, name)
     try:

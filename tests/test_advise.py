@@ -16,8 +16,8 @@ from perfkit.indexes.advice import Advice
 from perfkit.indexes.advise import advise
 from perfkit.indexes.build import build
 from perfkit.postgres import databases, statements
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.query import Session
 
 EVERY = "SELECT avg(total) FROM orders"
@@ -60,21 +60,21 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(server: Server) -> Iterator[Shop]:
+def shop(server: EmbeddedServer) -> Iterator[Shop]:
     yield from shop_on(server)
 
 
 @pytest.fixture(scope="module")
-def shop16(server16: Server) -> Iterator[Shop]:
+def shop16(server16: EmbeddedServer) -> Iterator[Shop]:
     yield from shop_on(server16)
 
 
-def shop_on(server: Server) -> Iterator[Shop]:
+def shop_on(server: EmbeddedServer) -> Iterator[Shop]:
     databases.create(server, "shop")
     try:
         databases.prepare(server, "shop", [SCHEMA], {})
         databases.freeze(server, "shop")
-        yield Shop(Session(Place(server, "shop")))
+        yield Shop(Session(Database(server, "shop")))
     finally:
         databases.drop(server, "shop")
 
@@ -413,7 +413,7 @@ def test_an_older_server_is_advised_alike(shop16: Shop) -> None:
 
 
 @pytest.mark.slow
-def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Path, server: Server) -> None:
+def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Path, server: EmbeddedServer) -> None:
     os.environ["PERFKIT_HOME"] = str(server_home)
     booking = configuration.load()
     assert booking.database
@@ -423,11 +423,11 @@ def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Pa
         databases.freeze(server, "advised")
         queries = {}
         for query in booking.query:
-            rows = databases.rows(server, "advised", booking.parameters[query.parameters], 10)
+            rows = databases.fetched(server, "advised", booking.parameters[query.parameters], 10)
             queries[query.name] = (statements.read(query.file), rows[0])
         databases.create(server, "seven", "advised")
         whole = sum(built.bytes for built in build(server, "seven", CHECKOUT / "sql/indexes/performance_indexes.sql"))
-        found = advise(Session(Place(server, "advised")), queries, max_bytes=whole / 2)
+        found = advise(Session(Database(server, "advised")), queries, max_bytes=whole / 2)
     finally:
         databases.drop(server, "seven")
         databases.drop(server, "advised")

@@ -8,22 +8,22 @@ import pytest
 from hosted import Hosted, hosted
 
 from perfkit.errors import UsageError
-from perfkit.explain.facts import Column, Table
+from perfkit.explain.facts import ColumnFacts, TableFacts
 from perfkit.explain.freshness import doubt, stale
 from perfkit.guards.admission import Permission
 from perfkit.indexes import hypopg, trial
 from perfkit.indexes.advice import Advice, Refusal
 from perfkit.indexes.advise import advise
 from perfkit.indexes.choosing import tried_in_vain
-from perfkit.indexes.cost import Figures, helps
+from perfkit.indexes.cost import CostFigures, helps
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.query import Session, connect
 
 COUNT = "SELECT count(*) FROM shipments WHERE state = 'active'"
-COLUMNS = (Column("state", "text", 1.0, 1.0),)
-FITTING = Table("public", "people", 50_000, 300, 0, 0, True, COLUMNS, (), (), None, 300.0, 50_000, 0)
+COLUMNS = (ColumnFacts("state", "text", 1.0, 1.0),)
+FITTING = TableFacts("public", "people", 50_000, 300, 0, 0, True, COLUMNS, (), (), None, 300.0, 50_000, 0)
 
 
 # by size and counters
@@ -42,8 +42,8 @@ def test_rows_counted_after_their_analyze_do_not_make_statistics_stale() -> None
         ({"changed": 20_000, "rewritten": 20_000}, "20,000 rows of people changed"),
         ({"changed": 20_000, "vacuumed": True}, "20,000 rows of people changed"),
         ({"size": None, "changed": 20_000}, "20,000 rows of people changed"),
-        ({"columns": (Column("state", "text", None, None),), "analyzed": False}, "people has no statistics yet"),
-        ({"columns": (Column("state", "text", None, None),), "changed": 50_000}, "people has no statistics yet"),
+        ({"columns": (ColumnFacts("state", "text", None, None),), "analyzed": False}, "people has no statistics yet"),
+        ({"columns": (ColumnFacts("state", "text", None, None),), "changed": 50_000}, "people has no statistics yet"),
     ],
 )
 def test_growth_changes_in_place_and_missing_statistics_make_them_stale(change: dict[str, Any], says: str) -> None:
@@ -57,7 +57,7 @@ def test_growth_changes_in_place_and_missing_statistics_make_them_stale(change: 
         {"size": 329.0},
         {"changed": 4_000, "rewritten": 4_000},
         {"analyzed": False, "inserted": 0.0},  # a standby, or counters that were lost
-        {"columns": (Column("state", "text", None, None),), "hidden": True, "changed": 50_000},
+        {"columns": (ColumnFacts("state", "text", None, None),), "hidden": True, "changed": 50_000},
     ],
 )
 def test_few_changes_and_what_is_only_hidden_do_not(change: dict[str, Any]) -> None:
@@ -75,10 +75,10 @@ def test_updates_that_may_have_come_before_or_after_analyze_leave_a_doubt() -> N
 
 @pytest.fixture(params=["server", "server16"])
 def own(request: pytest.FixtureRequest) -> Iterator[Session]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "loaded")
     try:
-        yield Session(Place(server, "loaded"))
+        yield Session(Database(server, "loaded"))
     finally:
         databases.drop(server, "loaded")
 
@@ -253,24 +253,24 @@ def test_elsewhere_a_tiny_table_gets_no_index_unless_it_is_read_again_and_again(
     ],
 )
 def test_candidates_that_did_not_help_are_counted(best: float | None, tried: int, left_out: int, says: str) -> None:
-    after = None if best is None else Figures(best, 1.0, 1.0)
-    found = Refusal("query", tried_in_vain(Figures(277, 1.0, 1.0), after, tried, left_out), certain=False)
+    after = None if best is None else CostFigures(best, 1.0, 1.0)
+    found = Refusal("query", tried_in_vain(CostFigures(277, 1.0, 1.0), after, tried, left_out), certain=False)
     assert found.sentence == says
 
 
 @pytest.mark.parametrize(
     ("before", "after", "helped"),
     [
-        (Figures(1_700, 30.0, 9.0), Figures(1_630, 2.0, 9.0), True),  # a row on every page
-        (Figures(1_700, 30.0, 9.0), Figures(1_750, 2.0, 9.0), True),  # and the index's own
-        (Figures(1_700, 30.0, 9.0), Figures(1_630, 12.0, 9.0), False),
-        (Figures(1_700, 3.0, 9.0), Figures(1_630, 0.2, 9.0), False),  # nobody felt it before
-        (Figures(1_700, 30.0, 9.0), Figures(9_000, 2.0, 9.0), False),  # in memory, this time
-        (Figures(None, None, 1_700.0), Figures(None, None, 1_630.0), False),
+        (CostFigures(1_700, 30.0, 9.0), CostFigures(1_630, 2.0, 9.0), True),  # a row on every page
+        (CostFigures(1_700, 30.0, 9.0), CostFigures(1_750, 2.0, 9.0), True),  # and the index's own
+        (CostFigures(1_700, 30.0, 9.0), CostFigures(1_630, 12.0, 9.0), False),
+        (CostFigures(1_700, 3.0, 9.0), CostFigures(1_630, 0.2, 9.0), False),  # nobody felt it before
+        (CostFigures(1_700, 30.0, 9.0), CostFigures(9_000, 2.0, 9.0), False),  # in memory, this time
+        (CostFigures(None, None, 1_700.0), CostFigures(None, None, 1_630.0), False),
     ],
 )
 def test_an_index_that_takes_a_third_of_the_time_helps_though_as_many_pages_are_read(
-    before: Figures, after: Figures, helped: bool
+    before: CostFigures, after: CostFigures, helped: bool
 ) -> None:
     assert helps(before, after) == helped
 

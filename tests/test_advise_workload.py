@@ -12,8 +12,8 @@ from perfkit.guards.admission import Permission
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.query import Session, connect
 
 # Loans come day by day, so that the rows of a day lie together; a reader's lie anywhere.
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     path = tmp_path_factory.mktemp("library") / "tables.sql"
     path.write_text(LIBRARY)
     databases.create(server, "library")
     databases.prepare(server, "library", [path], {})
     databases.freeze(server, "library")
-    yield Session(Place(server, "library"))
+    yield Session(Database(server, "library"))
     databases.drop(server, "library")
 
 

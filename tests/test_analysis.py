@@ -18,11 +18,11 @@ from synthetic import make_run
 from perfkit import config
 from perfkit.analysis import analyse
 from perfkit.analysis.policy import Decision, Outcome, Rule
-from perfkit.analysis.results import Analysis, Comparison, Level
+from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.bundle import FLOOR, Bundle, Round
 from perfkit.errors import BundleError, PerfkitError
 from perfkit.load.samples import Rest
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 from perfkit.stats import Verdict
 
 ARMS = ["before", "control", "after-index", "after-full"]
@@ -97,7 +97,7 @@ def failing(count: int, outcome: str = "http_500", counted: bool = True) -> Chan
     return how
 
 
-def level(found: Analysis, arm: str, scenario: str) -> Level:
+def level(found: Analysis, arm: str, scenario: str) -> Summary:
     known = found.level(arm, scenario)
     assert known is not None
     return known
@@ -489,7 +489,7 @@ def test_what_an_unfinished_run_broke_stays_broken(run: Bundle) -> None:
 
 
 def test_a_run_that_ended_before_its_first_round_says_so(tmp_path: Path) -> None:
-    described = Selection(config.load(), Options(profile="quick", scale="seed")).describe()
+    described = Selection(config.load(), RunSpec(profile="quick", scale="seed")).describe()
     found = analyse(Bundle.create(tmp_path / "run", described))
     assert found.judgement.decision is Decision.INCONCLUSIVE
     assert found.headline == "Nothing was measured."

@@ -190,7 +190,7 @@ def test_a_difference_that_cannot_be_made_is_one_line(home: Path, tmp_path: Path
 
 
 @pytest.fixture
-def two(server: embedded.Server) -> Iterator[embedded.Server]:
+def two(server: embedded.EmbeddedServer) -> Iterator[embedded.EmbeddedServer]:
     """Two databases of the user's on one server, the second with more rows."""
     for name, more in (("pk_one", ""), ("pk_two", "INSERT INTO things SELECT 4, 'four'")):
         databases.create(server, name)
@@ -201,12 +201,12 @@ def two(server: embedded.Server) -> Iterator[embedded.Server]:
         databases.drop(server, name)
 
 
-def in_place(server: embedded.Server, name: str = "pk_one") -> tuple[str, str]:
+def in_place(server: embedded.EmbeddedServer, name: str = "pk_one") -> tuple[str, str]:
     """How a configuration names a database, and what has to be confirmed."""
     return f"host={server.socket_dir} dbname={name} user=perfkit", f"{server.socket_dir}:5432/{name}"
 
 
-def test_two_databases_are_compared_as_they_stand(home: Path, two: embedded.Server, tmp_path: Path) -> None:
+def test_two_databases_are_compared_as_they_stand(home: Path, two: embedded.EmbeddedServer, tmp_path: Path) -> None:
     (one, first), (other, second) = in_place(two), in_place(two, "pk_two")
     text = f'allow = ["{first}", "{second}"]\n[database]\ntarget = "{one}"\nway = "in-place"\n'
     text += queries("things", "writable", "memory")
@@ -230,7 +230,7 @@ def test_two_databases_are_compared_as_they_stand(home: Path, two: embedded.Serv
 
 
 def test_indexes_in_place_follow_one_another_and_are_gone_at_the_end(
-    home: Path, two: embedded.Server, tmp_path: Path
+    home: Path, two: embedded.EmbeddedServer, tmp_path: Path
 ) -> None:
     target, name = in_place(two)
     (tmp_path / "index.sql").write_text("CREATE INDEX things_name ON things (name)")

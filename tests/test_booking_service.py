@@ -24,10 +24,10 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from perfkit.booking import handlers
-from perfkit.booking.handlers import Baseline, Pooled
-from perfkit.booking.routes import Service
+from perfkit.booking.handlers import BaselineHandler, PooledHandler
+from perfkit.booking.routes import BookingService
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 FILES = [Path(__file__).parents[1] / "sql" / "booking" / f"{s}.sql" for s in ("schema", "data", "constraints")]
 SMALL = {"organizations": 5, "contacts": 200, "appointments": 1000}
@@ -38,13 +38,13 @@ Answer = tuple[int, Any]
 Connection = psycopg.Connection[Any]
 
 
-def make(server: Server, name: str) -> None:
+def make(server: EmbeddedServer, name: str) -> None:
     databases.create(server, name)
     databases.prepare(server, name, FILES, SMALL)
 
 
 @pytest.fixture(scope="module")
-def database(server: Server) -> Iterator[Connection]:
+def database(server: EmbeddedServer) -> Iterator[Connection]:
     """A small booking database."""
     make(server, "booking_http")
     with databases.connected(server, "booking_http") as connection:
@@ -119,7 +119,7 @@ def running(conninfo: str, handler: str, *options: str, healthy: bool = True) ->
 
 
 @pytest.fixture(scope="module", params=HANDLERS)
-def service(request: pytest.FixtureRequest, server: Server, database: Connection) -> Iterator[Running]:
+def service(request: pytest.FixtureRequest, server: EmbeddedServer, database: Connection) -> Iterator[Running]:
     """Each handler in turn, on the same database."""
     with running(server.conninfo("booking_http"), request.param) as service:
         yield service
@@ -362,7 +362,7 @@ def test_a_path_that_cannot_be_meant_is_refused(service: Running, path: str, sta
 
 
 @contextmanager
-def held(server: Server, patient: dict[str, str]) -> Iterator[None]:
+def held(server: EmbeddedServer, patient: dict[str, str]) -> Iterator[None]:
     """The contact's booking lock, held by someone else meanwhile."""
     with psycopg.connect(server.conninfo("booking_http")) as other:
         other.execute("SELECT pg_advisory_xact_lock(booking_lock(%(org_id)s, %(contact_id)s))", patient)
@@ -389,7 +389,9 @@ def under_way(service: Running, database: Connection, patient: dict[str, str]) -
 
 
 @pytest.mark.slow
-def test_a_timeout_stops_the_work_in_the_server(server: Server, database: Connection, patient: dict[str, str]) -> None:
+def test_a_timeout_stops_the_work_in_the_server(
+    server: EmbeddedServer, database: Connection, patient: dict[str, str]
+) -> None:
     with running(server.conninfo("booking_http"), "pooled", "--pool-size", "1") as service:
         with held(server, patient):
             with under_way(service, database, patient) as booking:
@@ -401,10 +403,10 @@ def test_a_timeout_stops_the_work_in_the_server(server: Server, database: Connec
 
 
 def test_the_service_itself_cancels_what_takes_too_long(
-    server: Server, database: Connection, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer, database: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def wait_for_it() -> None:
-        handler = Pooled(server.conninfo("booking_http"), 1)
+        handler = PooledHandler(server.conninfo("booking_http"), 1)
         await handler.open()
         while not handler._pool:
             await asyncio.sleep(0.01)
@@ -420,7 +422,7 @@ def test_the_service_itself_cancels_what_takes_too_long(
 
 @pytest.mark.slow
 def test_the_work_stops_even_if_the_service_was_killed_meanwhile(
-    server: Server, database: Connection, patient: dict[str, str]
+    server: EmbeddedServer, database: Connection, patient: dict[str, str]
 ) -> None:
     with running(server.conninfo("booking_http"), "pooled") as service, held(server, patient):
         with under_way(service, database, patient) as booking:
@@ -431,7 +433,7 @@ def test_the_work_stops_even_if_the_service_was_killed_meanwhile(
 
 
 @pytest.mark.slow
-def test_an_exhausted_pool_says_so(server: Server, database: Connection, patient: dict[str, str]) -> None:
+def test_an_exhausted_pool_says_so(server: EmbeddedServer, database: Connection, patient: dict[str, str]) -> None:
     conninfo = server.conninfo("booking_http")
     with running(conninfo, "pooled", "--pool-size", "1") as service, held(server, patient):
         answers = service.book_all([wish(patient), wish(patient)])
@@ -454,7 +456,7 @@ def test_a_database_out_of_reach_is_503(tmp_path: Path, handler: str) -> None:
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_sighup_makes_it_use_the_database_that_took_the_olds_place(server: Server, handler: str) -> None:
+def test_sighup_makes_it_use_the_database_that_took_the_olds_place(server: EmbeddedServer, handler: str) -> None:
     make(server, "booking_reset")
     with running(server.conninfo("booking_reset"), handler) as service:
         databases.drop(server, "booking_reset")
@@ -467,7 +469,7 @@ def test_sighup_makes_it_use_the_database_that_took_the_olds_place(server: Serve
     databases.drop(server, "booking_reset")
 
 
-def test_sighup_gives_the_pool_new_connections(server: Server, database: Connection) -> None:
+def test_sighup_gives_the_pool_new_connections(server: EmbeddedServer, database: Connection) -> None:
     def pids() -> set[int]:
         rows = database.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'pool'")
         return {row["pid"] for row in rows}
@@ -481,7 +483,7 @@ def test_sighup_gives_the_pool_new_connections(server: Server, database: Connect
 
 
 def test_health_asked_before_a_reset_is_not_taken_for_one_after_it() -> None:
-    class Slow(Baseline):
+    class Slow(BaselineHandler):
         async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[Any]:
             await answer.wait()
             return []
@@ -489,7 +491,7 @@ def test_health_asked_before_a_reset_is_not_taken_for_one_after_it() -> None:
     answer = asyncio.Event()
 
     async def ask() -> Any:
-        service = Service(Slow(""))
+        service = BookingService(Slow(""))
         asked = asyncio.create_task(service.health(make_mocked_request("GET", "/health")))
         await asyncio.sleep(0)
         await service.reset()
@@ -500,7 +502,7 @@ def test_health_asked_before_a_reset_is_not_taken_for_one_after_it() -> None:
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
-def test_what_nobody_foresaw_is_500_without_internals(server: Server, handler: str) -> None:
+def test_what_nobody_foresaw_is_500_without_internals(server: EmbeddedServer, handler: str) -> None:
     databases.create(server, "booking_empty")
     with running(server.conninfo("booking_empty"), handler) as service:
         status, answer = service.ask("GET", f"/clinics/{uuid4()}/status")
@@ -515,7 +517,7 @@ def test_what_nobody_foresaw_is_500_without_internals(server: Server, handler: s
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("how", ["stdin", "signal"])
 def test_it_ends_at_once_and_leaves_no_connection(
-    server: Server, database: Connection, patient: dict[str, str], handler: str, how: str
+    server: EmbeddedServer, database: Connection, patient: dict[str, str], handler: str, how: str
 ) -> None:
     conninfo = server.conninfo("booking_http") + " application_name=ending"
     left = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ending'"

@@ -10,7 +10,7 @@ import pytest
 from scripts import run_all
 
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 SQL = Path(__file__).resolve().parents[1] / "sql"
 TABLES = ["organizations", "contacts", "appointments"]
@@ -29,7 +29,7 @@ INDEXES = {
 Connection = psycopg.Connection[Any]
 
 
-def build(server: Server, name: str, scale: dict[str, int]) -> None:
+def build(server: EmbeddedServer, name: str, scale: dict[str, int]) -> None:
     databases.create(server, name)
     files = [SQL / "booking" / f"{step}.sql" for step in ("schema", "data", "constraints")]
     databases.prepare(server, name, files, scale)
@@ -37,7 +37,7 @@ def build(server: Server, name: str, scale: dict[str, int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def seed(server: Server) -> Iterator[Connection]:
+def seed(server: EmbeddedServer) -> Iterator[Connection]:
     """The data at its smallest scale; do not change it."""
     build(server, "booking_seed", SEED)
     with databases.connected(server, "booking_seed") as connection:
@@ -46,7 +46,7 @@ def seed(server: Server) -> Iterator[Connection]:
 
 
 @pytest.fixture(scope="module")
-def indexed(server: Server) -> Iterator[Connection]:
+def indexed(server: EmbeddedServer) -> Iterator[Connection]:
     """More data, with the index set."""
     build(server, "booking_indexed", MIDDLE)
     databases.prepare(server, "booking_indexed", [SQL / "indexes" / "performance_indexes.sql"], {})
@@ -83,7 +83,7 @@ def test_the_seed_scale_has_the_size_of_the_original_table(seed: Connection) -> 
     assert 2.1e6 < one(seed, "SELECT pg_relation_size('appointments')") < 2.4e6
 
 
-def test_the_same_rows_come_every_time(server: Server, seed: Connection) -> None:
+def test_the_same_rows_come_every_time(server: EmbeddedServer, seed: Connection) -> None:
     digest = "SELECT md5(string_agg(a::text, '' ORDER BY id)) FROM appointments AS a"
     build(server, "booking_again", SEED)
     with databases.connected(server, "booking_again") as again:

@@ -11,13 +11,13 @@ import pytest
 from perfkit.errors import PlanError
 from perfkit.explain import bounds, safety
 from perfkit.explain import capture as capturing
-from perfkit.explain.capture import Options, capture, single, typical_parameters
+from perfkit.explain.capture import ExplainSpec, capture, single, typical_parameters
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.query import Explained
 
 NAME = "bounds_test"
@@ -25,7 +25,7 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 
 @pytest.fixture(scope="module")
-def connect(server: Server) -> Iterator[Connect]:
+def connect(server: EmbeddedServer) -> Iterator[Connect]:
     databases.create(server, NAME)
     with databases.connected(server, NAME) as connection:
         connection.execute("CREATE TABLE t (a text, b int)")
@@ -61,7 +61,7 @@ def took(connect: Connect, sql: str) -> float:
     """Seconds for all that is done with a statement before and after it is executed."""
     begun = time.perf_counter()
     effects(connect, sql, None)
-    found = Explained(capture(connect, sql, None, Options(repeats=1)))
+    found = Explained(capture(connect, sql, None, ExplainSpec(repeats=1)))
     assert found.findings is not None and fingerprint(found.plan) and repr(found) and found._repr_html_()
     return time.perf_counter() - begun
 
@@ -156,11 +156,11 @@ def test_what_is_not_long_stays_as_it_is() -> None:
     assert read_plan(given).root.raw is given["Plan"]
 
 
-def test_a_guard_looks_names_up_past_the_search_path_of_an_arm(connect: Connect, server: Server) -> None:
+def test_a_guard_looks_names_up_past_the_search_path_of_an_arm(connect: Connect, server: EmbeddedServer) -> None:
     with connect() as connection:
         connection.execute("CREATE SCHEMA shadow")
         connection.execute("CREATE VIEW shadow.pg_proc AS SELECT * FROM pg_catalog.pg_proc WHERE false")
-    place = Place(server, NAME, {"search_path": "shadow, public, pg_catalog"})
+    place = Database(server, NAME, {"search_path": "shadow, public, pg_catalog"})
     assert effects(place.session, "SELECT tell()", None).volatile == ("public.tell",)
-    whole = capture(place.session, "SELECT * FROM pg_proc", None, Options(analyze=False)).plan
+    whole = capture(place.session, "SELECT * FROM pg_proc", None, ExplainSpec(analyze=False)).plan
     assert not whole.root.relation  # the statement itself means what it means to the arm

@@ -11,7 +11,7 @@ import pytest
 from synthetic import make_run
 
 from perfkit.analysis import analyse
-from perfkit.analysis.cautions import Caution, Kind, gravest_first, some
+from perfkit.analysis.cautions import Caveat, CaveatKind, gravest_first, some
 from perfkit.analysis.disturbances import disturbances, trend
 from perfkit.bundle import Bundle, Round
 
@@ -29,7 +29,7 @@ def run(made: Path, tmp_path: Path) -> Bundle:
     return Bundle.open(Path(shutil.copytree(made, tmp_path / "run")))
 
 
-def of(bundle: Bundle, kind: Kind) -> list[Caution]:
+def of(bundle: Bundle, kind: CaveatKind) -> list[Caveat]:
     return [caution for caution in analyse(bundle).cautions if caution.kind is kind]
 
 
@@ -38,7 +38,7 @@ def rounds(facts: Callable[[str, int], Mapping[str, float]], blocks: int = 12) -
     return [Round(b, b, "burst", arm, {}, {"wall_ms": 100.0, **facts(arm, b)}) for b in range(blocks) for arm in ARMS]
 
 
-def found(facts: Callable[[str, int], Mapping[str, float]]) -> dict[Kind, Caution]:
+def found(facts: Callable[[str, int], Mapping[str, float]]) -> dict[CaveatKind, Caveat]:
     return {caution.kind: caution for caution in disturbances(RUN, rounds(facts), {})}
 
 
@@ -57,12 +57,12 @@ class TestWhatDisturbedRounds:
     @pytest.mark.parametrize(
         ("kind", "facts", "quiet", "said"),
         [
-            (Kind.STEAL, {"steal": 0.03}, {"steal": 0.005}, "before 3.0 %, after-full 3.0 %"),
-            (Kind.OTHER_LOAD, {"others": 0.5}, {"others": 0.1}, "per processor before 0.5, after-full 0.5"),
-            (Kind.CHECKPOINT, {"checkpoints": 1.0}, {"checkpoints": 0.0}, "24 of 24 rounds"),
-            (Kind.AUTOVACUUM, {"autovacuums": 1.0}, {"autovacuums": 0.0}, "24 of 24 rounds"),
+            (CaveatKind.STEAL, {"steal": 0.03}, {"steal": 0.005}, "before 3.0 %, after-full 3.0 %"),
+            (CaveatKind.OTHER_LOAD, {"others": 0.5}, {"others": 0.1}, "per processor before 0.5, after-full 0.5"),
+            (CaveatKind.CHECKPOINT, {"checkpoints": 1.0}, {"checkpoints": 0.0}, "24 of 24 rounds"),
+            (CaveatKind.AUTOVACUUM, {"autovacuums": 1.0}, {"autovacuums": 0.0}, "24 of 24 rounds"),
             (
-                Kind.CACHE,
+                CaveatKind.CACHE,
                 {"blocks_read": 400.0, "blocks_hit": 600.0},
                 {"blocks_read": 40.0, "blocks_hit": 9960.0},
                 "burst (before 40 %, after-full 40 %)",
@@ -70,13 +70,15 @@ class TestWhatDisturbedRounds:
         ],
     )
     def test_is_said_where_it_was_and_not_where_it_was_not(
-        self, kind: Kind, facts: dict[str, float], quiet: dict[str, float], said: str
+        self, kind: CaveatKind, facts: dict[str, float], quiet: dict[str, float], said: str
     ):
         assert said in found(lambda *_: facts)[kind].text and found(lambda *_: facts)[kind].advice
         assert found(lambda *_: quiet) == {}
 
     def test_in_one_round_names_its_arm(self):
-        text = found(lambda arm, block: {"checkpoints": float((arm, block) == ("before", 3))})[Kind.CHECKPOINT].text
+        text = found(lambda arm, block: {"checkpoints": float((arm, block) == ("before", 3))})[
+            CaveatKind.CHECKPOINT
+        ].text
         assert text == "A checkpoint was being written during 1 of 24 rounds (burst on before 1 of 12)."
 
     def test_says_what_looking_parameters_up_took_and_whether_it_is_in_the_times(self):
@@ -93,12 +95,12 @@ class TestWhatDisturbedRounds:
 
 
 class TestDrift:
-    def drifts(self, effect: Callable[[str, int], float], **run: Any) -> list[Caution]:
+    def drifts(self, effect: Callable[[str, int], float], **run: Any) -> list[Caveat]:
         return list(disturbances({**RUN, **run}, [], medians(effect)))
 
     def test_of_all_arms_is_said_with_its_size_and_leaves_ratios_alone(self):
         (caution,) = self.drifts(lambda _, block: 1.03**block)
-        assert caution.kind is Kind.DRIFT and "all arms together +3" in caution.text
+        assert caution.kind is CaveatKind.DRIFT and "all arms together +3" in caution.text
         assert caution.advice.startswith("Ratios are safe")
 
     def test_of_one_arm_alone_is_not_cancelled(self):
@@ -123,45 +125,52 @@ class TestDrift:
 class TestWhatTheRunSays:
     def test_a_healthy_run_is_only_told_where_it_was_measured(self, run: Bundle):
         kinds = {caution.kind for caution in analyse(run).cautions}
-        assert Kind.MACHINE in kinds
-        assert not kinds & {Kind.UNFINISHED, Kind.LEFT_OUT, Kind.CLIENT, Kind.SETTINGS, Kind.FEW_ROUNDS, Kind.WARM_UP}
+        assert CaveatKind.MACHINE in kinds
+        assert not kinds & {
+            CaveatKind.UNFINISHED,
+            CaveatKind.LEFT_OUT,
+            CaveatKind.CLIENT,
+            CaveatKind.SETTINGS,
+            CaveatKind.FEW_ROUNDS,
+            CaveatKind.WARM_UP,
+        }
 
     def test_settings_that_nobody_declared_are_said_and_declared_ones_are_not(self, run: Bundle):
         for facts in run.run["arms"].values():
             facts["server_settings"] = {"work_mem": "4MB", "jit": "off"}
-        assert of(run, Kind.SETTINGS) == []
+        assert of(run, CaveatKind.SETTINGS) == []
         run.run["arms"]["after-full"]["server_settings"] = {"work_mem": "64MB", "jit": "off"}
-        (caution,) = of(run, Kind.SETTINGS)
+        (caution,) = of(run, CaveatKind.SETTINGS)
         assert "work_mem 64MB instead of 4MB" in caution.text and "after-full" in caution.text
         run.run["arms"]["after-full"]["settings"] = {"work_mem": "64MB"}
-        assert of(run, Kind.SETTINGS) == []
+        assert of(run, CaveatKind.SETTINGS) == []
 
     def test_another_version_has_other_defaults(self, run: Bundle):
         for arm, facts in run.run["arms"].items():
             facts["server_settings"] = {"io_method": "worker" if arm == "before" else "sync"}
             facts["postgres"] = 18 if arm == "before" else 16
-        assert of(run, Kind.SETTINGS) == []
+        assert of(run, CaveatKind.SETTINGS) == []
 
     def test_a_client_that_was_too_slow_is_said_with_the_reason(self, run: Bundle):
         for round_ in list(run.rounds()):
             if (round_.arm, round_.scenario) == ("before", "burst"):
                 run.add_round(replace(round_, health={**round_.health, "worker_cpu": 0.99}))
-        (caution,) = of(run, Kind.CLIENT)
+        (caution,) = of(run, CaveatKind.CLIENT)
         assert "burst on before" in caution.text and "busy 99 %" in caution.text
 
     def test_what_was_left_out_or_did_not_end_is_said_first(self, run: Bundle):
         run.run["left_out"] = {"scenarios": ["burst"]}
         run.run["status"] = "interrupted"
         kinds = [caution.kind for caution in analyse(run).cautions]
-        assert kinds[:2] == [Kind.UNFINISHED, Kind.LEFT_OUT]
+        assert kinds[:2] == [CaveatKind.UNFINISHED, CaveatKind.LEFT_OUT]
 
     def test_failures_of_the_warm_up_are_said(self, run: Bundle):
         run.run["blocks"][0]["warm_up_failures"] = {"before": 7}
-        (caution,) = of(run, Kind.WARM_UP)
+        (caution,) = of(run, CaveatKind.WARM_UP)
         assert caution.text.startswith("before: 7 requests of the warm-up failed")
 
 
 def test_the_gravest_come_first_and_every_one_has_advice():
-    given = [Caution(kind, str(kind), "Do something.") for kind in reversed(Kind)]
-    assert [caution.kind for caution in gravest_first(given)] == list(Kind)
+    given = [Caveat(kind, str(kind), "Do something.") for kind in reversed(CaveatKind)]
+    assert [caution.kind for caution in gravest_first(given)] == list(CaveatKind)
     assert some(["a", "b"]) == "a, b"

@@ -16,12 +16,12 @@ from perfkit.bundle import Bundle
 from perfkit.config import Claim
 from perfkit.display import claims as display
 from perfkit.display.subject import Subject
-from perfkit.release.claims import Measured, elsewhere, judge, judged
+from perfkit.release.claims import MeasuredClaim, elsewhere, judge, judged
 from perfkit.release.judged import Judged
 from perfkit.release.lab_claims import judged as lab_judged
 from perfkit.report.files import summary, verdict
 from perfkit.report.run import Run
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 from perfkit.stats import error_bound
 
 Numbers = st.floats(-1e6, 1e6)
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def held_against(run: Run, **claim: Any) -> Judged:
     """One claim judged on the made-up run."""
     said = Claim.model_validate({"text": "said", **claim}).model_dump(mode="json")
-    own = Measured(run.bundle.run, run.analysis, run.bundle, "before", "after-index")
+    own = MeasuredClaim(run.bundle.run, run.analysis, run.bundle, "before", "after-index")
     (found,) = judge([said], own)
     return found
 
@@ -151,7 +151,7 @@ def test_no_error_in_n_requests_excludes_only_rates_above_three_in_n(made: Run) 
 
 def test_errors_that_are_there_have_a_lower_bound_too(made: Run) -> None:
     levels = tuple(replace(x, errors=x.sent // 10) if x.arm == "after-index" else x for x in made.analysis.levels)
-    own = Measured(made.bundle.run, replace(made.analysis, levels=levels), made.bundle, "before", "after-index")
+    own = MeasuredClaim(made.bundle.run, replace(made.analysis, levels=levels), made.bundle, "before", "after-index")
     claim = Claim.model_validate({"text": "none", "measure": "error_rate", "high": 0.001}).model_dump()
     (found,) = judge([claim], own)
     failed, sent = (sum(getattr(x, key) for x in levels if x.arm == "after-index") for key in ("errors", "sent"))
@@ -279,7 +279,7 @@ def test_one_arm_alone_has_changed_nothing_and_is_held_against_no_claim(booking:
 def test_what_is_rolled_back_again_keeps_no_claim() -> None:
     settings = config.load()
     arms = tuple(arm.model_copy(update={"rolled_back": bool(arm.indexes)}) for arm in settings.arm)
-    described = Selection(settings.model_copy(update={"arm": arms}), Options()).describe()
+    described = Selection(settings.model_copy(update={"arm": arms}), RunSpec()).describe()
     assert "claim" not in described["config"]
 
 

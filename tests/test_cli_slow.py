@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from perfkit.cli import main
 from perfkit.cli.slow_output import line, told
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.slow.model import Example, SlowQueries, Statement
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.slow.model import Example, SlowQueries, SlowStatement
 
 HOSTILE = "SELECT '\x1b[31m<b>\u202e' FROM visits WHERE id = 7"
 
@@ -78,7 +78,7 @@ def home(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def where(server: Server) -> Iterator[tuple[str, ...]]:
+def where(server: EmbeddedServer) -> Iterator[tuple[str, ...]]:
     """The options that name a database, as one that somebody else started."""
     databases.create(server, "slow_cli")
     with databases.connected(server, "slow_cli") as connection:
@@ -110,7 +110,7 @@ def test_the_json_object_has_the_keys_that_help_promises(log: Path) -> None:
 
 
 def test_what_programs_read_is_one_line_of_ascii() -> None:
-    statement = Statement("1", HOSTILE, 1, 2.0, example=Example(HOSTILE, (None, "é"), 2.0))
+    statement = SlowStatement("1", HOSTILE, 1, 2.0, example=Example(HOSTILE, (None, "é"), 2.0))
     written = line(told(SlowQueries("the log", (statement,)), 10))
     assert written.isascii() and "\x1b" not in written and "\n" not in written
     assert json.loads(written)["statements"][0]["example"] == {"sql": HOSTILE, "parameters": [None, "é"], "ms": 2.0}
@@ -174,7 +174,7 @@ def test_nobody_elses_server_is_looked_at_unasked(where: tuple[str, ...]) -> Non
         assert f"was not started by perfkit; if it may be used: --confirm {where[3]}" in said
 
 
-def test_the_top_of_a_servers_log(where: tuple[str, ...], server: Server) -> None:
+def test_the_top_of_a_servers_log(where: tuple[str, ...], server: EmbeddedServer) -> None:
     databases.configure(server, "slow_cli", {"log_min_duration_statement": "0"})
     with databases.connected(server, "slow_cli") as connection:
         for number in range(5):
@@ -215,7 +215,7 @@ role = "before"
     assert "no target in [database]" in refusal(2, "top", "--config", made)
 
 
-def test_watching_shows_who_blocks_whom(where: tuple[str, ...], server: Server) -> None:
+def test_watching_shows_who_blocks_whom(where: tuple[str, ...], server: EmbeddedServer) -> None:
     with server.connect("slow_cli") as holder, server.connect("slow_cli") as waiter:
         holder.autocommit = False
         holder.execute("LOCK TABLE visits")
@@ -240,7 +240,7 @@ def test_watching_shows_who_blocks_whom(where: tuple[str, ...], server: Server) 
     assert "SELECT count(*) FROM visits" in text and "\x1b" not in text
 
 
-def server_waits(server: Server) -> bool:
+def server_waits(server: EmbeddedServer) -> bool:
     with server.connect("slow_cli", "postgres") as connection:
         found = connection.execute(
             "SELECT count(*) AS n FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
@@ -258,7 +258,7 @@ def test_an_interrupt_ends_watching_with_one_line(where: tuple[str, ...]) -> Non
 
 
 def test_logging_is_switched_on_with_the_owners_word_only_and_off_again(
-    where: tuple[str, ...], server: Server, home: Path
+    where: tuple[str, ...], server: EmbeddedServer, home: Path
 ) -> None:
     def settings() -> list[str]:
         with server.connect("slow_cli", "postgres") as connection:

@@ -27,7 +27,7 @@ INDEX = "CREATE INDEX ON orders (customer)"
 
 
 @pytest.fixture(scope="module")
-def shop(server: embedded.Server) -> Iterator[embedded.Server]:
+def shop(server: embedded.EmbeddedServer) -> Iterator[embedded.EmbeddedServer]:
     """The user's server with a database of orders."""
     databases.create(server, DATABASE)
     with server.connect(DATABASE) as connection:
@@ -41,7 +41,9 @@ def shop(server: embedded.Server) -> Iterator[embedded.Server]:
 
 
 @pytest.fixture
-def given(shop: embedded.Server, tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def given(
+    shop: embedded.EmbeddedServer, tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
     """What every comparison here has; nothing that it started is left at the end."""
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))
     before = set(psutil.Process().children(recursive=True))
@@ -166,7 +168,7 @@ def test_an_index_that_its_query_uses_is_a_go_and_exits_0(given: dict[str, Any])
 
 
 def test_one_connection_that_somebody_ends_is_inconclusive_and_named(
-    given: dict[str, Any], shop: embedded.Server
+    given: dict[str, Any], shop: embedded.EmbeddedServer
 ) -> None:
     ended, stop = [], threading.Event()
 
@@ -287,22 +289,26 @@ DIFFERENT = [
 ]
 
 
-def compared(shop: embedded.Server, before: str, after: str, rows: Any = (None,)) -> rowsets.RowSets:
+def compared(shop: embedded.EmbeddedServer, before: str, after: str, rows: Any = (None,)) -> rowsets.RowSets:
     return rowsets.compare(lambda: shop.connect(DATABASE), before, after, rows, timeout_s=5)
 
 
 @pytest.mark.parametrize(("before", "after"), SAME)
-def test_rows_are_the_same_in_any_order_and_under_any_names(shop: embedded.Server, before: str, after: str) -> None:
+def test_rows_are_the_same_in_any_order_and_under_any_names(
+    shop: embedded.EmbeddedServer, before: str, after: str
+) -> None:
     assert compared(shop, before, after) == rowsets.RowSets(1, 1, "")
 
 
 @pytest.mark.parametrize(("before", "after", "said"), DIFFERENT)
-def test_duplicates_nulls_and_every_value_count(shop: embedded.Server, before: str, after: str, said: str) -> None:
+def test_duplicates_nulls_and_every_value_count(
+    shop: embedded.EmbeddedServer, before: str, after: str, said: str
+) -> None:
     found = compared(shop, before, after)
     assert (found.equal, found.first_difference) == (0, f"parameter set 1: {said}; 0 of 1 sets agree so far")
 
 
-def test_the_first_parameter_set_that_differs_is_named(shop: embedded.Server) -> None:
+def test_the_first_parameter_set_that_differs_is_named(shop: embedded.EmbeddedServer) -> None:
     rows = [{"n": 1}, {"n": 2}, {"n": 1.5}, {"n": 3}]
     found = compared(shop, "SELECT %(n)s", "SELECT CASE %(n)s WHEN 1.5 THEN 0 ELSE %(n)s END", rows)
     assert (found.compared, found.equal) == (4, 3)
@@ -319,7 +325,7 @@ def test_the_first_parameter_set_that_differs_is_named(shop: embedded.Server) ->
         ("SELECT pg_sleep(60)", "statement timeout"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(shop: embedded.Server, after: str, said: str) -> None:
+def test_what_cannot_be_compared_is_one_line(shop: embedded.EmbeddedServer, after: str, said: str) -> None:
     with pytest.raises(PlanError, match=said) as caught:
         rowsets.compare(lambda: shop.connect(DATABASE), "SELECT 1", after, [None], timeout_s=0.2)
     assert "\n" not in str(caught.value)

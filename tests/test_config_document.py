@@ -99,7 +99,7 @@ def test_a_command_below_perfkits_own_folder_stays_a_path(tmp_path: Path) -> Non
     """Only a file's name may begin with `perfkit:`; a program would not be found by it."""
     settings = config.load()
     program = f"{CHECKOUT}/app.py"
-    changed = settings.model_copy(update={"service": config.Service(command=(program,)), "title": f'"{program}'})
+    changed = settings.model_copy(update={"service": config.ServiceConfig(command=(program,)), "title": f'"{program}'})
     shown = tomllib.loads(document.show(changed))
     assert (shown["service"]["command"], shown["title"]) == ([program], f'"{program}')
     assert shown["database"]["prepare"][0] == "perfkit:sql/booking/schema.sql"

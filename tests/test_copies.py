@@ -114,8 +114,8 @@ class Copier:
     """Copies databases of one server into another, and says what is there afterwards."""
 
     folder: Path
-    source: embedded.Server
-    server: embedded.Server
+    source: embedded.EmbeddedServer
+    server: embedded.EmbeddedServer
 
     def external(self, name: str, user: str = "perfkit") -> External:
         address = resolve(f"host={self.source.socket_dir} port=5432 dbname={name} user={user}")
@@ -148,19 +148,21 @@ class Copier:
         return [entry["statement"] for entry in self.entries() if "statement" in entry]
 
 
-def ask(server: embedded.Server, name: str, query: str, *values: object) -> list[tuple]:
+def ask(server: embedded.EmbeddedServer, name: str, query: str, *values: object) -> list[tuple]:
     with psycopg.connect(server.conninfo(name, "postgres"), autocommit=True) as connection:
         return connection.execute(query, values or None).fetchall()
 
 
-def run(server: embedded.Server, name: str, *statements: str, user: str = "perfkit") -> None:
+def run(server: embedded.EmbeddedServer, name: str, *statements: str, user: str = "perfkit") -> None:
     with server.connect(name, user) as connection:
         for statement in statements:
             run_all(connection, statement)
 
 
 @pytest.fixture(autouse=True)
-def leaves_nothing(server: embedded.Server, server16: embedded.Server, tmp_path: Path, monkeypatch) -> Iterator[None]:
+def leaves_nothing(
+    server: embedded.EmbeddedServer, server16: embedded.EmbeddedServer, tmp_path: Path, monkeypatch
+) -> Iterator[None]:
     """No program still runs, no folder is left; the copy itself is dropped here."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -174,25 +176,25 @@ def leaves_nothing(server: embedded.Server, server16: embedded.Server, tmp_path:
 
 
 @pytest.fixture
-def up(server: embedded.Server, server16: embedded.Server, tmp_path: Path) -> Copier:
+def up(server: embedded.EmbeddedServer, server16: embedded.EmbeddedServer, tmp_path: Path) -> Copier:
     """From 16 to 18."""
     return Copier(tmp_path, server16, server)
 
 
 @pytest.fixture
-def down(server: embedded.Server, server16: embedded.Server, tmp_path: Path) -> Copier:
+def down(server: embedded.EmbeddedServer, server16: embedded.EmbeddedServer, tmp_path: Path) -> Copier:
     """From 18 to 16."""
     return Copier(tmp_path, server, server16)
 
 
 @pytest.fixture
-def same(server: embedded.Server, tmp_path: Path) -> Copier:
+def same(server: embedded.EmbeddedServer, tmp_path: Path) -> Copier:
     """Within 18, where plans can be compared."""
     return Copier(tmp_path, server, server)
 
 
 @pytest.fixture(scope="module")
-def everything(server: embedded.Server, server16: embedded.Server) -> Iterator[str]:
+def everything(server: embedded.EmbeddedServer, server16: embedded.EmbeddedServer) -> Iterator[str]:
     """A database of every kind of thing, on both servers."""
     hostile, long = (sql.Identifier(name).as_string() for name in (HOSTILE, LONG))
     for each in (server, server16):
@@ -211,12 +213,12 @@ def everything(server: embedded.Server, server16: embedded.Server) -> Iterator[s
         databases.drop(each, "pk_everything")
 
 
-def database(server: embedded.Server, name: str, *statements: str, user: str = "perfkit") -> None:
+def database(server: embedded.EmbeddedServer, name: str, *statements: str, user: str = "perfkit") -> None:
     databases.create(server, name)
     run(server, name, *statements, user=user)
 
 
-def contents(server: embedded.Server, name: str) -> dict[str, tuple]:
+def contents(server: embedded.EmbeddedServer, name: str) -> dict[str, tuple]:
     """The number and a hash of the rows of everything that has some."""
     listed = ask(
         server, name,
@@ -229,7 +231,7 @@ def contents(server: embedded.Server, name: str) -> dict[str, tuple]:
     }
 
 
-def definitions(server: embedded.Server, name: str) -> dict[str, list]:
+def definitions(server: embedded.EmbeddedServer, name: str) -> dict[str, list]:
     """Everything but rows, as the server words it; NOT NULL is no constraint of its own before 18."""
     queries = {
         "indexes": "SELECT indexdef FROM pg_indexes WHERE schemaname !~ '^pg_'",
@@ -480,7 +482,9 @@ QUERIES = (
 
 
 @pytest.fixture(scope="module")
-def fitted(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Copier, Copied]]:
+def fitted(
+    server: embedded.EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Copier, Copied]]:
     """A database of many types, and one generated to fit it beside it."""
     copier = Copier(tmp_path_factory.mktemp("fitted"), server, server)
     database(server, "pk_shapes", SHAPES)
@@ -492,7 +496,7 @@ def fitted(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) ->
         databases.drop(server, name)
 
 
-def statistics(server: embedded.Server, name: str) -> dict[str, tuple]:
+def statistics(server: embedded.EmbeddedServer, name: str) -> dict[str, tuple]:
     found = ask(
         server, name,
         "SELECT s.tablename || '.' || s.attname, null_frac, most_common_freqs::float8[], correlation, "
@@ -727,7 +731,7 @@ class TestACopyThatFails:
 class WhenPgDumpWaits:
     """While pg_dump waits for a lock there: run a statement with its process id, or interrupt this process."""
 
-    def __init__(self, server: embedded.Server, statement: str | None) -> None:
+    def __init__(self, server: embedded.EmbeddedServer, statement: str | None) -> None:
         self.server, self.statement = server, statement
         self.thread = threading.Thread(target=self.watch)
 
@@ -783,7 +787,7 @@ class TestFromASystemsServer:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_over_tls_all_comes_but_what_needs_its_extensions(
-        self, method: str, elsewhere: Hosted, server: embedded.Server, tmp_path: Path, monkeypatch
+        self, method: str, elsewhere: Hosted, server: embedded.EmbeddedServer, tmp_path: Path, monkeypatch
     ) -> None:
         source = self.external(elsewhere, tmp_path, monkeypatch)
         copied = copy_into(source, server, "pk_copy", Copying(method), lambda _: None)
@@ -803,7 +807,7 @@ class TestFromASystemsServer:
 
     @pytest.mark.parametrize("preloaded", ["", "/nowhere/libpq.so.5"])
     def test_without_a_library_for_tls_it_fails_in_one_line(
-        self, preloaded: str, elsewhere: Hosted, server: embedded.Server, tmp_path: Path, monkeypatch
+        self, preloaded: str, elsewhere: Hosted, server: embedded.EmbeddedServer, tmp_path: Path, monkeypatch
     ) -> None:
         source = self.external(elsewhere, tmp_path, monkeypatch)
         monkeypatch.setattr(dump, "_with_tls", lambda: {**os.environ, "LD_PRELOAD": preloaded})

@@ -22,7 +22,7 @@ from perfkit.monitor.model import About, Event, Probe, Record, Tick
 from perfkit.monitor.period import Period
 from perfkit.monitor.store import Store
 from perfkit.report import dashboard
-from perfkit.report.watch_series import POINTS, Line, Series
+from perfkit.report.watch_series import POINTS, Line, WatchSeries
 from perfkit.stats import MIN_SAMPLES
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202etxt$\\frac{$"
@@ -238,7 +238,7 @@ def values(line: Line) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return line.y[np.isfinite(line.y)]
 
 
-def probes(ms: Sequence[Sequence[float]], every_s: float = 10.0) -> Series:
+def probes(ms: Sequence[Sequence[float]], every_s: float = 10.0) -> WatchSeries:
     about = replace(watching.about(), kinds={"book": "request"})
     ticks = [
         Tick(
@@ -250,7 +250,7 @@ def probes(ms: Sequence[Sequence[float]], every_s: float = 10.0) -> Series:
         )
         for n, own in enumerate(ms)
     ]
-    return Series(Period(ticks), about)
+    return WatchSeries(Period(ticks), about)
 
 
 @settings(max_examples=30, deadline=None)
@@ -277,11 +277,11 @@ def test_a_percentile_is_of_all_answers_of_its_stretch_and_never_a_mean_of_perce
 
 def test_the_slowest_answer_of_a_day_is_in_the_picture(day: Record) -> None:
     slowest = max(ms for tick in day.ticks for name in watching.REQUESTS for ms in tick.probes[name].ms)
-    assert values(Series(Period(day.ticks), day.about).slowest()).max() == slowest
+    assert values(WatchSeries(Period(day.ticks), day.about).slowest()).max() == slowest
 
 
 def test_a_line_breaks_where_nobody_watched_and_where_nothing_was_answered(day: Record) -> None:
-    series = Series(Period(day.ticks), day.about)
+    series = WatchSeries(Period(day.ticks), day.about)
     for line in (series.percentile(50), series.throughput(), series.error_rate()):
         gone = line.x[np.isnan(line.y)]
         assert len(gone) and ((gone > 0.8 * DAY - line.width) & (gone < 0.8 * DAY + 3600 + line.width)).all()

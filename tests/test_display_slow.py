@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from perfkit.display.activity import ActivityView
 from perfkit.display.slow import SlowView, one_line, picture
 from perfkit.slow.activity import Activity, Running, tree
-from perfkit.slow.model import Example, SlowQueries, Statement
+from perfkit.slow.model import Example, SlowQueries, SlowStatement
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOSTILE = "SELECT '</pre></title><script>alert(1)</script>' \x1b[31m \u202e \"' onmouseover=x\x00"
@@ -42,8 +42,8 @@ class Tags(HTMLParser):
         assert self._open.pop() == tag
 
 
-def statement(number: int, total_ms: float, *, text: str = "", **known: object) -> Statement:
-    return Statement(f"id{number}", text or f"SELECT {number} FROM visits", 100, total_ms, **known)  # type: ignore[arg-type]
+def statement(number: int, total_ms: float, *, text: str = "", **known: object) -> SlowStatement:
+    return SlowStatement(f"id{number}", text or f"SELECT {number} FROM visits", 100, total_ms, **known)  # type: ignore[arg-type]
 
 
 def queries(*totals: float, **told: object) -> SlowQueries:
@@ -154,7 +154,7 @@ def test_a_statement_of_megabytes_is_not_shown_in_full() -> None:
 
 @given(st.lists(st.tuples(st.text(), st.floats(0, 1e9)), max_size=30), st.integers(1, 20), st.text())
 def test_text_fits_a_hundred_columns(told: list[tuple[str, float]], limit: int, said: str) -> None:
-    statements = tuple(Statement("1", text, 10**9, ms, ms) for text, ms in sorted(told, key=lambda pair: -pair[1]))
+    statements = tuple(SlowStatement("1", text, 10**9, ms, ms) for text, ms in sorted(told, key=lambda pair: -pair[1]))
     view = SlowView(SlowQueries(said, statements, NOON, NOON, {said: 3}, (said * 20,)), limit)
     assert max(map(len, repr(view).split("\n"))) <= 100
     Tags(view.html())

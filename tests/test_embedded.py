@@ -41,7 +41,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a
 
 
 @pytest.fixture
-def home(server_home: Path, server: embedded.Server) -> Iterator[Path]:
+def home(server_home: Path, server: embedded.EmbeddedServer) -> Iterator[Path]:
     """A home of its own for one test; root's copy of the programs is shared, to save time."""
     for folder in open_folder():
         for programs in server_home.glob("bin-*"):
@@ -128,7 +128,7 @@ def supervisor(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def one(server: embedded.Server, query: str, user: str = "postgres") -> Any:
+def one(server: embedded.EmbeddedServer, query: str, user: str = "postgres") -> Any:
     with psycopg.connect(server.conninfo(user=user)) as connection:
         row = connection.execute(query).fetchone()  # type: ignore[arg-type]
     return row[0] if row and len(row) == 1 else row
@@ -145,17 +145,17 @@ class TestAServer:
             assert one(server, "SHOW server_encoding") == "UTF8"
             assert one(server, "SELECT 'a' > 'B'") is True, "not sorted as in the C locale"
 
-    def test_gives_work_an_unprivileged_role(self, server: embedded.Server) -> None:
+    def test_gives_work_an_unprivileged_role(self, server: embedded.EmbeddedServer) -> None:
         role = "SELECT rolname::text, rolsuper, rolcreatedb FROM pg_roles WHERE rolname = current_user"
         assert one(server, role, user="perfkit") == ("perfkit", False, False)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             one(server, "SELECT pg_reload_conf()", user="perfkit")
 
-    def test_can_be_reached_by_its_user_only(self, server: embedded.Server) -> None:
+    def test_can_be_reached_by_its_user_only(self, server: embedded.EmbeddedServer) -> None:
         assert server.socket_dir.stat().st_mode & 0o777 == 0o700
         assert len(str(server.socket_dir / ".s.PGSQL.5432")) < 100
 
-    def test_writes_wal_for_an_index_build(self, server: embedded.Server) -> None:
+    def test_writes_wal_for_an_index_build(self, server: embedded.EmbeddedServer) -> None:
         with psycopg.connect(server.conninfo(user="postgres"), autocommit=True) as connection:
             connection.execute("CREATE TABLE walled AS SELECT generate_series(1, 20000) AS n")
             before = connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
@@ -165,7 +165,7 @@ class TestAServer:
         assert written is not None
         assert written[0] > 100_000
 
-    def test_logs_json_with_query_ids(self, server: embedded.Server) -> None:
+    def test_logs_json_with_query_ids(self, server: embedded.EmbeddedServer) -> None:
         with psycopg.connect(server.conninfo(user="postgres"), autocommit=True) as connection:
             connection.execute("SET log_min_duration_statement = 0")
             connection.execute("SELECT 'find me in the log'")
@@ -176,7 +176,7 @@ class TestAServer:
         assert line["query_id"] != 0
         assert "find me in the log" in server.log_tail(3)
 
-    def test_is_16_on_request(self, server16: embedded.Server) -> None:
+    def test_is_16_on_request(self, server16: embedded.EmbeddedServer) -> None:
         assert one(server16, "SHOW server_version_num").startswith("16")
 
     def test_works_on_a_path_with_spaces_and_quotes(self, home: Path) -> None:
@@ -202,7 +202,7 @@ class TestSharing:
             assert len({user.info()["pid"] for user in started}) == 1
             assert len(list(home.glob("server-*/data-*"))) == 1
 
-    def test_other_settings_are_another_server(self, home: Path, server: embedded.Server) -> None:
+    def test_other_settings_are_another_server(self, home: Path, server: embedded.EmbeddedServer) -> None:
         with embedded.start(settings=SMALL, home=home) as other:
             assert other.pid != server.pid
 
@@ -363,7 +363,7 @@ class TestRefusals:
 class TestUsers:
     @as_root
     def test_root_runs_it_as_another_user_and_changes_no_existing_folder(
-        self, bare_home: Path, server: embedded.Server
+        self, bare_home: Path, server: embedded.EmbeddedServer
     ) -> None:
         outer = bare_home / "outer"
         outer.mkdir(mode=0o711)

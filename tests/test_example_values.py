@@ -11,12 +11,12 @@ from scripts import run_all
 
 from perfkit.errors import PlanError
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.postgres.placeholders import numbered
 from perfkit.slow.examples import Value, example_rows
 from perfkit.slow.mending import cast, preparable, unified
-from perfkit.slow.placing import aligned, fixed, lexemes, named, placeholders
+from perfkit.slow.placing import aligned, fixed, lexemes, named_placeholders, placeholders
 from perfkit.slow.preparing import prepared
 
 TABLES = """
@@ -57,27 +57,27 @@ KINDS = {
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    server: Server = request.getfixturevalue(request.param)
+def place(request: pytest.FixtureRequest) -> Iterator[Database]:
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "examples")
     try:
         with databases.connected(server, "examples") as connection:
             run_all(connection, TABLES.encode())
             connection.execute('VACUUM (ANALYZE) "Shops", sales, parts, empty')
-        yield Place(server, "examples")
+        yield Database(server, "examples")
     finally:
         databases.drop(server, "examples")
 
 
-def examples(place: Place, text: str, n: int = 1, seed: int = 1) -> list[tuple[Value, ...]]:
+def examples(place: Database, text: str, n: int = 1, seed: int = 1) -> list[tuple[Value, ...]]:
     return example_rows(place, prepared(place, text), n, seed)
 
 
-def executed(place: Place, text: str, row: tuple[Value, ...]) -> list[dict[str, Any]]:
+def executed(place: Database, text: str, row: tuple[Value, ...]) -> list[dict[str, Any]]:
     """The rows that a statement gives for these values, in a transaction that is rolled back."""
     with place.session() as connection:
         cursor = connection.execute(
-            named(prepared(place, text)).encode(), {f"p{value.number}": value.text for value in row}
+            named_placeholders(prepared(place, text)).encode(), {f"p{value.number}": value.text for value in row}
         )
         found = cursor.fetchall()
         connection.rollback()
@@ -98,9 +98,9 @@ def test_named_placeholders_are_the_same_statement_again_when_numbered(pieces: l
     wanted = sorted({int(piece[1:]) for piece in pieces if re.fullmatch(r"\$\d+", piece)})
     assert placeholders(text) == tuple(wanted)
     if not wanted:
-        assert named(text) == text
+        assert named_placeholders(text) == text
         return
-    back = numbered(named(text))
+    back = numbered(named_placeholders(text))
     numbers = [int(name[1:]) for name in back.names]
     assert sorted(numbers) == wanted
     renumbered = {f"${n}": f"${numbers.index(n) + 1}" for n in numbers}
@@ -231,7 +231,7 @@ FINDING = {
 
 
 @pytest.mark.parametrize("text", FINDING.values(), ids=FINDING.keys())
-def test_values_find_something(place: Place, text: str) -> None:
+def test_values_find_something(place: Database, text: str) -> None:
     if text.startswith("INSERT INTO sales"):  # without its columns named only a plain value can be had
         with place.connect() as connection:
             shop = connection.execute('SELECT id::text FROM "Shops" LIMIT 1').fetchone() or {}
@@ -246,7 +246,7 @@ def test_values_find_something(place: Place, text: str) -> None:
         assert executed(place, text, row), row
 
 
-def test_each_value_says_where_it_is_from(place: Place) -> None:
+def test_each_value_says_where_it_is_from(place: Database) -> None:
     (row,) = examples(
         place, "SELECT * FROM sales WHERE shop = $1 AND price > $2 AND sold < now() - $3::interval LIMIT $4"
     )
@@ -262,7 +262,7 @@ def test_each_value_says_where_it_is_from(place: Place) -> None:
     assert row[0].origin == "a new one, for it is unique"
 
 
-def test_a_value_of_any_type_finds_its_row(place: Place) -> None:
+def test_a_value_of_any_type_finds_its_row(place: Database) -> None:
     columns = ", ".join(f"c{n} {kind}" for n, kind in enumerate(KINDS))
     with place.connect() as connection:
         connection.execute(f"CREATE TABLE kinds (id int, {columns})".encode())
@@ -275,27 +275,27 @@ def test_a_value_of_any_type_finds_its_row(place: Place) -> None:
         connection.execute("DROP TABLE kinds")
 
 
-def test_values_from_statistics_come_as_often_as_their_rows(place: Place) -> None:
+def test_values_from_statistics_come_as_often_as_their_rows(place: Database) -> None:
     found = [row[0].text for row in examples(place, "SELECT * FROM sales WHERE colour = $1", 500)]
     assert set(found) == {"red", "green", "blue"}
     assert 0.5 < found.count("red") / 500 < 0.7  # of the rows 0.6
 
 
-def test_the_same_seed_gives_the_same_values_and_another_one_others(place: Place) -> None:
+def test_the_same_seed_gives_the_same_values_and_another_one_others(place: Database) -> None:
     text = "SELECT * FROM sales WHERE shop = $1 AND price = $2"
     first = examples(place, text, 5, seed=7)
     assert first == examples(place, text, 5, seed=7) != examples(place, text, 5, seed=8)
     assert len({row[0].text for row in first}) > 1
 
 
-def test_what_must_not_be_is_the_rarest_value(place: Place) -> None:
+def test_what_must_not_be_is_the_rarest_value(place: Database) -> None:
     (row,) = examples(place, "SELECT * FROM many WHERE n <> $1 AND kind <> $2")
     assert row[1].text in ("k0", "k1", "k2")
     (row,) = examples(place, "SELECT * FROM sales WHERE colour <> $1 AND id = $2")
     assert row[0].text in ("green", "blue")
 
 
-def test_what_a_part_of_a_plan_gives_is_no_parameter(place: Place) -> None:
+def test_what_a_part_of_a_plan_gives_is_no_parameter(place: Database) -> None:
     text = "SELECT * FROM sales WHERE id = (SELECT max(id) FROM sales WHERE shop = $1 AND day = $2)"
     (row,) = examples(place, text)
     if place.site.version < 17:  # where plans call both `$1`
@@ -304,7 +304,7 @@ def test_what_a_part_of_a_plan_gives_is_no_parameter(place: Place) -> None:
         assert executed(place, text, row)
 
 
-def test_a_table_that_may_not_be_read_is_one_clear_line(place: Place) -> None:
+def test_a_table_that_may_not_be_read_is_one_clear_line(place: Database) -> None:
     with place.site.connect(place.name, "postgres") as connection:
         connection.execute("CREATE TABLE secret (id int, name text)")
         with pytest.raises(PlanError, match="permission denied for table secret"):
@@ -312,12 +312,12 @@ def test_a_table_that_may_not_be_read_is_one_clear_line(place: Place) -> None:
         connection.execute("DROP TABLE secret")
 
 
-def test_without_rows_values_are_plain(place: Place) -> None:
+def test_without_rows_values_are_plain(place: Database) -> None:
     (row,) = examples(place, "SELECT * FROM empty WHERE id = $1 AND note = $2")
     assert [(value.text, value.type) for value in row] == [("1", "integer"), ("a", "text")]
 
 
-def test_a_condition_that_writes_is_not_evaluated(place: Place) -> None:
+def test_a_condition_that_writes_is_not_evaluated(place: Database) -> None:
     with place.connect() as connection:
         connection.execute("CREATE SEQUENCE counted")
         before = connection.execute("SELECT last_value, is_called FROM counted").fetchone()
@@ -336,7 +336,7 @@ def test_a_condition_that_writes_is_not_evaluated(place: Place) -> None:
         ("SELECT * FROM nowhere WHERE id = $1", 'relation "nowhere" does not exist'),
     ],
 )
-def test_a_text_that_cannot_be_prepared_is_one_clear_line(place: Place, text: str, said: str) -> None:
+def test_a_text_that_cannot_be_prepared_is_one_clear_line(place: Database, text: str, said: str) -> None:
     with pytest.raises(PlanError, match=re.escape(said)) as error:
         examples(place, text)
     assert "\n" not in str(error.value)
@@ -348,7 +348,7 @@ def test_a_text_that_cannot_be_prepared_is_one_clear_line(place: Place, text: st
         st.sampled_from(["'$9'", "$1::int", "$$ $8 $$", "/* $7 */ 1", '1 AS "$6"', "E'\\'$5'", "$2::text"]), min_size=1
     )
 )
-def test_the_server_finds_the_same_placeholders(place: Place, parts: list[str]) -> None:
+def test_the_server_finds_the_same_placeholders(place: Database, parts: list[str]) -> None:
     text = f"SELECT {', '.join(parts)}"
     if placeholders(text) in ((1,), (1, 2)):
         (row,) = example_rows(place, text)

@@ -22,7 +22,7 @@ from perfkit.analysis.results import Analysis
 from perfkit.base.resources import CHECKOUT
 from perfkit.bundle import Bundle
 from perfkit.config import Generator
-from perfkit.config import Service as Launched
+from perfkit.config import ServiceConfig as Launched
 from perfkit.postgres import databases, embedded
 from perfkit.service import Service
 
@@ -96,7 +96,7 @@ def decided(found: Analysis) -> bool:
 
 
 @pytest.fixture(scope="module")
-def bench(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def bench(server: embedded.EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What `pgbench -i` makes, and where libpq finds it."""
     databases.create(server, BENCH)
     where = ["-h", server.socket_dir, "-p", str(server.port), "-U", "perfkit", BENCH]
@@ -108,7 +108,7 @@ def bench(server: embedded.Server, tmp_path_factory: pytest.TempPathFactory) -> 
     databases.drop(server, BENCH)
 
 
-def here(server: embedded.Server, folder: Path) -> Path:
+def here(server: embedded.EmbeddedServer, folder: Path) -> Path:
     """The example with this server where the usual one is allowed."""
     copy = Path(shutil.copytree(EXAMPLES / "pgbench", folder / "pgbench"))
     text = (copy / "perfkit.toml").read_text()
@@ -117,20 +117,20 @@ def here(server: embedded.Server, folder: Path) -> Path:
     return copy
 
 
-def named(server: embedded.Server) -> str:
+def named(server: embedded.EmbeddedServer) -> str:
     return f"{server.socket_dir}:{server.port}/{BENCH}"
 
 
 @pytest.fixture(scope="module")
 def pgbench(
-    server: embedded.Server, server_home: Path, bench: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    server: embedded.EmbeddedServer, server_home: Path, bench: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     folder = tmp_path_factory.mktemp("pgbench")
     return reported(here(server, folder), folder / "reports", "--confirm", named(server), home=server_home, **bench)
 
 
 def test_pgbench_is_refused_until_it_is_confirmed(
-    server: embedded.Server, server_home: Path, bench: dict[str, str], tmp_path: Path
+    server: embedded.EmbeddedServer, server_home: Path, bench: dict[str, str], tmp_path: Path
 ) -> None:
     for folder, said in ((EXAMPLES / "pgbench", "is not in 'allow'"), (here(server, tmp_path), "--confirm ")):
         reports = ("--reports", tmp_path / "reports")
@@ -153,7 +153,7 @@ def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bund
 
 
 @pytest.mark.slow
-def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, server: embedded.Server) -> None:
+def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, server: embedded.EmbeddedServer) -> None:
     assert "private copy" in pgbench.run["origin"]["way"]
     assert pgbench.run["database"]["rows"]["pgbench_accounts"] == 500_000
     outcomes = {outcome for round_ in pgbench.rounds() for outcome in round_.columns["outcome"]}
@@ -167,9 +167,9 @@ def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, serv
 
 
 def test_pgbenchs_draws_are_accounts_tellers_and_branches_that_are_there(
-    server: embedded.Server, bench: dict[str, str]
+    server: embedded.EmbeddedServer, bench: dict[str, str]
 ) -> None:
-    rows = databases.rows(server, BENCH, EXAMPLES / "pgbench" / "draws.sql", 5000)
+    rows = databases.fetched(server, BENCH, EXAMPLES / "pgbench" / "draws.sql", 5000)
     for column, least, most in (("aid", 1, 500_000), ("tid", 1, 50), ("bid", 1, 5), ("delta", -5000, 5000)):
         drawn = [row[column] for row in rows]
         assert least <= min(drawn) < least + most * 0.01 + 2 and most * 0.98 - 1 < max(drawn) <= most
@@ -179,7 +179,7 @@ def test_pgbenchs_draws_are_accounts_tellers_and_branches_that_are_there(
 
 
 @pytest.fixture(scope="module")
-def wholesaler(server: embedded.Server) -> Iterator[Any]:
+def wholesaler(server: embedded.EmbeddedServer) -> Iterator[Any]:
     """The smallest data, and a connection to it."""
     found = config.load(EXAMPLES / "tpch" / "perfkit.toml")
     assert found.database
@@ -339,7 +339,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def queue(server: embedded.Server, library: Path) -> Iterator[str]:
+def queue(server: embedded.EmbeddedServer, library: Path) -> Iterator[str]:
     """The library's schema and a few jobs; where the service finds them."""
     databases.create(server, JOBS)
     files = [library / "schema.sql", library / "jobs.sql"]
@@ -360,7 +360,7 @@ def test_without_the_librarys_schema_the_missing_file_is_named(server_home: Path
 
 
 def test_the_queue_is_full_of_finished_jobs_with_the_events_that_the_library_would_have_noted(
-    server: embedded.Server, queue: str
+    server: embedded.EmbeddedServer, queue: str
 ) -> None:
     with server.connect(JOBS) as connection:
         states = connection.execute(

@@ -19,7 +19,7 @@ from perfkit.experiment import measure
 from perfkit.explain.plan import read_plan
 from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import embedded
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 
@@ -65,7 +65,7 @@ def test_every_arm_of_a_block_is_asked_for_the_same_bookings(tmp_path, server_ho
     booking = config.load()
     database = booking.database.model_copy(update={"settings": settings})
     one = booking.model_copy(update={"database": database, "profiles": {"quick": 1}, "check": ()})
-    options = Options(profile="quick", scale="seed", arms=("before", "after-index"), scenarios=("single",))
+    options = RunSpec(profile="quick", scale="seed", arms=("before", "after-index"), scenarios=("single",))
     with embedded.start(18, settings, server_home) as server:
         measure(Selection(one, options), tmp_path / "run")
         log = (server.data_dir / "log" / "server.json").read_text()
@@ -148,7 +148,7 @@ def test_all_functional_checks_pass_and_say_what_came(bundle):
 )
 def test_an_option_that_cannot_be_meant_is_refused_before_anything_starts(tmp_path, options, message):
     with pytest.raises(UsageError) as caught:
-        measure(Selection(config.load(), Options(**options)), tmp_path / "run")
+        measure(Selection(config.load(), RunSpec(**options)), tmp_path / "run")
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -265,7 +265,7 @@ def test_what_lies_in_the_current_folder_is_not_taken_for_a_part_of_it(tmp_path,
 def test_an_unwritable_reports_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PerfkitError, match="cannot be created"):
-        measure(Selection(config.load(), Options()), tmp_path / "file" / "run")
+        measure(Selection(config.load(), RunSpec()), tmp_path / "file" / "run")
 
 
 def test_a_run_file_survives_a_reader_at_any_moment(bundle):

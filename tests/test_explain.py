@@ -11,12 +11,12 @@ import pytest
 from scripts import run_all
 
 from perfkit.errors import PerfkitError, PlanError
-from perfkit.explain.capture import Options, capture, typical_parameters
+from perfkit.explain.capture import ExplainSpec, capture, typical_parameters
 from perfkit.explain.plan import Plan
 from perfkit.explain.safety import effects
 from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.extended import Extended
 
 # Clinic 1 has nearly all visits, so that its parameter gets another plan than the others'.
@@ -40,14 +40,14 @@ PLAIN = "SELECT * FROM visits WHERE note = 'note 7'"
 class Database:
     """A database on a real server, and how often its tables and indexes were scanned."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: EmbeddedServer, name: str) -> None:
         self.server, self.name = server, name
 
     def connect(self) -> psycopg.Connection[Any]:
         return self.server.connect(self.name)
 
     def explain(self, sql: str, parameters: Any = None, **options: Any) -> Plan:
-        return capture(self.connect, sql, parameters, Options(**options)).plan
+        return capture(self.connect, sql, parameters, ExplainSpec(**options)).plan
 
     def scanned(self, sql: str) -> tuple[Plan, dict[str, int]]:
         """One execution's plan, and what the server counted for it."""
@@ -66,7 +66,7 @@ class Database:
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     path: Path = tmp_path_factory.mktemp("explain") / "tables.sql"
     path.write_text(TABLES)
     databases.create(server, "explain_test")
@@ -98,7 +98,7 @@ def test_every_execution_is_kept_as_many_as_were_asked_for_the_first_with_the_ca
     database: Database,
 ) -> None:
     before = database.scans()["seq:visits"]
-    found = capture(database.connect, PLAIN, options=Options(repeats=3))
+    found = capture(database.connect, PLAIN, options=ExplainSpec(repeats=3))
     assert database.scans()["seq:visits"] == before + 3
     assert len(found.documents) == 3
     times = [document[0]["Execution Time"] for document in found.documents]
@@ -272,14 +272,14 @@ def test_a_select_is_read_only_until_the_server_says_that_it_writes_and_it_may(d
         opened.append(database.connect())
         return opened[-1]
 
-    capture(connect, PLAIN, None, Options(writes=True))
+    capture(connect, PLAIN, None, ExplainSpec(writes=True))
     assert [connection.read_only for connection in opened] == [
         True,
         True,
         True,
     ]  # the last for the facts about its tables
     opened.clear()
-    capture(connect, sql, None, Options(writes=True))
+    capture(connect, sql, None, ExplainSpec(writes=True))
     assert [connection.read_only for connection in opened] == [True, False, False, True]
     assert database.ask("SELECT count(*) FROM visits") == 20_000
     assert database.ask("SELECT count(*) FROM clinics") == 200

@@ -12,7 +12,7 @@ from perfkit.bundle import Bundle
 from perfkit.cli import main
 from perfkit.cli.slow_pages import NOTEBOOK
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.report.render import execute, page
 
 
@@ -62,7 +62,9 @@ def test_a_log_alone_is_shown_and_the_rest_says_what_it_lacks(tmp_path: Path) ->
     assert "<script" not in html and "Content-Security-Policy" in html
 
 
-def test_on_a_database_of_somebody_else_nothing_is_built_and_the_page_says_so(server: Server, tmp_path: Path) -> None:
+def test_on_a_database_of_somebody_else_nothing_is_built_and_the_page_says_so(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
     databases.create(server, "explored")
     try:
         with databases.connected(server, "explored") as connection:

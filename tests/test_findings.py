@@ -11,11 +11,11 @@ import psycopg
 import pytest
 from scripts import run_all
 
-from perfkit.explain.capture import Capture, Options, capture
+from perfkit.explain.capture import Capture, ExplainSpec, capture
 from perfkit.explain.findings import RULES, Finding, findings
-from perfkit.explain.findings.model import Limits
+from perfkit.explain.findings.model import FindingLimits
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 PAGES = sorted(path for path in Path("docs/findings").glob("*.md") if path.name != "README.md")
 
@@ -40,7 +40,7 @@ class Page:
 
 
 @contextmanager
-def database(server: Server, page: Page) -> Iterator[str]:
+def database(server: EmbeddedServer, page: Page) -> Iterator[str]:
     """A database with the page's tables."""
     name = f"finding_{page.rule.replace('-', '_')}"
     databases.create(server, name)
@@ -54,7 +54,7 @@ def database(server: Server, page: Page) -> Iterator[str]:
         databases.drop(server, name)
 
 
-def explained(server: Server, name: str, sql: str, more: Sequence[str] = ()) -> Capture:
+def explained(server: EmbeddedServer, name: str, sql: str, more: Sequence[str] = ()) -> Capture:
     """A statement's plan; `SET ...;` lines before it hold for its session, and so do `more` after those."""
     *settings, statement = [part.strip() for part in re.split(r";\s*\n", sql)]
     settings += more
@@ -65,24 +65,26 @@ def explained(server: Server, name: str, sql: str, more: Sequence[str] = ()) -> 
             run_all(connection, setting.encode())
         return connection
 
-    return capture(connect, statement, None, Options(writes=True))
+    return capture(connect, statement, None, ExplainSpec(writes=True))
 
 
 # A machine that is many times as fast finds the same.
-FAST = Limits(worth_ms=0.1, jit_ms=0.5, trigger_call_ms=0.1, planning_ms=0.5)
+FAST = FindingLimits(worth_ms=0.1, jit_ms=0.5, trigger_call_ms=0.1, planning_ms=0.5)
 
 
-def of(rule: str, found: Capture, limits: Limits | None = None) -> list[Finding]:
+def of(rule: str, found: Capture, limits: FindingLimits | None = None) -> list[Finding]:
     return [f for f in findings(found.plan, found.facts, limits) if f.rule == rule]
 
 
 @pytest.fixture(params=["server", "server16"])
-def either(request: pytest.FixtureRequest) -> Server:
+def either(request: pytest.FixtureRequest) -> EmbeddedServer:
     return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if not Page(path).blocks.get("needs")], ids=lambda p: p.stem)
-def test_the_examples_of_a_page_are_found_or_silent_and_its_advice_cures_them(either: Server, path: Path) -> None:
+def test_the_examples_of_a_page_are_found_or_silent_and_its_advice_cures_them(
+    either: EmbeddedServer, path: Path
+) -> None:
     page = Page(path)
     assert page.statements("found") and page.statements("silent"), "a page has a positive and a negative example"
     with database(either, page) as name:

@@ -15,13 +15,13 @@ from scripts import run_all
 from test_findings import FAST, PAGES, Page, explained
 
 from perfkit.errors import PlanError
-from perfkit.explain.capture import Capture, Options, capture
-from perfkit.explain.facts import NO_FACTS, Column, Facts, Reference, Table
+from perfkit.explain.capture import Capture, ExplainSpec, capture
+from perfkit.explain.facts import NO_FACTS, ColumnFacts, PlanFacts, ReferenceFacts, TableFacts
 from perfkit.explain.findings import Finding, Severity, findings
 from perfkit.explain.findings.estimates import misestimate
 from perfkit.explain.findings.joins import correlated_subplan, nested_loop
 from perfkit.explain.findings.memory import hash_batches, sort_spill
-from perfkit.explain.findings.model import Limits, Look
+from perfkit.explain.findings.model import FindingContext, FindingLimits
 from perfkit.explain.findings.overheads import (
     jit_share,
     planner_setting,
@@ -32,7 +32,7 @@ from perfkit.explain.findings.overheads import (
 from perfkit.explain.findings.words import memory, rounded
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.slow  # the pages' examples of every rule are in test_findings
 
@@ -95,12 +95,12 @@ class Database:
                 connection.execute((setting if setting.startswith(("SET ", "RESET ")) else f"SET {setting}").encode())
             return connection
 
-        return capture(connect, sql, None, Options(writes=True, **options))
+        return capture(connect, sql, None, ExplainSpec(writes=True, **options))
 
     def found(self, rule: str, sql: str, *session: str, facts: bool = True, **options: Any) -> list[Finding]:
         """What one rule finds in it."""
         got = self.explained(sql, *session, **options)
-        look = Look(got.plan, got.facts if facts else NO_FACTS, FAST)
+        look = FindingContext(got.plan, got.facts if facts else NO_FACTS, FAST)
         return [f for each in MINE for f in each(look) if f.rule == rule]
 
     def assert_found(self, rule: str, sql: str, text: str, cure: str, *session: str, **options: Any) -> Finding:
@@ -119,7 +119,7 @@ class Database:
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def db(request: pytest.FixtureRequest) -> Iterator[Database]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "findings_costs")
     try:
         with databases.connected(server, "findings_costs") as connection:
@@ -154,10 +154,10 @@ FROM pg_statistic_ext
 """
 
 
-def judged(node: dict[str, Any], facts: Facts = NO_FACTS, **document: Any) -> dict[str, Finding]:
+def judged(node: dict[str, Any], facts: PlanFacts = NO_FACTS, **document: Any) -> dict[str, Finding]:
     """The findings of a plan made by hand, by rule."""
     plan = read_plan({"Plan": node, "Planning Time": 0.1, "Execution Time": 1000.0, **document})
-    return {f.rule: f for rule in MINE for f in rule(Look(plan, facts))}
+    return {f.rule: f for rule in MINE for f in rule(FindingContext(plan, facts))}
 
 
 def node(kind: str, *below: dict[str, Any], loops: float = 1, rows: float = 1, ms: float = 0.0, **more: Any) -> dict:
@@ -297,10 +297,10 @@ def test_a_merge_join_reads_its_inner_side_again_without_that_being_an_error() -
     assert not judged(node("Merge Join", node("Sort", rows=500, ms=1), inner, rows=500, ms=500))
 
 
-def of_table(name: str, *columns: str, referenced_by: tuple[Reference, ...] = ()) -> Facts:
+def of_table(name: str, *columns: str, referenced_by: tuple[ReferenceFacts, ...] = ()) -> PlanFacts:
     """Facts about one analysed table of a million rows."""
-    known = tuple(Column(column, "integer", -0.5, 0.1) for column in columns)
-    return Facts((Table("public", name, 1e6, 9e3, 0.0, 0.0, True, known, (), referenced_by),))
+    known = tuple(ColumnFacts(column, "integer", -0.5, 0.1) for column in columns)
+    return PlanFacts((TableFacts("public", name, 1e6, 9e3, 0.0, 0.0, True, known, (), referenced_by),))
 
 
 def scan(condition: str, rows: float = 20_000, expected: float = 10) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def test_groups_of_several_columns_need_their_combinations_counted() -> None:
 def test_partitions_that_are_all_off_are_one_finding() -> None:
     parts = node("Append", *(scan("(t.a = 5)") for _ in range(5)), rows=100_000, ms=50) | {"Plan Rows": 50}
     plan = read_plan({"Plan": node("Hash Join", parts, node("Hash", ms=1), ms=900), "Execution Time": 999.0})
-    assert len([*misestimate(Look(plan, of_table("t", "a")))]) == 1
+    assert len([*misestimate(FindingContext(plan, of_table("t", "a")))]) == 1
 
 
 def test_a_hash_join_that_found_nothing_to_look_into_read_no_further() -> None:
@@ -728,7 +728,7 @@ def test_a_trigger_of_ones_own_is_named(db: Database) -> None:
 
 
 def test_a_check_that_refers_to_itself_is_not_blamed_for_the_other_direction() -> None:
-    facts = of_table("t", referenced_by=(Reference("t_parent", "t", ("parent",), False),))
+    facts = of_table("t", referenced_by=(ReferenceFacts("t_parent", "t", ("parent",), False),))
     trigger = {"Constraint Name": "t_parent", "Relation": "t", "Time": 500.0, "Calls": 9}
     added = {"Triggers": [trigger | {"Trigger Name": "RI_ConstraintTrigger_c_17"}]}
     gone = {"Triggers": [trigger | {"Trigger Name": "RI_ConstraintTrigger_a_17"}]}
@@ -862,20 +862,20 @@ def test_healthy_statements_have_no_finding_at_all(db: Database) -> None:
         "INSERT INTO noted SELECT 1, 'x' WHERE false",
     ):
         got = db.explained(sql)
-        found = [f for rule in MINE for f in rule(Look(got.plan, got.facts))]
+        found = [f for rule in MINE for f in rule(FindingContext(got.plan, got.facts))]
         assert not found, (sql, found)
 
 
 def test_a_plan_that_was_only_estimated_tells_nothing_but_its_settings(db: Database) -> None:
     for sql in ("SELECT * FROM visits ORDER BY note", "SELECT count(*) FROM clinics, stays", "DELETE FROM accounts"):
         got = db.explained(sql, "work_mem = '64kB'", "enable_hashagg = off", *PARALLEL, analyze=False)
-        assert {f.rule for rule in MINE for f in rule(Look(got.plan, got.facts))} == {"planner-setting"}
+        assert {f.rule for rule in MINE for f in rule(FindingContext(got.plan, got.facts))} == {"planner-setting"}
 
 
 def test_thresholds_are_limits_that_a_caller_may_set(db: Database) -> None:
     got = db.explained("SELECT * FROM visits ORDER BY note", "work_mem = '1MB'")
     assert any(f.rule == "sort-spill" for f in findings(got.plan, got.facts, FAST))
-    assert not any(f.rule == "sort-spill" for f in findings(got.plan, got.facts, Limits(worth_ms=1e9)))
+    assert not any(f.rule == "sort-spill" for f in findings(got.plan, got.facts, FindingLimits(worth_ms=1e9)))
 
 
 def test_thirty_healthy_nodes_are_judged_in_no_time() -> None:
@@ -886,7 +886,7 @@ def test_thirty_healthy_nodes_are_judged_in_no_time() -> None:
     took = []
     for _ in range(50):
         start = time.perf_counter()
-        found = [f for rule in MINE for f in rule(Look(plan))]
+        found = [f for rule in MINE for f in rule(FindingContext(plan))]
         took.append(time.perf_counter() - start)
     assert not found
     took.sort()
@@ -948,7 +948,7 @@ RAW = st.recursive(
     max_leaves=12,
 )
 TABLE = st.builds(
-    Table, *(st.just("public"), st.just("t")), *[st.floats(0, 1e9)] * 4, st.booleans(), *[st.just(())] * 3
+    TableFacts, *(st.just("public"), st.just("t")), *[st.floats(0, 1e9)] * 4, st.booleans(), *[st.just(())] * 3
 )
 
 
@@ -958,14 +958,14 @@ TABLE = st.builds(
     st.dictionaries(st.sampled_from(["Settings", "Triggers", "JIT", "Planning Time", "Execution Time"]), VALUE),
     TABLE,
 )
-def test_no_rule_raises_for_a_plan_that_could_be_read(top: Any, document: Any, table: Table) -> None:
+def test_no_rule_raises_for_a_plan_that_could_be_read(top: Any, document: Any, table: TableFacts) -> None:
     try:
         plan = read_plan({"Plan": top, **document})
     except PlanError:
         return
-    for facts in (NO_FACTS, Facts((table,))):
+    for facts in (NO_FACTS, PlanFacts((table,))):
         for rule in MINE:
-            for found in rule(Look(plan, facts, Limits(worth_ms=0, worth_share=0))):
+            for found in rule(FindingContext(plan, facts, FindingLimits(worth_ms=0, worth_share=0))):
                 assert 0 <= found.share <= 1
 
 

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.errors import PlanError
-from perfkit.explain.capture import Capture, Options, capture
+from perfkit.explain.capture import Capture, ExplainSpec, capture
 from perfkit.explain.facts import NO_FACTS
 from perfkit.explain.findings import RULES, Finding, Severity, findings
 from perfkit.explain.findings.blocked import blocked_condition
-from perfkit.explain.findings.model import Limits, Look
+from perfkit.explain.findings.model import FindingContext, FindingLimits
 from perfkit.explain.findings.order import ordered_limit
 from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, sequential_scan
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.slow  # the pages' examples of every rule are in test_findings
 
 MINE = (sequential_scan, index_filter, heap_fetches, lossy_bitmap, blocked_condition, ordered_limit)
-ANY_TIME = Limits(worth_ms=0.0, worth_share=0.0)  # the machine's speed does not matter
+ANY_TIME = FindingLimits(worth_ms=0.0, worth_share=0.0)  # the machine's speed does not matter
 NAMES = {rule.__name__.replace("_", "-") for rule in MINE}
 
 # A visit has one clinic of 200, one of 5 states, a minute and a day of its own; `words` sorts by language.
@@ -66,7 +66,7 @@ SET parallel_tuple_cost = 0;
 class Database:
     """A database of tables that have few indexes."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: EmbeddedServer, name: str) -> None:
         self.server, self.name = server, name
 
     def run(self, *statements: str) -> None:
@@ -93,7 +93,7 @@ class Database:
                 run_all(connection, setting.encode())
             return connection
 
-        return capture(connect, statement, None, Options(writes=True, repeats=1, **options))
+        return capture(connect, statement, None, ExplainSpec(writes=True, repeats=1, **options))
 
     def found(self, sql: str, **options: Any) -> list[Finding]:
         captured = self.explained(sql, **options)
@@ -125,7 +125,7 @@ class Database:
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def db(request: pytest.FixtureRequest) -> Iterator[Database]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "findings_scans")
     database = Database(server, "findings_scans")
     try:
@@ -476,7 +476,7 @@ def test_a_bitmap_of_several_processes_counts_the_pages_of_all(db: Database, wid
         assert re.search(r"of 3,[34]\d\d pages", found[0].text), "every page is in somebody's part"
     else:  # the leader's part alone is in the plan, and may be any
         idle = not any(worker["Actual Rows"] for worker in bitmap.raw["Workers"])
-        assert bool(found) == ((1 if idle else 3) * bitmap.value("Lossy Heap Blocks") >= Limits().lossy_pages)
+        assert bool(found) == ((1 if idle else 3) * bitmap.value("Lossy Heap Blocks") >= FindingLimits().lossy_pages)
 
 
 @pytest.mark.parametrize(("worker", "pages"), [({"Actual Rows": 0}, 3000), ({"Actual Rows": 5}, 9000),
@@ -491,7 +491,7 @@ def test_workers_that_found_nothing_to_do_multiply_no_pages(worker: dict[str, in
     gather = {"Node Type": "Gather", "Plan Rows": 5, "Actual Rows": 5, "Actual Loops": 1, "Actual Total Time": 60.0,
               "Actual Startup Time": 0.1, "Workers Planned": 2, "Workers Launched": 2, "Plans": [scan]}  # fmt: skip
     plan = read_plan([{"Plan": gather, "Execution Time": 60.0}])
-    (found,) = lossy_bitmap(Look(plan, limits=ANY_TIME))
+    (found,) = lossy_bitmap(FindingContext(plan, limits=ANY_TIME))
     assert f"of {pages:,} pages" in found.text
 
 
@@ -764,12 +764,12 @@ def test_no_rule_raises_for_a_plan_that_could_be_read(tree: dict[str, Any], docu
     except PlanError:
         return
     for rule in RULES:
-        for finding in rule(Look(plan)):
+        for finding in rule(FindingContext(plan)):
             assert finding.text.endswith(".") and finding.advice.endswith(".")
 
 
 def test_what_takes_no_time_worth_a_change_is_silent(db: Database) -> None:
     captured = db.explained("SELECT * FROM visits WHERE email = 'x'")
     assert findings(captured.plan, captured.facts, ANY_TIME)
-    assert not findings(captured.plan, captured.facts, Limits(worth_ms=60_000.0))
-    assert not findings(captured.plan, captured.facts, Limits(worth_share=1.1))
+    assert not findings(captured.plan, captured.facts, FindingLimits(worth_ms=60_000.0))
+    assert not findings(captured.plan, captured.facts, FindingLimits(worth_share=1.1))

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from perfkit.analysis import analyse
-from perfkit.analysis.needs import bound, samples
+from perfkit.analysis.needs import bound_needed, samples_needed
 from perfkit.analysis.policy import Decision, Outcome, error_rule, latency_rule, throughput_rule
 from perfkit.analysis.results import Analysis, ErrorGroup
 from perfkit.bundle import Bundle
 from perfkit.config.judging import Thresholds
-from perfkit.release.answers import Answer
-from perfkit.release.gate import Gate, Watched, decide, judge
-from perfkit.release.items import Item
+from perfkit.release.answers import RecordedAnswer
+from perfkit.release.gate import Gate, WatchState, decide, judge
+from perfkit.release.items import GateItem
 from perfkit.stats import Interval
 
 ARMS = ("after-index", "after-full")
-ALIVE = Watched(True, "4 s old", "The last interval ended 4 s ago.")
-READY = Answer("Team ready for launch", "yes", "Ops Lead", "2026-01-15T09:00:00Z")
+ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")
+READY = RecordedAnswer("Team ready for launch", "yes", "Ops Lead", "2026-01-15T09:00:00Z")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ class Case:
     def __init__(self, run: dict[str, Any], analysis: Analysis) -> None:
         self.run, self.analysis = run, analysis
         self.arms: tuple[str, ...] = ARMS
-        self.answers: tuple[Answer, ...] = (READY,)
-        self.watched: Watched | None = ALIVE
+        self.answers: tuple[RecordedAnswer, ...] = (READY,)
+        self.watched: WatchState | None = ALIVE
 
     @property
     def gate(self) -> Gate:
@@ -86,7 +86,7 @@ class Case:
             setattr(self, name, value)
 
 
-def item(gate: Gate, name: str) -> Item:
+def item(gate: Gate, name: str) -> GateItem:
     return next(own for own in gate.items if own.name == name)
 
 
@@ -102,7 +102,7 @@ GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("(one accident)", "Database trouble", lambda c: c.trouble("sqlstate_53300")),
     ("(one accident)", "Database trouble", lambda c: c.trouble("refused")),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=None)),
-    ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=Watched(False, "90 s old", "It is dead."))),
+    ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=WatchState(False, "90 s old", "It is dead."))),
     ("(the run is whole)", "Run complete", lambda c: c.run.update(status="interrupted")),
     ("(the run is whole)", "Run complete", lambda c: c.run.update(left_out={"scenarios": ["burst"]})),
     ("(a latency holds)", "p95 latency", lambda c: c.rule("p95", outcome=Outcome.UNPROVEN, needs="more.")),
@@ -230,7 +230,7 @@ def test_arms_that_all_lack_a_benefit_are_no_benefit_whatever_is_open(case: Case
 
 @given(st.lists(st.sampled_from(Outcome), min_size=1, max_size=8))
 def test_one_broken_item_is_a_no_go_one_unproven_leaves_it_open(outcomes: list[Outcome]) -> None:
-    items = [Item("", "", "", "", "", "", "", outcome, "") for outcome in outcomes]
+    items = [GateItem("", "", "", "", "", "", "", outcome, "") for outcome in outcomes]
     expected = Decision.GO
     if Outcome.UNPROVEN in outcomes:
         expected = Decision.INCONCLUSIVE
@@ -341,20 +341,20 @@ def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
     assert latency_rule("a", "single", 99, None, 500, 84, rounds=6).needs == (
         "284 more answered requests, about 27 blocks in all."
     )
-    assert samples(95, 0, 6) == "72 answered requests or more."
+    assert samples_needed(95, 0, 6) == "72 answered requests or more."
 
 
 def test_an_estimate_at_its_limit_is_not_promised_to_be_proven() -> None:
     assert (
-        bound(Interval(499.99, 400, 600, 100, 12), 500)
+        bound_needed(Interval(499.99, 400, 600, 100, 12), 500)
         == "more than 1000 blocks: the estimate is too near to the limit."
     )
-    assert bound(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks than 1: so few set no bound."
+    assert bound_needed(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks than 1: so few set no bound."
 
 
 @given(st.floats(1, 1e4), st.floats(1.001, 3), st.floats(1.001, 3), st.integers(2, 50))
 def test_more_blocks_than_there_were_are_asked_for(value: float, room: float, spread: float, rounds: int) -> None:
     limit, end = value * room, value * room * spread
-    said = bound(Interval(value, value / spread, end, 100, rounds), limit)
+    said = bound_needed(Interval(value, value / spread, end, 100, rounds), limit)
     number = int("".join(c for c in said if c.isdigit()))
     assert number > rounds

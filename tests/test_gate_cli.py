@@ -20,7 +20,7 @@ from perfkit.errors import PerfkitError, UsageError
 from perfkit.release import answers
 from perfkit.release.gate import Gate
 from perfkit.report.render import GATE, execute
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 QUESTIONS = ("Team ready for launch", "Rollback plan at hand")
 
@@ -142,7 +142,7 @@ def test_a_rehearsed_rollback_is_nothing_to_ship(run: Path) -> None:
 
 
 def test_the_release_goes_into_the_bundle_of_a_run() -> None:
-    described = Selection(config.load(), Options()).describe()["config"]
+    described = Selection(config.load(), RunSpec()).describe()["config"]
     assert [own["name"] for own in described["release"]["question"]] == list(QUESTIONS)
     assert described["thresholds"].keys() >= {"p50_ms", "p95_ms", "p99_ms", "throughput", "error_rate"}
 

@@ -14,7 +14,7 @@ from perfkit.errors import BundleError
 from perfkit.monitor.metrics import Metrics
 from perfkit.monitor.model import Event
 from perfkit.monitor.store import Store
-from perfkit.release.gate import Watched
+from perfkit.release.gate import WatchState
 from perfkit.release.monitoring import look
 
 TICKS = quiet(hours=0.02)
@@ -35,7 +35,7 @@ def note(text: str) -> Event:
     return Event("note", "note-metrics-0", 0.0, LAST, text)
 
 
-def found(folder: Path, age: float) -> Watched:
+def found(folder: Path, age: float) -> WatchState:
     return look(folder, lambda: LAST + age)
 
 

@@ -29,11 +29,11 @@ from perfkit.indexes.statements import IndexSet, read_set
 from perfkit.load import libpq, pgbench
 from perfkit.load.crew import sql_target
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.extended import send
 from perfkit.postgres.external import open_external
 from perfkit.postgres.parameters import exact, options
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database as Place
 from perfkit.postgres.statements import Statement, read
 from perfkit.slow import examples, preparing
 
@@ -105,7 +105,7 @@ def database(request: pytest.FixtureRequest, system: Hosted, monkeypatch: pytest
         )
         yield Database(Place(site, "bare"), lambda: system.connect("shop", "bare"))
         return
-    server: Server = request.getfixturevalue("server" if request.param == "18" else "server16")
+    server: EmbeddedServer = request.getfixturevalue("server" if request.param == "18" else "server16")
     databases.create(server, "pk_guarantees")
     databases.configure(server, "pk_guarantees", {"standard_conforming_strings": "off"})
     with server.connect("pk_guarantees") as connection:
@@ -115,7 +115,7 @@ def database(request: pytest.FixtureRequest, system: Hosted, monkeypatch: pytest
 
 
 def plan(**how: Any) -> Query:
-    return lambda place, text, given: capture.capture(place.session, text, given, capture.Options(**how))
+    return lambda place, text, given: capture.capture(place.session, text, given, capture.ExplainSpec(**how))
 
 
 def effects(place: Place, text: str, given: Parameters) -> object:
@@ -125,7 +125,7 @@ def effects(place: Place, text: str, given: Parameters) -> object:
 async def sent(place: Place, text: str, given: Parameters, times: int) -> object:
     target = sql_target(place.conninfo(), 5, 5, pooler=place.site.pooler)["options"]
     settings = {"options": options(target["session"])} if target["session"] else {}
-    connection = await libpq.Connection.open(
+    connection = await libpq.LibpqConnection.open(
         target["conninfo"], timeout_s=5, prepare=target["prepare"], client_encoding="UTF8", **settings
     )
     try:
@@ -142,7 +142,7 @@ def load(times: int) -> Query:
 
 def by_pgbench(place: Place, text: str, given: Parameters) -> object:
     scenario = Scenario(name="round", label="", engine="pgbench", send=("q",), seconds=0.2)
-    work = pgbench.Query("q", text, [given] if given else None)
+    work = pgbench.ScriptQuery("q", text, [given] if given else None)
     target = sql_target(place.conninfo(), 5, 5)
     found = pgbench.run(pgbench.program(place.site.bin_dir), target, scenario, [work], "1")
     if failed := [outcome for outcome in found.columns["outcome"] if outcome != "ok"]:
@@ -150,7 +150,7 @@ def by_pgbench(place: Place, text: str, given: Parameters) -> object:
     return found
 
 
-def tried(place: Place, statements: Sequence[str]) -> AbstractContextManager[trial.Trial]:
+def tried(place: Place, statements: Sequence[str]) -> AbstractContextManager[trial.IndexTrial]:
     return trial.trying(place, statements, 9)
 
 
@@ -275,7 +275,7 @@ def enclosed(levels: int) -> str:
 
 
 def parameter_source(place: Place, path: Path) -> object:
-    return databases.rows(place.site, place.name, path, 5)
+    return databases.fetched(place.site, place.name, path, 5)
 
 
 def prepare(place: Place, path: Path) -> object:

@@ -35,9 +35,9 @@ from perfkit.guards.address import Address, canonical, resolve
 from perfkit.guards.admission import Permission, admit, looks_like_production, normal
 from perfkit.guards.audit import Audit
 from perfkit.guards.origin import resolve_origin
-from perfkit.load.crew import Crew, http_target, sql_target
+from perfkit.load.crew import WorkerPool, http_target, sql_target
 from perfkit.load.http import HttpSender
-from perfkit.load.limits import Caps, Gate
+from perfkit.load.limits import Caps, RateGate
 from perfkit.load.plan import Batch, http_message
 from perfkit.postgres import binaries, embedded, external, marker
 from perfkit.postgres.external import External, open_external
@@ -148,7 +148,7 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(server: embedded.Server) -> Iterator[Cluster]:
+def cluster(server: embedded.EmbeddedServer) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="perfkit-guards-"))
     folder.chmod(0o755)
     found = Cluster(server.bin_dir, folder)
@@ -174,8 +174,8 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with Crew(2) as found:
+def crew() -> Iterator[WorkerPool]:
+    with WorkerPool(2) as found:
         yield found
 
 
@@ -295,14 +295,14 @@ class TestPinning:
                     assert row == {"at": "127.0.0.1"}
             assert other.came == 0
 
-    def test_load_workers_go_to_the_address_and_ask_no_resolver(self, cluster: Cluster, crew: Crew) -> None:
+    def test_load_workers_go_to_the_address_and_ask_no_resolver(self, cluster: Cluster, crew: WorkerPool) -> None:
         here = resolve(cluster.db())
         named = replace(here, host="no-such-host.example")  # which only the pinned address can reach
         message = {"item": "q", "sql": "SELECT host(inet_server_addr())", "params": None}
         load = crew.run(sql_target(named.conninfo(), 5, 5), [Batch(((message,),))])
         assert load.columns["outcome"] == ["ok"]
 
-    def test_requests_go_to_the_address_and_ask_no_resolver(self, crew: Crew) -> None:
+    def test_requests_go_to_the_address_and_ask_no_resolver(self, crew: WorkerPool) -> None:
         with service() as meant:
             base = f"http://no-such-host.example:{meant.port}"
             load = crew.run(http_target(base, 5, "/", address="127.0.0.1"), [Batch(((GET,),))])
@@ -334,7 +334,7 @@ class TestPinning:
         assert users == {"before": "app", "control": "app", "after": "plain"}
 
     def test_a_server_that_takes_the_place_of_the_admitted_one_is_not_used(
-        self, cluster: Cluster, server: embedded.Server
+        self, cluster: Cluster, server: embedded.EmbeddedServer
     ) -> None:
         behind = {"confirm": (f"127.0.0.1:{cluster.port}/postgres",), "production": ()}
         with Door(("127.0.0.1", cluster.port)) as swapped:
@@ -392,7 +392,7 @@ class TestLibpq:
 
     @pytest.mark.parametrize("name", ["PGHOSTADDR", "PGSERVICE", "PGOPTIONS", "PGPORT", "PGHOST", "PGDATABASE"])
     def test_an_environment_that_changes_after_admission_changes_nothing(
-        self, name: str, server: embedded.Server, door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, name: str, server: embedded.EmbeddedServer, door: Door, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         services(tmp_path, astray=f"host=127.0.0.1 hostaddr=127.0.0.1 port={door.port} options=-cwork_mem=77MB")
         found = use(server.conninfo("postgres"), f"{server.socket_dir}:5432/postgres")
@@ -405,7 +405,7 @@ class TestLibpq:
             with connect() as connection:
                 row = connection.execute("SELECT inet_server_addr() AS a, current_setting('work_mem') AS m").fetchone()
                 assert row == {"a": None, "m": "4MB"}
-        with Crew(1) as crew:
+        with WorkerPool(1) as crew:
             message = {"item": "q", "sql": "SELECT 1", "params": None}
             load = crew.run(sql_target(found.conninfo(), 5, 5), [Batch(((message,),))])
         assert load.columns["outcome"] == ["ok"]
@@ -643,7 +643,7 @@ class TestTunnels:
                 use(db, name)
             assert use(db, name, cluster.name()).name == name
 
-    def test_a_forwarder_to_a_socket_is_refused_unless_that_is_named(self, server: embedded.Server) -> None:
+    def test_a_forwarder_to_a_socket_is_refused_unless_that_is_named(self, server: embedded.EmbeddedServer) -> None:
         with Door(str(server.socket_dir / ".s.PGSQL.5432")) as tunnel:
             db, name = f"host=127.0.0.1 port={tunnel.port} user=perfkit dbname=postgres", f"127.0.0.1:{tunnel.port}"
             with stopped_by_a_guard("leads to unix:5432/postgres"):
@@ -774,7 +774,7 @@ def service(status: int = 200, seconds: float = 0.0, headers: dict[str, str] | N
 
 class TestRequests:
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_a_redirect_is_not_followed(self, status: int, crew: Crew) -> None:
+    def test_a_redirect_is_not_followed(self, status: int, crew: WorkerPool) -> None:
         with service() as other, service(status, headers={"Location": f"http://127.0.0.1:{other.port}/"}) as meant:
             load = crew.run(http_target(f"http://127.0.0.1:{meant.port}", 5, "/"), [Batch(((GET,),))])
         assert load.columns["outcome"] == [f"http_{status}"]
@@ -792,7 +792,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("change", ["path", "warm", "headers"])
     def test_no_worker_sends_what_is_refused(self, change: str) -> None:
-        with service() as other, service() as meant, Crew(1) as crew:
+        with service() as other, service() as meant, WorkerPool(1) as crew:
             astray = f"@127.0.0.1:{other.port}/"
             target = http_target(f"http://127.0.0.1:{meant.port}", 5, astray if change == "warm" else None)
             changes = {"path": astray, "headers": {"Host": f"127.0.0.1:{other.port}"}}
@@ -826,7 +826,7 @@ class TestRequests:
     def test_a_proxy_of_the_environment_is_not_used(self, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{door.port}")
-        with service() as meant, Crew(1) as crew:
+        with service() as meant, WorkerPool(1) as crew:
             load = crew.run(http_target(f"http://127.0.0.1:{meant.port}", 5, "/"), [Batch(((GET,),))])
         assert load.columns["outcome"] == ["ok"]
         assert (meant.requests, door.came) == (2, 0)
@@ -845,7 +845,7 @@ class TestRequests:
             with stopped_by_a_guard("expected 'writes = true'"):
                 admitted(settings, settings.arm, Permission(confirm=(url,)))
             targets = admitted(
-                settings.model_copy(update={"service": config.Service(url=url, writes=True)}),
+                settings.model_copy(update={"service": config.ServiceConfig(url=url, writes=True)}),
                 settings.arm, Permission(confirm=(url,)),
             )  # fmt: skip
             assert set(caps(settings, targets)) == {"before", "control", "after"}
@@ -888,7 +888,7 @@ class TestMarker:
         assert self.allowed(cluster, "cloned") == frozenset()
 
     def test_a_dump_restored_on_another_cluster_carries_none(
-        self, cluster: Cluster, marked: str, server: embedded.Server
+        self, cluster: Cluster, marked: str, server: embedded.EmbeddedServer
     ) -> None:
         dump = subprocess.run(
             [server.bin_dir / "pg_dump", "--no-owner", "--schema=perfkit_allowed", "-d", cluster.db(dbname=marked)],
@@ -969,13 +969,13 @@ class TestGate:
 
     @given(total=st.integers(1, 50), asked=st.integers(0, 120))
     def test_no_more_than_the_total_gets_through(self, total: int, asked: int) -> None:
-        gate = Gate(Caps(total=total))
+        gate = RateGate(Caps(total=total))
         assert sum(gate.admit(now) is not None for now in range(asked)) == min(total, asked)
         assert bool(gate.reason) == (asked > total)
 
     @given(rate=st.floats(0.5, 1000), steps=st.lists(st.integers(0, 10**9), min_size=2, max_size=60))
     def test_two_requests_are_never_closer_than_the_rate_allows(self, rate: float, steps: list[int]) -> None:
-        gate, now, due = Gate(Caps(rate=rate)), 0, []
+        gate, now, due = RateGate(Caps(rate=rate)), 0, []
         for step in steps:
             now += step
             due.append(gate.admit(now))
@@ -985,7 +985,7 @@ class TestGate:
     def test_nothing_is_due_after_the_deadline_even_if_it_was_asked_for_before(
         self, deadline: int, now: int, rate: float
     ) -> None:
-        gate = Gate(Caps(deadline_ns=deadline, rate=rate))
+        gate = RateGate(Caps(deadline_ns=deadline, rate=rate))
         due = [at for _ in range(20) if (at := gate.admit(now)) is not None]
         assert all(at < deadline for at in due)
         assert bool(due) == (now < deadline)
@@ -994,7 +994,7 @@ class TestGate:
     def test_the_breaker_opens_exactly_when_enough_of_the_last_failed_after_the_grace(
         self, outcomes: list[tuple[bool, float]], window: int, grace: int, share: float
     ) -> None:
-        gate = Gate(Caps(breaker_errors=share, breaker_window=window, grace=grace))
+        gate = RateGate(Caps(breaker_errors=share, breaker_window=window, grace=grace))
         opened = False
         for n, (ok, _) in enumerate(outcomes, 1):
             gate.note("ok" if ok else "timeout", 1.0)
@@ -1007,7 +1007,7 @@ class TestGate:
     def test_the_breaker_opens_exactly_when_more_than_half_of_the_last_were_slow(
         self, outcomes: list[tuple[bool, float]], window: int, grace: int
     ) -> None:
-        gate = Gate(Caps(breaker_ms=100, breaker_window=window, grace=grace))
+        gate = RateGate(Caps(breaker_ms=100, breaker_window=window, grace=grace))
         opened = False
         for n, (_, ms) in enumerate(outcomes, 1):
             gate.note("ok", ms)
@@ -1030,7 +1030,7 @@ class TestGate:
         if in_flight:
             assert all(share.in_flight >= 1 for share in shares)
             assert sum(share.in_flight for share in shares) <= in_flight
-        through = [Gate(share) for share in shares]
+        through = [RateGate(share) for share in shares]
         passed = sum(gate.admit(0) is not None for gate in through for _ in range(250))
         assert passed == (max(0, total - sent) if total else 250 * workers)
 
@@ -1039,11 +1039,11 @@ class TestGate:
         self, in_flight: int, total: int, workers: int
     ) -> None:
         shares = [Caps(in_flight=in_flight, total=total).share(number, workers) for number in range(workers)]
-        sending = [share for share in shares if Gate(share).admit(0) is not None]
+        sending = [share for share in shares if RateGate(share).admit(0) is not None]
         assert sum(share.in_flight for share in sending) <= in_flight
 
     def test_another_round_goes_on_with_pace_and_breaker(self) -> None:
-        gate = Gate(Caps(rate=1, breaker_errors=0.5, breaker_window=6, grace=0))
+        gate = RateGate(Caps(rate=1, breaker_errors=0.5, breaker_window=6, grace=0))
         gate.admit(0)
         for _ in range(3):
             gate.note("timeout", 1)
@@ -1059,7 +1059,7 @@ class TestLoad:
 
     def stopped(self, seen: Service, limits: Caps, users: int, each: int, warm: str | None = None) -> str:
         target = http_target(f"http://127.0.0.1:{seen.port}", 5, warm, limits=limits)
-        with Crew(2) as crew, pytest.raises(TargetRefused) as caught:
+        with WorkerPool(2) as crew, pytest.raises(TargetRefused) as caught:
             crew.run(target, [Batch(((GET,) * each,) * users)])
         return str(caught.value)
 
@@ -1076,7 +1076,7 @@ class TestLoad:
 
     @pytest.mark.parametrize("in_flight", [1, 2, 3])
     def test_no_more_are_in_flight_than_allowed(self, in_flight: int) -> None:
-        with service(seconds=0.02) as seen, Crew(2) as crew:
+        with service(seconds=0.02) as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, "/", limits=Caps(in_flight=in_flight))
             load = crew.run(target, [Batch(((GET,) * 3,) * 8)])
         assert set(load.columns["outcome"]) == {"ok"}
@@ -1084,7 +1084,7 @@ class TestLoad:
         assert seen.most == in_flight
 
     def test_rounds_of_one_run_share_its_total_however_many_workers_each_uses(self) -> None:
-        with service() as seen, Crew(2) as crew:
+        with service() as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, limits=Caps("run", total=20))
             crew.run(target, [Batch(((GET,) * 6,))])
             crew.run(target, [Batch(((GET,) * 2,) * 4)])
@@ -1115,7 +1115,7 @@ class TestLoad:
         assert seen.requests <= 2 * (5 + 2)
 
     def test_the_rate_is_kept(self) -> None:
-        with service() as seen, Crew(2) as crew:
+        with service() as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, limits=Caps(rate=50))
             crew.run(target, [Batch(((GET,) * 10,) * 4)])
         assert seen.requests == 40

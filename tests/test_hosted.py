@@ -26,7 +26,7 @@ from perfkit.bundle import Bundle
 from perfkit.cli import main
 from perfkit.display.capabilities import capabilities
 from perfkit.errors import PlanError, TargetRefused
-from perfkit.explain.capture import Options, capture
+from perfkit.explain.capture import ExplainSpec, capture
 from perfkit.explain.safety import effects, require_harmless
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
@@ -620,9 +620,9 @@ def external(server: Hosted, user: str = "shop") -> External:
 def test_our_own_limit_ends_an_explain_in_one_line_and_outranks_the_roles(server: Hosted) -> None:
     hasty = external(server, "hasty")
     with pytest.raises(PlanError) as caught:
-        capture(hasty.connect, "SELECT pg_sleep(5)", options=Options(timeout_s=0.05))
+        capture(hasty.connect, "SELECT pg_sleep(5)", options=ExplainSpec(timeout_s=0.05))
     assert str(caught.value) == "EXPLAIN failed: canceling statement due to statement timeout"
-    assert capture(hasty.connect, "SELECT pg_sleep(0.3)", options=Options(timeout_s=10, repeats=1)).documents
+    assert capture(hasty.connect, "SELECT pg_sleep(0.3)", options=ExplainSpec(timeout_s=10, repeats=1)).documents
 
 
 # Volatile functions

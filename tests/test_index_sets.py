@@ -29,7 +29,7 @@ from perfkit.indexes.build import build
 from perfkit.indexes.statements import IndexSet, read_set
 from perfkit.lab.design import ablation
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 HASTY = Patience(lock="100ms", attempts=2, pause_s=0.05, transactions="400ms")
 TABLES = """
@@ -116,7 +116,9 @@ def test_a_statement_is_given_back_in_the_form_that_is_asked_for(tmp_path: Path)
         ("unique_", "unique_"),
     ],
 )
-def test_a_name_is_known_as_the_server_will_call_it(server: Server, tmp_path: Path, written: str, name: str) -> None:
+def test_a_name_is_known_as_the_server_will_call_it(
+    server: EmbeddedServer, tmp_path: Path, written: str, name: str
+) -> None:
     [index] = parsed(tmp_path, f"CREATE INDEX {written} ON t (a)").indexes
     assert index.name == name
     with server.connect(user="postgres") as connection, connection.transaction(force_rollback=True):
@@ -218,7 +220,7 @@ def statements(draw: st.DrawFn) -> str:
 
 
 @pytest.fixture(scope="module")
-def bench(server: Server) -> Iterator[psycopg.Connection]:
+def bench(server: EmbeddedServer) -> Iterator[psycopg.Connection]:
     """One empty table on which every statement is tried."""
     databases.create(server, "grammar")
     with server.connect("grammar", "postgres") as connection:
@@ -308,12 +310,12 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Databa
 
 
 @pytest.fixture
-def one(server: Server, tmp_path: Path) -> Iterator["Database"]:
+def one(server: EmbeddedServer, tmp_path: Path) -> Iterator["Database"]:
     """The same on 18 alone."""
     yield from fresh(server, tmp_path)
 
 
-def fresh(server: Server, folder: Path) -> Iterator["Database"]:
+def fresh(server: EmbeddedServer, folder: Path) -> Iterator["Database"]:
     databases.create(server, "sets_test")
     (folder / "tables.sql").write_text(TABLES)
     databases.prepare(server, "sets_test", [folder / "tables.sql"], {})
@@ -324,7 +326,7 @@ def fresh(server: Server, folder: Path) -> Iterator["Database"]:
 class Database:
     """A database, and the set that is applied to it."""
 
-    def __init__(self, server: Server, name: str, folder: Path) -> None:
+    def __init__(self, server: EmbeddedServer, name: str, folder: Path) -> None:
         self.server, self.name, self.folder = server, name, folder
         self.said: list[str] = []
 

@@ -29,9 +29,9 @@ from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.indexes.counters import MIN_AGE
-from perfkit.indexes.use import Facts, Remark, ask, joined, judge, script, used
+from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, script, used
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.external import open_external
 
 TABLES = """
@@ -45,7 +45,7 @@ FROM generate_series(1, 3000) n;
 class Mine:
     """A database with the table `visits`, whose indexes are judged."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: EmbeddedServer) -> None:
         self.server, self.name = server, "index_use"
 
     def do(self, sql: str, user: str = "") -> list[dict[str, Any]]:
@@ -58,13 +58,13 @@ class Mine:
         for statement in filter(str.strip, sql.split(";")):
             self.do(statement)
 
-    def facts(self) -> Facts:
+    def facts(self) -> CatalogueFacts:
         return ask(self.server, self.name)
 
     def remarks(self, *plans: Plan) -> list[Remark]:
         return judge(self.facts(), plans)
 
-    def aged(self, **counters: Any) -> Facts:
+    def aged(self, **counters: Any) -> CatalogueFacts:
         """The facts as if use had been counted for months."""
         facts = self.facts()
         old = {"since": "2026-01-01", "days": 90.0, **counters}
@@ -93,12 +93,12 @@ def mine(request: pytest.FixtureRequest) -> Iterator[Mine]:
 
 
 @pytest.fixture
-def newest(server: Server) -> Iterator[Mine]:
+def newest(server: EmbeddedServer) -> Iterator[Mine]:
     """The same on PostgreSQL 18 alone."""
     yield from made(server, TABLES)
 
 
-def made(server: Server, sql: str) -> Iterator[Mine]:
+def made(server: EmbeddedServer, sql: str) -> Iterator[Mine]:
     databases.create(server, "index_use")
     found = Mine(server)
     found.do(sql)
@@ -351,7 +351,7 @@ def test_statistics_are_counted_from_their_last_reset(mine: Mine) -> None:
     assert after.counted and not after.replica and (after.replicas, after.standbys) == (0, 0)
 
 
-def test_without_a_reset_the_oldest_date_among_the_counters_says_since_when_at_least(server: Server) -> None:
+def test_without_a_reset_the_oldest_date_among_the_counters_says_since_when_at_least(server: EmbeddedServer) -> None:
     for new in made(server, ""):
         with databases.connected(server, new.name) as connection:
             (row,) = connection.execute("SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()")
@@ -692,7 +692,7 @@ def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.Mo
             permission = Permission((), (server.name(), server.name(port=port)), (), None)
             sites = [open_external(resolve(server.db(port=p)), permission, Audit(None)) for p in (server.port, port)]
 
-            def facts() -> list[Facts]:
+            def facts() -> list[CatalogueFacts]:
                 old = {"since": "2026-01-01", "days": 90.0}
                 asked = [ask(site) for site in sites]
                 return [replace(each, counters=replace(each.counters, **old)) for each in asked]
@@ -800,7 +800,7 @@ QUERIES = [
 
 
 @pytest.fixture(scope="module")
-def random_sets(server: Server) -> Iterator[Mine]:
+def random_sets(server: EmbeddedServer) -> Iterator[Mine]:
     for found in made(server, TABLES):
         found.each("VACUUM ANALYZE visits")
         yield found

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.indexes.use import Facts, Remark, ask, judge, script
+from perfkit.indexes.use import CatalogueFacts, Remark, ask, judge, script
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 NAME = "index_use_script"
 TABLES = """
@@ -123,7 +123,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @pytest.fixture(scope="module")
-def connection(server: Server) -> Iterator[psycopg.Connection[Any]]:
+def connection(server: EmbeddedServer) -> Iterator[psycopg.Connection[Any]]:
     databases.create(server, NAME)
     with closing(psycopg.connect(server.conninfo(NAME, "postgres"), autocommit=True)) as found:
         yield found
@@ -143,7 +143,7 @@ def make(connection: psycopg.Connection[Any], case: Case) -> None:
     connection.execute("SELECT 1")
 
 
-def facts(server: Server, case: Case) -> Facts:
+def facts(server: EmbeddedServer, case: Case) -> CatalogueFacts:
     found = ask(server, NAME)
     counted = tuple(replace(index, scans=index.scans + case.scans.get(index.name, 0)) for index in found.indexes)
     return replace(found, indexes=counted, counters=replace(found.counters, **case.counters))
@@ -173,7 +173,7 @@ seen = {"dropped": 0, "unused": 0, "missing": 0, "withheld": 0, "used and droppe
 )
 @given(case=cases())
 def test_all_statements_together_lose_no_key_and_nothing_that_another_was_dropped_for(
-    server: Server, connection: psycopg.Connection[Any], case: Case
+    server: EmbeddedServer, connection: psycopg.Connection[Any], case: Case
 ) -> None:
     make(connection, case)
     before = facts(server, case)

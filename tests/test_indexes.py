@@ -13,7 +13,7 @@ from perfkit.base.resources import CHECKOUT
 from perfkit.errors import UsageError
 from perfkit.indexes.build import Built, build, index_names, places
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.extended import send
 
 TABLE = """
@@ -33,9 +33,9 @@ NAMES = ["visits_clinic", "visits_id", "visits_upper", 'Visits "by" Note', "visi
 
 
 @pytest.fixture(params=["server", "server16"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Server, str]]:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[EmbeddedServer, str]]:
     """A database with one table of 2,000 rows that was never analysed, on PostgreSQL 18 and 16."""
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "indexes_test")
     databases.prepare(server, "indexes_test", [file(tmp_path, TABLE)], {})
     yield server, "indexes_test"
@@ -48,12 +48,12 @@ def file(folder: Path, text: str) -> Path:
     return path
 
 
-def ask(database: tuple[Server, str], sql: str) -> list[Any]:
+def ask(database: tuple[EmbeddedServer, str], sql: str) -> list[Any]:
     with databases.connected(*database) as connection:
         return [next(iter(row.values())) for row in run_all(connection, sql.encode())]
 
 
-def refused(database: tuple[Server, str], path: Path) -> str:
+def refused(database: tuple[EmbeddedServer, str], path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         build(*database, path)
     assert "\n" not in str(caught.value)
@@ -61,7 +61,7 @@ def refused(database: tuple[Server, str], path: Path) -> str:
 
 
 def test_every_index_of_the_file_is_built_in_order_valid_and_with_its_costs(
-    database: tuple[Server, str], tmp_path: Path
+    database: tuple[EmbeddedServer, str], tmp_path: Path
 ) -> None:
     built = build(*database, file(tmp_path, SET))
     assert [index.name for index in built] == NAMES
@@ -81,7 +81,7 @@ def test_the_names_are_known_before_anything_is_built(tmp_path: Path) -> None:
     assert len(index_names(CHECKOUT / "sql/indexes/performance_indexes.sql")) == 7
 
 
-def test_analyze_in_the_file_is_run(database: tuple[Server, str], tmp_path: Path) -> None:
+def test_analyze_in_the_file_is_run(database: tuple[EmbeddedServer, str], tmp_path: Path) -> None:
     analysed = "SELECT reltuples::int FROM pg_class WHERE relname = 'visits'"
     assert ask(database, analysed) == [-1]
     assert build(*database, file(tmp_path, "ANALYZE visits")) == []
@@ -89,7 +89,7 @@ def test_analyze_in_the_file_is_run(database: tuple[Server, str], tmp_path: Path
 
 
 def test_an_index_that_is_there_already_is_not_taken_for_one_that_was_built(
-    database: tuple[Server, str], tmp_path: Path
+    database: tuple[EmbeddedServer, str], tmp_path: Path
 ) -> None:
     ask(database, "INSERT INTO visits VALUES (1, 1, 'twice') RETURNING id")
     text = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS visits_id ON visits (id)"
@@ -99,7 +99,7 @@ def test_an_index_that_is_there_already_is_not_taken_for_one_that_was_built(
 
 
 def test_an_index_without_a_name_gets_one_that_its_statement_alone_decides(
-    database: tuple[Server, str], tmp_path: Path
+    database: tuple[EmbeddedServer, str], tmp_path: Path
 ) -> None:
     path = file(tmp_path, "CREATE INDEX ON visits (id);\ncreate unique index  on visits (id, note, clinic)")
     names = index_names(path)
@@ -108,7 +108,9 @@ def test_an_index_without_a_name_gets_one_that_its_statement_alone_decides(
     assert index_names(file(tmp_path, "CREATE INDEX CONCURRENTLY ON visits (id)")) != names[:1]
 
 
-def test_an_index_is_found_in_whatever_schema_its_table_is(database: tuple[Server, str], tmp_path: Path) -> None:
+def test_an_index_is_found_in_whatever_schema_its_table_is(
+    database: tuple[EmbeddedServer, str], tmp_path: Path
+) -> None:
     server, name = database
     text = "CREATE SCHEMA app; CREATE TABLE app.visits (id int); CREATE INDEX there ON visits (id)"
     databases.prepare(server, name, [file(tmp_path, text)], {})
@@ -131,7 +133,7 @@ def test_an_index_is_found_in_whatever_schema_its_table_is(database: tuple[Serve
     ],
 )
 def test_any_other_statement_is_refused_with_file_and_line_before_anything_is_built(
-    server: Server, tmp_path: Path, statement: str
+    server: EmbeddedServer, tmp_path: Path, statement: str
 ) -> None:
     text = f"-- comment\nCREATE INDEX visits_clinic\n  ON visits (clinic);\n\n{statement};"
     path = file(tmp_path, text)
@@ -143,7 +145,7 @@ def test_any_other_statement_is_refused_with_file_and_line_before_anything_is_bu
 
 
 def test_a_statement_that_fails_is_one_line_with_the_servers_words(
-    database: tuple[Server, str], tmp_path: Path
+    database: tuple[EmbeddedServer, str], tmp_path: Path
 ) -> None:
     path = file(tmp_path, "CREATE INDEX a ON visits (id);\n\nCREATE INDEX b ON visits (nothing);")
     assert refused(database, path) == f'{path}:3: column "nothing" does not exist'
@@ -153,7 +155,9 @@ def test_a_statement_that_fails_is_one_line_with_the_servers_words(
     assert refused(database, path) == f'{path}: ANALYZE nothing: relation "nothing" does not exist'
 
 
-def test_a_statement_that_the_server_reads_as_two_is_run_as_none(database: tuple[Server, str], tmp_path: Path) -> None:
+def test_a_statement_that_the_server_reads_as_two_is_run_as_none(
+    database: tuple[EmbeddedServer, str], tmp_path: Path
+) -> None:
     one, _ = database
     with databases.connected(one, "indexes_test", "postgres") as connection:
         connection.execute("ALTER ROLE perfkit SET standard_conforming_strings = off")
@@ -168,6 +172,8 @@ def test_a_statement_that_the_server_reads_as_two_is_run_as_none(database: tuple
     assert ask((one, "indexes_test"), "SELECT count(*) FROM visits") == [2000]
 
 
-def test_sql_that_cannot_be_read_and_a_missing_file_are_one_line(database: tuple[Server, str], tmp_path: Path) -> None:
+def test_sql_that_cannot_be_read_and_a_missing_file_are_one_line(
+    database: tuple[EmbeddedServer, str], tmp_path: Path
+) -> None:
     assert refused(database, file(tmp_path, "CREATE INDEX a ON visits ('open)"))
     assert "cannot be read" in refused(database, tmp_path / "gone.sql")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from perfkit.analysis.policy import Decision, Outcome
 from perfkit.release.decision import Decided
 from perfkit.release.gate import Gate
-from perfkit.release.items import Item
+from perfkit.release.items import GateItem
 from perfkit.release.junit import junit
 
 # What the schema of Jenkins' plugin, the strictest of the usual readers, knows of each element.
@@ -27,12 +27,12 @@ ATTRIBUTES = {
 }
 
 
-def made(name: str = "smoke checks", outcome: Outcome = Outcome.HOLDS, group: str = "functional checks") -> Item:
+def made(name: str = "smoke checks", outcome: Outcome = Outcome.HOLDS, group: str = "functional checks") -> GateItem:
     text, needs = "smoke checks: 3 of 3 passed.", "another run." if outcome is Outcome.UNPROVEN else ""
-    return Item(group, name, "all 3 pass", "one fails", "3 of 3", "3 of 3", "measured once", outcome, text, needs)
+    return GateItem(group, name, "all 3 pass", "one fails", "3 of 3", "3 of 3", "measured once", outcome, text, needs)
 
 
-def decided(*items: Item, title: str = "Clinic booking webhook") -> Decided:
+def decided(*items: GateItem, title: str = "Clinic booking webhook") -> Decided:
     return Decided(Gate(Decision.NO_GO, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False)
 
 

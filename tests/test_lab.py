@@ -28,12 +28,12 @@ from perfkit.indexes.statements import read_set
 from perfkit.lab import search
 from perfkit.lab.design import ablation
 from perfkit.lab.results import read
-from perfkit.lab.search import Measured, choose, latencies
+from perfkit.lab.search import MeasuredSets, choose, latencies
 from perfkit.lab.writes import Writes
 from perfkit.lab.writes import design as designed
 from perfkit.load.plan import LEAST, turns
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.release.lab_claims import Judged
 from perfkit.report.lab import IndexLab
 from perfkit.report.run import Run
@@ -191,7 +191,7 @@ class TestALabOfFourIndexes:
         assert [word in line for word, line in zip(("✓", "✓", "✕"), lines[1:], strict=True)] == [True, True, True]
 
     def test_gives_the_set_to_keep_and_what_removes_the_others_as_sql_that_runs(
-        self, found: IndexLab, server: Server, tmp_path: Path
+        self, found: IndexLab, server: EmbeddedServer, tmp_path: Path
     ) -> None:
         found.render()
         databases.create(server, "lab_sql")
@@ -258,10 +258,10 @@ class TestTheSearch:
     @staticmethod
     def measured(
         alone: dict[str, tuple[float, ...]], none: tuple[float, ...], sizes: dict[str, int], *missed: str
-    ) -> Measured:
+    ) -> MeasuredSets:
         queries = [f"q{n}" for n in range(len(none))]
         pairs = {name: dict(zip(queries, own, strict=True)) for name, own in alone.items()}
-        return Measured(pairs, dict(zip(queries, none, strict=True)), sizes, frozenset(missed))
+        return MeasuredSets(pairs, dict(zip(queries, none, strict=True)), sizes, frozenset(missed))
 
     def test_one_index_that_serves_all_is_preferred_to_two_that_share_the_work(self) -> None:
         found = self.measured({"a": (1, 9), "b": (9, 1), "ab": (1, 1)}, (9, 9), {"a": 1, "b": 1, "ab": 3})
@@ -403,7 +403,7 @@ TABLES = {
 def test_the_statements_that_change_a_tables_rows_fit_it(
     request: pytest.FixtureRequest, version: str, case: str, tmp_path: Path
 ) -> None:
-    running: Server = request.getfixturevalue(version)
+    running: EmbeddedServer = request.getfixturevalue(version)
     schema, index, expected = TABLES[case]
     found = _designed(running, schema, index, tmp_path)
     assert {write.title for write in found.writes} == expected
@@ -411,14 +411,14 @@ def test_the_statements_that_change_a_tables_rows_fit_it(
         assert found.lacking
 
 
-def test_a_statement_that_the_server_refuses_is_said_and_left_out(server: Server, tmp_path: Path) -> None:
+def test_a_statement_that_the_server_refuses_is_said_and_left_out(server: EmbeddedServer, tmp_path: Path) -> None:
     schema = TABLES["no key"][0].replace("b int NOT NULL", "b int NOT NULL, PRIMARY KEY (b), CHECK (a = b)")
     found = _designed(server, schema, "CREATE INDEX i ON t (a)", tmp_path)
     assert "violates check constraint" in " ".join(found.lacking)
     assert {write.kind for write in found.writes}.isdisjoint({"update"})
 
 
-def _designed(running: Server, schema: str, index: str, folder: Path) -> Writes:
+def _designed(running: EmbeddedServer, schema: str, index: str, folder: Path) -> Writes:
     (folder / "schema.sql").write_text(f"{schema}; ANALYZE")
     (folder / "indexes.sql").write_text(index)
     databases.create(running, "writes_test")

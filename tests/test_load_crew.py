@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from perfkit.errors import LoadError, ServerError
-from perfkit.load.crew import Crew, http_target, sql_target
+from perfkit.load.crew import WorkerPool, http_target, sql_target
 from perfkit.load.plan import Batch
 from perfkit.process import spawn, stop
 
@@ -53,7 +53,7 @@ def served(**routes):
 
 @pytest.fixture(scope="module")
 def crew():
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         yield crew
 
 
@@ -162,7 +162,7 @@ def test_sql_runs_with_its_parameters_and_reports_the_sqlstate(crew, server):
 
 def test_a_database_that_cannot_be_reached_is_an_error_and_the_crew_is_spent(tmp_path):
     target = sql_target(f"host={tmp_path} dbname=x", 0.5, 1)
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         with pytest.raises(LoadError, match="OperationalError"):
             crew.run(target, [Batch((({"item": "q", "sql": "SELECT 1", "params": None},),))])
         with pytest.raises(LoadError, match="a load worker died"):
@@ -177,7 +177,7 @@ def test_what_the_watch_raises_ends_a_round_that_would_last_longer():
     def watch():
         raise ServerError("gone")
 
-    with served(hang=hang) as base, Crew(1, watch) as crew:
+    with served(hang=hang) as base, WorkerPool(1, watch) as crew:
         start = time.monotonic()
         with pytest.raises(ServerError, match="gone"):
             crew.run(http_target(base, 60), one("/hang"))
@@ -192,7 +192,7 @@ def test_health_says_what_the_client_cost(crew, null):
 
 
 def test_a_worker_that_dies_is_an_error_not_a_hang():
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         os.kill(crew._workers[0]._process.pid, signal.SIGKILL)
         with pytest.raises(LoadError, match="a load worker died"):
             crew.run(http_target("http://127.0.0.1:1", 1), one())
@@ -200,7 +200,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang():
 
 def test_workers_end_with_their_parent():
     script = (
-        "import os; from perfkit.load.crew import Crew; crew = Crew(2);"
+        "import os; from perfkit.load.crew import WorkerPool as Crew; crew = Crew(2);"
         "print(*[worker._process.pid for worker in crew._workers], flush=True); os.kill(os.getpid(), 9)"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout

@@ -20,7 +20,7 @@ from traitlets.config import Config
 import perfkit
 from perfkit.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.query import Explained
 
 TABLES = """
@@ -30,7 +30,7 @@ ANALYZE;
 
 
 @pytest.fixture(scope="module")
-def where(server: Server) -> Iterator[tuple[str, str]]:
+def where(server: EmbeddedServer) -> Iterator[tuple[str, str]]:
     """A database as libpq names it, and as perfkit does."""
     databases.create(server, "magic")
     with databases.connected(server, "magic") as connection:
@@ -232,7 +232,7 @@ def test_a_log_that_may_not_be_read_is_one_line_that_says_what_would_help(connec
     assert len(shown(caught.value)) == 1
 
 
-def test_what_runs_now_is_shown(connected: InteractiveShell, server: Server) -> None:
+def test_what_runs_now_is_shown(connected: InteractiveShell, server: EmbeddedServer) -> None:
     with databases.connected(server, "magic") as other:
         other.autocommit = False
         other.execute("SELECT count(*) FROM visits WHERE clinic = 7")
@@ -345,14 +345,14 @@ def kernel(where: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, ser
         kernel.close()
 
 
-def sessions(server: Server, condition: str = "true") -> int:
+def sessions(server: EmbeddedServer, condition: str = "true") -> int:
     """How many other sessions there are in the database."""
     others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with databases.connected(server, "magic") as connection:
         return connection.execute(f"{others} AND {condition}".encode()).rowcount
 
 
-def sleeping(server: Server) -> int:
+def sleeping(server: EmbeddedServer) -> int:
     return sessions(server, "state = 'active' AND query LIKE '%pg_sleep(300)%'")
 
 
@@ -378,7 +378,7 @@ def test_a_call_that_lasts_shows_one_line_meanwhile_that_clears_itself(kernel: K
 
 
 def test_an_interrupt_cancels_the_statement_on_the_server_and_the_next_cell_works(
-    kernel: Kernel, server: Server
+    kernel: Kernel, server: EmbeddedServer
 ) -> None:
     sleep = "%%explain --analyze --timeout 300\nSELECT pg_sleep(300)"
     status, sent, took = kernel.run(sleep, interrupt_when=lambda: sleeping(server) > 0)
@@ -392,7 +392,7 @@ def test_an_interrupt_cancels_the_statement_on_the_server_and_the_next_cell_work
     assert kernel.run("%%explain\nSELECT 1")[0] == "ok"
 
 
-def test_an_interrupt_of_a_call_in_a_cell_cancels_it_on_the_server_too(kernel: Kernel, server: Server) -> None:
+def test_an_interrupt_of_a_call_in_a_cell_cancels_it_on_the_server_too(kernel: Kernel, server: EmbeddedServer) -> None:
     conninfo, name = server.conninfo("magic"), f"{server.socket_dir}:{server.port}/magic"
     kernel.run(f"import perfkit\nsession = perfkit.connect({conninfo!r}, confirm={name!r}, volatile='pg_sleep')")
     asked = "session.explain('SELECT pg_sleep(300)', analyze=True, timeout_s=300)"

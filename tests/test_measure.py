@@ -25,7 +25,7 @@ from perfkit.report.load_run import LoadRun
 from perfkit.report.render import LOAD, execute
 from perfkit.report.run import render
 from perfkit.report.svg import draw_svg
-from perfkit.selection import Options, Selection, alone
+from perfkit.selection import RunSpec, Selection, alone
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 
@@ -115,7 +115,7 @@ def copy(live: Path, tmp_path: Path) -> Path:
 
 
 def chosen(path: Path | None = None, **options: Any) -> Selection:
-    return alone(configuration.load(path), Options(**options))
+    return alone(configuration.load(path), RunSpec(**options))
 
 
 def command(*args: object, code: int = 0) -> Result:
@@ -177,7 +177,7 @@ def test_one_block_is_enough_for_one_arm_but_not_for_a_comparison(things: Path) 
     assert chosen(things, blocks=1).blocks == 1
     assert chosen(things, profile="quick").blocks == 6
     with pytest.raises(UsageError, match="blocks = 1; expected 6 or more"):
-        Selection(configuration.load(things), Options(blocks=1))
+        Selection(configuration.load(things), RunSpec(blocks=1))
 
 
 def test_the_command_repeats_what_was_chosen(things: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def shop(server: embedded.Server) -> Iterator[dict[str, Any]]:
+def shop(server: embedded.EmbeddedServer) -> Iterator[dict[str, Any]]:
     """The user's server with a table of orders; nobody and nothing is left in it."""
     databases.create(server, "pk_measure")
     with server.connect("pk_measure") as connection:

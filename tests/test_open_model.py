@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from perfkit.bundle import COLUMNS
 from perfkit.config import Scenario
 from perfkit.load.arrivals import instants
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.plan import Arrivals, Batch, batches
 from perfkit.load.samples import DROPPED, OVER_RANGE, Rest
 from perfkit.postgres import databases
@@ -30,7 +30,7 @@ def steady(rate: float, seconds: float, *messages, users: int = 30, seed: str | 
 
 @pytest.fixture(scope="module")
 def crew():
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         yield crew
 
 

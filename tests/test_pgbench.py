@@ -21,10 +21,10 @@ from perfkit.bundle import COLUMNS
 from perfkit.config import Scenario
 from perfkit.errors import LoadError, ServerError, UsageError
 from perfkit.load import pgbench
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.limits import Caps
 from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import Query, script
+from perfkit.load.pgbench_scripts import ScriptQuery, script
 from perfkit.load.plan import Batch
 from perfkit.load.samples import Rest
 from perfkit.postgres import databases
@@ -80,7 +80,7 @@ class Bench:
         return sql_target(self.server.conninfo(self.name, user), timeout_s, statement_timeout_s, **options)
 
     def run(self, *work, seed="1", target=None, samples=100_000, watch=lambda: None, program=None, **scenario):
-        queries = tuple(own.item for own in work if isinstance(own, Query))
+        queries = tuple(own.item for own in work if isinstance(own, ScriptQuery))
         sent = {"send": queries} if queries else {"script": work}
         chosen = Scenario(name="round", label="", engine="pgbench", **{"seconds": 0.4, **sent, **scenario})
         target = target or self.target(retries=chosen.retries)
@@ -199,7 +199,7 @@ class TestRows:
     def test_of_any_text_reach_the_server_as_they_are_dealt_to_the_clients_in_turn(self, bench, rate):
         rows = [{"text": text, "number": n, "exact": n / 8} for n, text in enumerate(NASTY)]
         insert = "INSERT INTO seen VALUES (%(number)s, %(number)s, %(text)s, %(exact)s)"
-        load = bench.run(Query("insert", insert, rows), users=3, rate=rate)
+        load = bench.run(ScriptQuery("insert", insert, rows), users=3, rate=rate)
         found = bench.seen()
         assert outcomes(load) == {"ok": len(found)}
         assert {(row["number"], row["text"], float(row["exact"])) for row in found} == {
@@ -210,7 +210,7 @@ class TestRows:
         rows = [{"n": n * 7 - 500, "x": n / 3 if n % 2 else -1e-7 * n} for n in range(1000)]
         for row in rows:
             row["x"] = float(f"{row['x']:.15g}")
-        load = bench.run(Query("insert", "INSERT INTO seen VALUES (0, %(n)s, '', %(x)s)", rows), users=1)
+        load = bench.run(ScriptQuery("insert", "INSERT INTO seen VALUES (0, %(n)s, '', %(x)s)", rows), users=1)
         found = bench.seen()
         assert "lookup_ms" not in load.health
         assert {(row["number"], float(row["exact"])) for row in found} <= {(row["n"], row["x"]) for row in rows}
@@ -219,7 +219,7 @@ class TestRows:
     def test_that_are_but_one_are_written_into_the_statement(self, bench):
         row = {"none": None, "number": -5, "text": "".join(NASTY), "exact": 0.1}
         sql = "INSERT INTO seen VALUES (%(none)s, 7 -%(number)s, %(text)s, %(exact)s)"
-        assert "lookup_ms" not in bench.run(Query("insert", sql, [row])).health
+        assert "lookup_ms" not in bench.run(ScriptQuery("insert", sql, [row])).health
         assert {(row["client"], row["number"], row["text"], float(row["exact"])) for row in bench.seen()} == {
             (None, 12, "".join(NASTY), 0.1)
         }
@@ -227,16 +227,16 @@ class TestRows:
     def test_are_those_that_perfkits_own_users_send(self, newest):
         rows = [{"text": text, "number": n} for n, text in enumerate(NASTY)]
         insert = "INSERT INTO seen VALUES (0, %(number)s, %(text)s, 10 %% 7)"
-        newest.run(Query("insert", insert, rows))
+        newest.run(ScriptQuery("insert", insert, rows))
         by_pgbench = {tuple(row.values()) for row in newest.seen()}
-        with Crew(1) as crew:
+        with WorkerPool(1) as crew:
             messages = tuple({"item": "insert", "sql": insert, "params": row} for row in rows)
             crew.run(newest.target(), [Batch((messages,))])
         assert by_pgbench == {tuple(row.values()) for row in newest.seen()}
 
     @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=2, max_size=40))
     def test_of_numbers_are_chosen_by_halving(self, values):
-        made = script(Query("q", "SELECT %(n)s", [{"n": value} for value in values]), 0, 1, paced=False)
+        made = script(ScriptQuery("q", "SELECT %(n)s", [{"n": value} for value in values]), 0, 1, paced=False)
         (choice,) = re.findall(r"^\\set n (.*)$", made.text, re.MULTILINE)
         for row, value in enumerate(values, 1):
             left = choice
@@ -246,7 +246,7 @@ class TestRows:
             assert int(left) == value
 
     def test_with_a_null_among_several_are_refused(self):
-        query = Query("people", "SELECT %(a)s::text", [{"a": "x"}, {"a": None}])
+        query = ScriptQuery("people", "SELECT %(a)s::text", [{"a": "x"}, {"a": None}])
         with pytest.raises(UsageError, match=r"query 'people': a parameter without a value \(null\)"):
             script(query, 0, 1, paced=False)
 
@@ -261,11 +261,11 @@ class TestRows:
     )
     def test_are_refused_for_a_statement_that_pgbench_would_take_for_another(self, sql, said):
         with pytest.raises(UsageError, match=said):
-            script(Query("odd", sql, [{"a": 1, "b": 2}] * 2), 0, 1, paced=False)
+            script(ScriptQuery("odd", sql, [{"a": 1, "b": 2}] * 2), 0, 1, paced=False)
 
     def test_of_every_type_find_their_index_with_prepared_statements(self, bench):
         picked = bench.sql("SELECT id, phone, key::text, born::text, at::text FROM people WHERE id % 400 = 0")
-        queries = [Query(n, f"SELECT * FROM people WHERE {n} = %({n})s", picked) for n in picked[0]]
+        queries = [ScriptQuery(n, f"SELECT * FROM people WHERE {n} = %({n})s", picked) for n in picked[0]]
         before = scans(bench)
         load = bench.run(*queries, users=2)
         wanted = {"id": "people_pkey", "phone": "by_phone", "key": "by_key", "born": "by_born", "at": "by_at"}
@@ -322,7 +322,7 @@ class TestARound:
     def test_keeps_a_lookup_out_of_its_querys_time_and_says_what_it_took(self, bench, tmp_path):
         program, figure = self.told(tmp_path, bench)
         rows = [{"phone": f"+49 {n}"} for n in range(1, 500)]
-        slow = Query("slow", "SELECT pg_sleep(0.05) FROM people WHERE phone = %(phone)s", rows)
+        slow = ScriptQuery("slow", "SELECT pg_sleep(0.05) FROM people WHERE phone = %(phone)s", rows)
         load = bench.run(slow, users=2, program=program)
         processed = figure("number of transactions actually processed:")
         assert processed / 2 - 2 <= len(responses(load)) <= processed / 2  # the other half are lookups
@@ -331,14 +331,14 @@ class TestARound:
 
     def test_runs_each_query_as_often_as_the_others_whether_it_looks_up_or_not(self, newest):
         rows = [{"phone": f"+49 {n}"} for n in range(1, 500)]
-        phone = Query("phone", "SELECT * FROM people WHERE phone = %(phone)s", rows)
-        load = newest.run(phone, Query("one", "SELECT 1"), users=2, seconds=0.49)
+        phone = ScriptQuery("phone", "SELECT * FROM people WHERE phone = %(phone)s", rows)
+        load = newest.run(phone, ScriptQuery("one", "SELECT 1"), users=2, seconds=0.49)
         sent = Counter(load.columns["item"])
         assert sent["phone"] / sent["one"] == pytest.approx(1, abs=0.35)
 
     def test_has_the_same_arrivals_with_the_same_seed(self, newest):
         one, again, other = (
-            newest.run(Query("one", "SELECT 1"), users=1, rate=200, seed=seed) for seed in ("a", "a", "b")
+            newest.run(ScriptQuery("one", "SELECT 1"), users=1, rate=200, seed=seed) for seed in ("a", "a", "b")
         )
 
         def apart(left, right):
@@ -348,7 +348,7 @@ class TestARound:
         assert apart(one, again) < apart(one, other) / 5
 
     def test_counts_what_is_due_within_its_time_after_each_clients_warm_requests(self, newest):
-        load = newest.run(Query("one", "SELECT pg_sleep(0.002)"), users=3, warm=5, rate=500)
+        load = newest.run(ScriptQuery("one", "SELECT pg_sleep(0.002)"), users=3, warm=5, rate=500)
         by_client = defaultdict(list)
         rows = zip(*(load.columns[name] for name in ("user", "counted", "scheduled")), strict=True)
         for user, counted, scheduled in rows:
@@ -361,7 +361,7 @@ class TestARound:
         assert max(load.columns["scheduled"]) > 0.4e9  # so that what was due before had the time to begin
 
     def test_of_any_length_keeps_so_many_times_and_histograms_of_the_rest(self, newest):
-        load = newest.run(Query("one", "SELECT pg_sleep(0.001)"), users=2, samples=100)
+        load = newest.run(ScriptQuery("one", "SELECT pg_sleep(0.001)"), users=2, samples=100)
         assert len(load.columns["item"]) == 100
         rest = Rest.of(load.rest["one"])
         assert rest.outcomes["ok"] == len(rest.values_ms(10**9)) > 0
@@ -404,7 +404,7 @@ class TestConflicts:
         bench.sql("UPDATE counter SET n = 0")
         rows = [{"word": word} for word in ("abc", "def", "ghi")]
         target = bench.target(settings=ISOLATED, retries=retries)
-        load = bench.run(Query("update", UPDATE, rows), users=4, retries=retries, target=target)
+        load = bench.run(ScriptQuery("update", UPDATE, rows), users=4, retries=retries, target=target)
         (row,) = bench.sql("SELECT n FROM counter WHERE name = 'one'")
         assert row["n"] == 3 * outcomes(load)["ok"] > 0
         assert set(outcomes(load)) <= {"ok", "sqlstate_40001"}
@@ -444,7 +444,7 @@ class TestAnError:
         ],
     )
     def test_of_any_kind_is_one_sample_for_every_client(self, bench, text, said):
-        load = bench.run(Query("wrong", text), users=2, target=bench.target(statement_timeout_s=0.2))
+        load = bench.run(ScriptQuery("wrong", text), users=2, target=bench.target(statement_timeout_s=0.2))
         assert outcomes(load) == {"client_aborted": 2}
         assert all(detail.startswith(said) for detail in load.columns["detail"])
 
@@ -456,7 +456,7 @@ class TestAnError:
     def test_in_connecting_is_one_line(self, newest):
         target = sql_target(newest.server.conninfo("no_such_database"), 10, 10)
         with pytest.raises(LoadError, match=r'^pgbench: .*database "no_such_database" does not exist$'):
-            newest.run(Query("one", "SELECT 1"), target=target)
+            newest.run(ScriptQuery("one", "SELECT 1"), target=target)
 
     def test_is_a_program_that_is_not_there(self, tmp_path):
         with pytest.raises(ServerError, match="pgbench does not exist; expected pgbench among"):
@@ -466,7 +466,7 @@ class TestAnError:
 class TestRefused:
     def test_is_a_server_that_perfkit_did_not_start(self, newest):
         with pytest.raises(UsageError, match="no circuit breaker; expected engine 'asyncio'"):
-            newest.run(Query("one", "SELECT 1"), target=newest.target(limits=Caps(rate=5)))
+            newest.run(ScriptQuery("one", "SELECT 1"), target=newest.target(limits=Caps(rate=5)))
 
     @pytest.mark.parametrize(
         ("scenario", "said"),
@@ -474,7 +474,7 @@ class TestRefused:
     )
     def test_is_what_pgbench_cannot_do(self, newest, scenario, said):
         with pytest.raises(UsageError, match=said):
-            newest.run(Query("one", "SELECT 1"), users=5, rate=10, **scenario)
+            newest.run(ScriptQuery("one", "SELECT 1"), users=5, rate=10, **scenario)
 
 
 class TestStopped:
@@ -498,7 +498,7 @@ class TestStopped:
             raise TimeoutError("enough")
 
         with pytest.raises(TimeoutError, match="enough"):
-            newest.run(Query("nap", "SELECT pg_sleep(0.1)"), users=2, seconds=60, watch=watch)
+            newest.run(ScriptQuery("nap", "SELECT pg_sleep(0.1)"), users=2, seconds=60, watch=watch)
         assert found == [(2, 1)]
         assert self.gone(newest)
         assert not list(tmp_path.iterdir())
@@ -509,7 +509,7 @@ from pathlib import Path
 from perfkit.config import Scenario
 from perfkit.load import pgbench
 from perfkit.load.crew import sql_target
-from perfkit.load.pgbench_scripts import Query
+from perfkit.load.pgbench_scripts import ScriptQuery as Query
 scenario = Scenario(name="long", label="", send=("nap",), users=2, seconds=60, engine="pgbench")
 target = sql_target({newest.server.conninfo(newest.name)!r}, 10, 10)
 pgbench.run(Path({str(newest.program)!r}), target, scenario, [Query("nap", "SELECT pg_sleep(0.1)")], "1")

@@ -12,7 +12,7 @@ from scripts import run_all
 from test_cli import perfkit, refusal
 
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 TABLES = """
 CREATE TABLE visits AS SELECT n AS id, n % 300 AS clinic, repeat('x', 60) AS note FROM generate_series(1, 300000) n;
@@ -25,7 +25,7 @@ SLOW = "SELECT * FROM visits WHERE id = %(id)s"
 class Mine:
     """A database that perfkit did not make, as far as the command knows."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: EmbeddedServer, name: str) -> None:
         self.server, self.name = server, name
         self.where = f"{server.socket_dir}:{server.port}/{name}"
         self.options = ("--db", server.conninfo(name), "--confirm", self.where)
@@ -42,7 +42,7 @@ class Mine:
 
 
 @pytest.fixture(scope="module")
-def mine(server: Server) -> Iterator[Mine]:
+def mine(server: EmbeddedServer) -> Iterator[Mine]:
     databases.create(server, "explained")
     found = Mine(server, "explained")
     found.do(TABLES)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.display.html import page
-from perfkit.display.plan_figures import Figures
+from perfkit.display.plan_figures import PlanFigures
 from perfkit.display.plans import DiffView, PlanView
 from perfkit.explain.diff import diff
 from perfkit.explain.findings import Finding, Severity, findings
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 DATA = """
 CREATE TABLE clinics AS SELECT n AS id, 'clinic ' || n AS name FROM generate_series(1, 200) n;
@@ -75,7 +75,7 @@ ALLOWED = {
 
 
 @pytest.fixture(scope="module")
-def documents(server: Server) -> Iterator[dict[str, Any]]:
+def documents(server: EmbeddedServer) -> Iterator[dict[str, Any]]:
     """What a real server says of each statement."""
     databases.create(server, "plan_display")
     found = {}
@@ -165,7 +165,7 @@ def test_the_time_and_the_pages_of_a_step_are_its_own(plans: dict[str, Plan]) ->
     lines = repr(PlanView(plan)).splitlines()
     for step in plan.nodes:
         row = next(line for line in lines if line.startswith(f"{step.number} "))
-        assert Figures(plan).time(step) in row.split()
+        assert PlanFigures(plan).time(step) in row.split()
         assert f"{step.own_pages:,.0f}" in row.split()
     scan = plan.nodes[-1]
     assert scan.own_pages == plan.buffers - 2  # the clinics have two
@@ -505,7 +505,7 @@ def test_four_hundred_steps_in_full_stay_below_the_limit(documents: dict[str, An
 
 def test_a_grave_finding_is_never_folded_away(plans: dict[str, Plan]) -> None:
     plan = plans["many"]
-    step = next(step for step in plan.nodes if step in Figures(plan).little)
+    step = next(step for step in plan.nodes if step in PlanFigures(plan).little)
     grave = Finding("x", Severity.HIGH, step.number, "This one matters.", "Look.")
     seen = re.sub(r"<details>.*?</details>", "", PlanView(plan, [grave]).html(), flags=re.DOTALL)
     assert "This one matters." in seen

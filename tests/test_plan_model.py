@@ -54,7 +54,7 @@ def live(request: pytest.FixtureRequest) -> Iterator[Live]:
         with corpus.system_cluster() as (_, connect):
             yield gathered(connect, corpus.VERSION, system=True)
         return
-    running: embedded.Server = request.getfixturevalue("server" if request.param == "18" else "server16")
+    running: embedded.EmbeddedServer = request.getfixturevalue("server" if request.param == "18" else "server16")
     with corpus.prepared(running, "plan_model") as connect:
         yield gathered(connect, int(request.param))
 

@@ -10,7 +10,7 @@ from perfkit import config, query, sources
 from perfkit.explain.capture import typical_parameters
 from perfkit.explain.diff import diff
 from perfkit.explain.findings import Severity, findings
-from perfkit.explain.findings.model import Limits
+from perfkit.explain.findings.model import FindingLimits
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.query import Explained, Session
 
@@ -58,7 +58,7 @@ def questions(server_home: Path) -> Iterator[dict[str, Explained]]:
 
 def rules(found: Explained) -> set[str]:
     """What is found, however fast the machine is."""
-    return {finding.rule for finding in findings(found.plan, found.capture.facts, Limits(worth_ms=0.0))}
+    return {finding.rule for finding in findings(found.plan, found.capture.facts, FindingLimits(worth_ms=0.0))}
 
 
 def test_the_booking_systems_slow_queries_are_named_with_the_index_that_they_lack(

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.analysis.cells import Cell
+from perfkit.analysis.cells import SampleCell
 from perfkit.errors import UsageError
 from perfkit.experiment import measure
 from perfkit.planning import LEAST, PILOT, planned
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 from perfkit.stats import blocks_for
 
 LOAD = ("burst", "book")
@@ -21,11 +21,11 @@ LOAD = ("burst", "book")
 def pilot(sd: float, effect: float = 1.0, seed: int = 1):
     """Medians of two arms over a pilot's blocks."""
     draw = np.random.default_rng(seed)
-    before, after = Cell(), Cell()
+    before, after = SampleCell(), SampleCell()
     for block in range(PILOT):
         before.medians[block] = 100 * float(np.exp(draw.normal(0, sd)))
         after.medians[block] = 100 * effect * float(np.exp(draw.normal(0, sd)))
-    return {("before", LOAD): before, ("after", LOAD): after, ("floor", LOAD): Cell(medians={0: 1.0, 1: 900.0})}
+    return {("before", LOAD): before, ("after", LOAD): after, ("floor", LOAD): SampleCell(medians={0: 1.0, 1: 900.0})}
 
 
 class TestThePlan:
@@ -76,7 +76,7 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
     ):
         monkeypatch.setenv("PERFKIT_HOME", str(server_home))
         said: list[str] = []
-        options = Options(profile="quick", plan_for=5, max_minutes=0.2)
+        options = RunSpec(profile="quick", plan_for=5, max_minutes=0.2)
         bundle = measure(Selection(settings, options), tmp_path / "run", said.append)
         plan = bundle.run["planning"]
         assert bundle.run["parameters"]["blocks"] == plan["blocks"] == len(bundle.run["blocks"]) >= LEAST
@@ -88,8 +88,8 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
     @pytest.mark.parametrize("wrong", [{"plan_for": -1}, {"plan_for": 100}, {"plan_for": 5, "max_minutes": 0}])
     def test_cannot_be_planned_for_what_makes_no_sense(self, settings: config.Config, wrong: dict[str, float]):
         with pytest.raises(UsageError, match=r"plan_for = .*; expected a percentage under 100, and minutes"):
-            Selection(settings, Options(**wrong))
+            Selection(settings, RunSpec(**wrong))
 
     def test_of_one_arm_cannot_be_planned(self, settings: config.Config):
         with pytest.raises(UsageError, match="expected arms that are compared"):
-            Selection(settings, Options(plan_for=5, arms=("before",)))
+            Selection(settings, RunSpec(plan_for=5, arms=("before",)))

@@ -15,7 +15,7 @@ from perfkit.cli import main
 from perfkit.config.presets import Preset, options
 from perfkit.errors import UsageError
 from perfkit.report.parameters import read
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 PRESETS = {"far": Preset(scale="seed", rtt_ms=22, connect_rtts=4, profile="thorough")}
 OWN = {"scale": "", "rtt_ms": 0.0, "connect_rtts": 6, "profile": "standard"}
@@ -44,9 +44,9 @@ def test_an_unknown_preset_is_one_line_with_the_known_ones(presets: dict[str, Pr
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The options of every run that would be measured; nothing is."""
-    found: list[Options] = []
+    found: list[RunSpec] = []
 
     def admitted(chosen: Selection, *_: object) -> None:
         found.append(chosen.options)
@@ -73,20 +73,20 @@ def measured(words: str) -> None:
     ],
 )
 def test_on_the_command_line_what_is_typed_wins_be_it_the_usual_value(
-    asked: list[Options], words: str, expected: tuple[Any, ...]
+    asked: list[RunSpec], words: str, expected: tuple[Any, ...]
 ) -> None:
     measured(words)
     (found,) = asked
     assert (found.profile, found.scale, found.rtt_ms, found.connect_rtts) == expected
 
 
-def test_an_unknown_one_is_a_usage_error_before_anything_is_started(asked: list[Options], tmp_path: Path) -> None:
+def test_an_unknown_one_is_a_usage_error_before_anything_is_started(asked: list[RunSpec], tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["report", "--preset", "nope", "--reports", str(tmp_path)])
     assert (done.exit_code, done.output) == (2, "perfkit: preset 'nope' is unknown; expected one of: checklist\n")
     assert not asked and not list(tmp_path.iterdir())
 
 
-def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_given(asked: list[Options]) -> None:
+def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_given(asked: list[RunSpec]) -> None:
     import nbformat
     import papermill
 
@@ -119,15 +119,15 @@ def test_the_notebook_takes_the_same_and_leaves_to_the_preset_what_it_is_not_giv
 def test_a_run_belongs_to_the_preset_whose_set_up_it_has_however_that_was_given(
     given: dict[str, Any], recorded: str
 ) -> None:
-    described = Selection(config.load(), Options(**given)).describe()
+    described = Selection(config.load(), RunSpec(**given)).describe()
     assert described["parameters"]["preset"] == recorded
     assert len(described["config"]["claim"]) == len(config.load().claim)
 
 
 def test_a_preset_that_names_the_usual_set_up_is_that_of_every_usual_run() -> None:
     settings = config.load().model_copy(update={"presets": {"usual": Preset()}})
-    assert Selection(settings, Options()).preset == Selection(settings, Options(scale="standard")).preset == "usual"
-    assert Selection(settings, Options(scale="small")).preset == ""
+    assert Selection(settings, RunSpec()).preset == Selection(settings, RunSpec(scale="standard")).preset == "usual"
+    assert Selection(settings, RunSpec(scale="small")).preset == ""
 
 
 def test_the_help_says_what_a_preset_gives() -> None:

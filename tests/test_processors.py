@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.plan import Batch
 from perfkit.load.processors import apart
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 SLEEPING = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'"
@@ -57,10 +57,10 @@ def test_nothing_moves_with_one_processor_no_connection_or_one_that_is_gone(othe
 
 
 @several
-def test_a_round_of_one_user_is_sent_so_and_the_worker_goes_back(server: Server) -> None:
+def test_a_round_of_one_user_is_sent_so_and_the_worker_goes_back(server: EmbeddedServer) -> None:
     first, second, *_ = sorted(ALL)
     slow = Batch((({"item": "q", "sql": "SELECT pg_sleep(1)", "params": None},),))
-    with Crew(1) as crew, server.connect("postgres", "postgres") as connection:
+    with WorkerPool(1) as crew, server.connect("postgres", "postgres") as connection:
         (worker,) = _children()
         target = sql_target(server.conninfo("postgres"), 10, 10, apart=True)
         round_ = threading.Thread(target=crew.run, args=(target, [slow]))

@@ -22,11 +22,11 @@ from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.external import External, open_external
-from perfkit.postgres.site import Site
+from perfkit.postgres.site import Server as Site
 from perfkit.slow.lent_settings import Where
-from perfkit.slow.query_logging import NEW_ONLY, RESTORE, Options, logging_on, restore, script
+from perfkit.slow.query_logging import NEW_ONLY, RESTORE, LoggingSpec, logging_on, restore, script
 
 ODD = "lo\"g; %s {} 'x'"  # a database and a role
 ON = "log_min_duration_statement"
@@ -60,7 +60,7 @@ def shown(site: Site, database: str, setting: str = ON, user: str = "") -> str:
 @pytest.mark.parametrize("wrong", [{"ms": -1}, {"ms": 2**31}, {"ms": float("nan")}, {"rate": 0}, {"rate": 1.1}])
 def test_options_that_cannot_be_meant_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="expected"):
-        Options(**wrong)
+        LoggingSpec(**wrong)
 
 
 def test_the_whole_server_is_never_meant() -> None:
@@ -72,9 +72,9 @@ def test_the_whole_server_is_never_meant() -> None:
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
-def odd(request: pytest.FixtureRequest) -> Iterator[Server]:
+def odd(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """With a database and a role of an odd name."""
-    found: Server = request.getfixturevalue(request.param)
+    found: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(found, ODD)
     change(found, "CREATE ROLE {} LOGIN", ODD)
     yield found
@@ -83,7 +83,7 @@ def odd(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @pytest.fixture
-def own(odd: Server) -> Iterator[Server]:
+def own(odd: EmbeddedServer) -> Iterator[EmbeddedServer]:
     """The same, with a setting that is there already; nothing is on afterwards."""
     change(odd, "ALTER DATABASE {} SET statement_timeout = '77s'", ODD)
     yield odd
@@ -97,10 +97,10 @@ def own(odd: Server) -> Iterator[Server]:
 @pytest.mark.parametrize(
     "where", [None, Where(database=ODD), Where(ODD, ODD), Where(ODD)], ids=["default", "database", "both", "role"]
 )
-def test_it_is_on_for_new_sessions_and_then_as_it_was(own: Server, where: Where | None) -> None:
+def test_it_is_on_for_new_sessions_and_then_as_it_was(own: EmbeddedServer, where: Where | None) -> None:
     before = settings(own)
     with own.connect(ODD, ODD) as old:
-        with logging_on(own, ODD, Options(ms=40), where) as on:
+        with logging_on(own, ODD, LoggingSpec(ms=40), where) as on:
             assert shown(own, ODD, user=ODD) == "40ms"
             assert on.changed == {ON: "40"} and on.where == (where or Where(database=ODD))
             assert on.notes[0] == NEW_ONLY and on.notes[1].startswith("no plans: could not access file")
@@ -111,20 +111,20 @@ def test_it_is_on_for_new_sessions_and_then_as_it_was(own: Server, where: Where 
     assert shown(own, ODD, user=ODD) == "-1"
 
 
-def test_values_that_were_there_come_back_as_they_were(own: Server) -> None:
+def test_values_that_were_there_come_back_as_they_were(own: EmbeddedServer) -> None:
     change(own, f"ALTER DATABASE {{}} SET {ON} = '1min'", ODD)
     change(own, "ALTER DATABASE {} SET log_statement_sample_rate = '0.250'", ODD)
     before = settings(own)
-    with logging_on(own, ODD, Options(rate=0.5)):
+    with logging_on(own, ODD, LoggingSpec(rate=0.5)):
         assert shown(own, ODD, "log_statement_sample_rate") == "0.5"
         assert shown(own, ODD, "log_min_duration_sample") == "100ms" and shown(own, ODD) == "1min"
     assert settings(own) == before
-    with logging_on(own, ODD, Options(ms=1)):
+    with logging_on(own, ODD, LoggingSpec(ms=1)):
         assert shown(own, ODD) == "1ms"
     assert settings(own) == before
 
 
-def test_query_ids_and_parameters_are_logged_where_they_were_not(own: Server) -> None:
+def test_query_ids_and_parameters_are_logged_where_they_were_not(own: EmbeddedServer) -> None:
     change(own, "ALTER ROLE postgres IN DATABASE {} SET compute_query_id = 'off'", ODD)
     change(own, "ALTER ROLE postgres IN DATABASE {} SET log_parameter_max_length = 0", ODD)
     before = settings(own)
@@ -135,7 +135,7 @@ def test_query_ids_and_parameters_are_logged_where_they_were_not(own: Server) ->
 
 
 def test_an_interrupt_while_it_is_switched_off_leaves_it_to_be_tried_again(
-    own: Server, monkeypatch: pytest.MonkeyPatch
+    own: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = settings(own)
     on = logging_on(own, ODD)
@@ -151,7 +151,7 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_an_error_in_between_switches_it_off(own: Server) -> None:
+def test_an_error_in_between_switches_it_off(own: EmbeddedServer) -> None:
     before = settings(own)
     with pytest.raises(ZeroDivisionError), logging_on(own, ODD):
         assert settings(own) != before
@@ -159,26 +159,26 @@ def test_an_error_in_between_switches_it_off(own: Server) -> None:
     assert settings(own) == before
 
 
-def test_what_somebody_else_changed_meanwhile_stays_and_is_said(own: Server) -> None:
+def test_what_somebody_else_changed_meanwhile_stays_and_is_said(own: EmbeddedServer) -> None:
     on = logging_on(own, ODD)
     change(own, f"ALTER DATABASE {{}} SET {ON} = '3s'", ODD)
     assert on.off() == (f"database {ODD}: {ON} is '3s' by now, so it was left as it is",)
     assert shown(own, ODD) == "3s"
 
 
-def test_two_at_once_do_not_overwrite_what_was_before(own: Server) -> None:
+def test_two_at_once_do_not_overwrite_what_was_before(own: EmbeddedServer) -> None:
     before = settings(own)
     with logging_on(own, ODD):
         with pytest.raises(UsageError, match=rf"switched on by process {os.getpid()} since .*; expected it"):
-            logging_on(own, ODD, Options(ms=1))
+            logging_on(own, ODD, LoggingSpec(ms=1))
         assert restore(own, ODD)[0].endswith(f"by process {os.getpid()}, which is there to end it")
         assert shown(own, ODD) == "100ms"
-        with logging_on(own, ODD, Options(ms=7), Where(ODD, ODD)):  # somewhere else is another matter
+        with logging_on(own, ODD, LoggingSpec(ms=7), Where(ODD, ODD)):  # somewhere else is another matter
             assert (shown(own, ODD, user=ODD), shown(own, ODD)) == ("7ms", "100ms")
     assert settings(own) == before and restore(own, ODD) == ()
 
 
-def test_one_that_is_kept_ends_with_restore_alone(own: Server) -> None:
+def test_one_that_is_kept_ends_with_restore_alone(own: EmbeddedServer) -> None:
     before = settings(own)
     on = logging_on(own, ODD, keep=True)
     assert on.off() == () and shown(own, ODD) == "100ms"
@@ -205,7 +205,7 @@ with start(int(version), {"shared_buffers": "256MB"}, Path(home)) as own:
 
 
 @contextmanager
-def elsewhere(own: Server, server_home: Path, end: str) -> Iterator[subprocess.Popen[str]]:
+def elsewhere(own: EmbeddedServer, server_home: Path, end: str) -> Iterator[subprocess.Popen[str]]:
     """Another process, in which it is on."""
     command = [sys.executable, "-P", "-c", HELD, str(own.version), str(server_home), ODD, end]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -216,7 +216,7 @@ def elsewhere(own: Server, server_home: Path, end: str) -> Iterator[subprocess.P
             process.kill()
 
 
-def test_after_a_kill_the_next_one_puts_back_what_was_before_first(own: Server, server_home: Path) -> None:
+def test_after_a_kill_the_next_one_puts_back_what_was_before_first(own: EmbeddedServer, server_home: Path) -> None:
     before = settings(own)
     with elsewhere(own, server_home, "wait") as process:
         with pytest.raises(UsageError, match=f"switched on by process {process.pid}"):
@@ -224,13 +224,13 @@ def test_after_a_kill_the_next_one_puts_back_what_was_before_first(own: Server, 
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert settings(own) != before
-    with logging_on(own, ODD, Options(ms=3)):
+    with logging_on(own, ODD, LoggingSpec(ms=3)):
         assert shown(own, ODD) == "3ms"
     assert settings(own) == before
 
 
 def test_after_a_kill_restore_puts_it_back_whatever_the_database_is_called_by_now(
-    own: Server, server_home: Path
+    own: EmbeddedServer, server_home: Path
 ) -> None:
     before = settings(own)
     with elsewhere(own, server_home, "wait") as process:
@@ -244,7 +244,7 @@ def test_after_a_kill_restore_puts_it_back_whatever_the_database_is_called_by_no
     assert settings(own) == before
 
 
-def test_after_a_kill_a_database_that_is_gone_is_no_matter(own: Server, server_home: Path) -> None:
+def test_after_a_kill_a_database_that_is_gone_is_no_matter(own: EmbeddedServer, server_home: Path) -> None:
     with elsewhere(own, server_home, "wait") as process:
         process.kill()
         process.wait()
@@ -252,14 +252,14 @@ def test_after_a_kill_a_database_that_is_gone_is_no_matter(own: Server, server_h
     assert len(restore(own, "postgres")) == 1 and restore(own, "postgres") == ()
 
 
-def test_a_process_that_just_ends_switches_it_off(own: Server, server_home: Path) -> None:
+def test_a_process_that_just_ends_switches_it_off(own: EmbeddedServer, server_home: Path) -> None:
     before = settings(own)
     with elsewhere(own, server_home, "end") as process:
         assert process.wait(20) == 0
     assert settings(own) == before
 
 
-def test_a_file_that_was_not_written_to_its_end_is_no_matter(own: Server) -> None:
+def test_a_file_that_was_not_written_to_its_end_is_no_matter(own: EmbeddedServer) -> None:
     with logging_on(own, ODD):
         [path] = (own.socket_dir / "lent-settings").iterdir()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -271,13 +271,13 @@ def test_a_file_that_was_not_written_to_its_end_is_no_matter(own: Server) -> Non
     assert settings(own) == before
 
 
-def test_a_database_or_role_that_is_not_there_is_one_line(own: Server) -> None:
+def test_a_database_or_role_that_is_not_there_is_one_line(own: EmbeddedServer) -> None:
     with pytest.raises(UsageError, match="there is no role no⟨1B⟩body; expected one that is there"):
         logging_on(own, ODD, where=Where("no\x1bbody"))
     assert not list((own.socket_dir / "lent-settings").glob("*"))
 
 
-def test_a_role_with_a_setting_of_its_own_is_named(own: Server) -> None:
+def test_a_role_with_a_setting_of_its_own_is_named(own: EmbeddedServer) -> None:
     change(own, f"ALTER ROLE {{}} SET {ON} = '5s'", ODD)
     with logging_on(own, ODD) as on:
         assert on.notes[-1] == f"{ON} of its own, which stays: role {ODD}"
@@ -353,10 +353,10 @@ def scripts(message: str) -> tuple[str, str]:
 def test_a_role_that_may_not_gets_the_sql_for_its_owner(system: hosted.Hosted, home: Path) -> None:
     before = rows(system)
     with pytest.raises(TargetRefused) as raised:
-        logging_on(site(system, "shop"), "shop", Options(plans=False))
+        logging_on(site(system, "shop"), "shop", LoggingSpec(plans=False))
     message = str(raised.value)
     assert message.startswith(f"{system.name()}: permission denied to set parameter")
-    assert script(site(system, "shop"), "shop", Options(plans=False)) == scripts(message)
+    assert script(site(system, "shop"), "shop", LoggingSpec(plans=False)) == scripts(message)
     assert rows(system) == before and not list((home / "lent-settings").iterdir())
     on, off = scripts(message)
     system.run(*on.split("; "))
@@ -424,7 +424,7 @@ def logged(system: hosted.Hosted) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("analyze", [False, True])
 def test_plans_are_logged_where_auto_explain_can_be_loaded(system: hosted.Hosted, analyze: bool) -> None:
     before = rows(system)
-    with logging_on(site(system), "shop", Options(ms=10, analyze=analyze)) as on:
+    with logging_on(site(system), "shop", LoggingSpec(ms=10, analyze=analyze)) as on:
         system.run(f"SELECT pg_sleep(0.02), 'analyze {analyze}'", user="shop")
         assert on.changed["session_preload_libraries"] == "auto_explain" and "compute_query_id" not in on.changed
         assert any("a little slower" in note for note in on.notes) is analyze

@@ -12,7 +12,7 @@ from perfkit.explain.conditions import predicates
 from perfkit.explain.facts import ask, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.keywords import KEYWORDS
 
 QUOTED_BY_SERVER = "SELECT word, quote_ident(word) AS quoted FROM pg_get_keywords()"
@@ -25,7 +25,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection]:
         yield found
 
 
-def test_the_list_is_that_of_the_newest_server(server: Server) -> None:
+def test_the_list_is_that_of_the_newest_server(server: EmbeddedServer) -> None:
     with databases.connected(server, "postgres") as newest:
         rows = newest.execute("SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'").fetchall()
     assert {row["word"] for row in rows} == KEYWORDS
@@ -52,7 +52,7 @@ def test_every_keyword_can_be_the_key_of_an_advised_index(connection: psycopg.Co
             connection.execute(advised.sql.encode())
 
 
-def test_an_index_on_a_column_that_only_newer_servers_quote_is_found(server16: Server) -> None:
+def test_an_index_on_a_column_that_only_newer_servers_quote_is_found(server16: EmbeddedServer) -> None:
     with databases.connected(server16, "postgres") as older:
         run_all(older, 'CREATE TEMPORARY TABLE notes (json int, "left" int)')
         run_all(older, 'CREATE INDEX ON notes (json); CREATE INDEX ON notes ("left")')

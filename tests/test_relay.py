@@ -15,13 +15,15 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 RTT = 0.03  # seconds
 
 
 @contextmanager
-def relay(server: Server, listen: Path, rtt: float = RTT, connect_rtts: int = 6) -> Iterator[subprocess.Popen[str]]:
+def relay(
+    server: EmbeddedServer, listen: Path, rtt: float = RTT, connect_rtts: int = 6
+) -> Iterator[subprocess.Popen[str]]:
     where = conninfo_to_dict(server.conninfo())
     options = {
         "--listen": listen,
@@ -46,7 +48,7 @@ def relay(server: Server, listen: Path, rtt: float = RTT, connect_rtts: int = 6)
 
 
 @pytest.fixture
-def through(server: Server, tmp_path: Path) -> Iterator[str]:
+def through(server: EmbeddedServer, tmp_path: Path) -> Iterator[str]:
     """A conninfo that leads through a relay."""
     with relay(server, tmp_path):
         yield make_conninfo(server.conninfo("postgres", "postgres"), host=str(tmp_path))
@@ -72,7 +74,7 @@ def test_a_statement_takes_one_round_trip_more(through: str) -> None:
     assert median(times) < 2 * RTT
 
 
-def test_connecting_costs_its_round_trips(server: Server, tmp_path: Path) -> None:
+def test_connecting_costs_its_round_trips(server: EmbeddedServer, tmp_path: Path) -> None:
     conninfo = make_conninfo(server.conninfo(), host=str(tmp_path))
     with relay(server, tmp_path, connect_rtts=6):
         six = min(took(lambda: psycopg.connect(conninfo).close()) for _ in range(5))
@@ -118,7 +120,7 @@ def test_a_cancel_request_reaches_the_server(through: str) -> None:
         timer.join()
 
 
-def test_either_side_may_end_the_connection(server: Server, through: str) -> None:
+def test_either_side_may_end_the_connection(server: EmbeddedServer, through: str) -> None:
     with psycopg.connect(server.conninfo("postgres", "postgres"), autocommit=True) as admin:
         alive = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
         leaving, killed = (psycopg.connect(through, autocommit=True) for _ in range(2))
@@ -131,7 +133,7 @@ def test_either_side_may_end_the_connection(server: Server, through: str) -> Non
         wait_until(lambda: admin.execute(alive, [pids]).fetchone() == (0,))
 
 
-def test_a_killed_clients_connection_ends_in_the_server(server: Server, through: str) -> None:
+def test_a_killed_clients_connection_ends_in_the_server(server: EmbeddedServer, through: str) -> None:
     program = (
         "import psycopg, sys; connection = psycopg.connect(sys.argv[1]);"
         "print(connection.info.backend_pid, flush=True); input()"
@@ -147,7 +149,7 @@ def test_a_killed_clients_connection_ends_in_the_server(server: Server, through:
         wait_until(lambda: admin.execute(alive, [pid]).fetchone() == (0,))
 
 
-def test_without_a_server_the_client_is_told_at_once(server: Server, tmp_path: Path) -> None:
+def test_without_a_server_the_client_is_told_at_once(server: EmbeddedServer, tmp_path: Path) -> None:
     nowhere = tmp_path / "empty"
     nowhere.mkdir()
     command = [sys.executable, "-m", "perfkit.postgres.relay", "--rtt-ms", "1"]
@@ -163,7 +165,7 @@ def test_without_a_server_the_client_is_told_at_once(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("how", ["stdin", "signal"])
-def test_it_ends_with_its_parent_or_on_a_signal(server: Server, tmp_path: Path, how: str) -> None:
+def test_it_ends_with_its_parent_or_on_a_signal(server: EmbeddedServer, tmp_path: Path, how: str) -> None:
     conninfo = make_conninfo(server.conninfo(), host=str(tmp_path))
     with relay(server, tmp_path) as process, psycopg.connect(conninfo, autocommit=True) as connection:
         assert process.stdin

@@ -183,7 +183,7 @@ def test_what_a_person_says_of_no_row_or_of_a_measured_one_is_refused(name: str,
 def test_targets_of_another_configuration_can_be_held_against_the_same_record() -> None:
     booking = config.load()
     strict = booking.model_copy(
-        update={"review": config.Review(target=(Target(name="fast", metric="p50_ms", at_most=1),))}
+        update={"review": config.ReviewConfig(target=(Target(name="fast", metric="p50_ms", at_most=1),))}
     )
     found = review(watched(quiet(1)), settings=strict)
     assert [(own.name, own.result) for own in found.rows] == [("fast", MISSED)]

@@ -9,16 +9,16 @@ import psycopg
 import pytest
 from scripts import run_all
 
-from perfkit.explain.facts import Facts, ask, read_facts
+from perfkit.explain.facts import PlanFacts, ask, read_facts
 from perfkit.explain.findings.blocked import blocks, condition
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.where import conditions
 from perfkit.explain.plan import read_plan
 from perfkit.explain.rewrites import RULES, UNITS, WHY, operand, rewritten
 from perfkit.indexes.refuse import reason
 from perfkit.indexes.rewrite import either, replaced
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 
 COMPARED = ("=", "<", "<=", ">", ">=")
 ORDINARY = ("UTC", "Europe/Berlin", "Asia/Kolkata")
@@ -84,15 +84,15 @@ class Database:
 
     connection: psycopg.Connection[Any]
     used: dict[str, int] = field(default_factory=dict)
-    facts: dict[frozenset[tuple[str, str]], Facts] = field(default_factory=dict)
+    facts: dict[frozenset[tuple[str, str]], PlanFacts] = field(default_factory=dict)
 
-    def look(self, sql: str) -> Look:
+    def look(self, sql: str) -> FindingContext:
         row = self.connection.execute(f"EXPLAIN (FORMAT JSON, VERBOSE) {sql}".encode()).fetchone() or {}
         plan = read_plan(next(iter(row.values())))
         tables = frozenset((node.text("Schema"), node.relation) for node in plan.nodes if node.relation)
         if tables not in self.facts:
             self.facts[tables] = read_facts(ask(self.connection, plan))
-        return Look(plan, self.facts[tables])
+        return FindingContext(plan, self.facts[tables])
 
     def offered(self, sql: str) -> Iterator[tuple[str, str, str, str]]:
         """The rule, a condition of a statement, and the condition and statement that are offered for it."""
@@ -150,7 +150,7 @@ class Database:
 
 @pytest.fixture(scope="module", params=["server", pytest.param("server16", marks=pytest.mark.slow)])
 def db(request: pytest.FixtureRequest) -> Iterator[Database]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "rewrites")
     try:
         with server.connect("rewrites") as connection:
@@ -473,7 +473,7 @@ NEVER = (
 
 
 @pytest.fixture(scope="module")
-def shop(server: Server) -> Iterator[Database]:
+def shop(server: EmbeddedServer) -> Iterator[Database]:
     databases.create(server, "rewritten")
     try:
         with server.connect("rewritten") as connection:

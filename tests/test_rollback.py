@@ -23,12 +23,12 @@ from perfkit.indexes.examine import Found
 from perfkit.indexes.statements import IndexStatement, read_set
 from perfkit.lab.writes import design
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.release.rehearsal import there_and_back
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.release.rehearsal import round_trip
 from perfkit.release.rollback import (
-    Item,
-    Planned,
     Rollback,
+    RollbackItem,
+    RollbackPlan,
     Word,
     index_items,
     latency_item,
@@ -50,35 +50,37 @@ BY_INDEX = {"Node Type": "Index Scan", "Index Name": "orders_customer", "Index C
 
 def test_a_plan_is_as_before_whatever_its_constants_and_costs() -> None:
     before, after = scan(Filter="(customer = 7)"), scan(Filter="(customer = 8)", **{"Total Cost": 12.0})
-    item = plan_item(Planned("mine", after, before=before), {"orders_customer"})
+    item = plan_item(RollbackPlan("mine", after, before=before), {"orders_customer"})
     assert (item.word, item.text) == (Word.SAME, "mine: the same plan as before.")
 
 
 def test_a_plan_that_still_names_an_index_of_the_set_is_not_as_before() -> None:
-    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan(**BY_INDEX)), {"orders_customer"})
+    item = plan_item(RollbackPlan("mine", scan(**BY_INDEX), before=scan(**BY_INDEX)), {"orders_customer"})
     assert (item.word, item.text) == (Word.DIFFERENT, "mine: the plan still uses orders_customer.")
 
 
 def test_a_plan_that_differs_for_another_reason_says_that_the_set_is_not_in_it() -> None:
-    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan()), {"another"})
+    item = plan_item(RollbackPlan("mine", scan(**BY_INDEX), before=scan()), {"another"})
     assert item.word is Word.DIFFERENT
     assert item.text.startswith("mine: Seq Scan on orders -> Index Scan using orders_customer; ")
     assert item.text.endswith("; no index of the set is in it: statistics, data or settings are others.")
 
 
 def test_plans_that_could_not_be_made_alike_settle_nothing() -> None:
-    item = plan_item(Planned("mine", scan(**BY_INDEX), before=scan(), unlike="planned for any values"), {"another"})
+    item = plan_item(
+        RollbackPlan("mine", scan(**BY_INDEX), before=scan(), unlike="planned for any values"), {"another"}
+    )
     assert item.word is Word.OPEN and item.text.endswith("; planned for any values, so that may be why.")
 
 
 def test_without_a_plan_from_before_a_plan_is_shown_and_not_judged() -> None:
-    item = plan_item(Planned("mine", scan(), with_set=scan(**BY_INDEX)), {"orders_customer"})
+    item = plan_item(RollbackPlan("mine", scan(), with_set=scan(**BY_INDEX)), {"orders_customer"})
     assert item.word is None
     assert item.text.startswith("mine: Index Scan using orders_customer on orders -> Seq Scan; ")
     assert item.text.endswith("; no index of the set is in the plan; what it was before them is not known.")
 
 
-def compared(verdict: Verdict, lo: float, hi: float, metric: str = "p50", needed: int | None = 40) -> Item:
+def compared(verdict: Verdict, lo: float, hi: float, metric: str = "p50", needed: int | None = 40) -> RollbackItem:
     found = Ratio(1.02, lo, hi, 0.5, 6, 0.1)
     comparison = Comparison("before", "rolled-back", "ten", "book", metric, found, 1.0, 1.0, 0.05, verdict, needed)
     return latency_item(comparison, 6)
@@ -153,11 +155,15 @@ def test_every_index_that_is_left_is_named_with_why(tmp_path: Path) -> None:
     ]
 
 
-items = st.lists(st.builds(Item, st.just("plans"), st.text(), st.sampled_from([*Word, None]), st.text()), max_size=6)
+items = st.lists(
+    st.builds(RollbackItem, st.just("plans"), st.text(), st.sampled_from([*Word, None]), st.text()), max_size=6
+)
 
 
 @given(items)
-def test_one_thing_that_is_not_as_before_outranks_what_is_not_settled_and_that_the_rest(found: list[Item]) -> None:
+def test_one_thing_that_is_not_as_before_outranks_what_is_not_settled_and_that_the_rest(
+    found: list[RollbackItem],
+) -> None:
     result = Rollback("here", ("a",), tuple(found))
     words = {item.word for item in found}
     expected = Word.DIFFERENT if Word.DIFFERENT in words else Word.OPEN if Word.OPEN in words else Word.SAME
@@ -167,7 +173,7 @@ def test_one_thing_that_is_not_as_before_outranks_what_is_not_settled_and_that_t
 
 def test_what_a_server_says_is_inert_in_the_page_and_in_the_terminal() -> None:
     evil = "\x1b[2J<script>alert(1)</script>"
-    block = shown(Rollback(evil, (evil,), (Item("indexes", evil, Word.DIFFERENT, evil),), (evil,)))
+    block = shown(Rollback(evil, (evil,), (RollbackItem("indexes", evil, Word.DIFFERENT, evil),), (evil,)))
     assert "<script" not in block.html and "\x1b" not in block.html
     assert "\x1b" not in repr(block) and "not as before" in repr(block)
 
@@ -207,7 +213,7 @@ def shop(folder: Path, meanwhile: str = "SELECT 1", tables: str = TABLES) -> Pat
     return path
 
 
-def texts(found: Rollback, group: str) -> dict[str, Item]:
+def texts(found: Rollback, group: str) -> dict[str, RollbackItem]:
     return {item.name: item for item in found.items if item.group == group}
 
 
@@ -268,7 +274,9 @@ def test_a_rehearsal_finds_what_the_indexes_left_in_others_where_updates_had_roo
     assert {item.word for item in texts(found, "indexes").values()} == {Word.SAME}
 
 
-def test_rows_that_are_changed_and_changed_back_are_other_versions_of_the_same(server: Server, tmp_path: Path) -> None:
+def test_rows_that_are_changed_and_changed_back_are_other_versions_of_the_same(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
     databases.create(server, "churn_test")
     (tmp_path / "tables.sql").write_text(TABLES)
     (tmp_path / "set.sql").write_text(SET)
@@ -286,7 +294,7 @@ def test_rows_that_are_changed_and_changed_back_are_other_versions_of_the_same(s
 
         said, places = look()
         for number, write in enumerate(updates):
-            connection.execute(there_and_back(write, number).encode())
+            connection.execute(round_trip(write, number).encode())
         after, moved = look()
     databases.drop(server, "churn_test")
     assert after == said and len(updates) >= 3

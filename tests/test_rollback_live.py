@@ -19,8 +19,8 @@ from scripts import run_all
 from perfkit.cli import main
 from perfkit.guards.address import resolve
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.release.rollback import Item, Rollback, Word
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.release.rollback import Rollback, RollbackItem, Word
 from perfkit.report.rollback import RolledBack
 
 
@@ -30,14 +30,14 @@ def home(server_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return server_home
 
 
-def texts(found: Rollback, group: str) -> dict[str, Item]:
+def texts(found: Rollback, group: str) -> dict[str, RollbackItem]:
     return {item.name: item for item in found.items if item.group == group}
 
 
 class Theirs:
     """A database whose owner allowed DDL, with the set's indexes in it."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: EmbeddedServer, folder: Path) -> None:
         self.server, self.folder, self.name = server, folder, "rollback_test"
         self.db = server.conninfo(self.name)
         self.set = folder / "set.sql"
@@ -71,7 +71,7 @@ class Theirs:
 
 
 @pytest.fixture
-def theirs(server: Server, home: Path, tmp_path: Path) -> Iterator[Theirs]:
+def theirs(server: EmbeddedServer, home: Path, tmp_path: Path) -> Iterator[Theirs]:
     databases.create(server, "rollback_test")
     (tmp_path / "tables.sql").write_text(TABLES)
     (tmp_path / "set.sql").write_text(SET)

@@ -76,7 +76,7 @@ def test_what_is_made_of_the_evidence_may_come_later_and_what_is_half_written_do
 
 
 def test_a_folder_that_was_changed_and_sealed_anew_is_told_by_the_hash_on_paper_alone(folder: Path) -> None:
-    on_paper = seal.read(folder).content
+    on_paper = seal.read_seal(folder).content
     (folder / "answers.json").write_text('{"answers": "all yes"}')
     seal.seal(folder, NOW)
     seal.seal_pages(folder)
@@ -87,18 +87,18 @@ def test_a_folder_that_was_changed_and_sealed_anew_is_told_by_the_hash_on_paper_
 
 def test_an_edited_list_is_found_by_its_own_hash(folder: Path) -> None:
     (folder / "answers.json").write_text("{}")
-    said = json.loads((folder / seal.FILE).read_text())
+    said = json.loads((folder / seal.SEAL_FILE).read_text())
     said["files"]["answers.json"] = hashlib.sha256(b"{}").hexdigest()
-    (folder / seal.FILE).write_text(json.dumps(said))
+    (folder / seal.SEAL_FILE).write_text(json.dumps(said))
     found = seal.verify(folder)
     assert (found.differ, found.missing, found.new) == ((), (), ())
     assert not found.unchanged
 
 
 def test_the_content_hash_is_what_sha256sum_gives(folder: Path) -> None:
-    names = sorted(seal.read(folder).files)
+    names = sorted(seal.read_seal(folder).files)
     listed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout
-    assert hashlib.sha256(listed).hexdigest() == seal.read(folder).content
+    assert hashlib.sha256(listed).hexdigest() == seal.read_seal(folder).content
 
 
 def test_a_copy_elsewhere_has_the_same_hash(folder: Path, tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_name_that_is_no_utf_8_is_sealed_too(folder: Path) -> None:
     ],
 )
 def test_a_seal_that_is_none_is_one_line(folder: Path, content: str | None, said: str) -> None:
-    (folder / seal.FILE).unlink()
+    (folder / seal.SEAL_FILE).unlink()
     if content is not None:
-        (folder / seal.FILE).write_text(content)
+        (folder / seal.SEAL_FILE).write_text(content)
     with pytest.raises(BundleError, match=r"seal\.json") as caught:
         seal.verify(folder)
     assert str(caught.value).endswith(said) and "\n" not in str(caught.value)

@@ -7,26 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config import Limits, Search, Thresholds
+from perfkit.config import Limits, RateSearch, Thresholds
 from perfkit.experiment import measure
-from perfkit.load.calibration import Trial, fewest
+from perfkit.load.calibration import CalibrationTrial, fewest
 from perfkit.load.crew import Load
-from perfkit.load.search import Step, best, following, judged, limited
-from perfkit.selection import Options, alone
+from perfkit.load.search import SearchStep, best, following, judged, limited
+from perfkit.selection import RunSpec, alone
 
 searches = st.builds(
-    lambda most, growth, closer: Search(most=most, growth=growth, closer=closer),
+    lambda most, growth, closer: RateSearch(most=most, growth=growth, closer=closer),
     st.floats(20, 1e5),
     st.floats(1.4, 10),
     st.integers(0, 5),
 )
 
 
-def searched(search: Search, first: float, capacity: float) -> list[Step]:
+def searched(search: RateSearch, first: float, capacity: float) -> list[SearchStep]:
     """All steps against a target whose thresholds hold up to a capacity."""
-    steps: list[Step] = []
+    steps: list[SearchStep] = []
     while rate := following(search, first, steps):
-        steps.append(Step(rate, rate <= capacity))
+        steps.append(SearchStep(rate, rate <= capacity))
         assert len(steps) < 200
     return steps
 
@@ -46,16 +46,16 @@ class TestSteps:
             assert not limited(search, steps)
 
     def test_go_down_where_even_the_first_breaks(self):
-        search = Search(most=100, growth=2, closer=3)
+        search = RateSearch(most=100, growth=2, closer=3)
         assert [step.rate for step in searched(search, 40, 15)] == [40, 20, 10, pytest.approx(200**0.5)]
 
     def test_that_none_held_find_nothing(self):
-        assert best([Step(10, False), Step(5, False)]) == 0
+        assert best([SearchStep(10, False), SearchStep(5, False)]) == 0
 
     def test_that_the_client_could_not_take_are_not_the_targets_limit(self):
-        search = Search(most=100, growth=2)
-        assert limited(search, [Step(10, True), Step(20, False, healthy=False)])
-        assert not limited(search, [Step(10, True), Step(20, False), Step(40, False, healthy=False)])
+        search = RateSearch(most=100, growth=2)
+        assert limited(search, [SearchStep(10, True), SearchStep(20, False, healthy=False)])
+        assert not limited(search, [SearchStep(10, True), SearchStep(20, False), SearchStep(40, False, healthy=False)])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_rate_holds_where_every_threshold_of_latency_does(thresholds: dict[str
         "outcome": ["ok"] * 100,
     }
     load = Load(columns, {"lag_p50_ms": 0.1, "worker_cpu": 0.1}, [])
-    assert judged(10, load, Thresholds(**thresholds), Limits()) == Step(10, held)
+    assert judged(10, load, Thresholds(**thresholds), Limits()) == SearchStep(10, held)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ role = "before"
 [thresholds]
 p95_ms = 100
 """)
-    chosen = alone(config.load(tmp_path / "perfkit.toml"), Options(profile="quick", blocks=1))
+    chosen = alone(config.load(tmp_path / "perfkit.toml"), RunSpec(profile="quick", blocks=1))
     bundle = measure(chosen, tmp_path / "run")
     found = next(round_ for round_ in bundle.rounds() if round_.arm == "only")
     assert 55 < found.health["rate"] <= 100
@@ -121,6 +121,6 @@ p95_ms = 100
 
 
 def test_as_few_workers_are_used_as_are_nearly_as_fast_as_any():
-    assert fewest([Trial(1, 2.0), Trial(2, 1.95), Trial(4, 1.9)]) == 1
-    assert fewest([Trial(1, 4.0), Trial(2, 2.1), Trial(4, 2.0)]) == 2
-    assert fewest([Trial(1, 4.0), Trial(2, 3.0), Trial(4, 2.0)]) == 4
+    assert fewest([CalibrationTrial(1, 2.0), CalibrationTrial(2, 1.95), CalibrationTrial(4, 1.9)]) == 1
+    assert fewest([CalibrationTrial(1, 4.0), CalibrationTrial(2, 2.1), CalibrationTrial(4, 2.0)]) == 2
+    assert fewest([CalibrationTrial(1, 4.0), CalibrationTrial(2, 3.0), CalibrationTrial(4, 2.0)]) == 4

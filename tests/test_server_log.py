@@ -17,12 +17,13 @@ from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.external import External, open_external
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection
+from perfkit.postgres.site import Server as Site
 from perfkit.slow.model import SlowQueries
-from perfkit.slow.query_logging import Options, logging_on
-from perfkit.slow.server_log import PIECE, ServerLog, follow, opened, read
+from perfkit.slow.query_logging import LoggingSpec, logging_on
+from perfkit.slow.server_log import PIECE, ServerLog, follow_server_log, opened, read_server_log
 
 ODD = "re\"ad; %s {} 'x'"  # a database and a role
 
@@ -52,9 +53,9 @@ def wait_for(path: Path, text: str) -> bytes:
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
-def own(request: pytest.FixtureRequest) -> Iterator[Server]:
+def own(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """With a database and a role of an odd name."""
-    found: Server = request.getfixturevalue(request.param)
+    found: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(found, ODD)
     with found.connect("postgres", "postgres") as connection:
         connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(ODD)))
@@ -64,7 +65,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 
 @contextmanager
-def logged(own: Server) -> Iterator[Connection]:
+def logged(own: EmbeddedServer) -> Iterator[Connection]:
     """A session whose statements of 10 ms or more are logged; not perfkit's own, as the log has it."""
     with own.connect(ODD, "postgres") as connection:
         run_all(connection, "SET log_min_duration_statement = 10; SET application_name = 'app'")
@@ -75,13 +76,13 @@ def found_in(site: Site, database: str, part: str) -> SlowQueries:
     """The statements with this text, when there are any."""
     deadline = time.monotonic() + 10
     while True:
-        found = read(site, database)
+        found = read_server_log(site, database)
         chosen = tuple(statement for statement in found.statements if part in statement.text)
         if chosen or time.monotonic() > deadline:
             return replace(found, statements=chosen)
 
 
-def test_statements_that_were_logged_are_read_over_a_connection(own: Server) -> None:
+def test_statements_that_were_logged_are_read_over_a_connection(own: EmbeddedServer) -> None:
     with logged(own) as connection:
         connection.execute("SELECT pg_sleep(%s), 'of the log' AS logged", [0.02])
     found = found_in(own, ODD, "AS logged")
@@ -89,25 +90,25 @@ def test_statements_that_were_logged_are_read_over_a_connection(own: Server) -> 
     assert statement.calls == 1 and statement.total_ms >= 20
     assert statement.example and statement.example.parameters == ("0.02",)
     assert found.source == "the log server.json of embedded"
-    assert not [s for s in read(own, "postgres").statements if "AS logged" in s.text], "of another database"
+    assert not [s for s in read_server_log(own, "postgres").statements if "AS logged" in s.text], "of another database"
 
 
 @pytest.mark.slow
-def test_what_perfkit_itself_sends_is_left_out(own: Server) -> None:
+def test_what_perfkit_itself_sends_is_left_out(own: EmbeddedServer) -> None:
     path = own.data_dir / "log" / "server.json"
-    with logging_on(own, ODD, Options(ms=0)):
+    with logging_on(own, ODD, LoggingSpec(ms=0)):
         for _ in range(2):
-            found = read(own, ODD)
+            found = read_server_log(own, ODD)
         wait_for(path, "FROM pg_current_logfile(")
-        found = read(own, ODD)
+        found = read_server_log(own, ODD)
     assert not [s for s in found.statements if "pg_current_logfile" in s.text or "pg_read_binary_file" in s.text]
 
 
-def test_the_log_is_followed_from_now_on(own: Server) -> None:
+def test_the_log_is_followed_from_now_on(own: EmbeddedServer) -> None:
     with logged(own) as connection:
         connection.execute("SELECT pg_sleep(0.02), 'before' AS a")
         assert found_in(own, ODD, "AS a").statements
-        following = follow(own, ODD, every_s=0.05)
+        following = follow_server_log(own, ODD, every_s=0.05)
         assert not next(following).statements
         connection.execute("SELECT pg_sleep(0.02), 'after' AS b")
         for found in following:
@@ -118,7 +119,7 @@ def test_the_log_is_followed_from_now_on(own: Server) -> None:
         following.close()
 
 
-def test_a_log_is_read_piece_by_piece_each_byte_once(own: Server) -> None:
+def test_a_log_is_read_piece_by_piece_each_byte_once(own: EmbeddedServer) -> None:
     path = own.data_dir / "log" / "server.json"
     with own.connect(ODD, "postgres") as connection:
         for number in range(3):
@@ -133,7 +134,7 @@ def test_a_log_is_read_piece_by_piece_each_byte_once(own: Server) -> None:
         assert pieces(log) == b""
 
 
-def test_the_end_of_a_long_log_begins_with_a_whole_line(own: Server) -> None:
+def test_the_end_of_a_long_log_begins_with_a_whole_line(own: EmbeddedServer) -> None:
     path = own.data_dir / "log" / "server.json"
     with own.connect(ODD, "postgres") as connection:
         for number in range(3):
@@ -146,7 +147,7 @@ def test_the_end_of_a_long_log_begins_with_a_whole_line(own: Server) -> None:
         assert pieces(opened(connection, "here", 0)) == b""
 
 
-def test_a_role_that_may_not_read_the_log_is_told_what_to_grant(own: Server) -> None:
+def test_a_role_that_may_not_read_the_log_is_told_what_to_grant(own: EmbeddedServer) -> None:
     with own.connect(ODD, ODD) as connection, pytest.raises(ServerError) as raised:
         opened(connection, "here\x1b")
     message = str(raised.value)

@@ -17,7 +17,7 @@ from perfkit import config
 from perfkit.base.resources import CHECKOUT
 from perfkit.errors import ServiceError
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.service import Service
 
 # Answers its health path with its process id, its database and how often it was reset; a reset takes a while.
@@ -42,7 +42,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 
 def service(*command: str, **options: Any) -> Service:
-    spec = config.Service(command=command, **{"start_timeout_s": 10, **options})
+    spec = config.ServiceConfig(command=command, **{"start_timeout_s": 10, **options})
     return Service("after", spec, {"handler": "pooled"}, "dbname=mine")
 
 
@@ -79,7 +79,7 @@ def busy() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def booking(server: Server) -> Iterator[str]:
+def booking(server: EmbeddedServer) -> Iterator[str]:
     """A small booking database, as a connection string."""
     folder = CHECKOUT / "sql/booking"
     databases.create(server, "service_test")

@@ -10,7 +10,7 @@ import pytest
 from scripts import run_all
 
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.site import Connection
 from perfkit.slow.activity import Activity, Branch, Running, now, tree
 
@@ -70,7 +70,7 @@ def test_a_chain_of_thousands_is_no_matter() -> None:
 
 
 @pytest.fixture(scope="module", params=[18, 16])
-def server(request: pytest.FixtureRequest, server_home: Path) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, server_home: Path) -> Iterator[EmbeddedServer]:
     with embedded.start(request.param, {"max_prepared_transactions": "5"}, server_home) as found:
         databases.create(found, HERE)
         with found.connect(HERE) as connection:
@@ -79,7 +79,7 @@ def server(request: pytest.FixtureRequest, server_home: Path) -> Iterator[Server
 
 
 @pytest.fixture
-def opened(server: Server) -> Iterator[Callable[..., Connection]]:
+def opened(server: EmbeddedServer) -> Iterator[Callable[..., Connection]]:
     """Sessions that begin with statements and end with the test; with three rows in `t`."""
     with server.connect(HERE) as connection:
         run_all(connection, "TRUNCATE t; INSERT INTO t VALUES (1, 0), (2, 0), (3, 0)")
@@ -114,7 +114,7 @@ def key(connection: Connection) -> str:
     return str(connection.info.backend_pid)
 
 
-def seen(server: Server, until: Callable[[Activity], bool], user: str = "postgres") -> Activity:
+def seen(server: EmbeddedServer, until: Callable[[Activity], bool], user: str = "postgres") -> Activity:
     """What runs, when it is as expected."""
     deadline = time.monotonic() + 10
     with server.connect(HERE, user) as connection:
@@ -128,7 +128,9 @@ def lines(found: Activity) -> int:
     return len(found.blocking)
 
 
-def test_what_runs_is_told_with_its_text_and_wait_but_not_who_asks_or_idles(server: Server, opened: Callable) -> None:
+def test_what_runs_is_told_with_its_text_and_wait_but_not_who_asks_or_idles(
+    server: EmbeddedServer, opened: Callable
+) -> None:
     opened("SELECT 'idle'")
     active = send(opened(name="the \x1b[31m<b>app"), "SELECT pg_sleep(30)")
     found = seen(server, lambda found: bool(found.running))
@@ -140,13 +142,13 @@ def test_what_runs_is_told_with_its_text_and_wait_but_not_who_asks_or_idles(serv
     assert found.source == "what runs in here" and found.blocking == () and found.notes == ()
 
 
-def test_the_longest_comes_first(server: Server, opened: Callable) -> None:
+def test_the_longest_comes_first(server: EmbeddedServer, opened: Callable) -> None:
     first, second = send(opened(), "SELECT pg_sleep(30)"), send(opened(), "SELECT pg_sleep(31)")
     found = seen(server, lambda found: len(found.running) == 2)
     assert [r.key for r in found.running] == [first, second]
 
 
-def test_who_forgot_a_transaction_is_named_with_its_last_statement(server: Server, opened: Callable) -> None:
+def test_who_forgot_a_transaction_is_named_with_its_last_statement(server: EmbeddedServer, opened: Callable) -> None:
     forgot = opened("BEGIN", "UPDATE t SET a = 1 WHERE id = 1", "SELECT 'for lunch'")
     waits = send(opened(), "UPDATE t SET a = 2 WHERE id = 1")
     queued = send(opened(), "DELETE FROM t WHERE id = 1")
@@ -157,7 +159,7 @@ def test_who_forgot_a_transaction_is_named_with_its_last_statement(server: Serve
     assert next_one.wait == "Lock: transactionid" and next_one.blocked_by == (key(forgot),)
 
 
-def test_two_readers_block_one_who_wants_to_change_the_table(server: Server, opened: Callable) -> None:
+def test_two_readers_block_one_who_wants_to_change_the_table(server: EmbeddedServer, opened: Callable) -> None:
     readers = [key(opened("BEGIN", "LOCK TABLE t IN SHARE MODE")) for _ in range(2)]
     waits = send(opened(), "ALTER TABLE t ADD COLUMN b int")
     found = seen(server, lambda found: lines(found) == 3)
@@ -166,7 +168,9 @@ def test_two_readers_block_one_who_wants_to_change_the_table(server: Server, ope
     assert sorted(blocked.blocked_by) == sorted(readers)
 
 
-def test_an_idle_session_that_holds_an_advisory_lock_is_in_the_tree_alone(server: Server, opened: Callable) -> None:
+def test_an_idle_session_that_holds_an_advisory_lock_is_in_the_tree_alone(
+    server: EmbeddedServer, opened: Callable
+) -> None:
     holder = opened("SELECT pg_advisory_lock(7)")
     waits = send(opened(), "SELECT pg_advisory_lock(7)")
     found = seen(server, lambda found: lines(found) == 2)
@@ -174,7 +178,7 @@ def test_an_idle_session_that_holds_an_advisory_lock_is_in_the_tree_alone(server
     assert [r.key for r in found.running] == [waits] and found.blocking[0].running.state == "idle"
 
 
-def test_a_deadlock_that_is_not_resolved_yet_is_a_circle(server: Server, opened: Callable) -> None:
+def test_a_deadlock_that_is_not_resolved_yet_is_a_circle(server: EmbeddedServer, opened: Callable) -> None:
     one = opened("BEGIN", "UPDATE t SET a = 1 WHERE id = 1", user="postgres")
     two = opened("BEGIN", "UPDATE t SET a = 1 WHERE id = 2", user="postgres")
     send(one, "UPDATE t SET a = 1 WHERE id = 2")
@@ -184,7 +188,7 @@ def test_a_deadlock_that_is_not_resolved_yet_is_a_circle(server: Server, opened:
     assert shape(found.blocking) == [f"{key(one)} circle", f"  {key(two)}"]
 
 
-def test_a_prepared_transaction_blocks_by_its_name(server: Server, opened: Callable) -> None:
+def test_a_prepared_transaction_blocks_by_its_name(server: EmbeddedServer, opened: Callable) -> None:
     gids = ["an <i>odd</i> 'name\x1b", "another"]
     for number, gid in enumerate(gids, 1):
         quoted = psycopg.sql.Literal(gid).as_string()
@@ -204,7 +208,7 @@ def test_a_prepared_transaction_blocks_by_its_name(server: Server, opened: Calla
 
 
 def test_what_a_role_may_not_see_is_said_with_the_grant_and_the_tree_is_still_there(
-    server: Server, opened: Callable
+    server: EmbeddedServer, opened: Callable
 ) -> None:
     hidden = opened("BEGIN", "UPDATE t SET a = 1 WHERE id = 1", user="postgres")
     waits = send(opened(user="postgres"), "UPDATE t SET a = 2 WHERE id = 1")
@@ -215,7 +219,7 @@ def test_what_a_role_may_not_see_is_said_with_the_grant_and_the_tree_is_still_th
     assert found.notes == ("2 statements cannot be seen; GRANT pg_read_all_stats TO perfkit shows them",)
 
 
-def test_a_session_in_another_database_is_not_there(server: Server, opened: Callable) -> None:
+def test_a_session_in_another_database_is_not_there(server: EmbeddedServer, opened: Callable) -> None:
     elsewhere = server.connect("postgres")
     try:
         send(elsewhere, "SELECT pg_sleep(30)")

@@ -19,7 +19,7 @@ from perfkit.errors import UsageError
 from perfkit.postgres import databases, embedded
 from perfkit.slow.entries import parameters
 from perfkit.slow.log import LogReader, follow, read
-from perfkit.slow.model import SlowQueries, Statement
+from perfkit.slow.model import SlowQueries, SlowStatement
 from perfkit.slow.normal import Normals, normal
 
 sys.path.append(str(CHECKOUT))  # the benchmarks are no part of the package
@@ -52,7 +52,7 @@ def of(data: bytes, **options: Any) -> SlowQueries:
     return reader.result()
 
 
-def only(found: SlowQueries) -> Statement:
+def only(found: SlowQueries) -> SlowStatement:
     assert len(found.statements) == 1, [statement.text for statement in found.statements]
     return found.statements[0]
 
@@ -468,7 +468,7 @@ class TestFollowing:
         assert next(looks) == 1
 
 
-def test_a_server_s_own_log_gives_what_was_run_with_its_parameters(server: embedded.Server) -> None:
+def test_a_server_s_own_log_gives_what_was_run_with_its_parameters(server: embedded.EmbeddedServer) -> None:
     databases.create(server, "perfkit_logs")
     try:
         with server.connect("perfkit_logs", "postgres") as connection:

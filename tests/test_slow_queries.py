@@ -20,12 +20,12 @@ from perfkit.base.resources import CHECKOUT
 from perfkit.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.postgres.placeholders import numbered
 from perfkit.postgres.statements import substitute
-from perfkit.query import Opened, Session, connect
-from perfkit.slow.model import Example, SlowQueries, Statement
+from perfkit.query import Session, SessionOrigin, connect
+from perfkit.slow.model import Example, SlowQueries, SlowStatement
 from perfkit.slow_queries import SlowTable
 
 #: What the index that is advised for each query of the booking system may begin with, of what it finds.
@@ -38,17 +38,17 @@ LEADING = {
 SECRET = "<script>alert('x')</script> \x1b[31m"
 
 
-def booking(server: Server, name: str, scale: str) -> Session:
+def booking(server: EmbeddedServer, name: str, scale: str) -> Session:
     settings = configuration.load()
     assert settings.database
     databases.create(server, name)
     databases.prepare(server, name, settings.database.prepare, settings.database.scales[scale])
     databases.freeze(server, name)
-    return Session(Place(server, name), opened=Opened(config=settings, scale=scale, arm="before"))
+    return Session(Database(server, name), opened=SessionOrigin(config=settings, scale=scale, arm="before"))
 
 
 @pytest.fixture(scope="module")
-def session(server: Server) -> Iterator[Session]:
+def session(server: EmbeddedServer) -> Iterator[Session]:
     """The booking system's data without its indexes; nothing in it is changed."""
     try:
         yield booking(server, "slow", "small")
@@ -62,7 +62,7 @@ def text(query: str) -> str:
 
 
 def table(session: Session | None, *texts: str, example: Example | None = None) -> SlowTable:
-    found = (Statement(f"id-{n}", one, 10, 100.0 / n, example=example) for n, one in enumerate(texts, 1))
+    found = (SlowStatement(f"id-{n}", one, 10, 100.0 / n, example=example) for n, one in enumerate(texts, 1))
     return SlowTable(SlowQueries("a test", tuple(found)), session)
 
 
@@ -154,7 +154,7 @@ def test_logged_values_go_where_one_constant_had_several_numbers(session: Sessio
 
 def test_a_plan_that_was_logged_is_shown(session: Session, tmp_path: Path) -> None:
     found = session.explain("SELECT * FROM appointments").capture.documents[0]
-    one = Statement("1", "SELECT * FROM appointments", 1, 1.0, plan=found)
+    one = SlowStatement("1", "SELECT * FROM appointments", 1, 1.0, plan=found)
     slow = SlowTable(SlowQueries("a log", (one,)), session)[1]
     assert (
         slow.logged_plan
@@ -295,7 +295,9 @@ def test_a_measurement_needs_an_index_and_no_way_on_a_server_of_perfkits_own(ses
 
 
 @pytest.mark.slow
-def test_it_is_measured_on_clones_which_are_gone_afterwards(session: Session, server: Server, tmp_path: Path) -> None:
+def test_it_is_measured_on_clones_which_are_gone_afterwards(
+    session: Session, server: EmbeddedServer, tmp_path: Path
+) -> None:
     slow = table(session, text("upcoming_for_contact"))[1]
     slow.advise()
     with server.connect() as connection:

@@ -14,10 +14,10 @@ import pytest
 from psycopg.rows import dict_row
 
 from perfkit.errors import ServerError, UsageError
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.extended import Extended
 from perfkit.postgres.site import Connection
-from perfkit.slow.model import SlowQueries, Statement
+from perfkit.slow.model import SlowQueries, SlowStatement
 from perfkit.slow.statements import Snapshot, between, snapshot
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -112,7 +112,7 @@ def test_two_looks_at_two_databases_are_refused_in_one_line() -> None:
 
 @pytest.mark.parametrize("name", ["server", "server16"])
 def test_without_the_extension_one_line_says_what_to_do(name: str, request: pytest.FixtureRequest) -> None:
-    server: Server = request.getfixturevalue(name)
+    server: EmbeddedServer = request.getfixturevalue(name)
     with server.connect("postgres") as connection, pytest.raises(ServerError) as raised:
         snapshot(connection, "embedded\x1b[31m")
     message = str(raised.value)
@@ -155,7 +155,7 @@ def first_look(system: hosted.Hosted, user: str = "postgres") -> Snapshot:
         return snapshot(connection, "the shop")
 
 
-def one(found: SlowQueries, part: str) -> Statement:
+def one(found: SlowQueries, part: str) -> SlowStatement:
     [only] = [statement for statement in found.statements if part in statement.text]
     return only
 

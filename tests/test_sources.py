@@ -12,19 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import sources
-from perfkit.config import Column, Generator
+from perfkit.config import Generator, ParameterColumn
 from perfkit.errors import UsageError
 from perfkit.explain.capture import capture
 from perfkit.explain.scans import in_words
-from perfkit.load.crew import Crew, sql_target
+from perfkit.load.crew import WorkerPool, sql_target
 from perfkit.load.plan import Batch
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.parameters import exact
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 
 
 @pytest.fixture(scope="module")
-def place(server: embedded.Server) -> Iterator[Place]:
+def place(server: embedded.EmbeddedServer) -> Iterator[Database]:
     """Prices with an index for each way to write a number."""
     databases.create(server, "pk_sources")
     with server.connect("pk_sources") as connection:
@@ -35,11 +35,11 @@ def place(server: embedded.Server) -> Iterator[Place]:
         for column in ("id", "exact", "double", "day"):
             connection.execute(f"CREATE INDEX prices_{column} ON prices ({column})")
         connection.execute("ANALYZE prices")
-    yield Place(server, "pk_sources")
+    yield Database(server, "pk_sources")
     databases.drop(server, "pk_sources")
 
 
-def selected(place: Place, tmp_path: Path, text: str) -> list[sources.Row]:
+def selected(place: Database, tmp_path: Path, text: str) -> list[sources.Row]:
     path = tmp_path / "source.sql"
     path.write_text(text)
     return sources.rows("source", path, place, "1")
@@ -61,20 +61,20 @@ def refused(what: object, *args: object) -> str:
 # A SELECT
 
 
-def test_each_row_of_a_select_is_a_set_of_parameters(place: Place, tmp_path: Path) -> None:
+def test_each_row_of_a_select_is_a_set_of_parameters(place: Database, tmp_path: Path) -> None:
     found = selected(place, tmp_path, "-- some\nSELECT id, day FROM prices ORDER BY id LIMIT 2;\n")
     assert found == [{"id": 1, "day": "2026-01-02"}, {"id": 2, "day": "2026-01-03"}]
 
 
-def test_a_select_is_told_how_many_rows_are_of_use(place: Place, tmp_path: Path) -> None:
+def test_a_select_is_told_how_many_rows_are_of_use(place: Database, tmp_path: Path) -> None:
     assert len(selected(place, tmp_path, "SELECT id FROM prices LIMIT :rows")) == sources.LIMIT
 
 
-def test_a_column_may_have_any_name(place: Place, tmp_path: Path) -> None:
+def test_a_column_may_have_any_name(place: Database, tmp_path: Path) -> None:
     assert selected(place, tmp_path, "SELECT 1 AS p, NULL AS row") == [{"p": 1, "row": None}]
 
 
-def test_no_digit_of_a_number_is_lost(place: Place, tmp_path: Path) -> None:
+def test_no_digit_of_a_number_is_lost(place: Database, tmp_path: Path) -> None:
     text = "SELECT 1.50 AS price, 2::bigint ^ 0 AS one, 12345678901234567890.12 AS long, 9007199254740993 AS whole"
     (row,) = selected(place, tmp_path, text)
     assert row == {"price": 1.5, "one": 1, "long": "12345678901234567890.12", "whole": 9007199254740993}
@@ -91,12 +91,12 @@ def test_no_digit_of_a_number_is_lost(place: Place, tmp_path: Path) -> None:
         ("SELECT setval('s', 1) FROM (SELECT 1) AS x", 'relation "s" does not exist'),
     ],
 )
-def test_a_select_that_gives_nothing_is_one_line(place: Place, tmp_path: Path, text: str, said: str) -> None:
+def test_a_select_that_gives_nothing_is_one_line(place: Database, tmp_path: Path, text: str, said: str) -> None:
     found = refused(selected, place, tmp_path, text)
     assert found.startswith(f"{tmp_path}/source.sql: ") and said in found
 
 
-def test_a_source_cannot_write(place: Place, tmp_path: Path) -> None:
+def test_a_source_cannot_write(place: Database, tmp_path: Path) -> None:
     with place.connect() as connection:
         connection.execute("CREATE SEQUENCE IF NOT EXISTS counted")
     assert "read-only transaction" in refused(selected, place, tmp_path, "SELECT nextval('counted') AS n")
@@ -159,11 +159,11 @@ def test_no_more_lines_are_read_than_a_run_uses(tmp_path: Path) -> None:
 # Generators
 
 ALL = {
-    "n": Column(integer=(-3, 3)),
-    "x": Column(number=(0.5, 1.5)),
-    "kind": Column(choice=("a", 2, None)),
-    "day": Column(date=(datetime.date(2024, 2, 28), datetime.date(2024, 3, 1))),
-    "key": Column(uuid=True),
+    "n": ParameterColumn(integer=(-3, 3)),
+    "x": ParameterColumn(number=(0.5, 1.5)),
+    "kind": ParameterColumn(choice=("a", 2, None)),
+    "day": ParameterColumn(date=(datetime.date(2024, 2, 28), datetime.date(2024, 3, 1))),
+    "key": ParameterColumn(uuid=True),
 }
 
 
@@ -188,18 +188,18 @@ def test_every_kind_of_value_is_drawn_and_both_ends_of_a_range() -> None:
 
 @given(st.integers(-(2**63), 2**63), st.integers(0, 2**40), st.text())
 def test_a_drawn_integer_is_in_its_range(first: int, width: int, seed: str) -> None:
-    column = Column(integer=(first, first + width))
+    column = ParameterColumn(integer=(first, first + width))
     assert all(first <= row["n"] <= first + width for row in sources.generated(_one(column), seed))
 
 
 @given(st.dates(), st.dates(), st.text())
 def test_a_drawn_day_is_in_its_range(one: datetime.date, other: datetime.date, seed: str) -> None:
     first, last = sorted((one, other))
-    for row in sources.generated(_one(Column(date=(first, last))), seed):
+    for row in sources.generated(_one(ParameterColumn(date=(first, last))), seed):
         assert first <= datetime.date.fromisoformat(row["n"]) <= last
 
 
-def _one(column: Column) -> Generator:
+def _one(column: ParameterColumn) -> Generator:
     return Generator(columns={"n": column}, rows=5)
 
 
@@ -215,18 +215,18 @@ def test_a_float_becomes_the_decimal_that_it_was_written_as(value: float) -> Non
 
 
 @pytest.mark.parametrize("column", ["id", "exact", "double", "day"])
-def test_a_selected_value_finds_its_row_by_index(place: Place, tmp_path: Path, column: str) -> None:
+def test_a_selected_value_finds_its_row_by_index(place: Database, tmp_path: Path, column: str) -> None:
     rows = selected(place, tmp_path, f"SELECT {column} AS value FROM prices WHERE id IN (150, 1225) ORDER BY id")
     plan = capture(place.session, f"SELECT * FROM prices WHERE {column} = %(value)s", rows[0]).plan
     assert f"prices_{column}" in in_words(plan)
 
 
-def test_load_uses_the_index_that_the_plan_shows(place: Place, tmp_path: Path) -> None:
+def test_load_uses_the_index_that_the_plan_shows(place: Database, tmp_path: Path) -> None:
     """`exact = 1.5::float8` reads the whole table: the sender must not send a float as one."""
     rows = selected(place, tmp_path, "SELECT exact AS value FROM prices WHERE id BETWEEN 151 AND 155")
     sent = "SELECT id FROM prices WHERE exact = %(value)s"
     before = databases.scans(place.site, place.name)
-    with Crew(1) as crew:
+    with WorkerPool(1) as crew:
         queue = tuple({"item": "by_price", "sql": sent, "params": row} for row in rows)
         load = crew.run(sql_target(place.site.conninfo(place.name), 5, 5), [Batch((queue,))])
     after = databases.scans(place.site, place.name)

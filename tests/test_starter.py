@@ -28,7 +28,7 @@ Init = Callable[..., Path]
 
 
 @pytest.fixture
-def database(server: embedded.Server) -> Iterator[psycopg.Connection]:
+def database(server: embedded.EmbeddedServer) -> Iterator[psycopg.Connection]:
     """A database of the user's, empty yet."""
     databases.create(server, "pk_starter")
     with server.connect("pk_starter") as connection:
@@ -37,7 +37,7 @@ def database(server: embedded.Server) -> Iterator[psycopg.Connection]:
 
 
 @pytest.fixture
-def init(server: embedded.Server, tmp_path: Path) -> Init:
+def init(server: embedded.EmbeddedServer, tmp_path: Path) -> Init:
     """`perfkit init` on that database; the folder that it wrote."""
 
     def init() -> Path:
@@ -61,7 +61,7 @@ def perfkit_init(*args: object) -> Result:
     return CliRunner().invoke(main, ["init", *map(str, args)])
 
 
-def options(server: embedded.Server, dbname: str = "pk_starter") -> list[str]:
+def options(server: embedded.EmbeddedServer, dbname: str = "pk_starter") -> list[str]:
     name = f"{server.socket_dir}:{server.port}/{dbname}"
     return ["--db", psycopg.conninfo.make_conninfo(server.conninfo(dbname)), "--confirm", name]
 
@@ -70,7 +70,7 @@ def read(folder: Path) -> Config:
     return config.load(folder / "perfkit.toml")
 
 
-def measured(folder: Path, server: embedded.Server, tmp_path: Path) -> Run:
+def measured(folder: Path, server: embedded.EmbeddedServer, tmp_path: Path) -> Run:
     """Run it by the command that it says itself."""
     (said,) = [line for line in (folder / "perfkit.toml").read_text().splitlines() if "perfkit report" in line]
     words = shlex.split(said.partition("perfkit ")[2])
@@ -135,7 +135,7 @@ INSERT INTO visits SELECT n % 100 + 1, n FROM generate_series(1, 300) n;
 
 @pytest.mark.usefixtures("one_block")
 def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
-    database: psycopg.Connection, init: Init, server: embedded.Server, tmp_path: Path
+    database: psycopg.Connection, init: Init, server: embedded.EmbeddedServer, tmp_path: Path
 ) -> None:
     run_all(database, SHOP)
     database.execute("ANALYZE")
@@ -161,7 +161,7 @@ def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
 
 @pytest.mark.usefixtures("one_block")
 def test_it_runs_before_anything_was_analysed_and_where_all_keys_have_indexes(
-    database: psycopg.Connection, init: Init, server: embedded.Server, tmp_path: Path
+    database: psycopg.Connection, init: Init, server: embedded.EmbeddedServer, tmp_path: Path
 ) -> None:
     run_all(database, "CREATE TABLE things (id uuid PRIMARY KEY, price numeric); ")
     database.execute("INSERT INTO things SELECT gen_random_uuid(), n / 7.0 FROM generate_series(1, 50) n")
@@ -186,7 +186,11 @@ HOSTILE = [
 
 @pytest.mark.usefixtures("one_block")
 def test_no_name_breaks_out_of_a_file(
-    database: psycopg.Connection, init: Init, server: embedded.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database: psycopg.Connection,
+    init: Init,
+    server: embedded.EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each table has its name on its column too, and a foreign key by it to one with the worst of names."""
     monkeypatch.setattr(starter, "LOOKUPS", 20)
@@ -216,7 +220,9 @@ def test_no_name_breaks_out_of_a_file(
     assert len(run.bundle.run["arms"]["after"]["indexes"]) == len(HOSTILE)
 
 
-def test_a_database_with_a_name_for_the_shell_is_quoted_in_the_command(server: embedded.Server, tmp_path: Path) -> None:
+def test_a_database_with_a_name_for_the_shell_is_quoted_in_the_command(
+    server: embedded.EmbeddedServer, tmp_path: Path
+) -> None:
     name = "my shop; rm -rf 'x' $HOME"
     databases.create(server, name)
     try:
@@ -281,7 +287,7 @@ def test_what_has_no_values_is_not_asked_for(database: psycopg.Connection, init:
 
 def test_a_large_database_is_sampled(database: psycopg.Connection, init: Init, monkeypatch: pytest.MonkeyPatch) -> None:
     run_all(database, "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 50000)")
-    monkeypatch.setattr(config.Database.model_fields["copy_limit_mb"], "default", 1)
+    monkeypatch.setattr(config.DatabaseConfig.model_fields["copy_limit_mb"], "default", 1)
     assert read(init()).database.way == "sample"  # type: ignore[union-attr]
 
 
@@ -289,7 +295,7 @@ def test_a_large_database_is_sampled(database: psycopg.Connection, init: Init, m
     "made", ["", "CREATE TABLE t (id int PRIMARY KEY)", "CREATE TABLE t (id int); INSERT INTO t VALUES (1)"]
 )
 def test_a_database_without_anything_to_ask_for_is_one_line(
-    database: psycopg.Connection, server: embedded.Server, tmp_path: Path, made: str
+    database: psycopg.Connection, server: embedded.EmbeddedServer, tmp_path: Path, made: str
 ) -> None:
     run_all(database, made)
     done = perfkit_init(tmp_path / "mine", *options(server))
@@ -298,7 +304,7 @@ def test_a_database_without_anything_to_ask_for_is_one_line(
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_database_that_nobody_confirmed_is_not_looked_at(server: embedded.Server, tmp_path: Path) -> None:
+def test_a_database_that_nobody_confirmed_is_not_looked_at(server: embedded.EmbeddedServer, tmp_path: Path) -> None:
     done = perfkit_init(tmp_path / "mine", *options(server)[:2])
     assert done.exit_code == 97 and "--confirm" in done.stderr
     assert not (tmp_path / "mine").exists()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from perfkit.analysis.cells import Cell
+from perfkit.analysis.cells import SampleCell
 from perfkit.analysis.changes import Changes
 from perfkit.analysis.error_rates import differences
 from perfkit.method.simulation import TABLE, coverage, pace, power, requests
@@ -194,7 +194,7 @@ RUN = {
 def cell(rounds):
     """What a bundle's rounds of one arm and load level are read as; the arrays are blocks x requests."""
     by_block = dict(enumerate(rounds))
-    return Cell(
+    return SampleCell(
         blocks=by_block,
         medians={block: percentile(times, 50) for block, times in by_block.items()},
         rates={block: 1000 / times.mean() for block, times in by_block.items()},

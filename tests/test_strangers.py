@@ -10,7 +10,7 @@ import perfkit
 from perfkit import config
 from perfkit.errors import UsageError
 from perfkit.load.pgbench import _file
-from perfkit.load.pgbench_scripts import Query, script
+from perfkit.load.pgbench_scripts import ScriptQuery, script
 from perfkit.postgres import embedded
 from perfkit.postgres.settings import REFUSED, require_harmless, require_settable
 
@@ -198,7 +198,7 @@ def test_a_script_that_changed_since_it_was_read_is_refused_when_it_runs(tmp_pat
 @pytest.mark.parametrize("text", ["SELECT 1 \\shell touch", "SELECT 1\n\\SetShell n id", "SELECT 1 \\gset", "\\ set"])
 def test_a_query_that_is_made_a_script_brings_no_command(text: str) -> None:
     with pytest.raises(UsageError, match="is a command to pgbench; expected engine 'asyncio'"):
-        script(Query("q", text), 0, 1, paced=False)
+        script(ScriptQuery("q", text), 0, 1, paced=False)
 
 
 def test_a_long_script_is_read_in_linear_time() -> None:

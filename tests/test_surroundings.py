@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.surroundings import Surroundings, between, machine
 
 BEFORE = "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\nprocs_running 3\n"
@@ -23,15 +23,15 @@ class TestTheMachine:
 
 
 @pytest.fixture(params=["server", "server16"])
-def place(request: pytest.FixtureRequest) -> Place:
-    running: embedded.Server = request.getfixturevalue(request.param)
+def place(request: pytest.FixtureRequest) -> Database:
+    running: embedded.EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(running, "beside")
     with running.connect("beside") as connection:
         connection.execute("CREATE TABLE filled AS SELECT n, repeat('x', 500) AS pad FROM generate_series(1, 20000) n")
-    return Place(running, "beside")
+    return Database(running, "beside")
 
 
-def seen(place: Place, act: Callable[[], None]) -> dict[str, float]:
+def seen(place: Database, act: Callable[[], None]) -> dict[str, float]:
     """What is counted of something that is done; sessions publish what they did when they end."""
     with Surroundings() as around:
         before = around.read(place)
@@ -41,7 +41,7 @@ def seen(place: Place, act: Callable[[], None]) -> dict[str, float]:
 
 
 class TestTheServer:
-    def test_a_checkpoint_is_seen(self, place: Place):
+    def test_a_checkpoint_is_seen(self, place: Database):
         def checkpoint() -> None:
             with place.site.connect("beside", user="postgres") as connection:
                 connection.execute("CREATE TABLE more AS SELECT * FROM filled")
@@ -49,13 +49,13 @@ class TestTheServer:
 
         assert seen(place, checkpoint)["checkpoints"] == 1
 
-    def test_an_idle_round_counts_nothing(self, place: Place):
+    def test_an_idle_round_counts_nothing(self, place: Database):
         with place.site.connect(user="postgres") as connection:
             connection.execute("CHECKPOINT")  # what came before is not written during the next round
         found = seen(place, lambda: None)
         assert (found["checkpoints"], found["autovacuums"]) == (0, 0) and found["blocks_hit"] >= 0
 
-    def test_blocks_of_the_arms_database_are_counted(self, place: Place):
+    def test_blocks_of_the_arms_database_are_counted(self, place: Database):
         def scan() -> None:
             with place.site.connect("beside") as connection:
                 connection.execute("SELECT count(*) FROM filled")
@@ -68,7 +68,7 @@ def test_autovacuum_at_work_is_seen(server_home):
     settings = {"shared_buffers": "32MB", "autovacuum": "on", "autovacuum_naptime": "1s"}
     with embedded.start(18, settings, server_home) as running:
         databases.create(running, "busy")
-        place = Place(running, "busy")
+        place = Database(running, "busy")
         with Surroundings() as around, running.connect("busy") as connection:
             before = around.read(place)
             connection.execute(

@@ -7,7 +7,7 @@ from collections import Counter
 from perfkit import config
 from perfkit.experiment import measure
 from perfkit.postgres import embedded
-from perfkit.selection import Options, Selection
+from perfkit.selection import RunSpec, Selection
 
 SETTINGS = {"log_min_duration_statement": "0", "shared_buffers": "256MB"}
 
@@ -24,7 +24,7 @@ def test_every_pooled_connection_sees_the_statement_ten_times_before_the_first_r
             "check": (),
         }
     )
-    options = Options(profile="quick", scale="seed", arms=("before", "after-full"), scenarios=("single",))
+    options = RunSpec(profile="quick", scale="seed", arms=("before", "after-full"), scenarios=("single",))
     with embedded.start(18, SETTINGS, server_home) as server:
         measure(Selection(quiet, options), tmp_path / "run")
         log = (server.data_dir / "log" / "server.json").read_text()

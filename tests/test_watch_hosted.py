@@ -13,7 +13,7 @@ from perfkit import config
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.monitor.prober import Prober
-from perfkit.monitor.server import Server
+from perfkit.monitor.server import ServerProbe
 from perfkit.monitor.target import opened, planned
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -69,7 +69,7 @@ def test_probes_and_figures_come_from_it_and_the_audit_says_what_was_done(
     audit = tmp_path / "audit.jsonl"
     with opened(plan, Audit(audit), lambda _: None) as target:
         assert target.reach
-        figures = Server(target.reach, 1.0, lambda *note: notes.append(note))
+        figures = ServerProbe(target.reach, 1.0, lambda *note: notes.append(note))
         prober = Prober(target, settings.watch, lambda *one: seen.append(one), lambda *note: notes.append(note))
         try:
             prober.start()

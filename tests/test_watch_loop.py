@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from perfkit.config import Watch
 from perfkit.errors import TargetRefused
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.loop import Clock, Loop, Notes
+from perfkit.monitor.loop import Loop, Notes, WatchClock
 from perfkit.monitor.model import Event, Probe, Tick
-from perfkit.monitor.server import Reading
+from perfkit.monitor.server import ServerReading
 from perfkit.monitor.store import Store, read
 
 SETTINGS = Watch.model_validate({"every_s": 10, "window_s": 60})
@@ -43,8 +43,8 @@ class Time:
             self.now = self.stop_at
             self.stop()
 
-    def clock(self) -> Clock:
-        return Clock(lambda: self.now, lambda: self.wall_at_0 + self.now, self.wait)
+    def clock(self) -> WatchClock:
+        return WatchClock(lambda: self.now, lambda: self.wall_at_0 + self.now, self.wait)
 
 
 class Probes:
@@ -70,8 +70,8 @@ class Figures:
     def ask(self) -> None:
         self.asked += 1
 
-    def answer(self, wait_s: float = 0.0) -> Reading | None:
-        return None if self.silent else Reading({"connections": 3.0}, {"by_org": self.asked})
+    def answer(self, wait_s: float = 0.0) -> ServerReading | None:
+        return None if self.silent else ServerReading({"connections": 3.0}, {"by_org": self.asked})
 
 
 class Watched:
@@ -160,7 +160,7 @@ def test_a_server_that_does_not_answer_is_none_and_one_that_is_not_watched_is_em
 
 def test_a_server_that_was_started_again_is_noted(watched: Watched) -> None:
     times = iter([0.0, 0.0, 3661.0, 3661.0])
-    watched.server.answer = lambda wait_s=0.0: Reading({"started": next(times)})  # type: ignore[method-assign]
+    watched.server.answer = lambda wait_s=0.0: ServerReading({"started": next(times)})  # type: ignore[method-assign]
     watched.run(40)
     assert [(event.t, event.text) for event in watched.events] == [
         (30.0, "PostgreSQL was started again at 01:01:01 UTC")

@@ -16,9 +16,9 @@ from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.monitor.model import SERVER
-from perfkit.monitor.server import Reading, Server
+from perfkit.monitor.server import ServerProbe, ServerReading
 from perfkit.postgres.external import External, open_external
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 
 TABLES = (
     "CREATE TABLE appointments (id int PRIMARY KEY, org_id int)",
@@ -62,19 +62,19 @@ class Asked:
     def __init__(self, running: Postgres, user: str, folder: Path, timeout_s: float = 1.0) -> None:
         self.running, self.user, self.notes = running, user, list[tuple[str, str]]()
         self.audit, self._opened = folder / "audit.jsonl", list[External]()
-        self.server = Server(self.reach, timeout_s, lambda *note: self.notes.append(note))
+        self.server = ServerProbe(self.reach, timeout_s, lambda *note: self.notes.append(note))
 
-    def reach(self) -> Place:
+    def reach(self) -> Database:
         if not self._opened:
             address = resolve(self.running.db("shop", self.user))
             self._opened.append(open_external(address, Permission(confirm=(address.name,)), Audit(self.audit)))
-        return Place(self._opened[0], "shop")
+        return Database(self._opened[0], "shop")
 
-    def now(self, wait_s: float = 5.0) -> Reading | None:
+    def now(self, wait_s: float = 5.0) -> ServerReading | None:
         self.server.ask()
         return self.server.answer(wait_s)
 
-    def figures(self) -> Reading:
+    def figures(self) -> ServerReading:
         found = self.now()
         assert found
         return found

@@ -13,8 +13,8 @@ from perfkit.errors import PlanError, UsageError
 from perfkit.guards.admission import Permission
 from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
-from perfkit.postgres.embedded import Server
-from perfkit.postgres.place import Place
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.place import Database
 from perfkit.query import Session, connect
 
 TABLES = """
@@ -30,20 +30,20 @@ INDEX = "CREATE INDEX ON visits (clinic)"
 CATALOGUE = "SELECT oid::text, relname, relpages FROM pg_class ORDER BY oid"
 
 
-def catalogue(place: Place) -> list[dict[str, Any]]:
+def catalogue(place: Database) -> list[dict[str, Any]]:
     with place.connect() as connection:
         return connection.execute(CATALOGUE.encode()).fetchall()
 
 
 @pytest.fixture(scope="module", params=["server", "server16"])
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    server: Server = request.getfixturevalue(request.param)
+    server: EmbeddedServer = request.getfixturevalue(request.param)
     databases.create(server, "whatif")
     try:
         with databases.connected(server, "whatif") as connection:
             run_all(connection, TABLES.encode())
         databases.freeze(server, "whatif")
-        yield Session(Place(server, "whatif"))
+        yield Session(Database(server, "whatif"))
     finally:
         databases.drop(server, "whatif")
 

@@ -11,10 +11,10 @@ import numpy as np
 from perfkit import stats
 from perfkit.analysis import policy
 from perfkit.analysis.benefit import Evidence, benefit_rule
-from perfkit.analysis.cells import Cell, Key, Reading, Times
+from perfkit.analysis.cells import Key, RoundReading, SampleCell, Times
 from perfkit.analysis.changes import Changes, of_role
 from perfkit.analysis.plan_use import Scans, plan_uses
-from perfkit.analysis.results import Analysis, ErrorGroup, Level
+from perfkit.analysis.results import Analysis, ErrorGroup, Summary
 from perfkit.analysis.rules import left_open, rules_of
 from perfkit.analysis.sentences import headline
 from perfkit.analysis.weaknesses import cautions
@@ -31,7 +31,7 @@ def analyse(bundle: Bundle) -> Analysis:
 
 def _analyse(bundle: Bundle) -> Analysis:
     run = bundle.run
-    read = Reading.of(bundle.rounds(), run)
+    read = RoundReading.of(bundle.rounds(), run)
     _require_whole(bundle, read)
     levels = [_level(arm, key, cell) for (arm, key), cell in read.cells.items()]
     changes = Changes.of(run, read.cells)
@@ -64,10 +64,10 @@ def _analyse(bundle: Bundle) -> Analysis:
     return found.saying(headline(run, found), cautions(run, found, read.rounds, medians))
 
 
-def _level(arm: str, key: Key, cell: Cell) -> Level:
+def _level(arm: str, key: Key, cell: SampleCell) -> Summary:
     rounds = list(cell.blocks.values())
     lags, waits, services = (np.concatenate(parts) for parts in (cell.lags, cell.waits, cell.services))
-    return Level(
+    return Summary(
         arm=arm,
         scenario=key[0],
         item=key[1],
@@ -111,7 +111,7 @@ def _partial(judgement: policy.Judgement, reasons: Sequence[str]) -> policy.Judg
     return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (*reasons, *judgement.reasons))
 
 
-def _require_whole(bundle: Bundle, read: Reading) -> None:
+def _require_whole(bundle: Bundle, read: RoundReading) -> None:
     """Raise BundleError where a round of a block that was complete, or a plan of an arm, is gone."""
     run, found = bundle.run, {(r.block, r.scenario, r.arm) for r in read.rounds}
     before = of_role(run, "before")[0]

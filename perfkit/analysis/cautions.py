@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class CaveatKind(StrEnum):
     """What a caution is about, in the words that label it; gravest first."""
 
     UNFINISHED = "unfinished"
@@ -34,14 +34,14 @@ class Kind(StrEnum):
     MACHINE = "machine"
 
 
-_GRAVITY = {kind: place for place, kind in enumerate(Kind)}
+_GRAVITY = {kind: place for place, kind in enumerate(CaveatKind)}
 
 
 @dataclass(frozen=True, slots=True)
-class Caution:
+class Caveat:
     """One reason to believe a result less; `text` names numbers, levels and arms, `advice` what to do about it."""
 
-    kind: Kind
+    kind: CaveatKind
     text: str
     advice: str
 
@@ -51,7 +51,7 @@ class Caution:
         return _GRAVITY[self.kind]
 
 
-def gravest_first(cautions: Iterable[Caution]) -> tuple[Caution, ...]:
+def gravest_first(cautions: Iterable[Caveat]) -> tuple[Caveat, ...]:
     """In the order of their kinds; within a kind as they came."""
     return tuple(sorted(cautions, key=lambda caution: caution.gravity))
 

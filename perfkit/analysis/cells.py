@@ -31,7 +31,7 @@ _NO_REST = Rest()
 
 
 @dataclass(slots=True)
-class Cell:
+class SampleCell:
     """What one arm's rounds of one scenario and item hold; by block where it says so, times in ms.
 
     Of a scenario that searches for a rate only the requests of the step that held are in it: that the steps
@@ -73,16 +73,16 @@ class Cell:
 
 
 @dataclass(slots=True)
-class Reading:
+class RoundReading:
     """Everything that is kept of a bundle's rounds."""
 
-    cells: dict[tuple[str, Key], Cell] = field(default_factory=dict)  # by arm
+    cells: dict[tuple[str, Key], SampleCell] = field(default_factory=dict)  # by arm
     rounds: list[Round] = field(default_factory=list)  # without their columns
     uses: dict[str, list[Use]] = field(default_factory=lambda: defaultdict(list))  # by arm, of queries sent as SQL
     errors: dict[tuple[str, str, str], tuple[int, str]] = field(default_factory=dict)  # arm, scenario, outcome
 
     @classmethod
-    def of(cls, rounds: Iterable[Round], run: Mapping[str, Any]) -> Reading:
+    def of(cls, rounds: Iterable[Round], run: Mapping[str, Any]) -> RoundReading:
         """Read rounds one by one, each once."""
         searches = {scenario["name"] for scenario in run["scenarios"] if scenario.get("search")}
         found = cls()
@@ -96,7 +96,7 @@ class Reading:
         rest = {item: Rest.of(own) for item, own in round_.rest.items()}
         for item in dict.fromkeys([*columns["item"], *rest]):
             own = [i for i, name in enumerate(columns["item"]) if name == item and wanted[i]]
-            cell = self.cells.setdefault((round_.arm, (round_.scenario, item)), Cell())
+            cell = self.cells.setdefault((round_.arm, (round_.scenario, item)), SampleCell())
             _add(cell, round_, own, rest.get(item, _NO_REST))
             if searched:
                 _found(cell, round_)
@@ -123,7 +123,7 @@ class Reading:
                 self.errors[key] = count + more, first
 
 
-def _add(cell: Cell, round_: Round, own: Sequence[int], rest: Rest) -> None:
+def _add(cell: SampleCell, round_: Round, own: Sequence[int], rest: Rest) -> None:
     """One round's requests of one item: those with stamps, and the rest."""
     c, block = round_.columns, round_.block
     outcomes = Counter(c["outcome"][i] for i in own)
@@ -169,7 +169,7 @@ def _seconds(columns: Mapping[str, list[Any]], counted: Sequence[int], rest: Res
     return sum(max(span) - min(span) for span in spans.values()) / 1e9
 
 
-def _found(cell: Cell, round_: Round) -> None:
+def _found(cell: SampleCell, round_: Round) -> None:
     """What a round's search found in place of what was answered in a second."""
     rate = round_.health["rate"]
     cell.rates[round_.block] = rate

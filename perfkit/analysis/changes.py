@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfkit import stats
-from perfkit.analysis.cells import Cell, Key
+from perfkit.analysis.cells import Key, SampleCell
 from perfkit.analysis.error_rates import differences
 from perfkit.analysis.results import Change, Comparison, ErrorChange
 from perfkit.stats import Ratio, Verdict
 
-Cells = Mapping[tuple[str, Key], Cell]
+Cells = Mapping[tuple[str, Key], SampleCell]
 TAILS = {"p95": 95, "p99": 99}
 
 
@@ -76,8 +76,8 @@ class _Row:
 
     key: Key
     metric: str
-    before: Cell
-    after: Cell
+    before: SampleCell
+    after: SampleCell
     ratio: Ratio | None
     step: float = 1.0  # the factor to within which the values are known
     fewer: float = 0.0
@@ -89,7 +89,9 @@ class _Row:
 
 
 def _rows(
-    pairs: Mapping[Key, tuple[Cell, Cell]], scenarios: Mapping[str, Mapping[str, Any]], fewer: Mapping[Key, float]
+    pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
+    scenarios: Mapping[str, Mapping[str, Any]],
+    fewer: Mapping[Key, float],
 ) -> Iterator[_Row]:
     """A tail without the samples for it is no comparison; a median or a capacity without a ratio an invalid one."""
     searched = set()
@@ -108,7 +110,7 @@ def _rows(
                 yield _Row(key, metric, before, after, ratio, fewer=fewer.get(key, 0.0))
 
 
-def _latency(before: Cell, after: Cell, metric: str) -> Ratio | None:
+def _latency(before: SampleCell, after: SampleCell, metric: str) -> Ratio | None:
     """Paired by block; tails only where both arms have the samples for them."""
     blocks = sorted(before.medians.keys() & after.medians.keys())
     if metric == "p50":
@@ -119,7 +121,7 @@ def _latency(before: Cell, after: Cell, metric: str) -> Ratio | None:
     return stats.tail_ratio([before.blocks[b] for b in blocks], [after.blocks[b] for b in blocks], q)
 
 
-def _capacity(before: Cell, after: Cell, step: float) -> Ratio | None:
+def _capacity(before: SampleCell, after: SampleCell, step: float) -> Ratio | None:
     """None where in a round no rate held: leaving it out would flatter."""
     if before.unheld or after.unheld:
         return None
@@ -128,7 +130,7 @@ def _capacity(before: Cell, after: Cell, step: float) -> Ratio | None:
     return stats.known_within(found, step) if found else None
 
 
-def _bound(before: Cell, after: Cell) -> str:
+def _bound(before: SampleCell, after: SampleCell) -> str:
     """What a ratio of capacities is where a search ended before the target did."""
     if before.limited and after.limited:
         return "not known"
@@ -202,7 +204,7 @@ def _limited(verdict: Verdict, bound: str) -> Verdict:
     return verdict if verdict in known or verdict is Verdict.INVALID else Verdict.INCONCLUSIVE
 
 
-def _error_changes(before: str, after: str, pairs: Mapping[Key, tuple[Cell, Cell]]) -> list[ErrorChange]:
+def _error_changes(before: str, after: str, pairs: Mapping[Key, tuple[SampleCell, SampleCell]]) -> list[ErrorChange]:
     """Differences of error rates, corrected over their own table.
 
     They are a family of their own: permuting six blocks cannot give less than 3 %, so that within the latencies'
@@ -225,7 +227,10 @@ def _error_changes(before: str, after: str, pairs: Mapping[Key, tuple[Cell, Cell
 
 
 def _throughputs(
-    before: str, after: str, pairs: Mapping[Key, tuple[Cell, Cell]], scenarios: Mapping[str, Mapping[str, Any]]
+    before: str,
+    after: str,
+    pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
+    scenarios: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[Change]:
     """What is shown: not of a search, and not at a given rate that was met."""
     for key, (one, other) in pairs.items():

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from perfkit import stats
-from perfkit.analysis.cautions import Caution, Kind, some
+from perfkit.analysis.cautions import Caveat, CaveatKind, some
 from perfkit.bundle import FLOOR, Round
 
 Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, item -> block -> ms
@@ -24,7 +24,7 @@ READ, READ_A_ROUND = 0.05, 100  # share of blocks read from outside; fewer are t
 ALL = "all arms together"
 
 
-def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Medians) -> Iterator[Caution]:
+def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Medians) -> Iterator[Caveat]:
     """Everything that disturbed the rounds of a run's arms; the floor's do not matter."""
     own = [round_ for round_ in rounds if round_.arm != FLOOR]
     for source in (_steal, _others, _checkpoints, _autovacuums, _cache):
@@ -33,37 +33,37 @@ def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Media
     yield from _drift(run, {key: by_block for key, by_block in medians.items() if key[0] != FLOOR})
 
 
-def _steal(rounds: Sequence[Round]) -> Iterator[Caution]:
+def _steal(rounds: Sequence[Round]) -> Iterator[Caveat]:
     shares = _by_arm(rounds, "steal", lambda r: r.health.get("wall_ms", 1.0))
     if max(shares.values(), default=0.0) >= STEAL:
         listed = ", ".join(f"{arm} {100 * share:.1f} %" for arm, share in shares.items())
-        yield Caution(
-            Kind.STEAL,
+        yield Caveat(
+            CaveatKind.STEAL,
             f"The hypervisor gave processors' time to other machines during rounds: {listed}.",
             "Measure on a machine that does not share its processors; milliseconds suffer more than ratios.",
         )
 
 
-def _others(rounds: Sequence[Round]) -> Iterator[Caution]:
+def _others(rounds: Sequence[Round]) -> Iterator[Caveat]:
     loads = _by_arm(rounds, "others", lambda _: 1.0)
     if max(loads.values(), default=0.0) >= OTHERS:
         listed = ", ".join(f"{arm} {load:.1f}" for arm, load in loads.items())
-        yield Caution(
-            Kind.OTHER_LOAD,
+        yield Caveat(
+            CaveatKind.OTHER_LOAD,
             f"Other processes ran, or waited for a processor, as rounds began: per processor {listed}.",
             "Stop what else runs on this machine and measure again.",
         )
 
 
-def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caution]:
+def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caveat]:
     """Rows with texts, of which pgbench has none, are looked up in the server, which costs it something."""
     paced = {scenario["name"]: bool(scenario.get("rate")) for scenario in run["scenarios"]}
     for name in dict.fromkeys(round_.scenario for round_ in rounds):
         took = [r.health["lookup_ms"] for r in rounds if r.scenario == name and "lookup_ms" in r.health]
         if took:
             within = "is part of its response time" if paced.get(name) else "is between the samples"
-            yield Caution(
-                Kind.LOOKUP,
+            yield Caveat(
+                CaveatKind.LOOKUP,
                 f"{name}: pgbench looked the parameters of every request up in the server, which {within} and took "
                 f"{median(took):.2g} ms in the typical round.",
                 "Numbers as parameters cost nothing; or send it with engine 'asyncio' and compare.",
@@ -79,19 +79,19 @@ def _by_arm(rounds: Sequence[Round], fact: str, weight: Callable[[Round], float]
     return {arm: sum(v * w for v, w in own) / sum(w for _, w in own) for arm, own in found.items()}
 
 
-def _checkpoints(rounds: Sequence[Round]) -> Iterator[Caution]:
+def _checkpoints(rounds: Sequence[Round]) -> Iterator[Caveat]:
     for where in _hit(rounds, "checkpoints"):
-        yield Caution(
-            Kind.CHECKPOINT,
+        yield Caveat(
+            CaveatKind.CHECKPOINT,
             f"A checkpoint was being written during {where}.",
             "Raise checkpoint_timeout and max_wal_size of the server, or let each round be long enough to hold one.",
         )
 
 
-def _autovacuums(rounds: Sequence[Round]) -> Iterator[Caution]:
+def _autovacuums(rounds: Sequence[Round]) -> Iterator[Caveat]:
     for where in _hit(rounds, "autovacuums"):
-        yield Caution(
-            Kind.AUTOVACUUM,
+        yield Caveat(
+            CaveatKind.AUTOVACUUM,
             f"Autovacuum was at work during {where}.",
             "Turn autovacuum off for the run, or let each round be long enough to hold it.",
         )
@@ -108,7 +108,7 @@ def _hit(rounds: Sequence[Round], fact: str) -> Iterator[str]:
         yield f"{sum(n for n, *_ in hit)} of {len(rounds)} rounds ({listed})"
 
 
-def _cache(rounds: Sequence[Round]) -> Iterator[Caution]:
+def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:
     """By load level, the arms that read much from outside shared_buffers, beside what the others did."""
     cells: dict[str, dict[str, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for round_ in rounds:
@@ -123,14 +123,14 @@ def _cache(rounds: Sequence[Round]) -> Iterator[Caution]:
             listed = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in shares.items())
             levels.append(f"{scenario} ({listed})")
     if levels:
-        yield Caution(
-            Kind.CACHE,
+        yield Caveat(
+            CaveatKind.CACHE,
             f"Blocks came from outside shared_buffers during rounds of {some(levels)}.",
             "Where production holds them in memory, raise shared_buffers or the arms' warmup until this goes away.",
         )
 
 
-def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caution]:
+def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caveat]:
     """Whether medians moved with the blocks, by more than the margin; Holm's correction covers what was looked at."""
     every = _centred(medians)
     series = {ALL: every, **{a: _centred({k: v for k, v in medians.items() if k[0] == a}) for a, *_ in medians}}
@@ -146,7 +146,7 @@ def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caution]:
         advice = "Pairs of rounds do not cancel what one arm does alone: look for what grows there, as data or bloat."
     if run.get("order") == "sequential":
         advice = "The arms followed one another, so that nothing cancels it: measure again, or in a copy."
-    yield Caution(Kind.DRIFT, f"Medians moved from the first block to the last: {listed}.", advice)
+    yield Caveat(CaveatKind.DRIFT, f"Medians moved from the first block to the last: {listed}.", advice)
 
 
 def _centred(medians: Medians) -> dict[int, float]:

@@ -9,7 +9,7 @@ from perfkit.stats import MIN_SAMPLES, Interval
 MOST = 1000  # blocks beyond which nobody measures
 
 
-def samples(q: int, have: int, rounds: int) -> str:
+def samples_needed(q: int, have: int, rounds: int) -> str:
     """What a percentile without enough samples lacks, and how many blocks of the same size would have them."""
     lacking = MIN_SAMPLES[q] - have
     if not have:
@@ -24,7 +24,7 @@ def fewer_errors(errors: int, limit: float) -> str:
     return f"another run, or more than {math.floor(errors / limit):,} requests in all with no further error."
 
 
-def bound(interval: Interval, limit: float) -> str:
+def bound_needed(interval: Interval, limit: float) -> str:
     """About how many blocks until both ends of an interval are on that side of a limit on which its estimate is.
 
     The estimate stays where it is and the distance of its ends, in logs, shrinks with the square root of the blocks.

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.analysis.cells import Reading, Use
+from perfkit.analysis.cells import RoundReading, Use
 from perfkit.analysis.results import PlanUse
 from perfkit.bundle import Bundle
 from perfkit.errors import BundleError, PlanError
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.explain.scans import Scan, in_words, scans
+from perfkit.explain.scans import IndexScan, in_words, scans
 
 
 def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse]:
@@ -44,7 +44,7 @@ class Scans:
     counted: Mapping[str, Mapping[str, int]]  # only where every execution was counted, by index
 
     @classmethod
-    def of(cls, bundle: Bundle, read: Reading) -> Scans:
+    def of(cls, bundle: Bundle, read: RoundReading) -> Scans:
         """Raises BundleError for a plan that cannot be read."""
         run = bundle.run
         plans = {
@@ -64,7 +64,7 @@ def _indexes(plans: Iterable[Plan]) -> set[str]:
     return {name for plan in plans for node in plan.nodes for name in node.texts("Index Name")}
 
 
-def _counted(arm: str, run: Mapping[str, Any], read: Reading) -> Counter[str] | None:
+def _counted(arm: str, run: Mapping[str, Any], read: RoundReading) -> Counter[str] | None:
     """Scans by index in all rounds and by the service between them; None where some were not counted.
 
     Nothing is counted on a server that others use, and not by query where one round sends several in an open model.
@@ -101,7 +101,7 @@ def _http_uses(arm: str, run: Mapping[str, Any]) -> list[Use]:
     return uses
 
 
-def _used(query: str, expected: Sequence[Scan], uses: Iterable[Use]) -> tuple[int, int]:
+def _used(query: str, expected: Sequence[IndexScan], uses: Iterable[Use]) -> tuple[int, int]:
     """How often a query was executed, and in how many of these the server counted every scan of its plan."""
     executed = used = 0
     for executions, counted in uses:

@@ -104,7 +104,7 @@ def latency_rule(
     name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
-        lacking = needs.samples(q, samples, rounds)
+        lacking = needs.samples_needed(q, samples, rounds)
         return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
     value, bound = interval.value, interval.hi
     said, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
@@ -114,7 +114,7 @@ def latency_rule(
     elif bound < limit_ms:
         outcome, text = Outcome.HOLDS, f"{said} is under {limit}{_range(interval)}."
     else:
-        outcome, lacking = Outcome.UNPROVEN, needs.bound(interval, limit_ms)
+        outcome, lacking = Outcome.UNPROVEN, needs.bound_needed(interval, limit_ms)
         text = f"{said} is under {limit}, but its upper bound is not{_range(interval)}."
         if value >= limit_ms:
             text = f"{said} is not under {limit}, but its lower bound is{_range(interval)}."
@@ -139,7 +139,7 @@ def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: f
     elif bound >= least:
         outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."
     else:
-        outcome, lacking = Outcome.UNPROVEN, needs.bound(interval, least)
+        outcome, lacking = Outcome.UNPROVEN, needs.bound_needed(interval, least)
         text = f"{said} reach {number(least)}, but their lower bound does not {numbers}."
         if value < least:
             text = f"{said} are under {number(least)}, but their upper bound is not {numbers}."

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from perfkit.analysis.cautions import Caution
+from perfkit.analysis.cautions import Caveat
 from perfkit.analysis.error_rates import Difference
 from perfkit.analysis.policy import Decision, Judgement
 from perfkit.stats import Interval, Ratio, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class Summary:
     """One arm under one load level, or one query of a SQL scenario (`item`); times in ms.
 
     Latencies count from the scheduled instant. Requests beyond `limits.samples` of a round count in every number but
@@ -136,8 +136,8 @@ class Analysis:
     judgement: Judgement
     headline: str  # the decision in one sentence of numbers
     arm_decisions: dict[str, Decision]
-    cautions: tuple[Caution, ...]  # gravest first
-    levels: tuple[Level, ...]  # every arm and the floor (arm == "floor")
+    cautions: tuple[Caveat, ...]  # gravest first
+    levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
     comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
     margin: float  # the declared one
     margin_used: float  # the widest that any comparison was judged by
@@ -151,11 +151,11 @@ class Analysis:
         """What the cautions found, without their kinds and advice."""
         return tuple(caution.text for caution in self.cautions)
 
-    def saying(self, headline: str, cautions: tuple[Caution, ...]) -> Analysis:
+    def saying(self, headline: str, cautions: tuple[Caveat, ...]) -> Analysis:
         """The same analysis with its sentences."""
         return replace(self, headline=headline, cautions=cautions)
 
-    def level(self, arm: str, scenario: str, item: str | None = None) -> Level | None:
+    def level(self, arm: str, scenario: str, item: str | None = None) -> Summary | None:
         """The result of one arm under one load level; None where it was not measured."""
         for found in self.levels:
             if found.arm == arm and found.scenario == scenario and item in (None, found.item):

@@ -7,16 +7,16 @@ from itertools import product
 from typing import Any
 
 from perfkit.analysis import policy
-from perfkit.analysis.cells import Reading
+from perfkit.analysis.cells import RoundReading
 from perfkit.analysis.changes import Changes, of_role
 from perfkit.analysis.policy import Rule
-from perfkit.analysis.results import Comparison, Level
+from perfkit.analysis.results import Comparison, Summary
 from perfkit.stats import Verdict
 
 _MESSAGE = 100  # characters of a server's or service's own words in a reason
 
 
-def rules_of(run: Mapping[str, Any], levels: Sequence[Level], changes: Changes, read: Reading) -> list[Rule]:
+def rules_of(run: Mapping[str, Any], levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
     """The rules of every arm in the run's order, but for those on the benefit."""
     found: list[Rule] = []
     for arm in run["parameters"]["arms"]:
@@ -40,7 +40,7 @@ def left_open(run: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def _of_levels(run: Mapping[str, Any], arm: str, levels: Sequence[Level]) -> Iterator[Rule]:
+def _of_levels(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
     """Latencies, throughput and the client's health."""
     thresholds, searches = run["config"]["thresholds"], _rates(run)
     requests = {r["name"] for r in run["config"]["request"]} & {level.item for level in levels}
@@ -60,7 +60,7 @@ def _of_levels(run: Mapping[str, Any], arm: str, levels: Sequence[Level]) -> Ite
         yield from (policy.health_rule(arm, level.scenario, level.fault) for level in own if level.fault)
 
 
-def _errors(run: Mapping[str, Any], arm: str, read: Reading) -> Rule:
+def _errors(run: Mapping[str, Any], arm: str, read: RoundReading) -> Rule:
     """By round: the items of one load level fail together."""
     rounds: dict[tuple[str, int], tuple[int, int]] = {}
     for (own, (scenario, _)), cell in read.cells.items():
@@ -83,7 +83,7 @@ def _kind(outcome: str, count: int, message: str) -> str:
     return f"{count:,} x {name}" + (f" ({message[:_MESSAGE]})" if message else "")
 
 
-def _searches(run: Mapping[str, Any], arm: str, own: Sequence[Level]) -> Iterator[Rule]:
+def _searches(run: Mapping[str, Any], arm: str, own: Sequence[Summary]) -> Iterator[Rule]:
     for scenario, rate in _rates(run).items():
         if searched := [level for level in own if level.scenario == scenario]:
             yield policy.capacity_rule(arm, scenario, rate, searched[0].rounds, searched[0].unheld)

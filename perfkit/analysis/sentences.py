@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfkit.analysis.changes import of_role
-from perfkit.analysis.results import Analysis, Comparison, Level
+from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.bundle import FLOOR
 from perfkit.numbers import millis
 from perfkit.stats import Verdict
@@ -36,7 +36,7 @@ def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
     return ""
 
 
-def _change(run: Mapping[str, Any], analysis: Analysis, worst: Level, arm: str, metric: str) -> str:
+def _change(run: Mapping[str, Any], analysis: Analysis, worst: Summary, arm: str, metric: str) -> str:
     level = analysis.level(arm, worst.scenario, worst.item)
     found = analysis.comparison(arm, worst.scenario, metric, worst.item)
     interval = getattr(level, metric) if level else None

@@ -73,10 +73,10 @@ def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1) -> Session:
 
     Raises PerfkitError as `run` does.
     """
-    from perfkit.clinic import demo
+    from perfkit.clinic import clinic_session
 
     with progress() as say:
-        return demo(scale, seconds, seed, say=say)
+        return clinic_session(scale, seconds, seed, say=say)
 
 
 def plans(text: str | Path) -> list[Explained]:

@@ -81,7 +81,7 @@ def watch(
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     seconds = duration(lasts, "for")
     where = Path(folder) if folder else new_folder(reports, "watch")
-    options = watching.Options(where, seconds, arm, scale, metrics)
+    options = watching.WatchSpec(where, seconds, arm, scale, metrics)
     try:
         with progress() as say:
             shown = (lambda _: None) if quiet else say

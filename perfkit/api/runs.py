@@ -15,7 +15,7 @@ from perfkit.errors import PerfkitError, UsageError
 from perfkit.report.run import Run
 
 if TYPE_CHECKING:
-    from perfkit.comparison import Comparison, Text
+    from perfkit.comparison import ComparisonSpec, Text
     from perfkit.report.load_run import LoadRun
     from perfkit.selection import Selection
     from perfkit.targets import Targets
@@ -58,11 +58,11 @@ def run(
     """
     if bundle:
         return _with_lab(_opened(Path(bundle)), lab)
-    from perfkit.selection import Options, Selection  # rendering a bundle needs none of it
+    from perfkit.selection import RunSpec, Selection  # rendering a bundle needs none of it
 
     settings = configuration.load(Path(config) if config else None)
     given = {"profile": profile, "scale": scale, "rtt_ms": rtt_ms, "connect_rtts": connect_rtts}
-    options = Options(
+    options = RunSpec(
         **configuration.preset(settings.presets, preset, **given),
         seed=seed,
         postgres=postgres,
@@ -107,10 +107,10 @@ def compare(
 
     Raises PerfkitError as `run` does.
     """
-    from perfkit.comparison import Comparison
-    from perfkit.selection import Options, Selection
+    from perfkit.comparison import ComparisonSpec
+    from perfkit.selection import RunSpec, Selection
 
-    wanted = Comparison(
+    wanted = ComparisonSpec(
         db,
         texts(query),
         texts(index),
@@ -127,7 +127,7 @@ def compare(
     )
 
     def chosen(path: Path) -> Selection:
-        return Selection(configuration.load(path), Options(profile, seed=seed, config=str(path)))
+        return Selection(configuration.load(path), RunSpec(profile, seed=seed, config=str(path)))
 
     return Run(_of_database(wanted, chosen, new_folder(reports, "compare"), confirm, production, ask))
 
@@ -170,11 +170,11 @@ def measure(
 
     if bundle:
         return LoadRun(Bundle.open(Path(bundle)))
-    from perfkit.comparison import Comparison
-    from perfkit.selection import Options, alone
+    from perfkit.comparison import ComparisonSpec
+    from perfkit.selection import RunSpec, alone
 
     def chosen(path: Path | None) -> Selection:
-        options = Options(
+        options = RunSpec(
             profile,
             scale,
             seed,
@@ -191,7 +191,7 @@ def measure(
         return alone(configuration.load(path), options)
 
     if db:
-        wanted = Comparison(
+        wanted = ComparisonSpec(
             db,
             texts(query),
             parameters=parameters,
@@ -230,7 +230,7 @@ def _with_lab(run: Run, lab: str | Path) -> Run:
 
 
 def _of_database(
-    wanted: Comparison,
+    wanted: ComparisonSpec,
     choose: Callable[[Path], Selection],
     folder: Path,
     confirm: Names,

@@ -54,20 +54,20 @@ def ablate(
 
     if bundle:
         return IndexLab(Path(bundle))
-    from perfkit.ablation import AUTO, Asked, ablate
-    from perfkit.comparison import Comparison, index_set, sql_of
+    from perfkit.ablation import AUTO, LabSpec, ablate
+    from perfkit.comparison import ComparisonSpec, index_set, sql_of
     from perfkit.guards.admission import Permission
     from perfkit.indexes.advise import advise
     from perfkit.query import Session
-    from perfkit.selection import Options
+    from perfkit.selection import RunSpec
 
     folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
     try:
         if db:
-            config = Comparison(db, texts(query), (indexes,), None, None, parameters, way, tls=tls).write(folder)
+            config = ComparisonSpec(db, texts(query), (indexes,), None, None, parameters, way, tls=tls).write(folder)
         settings = configuration.load(Path(config) if config else None)
-        options = Options(profile, scale, seed, postgres=postgres, config=str(config))
-        asked = Asked(
+        options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
+        asked = LabSpec(
             settings,
             index_set(settings, "" if db else indexes, folder),
             options,
@@ -117,7 +117,7 @@ def advise(
     import tempfile
 
     from perfkit import query as sessions
-    from perfkit.comparison import Comparison
+    from perfkit.comparison import ComparisonSpec
     from perfkit.guards.admission import Permission
     from perfkit.indexes.advise import advise
     from perfkit.lab.workload import workload
@@ -125,7 +125,7 @@ def advise(
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     with progress() as say, tempfile.TemporaryDirectory() as folder:
         if db:
-            wanted = Comparison(db, texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
+            wanted = ComparisonSpec(db, texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
             config = wanted.write(Path(folder))
         settings = configuration.load(Path(config) if config else None)
         if db and not way:
@@ -171,7 +171,9 @@ def rollback(
             from perfkit.release import live
 
             given, run = (Path(name) if name else None for name in (parameters, against))
-            found = live.ready(live.Asked(db, Path(indexes), texts(query), given, run, rounds, tls), permission, say)
+            found = live.ready(
+                live.RollbackSpec(db, Path(indexes), texts(query), given, run, rounds, tls), permission, say
+            )
             folder = new_folder(reports, "rollback")
             try:
                 found.take_back(folder, say)
@@ -181,13 +183,13 @@ def rollback(
                 raise
             return RolledBack(folder)
         from perfkit.release import rehearsal
-        from perfkit.selection import Options
+        from perfkit.selection import RunSpec
 
         settings = configuration.load(Path(config) if config else None)
-        options = Options(profile, scale, seed, postgres=postgres, config=str(config))
+        options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
         folder = new_folder(reports, f"rollback-{profile}")
         try:
-            rehearsal.rehearse(rehearsal.Asked(settings, options, indexes), folder, permission, say)
+            rehearsal.rehearse(rehearsal.RehearsalSpec(settings, options, indexes), folder, permission, say)
         except BaseException:
             if not (folder / "run.json").exists():  # nothing was measured
                 shutil.rmtree(folder)

@@ -9,15 +9,15 @@ from typing import Any
 from perfkit.arms.clones import Clones
 from perfkit.config import Arm
 from perfkit.postgres import databases
-from perfkit.postgres.place import Place
-from perfkit.postgres.site import Site
+from perfkit.postgres.place import Database
+from perfkit.postgres.site import Server
 
 
 @dataclass(eq=False)
-class Beside(Clones):
+class ExistingDatabaseArms(Clones):
     """Clones of a database that stays as it is; nobody may be connected to it while it is copied."""
 
-    origin_place: Place
+    origin_place: Database
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         super().__exit__(None)  # the server goes on, so that the clones must go in any case
@@ -31,10 +31,10 @@ class Beside(Clones):
             "cannot_tell": "how another server, other data or other load would behave",
         }
 
-    def _server(self, arm: Arm) -> Site:
+    def _server(self, arm: Arm) -> Server:
         return self.origin_place.site
 
-    def _base(self, site: Site) -> str:
+    def _base(self, site: Server) -> str:
         if id(site) not in self._bases:
             self._bases[id(site)] = name = self._own(site, "base")
             databases.create(site, name, self.origin_place.name)

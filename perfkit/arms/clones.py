@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from perfkit.arms.stage import Stage, undisturbed
+from perfkit.arms.stage import Workbench, without_autovacuum
 from perfkit.config import Arm
 from perfkit.errors import ServerError
 from perfkit.indexes.apply import Dropped, rollback
@@ -21,8 +21,8 @@ from perfkit.postgres import catalog, databases, embedded
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.external import External
-from perfkit.postgres.place import Place
-from perfkit.postgres.site import Site
+from perfkit.postgres.place import Database
+from perfkit.postgres.site import Server
 
 _MADE = {
     "way": "made by SQL files in PostgreSQL that perfkit started",
@@ -37,17 +37,17 @@ _CLONED = {
 
 
 @dataclass(eq=False)
-class Clones(Stage):
+class Clones(Workbench):
     """Template databases, cloned for every block; all arms can alternate."""
 
     private = True
 
     version: int  # of the servers that perfkit starts
-    _servers: dict[Any, Site] = field(default_factory=dict, init=False)
+    _servers: dict[Any, Server] = field(default_factory=dict, init=False)
     _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that need a server of their own
     _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of their server
-    _templates: dict[str, tuple[Place, list[Built]]] = field(default_factory=dict, init=False)
-    _owned: dict[tuple[int, str], Site] = field(default_factory=dict, init=False)
+    _templates: dict[str, tuple[Database, list[Built]]] = field(default_factory=dict, init=False)
+    _owned: dict[tuple[int, str], Server] = field(default_factory=dict, init=False)
     dropped: dict[str, list[Dropped]] = field(default_factory=dict, init=False)  # by the arm that was rolled back
     _scale: str = field(default="", init=False)
     _copied: Copied | None = field(default=None, init=False)
@@ -63,7 +63,7 @@ class Clones(Stage):
         for service in self.services.values():
             service.stop()
         # Where nobody else uses the server it goes with its databases, and after an error there is no time.
-        with undisturbed():
+        with without_autovacuum():
             for (_, name), site in self._owned.items():
                 if kind is None or site.foreign:
                     databases.drop(site, name)
@@ -89,13 +89,13 @@ class Clones(Stage):
             "source_rows": dict(copied.source_rows),
         }
 
-    def base(self, scale: str) -> Place | None:
+    def base(self, scale: str) -> Database | None:
         """Make the database that the first arm starts from."""
         self._scale = scale
         site = self._server(self.config.baseline())
-        return Place(site, self._base(site))
+        return Database(site, self._base(site))
 
-    def prepare(self, arm: Arm) -> tuple[Place, list[Built]]:
+    def prepare(self, arm: Arm) -> tuple[Database, list[Built]]:
         """The arm's template and what its indexes cost; arms that are prepared alike share one."""
         site = self._server(arm)
         key = repr((id(site), arm.prepare, arm.indexes, arm.meanwhile, arm.rolled_back, self._settings(arm)))
@@ -109,10 +109,10 @@ class Clones(Stage):
             if arm.rolled_back:
                 built = self._rolled_back(arm, site, name, built)
             databases.freeze(site, name)
-            self._templates[key] = (Place(site, name), built)
+            self._templates[key] = (Database(site, name), built)
         return self._templates[key]
 
-    def _rolled_back(self, arm: Arm, site: Site, name: str, built: list[Built]) -> list[Built]:
+    def _rolled_back(self, arm: Arm, site: Server, name: str, built: list[Built]) -> list[Built]:
         """Drop an arm's indexes again, as is done in a database in use; those that are left."""
         assert arm.indexes
         self.dropped[arm.name] = rollback(site, name, read_set(arm.indexes), self.progress)
@@ -138,9 +138,9 @@ class Clones(Stage):
         with ThreadPoolExecutor(1 if self._source else 2) as pool:
             list(pool.map(self.refresh, arms))
 
-    def place(self, arm: Arm) -> Place:
+    def place(self, arm: Arm) -> Database:
         """The arm's clone."""
-        return Place(self._server(arm), f"pk_{self.run}_clone_{arm.name}")
+        return Database(self._server(arm), f"pk_{self.run}_clone_{arm.name}")
 
     def require_alive(self) -> None:
         """Raise ServerError with the server's last words when it has died."""
@@ -149,7 +149,7 @@ class Clones(Stage):
                 words = site.log_tail(1) or "it left no message"
                 raise ServerError(f"PostgreSQL died during the run: {words}; run it again")
 
-    def _server(self, arm: Arm) -> Site:
+    def _server(self, arm: Arm) -> Server:
         """The server that fits an arm: its version, and the settings that only a start can give."""
         assert self.config.database
         if self._source and self.config.database.way == "clone":
@@ -184,7 +184,7 @@ class Clones(Stage):
         restarting = self._restarting or frozenset()
         return {name: value for name, value in arm.settings.items() if name.lower() not in restarting}
 
-    def _base(self, site: Site) -> str:
+    def _base(self, site: Server) -> str:
         """The server's base database: made by files, copied from the user's, or a clone of it."""
         if id(site) in self._bases:
             return self._bases[id(site)]
@@ -192,7 +192,7 @@ class Clones(Stage):
         settings, name = self.config.database, self._own(site, "base")
         if self._source and settings.way in ("whole", "sample", "generated"):
             how = Copying(settings.way, rows=settings.sample_rows, max_bytes=settings.copy_limit_mb * 10**6)
-            assert isinstance(site, embedded.Server)
+            assert isinstance(site, embedded.EmbeddedServer)
             self._copied = copy_into(self._source, site, name, how, self.progress)
         elif self._source:
             databases.create(site, name, self._source.address.dbname)
@@ -203,7 +203,7 @@ class Clones(Stage):
         self._bases[id(site)] = name
         return name
 
-    def _own(self, site: Site, suffix: str) -> str:
+    def _own(self, site: Server, suffix: str) -> str:
         """A database name of this run that is dropped at the end."""
         name = f"pk_{self.run}_{suffix}"
         if isinstance(site, External) and (id(site), name) not in self._owned:

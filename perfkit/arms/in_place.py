@@ -13,7 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
-from perfkit.arms.stage import Stage, undisturbed
+from perfkit.arms.stage import Workbench, without_autovacuum
 from perfkit.config import Arm
 from perfkit.errors import ServerError, TargetRefused, UsageError
 from perfkit.indexes.build import Built, build, index_names, places
@@ -21,11 +21,11 @@ from perfkit.indexes.remove import remove
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.external import External
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 
 
 @dataclass(eq=False)
-class InPlace(Stage):
+class InPlace(Workbench):
     """The user's own databases and services, by arm; nothing in them is made but the arms' indexes."""
 
     private = False
@@ -42,7 +42,7 @@ class InPlace(Stage):
             "cannot_tell": "how much of a difference that other load made, unless the control arm shows it",
         }
 
-    def base(self, scale: str) -> Place | None:
+    def base(self, scale: str) -> Database | None:
         """The database of the first arm. Raises TargetRefused for what may not, or cannot, be done there."""
         for arm in self.config.arm:
             if source := self.sources.get(arm.name):
@@ -70,10 +70,10 @@ class InPlace(Stage):
             yield
         finally:
             for arm in begun:
-                with undisturbed():
+                with without_autovacuum():
                     self._remove(arm)
 
-    def prepare(self, arm: Arm) -> tuple[Place | None, list[Built]]:
+    def prepare(self, arm: Arm) -> tuple[Database | None, list[Built]]:
         """Build the arm's indexes where it has some."""
         place = self.place(arm)
         if place and arm.indexes and arm.name not in self._built:
@@ -85,10 +85,10 @@ class InPlace(Stage):
     def refresh(self, arm: Arm) -> None:
         """Nothing: the database is as it is."""
 
-    def place(self, arm: Arm) -> Place | None:
+    def place(self, arm: Arm) -> Database | None:
         """The arm's database."""
         site = self.sources.get(arm.name)
-        return Place(site, site.address.dbname, arm.settings) if site else None
+        return Database(site, site.address.dbname, arm.settings) if site else None
 
     def require_alive(self) -> None:
         """Raise ServerError where a server no longer answers; requests that it fails are counted."""

@@ -20,13 +20,13 @@ from perfkit.errors import ServerError
 from perfkit.guards.origin import Origin
 from perfkit.indexes.build import Built
 from perfkit.postgres.external import External
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.process import MODULE, spawn, stop
 from perfkit.service import Service
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
+class RelaySpec:
     """A network round trip between service and database: `rtt_ms` each, `connect_rtts` of them to connect."""
 
     rtt_ms: float = 0.0
@@ -34,14 +34,14 @@ class Relay:
 
 
 @dataclass(eq=False)
-class Stage(ABC):
+class Workbench(ABC):
     """All arms of one run. Leaving it removes every database and stops every process it made."""
 
     private: ClassVar[bool]  # whether nobody else uses the arms' databases, so that what they count is ours
 
     config: Config
     run: str  # in the names of what is made
-    relay: Relay
+    relay: RelaySpec
     origins: Mapping[str, Origin]  # of services that perfkit did not start, by arm
     sources: Mapping[str, External]  # likewise of databases
     progress: Callable[[str], None]
@@ -67,7 +67,7 @@ class Stage(ABC):
         """How the arms were got, and what that can and cannot tell, for the bundle."""
 
     @abstractmethod
-    def base(self, scale: str) -> Place | None:
+    def base(self, scale: str) -> Database | None:
         """Make or reach the database that every arm starts from; None where there is only a service."""
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
@@ -79,7 +79,7 @@ class Stage(ABC):
         return nullcontext()
 
     @abstractmethod
-    def prepare(self, arm: Arm) -> tuple[Place | None, list[Built]]:
+    def prepare(self, arm: Arm) -> tuple[Database | None, list[Built]]:
         """Where the arm's plans are to be seen, and what its indexes cost."""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Stage(ABC):
             self.refresh(arm)
 
     @abstractmethod
-    def place(self, arm: Arm) -> Place | None:
+    def place(self, arm: Arm) -> Database | None:
         """The database that the arm's load goes to."""
 
     @abstractmethod
@@ -156,7 +156,7 @@ class Stage(ABC):
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def without_autovacuum() -> Iterator[None]:
     """No interrupt while something is put back: it takes seconds and must not be left half done."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -62,7 +62,7 @@ class Handler(Protocol):
         """The rows of a query with named parameters."""
 
 
-class Baseline:
+class BaselineHandler:
     """A connection per request, a statement per step."""
 
     def __init__(self, conninfo: str) -> None:
@@ -101,7 +101,7 @@ class Baseline:
         return await AsyncConnection.connect(self._conninfo, row_factory=dict_row, connect_timeout=CONNECT_TIMEOUT)
 
 
-class Pooled:
+class PooledHandler:
     """Connections kept open, one round trip per booking, an end to every request after REQUEST_TIMEOUT."""
 
     def __init__(self, conninfo: str, size: int) -> None:

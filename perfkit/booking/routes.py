@@ -17,7 +17,7 @@ from perfkit.booking.model import Booking, ContactUnknown, Malformed, SlotTaken,
 
 BODY_LIMIT = 16 * 1024  # bytes
 
-_log = logging.getLogger(__name__)
+_route_log = logging.getLogger(__name__)
 
 # The first that fits counts: QueryCanceled is an OperationalError too.
 _ANSWERS: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -30,7 +30,7 @@ _ANSWERS: tuple[tuple[type[Exception], int, str, str], ...] = (
 )
 
 
-class Service:
+class BookingService:
     """The routes, in front of one handler."""
 
     def __init__(self, handler: Handler) -> None:
@@ -104,7 +104,7 @@ async def _errors_as_json(request: web.Request, handler: NextHandler) -> web.Str
         for kind, status, word, detail in _ANSWERS:
             if isinstance(error, kind):
                 return _json(status, {"error": word, "detail": detail or str(error)})
-        _log.error("%s %s: %s: %s", request.method, request.path, type(error).__name__, error)
+        _route_log.error("%s %s: %s: %s", request.method, request.path, type(error).__name__, error)
         return _json(500, {"error": "internal", "detail": "the service failed; its log says why"})
 
 

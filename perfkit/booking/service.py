@@ -17,15 +17,15 @@ import sys
 
 from aiohttp import web
 
-from perfkit.booking.handlers import Baseline, Handler, Pooled
-from perfkit.booking.routes import Service
+from perfkit.booking.handlers import BaselineHandler, Handler, PooledHandler
+from perfkit.booking.routes import BookingService
 from perfkit.postgres.lifetime import run, stop_event
 
 _GRACE = 0.1  # seconds for requests under way when told to stop; then their statements are cancelled
 _HARD_STOP = 0.4  # seconds until the process ends whatever still hangs
 
 
-async def serve(service: Service, port: int, watch_stdin: bool) -> int:
+async def serve(service: BookingService, port: int, watch_stdin: bool) -> int:
     """Serve until told to stop; returns an exit code. Raises OSError if the port is taken."""
     stop = stop_event(watch_stdin)
     resets: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
@@ -64,14 +64,14 @@ def _arguments() -> argparse.Namespace:
 
 def _handler(name: str, pool_size: int) -> Handler:
     conninfo = os.environ["PERFKIT_DATABASE"]
-    return Baseline(conninfo) if name == "baseline" else Pooled(conninfo, pool_size)
+    return BaselineHandler(conninfo) if name == "baseline" else PooledHandler(conninfo, pool_size)
 
 
 def main() -> int:
     """Run the service; returns its exit code."""
     given = _arguments()
     try:
-        service = Service(_handler(given.handler, given.pool_size))
+        service = BookingService(_handler(given.handler, given.pool_size))
         return run(serve(service, given.port, given.watch_stdin))
     except OSError as error:
         print(f"booking service: {error.strerror}: {error.filename or given.port}", file=sys.stderr)  # noqa: T201

@@ -6,7 +6,7 @@ import click
 
 from perfkit import __version__
 from perfkit.cli import databases, gate, indexes, lab, plans, runs, slow_pages
-from perfkit.cli.group import Group
+from perfkit.cli.group import CommandGroup
 from perfkit.cli.measure import measure
 from perfkit.cli.method import method
 from perfkit.cli.notebooks import notebooks
@@ -16,7 +16,7 @@ from perfkit.cli.slow import slow
 from perfkit.cli.watch import watch
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""

@@ -12,7 +12,7 @@ import click
 from perfkit.errors import Interrupted, PerfkitError
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """Turns every error into one line and its exit code."""
 
     def main(self, *args: Any, **options: Any) -> Any:

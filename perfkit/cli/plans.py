@@ -67,12 +67,12 @@ def explain(
     """  # noqa: D301 - click wants the character
     if differ and len(what) != 2:
         raise UsageError(f"--diff: {len(what)} given; expected two, before and after")
-    from perfkit.explain.capture import Options
+    from perfkit.explain.capture import ExplainSpec
 
     how = {name: options.pop(name) for name in ("analyze", "generic", "repeats", "timeout_s", "serialize")}
-    Options(**how)  # what is wrong is said before a server is started
+    ExplainSpec(**how)  # what is wrong is said before a server is started
     with ExitStack() as stack:
-        source = Source(stack, how, _parameters(given), options)
+        source = PlanSource(stack, how, _parameters(given), options)
         found = [capture for each in what for capture in source.captures(each)]
         text = _diff(found, form) if differ else _plans(found, form)
     if output:
@@ -85,7 +85,7 @@ def explain(
         click.echo(text)
 
 
-class Source:
+class PlanSource:
     """Where plans come from: files that hold some, or a database that is opened for the first statement."""
 
     def __init__(self, stack: ExitStack, how: Mapping[str, Any], parameters: Any, where: Mapping[str, Any]) -> None:

@@ -82,12 +82,14 @@ def _script(
 ) -> str:
     from perfkit.display.progress import progress
     from perfkit.guards.admission import Permission
-    from perfkit.release.live import Asked, ready
+    from perfkit.release.live import RollbackSpec, ready
     from perfkit.text import visible
 
     given, run = (Path(name) if name else None for name in (parameters, against))
     with progress() as say:
-        found = ready(Asked(db, file, query, given, run, rounds, tls), Permission((), confirm, production, ask()), say)
+        found = ready(
+            RollbackSpec(db, file, query, given, run, rounds, tls), Permission((), confirm, production, ask()), say
+        )
     return visible(found.script())
 
 

@@ -138,11 +138,11 @@ def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any)
     from perfkit.display.progress import progress
     from perfkit.experiment import Experiment
     from perfkit.guards.admission import Permission
-    from perfkit.selection import Options, Selection
+    from perfkit.selection import RunSpec, Selection
     from perfkit.targets import admitted
 
     path = options.pop("config")
-    chosen = Selection(config.load(Path(path) if path else None), Options(**options))
+    chosen = Selection(config.load(Path(path) if path else None), RunSpec(**options))
     targets = admitted(chosen.config, chosen.arms, Permission((), confirm, production, ask()))
     with progress() as say:
         results = Experiment(chosen, targets, say).check()

@@ -158,9 +158,9 @@ def logging(do: str | None, min_ms: float, plans: bool, **where: Any) -> None:
       perfkit slow logging --db service=staging --on --min-ms 50
       perfkit slow logging --db service=staging --off
     """  # noqa: D301 - click wants the character
-    from perfkit.slow.query_logging import Options, logging_on, restore, script
+    from perfkit.slow.query_logging import LoggingSpec, logging_on, restore, script
 
-    options = Options(min_ms, plans=plans)
+    options = LoggingSpec(min_ms, plans=plans)
     if do is None:
         raise UsageError("expected one of --on, --off and --sql")
     with _opened(**where) as session:
@@ -184,7 +184,7 @@ def _opened(db: str, config: str, tls: bool, confirm: tuple[str, ...], productio
     from perfkit import config as configuration
     from perfkit.guards.admission import Permission
     from perfkit.guards.audit import Audit
-    from perfkit.postgres.place import Place
+    from perfkit.postgres.place import Database
     from perfkit.query import Session
     from perfkit.targets import admitted
 
@@ -199,4 +199,4 @@ def _opened(db: str, config: str, tls: bool, confirm: tuple[str, ...], productio
         raise UsageError(f"{config}: no target in [database]; expected one, for what perfkit makes has no history")
     external = sources[first.name]
     assert settings.database
-    return Session(Place(external, external.address.dbname), frozenset(settings.database.volatile))
+    return Session(Database(external, external.address.dbname), frozenset(settings.database.volatile))

@@ -17,7 +17,7 @@ from perfkit.text import visible
 
 if TYPE_CHECKING:
     from perfkit.slow.activity import Activity
-    from perfkit.slow.model import SlowQueries, Statement
+    from perfkit.slow.model import SlowQueries, SlowStatement
 
 _UNUSUAL = (100, 50)  # columns and lines where no terminal tells
 
@@ -63,7 +63,7 @@ def line(value: Any) -> str:
     return json.dumps(value, default=_plain, allow_nan=False)
 
 
-def _statement(found: SlowQueries, statement: Statement, position: int) -> dict[str, Any]:
+def _statement(found: SlowQueries, statement: SlowStatement, position: int) -> dict[str, Any]:
     own = {field.name: getattr(statement, field.name) for field in fields(statement) if field.name != "plan"}
     own["example"] = asdict(statement.example) if statement.example else None
     return {"position": position, **own, "mean_ms": statement.mean_ms, "share": found.share(statement)}

@@ -128,9 +128,9 @@ def report(
 def _named(session: Session) -> str:
     """The options by which another process reaches a session's database, as one who may read the server's log."""
     from perfkit.guards.address import resolve
-    from perfkit.postgres.embedded import Server
+    from perfkit.postgres.embedded import EmbeddedServer
 
     site, database = session.place.site, session.place.name
-    assert isinstance(site, Server)
+    assert isinstance(site, EmbeddedServer)
     conninfo = make_conninfo("", host=str(site.socket_dir), port=site.port, dbname=database, user="postgres")
     return shlex.join(["--db", conninfo, "--confirm", resolve(conninfo).name])

@@ -12,29 +12,29 @@ from pydantic import BaseModel
 
 from perfkit.base import resources
 from perfkit.config.claims import Claim
-from perfkit.config.judging import Arm, Check, Limits, Step, Thresholds
+from perfkit.config.judging import Arm, Check, CheckStep, Limits, Thresholds
 from perfkit.config.model import Config
 from perfkit.config.presets import Preset
 from perfkit.config.release import PlanStep, Question, Release, Risk
-from perfkit.config.targets import Database, Service
-from perfkit.config.watching import Review, Target, Watch, WatchRule
-from perfkit.config.workload import Column, Generator, Query, Request, Scenario, Search, Stage
+from perfkit.config.targets import DatabaseConfig, ServiceConfig
+from perfkit.config.watching import ReviewConfig, Target, Watch, WatchRule
+from perfkit.config.workload import Generator, LoadStage, ParameterColumn, Query, RateSearch, Request, Scenario
 
 # In the order in which a file has them; `[[...]]` may come several times.
 TABLES: Mapping[str, type[BaseModel]] = {
     "": Config,
-    "[database]": Database,
-    "[service]": Service,
+    "[database]": DatabaseConfig,
+    "[service]": ServiceConfig,
     "[parameters.NAME]": Generator,
-    "[parameters.NAME.columns]": Column,
+    "[parameters.NAME.columns]": ParameterColumn,
     "[[query]]": Query,
     "[[request]]": Request,
     "[[scenario]]": Scenario,
-    "[[scenario.stage]]": Stage,
-    "[scenario.search]": Search,
+    "[[scenario.stage]]": LoadStage,
+    "[scenario.search]": RateSearch,
     "[[arm]]": Arm,
     "[[check]]": Check,
-    "[[check.step]]": Step,
+    "[[check.step]]": CheckStep,
     "[[claim]]": Claim,
     "[presets.NAME]": Preset,
     "[thresholds]": Thresholds,
@@ -45,7 +45,7 @@ TABLES: Mapping[str, type[BaseModel]] = {
     "[[release.risk]]": Risk,
     "[watch]": Watch,
     "[[watch.rule]]": WatchRule,
-    "[review]": Review,
+    "[review]": ReviewConfig,
     "[[review.target]]": Target,
 }
 EXAMPLE = Path(__file__).with_name("example.toml")

@@ -51,7 +51,7 @@ class Arm(Model):
         return self.model_dump(exclude={"name", "role", "title"})
 
 
-class Step(Model):
+class CheckStep(Model):
     """One request of a check, and what must come back."""
 
     request: Name
@@ -87,7 +87,7 @@ class Check(Model):
     """Names of the rows that it draws."""
     distinct: str | None = None
     """A column in which these rows must differ."""
-    step: Annotated[tuple[Step, ...], Field(min_length=1)]
+    step: Annotated[tuple[CheckStep, ...], Field(min_length=1)]
     """What it does."""
 
 

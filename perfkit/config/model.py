@@ -12,8 +12,8 @@ from perfkit.config.fields import Model, Name
 from perfkit.config.judging import Arm, Check, Limits, Thresholds
 from perfkit.config.presets import Preset
 from perfkit.config.release import Release
-from perfkit.config.targets import COPIES, Database, Service
-from perfkit.config.watching import Review, Watch
+from perfkit.config.targets import COPIES, DatabaseConfig, ServiceConfig
+from perfkit.config.watching import ReviewConfig, Watch
 from perfkit.config.workload import Query, Request, Scenario, Source
 
 
@@ -26,9 +26,9 @@ class Config(Model):
     """Targets that perfkit did not start and that it may use once they are confirmed: `host:port/database`, `https://host:port`."""
     production: tuple[str, ...] = ()
     """Those of them whose name looks like production and which are meant all the same."""
-    database: Database | None = None
+    database: DatabaseConfig | None = None
     """The data."""
-    service: Service | None = None
+    service: ServiceConfig | None = None
     """The HTTP service in front of it, where there is one."""
     parameters: dict[Name, Source] = {}
     """Sources of parameters by name: a file with a SELECT (.sql), one with lines (.csv), or a generator."""
@@ -50,7 +50,7 @@ class Config(Model):
     """What people answer, plan, risk and sign."""
     watch: Watch = Watch()
     """How it is watched once it is live."""
-    review: Review = Review()
+    review: ReviewConfig = ReviewConfig()
     """What it is reviewed against after the first day."""
     limits: Limits = Limits()
     """What perfkit may do."""

@@ -12,7 +12,7 @@ Way = Literal["made", "whole", "sample", "generated", "clone", "in-place"]
 COPIES = ("whole", "sample", "generated")
 
 
-class Database(Model):
+class DatabaseConfig(Model):
     """Where the data comes from: SQL files run in a server that perfkit starts, or a database of yours."""
 
     prepare: tuple[File, ...] = ()
@@ -43,7 +43,7 @@ class Database(Model):
     """Server settings of the PostgreSQL that perfkit starts, for all arms; the same are refused as in an arm."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Database:
+    def _one_origin(self) -> DatabaseConfig:
         if bool(self.prepare) == bool(self.target):
             raise ValueError("either 'prepare' (SQL files) or 'target' (a database of yours)")
         if bool(self.target) == (self.way == "made"):
@@ -56,7 +56,7 @@ class Database(Model):
         return self
 
 
-class Service(Model):
+class ServiceConfig(Model):
     """The HTTP service: launched by `command` for every arm, or one of yours at `url`."""
 
     command: tuple[str, ...] = ()

@@ -147,13 +147,13 @@ class Target(Model):
         return self
 
 
-class Review(Model):
+class ReviewConfig(Model):
     """What the first day is held against."""
 
     target: tuple[Target, ...] = ()
     """The rows of its table."""
 
     @model_validator(mode="after")
-    def _names(self) -> Review:
+    def _names(self) -> ReviewConfig:
         require_different("targets", [target.name for target in self.target])
         return self

@@ -14,7 +14,7 @@ from perfkit.postgres.settings import require_harmless
 from perfkit.text import require_header
 
 
-class Column(Model):
+class ParameterColumn(Model):
     """Values of one generated parameter: exactly one kind; ranges include both ends."""
 
     integer: tuple[int, int] | None = None
@@ -29,7 +29,7 @@ class Column(Model):
     """Random UUIDs."""
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Column:
+    def _one_kind(self) -> ParameterColumn:
         if len(self.model_fields_set) != 1:
             raise ValueError(f"exactly one of {', '.join(type(self).model_fields)}")
         for name in ("integer", "number", "date"):
@@ -41,7 +41,7 @@ class Column(Model):
 class Generator(Model):
     """Parameter rows drawn at random from the run's seed."""
 
-    columns: Annotated[dict[str, Column], Field(min_length=1)]
+    columns: Annotated[dict[str, ParameterColumn], Field(min_length=1)]
     """By parameter name, how its values are drawn."""
     rows: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """How many sets of values there are."""
@@ -98,7 +98,7 @@ class Request(Model):
         return self
 
 
-class Stage(Model):
+class LoadStage(Model):
     """A part of a round in which arrivals go evenly from the rate before it to its own."""
 
     rate: Annotated[float, Field(gt=0)]
@@ -107,7 +107,7 @@ class Stage(Model):
     """How long it lasts."""
 
 
-class Search(Model):
+class RateSearch(Model):
     """Steps of a growing rate until a threshold breaks, then closer steps in between."""
 
     most: Annotated[float, Field(gt=0)]
@@ -149,9 +149,9 @@ class Scenario(Model):
     """Arrivals per second: the open model."""
     arrivals: Literal["poisson", "constant"] = "poisson"
     """Whether arrivals are independent of each other or evenly spaced."""
-    stage: tuple[Stage, ...] = ()
+    stage: tuple[LoadStage, ...] = ()
     """After the first `seconds`, further parts with rates of their own."""
-    search: Search | None = None
+    search: RateSearch | None = None
     """Find the highest rate, from `rate` on, at which the thresholds hold; every step lasts `seconds`."""
     connections: Annotated[int, Field(ge=1, le=500)] | None = None
     """With a `rate` of queries, connections that they wait for; without it, as many as may be in flight."""

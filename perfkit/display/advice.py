@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from perfkit.display.html import Block, code, escape, listed
 from perfkit.display.table import Cell, Table
 from perfkit.indexes.advice import Advice
-from perfkit.indexes.cost import Figures
+from perfkit.indexes.cost import CostFigures
 from perfkit.numbers import NONE, count, seconds, size
 
 
@@ -50,7 +50,7 @@ def refused(found: Advice) -> Table:
     return Table("Queries without an index", ("query", "why"), rows)
 
 
-def _cells(before: Figures, after: Figures, evidence: str) -> Iterator[Cell]:
+def _cells(before: CostFigures, after: CostFigures, evidence: str) -> Iterator[Cell]:
     for found in (before, after):
         yield Cell(str(found), seconds(found.ms / 1000) if found.ms is not None else "")
     yield Cell(evidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perfkit import numbers
-from perfkit.analysis.cautions import Caution
+from perfkit.analysis.cautions import Caveat
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.display.html import Block, escape, folded, headed, listed
 from perfkit.display.subject import Subject
@@ -65,7 +65,7 @@ def weaknesses(subject: Subject) -> Block:
     return Block(html, "\n".join(f"- {own.kind}: {own.text} {own.advice}" for own in found))
 
 
-def _list(found: Sequence[Caution]) -> str:
+def _list(found: Sequence[Caveat]) -> str:
     items = (f"<li><b>{escape(own.kind)}</b> {escape(own.text)} <em>{escape(own.advice)}</em></li>" for own in found)
     return f'<ul class="weak">{"".join(items)}</ul>'
 

@@ -44,7 +44,7 @@ def examples(sets: Sequence[Sequence[Value]]) -> Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class StatementEvidence:
     """A statement, by its position in what was found, with what was made of it; in the order of the page."""
 
     found: SlowQueries

@@ -13,7 +13,7 @@ from perfkit.display.table import Cell, Table, marked
 from perfkit.display.tables import STATES
 from perfkit.numbers import NONE
 from perfkit.release.decision import Decided
-from perfkit.release.items import CHECKED_NOW, LOAD, Item, spoken
+from perfkit.release.items import CHECKED_NOW, LOAD, GateItem, spoken
 from perfkit.release.judged import Judged
 from perfkit.release.seal import SHORT, Seal
 
@@ -143,16 +143,16 @@ def _lines(table: Table) -> Block:
     return Block(f'<div class="lines">{table.to_html()}</div>', table.to_text())
 
 
-def _explained(item: Item) -> str:
+def _explained(item: GateItem) -> str:
     """The sentence, where it says more than the value."""
     return item.text if item.outcome is not Outcome.HOLDS or item.evidence in (LOAD, CHECKED_NOW) else ""
 
 
-def _result(item: Item) -> Cell:
+def _result(item: GateItem) -> Cell:
     return marked(STATES[item.outcome], item.outcome, f"It would take {item.needs}" if item.needs else "")
 
 
-def _counted(every: Sequence[Item]) -> str:
+def _counted(every: Sequence[GateItem]) -> str:
     outcomes = [item.outcome for item in every]
     words = {Outcome.HOLDS: "hold", Outcome.BROKEN: "broken", Outcome.UNPROVEN: "unproven", Outcome.ABSENT: "absent"}
     return ", ".join(f"{n} {word}" for outcome, word in words.items() if (n := outcomes.count(outcome)))

@@ -89,7 +89,7 @@ class View(ABC):
         return self.text()
 
 
-class Opened:
+class OpenedPage:
     """What a notebook opens: in HTML the style sheet for everything below it, and its own words."""
 
     __slots__ = ()

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from perfkit.display.html import Block, code, escape
 from perfkit.display.table import Cell, Table
-from perfkit.indexes.use import Facts, Remark, Use, script
+from perfkit.indexes.use import CatalogueFacts, IndexUse, Remark, script
 from perfkit.numbers import NONE, count, size
 
 _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
 
 
-def index_use(facts: Facts, remarks: Sequence[Remark]) -> Block:
+def index_use(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Block:
     """The remarks as a table, and below it their statements to copy."""
     table, sql = remarks_table(facts, remarks), script(remarks)
     if not sql:
@@ -22,7 +22,7 @@ def index_use(facts: Facts, remarks: Sequence[Remark]) -> Block:
     return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
 
 
-def remarks_table(facts: Facts, remarks: Sequence[Remark]) -> Table:
+def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
     """One row for each remark; the note says how many indexes there are and what is known of their use."""
     rows = tuple(
         (
@@ -42,7 +42,7 @@ def remarks_table(facts: Facts, remarks: Sequence[Remark]) -> Table:
     return Table("Indexes", ("what", "table", "why", "frees"), rows, frozenset({"frees"}), note=note)
 
 
-def uses(found: Sequence[Use]) -> Table:
+def uses(found: Sequence[IndexUse]) -> Table:
     """How often each index was used under a workload."""
     rows = tuple((Cell(use.index), Cell(use.table), Cell(count(use.scans))) for use in found)
     return Table("Scans under the workload", ("index", "table", "scans"), rows, frozenset({"scans"}))

@@ -13,7 +13,7 @@ from perfkit.display.html import Block, code, escape, folded, headed, listed
 from perfkit.display.lab_words import doubts, sentence, why
 from perfkit.display.table import Cell, Table
 from perfkit.display.tables import compared
-from perfkit.lab.results import Lab, Worth
+from perfkit.lab.results import IndexValue, Lab
 from perfkit.release.claims import LAB
 from perfkit.release.lab_claims import judged
 from perfkit.stats import Verdict
@@ -48,8 +48,8 @@ def verdicts(lab: Lab) -> Table:
         (
             Cell(worth.name, _definition(worth)),
             Cell("keep", why(lab, worth), "good") if worth.kept else Cell("remove", why(lab, worth), "unsure"),
-            _queries(worth.faster),
-            _queries(worth.missed),
+            _query_tables(worth.faster),
+            _query_tables(worth.missed),
             Cell(numbers.size(worth.bytes), f"{_share(worth)} of {worth.table}"),
             _latency(worth, "insert"),
         )
@@ -233,7 +233,7 @@ def summary(lab: Lab) -> dict[str, Any]:
 def _matrix(
     lab: Lab,
     caption: str,
-    of: Callable[[Worth], Sequence[Comparison]],
+    of: Callable[[IndexValue], Sequence[Comparison]],
     last: Sequence[Comparison],
     name: str,
     note: str,
@@ -248,20 +248,20 @@ def _by_query(found: Sequence[Comparison]) -> dict[str, Comparison]:
     return {c.item: c for c in found}
 
 
-def _definition(worth: Worth) -> str:
+def _definition(worth: IndexValue) -> str:
     return f"{worth.table}: {worth.definition.partition(' USING ')[2]}"
 
 
-def _share(worth: Worth) -> str:
+def _share(worth: IndexValue) -> str:
     return numbers.percent(worth.bytes / worth.table_bytes) if worth.table_bytes else numbers.NONE
 
 
-def _queries(found: Sequence[Comparison]) -> Cell:
+def _query_tables(found: Sequence[Comparison]) -> Cell:
     told = [f"{c.item} {numbers.significant(max(c.ratio.value, 1 / c.ratio.value))} times" for c in found if c.ratio]
     return Cell("; ".join(told) or numbers.NONE, "", "" if told else "quiet")
 
 
-def _latency(worth: Worth, kind: str, *, own: bool = True) -> Cell:
+def _latency(worth: IndexValue, kind: str, *, own: bool = True) -> Cell:
     found = worth.write(kind, own=own)
     if found is None:
         return Cell(numbers.NONE, "", "quiet")
@@ -270,7 +270,7 @@ def _latency(worth: Worth, kind: str, *, own: bool = True) -> Cell:
     return Cell(cell.text, told, cell.state if found.latency.verdict is not Verdict.INCONCLUSIVE else "quiet")
 
 
-def _wal(worth: Worth) -> Cell:
+def _wal(worth: IndexValue) -> Cell:
     found = worth.write("insert")
     if found is None or found.wal is None:
         return Cell(numbers.NONE, "", "quiet")
@@ -279,7 +279,7 @@ def _wal(worth: Worth) -> Cell:
     return Cell(f"+{numbers.count(alone_ - none)} B", f"of {numbers.count(none)} B{share}")
 
 
-def _hot(worth: Worth) -> Cell:
+def _hot(worth: IndexValue) -> Cell:
     found = worth.write("update")
     if found is None or found.hot is None:
         return Cell(numbers.NONE, "", "quiet")
@@ -287,7 +287,7 @@ def _hot(worth: Worth) -> Cell:
     return Cell(f"{before} → {after}", found.column, "bad" if found.hot[1] < found.hot[0] - 0.1 else "")
 
 
-def _churn(worth: Worth) -> Cell:
+def _churn(worth: IndexValue) -> Cell:
     if worth.churn is None:
         return Cell(numbers.NONE, "", "quiet")
     before, after = worth.churn

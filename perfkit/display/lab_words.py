@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from perfkit import numbers
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.sentences import FLOOR_FACTOR
-from perfkit.lab.results import Lab, Worth
+from perfkit.lab.results import IndexValue, Lab
 from perfkit.stats import Verdict
 
 
@@ -56,7 +56,7 @@ def _wide(lab: Lab) -> str:
     return f"(up to {numbers.percent(widest - 1)} for {listed(open_)})"
 
 
-def why(lab: Lab, worth: Worth) -> str:
+def why(lab: Lab, worth: IndexValue) -> str:
     """Why an index is kept or not."""
     if worth.kept:
         own = [c for c in lab.needs.get(worth.name, ()) if c.verdict is Verdict.SLOWER]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from perfkit import numbers
-from perfkit.analysis.results import Level
+from perfkit.analysis.results import Summary
 from perfkit.analysis.sentences import FLOOR_FACTOR
 from perfkit.bundle import FLOOR, Round
 from perfkit.display.html import Block
@@ -40,7 +40,7 @@ def levels(subject: Subject) -> Table:
     return Table("Response time by load level", columns, rows, frozenset(columns[1:9]), note=note)
 
 
-def _level(subject: Subject, found: Level) -> tuple[Cell, ...]:
+def _level(subject: Subject, found: Summary) -> tuple[Cell, ...]:
     floor = subject.analysis.level(FLOOR, found.scenario, found.item)
     alone = floor.p50.value if floor and floor.p50 else None
     near = alone is not None and found.p50 is not None and found.p50.value < FLOOR_FACTOR * alone
@@ -89,7 +89,7 @@ def parts(subject: Subject) -> Table:
     return Table("Where the time goes", columns, rows, frozenset(columns[1:]), note=note)
 
 
-def _parts(found: Level) -> Iterator[Cell]:
+def _parts(found: Summary) -> Iterator[Cell]:
     response = found.p50.value if found.p50 else math.nan, found.p99.value if found.p99 else math.nan
     service = found.service_p50, found.service_p99
     for half, most in ((found.lag_p50, found.lag_p99), (found.wait_p50, found.wait_p99), service, response):
@@ -117,7 +117,7 @@ def capacity(subject: Subject) -> Block:
     return Block(table.to_html(), table.to_text())
 
 
-def _capacity(subject: Subject, found: Level, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _capacity(subject: Subject, found: Summary, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
     rate = _least(found)
     doubts = [
         f"{found.limited} of {found.rounds} rounds ended at the bound of the search or of the client",
@@ -133,7 +133,7 @@ def _capacity(subject: Subject, found: Level, scenario: Mapping[str, Any]) -> tu
     )
 
 
-def _least(found: Level) -> Cell:
+def _least(found: Summary) -> Cell:
     """Requests per second; of a search that more might have held, at least so many."""
     value, interval = numbers.estimate(found.throughput)
     open_ended = found.limited and found.throughput

@@ -7,16 +7,22 @@ from collections.abc import Iterator, Mapping
 from perfkit import numbers
 from perfkit.display import plan_html, plan_lines, plan_whole
 from perfkit.display.html import escape
-from perfkit.display.plan_figures import Figures, duration
+from perfkit.display.plan_figures import PlanFigures, duration
 from perfkit.display.table import Cell, Table
-from perfkit.explain.diff import Change, Diff, Kind
+from perfkit.explain.diff import ChangeKind, Diff, PlanChange
 from perfkit.explain.plan import Node
 from perfkit.text import visible
 
-SIGNS = {Kind.SAME: "=", Kind.CHANGED: "≠", Kind.MOVED: "↕", Kind.ADDED: "+", Kind.REMOVED: "−"}
+SIGNS = {
+    ChangeKind.SAME: "=",
+    ChangeKind.CHANGED: "≠",
+    ChangeKind.MOVED: "↕",
+    ChangeKind.ADDED: "+",
+    ChangeKind.REMOVED: "−",
+}
 
 
-def drawn(diff: Diff, before: Figures, after: Figures, labels: tuple[str, str]) -> str:
+def diff_drawn(diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> str:
     """Both plans side by side below the sentence and the figures of the whole."""
     changes = _changes(diff)
     columns = "".join(
@@ -30,7 +36,9 @@ def drawn(diff: Diff, before: Figures, after: Figures, labels: tuple[str, str]) 
     )
 
 
-def lines(diff: Diff, before: Figures, after: Figures, labels: tuple[str, str], width: int | None) -> Iterator[str]:
+def lines(
+    diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str], width: int | None
+) -> Iterator[str]:
     """The second plan's tree with the figures of both; then what is gone, and what was found in each."""
     changes = _changes(diff)
     yield from plan_lines.wrapped(diff.sentence, width)
@@ -47,7 +55,9 @@ def lines(diff: Diff, before: Figures, after: Figures, labels: tuple[str, str], 
     gone = [change.before for change in diff.changes if change.before and not change.after]
     for node in gone:
         figures = f"{before.time(node)} ms, {before.pages(node)} pages" if before.plan.analyzed else before.cost(node)
-        yield from plan_lines.wrapped(f"{SIGNS[Kind.REMOVED]} {node.title} ({figures}) {Kind.REMOVED}", width, "  ")
+        yield from plan_lines.wrapped(
+            f"{SIGNS[ChangeKind.REMOVED]} {node.title} ({figures}) {ChangeKind.REMOVED}", width, "  "
+        )
     yield ""
     yield from plan_lines.wrapped(_legend(diff), width)
     for label, side in zip(labels, (before, after), strict=True):
@@ -55,25 +65,25 @@ def lines(diff: Diff, before: Figures, after: Figures, labels: tuple[str, str], 
             yield from ("", f"{visible(label)}:", *found)
 
 
-def _changes(diff: Diff) -> Mapping[Node, Change]:
+def _changes(diff: Diff) -> Mapping[Node, PlanChange]:
     return {node: change for change in diff.changes for node in (change.before, change.after) if node}
 
 
 def _legend(diff: Diff) -> str:
     kinds = {change.kind for change in diff.changes}
-    return "Signs: " + ", ".join(f"{SIGNS[kind]} {kind}" for kind in Kind if kind in kinds) + "."
+    return "Signs: " + ", ".join(f"{SIGNS[kind]} {kind}" for kind in ChangeKind if kind in kinds) + "."
 
 
-def _html(change: Change, node: Node) -> str:
+def _html(change: PlanChange, node: Node) -> str:
     """What became of a node, and its number in the other plan."""
     other = change.before if node is change.after else change.after
-    if change.kind == Kind.SAME:
+    if change.kind == ChangeKind.SAME:
         return f'<em title="same as {other.number}">=</em> ' if other else ""
     where = f" {'from' if node is change.after else 'to'} {other.number}" if other else ""
     return f'<em class="{change.kind}">{SIGNS[change.kind]} {change.kind}{where}</em> '
 
 
-def _totals(before: Figures, after: Figures, labels: tuple[str, str]) -> Table:
+def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> Table:
     """The figures of the whole, one line each."""
     pair = (before, after)
     rows: list[tuple[str, list[str]]] = []
@@ -92,7 +102,7 @@ def _totals(before: Figures, after: Figures, labels: tuple[str, str]) -> Table:
     return Table("The statement as a whole", ("", *labels), cells, frozenset(labels))
 
 
-def _columns(change: Change, before: Figures, after: Figures) -> tuple[str, ...]:
+def _columns(change: PlanChange, before: PlanFigures, after: PlanFigures) -> tuple[str, ...]:
     """A step's figures before and after."""
     old, new = change.before, change.after
     assert new

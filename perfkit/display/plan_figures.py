@@ -70,13 +70,13 @@ def far(factor: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FigureGroup:
     """Steps side by side of which each hardly counts, with all below them."""
 
     steps: tuple[Node, ...]
 
 
-class Figures:
+class PlanFigures:
     """A plan's figures as text, with what was not measured left open as a dash."""
 
     def __init__(
@@ -176,12 +176,12 @@ class Figures:
             weight[node] = own + sum(weight[child] for child in node.children)
         return frozenset(node for node in self.plan.nodes if node.depth and weight[node] < _LITTLE)
 
-    def steps(self, node: Node) -> list[Node | Group]:
+    def steps(self, node: Node) -> list[Node | FigureGroup]:
         """The steps right below, those that hardly count and stand side by side as one group."""
-        found: list[Node | Group] = []
+        found: list[Node | FigureGroup] = []
         for slight, run in groupby(node.children, key=self.little.__contains__):
             members = tuple(run)
-            found += [Group(members)] if slight and len(members) >= _GROUPED else members
+            found += [FigureGroup(members)] if slight and len(members) >= _GROUPED else members
         return found
 
     def _weight(self, node: Node) -> float:
@@ -191,7 +191,7 @@ class Figures:
             )
         return max(self.plan.share(node), self.page_part(node.own_pages))
 
-    def group(self, group: Group) -> tuple[str, float, float]:
+    def group(self, group: FigureGroup) -> tuple[str, float, float]:
         """What a group is called, the ms that it took with all below, and the pages."""
         steps = group.steps
         count = sum(1 + self.below[node][0] for node in steps)

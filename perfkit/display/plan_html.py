@@ -8,7 +8,7 @@ from perfkit import numbers
 from perfkit.display import plan_whole
 from perfkit.display.html import code, escape, explained
 from perfkit.display.plan_details import brief, details, pairs
-from perfkit.display.plan_figures import STATES, Figures, Group, badge, ms, plural, share
+from perfkit.display.plan_figures import STATES, FigureGroup, PlanFigures, badge, ms, plural, share
 from perfkit.explain.findings.model import Finding, Severity
 from perfkit.explain.plan import Node
 
@@ -20,16 +20,16 @@ _FOLDED, _LEFT_OUT = "folded, and without details", "left out where they stand s
 _TOLD = frozenset({"Plan", "Planning Time", "Execution Time", "Settings"})  # keys shown above the tree
 
 
-def drawn(figures: Figures, title: str = "", *, whole: bool = True, mark: Mark = lambda node: "") -> str:
+def drawn(figures: PlanFigures, title: str = "", *, whole: bool = True, mark: Mark = lambda node: "") -> str:
     """A plan with what is said above its tree; without the figures of the `whole` where they stand elsewhere."""
     named = f"<h4>{escape(title)}</h4>" if title else ""
     parts = (named, _above(figures, whole=whole), *_tree(figures, mark), _below(figures))
     return f'<div class="plan">{"".join(parts)}</div>'
 
 
-def _above(figures: Figures, *, whole: bool) -> str:
+def _above(figures: PlanFigures, *, whole: bool) -> str:
     """The figures of the whole, what it cost aside from nodes, and findings about the statement."""
-    first, *rest = plan_whole.whole(figures)
+    first, *rest = plan_whole.whole_plan(figures)
     parts = []
     if whole:
         told = "".join(f" · {escape(text)}" for text in rest)
@@ -44,7 +44,7 @@ def _above(figures: Figures, *, whole: bool) -> str:
     return "".join(parts)
 
 
-def _below(figures: Figures) -> str:
+def _below(figures: PlanFigures) -> str:
     """What else EXPLAIN gave of the statement, folded."""
     rest = list(pairs(figures.plan.document, set(_TOLD)))
     return (
@@ -52,7 +52,7 @@ def _below(figures: Figures) -> str:
     )
 
 
-def _tree(figures: Figures, mark: Mark) -> Iterator[str]:
+def _tree(figures: PlanFigures, mark: Mark) -> Iterator[str]:
     """Rows from the top down; what is open is closed from the same list, so that depth costs no recursion."""
     analyzed, skip = figures.plan.analyzed, len(figures.plan.nodes) > _DRAWN
     if figures.little:
@@ -62,12 +62,12 @@ def _tree(figures: Figures, mark: Mark) -> Iterator[str]:
     columns = "".join(f"<span>{head}</span>" for head in ("step", *heads, rows) if head)
     yield f'<div class="tree{"" if analyzed else " guess"}"><div class="row head" aria-hidden="true">{columns}</div>'
     yield f'<ul role="list" aria-label="{plural(len(figures.plan.nodes), "step")}">'
-    waiting: list[Node | Group | str] = [figures.plan.root]
+    waiting: list[Node | FigureGroup | str] = [figures.plan.root]
     while waiting:
         item = waiting.pop()
         if isinstance(item, str):
             yield item
-        elif isinstance(item, Group):
+        elif isinstance(item, FigureGroup):
             row = _group(figures, item)
             if skip:
                 yield f'<li><div class="row">{row}</div></li>'
@@ -79,7 +79,7 @@ def _tree(figures: Figures, mark: Mark) -> Iterator[str]:
     yield "</ul></div>"
 
 
-def _step(figures: Figures, node: Node, mark: Mark, waiting: list[Node | Group | str]) -> Iterator[str]:
+def _step(figures: PlanFigures, node: Node, mark: Mark, waiting: list[Node | FigureGroup | str]) -> Iterator[str]:
     slight, steps = node in figures.little, figures.steps(node)
     row, beneath = _row(figures, node, mark), _beneath(figures, node, slight=slight)
     if not steps or node.depth >= _NESTED:
@@ -92,7 +92,7 @@ def _step(figures: Figures, node: Node, mark: Mark, waiting: list[Node | Group |
     waiting += reversed(steps)
 
 
-def _row(figures: Figures, node: Node, mark: Mark) -> str:
+def _row(figures: PlanFigures, node: Node, mark: Mark) -> str:
     """The title with its number, then the figures, each with its unit for who cannot see the column's head."""
     said, label = figures.said(node), figures.label(node)
     before = f"<em>{escape(label)}</em> " if label else ""
@@ -102,7 +102,7 @@ def _row(figures: Figures, node: Node, mark: Mark) -> str:
     return f'<span class="t"><small>{node.number}</small> {title}</span>{_figures(figures, node)}'
 
 
-def _figures(figures: Figures, node: Node) -> str:
+def _figures(figures: PlanFigures, node: Node) -> str:
     expected, came = figures.rows(node)
     if not figures.plan.analyzed:
         part = node.value("Total Cost") / figures.highest_cost
@@ -123,7 +123,7 @@ def _unit(text: str, unit: str) -> str:
     return text if text == numbers.NONE else f"{text}<i> {unit}</i>"
 
 
-def _group(figures: Figures, group: Group) -> str:
+def _group(figures: PlanFigures, group: FigureGroup) -> str:
     """The row of steps that hardly count one by one."""
     name, spent, pages = figures.group(group)
     title = f'<span class="t">{name}</span>'
@@ -139,7 +139,7 @@ def _bar(part: float) -> str:
     return f'<span class="b" style="--p:{min(1.0, part):.3g}">' if part >= 0.005 else '<span class="b">'
 
 
-def _folded(figures: Figures, node: Node) -> str:
+def _folded(figures: PlanFigures, node: Node) -> str:
     """What is said of the steps below while they are folded."""
     count, spent = figures.below[node]
     if not count:
@@ -149,7 +149,7 @@ def _folded(figures: Figures, node: Node) -> str:
     return f' <small class="shut">{", ".join([*told, *([badge(grave)] if grave else [])])}</small>'
 
 
-def _beneath(figures: Figures, node: Node, *, slight: bool) -> str:
+def _beneath(figures: PlanFigures, node: Node, *, slight: bool) -> str:
     """Findings at a node, and its details."""
     found = "".join(_finding(finding) for finding in figures.found.get(node.number, ()))
     line = brief(node)

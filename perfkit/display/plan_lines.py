@@ -9,7 +9,7 @@ from functools import partial
 from perfkit import numbers
 from perfkit.display import plan_whole
 from perfkit.display.plan_details import brief, shortened
-from perfkit.display.plan_figures import Figures, Group, badge, ms, plural, rank, share
+from perfkit.display.plan_figures import FigureGroup, PlanFigures, badge, ms, plural, rank, share
 from perfkit.explain.plan import Node
 from perfkit.text import visible
 
@@ -23,7 +23,7 @@ _LINE = 160  # characters of a line of words where no width is asked for
 
 
 def lines(
-    figures: Figures,
+    figures: PlanFigures,
     width: int | None,
     *,
     heads: tuple[str, ...] = (),
@@ -35,11 +35,12 @@ def lines(
     entries = list(_entries(figures))
     columns = columns or partial(_columns, figures)
     heads = heads or _HEADS[analyzed]
-    table = [_grouped(figures, what, heads) if isinstance(what, Group) else columns(what) for what, *_ in entries]
+    table = [_grouped(figures, what, heads) if isinstance(what, FigureGroup) else columns(what) for what, *_ in entries]
     widths = [max(len(head), *(len(row[at]) for row in table)) for at, head in enumerate(heads)]
     digits = len(str(len(figures.plan.nodes)))
     titles = [
-        f"{branch}{'' if isinstance(what, Group) else mark(what)}{_title(figures, what)}" for what, branch, _ in entries
+        f"{branch}{'' if isinstance(what, FigureGroup) else mark(what)}{_title(figures, what)}"
+        for what, branch, _ in entries
     ]
     longest = max(_NARROWEST, *map(len, titles))
     fixed = digits + 1 + sum(widths) + 2 * len(widths)
@@ -48,15 +49,15 @@ def lines(
     for (what, _, beside), title, row in zip(entries, titles, table, strict=True):
         inner = f"{' ' * digits} {beside}"
         first, *rest = _fitting(title, room, len(inner) - digits - 1)
-        yield _line("" if isinstance(what, Group) else str(what.number), first, digits, room, row, widths)
+        yield _line("" if isinstance(what, FigureGroup) else str(what.number), first, digits, room, row, widths)
         yield from (inner + line for line in rest)
-        if not isinstance(what, Group) and (told := brief(what)):
+        if not isinstance(what, FigureGroup) and (told := brief(what)):
             yield inner + shortened(visible(told), max(_NARROWEST, (width or _LINE) - len(inner)))
 
 
-def above(figures: Figures, width: int | None) -> Iterator[str]:
+def above(figures: PlanFigures, width: int | None) -> Iterator[str]:
     """What is said of the whole."""
-    yield from wrapped(" · ".join(plan_whole.whole(figures)), width)
+    yield from wrapped(" · ".join(plan_whole.whole_plan(figures)), width)
     for name, text in plan_whole.aside(figures):
         yield from wrapped(f"{name}: {text}", width, "  ")
     yield from wrapped(plan_whole.weakness(figures), width)
@@ -64,7 +65,7 @@ def above(figures: Figures, width: int | None) -> Iterator[str]:
         yield from wrapped(plan_whole.folding(figures, "left out"), width)
 
 
-def findings(figures: Figures, width: int | None) -> Iterator[str]:
+def findings(figures: PlanFigures, width: int | None) -> Iterator[str]:
     """Each finding with the number of its step, gravest first as they came."""
     found = [f for key in sorted(figures.found, key=lambda n: n or 0) for f in figures.found[key]]
     for finding in sorted(found, key=rank):
@@ -87,7 +88,7 @@ def wrapped(text: str, width: int | None, indent: str = "") -> Iterator[str]:
         yield line
 
 
-def _columns(figures: Figures, node: Node) -> tuple[str, ...]:
+def _columns(figures: PlanFigures, node: Node) -> tuple[str, ...]:
     expected, came = figures.rows(node)
     if not figures.plan.analyzed:
         return figures.cost(node), expected
@@ -96,7 +97,7 @@ def _columns(figures: Figures, node: Node) -> tuple[str, ...]:
     return figures.time(node), figures.share(node), figures.pages(node), f"≠ {off}  {rows}" if off else rows
 
 
-def _grouped(figures: Figures, group: Group, heads: tuple[str, ...]) -> tuple[str, ...]:
+def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -> tuple[str, ...]:
     """The columns of steps that hardly count one by one; empty beside columns that are not a plan's own."""
     _, spent, pages = figures.group(group)
     if heads != _HEADS[True]:
@@ -105,15 +106,15 @@ def _grouped(figures: Figures, group: Group, heads: tuple[str, ...]) -> tuple[st
     return time, of, numbers.count(pages) if figures.paged else numbers.NONE, ""
 
 
-def _title(figures: Figures, what: Node | Group) -> str:
-    if isinstance(what, Group):
+def _title(figures: PlanFigures, what: Node | FigureGroup) -> str:
+    if isinstance(what, FigureGroup):
         return f"… {figures.group(what)[0]}"
     told = ", ".join(text for text in (figures.said(what), _hidden(figures, what)) if text)
     label = f"{figures.label(what)}: " if figures.label(what) else ""
     return " ".join(visible(f"{label}{what.title}{f' ({told})' if told else ''}").split())
 
 
-def _hidden(figures: Figures, node: Node) -> str:
+def _hidden(figures: PlanFigures, node: Node) -> str:
     count = figures.below[node][0]
     return f"+ {plural(count, 'step')}" if count and node in figures.little else ""
 
@@ -132,12 +133,12 @@ def _line(number: str, title: str, digits: int, room: int, row: tuple[str, ...],
     return f"{number.rjust(digits)} {title.ljust(room)}{cells}".rstrip()
 
 
-def _entries(figures: Figures) -> Iterator[tuple[Node | Group, str, str]]:
+def _entries(figures: PlanFigures) -> Iterator[tuple[Node | FigureGroup, str, str]]:
     """Steps and groups from the top down, each with the tree's lines before it and those beside what follows it."""
-    waiting: list[tuple[Node | Group, str, str]] = [(figures.plan.root, "", "")]
+    waiting: list[tuple[Node | FigureGroup, str, str]] = [(figures.plan.root, "", "")]
     while waiting:
         what, branch, stem = waiting.pop()
-        steps = [] if isinstance(what, Group) or what in figures.little else figures.steps(what)
+        steps = [] if isinstance(what, FigureGroup) or what in figures.little else figures.steps(what)
         yield what, branch, f"{stem}{'│' if steps else ' '}    "
         stem = stem if len(stem) < _BRANCHES else f"⋯  {stem[6 - _BRANCHES :]}"
         for step in reversed(steps):

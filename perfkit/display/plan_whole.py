@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from perfkit import numbers
-from perfkit.display.plan_figures import Figures, badge, duration, ms, plural, rank, share
+from perfkit.display.plan_figures import PlanFigures, badge, duration, ms, plural, rank, share
 from perfkit.explain.findings.model import Finding
 from perfkit.explain.plan import Plan, number
 
@@ -13,7 +13,7 @@ _WEAK = "Pages repeat from one execution to the next; the time of a single execu
 _GUESSED = "Costs, in the planner's own unit, and rows are what it expects."
 
 
-def whole(figures: Figures) -> list[str]:
+def whole_plan(figures: PlanFigures) -> list[str]:
     """The figures of the statement, most important first."""
     plan, document = figures.plan, figures.plan.document
     told = []
@@ -30,7 +30,7 @@ def whole(figures: Figures) -> list[str]:
     return [*told, "measured once" if plan.analyzed else "estimated: the statement was not executed"]
 
 
-def weakness(figures: Figures) -> str:
+def weakness(figures: PlanFigures) -> str:
     """How far the figures can be believed."""
     told = [_WEAK if figures.plan.analyzed else _GUESSED]
     if figures.plan.analyzed and not figures.plan.timed:
@@ -40,7 +40,7 @@ def weakness(figures: Figures) -> str:
     return " ".join(told)
 
 
-def aside(figures: Figures) -> list[tuple[str, str]]:
+def aside(figures: PlanFigures) -> list[tuple[str, str]]:
     """What the statement cost beside its nodes, and the settings that shaped its plan."""
     plan, whole = figures.plan, figures.plan.execution_ms
     told = [("Settings", "; ".join(f"{name} = {value}" for name, value in plan.settings.items()))]
@@ -62,7 +62,7 @@ def _first(plan: Plan) -> str:
     return f"{duration(plan.execution_ms)}, {plural(read, 'page')} read into memory; what is shown is the last one"
 
 
-def folding(figures: Figures, what: str) -> str:
+def folding(figures: PlanFigures, what: str) -> str:
     """What is folded or left out of a large plan."""
     little = numbers.count(len(figures.little))
     measure = "time and pages" if figures.plan.analyzed else "cost"
@@ -72,7 +72,7 @@ def folding(figures: Figures, what: str) -> str:
     )
 
 
-def summary(figures: Figures) -> str:
+def summary(figures: PlanFigures) -> str:
     """How many findings there are, and where: `2 findings: ▲ high at 4, △ medium at 7`."""
     found = [f for nodes in figures.found.values() for f in nodes]
     if not found:
@@ -82,7 +82,7 @@ def summary(figures: Figures) -> str:
     return f"{plural(len(found), 'finding')}: {', '.join(places)}"
 
 
-def place(figures: Figures, finding: Finding) -> str:
+def place(figures: PlanFigures, finding: Finding) -> str:
     """Where a finding stands."""
     return "of the statement" if finding in figures.found.get(None, ()) else f"at {finding.node}"
 

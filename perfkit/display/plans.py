@@ -8,8 +8,8 @@ from functools import cached_property
 
 from perfkit.display import plan_diff, plan_html, plan_lines
 from perfkit.display.html import View
-from perfkit.display.plan_figures import Figures
-from perfkit.explain.diff import Diff, Kind, diff
+from perfkit.display.plan_figures import PlanFigures
+from perfkit.explain.diff import ChangeKind, Diff, diff
 from perfkit.explain.findings.model import Finding
 from perfkit.explain.plan import Node, Plan
 from perfkit.text import visible
@@ -39,9 +39,9 @@ class PlanView(View):
             parts += [[""], found]
         return "\n".join(line for part in parts for line in part)
 
-    def figures(self, kept: Collection[Node] = ()) -> Figures:
+    def figures(self, kept: Collection[Node] = ()) -> PlanFigures:
         """Its figures as text; `kept` are nodes that are never folded."""
-        return Figures(self.plan, self.findings, kept, self.first)
+        return PlanFigures(self.plan, self.findings, kept, self.first)
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +58,7 @@ class DiffView(View):
 
     def html(self) -> str:
         """The sentence, the figures of both, and both plans side by side."""
-        return plan_diff.drawn(self.diff, *self._figures(), self._labels)
+        return plan_diff.diff_drawn(self.diff, *self._figures(), self._labels)
 
     def text(self, width: int | None = None) -> str:
         """The sentence, and the second plan's tree with each step's figures before and after."""
@@ -68,7 +68,7 @@ class DiffView(View):
     def _labels(self) -> tuple[str, str]:
         return self.before.title or "before", self.after.title or "after"
 
-    def _figures(self) -> tuple[Figures, Figures]:
-        changed = [change for change in self.diff.changes if change.kind != Kind.SAME]
+    def _figures(self) -> tuple[PlanFigures, PlanFigures]:
+        changed = [change for change in self.diff.changes if change.kind != ChangeKind.SAME]
         kept = {node for change in changed[:_KEPT] for node in (change.before, change.after) if node}
         return self.before.figures(kept), self.after.figures(kept)

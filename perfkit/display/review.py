@@ -53,7 +53,7 @@ def when(found: Reviewed) -> str:
     return f"{found.about.target} · {began} to {ended} UTC · {lasting(period.seconds)}"
 
 
-def table(found: Reviewed) -> Table:
+def review_table(found: Reviewed) -> Table:
     """Metric, target, actual and status as the checklist has them, each with its evidence."""
     rows = tuple(
         (

@@ -7,12 +7,12 @@ from perfkit.display.table import MARKS, Cell, Table, marked
 from perfkit.numbers import unbroken
 from perfkit.release.rollback import Rollback, Word
 
-_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
+_WORD_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
 
 
 def rollback(found: Rollback) -> Block:
     """Whether it is as before, on what that rests, and what was not looked at."""
-    state = _STATES[found.word]
+    state = _WORD_STATES[found.word]
     word = f"{MARKS[state]} {found.word}"
     title = f"Rolled back: is it as before? {found.where}"
     html = headed(state, title, word, found.sentence)
@@ -26,7 +26,7 @@ def _table(found: Rollback) -> Table:
         (
             Cell(item.group),
             Cell(item.text),
-            marked(_STATES[item.word], item.word) if item.word else Cell(unbroken("not judged"), state="quiet"),
+            marked(_WORD_STATES[item.word], item.word) if item.word else Cell(unbroken("not judged"), state="quiet"),
         )
         for item in found.items
     )

@@ -12,7 +12,7 @@ from perfkit import numbers
 from perfkit.display.html import View, code, escape
 from perfkit.display.plan_figures import duration, ms, plural, share
 from perfkit.display.table import Cell, Table
-from perfkit.slow.model import SlowQueries, Statement
+from perfkit.slow.model import SlowQueries, SlowStatement
 from perfkit.text import visible
 
 WIDTH = 100  # columns of text
@@ -37,7 +37,7 @@ class Text(Cell):
 
 
 @dataclass(frozen=True, slots=True)
-class Share(Cell):
+class TimeShare(Cell):
     """A part of the whole, with a bar."""
 
     part: float = 0.0
@@ -55,7 +55,7 @@ class SlowView(View):
     limit: int = 20
 
     @property
-    def shown(self) -> Sequence[Statement]:
+    def shown(self) -> Sequence[SlowStatement]:
         """The statements that are shown, the largest total first."""
         return self.found.statements[: self.limit]
 
@@ -95,7 +95,7 @@ class SlowView(View):
         yield _Column("mean, ms", lambda s: Cell(ms(s.mean_ms)))
         yield _Column("p95, ms", lambda s: _cell(s.p95_ms, ms), lambda s: s.p95_ms is not None)
         yield _Column(f"total, {unit}", lambda s: Cell(numbers.significant(s.total_ms / scale)))
-        yield _Column("share", lambda s: Share(share(self.found.share(s)), part=self.found.share(s)))
+        yield _Column("share", lambda s: TimeShare(share(self.found.share(s)), part=self.found.share(s)))
         yield _each("rows a call", lambda s: s.rows, numbers.significant)
         yield _each("pages a call", lambda s: s.buffers, numbers.significant)
         yield _each("temporary a call", lambda s: s.temp_bytes, numbers.size)
@@ -196,17 +196,17 @@ def moment(when: datetime) -> str:
 @dataclass(frozen=True, slots=True)
 class _Column:
     name: str
-    cell: Callable[[Statement], Cell]
-    known: Callable[[Statement], bool] = lambda statement: True
+    cell: Callable[[SlowStatement], Cell]
+    known: Callable[[SlowStatement], bool] = lambda statement: True
 
 
 _IN_TEXT = frozenset({"calls", "mean, ms", "p95, ms", "total, ms", "total, s", "share"})
 
 
-def _each(name: str, value: Callable[[Statement], int | None], shown: Callable[[float], str]) -> _Column:
+def _each(name: str, value: Callable[[SlowStatement], int | None], shown: Callable[[float], str]) -> _Column:
     """A column of what one call takes in the mean."""
 
-    def cell(statement: Statement) -> Cell:
+    def cell(statement: SlowStatement) -> Cell:
         whole = value(statement)
         return Cell(numbers.NONE if whole is None else shown(whole / (statement.calls or 1)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from perfkit import numbers
 from perfkit.analysis.policy import BENEFIT, Outcome, Rule
-from perfkit.analysis.results import Comparison, Level
+from perfkit.analysis.results import Comparison, Summary
 from perfkit.bundle import FLOOR
 from perfkit.display.subject import Subject
 from perfkit.display.table import MARKS, Cell, Table, marked
@@ -206,7 +206,7 @@ def compared(found: Comparison | None) -> Cell:
     return Cell(f"{mark} {found.verdict} {value}", note, state)
 
 
-def _level(subject: Subject, found: Level, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
+def _level(subject: Subject, found: Summary, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
     quiet = "quiet" if subject.role(found.arm) in (FLOOR, "control") else ""
     p50, p50_interval = numbers.estimate(found.p50)
     ratios = [
@@ -226,7 +226,7 @@ def _level(subject: Subject, found: Level, label: str, name: str, metrics: Seque
     )
 
 
-def _throughput(subject: Subject, found: Level, state: str) -> Cell:
+def _throughput(subject: Subject, found: Summary, state: str) -> Cell:
     """Requests per second, and the ratio to before: of a search with its verdict."""
     value, interval = numbers.estimate(found.throughput)
     place = (found.arm, found.scenario, found.item)
@@ -240,7 +240,7 @@ def _throughput(subject: Subject, found: Level, state: str) -> Cell:
     return Cell(value, interval, state)
 
 
-def _failed(subject: Subject, found: Level, state: str) -> Cell:
+def _failed(subject: Subject, found: Summary, state: str) -> Cell:
     """Unexpected outcomes; where their rate differs from that of before, by how much."""
     for change in subject.analysis.error_changes:
         if change.significant and (change.after, change.scenario, change.item) == (
@@ -254,7 +254,7 @@ def _failed(subject: Subject, found: Level, state: str) -> Cell:
     return Cell(numbers.count(found.errors), "", "bad" if found.errors else state)
 
 
-def tail(found: Level, q: int, state: str) -> Cell:
+def tail(found: Summary, q: int, state: str) -> Cell:
     """A percentile with its interval, or the slowest request where the samples are too few for it."""
     estimate = found.p95 if q == 95 else found.p99
     if estimate is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from perfkit.explain.conditions import Predicate
-from perfkit.explain.facts import Index, Table
+from perfkit.explain.facts import Index, TableFacts
 from perfkit.postgres.keywords import KEYWORDS
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
@@ -23,7 +23,7 @@ class Candidate:
 
 
 def candidate(
-    schema: str, relation: str, conditions: Iterable[Predicate], table: Table | None, order: Sequence[str] = ()
+    schema: str, relation: str, conditions: Iterable[Predicate], table: TableFacts | None, order: Sequence[str] = ()
 ) -> Candidate | None:
     """An index on the columns that are compared as they are; None where nothing in the conditions can use one.
 
@@ -45,7 +45,7 @@ def candidate(
     return Candidate(f"CREATE INDEX ON {where} ({', '.join(keys)})", columns, _existing(table, keys, len(equal)))
 
 
-def comparable(predicate: Predicate, table: Table | None) -> str:
+def comparable(predicate: Predicate, table: TableFacts | None) -> str:
     """The column whose plain index serves a condition; "" where none would.
 
     PostgreSQL compares varchar as text and prints a cast, which costs nothing and blocks no index.
@@ -67,7 +67,7 @@ def quoted(name: str) -> str:
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
-def _existing(table: Table | None, keys: Sequence[str], equal: int) -> Index | None:
+def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Index | None:
     """A whole, valid B-tree that begins with these keys; those for equality in any order."""
     for index in table.indexes if table else ():
         begins = [re.sub(r" (ASC|DESC)?( NULLS \w+)?$", "", key) for key in index.keys[: len(keys)]]
@@ -77,7 +77,7 @@ def _existing(table: Table | None, keys: Sequence[str], equal: int) -> Index | N
     return None
 
 
-def distinct(table: Table, name: str) -> float:
+def distinct(table: TableFacts, name: str) -> float:
     """How many values a column has, as far as the statistics tell."""
     column = table.column(name)
     if column is None or column.distinct is None:

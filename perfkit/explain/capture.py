@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.errors import Interrupted, PlanError, UsageError
 from perfkit.explain.bounds import document, raw_json, require_statement
-from perfkit.explain.facts import Facts, fetched, parsed, read_facts
+from perfkit.explain.facts import PlanFacts, fetched, parsed, read_facts
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres.extended import send, send_unbound
@@ -37,7 +37,7 @@ class _WouldWrite(PlanError):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ExplainSpec:
     """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed.
 
     Raises UsageError for what cannot be meant.
@@ -76,12 +76,12 @@ class Capture:
         return read_plan(self.documents[0])
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> PlanFacts:
         """The facts about its tables."""
         return read_facts(self.tables)
 
 
-def capture(connect: Connect, sql: str, parameters: Parameters = None, options: Options | None = None) -> Capture:
+def capture(connect: Connect, sql: str, parameters: Parameters = None, options: ExplainSpec | None = None) -> Capture:
     """EXPLAIN of one statement, on a connection for each execution.
 
     With ANALYZE the statement really runs, each time in a transaction that is rolled back. It is read-only, unless
@@ -89,7 +89,7 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     Raises PlanError for anything but one statement that can be planned, for one that writes where it may not,
     and with the server's own words when it fails.
     """
-    options = options or Options()
+    options = options or ExplainSpec()
     text = single(sql)
     documents: list[Any] = []
     repeats = options.repeats if options.analyze else 1
@@ -116,7 +116,7 @@ PLANNED = 15  # parameter rows that are planned to find the plan that most of th
 def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
     """The first of the rows whose plan is that of most rows; nothing is executed."""
     with session(connect, 60.0) as connection:
-        plans = [_fetched(connection, single(sql), row, Options(analyze=False)) for row in rows]
+        plans = [_fetched(connection, single(sql), row, ExplainSpec(analyze=False)) for row in rows]
     shapes = [fingerprint(read_plan(document(plan))) for plan in plans]
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
@@ -190,12 +190,12 @@ def named(sql: str) -> list[str]:
     return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
 
 
-def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> Any:
+def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> Any:
     """One EXPLAIN's document."""
     return _read(_fetched(connection, text, parameters, options), options)
 
 
-def _read(raw: bytes, options: Options) -> Any:
+def _read(raw: bytes, options: ExplainSpec) -> Any:
     """The document of what was fetched, without the setting that a generic plan takes before 16. Raises PlanError."""
     found = document(raw)
     if options.generic and found:
@@ -203,7 +203,7 @@ def _read(raw: bytes, options: Options) -> Any:
     return found
 
 
-def _fetched(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: Options) -> bytes:
+def _fetched(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
     """One EXPLAIN's JSON as it comes, to be read when the transaction is over."""
     version = connection.info.server_version // 10_000
     if options.generic:
@@ -231,7 +231,7 @@ def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> by
     return raw
 
 
-def _wanted(options: Options, version: int, text: str) -> str:
+def _wanted(options: ExplainSpec, version: int, text: str) -> str:
     """EXPLAIN's options, as far as this version has them."""
     wanted = ["VERBOSE", "SETTINGS", "FORMAT JSON"]
     if version >= 17:

@@ -16,7 +16,7 @@ _FAMILIES = {"Incremental Sort": "Sort", "Gather Merge": "Gather", "Group": "Agg
 _SAID = 3  # changes that the sentence names
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     """What happened to a node."""
 
     SAME = "same"
@@ -27,10 +27,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class PlanChange:
     """One node before and after; None where there is none."""
 
-    kind: Kind
+    kind: ChangeKind
     before: Node | None
     after: Node | None
 
@@ -41,7 +41,7 @@ class Diff:
 
     before: Plan
     after: Plan
-    changes: tuple[Change, ...]
+    changes: tuple[PlanChange, ...]
     same: bool  # the plans differ in numbers and constants at most
 
     @property
@@ -76,8 +76,8 @@ def diff(before: Plan, after: Plan) -> Diff:
         matched = set(pairs.values())
         left, right = [node for node in left if node not in pairs], [node for node in right if node not in matched]
     origin = {second: first for first, second in pairs.items()}
-    changes = [Change(_kind(node, origin, pairs), origin.get(node), node) for node in after.nodes]
-    changes += [Change(Kind.REMOVED, node, None) for node in left]
+    changes = [PlanChange(_kind(node, origin, pairs), origin.get(node), node) for node in after.nodes]
+    changes += [PlanChange(ChangeKind.REMOVED, node, None) for node in left]
     return Diff(before, after, tuple(changes), fingerprint(before) == fingerprint(after))
 
 
@@ -115,31 +115,31 @@ def _tables(plan: Plan) -> dict[Node, int]:
     return found
 
 
-def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -> Kind:
+def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -> ChangeKind:
     """What happened to a node; it moved where the nearest pair above it is not a pair for both."""
     if (before := origin.get(node)) is None:
-        return Kind.ADDED
+        return ChangeKind.ADDED
     if _exact(before) != _exact(node):
-        return Kind.CHANGED
+        return ChangeKind.CHANGED
     above = next((origin[n] for n in node.above() if n in origin), None)
-    return Kind.SAME if above is next((n for n in before.above() if n in pairs), None) else Kind.MOVED
+    return ChangeKind.SAME if above is next((n for n in before.above() if n in pairs), None) else ChangeKind.MOVED
 
 
-def _worded(changes: Iterable[Change]) -> list[str]:
+def _worded(changes: Iterable[PlanChange]) -> list[str]:
     """The changes that say most, in words: other scans, else other joins and steps, else conditions."""
     changes = list(changes)
-    found = list(dict.fromkeys(_scans(changes))) or list(dict.fromkeys(_steps(changes))) or ["other conditions"]
+    found = list(dict.fromkeys(_scans_of(changes))) or list(dict.fromkeys(_steps(changes))) or ["other conditions"]
     return found[:_SAID] + ([f"{len(found) - _SAID} more"] if len(found) > _SAID else [])
 
 
-def _scans(changes: Iterable[Change]) -> Iterator[str]:
+def _scans_of(changes: Iterable[PlanChange]) -> Iterator[str]:
     for change in changes:
         before, after = change.before, change.after
         if before and after and before.text("Relation Name") and _scan(before) != _scan(after):
             yield f"{_scan(before)} -> {_scan(after, short=True)}"
 
 
-def _steps(changes: Iterable[Change]) -> Iterator[str]:
+def _steps(changes: Iterable[PlanChange]) -> Iterator[str]:
     for change in changes:
         before, after = change.before, change.after
         if before and after and before.name != after.name:

@@ -17,7 +17,7 @@ from perfkit.postgres.keywords import KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class ColumnFacts:
     """`distinct`: values, or with a minus their share of the rows; None without statistics, as `commonest`."""
 
     name: str
@@ -40,7 +40,7 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ReferenceFacts:
     """A foreign key of another table that points here, and whether an index there begins with its columns."""
 
     constraint: str
@@ -50,7 +50,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TableFacts:
     """A table: rows and pages by its statistics, its counters of changes, its columns, indexes and references.
 
     `changed` counts since ANALYZE, `inserted` and `rewritten` (updated, deleted) since the counters were reset.
@@ -63,9 +63,9 @@ class Table:
     dead: float
     changed: float
     analyzed: bool
-    columns: tuple[Column, ...]
+    columns: tuple[ColumnFacts, ...]
     indexes: tuple[Index, ...]
-    referenced_by: tuple[Reference, ...]
+    referenced_by: tuple[ReferenceFacts, ...]
     parent: tuple[str, str] | None = None  # schema and name of the partitioned table that it is a part of
     size: float | None = None  # pages that it has; None where that was not kept, or it has none of its own
     inserted: float = 0.0
@@ -73,27 +73,27 @@ class Table:
     vacuumed: bool = False  # after it was analysed
     hidden: bool = False  # whether its statistics are there for others alone
 
-    def column(self, name: str) -> Column | None:
+    def column(self, name: str) -> ColumnFacts | None:
         """A column by its name."""
         return next((column for column in self.columns if column.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PlanFacts:
     """Tables of a plan; empty where nobody could be asked."""
 
-    tables: tuple[Table, ...] = ()
+    tables: tuple[TableFacts, ...] = ()
 
-    def of(self, node: Node) -> Table | None:
+    def of(self, node: Node) -> TableFacts | None:
         """The table that a node reads or writes."""
         return self.named(node.text("Relation Name"), node.text("Schema"))
 
-    def named(self, name: str, schema: str = "") -> Table | None:
+    def named(self, name: str, schema: str = "") -> TableFacts | None:
         """A table by its name."""
         return next((t for t in self.tables if t.name == name and schema in ("", t.schema)), None) if name else None
 
 
-NO_FACTS = Facts()
+NO_FACTS = PlanFacts()
 
 
 def ask(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
@@ -117,10 +117,10 @@ def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
     return [row[0] for row in cursor]
 
 
-def read_facts(tables: Sequence[Mapping[str, Any]]) -> Facts:
+def read_facts(tables: Sequence[Mapping[str, Any]]) -> PlanFacts:
     """Facts from the JSON values that were kept. Raises PlanError where they are none."""
     try:
-        return Facts(tuple(_table(table) for table in tables))
+        return PlanFacts(tuple(_table(table) for table in tables))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PlanError(f"facts about tables that cannot be read ({type(error).__name__}: {error})") from None
 
@@ -130,16 +130,17 @@ def _keys(written: Iterable[str]) -> tuple[str, ...]:
     return tuple(f'"{key}"' if key in KEYWORDS else key for key in written)
 
 
-def _table(table: Mapping[str, Any]) -> Table:
-    columns = [Column(c["name"], c["type"], c["distinct"], c["commonest"]) for c in table["columns"] or ()]
+def _table(table: Mapping[str, Any]) -> TableFacts:
+    columns = [ColumnFacts(c["name"], c["type"], c["distinct"], c["commonest"]) for c in table["columns"] or ()]
     indexes = [
         Index(i["name"], i["method"], i["unique"], i["valid"], i["predicate"] or "", _keys(i["keys"]), i["definition"])
         for i in table["indexes"] or ()
     ]
     references = [
-        Reference(r["constraint"], r["table"], tuple(r["columns"]), r["indexed"]) for r in table["referenced_by"] or ()
+        ReferenceFacts(r["constraint"], r["table"], tuple(r["columns"]), r["indexed"])
+        for r in table["referenced_by"] or ()
     ]
-    return Table(
+    return TableFacts(
         schema=table["schema"],
         name=table["name"],
         rows=float(table["rows"] or 0),

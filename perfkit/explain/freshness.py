@@ -6,12 +6,12 @@ are therefore counted as changed since ANALYZE, although the statistics have see
 
 from __future__ import annotations
 
-from perfkit.explain.facts import Table
+from perfkit.explain.facts import TableFacts
 
 GROWN = 16.0  # pages more than the statistics know; fewer change no plan
 
 
-def stale(table: Table, share: float, least: float = 0.0) -> str:
+def stale(table: TableFacts, share: float, least: float = 0.0) -> str:
     """Return why a table's statistics do not fit it, as a clause; "" where they do.
 
     `share` of its rows, and more than `least` of them, have to be changed.
@@ -28,7 +28,7 @@ def stale(table: Table, share: float, least: float = 0.0) -> str:
     return ""
 
 
-def doubt(table: Table, share: float, least: float = 0.0) -> str:
+def doubt(table: TableFacts, share: float, least: float = 0.0) -> str:
     """Return why the statistics may not fit, as a clause, where neither size nor counters tell; else ""."""
     limit = max(share * max(table.rows, 1.0), least)
     if stale(table, share, least) or min(table.changed, table.rewritten) <= limit:
@@ -36,12 +36,12 @@ def doubt(table: Table, share: float, least: float = 0.0) -> str:
     return f"{table.rewritten:,.0f} rows of {table.name} were updated or deleted, before or after its last ANALYZE"
 
 
-def _unknown(table: Table) -> bool:
+def _unknown(table: TableFacts) -> bool:
     """Whether no column has statistics, as far as they are shown to this role."""
     return bool(table.columns) and not table.hidden and all(column.distinct is None for column in table.columns)
 
 
-def _unseen(table: Table) -> float:
+def _unseen(table: TableFacts) -> float:
     """Return how many of the changed rows may not show in the table's size.
 
     An update or a deletion reuses space. A VACUUM after ANALYZE notes the size anew, so that no growth is seen.
@@ -49,6 +49,6 @@ def _unseen(table: Table) -> float:
     return table.changed if table.vacuumed else min(table.changed, table.rewritten)
 
 
-def _counted_late(table: Table) -> bool:
+def _counted_late(table: TableFacts) -> bool:
     """Whether ANALYZE came before any change was counted, and yet found the rows."""
     return table.analyzed and table.changed >= table.inserted + table.rewritten

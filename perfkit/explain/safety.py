@@ -20,7 +20,7 @@ from perfkit.explain.capture import (
     WRITING,
     Capture,
     Connect,
-    Options,
+    ExplainSpec,
     Parameters,
     capture,
     cursor_for,
@@ -34,7 +34,7 @@ from perfkit.postgres.extended import send
 from perfkit.postgres.external import External
 from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import exact
-from perfkit.postgres.site import Site
+from perfkit.postgres.site import Server
 from perfkit.postgres.statements import first_word
 from perfkit.text import first_line
 
@@ -58,7 +58,12 @@ class Effects:
 
 
 def guarded(
-    site: Site, connect: Connect, sql: str, parameters: Parameters, options: Options, volatile: Collection[str] = ()
+    site: Server,
+    connect: Connect,
+    sql: str,
+    parameters: Parameters,
+    options: ExplainSpec,
+    volatile: Collection[str] = (),
 ) -> Capture:
     """EXPLAIN where executing harms nothing: on a server that perfkit did not start, effects are looked for first.
 

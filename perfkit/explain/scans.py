@@ -11,7 +11,7 @@ NO_TABLE = "no table read"
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
+class IndexScan:
     """How a plan reads one table; `counter` names the statistic that counts it (`seq:table` or an index)."""
 
     kind: str
@@ -23,7 +23,7 @@ class Scan:
         return f"{self.kind} using {self.index} on {self.relation}" if self.index else f"{self.kind} on {self.relation}"
 
 
-def scans(plan: Plan) -> tuple[Scan, ...]:
+def scans(plan: Plan) -> tuple[IndexScan, ...]:
     """The scans in tree order; one that was planned and never executed is left out, as its counter does not move."""
     return tuple(_scans(plan))
 
@@ -38,17 +38,17 @@ def heap_of(node: Node) -> str:
     return next((above.relation for above in node.above() if above.kind == "Bitmap Heap Scan"), "")
 
 
-def _scans(plan: Plan) -> Iterator[Scan]:
+def _scans(plan: Plan) -> Iterator[IndexScan]:
     for node in plan.nodes:
         if plan.analyzed and not node.executed:
             continue
         index = node.text("Index Name")
         if node.kind == "Bitmap Index Scan":
-            yield Scan(node.kind, heap_of(node), index, index)
+            yield IndexScan(node.kind, heap_of(node), index, index)
         elif index:
-            yield Scan(node.kind, node.relation, index, index)
+            yield IndexScan(node.kind, node.relation, index, index)
         elif node.kind == "Seq Scan":
-            yield Scan(node.kind, node.relation, "", f"seq:{node.relation}")
+            yield IndexScan(node.kind, node.relation, "", f"seq:{node.relation}")
 
 
 def indexes_under(node: Node) -> tuple[str, ...]:

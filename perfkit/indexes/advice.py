@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfkit.indexes.cost import Figures, quicker
-from perfkit.indexes.derive import Design
+from perfkit.indexes.cost import CostFigures, quicker
+from perfkit.indexes.derive import IndexDesign
 from perfkit.numbers import millis, size
 from perfkit.text import visible
 
@@ -16,8 +16,8 @@ class Served:
     """A query that uses a proposed index, without any and with all that are proposed."""
 
     query: str
-    before: Figures
-    after: Figures
+    before: CostFigures
+    after: CostFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Proposal:
 
     name: str
     table: str
-    design: Design
+    design: IndexDesign
     queries: tuple[Served, ...]
     bytes: int | None
     evidence: str

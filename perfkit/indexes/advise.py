@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from perfkit.errors import PlanError
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
-from perfkit.indexes.choosing import Asked, Search, tried_in_vain
+from perfkit.indexes.choosing import AdvisedQuery, IndexSearch, tried_in_vain
 from perfkit.indexes.cost import figures
-from perfkit.indexes.derive import Design, Move, derive
+from perfkit.indexes.derive import IndexDesign, Move, derive
 from perfkit.indexes.fresh import analyze_first, doubts, renew
 from perfkit.indexes.references import Reference, probes, references
 from perfkit.indexes.refuse import reason
@@ -65,7 +65,7 @@ def advise(
 
 
 def _advice(
-    session: Session, asked: Sequence[Asked], taken: set[str], timeout_s: float, max_bytes: float, say: Say
+    session: Session, asked: Sequence[AdvisedQuery], taken: set[str], timeout_s: float, max_bytes: float, say: Say
 ) -> Advice:
     """Advice by what the candidates bring, where they can be tried."""
     moves = _moves(session, asked)
@@ -75,7 +75,7 @@ def _advice(
     with trying(session.place, statements, timeout_s) as trial:
         if trial is None:
             return _unverified(session, asked, names, moves)
-        return Search(trial, asked, names, moves, say, max_bytes).advice(session.name)
+        return IndexSearch(trial, asked, names, moves, say, max_bytes).advice(session.name)
 
 
 def _asked(
@@ -86,22 +86,22 @@ def _asked(
     executed: bool,
     timeout_s: float,
     pointing: Sequence[Reference],
-) -> Asked:
+) -> AdvisedQuery:
     try:
         found = session.explain(text, parameters, analyze=executed, repeats=1, timeout_s=timeout_s).capture
     except PlanError as error:
         raise PlanError(f"{name}: {error}") from None
-    look = Look(found.plan, found.facts)
+    look = FindingContext(found.plan, found.facts)
     caused = probes(text, look, pointing) if first_word(text) in WRITING else {}
     generic = None
     if parameters:
         with suppress(PlanError):  # some statements cannot be planned without values
             found = session.explain(positional(text, parameters), generic=True).capture
-            generic = Look(found.plan, found.facts)
-    return Asked(name, text, parameters, look, generic, tuple(caused.values()), tuple(caused))
+            generic = FindingContext(found.plan, found.facts)
+    return AdvisedQuery(name, text, parameters, look, generic, tuple(caused.values()), tuple(caused))
 
 
-def _moves(session: Session, asked: Sequence[Asked]) -> list[Move]:
+def _moves(session: Session, asked: Sequence[AdvisedQuery]) -> list[Move]:
     """What might help any of the queries, without what an index that is there does already."""
     known: dict[tuple[str, str, str], float] = {}
 
@@ -109,13 +109,13 @@ def _moves(session: Session, asked: Sequence[Asked]) -> list[Move]:
         if (key := (schema, table, condition)) not in known:
             rows = next(f.rows for one in asked for f in one.look.facts.tables if (f.schema, f.name) == (schema, table)
                         or f.parent == (schema, table))  # fmt: skip
-            where = f"SELECT 1 FROM {Design(schema, table, ()).on} WHERE {condition}"
+            where = f"SELECT 1 FROM {IndexDesign(schema, table, ()).on} WHERE {condition}"
             known[key] = session.explain(where).plan.root.estimated / max(rows, 1.0)
         return known[key]
 
     found: dict[Move, None] = {}
     for one in asked:
-        found |= dict.fromkeys((Design(r.schema, r.table, r.keys),) for r in one.references)
+        found |= dict.fromkeys((IndexDesign(r.schema, r.table, r.keys),) for r in one.references)
         for move in derive(one.look, one.variable, share):
             tables = one.look.facts.tables
             missing = tuple(
@@ -128,9 +128,9 @@ def _moves(session: Session, asked: Sequence[Asked]) -> list[Move]:
     return [*found][:MOST]
 
 
-def _names(designs: Sequence[Design], taken: set[str]) -> dict[Design, str]:
+def _names(designs: Sequence[IndexDesign], taken: set[str]) -> dict[IndexDesign, str]:
     """A name for each that nothing else has."""
-    names: dict[Design, str] = {}
+    names: dict[IndexDesign, str] = {}
     used = set(taken)
     for design in dict.fromkeys(designs):
         free = (name for n in range(1, 1000) if (name := design.name if n == 1 else f"{design.name}_{n}") not in used)
@@ -139,14 +139,16 @@ def _names(designs: Sequence[Design], taken: set[str]) -> dict[Design, str]:
     return names
 
 
-def _unverified(session: Session, asked: Sequence[Asked], names: Mapping[Design, str], moves: Sequence[Move]) -> Advice:
+def _unverified(
+    session: Session, asked: Sequence[AdvisedQuery], names: Mapping[IndexDesign, str], moves: Sequence[Move]
+) -> Advice:
     """For each query what looks best in its plan; nothing could be tried."""
-    serving: dict[Design, list[Served]] = {}
+    serving: dict[IndexDesign, list[Served]] = {}
     refusals = []
     for one in asked:
         now = figures(one.look)
         own = [move for move in derive(one.look, one.variable, lambda *_: 1.0) if move in moves]
-        own += [(Design(r.schema, r.table, r.keys),) for r in one.references]
+        own += [(IndexDesign(r.schema, r.table, r.keys),) for r in one.references]
         because = reason(one.text, one.look, one.generic)
         if because:
             refusals.append(Refusal(one.name, *because))

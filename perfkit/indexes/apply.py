@@ -22,7 +22,7 @@ from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.extended import send
 from perfkit.postgres.external import External
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.text import first_line
 
 Say = Callable[[str], None]
@@ -76,7 +76,7 @@ class Dropped:
 
 
 def apply(
-    site: Site,
+    site: Server,
     database: str,
     wanted: IndexSet,
     say: Say,
@@ -94,7 +94,7 @@ def apply(
 
 
 def rollback(
-    site: Site, database: str, wanted: IndexSet, say: Say, *, patience: Patience = Patience()
+    site: Server, database: str, wanted: IndexSet, say: Say, *, patience: Patience = Patience()
 ) -> list[Dropped]:
     """Drop those indexes of a set that are there with its definition, the last first; others are left alone.
 
@@ -104,7 +104,7 @@ def rollback(
     return _Work(site, database, wanted.path, say, patience).rollback(found)
 
 
-def survey(site: Site, database: str, wanted: IndexSet, patience: Patience = Patience()) -> list[Found]:
+def survey(site: Server, database: str, wanted: IndexSet, patience: Patience = Patience()) -> list[Found]:
     """How each statement of a set stands; nothing is changed. Raises UsageError for the first that cannot be built."""
     found = look(site, database, wanted, patience)
     problems = [f":{own.index.line}: {own.problem}" for own in found if own.problem]
@@ -120,7 +120,7 @@ def survey(site: Site, database: str, wanted: IndexSet, patience: Patience = Pat
     return found
 
 
-def look(site: Site, database: str, wanted: IndexSet, patience: Patience = Patience()) -> list[Found]:
+def look(site: Server, database: str, wanted: IndexSet, patience: Patience = Patience()) -> list[Found]:
     """How each statement of a set stands, whatever is wrong with it. Raises TargetRefused, ServerError."""
     if isinstance(site, External):
         require_direct(site, "to build indexes")
@@ -164,7 +164,7 @@ def _droppable(own: Found) -> bool:
 class _Work:
     """One call, and how far it is, for the message should it end early."""
 
-    site: Site
+    site: Server
     database: str
     path: Path
     say: Say
@@ -312,7 +312,7 @@ class _Work:
         return ""
 
 
-def _asked(site: Site, database: str, patience: Patience, question: Callable[[Connection], T]) -> T:
+def _asked(site: Server, database: str, patience: Patience, question: Callable[[Connection], T]) -> T:
     """The answer. Raises ServerError with the server's words."""
 
     def ask() -> T:
@@ -326,7 +326,7 @@ def _asked(site: Site, database: str, patience: Patience, question: Callable[[Co
 
 
 @contextmanager
-def _session(site: Site, database: str, lock: str) -> Iterator[Connection]:
+def _session(site: Server, database: str, lock: str) -> Iterator[Connection]:
     with site.connect(database) as connection:
         unhurried(connection, lock)
         yield connection

@@ -16,7 +16,7 @@ from perfkit.indexes.statements import IndexStatement, read_set
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.extended import send
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.text import first_line
 
 LOCK_TIMEOUT = "5s"  # waiting longer for a lock would make others wait behind us
@@ -40,7 +40,7 @@ def index_names(path: Path) -> list[str]:
     return [index.name for index in read_set(path).indexes]
 
 
-def build(server: Site, database: str, path: Path, *, in_place: str = "") -> list[Built]:
+def build(server: Server, database: str, path: Path, *, in_place: str = "") -> list[Built]:
     """Create the file's indexes one by one in a database, then run its ANALYZE statements.
 
     With `in_place`, a comment for each index, they are built CONCURRENTLY, waiting for locks only briefly.

@@ -7,29 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perfkit.explain.capture import Parameters
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.where import conditions
 from perfkit.explain.findings.words import counted
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
-from perfkit.indexes.cost import Figures, figures, gain, helps, with_checks
-from perfkit.indexes.derive import SCANS, Design, Move
+from perfkit.indexes.cost import CostFigures, figures, gain, helps, with_checks
+from perfkit.indexes.derive import SCANS, IndexDesign, Move
 from perfkit.indexes.references import Reference
 from perfkit.indexes.refuse import reason
-from perfkit.indexes.trial import Trial
+from perfkit.indexes.trial import IndexTrial
 
 Say = Callable[[str], None]
 PRICE = 4.0  # doublings that an index as large as its table must bring, all queries together, to be worth its bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AdvisedQuery:
     """A query of the workload, its plan as things are, and the checks of foreign keys that it causes."""
 
     name: str
     text: str
     parameters: Parameters
-    look: Look
-    generic: Look | None  # the plan for any values, of a query with parameters
+    look: FindingContext
+    generic: FindingContext | None  # the plan for any values, of a query with parameters
     probes: tuple[tuple[str, float], ...]  # statements, and how often each is executed
     references: tuple[Reference, ...]
 
@@ -54,17 +54,17 @@ class Asked:
 
 
 @dataclass(eq=False)
-class Search:
+class IndexSearch:
     """Add what gains most until nothing helps, then leave out what is no longer needed."""
 
-    trial: Trial
-    asked: Sequence[Asked]
-    names: Mapping[Design, str]
+    trial: IndexTrial
+    asked: Sequence[AdvisedQuery]
+    names: Mapping[IndexDesign, str]
     moves: Sequence[Move]
     say: Say
     max_bytes: float
-    _known: dict[Any, tuple[Figures, frozenset[str]]] = field(default_factory=dict)
-    _worths: dict[frozenset[Design], float] = field(default_factory=dict)
+    _known: dict[Any, tuple[CostFigures, frozenset[str]]] = field(default_factory=dict)
+    _worths: dict[frozenset[IndexDesign], float] = field(default_factory=dict)
 
     def advice(self, target: str) -> Advice:
         """The chosen indexes for a database of that name, and why the other queries get none."""
@@ -73,7 +73,7 @@ class Search:
         refusals = [one for asked in self.asked if (one := self._refusal(asked, chosen))]
         return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals), tuple(self._limitations()))
 
-    def _refusal(self, one: Asked, chosen: frozenset[Design]) -> Refusal | None:
+    def _refusal(self, one: AdvisedQuery, chosen: frozenset[IndexDesign]) -> Refusal | None:
         """Why a query gets no index; None where one helps it."""
         before = self._figures(one, frozenset())
         if helps(before, self._figures(one, chosen)):
@@ -85,7 +85,7 @@ class Search:
         best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
         return Refusal(one.name, tried_in_vain(before, best, len(tried), len(left_out)), certain=False)
 
-    def _left_out(self, one: Asked) -> frozenset[Design]:
+    def _left_out(self, one: AdvisedQuery) -> frozenset[IndexDesign]:
         """The indexes that were not tried for a query, because the server might not survive it."""
         of_tables = (d for d in self._made() if (d.schema, d.table) in one.tables)
         return frozenset(d for d in of_tables if self.trial.avoided(one.text, d.statement(self.names[d])))
@@ -100,8 +100,8 @@ class Search:
             names = ", ".join(dict.fromkeys(one.name for one, _ in left_out))
             yield f"Not tried for {names}: {several}. {fault}. Try on a copy: --way whole"
 
-    def _grown(self) -> frozenset[Design]:
-        chosen: frozenset[Design] = frozenset()
+    def _grown(self) -> frozenset[IndexDesign]:
+        chosen: frozenset[IndexDesign] = frozenset()
         together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
         self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
         while True:
@@ -115,22 +115,22 @@ class Search:
             self.say(f"{', '.join(design.title for design in best - chosen)} helps")
             chosen = best
 
-    def _helped(self, chosen: frozenset[Design]) -> frozenset[str]:
+    def _helped(self, chosen: frozenset[IndexDesign]) -> frozenset[str]:
         """The queries that these indexes help."""
-        none: frozenset[Design] = frozenset()
+        none: frozenset[IndexDesign] = frozenset()
         return frozenset(one.name for one in self.asked if helps(self._figures(one, none), self._figures(one, chosen)))
 
-    def _bytes(self, chosen: frozenset[Design]) -> int:
+    def _bytes(self, chosen: frozenset[IndexDesign]) -> int:
         return sum(self._made()[design] for design in chosen)
 
-    def _fitted(self, chosen: frozenset[Design]) -> frozenset[Design]:
+    def _fitted(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
         """With indexes exchanged for smaller ones, or left out, until they are small enough together."""
         while (size := self._bytes(chosen)) > self.max_bytes:
             smaller = [own for own in self._others(chosen) if self._bytes(own) < size]
             chosen = max(smaller, key=lambda own: (len(self._helped(own)), self._worth(own)))
         return chosen
 
-    def _others(self, chosen: frozenset[Design]) -> list[frozenset[Design]]:
+    def _others(self, chosen: frozenset[IndexDesign]) -> list[frozenset[IndexDesign]]:
         """The sets with one index left out, or exchanged for another move."""
         others = []
         for design in sorted(chosen, key=lambda d: self.names[d]):
@@ -138,11 +138,11 @@ class Search:
             others += [rest, *(rest | set(move) for move in self._open(rest) if design not in move)]
         return others
 
-    def _used_of_all(self, one: Asked) -> frozenset[str]:
+    def _used_of_all(self, one: AdvisedQuery) -> frozenset[str]:
         """What a query uses where all are there: it may need two of which neither alone helps it."""
         return self._tried(one, frozenset(self._made()))[1]
 
-    def _open(self, chosen: frozenset[Design]) -> list[Move]:
+    def _open(self, chosen: frozenset[IndexDesign]) -> list[Move]:
         """The moves that help a query, given what is chosen."""
         return [
             move
@@ -151,7 +151,7 @@ class Search:
             if any(helps(self._figures(one, chosen), self._figures(one, chosen | set(move))) for one in self.asked)
         ]
 
-    def _improved(self, chosen: frozenset[Design]) -> frozenset[Design]:
+    def _improved(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
         """With an index exchanged for another, or left out, as long as that is worth more."""
         while True:
             helped = self._helped(chosen)
@@ -162,14 +162,14 @@ class Search:
                 return chosen
             chosen = best
 
-    def _worth(self, chosen: frozenset[Design]) -> float:
+    def _worth(self, chosen: frozenset[IndexDesign]) -> float:
         """What all queries gain, less the price of the indexes' bytes."""
         if chosen not in self._worths:
             gained = sum(gain(self._figures(one, frozenset()), self._figures(one, chosen)) for one in self.asked)
             self._worths[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
         return self._worths[chosen]
 
-    def _share(self, design: Design) -> float:
+    def _share(self, design: IndexDesign) -> float:
         """Its bytes as a share of its table's."""
         tables = (t for one in self.asked for t in one.look.facts.tables)
         pages = next((t.pages for t in tables if (t.schema, t.name) == (design.schema, design.table)), 0.0)
@@ -177,7 +177,7 @@ class Search:
                                if (r.schema, r.table) == (design.schema, design.table)), 0.0)  # fmt: skip
         return self._made()[design] / (8192 * pages) if pages else 0.0
 
-    def _pruned(self, chosen: frozenset[Design]) -> frozenset[Design]:
+    def _pruned(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
         """Without those whose absence, given the others, no query feels."""
         full = chosen
         for design in sorted(chosen, key=lambda d: -self._made()[d]):
@@ -186,7 +186,7 @@ class Search:
                 chosen = rest
         return chosen
 
-    def _proposal(self, design: Design, chosen: frozenset[Design]) -> Proposal:
+    def _proposal(self, design: IndexDesign, chosen: frozenset[IndexDesign]) -> Proposal:
         made = self._made()[design]
         served = [
             Served(one.name, self._figures(one, frozenset()), self._figures(one, chosen))
@@ -196,31 +196,31 @@ class Search:
         ]
         return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
 
-    def _made(self) -> dict[Design, int]:
+    def _made(self) -> dict[IndexDesign, int]:
         """Those that could be made, and their bytes."""
         every = self.trial.made
         return {d: every[s].bytes for d, name in self.names.items() if (s := d.statement(name)) in every}
 
-    def _figures(self, one: Asked, present: frozenset[Design]) -> Figures:
+    def _figures(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> CostFigures:
         return self._tried(one, present)[0]
 
-    def _tried(self, one: Asked, present: frozenset[Design]) -> tuple[Figures, frozenset[str]]:
+    def _tried(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> tuple[CostFigures, frozenset[str]]:
         """What a query costs with some of the indexes, and which of them its plans use."""
         present = frozenset(d for d in present if (d.schema, d.table) in one.tables)
         if (key := (one.name, present)) not in self._known:
             statements = [d.statement(self.names[d]) for d in self.names if d in present]
             captures = [self.trial.explain(one.text, one.parameters, statements)]
-            total = figures(Look(captures[0].plan, captures[0].facts))
+            total = figures(FindingContext(captures[0].plan, captures[0].facts))
             for text, times in one.probes:
                 captures.append(self.trial.explain(text, None, statements))
-                total = with_checks(total, figures(Look(captures[-1].plan, captures[-1].facts)), times)
+                total = with_checks(total, figures(FindingContext(captures[-1].plan, captures[-1].facts)), times)
             used = {node.text("Index Name") for capture in captures for node in capture.plan.nodes}
             names = {self.names[d] for d in present if self.trial.made[d.statement(self.names[d])].names & used}
             self._known[key] = total, frozenset(names)
         return self._known[key]
 
 
-def tried_in_vain(before: Figures, best: Figures | None, tried: int, left_out: int = 0) -> str:
+def tried_in_vain(before: CostFigures, best: CostFigures | None, tried: int, left_out: int = 0) -> str:
     """Return what came of the candidates for a query, where its plan does not tell why none helps."""
     if best is None:
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node, Plan
 from perfkit.indexes.derive import SCANS
@@ -23,7 +23,7 @@ SORTED = 1000.0  # or where it spares sorting at least so many rows for a LIMIT,
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class CostFigures:
     """What a query costs, foreign keys' checks included; pages and ms are None where nothing was executed."""
 
     pages: float | None
@@ -42,30 +42,30 @@ class Figures:
         return f"cost {significant(self.cost)}" if self.pages is None else f"{count(self.pages)} pages"
 
 
-def figures(look: Look) -> Figures:
+def figures(look: FindingContext) -> CostFigures:
     """What one plan costs."""
     plan, root = look.plan, look.plan.root
     done = plan.analyzed
     sort = sum(_sorted(plan, node) for node in plan.nodes if node.kind == "Sort")
     narrow = sum(_narrow(look, node) for node in plan.nodes if node.kind == "Index Only Scan")
     pages, ms = (plan.buffers, plan.execution_ms) if done else (None, None)
-    return Figures(pages, ms, root.value("Total Cost"), sort, narrow, _again(plan))
+    return CostFigures(pages, ms, root.value("Total Cost"), sort, narrow, _again(plan))
 
 
-def helps(before: Figures, after: Figures) -> bool:
+def helps(before: CostFigures, after: CostFigures) -> bool:
     """The rule by which an index is kept."""
     spared = before.sorted >= SORTED and not after.sorted and after.work <= before.work
     return spared or quicker(before, after) or (after.work + SLACK) * HALF <= before.work + SLACK
 
 
-def quicker(before: Figures, after: Figures) -> bool:
+def quicker(before: CostFigures, after: CostFigures) -> bool:
     """Whether the time that was measured falls so far that the pages, nearly as many, do not matter."""
     if before.ms is None or after.ms is None or before.ms < FELT:
         return False
     return after.ms * QUICKER <= before.ms and after.work <= AS_MANY * before.work + SLACK
 
 
-def gain(before: Figures, after: Figures) -> float:
+def gain(before: CostFigures, after: CostFigures) -> float:
     """How much a query gains, as a power of two; a sort that is spared counts a little more."""
     spared = 0.5 if before.sorted >= SORTED and not after.sorted else 0.0
     return math.log2((before.work - before.again + ROOM) / (after.work - after.again + ROOM)) + spared
@@ -86,7 +86,7 @@ def _sorted(plan: Plan, node: Node) -> float:
     return (below.rows if plan.analyzed else below.estimated) if top is not None and top.kind == "Limit" else 0.0
 
 
-def _narrow(look: Look, node: Node) -> float:
+def _narrow(look: FindingContext, node: Node) -> float:
     """What an index spares that is read whole, or nearly: it finds nothing, and stands for its table."""
     table = look.facts.of(node)
     if table is None or limited(node):
@@ -97,8 +97,8 @@ def _narrow(look: Look, node: Node) -> float:
     return max(0.0, table.pages - (node.own_pages if look.plan.analyzed else node.value("Total Cost")))
 
 
-def with_checks(total: Figures, more: Figures, times: float) -> Figures:
+def with_checks(total: CostFigures, more: CostFigures, times: float) -> CostFigures:
     """A statement with the checks that it causes; its time has them in it already."""
     pages = None if total.pages is None else total.pages + times * (more.pages or 0.0)
     again = total.again + times * more.again
-    return Figures(pages, total.ms, total.cost + times * more.cost, total.sorted, total.narrow, again)
+    return CostFigures(pages, total.ms, total.cost + times * more.cost, total.sorted, total.narrow, again)

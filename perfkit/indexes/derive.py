@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from perfkit.explain.candidates import distinct, quoted
 from perfkit.explain.conditions import Predicate, alternatives, columns_in, predicates, squeezed, unquoted
-from perfkit.explain.facts import Index, Table
+from perfkit.explain.facts import Index, TableFacts
 from perfkit.explain.findings.blocked import blocks
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import walks
 from perfkit.explain.findings.where import column_of, conditions, home, plain, usable
 from perfkit.explain.plan import Node
@@ -26,7 +26,7 @@ Share = Callable[[str, str, str], float]  # of a table's rows (schema, name) tha
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
+class IndexDesign:
     """An index that could be: `keys` as SQL writes them, `where` the condition of a partial one."""
 
     schema: str
@@ -65,7 +65,7 @@ class Design:
         """Whether a key is an expression, which has statistics of its own only after ANALYZE."""
         return any("(" in key for key in self.keys)
 
-    def begins(self, other: Design) -> bool:
+    def begins(self, other: IndexDesign) -> bool:
         """Whether `other` can do all that this can: the same keys first, the same rows, the same columns held."""
         same = (self.schema, self.table, self.where) == (other.schema, other.table, other.where)
         held = {*other.keys, *map(quoted, other.include)}
@@ -74,15 +74,15 @@ class Design:
     def covered_by(self, index: Index) -> bool:
         """Whether an index that is there can do all that this can."""
         held = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
-        there = Design(self.schema, self.table, index.keys, tuple(name.strip('"') for name in held if name), "")
+        there = IndexDesign(self.schema, self.table, index.keys, tuple(name.strip('"') for name in held if name), "")
         same = squeezed(index.predicate) == squeezed(self.where)
         return index.valid and index.method == "btree" and same and replace(self, where="").begins(there)
 
 
-Move = tuple[Design, ...]  # tried together: an OR needs an index for each of its parts
+Move = tuple[IndexDesign, ...]  # tried together: an OR needs an index for each of its parts
 
 
-def derive(look: Look, variable: frozenset[tuple[str, str]], share: Share) -> list[Move]:
+def derive(look: FindingContext, variable: frozenset[tuple[str, str]], share: Share) -> list[Move]:
     """Every index that might serve a plan, those likely best first.
 
     `variable` are the conditions, by alias and column, whose values change from call to call.
@@ -95,14 +95,14 @@ def derive(look: Look, variable: frozenset[tuple[str, str]], share: Share) -> li
     return list(dict.fromkeys(found))
 
 
-def _tiny(node: Node, table: Table) -> bool:
+def _tiny(node: Node, table: TableFacts) -> bool:
     """Whether a table is read once and as quickly as an index on it, by whatever the planner's costs say."""
     repeated = any(above.kind == "Nested Loop" or above.relationship == "SubPlan" for above in (node, *node.above()))
     return table.size is not None and table.size <= TINY and not table.parent and not repeated
 
 
 def _of_scan(
-    look: Look, node: Node, table: Table, variable: frozenset[tuple[str, str]], share: Share
+    look: FindingContext, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[Move]:
     alias = node.text("Alias")
     own = _unique(conditions(look, node, "Filter", "Index Cond", "Recheck Cond"))
@@ -119,7 +119,7 @@ def _of_scan(
         for tail in tails or [()]:
             yield from _with_included(where, (*base, *(key for key in tail if key not in base)), needed, table)
     for keys in _smaller(table, list(dict.fromkeys([*joined, *fixed])), tails):
-        yield (Design(*where, keys),)
+        yield (IndexDesign(*where, keys),)
     for few in _few(look, node, own, variable, share):
         columns = {_key(look, node, p) for p in few}
         condition = " AND ".join(_pretty(plain(p.text, alias)) for p in few)
@@ -134,13 +134,13 @@ def _of_scan(
         yield from _either(look, node, p, table)
 
 
-def _bases(table: Table, fixed: Sequence[str], joined: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _bases(table: TableFacts, fixed: Sequence[str], joined: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The columns that are fixed to a value, the most selective first; with those of joins, and without."""
     for keys in (dict.fromkeys([*joined, *fixed]), dict.fromkeys(fixed)) if joined else (dict.fromkeys(fixed),):
         yield tuple(sorted(keys, key=lambda key: -distinct(table, key.strip('"'))))
 
 
-def _smaller(table: Table, fixed: Sequence[str], tails: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+def _smaller(table: TableFacts, fixed: Sequence[str], tails: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
     """Fewer columns, which may find nearly as few rows: an index of few distinct entries is much smaller."""
     several = len(fixed) + len(tails) > 1
     counts = {key: distinct(table, key.strip('"')) for key in fixed}
@@ -154,20 +154,20 @@ def _smaller(table: Table, fixed: Sequence[str], tails: Sequence[tuple[str, ...]
 
 
 def _with_included(
-    where: tuple[str, str], keys: tuple[str, ...], needed: frozenset[str] | None, table: Table
+    where: tuple[str, str], keys: tuple[str, ...], needed: frozenset[str] | None, table: TableFacts
 ) -> Iterator[Move]:
     """The index, and the same with the few columns that would spare looking into the table."""
     if not keys:
         return
-    yield (Design(*where, keys),)
+    yield (IndexDesign(*where, keys),)
     rest = sorted(needed - {key.split(" ")[0].strip('"') for key in keys}) if needed is not None else []
     types = [column.type for name in rest if (column := table.column(name))]
     if rest and len(rest) <= INCLUDED and len(types) == len(rest) and not any(t.startswith(_WIDE) for t in types):
-        yield (Design(*where, keys, include=tuple(rest)),)
-        yield (Design(*where, (*keys, *map(quoted, rest))),)  # whose equal entries are stored once
+        yield (IndexDesign(*where, keys, include=tuple(rest)),)
+        yield (IndexDesign(*where, (*keys, *map(quoted, rest))),)  # whose equal entries are stored once
 
 
-def _key(look: Look, node: Node, p: Predicate) -> str:
+def _key(look: FindingContext, node: Node, p: Predicate) -> str:
     """What an index that serves a condition has as its key; "" where none would."""
     table = look.facts.of(node)
     if usable([p], table):
@@ -176,7 +176,7 @@ def _key(look: Look, node: Node, p: Predicate) -> str:
     return _LITERAL.sub(r"\1", block.key) if block and not block.rewrite else ""
 
 
-def _joined(look: Look, node: Node) -> Iterator[Predicate]:
+def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
     """The conditions by which joins above a scan compare its columns with those of other tables."""
     table, alias = look.facts.of(node), node.text("Alias")
     names = frozenset(column.name for column in table.columns) if table else None
@@ -185,7 +185,7 @@ def _joined(look: Look, node: Node) -> Iterator[Predicate]:
             yield from (p for p in predicates(text, alias, names) if p.joined)
 
 
-def wanted(look: Look, node: Node) -> tuple[str, ...]:
+def wanted(look: FindingContext, node: Node) -> tuple[str, ...]:
     """The keys of the order in which a table's first rows are wanted: of ORDER BY ... LIMIT, or min() and max()."""
     alias, table = re.escape(node.text("Alias")), look.facts.of(node)
     for above in node.above():
@@ -200,7 +200,7 @@ def wanted(look: Look, node: Node) -> tuple[str, ...]:
     return ()
 
 
-def _walked(node: Node, table: Table, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _walked(node: Node, table: TableFacts, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """The order for which a plan walks an index until a LIMIT has enough: its first key, or all that it has.
 
     No Sort tells it, and how many of the keys the statement asks for stands in no plan.
@@ -225,7 +225,7 @@ def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
     return tuple(found[1] + (found[2] or "" if len(downward) > 1 else "") for found in plain_ones if found)
 
 
-def _needed(look: Look, node: Node, alias: str) -> frozenset[str] | None:
+def _needed(look: FindingContext, node: Node, alias: str) -> frozenset[str] | None:
     """The table's columns that the statement reads; None where it reads whole rows, or writes.
 
     A scan below another node may give out columns that nobody asked for, so that its own output says nothing.
@@ -248,7 +248,7 @@ def _needed(look: Look, node: Node, alias: str) -> frozenset[str] | None:
 
 
 def _few(
-    look: Look, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
+    look: FindingContext, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[tuple[Predicate, ...]]:
     """Conditions on constants that few rows meet, alone and together: those of a partial index."""
     table, alias = look.facts.of(node), node.text("Alias")
@@ -269,13 +269,13 @@ def _few(
 RARE = 0.2  # of a table's rows, at most, for a partial index: with more it is hardly smaller than a whole one
 
 
-def _either(look: Look, node: Node, predicate: Predicate, table: Table) -> Iterator[Move]:
+def _either(look: FindingContext, node: Node, predicate: Predicate, table: TableFacts) -> Iterator[Move]:
     """An index for each part of an OR, to be tried together."""
     names = frozenset(column.name for column in table.columns)
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
     keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
     if keys and all(keys):
-        yield tuple(dict.fromkeys(Design(*home(look, node), (key,)) for key in keys))
+        yield tuple(dict.fromkeys(IndexDesign(*home(look, node), (key,)) for key in keys))
 
 
 def _unique(found: Sequence[Predicate]) -> list[Predicate]:

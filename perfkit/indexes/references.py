@@ -10,7 +10,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from perfkit.explain.candidates import quoted
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog
 from perfkit.postgres.site import Connection
@@ -48,7 +48,7 @@ def references(connection: Connection) -> list[Reference]:
     ]
 
 
-def probes(text: str, look: Look, pointing: Sequence[Reference]) -> dict[Reference, tuple[str, float]]:
+def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> dict[Reference, tuple[str, float]]:
     """The foreign keys that a statement makes the server check: the check as a query, and for how many rows."""
     found = {}
     for node in look.plan.nodes:
@@ -70,7 +70,7 @@ def _check(reference: Reference) -> str:
     return f"SELECT 1 FROM {quoted(reference.schema)}.{quoted(reference.table)} x WHERE {same}"
 
 
-def _rows(look: Look, node: Node) -> float:
+def _rows(look: FindingContext, node: Node) -> float:
     below = node.children[0] if node.children else node
     return below.rows if look.plan.analyzed else below.estimated
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate
-from perfkit.explain.facts import Table
-from perfkit.explain.findings.blocked import Block, added, blocks, condition
-from perfkit.explain.findings.model import Look
+from perfkit.explain.facts import TableFacts
+from perfkit.explain.findings.blocked import Blocker, added, blocks, condition
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.findings.where import conditions, home, placed, plain
 from perfkit.explain.findings.words import counted, percent
@@ -24,7 +24,7 @@ EARLY = 0.1  # of a table's pages, at most, for a LIMIT that stops early
 Because = tuple[str, str]  # the reason, and the rewrite
 
 
-def reason(text: str, look: Look, generic: Look | None = None) -> Because | None:
+def reason(text: str, look: FindingContext, generic: FindingContext | None = None) -> Because | None:
     """Why no index helps and the statement to write instead; None where its plan does not tell.
 
     `generic` is the plan for any values of a statement with parameters, whose rewrite must keep them.
@@ -39,7 +39,7 @@ def reason(text: str, look: Look, generic: Look | None = None) -> Because | None
     return None
 
 
-def _blocked(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _blocked(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     for node, p, block in _blocks(look, scans):
         if generic is not None:
             block = _for_any_value(generic, node, p, block)
@@ -58,7 +58,7 @@ def _blocked(text: str, look: Look, generic: Look | None, scans: Sequence[Node])
     return None
 
 
-def _for_any_value(generic: Look, node: Node, p: Predicate, block: Block) -> Block:
+def _for_any_value(generic: FindingContext, node: Node, p: Predicate, block: Blocker) -> Blocker:
     """Return the block of the same condition in the plan for any values of the parameters."""
     for _, same, found in _blocks(generic, _alike(generic, node)):
         if (same.columns, same.operator) == (p.columns, p.operator):
@@ -69,7 +69,7 @@ def _for_any_value(generic: Look, node: Node, p: Predicate, block: Block) -> Blo
 _NOT_FOR_ALL = "for these parameters only, the same rows are found by"
 
 
-def _rewritten(text: str, look: Look, node: Node, name: str) -> str:
+def _rewritten(text: str, look: FindingContext, node: Node, name: str) -> str:
     """Return the statement with all such conditions on a column rewritten; "" where one of them is not certain.
 
     A condition of a table that the statement does not name is a view's, whose columns can have other types.
@@ -83,17 +83,17 @@ def _rewritten(text: str, look: Look, node: Node, name: str) -> str:
     return new if new != text else ""
 
 
-def _names(text: str, look: Look, node: Node) -> bool:
+def _names(text: str, look: FindingContext, node: Node) -> bool:
     return any(
         re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in (node.relation, home(look, node)[1])
     )
 
 
-def _alike(look: Look, node: Node) -> list[Node]:
+def _alike(look: FindingContext, node: Node) -> list[Node]:
     return [n for n in look.plan.nodes if n.kind in SCANS and n.text("Alias") == node.text("Alias")]
 
 
-def _pattern(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _pattern(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     for node in scans:
         for p in conditions(look, node, "Filter"):
             if p.operator not in ("~~", "~~*", "~", "~*") or p.prefix or _pages(look, node) <= TINY:
@@ -115,7 +115,7 @@ def _pattern(text: str, look: Look, generic: Look | None, scans: Sequence[Node])
     return None
 
 
-def _early(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _early(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     node = scans[0]
     pages = _table(look, node).pages
     if look.plan.analyzed and limited(node) and pages > TINY and node.own_pages <= max(EARLY * pages, TINY):
@@ -127,7 +127,7 @@ def _early(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -
     return None
 
 
-def _either(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _either(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     for node in look.plan.nodes:
         condition = node.text("Join Filter")
         tables = set(re.findall(r"(\w+)\.\w+", re.sub(r"'(?:[^']|'')*'", "", condition)))
@@ -140,7 +140,7 @@ def _either(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) 
     return None
 
 
-def _found(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _found(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     """Everything that is read is found by an index that is there."""
     if any(n.kind == "Seq Scan" and _pages(look, n) > TINY for n in scans):
         return None
@@ -156,7 +156,7 @@ def _found(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -
     return f"{' and '.join(names)} {one} {counted(rows, 'row')}{pages}", ""
 
 
-def _tiny(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _tiny(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     """The table has few pages, or few of its pages are read."""
     node = scans[0]
     table = _table(look, node)
@@ -171,7 +171,7 @@ def _tiny(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) ->
     return None
 
 
-def _whole(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _whole(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     node = scans[0]
     if "Filter" in node.raw or any("Index Cond" in n.raw for n in node.below()):
         return None
@@ -182,7 +182,7 @@ def _whole(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -
     return f"it reads every row: it {what} all {rows:,.0f} of {node.relation}, without a condition that picks some", ""
 
 
-def _many(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) -> Because | None:
+def _many(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     node = scans[0]
     rows = max(_table(look, node).rows, 1.0)
     kept = node.rows if look.plan.analyzed else node.estimated
@@ -196,7 +196,7 @@ def _many(text: str, look: Look, generic: Look | None, scans: Sequence[Node]) ->
     )
 
 
-def _blocks(look: Look, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate, Block]]:
+def _blocks(look: FindingContext, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate, Blocker]]:
     for node in scans:
         every = conditions(look, node, "Filter")
         for p in every:
@@ -204,20 +204,20 @@ def _blocks(look: Look, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate
                 yield node, p, block
 
 
-def _table(look: Look, node: Node) -> Table:
+def _table(look: FindingContext, node: Node) -> TableFacts:
     table = look.facts.of(node)
     assert table
     return table
 
 
-def _pages(look: Look, node: Node) -> float:
+def _pages(look: FindingContext, node: Node) -> float:
     """Pages that a scan touches once, as far as known."""
     if look.plan.analyzed:
         return node.own_pages / max(node.loops, 1.0)
     return _table(look, node).pages if node.kind == "Seq Scan" else 0.0
 
 
-def _weight(look: Look, node: Node) -> float:
+def _weight(look: FindingContext, node: Node) -> float:
     return node.own_pages if look.plan.analyzed else node.value("Total Cost") * max(node.loops, 1.0)
 
 

@@ -9,12 +9,12 @@ import psycopg
 from psycopg import sql
 
 from perfkit.indexes.build import LOCK_TIMEOUT, places, unhurried, wait_for_locks
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 
 _ATTEMPTS, _PAUSE_S = 5, 0.5
 
 
-def remove(site: Site, database: str, names: Sequence[str]) -> list[str]:
+def remove(site: Server, database: str, names: Sequence[str]) -> list[str]:
     """Drop the indexes of these names, in whatever schema, invalid ones too; those that are left, quoted."""
     left = [sql.Identifier(name).as_string() for name in names]
     for _ in range(_ATTEMPTS):
@@ -30,7 +30,7 @@ def remove(site: Site, database: str, names: Sequence[str]) -> list[str]:
     return left
 
 
-def clear(site: Site, database: str, index: str, *, lock: str = LOCK_TIMEOUT, wait: str = LOCK_TIMEOUT) -> None:
+def clear(site: Server, database: str, index: str, *, lock: str = LOCK_TIMEOUT, wait: str = LOCK_TIMEOUT) -> None:
     """Drop an index, quoted and with its schema, if it is invalid and nobody is building it.
 
     Waits `lock` for its table and `wait` for transactions on that. Raises psycopg.Error where that is too short.

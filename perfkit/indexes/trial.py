@@ -17,7 +17,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from perfkit.errors import UsageError
-from perfkit.explain.capture import Capture, Options, Parameters, explained, named, numbered, session, single
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters, explained, named, numbered, session, single
 from perfkit.explain.facts import ask
 from perfkit.explain.fingerprint import fingerprint
 from perfkit.explain.plan import Plan, read_plan
@@ -25,7 +25,7 @@ from perfkit.indexes.hypopg import fault, only_table
 from perfkit.postgres import catalog
 from perfkit.postgres.extended import pin, send
 from perfkit.postgres.parameters import sendable
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.postgres.statements import split
 from perfkit.text import first_line
 
@@ -45,7 +45,7 @@ class Made:
     bytes: int
 
 
-class Trial(Protocol):
+class IndexTrial(Protocol):
     """Statements explained as if some indexes were there."""
 
     @property
@@ -69,8 +69,8 @@ class Trial(Protocol):
 
 @contextmanager
 def trying(
-    place: Place, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
-) -> Iterator[Trial | None]:
+    place: Database, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
+) -> Iterator[IndexTrial | None]:
     """The best way to try these CREATE INDEX statements in a database; None where there is none.
 
     Statements are executed on real indexes, unless `executed` is false.
@@ -165,7 +165,7 @@ class _Rolled:
         with _restored(self.connection):
             if absent:
                 self.connection.execute(f"DROP INDEX {', '.join(absent)}".encode())
-            planned = explained(self.connection, text, parameters, Options(analyze=False))
+            planned = explained(self.connection, text, parameters, ExplainSpec(analyze=False))
             if not self.executed:
                 return _captured(self.connection, planned)
             found = self._measured(text, parameters, planned)
@@ -188,7 +188,7 @@ class _Rolled:
 
     def _executed(self, text: str, parameters: Parameters) -> Any:
         with _restored(self.connection):
-            return explained(self.connection, text, parameters, Options(writes=True))
+            return explained(self.connection, text, parameters, ExplainSpec(writes=True))
 
     def _kept(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
         """The same as a prepared statement that keeps its plan for any values, as drivers make them.
@@ -204,7 +204,7 @@ class _Rolled:
                 send(self.connection.cursor(), f"PREPARE {name} AS {numbered(positional(text, parameters))}")
                 self.connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
                 execute = psycopg.ClientCursor(self.connection).mogrify(execute.encode(), values)
-                generic = explained(self.connection, execute, None, Options(analyze=False))
+                generic = explained(self.connection, execute, None, ExplainSpec(analyze=False))
             except psycopg.Error:
                 return None  # one that cannot be planned without values
             planning = _PLANNING * (1 + len(planned.nodes))
@@ -266,7 +266,7 @@ class _Imagined:
             else:
                 self.made[statement] = self._imagine(statement)  # by another name each time
         with _restored(self.connection):
-            return _captured(self.connection, explained(self.connection, single(text), parameters, Options(False)))
+            return _captured(self.connection, explained(self.connection, single(text), parameters, ExplainSpec(False)))
 
     def _imagine(self, statement: str) -> Made:
         schema = self.schema.replace("%", "%%")

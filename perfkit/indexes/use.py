@@ -32,7 +32,7 @@ from perfkit.indexes.coverage import (
 )
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
-from perfkit.postgres.site import Site
+from perfkit.postgres.site import Server
 
 SMALL = 32 * 1024  # bytes below which an unused index is not worth a word
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")
@@ -52,7 +52,7 @@ _Fact = TypeVar("_Fact", IndexFacts, ForeignKey)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CatalogueFacts:
     """What the catalogue says, and how far its counters can be trusted."""
 
     indexes: tuple[IndexFacts, ...]
@@ -79,7 +79,7 @@ class Remark:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class IndexUse:
     """How often an index was scanned between two looks at the counters."""
 
     index: str
@@ -87,18 +87,18 @@ class Use:
     scans: int
 
 
-def ask(site: Site, database: str = "") -> Facts:
+def ask(site: Server, database: str = "") -> CatalogueFacts:
     """The facts of a database, as any role may see them. Raises ServerError."""
     with connected(site, database) as connection:
         row = connection.execute(catalog.get("index_use").encode()).fetchone() or {}
-    return Facts(
+    return CatalogueFacts(
         tuple(_made(IndexFacts, each) for each in row["indexes"]),
         tuple(_made(ForeignKey, each) for each in row["foreign_keys"]),
         Counters(**{**row["counters"], "since": row["counters"]["since"] or ""}),
     )
 
 
-def joined(primary: Facts, standbys: Mapping[str, Facts]) -> Facts:
+def joined(primary: CatalogueFacts, standbys: Mapping[str, CatalogueFacts]) -> CatalogueFacts:
     """Return the facts of a primary with the use that its standbys count. Raises UsageError for any other server."""
     seen = {primary.counters.server: "the one of --db"}
     whole = primary
@@ -115,7 +115,7 @@ def joined(primary: Facts, standbys: Mapping[str, Facts]) -> Facts:
     return whole
 
 
-def judge(facts: Facts, plans: Sequence[Plan] = (), min_age: float = MIN_AGE) -> list[Remark]:
+def judge(facts: CatalogueFacts, plans: Sequence[Plan] = (), min_age: float = MIN_AGE) -> list[Remark]:
     """Return what is to be said of the indexes, what frees most bytes first.
 
     With `plans` also what these cannot use. Counters younger than `min_age` days are no reason to drop an index.
@@ -156,7 +156,7 @@ def script(remarks: Sequence[Remark]) -> list[str]:
     return lines
 
 
-def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[IndexFacts]) -> list[Use]:
+def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[IndexFacts]) -> list[IndexUse]:
     """How often each index was used between two of `databases.scans`, the most used first.
 
     The counters are by name: indexes of one name in several schemas count together. Raises UsageError where a
@@ -165,7 +165,7 @@ def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[
     if reset := next((name for name in before if after.get(name, before[name]) < before[name]), ""):
         counts = f"{before[reset]} scans before and {after[reset]} after"
         raise UsageError(f"{reset}: {counts}; expected statistics that nobody resets meanwhile")
-    uses = [Use(i.name, i.table, sum(after.get(m, 0) - before.get(m, 0) for m in i.members)) for i in indexes]
+    uses = [IndexUse(i.name, i.table, sum(after.get(m, 0) - before.get(m, 0) for m in i.members)) for i in indexes]
     return sorted(uses, key=lambda use: (-use.scans, use.table, use.index))
 
 
@@ -232,7 +232,7 @@ def _withheld(remark: Remark, needed: Sequence[ForeignKey], doubt: str) -> Remar
     return remark
 
 
-def _read(index: IndexFacts, facts: Facts) -> bool:
+def _read(index: IndexFacts, facts: CatalogueFacts) -> bool:
     """Return whether anything read the table of an index since the counters began."""
     return bool(index.table_scans or any(i.scans for i in facts.indexes if not i.parts.keys().isdisjoint(index.parts)))
 
@@ -275,7 +275,7 @@ def _broken(index: IndexFacts) -> Remark:
     return Remark("invalid", index.name, index.table, text, evidence, sql, freed, undo=undo)
 
 
-def _unused(index: IndexFacts, facts: Facts) -> Remark | None:
+def _unused(index: IndexFacts, facts: CatalogueFacts) -> Remark | None:
     if index.bytes < SMALL or not facts.counters.counted:
         return None
     # The catalogue does not date an index; one that was built since has been counted for less long.
@@ -341,7 +341,7 @@ def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
     return _dropping("unmatched", index, text, f"conditions in {len(plans)} plans: {seen}")
 
 
-def _about(index: IndexFacts, facts: Facts, plans: Sequence[Plan]) -> list[Plan]:
+def _about(index: IndexFacts, facts: CatalogueFacts, plans: Sequence[Plan]) -> list[Plan]:
     """The plans that read its table; none where plans, which name no schema, could mean another of that name."""
     tables = {other.table for other in facts.indexes}
     alike = [table for table in tables if table.rpartition(".")[2] == index.table.rpartition(".")[2]]

@@ -11,13 +11,13 @@ import psycopg
 
 from perfkit.errors import PerfkitError
 from perfkit.postgres import catalog
-from perfkit.postgres.site import Site
+from perfkit.postgres.site import Server
 
 _LOOK_S = 0.25  # between two looks
 
 
 @contextmanager
-def watched(site: Site, database: str, pid: int, label: str, say: Callable[[str], None]) -> Iterator[None]:
+def watched(site: Server, database: str, pid: int, label: str, say: Callable[[str], None]) -> Iterator[None]:
     """Say how far the build of the process `pid` is; where no second connection is to be had, nothing."""
     ended = Event()
 

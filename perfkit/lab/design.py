@@ -20,7 +20,7 @@ Sets = Mapping[str, Sequence[str]]  # by arm, the names of its indexes
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
+class LabDesign:
     """What all runs of a lab have in common; their files are in `folder`."""
 
     settings: Config

@@ -16,7 +16,7 @@ from perfkit.analysis.weaknesses import circumstances
 from perfkit.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.explain.candidates import quoted
 from perfkit.lab.design import ADVISED, ALL, CHOSEN, CONTROL, NONE
-from perfkit.lab.search import Measured, within, worse
+from perfkit.lab.search import MeasuredSets, within, worse
 from perfkit.stats import Interval, Verdict
 
 FORMAT = 1
@@ -35,7 +35,7 @@ class WriteCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class IndexValue:
     """One index: what it takes, what it does alone, what its absence does, and whether it is kept."""
 
     name: str
@@ -131,7 +131,7 @@ class Lab:
         return [name for name in self.ablation.run["queries"] if name not in self._items]
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredSets:
         """What the search goes by."""
         ratios = {arm: self._ratios(own) for arm, own in self._to_all.items()}
         alone = {
@@ -140,21 +140,21 @@ class Lab:
         }
         sizes = {index["name"]: index["bytes"] for index in self._built}
         missed = frozenset(name for name in self.names if any(self._missing(c) for c in self._without(name)))
-        return Measured(alone, ratios[NONE], sizes, missed)
+        return MeasuredSets(alone, ratios[NONE], sizes, missed)
 
     @cached_property
-    def worths(self) -> tuple[Worth, ...]:
+    def worths(self) -> tuple[IndexValue, ...]:
         """Every index, in the set's order."""
         by_name = {index["name"]: index for index in self._built}
         return tuple(self._worth(own, by_name[own["name"]]) for own in self.record["indexes"] if own["name"] in by_name)
 
     @property
-    def kept(self) -> list[Worth]:
+    def kept(self) -> list[IndexValue]:
         """The indexes to keep."""
         return [worth for worth in self.worths if worth.kept]
 
     @property
-    def dropped(self) -> list[Worth]:
+    def dropped(self) -> list[IndexValue]:
         """The others."""
         return [worth for worth in self.worths if not worth.kept]
 
@@ -306,14 +306,14 @@ class Lab:
     def _ratios(self, found: Sequence[Comparison]) -> dict[str, float]:
         return {c.item: c.ratio.value if c.ratio else 1.0 for c in self._reads(found)}
 
-    def _worth(self, own: Mapping[str, Any], built: Mapping[str, Any]) -> Worth:
+    def _worth(self, own: Mapping[str, Any], built: Mapping[str, Any]) -> IndexValue:
         name, table = own["name"], built["table"]
         churned = {w["index"]: w["churn"] for w in self.record.get("wear", ()) if w["churn"]}
         written = [c for c in self._alone(name) if c.item in self._items and self._items[c.item]["table"] == table]
         sizes = self.ablation.run["arms"][ALL]["table_bytes"]
         held = {w["column"] for w in self._items.values() if w["column"] and name in w["indexes"]}
         keys = " ".join(own["keys"])
-        return Worth(
+        return IndexValue(
             name=name,
             table=table,
             definition=built["definition"],

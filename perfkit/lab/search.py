@@ -20,7 +20,7 @@ Latencies = Mapping[str, float]  # by query, as a ratio to all indexes together
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSets:
     """By index its latencies alone and its bytes; `none`: latencies without any.
 
     `missed` are those without which, all others being there, a query is slower by more than the margin.
@@ -32,11 +32,11 @@ class Measured:
     missed: frozenset[str]
 
 
-def choose(found: Measured, margin: float, budget: float = math.inf) -> list[str]:
+def choose(found: MeasuredSets, margin: float, budget: float = math.inf) -> list[str]:
     """The indexes to keep, of at most `budget` bytes: greedily the largest gain, then without what is spare.
 
     >>> alone = {"a": {"q": 1.0, "r": 9.0}, "b": {"q": 1.01, "r": 1.0}, "c": {"q": 5.0, "r": 9.0}}
-    >>> choose(Measured(alone, {"q": 5.0, "r": 9.0}, {"a": 1, "b": 9, "c": 1}, frozenset()), 0.05)
+    >>> choose(MeasuredSets(alone, {"q": 5.0, "r": 9.0}, {"a": 1, "b": 9, "c": 1}, frozenset()), 0.05)
     ['b']
     """
     chosen = [name for name in found.alone if name in found.missed and found.bytes[name] <= budget]
@@ -56,12 +56,12 @@ def choose(found: Measured, margin: float, budget: float = math.inf) -> list[str
     return [name for name in found.alone if name in chosen]
 
 
-def latencies(found: Measured, chosen: Collection[str]) -> Latencies:
+def latencies(found: MeasuredSets, chosen: Collection[str]) -> Latencies:
     """What a set is expected to take, by query."""
     return {query: min([none, *(found.alone[name][query] for name in chosen)]) for query, none in found.none.items()}
 
 
-def _gain(found: Measured, chosen: Collection[str], name: str, margin: float) -> float:
+def _gain(found: MeasuredSets, chosen: Collection[str], name: str, margin: float) -> float:
     """Sum of logarithms over the queries that become faster by more than chance."""
     least, now = math.log1p(SLACK * margin), latencies(found, chosen)
     gains = (math.log(now[query] / found.alone[name][query]) for query in now)
@@ -84,7 +84,7 @@ def worse(ratio: Ratio | None, margin: float, before: Interval, after: Interval,
     return after.value - before.value > floor.hi - floor.lo
 
 
-def helper(found: Measured, chosen: Collection[str], slower: Sequence[str], budget: float = math.inf) -> str:
+def helper(found: MeasuredSets, chosen: Collection[str], slower: Sequence[str], budget: float = math.inf) -> str:
     """Of the indexes left out, the one that does most for queries that became slower; "" for none."""
     room = budget - sum(found.bytes[name] for name in chosen)
     left = {

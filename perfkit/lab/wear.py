@@ -10,22 +10,22 @@ from typing import Any
 
 from psycopg import sql
 
-from perfkit.arms.stage import Stage
-from perfkit.lab.design import Design
+from perfkit.arms.stage import Workbench
+from perfkit.lab.design import LabDesign
 from perfkit.lab.writes import Write
 from perfkit.postgres import catalog, databases
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.postgres.site import Connection
 
 STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
 SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
 
 
-def wear(stage: Stage, base: Place, design: Design, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """By arm: WAL in bytes a statement and HOT updates as a share; bytes of its only index before and after churn."""
     rows = {}
     for write in design.writes.writes:
-        every = databases.rows(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
+        every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
         rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
     found = []
     for arm in stage.config.arm:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from perfkit import sources
 from perfkit.config import Config
 from perfkit.explain.capture import PLANNED, Parameters, typical_parameters
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.postgres.statements import read
 
 
-def workload(settings: Config, place: Place, seed: int) -> dict[str, tuple[str, Parameters]]:
+def workload(settings: Config, place: Database, seed: int) -> dict[str, tuple[str, Parameters]]:
     """By query, its text and typical parameters. Raises UsageError, PlanError, ServerError."""
     found: dict[str, tuple[str, Parameters]] = {}
     for query in settings.query:

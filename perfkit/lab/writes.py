@@ -19,7 +19,7 @@ from perfkit.indexes.statements import IndexStatement
 from perfkit.load.plan import LEAST
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.text import first_line
 
 ROWS, HOT_ROWS = 3000, 20  # rows that inserts and deletes draw from; rows that updates go round
@@ -67,7 +67,7 @@ class Writes:
     lacking: tuple[str, ...] = ()
 
 
-def design(site: Site, database: str, indexes: Sequence[IndexStatement]) -> Writes:
+def design(site: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
     """The statements for the tables of a set, each tried and rolled back. Raises ServerError."""
     tables = list(dict.fromkeys(index.table for index in indexes))
     found: list[Writes] = []

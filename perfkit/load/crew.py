@@ -98,7 +98,7 @@ class Load:
         return found
 
 
-class Crew:
+class WorkerPool:
     """A fixed number of load worker processes, reused round after round.
 
     `watch` is called about twice a second while the crew waits; what it raises ends the round and the crew.

@@ -16,7 +16,7 @@ from yarl import URL
 
 from perfkit.load.answer import Answer, first_words
 from perfkit.load.limits import OK
-from perfkit.load.wire import Connection
+from perfkit.load.wire import HttpConnection
 from perfkit.text import require_header
 
 _SAFE = "!$%&'()*+,/:;=?@[]~"  # what of a path stays as it was written
@@ -38,7 +38,7 @@ class HttpSender:
         get = {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
         self.warm = None if warm is None else get  # sent once for each user before the clock runs
         self._secrets: dict[str, str] = {}
-        self._free: list[Connection] = []
+        self._free: list[HttpConnection] = []
 
     async def open(self, users: int) -> None:
         """Get ready; connections are opened when they are wanted."""
@@ -80,17 +80,17 @@ class HttpSender:
             return Answer(acquired, done, "unexpected_body", text[:200], text, attempts)
         return Answer(acquired, done, OK, str(status), text, attempts)
 
-    def _kept(self) -> Connection | None:
+    def _kept(self) -> HttpConnection | None:
         """The connection used last of those that still stand."""
         while self._free:
             if not (connection := self._free.pop()).broken:
                 return connection
         return None
 
-    async def _connected(self) -> Connection:
+    async def _connected(self) -> HttpConnection:
         """Another connection. Raises _Unreachable, TimeoutError."""
         try:
-            return await Connection.open(self._address or self._name, self._port, self._tls, self._name)
+            return await HttpConnection.open(self._address or self._name, self._port, self._tls, self._name)
         except TimeoutError:
             raise
         except (OSError, ValueError) as error:  # the latter for a name or a certificate that is none

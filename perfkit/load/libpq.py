@@ -70,7 +70,7 @@ class Failure(Exception):
         self.sqlstate = sqlstate
 
 
-class Connection:
+class LibpqConnection:
     """A connection that runs one statement at a time. Once `broken` it must be closed and opened anew."""
 
     def __init__(self, owner: psycopg.AsyncConnection[Any], prepare: bool) -> None:

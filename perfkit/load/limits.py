@@ -46,7 +46,7 @@ class Caps:
         return replace(self, rate=self.rate / workers, total=NOTHING if in_flight < 0 else total, in_flight=in_flight)
 
 
-class Gate:
+class RateGate:
     """Lets requests through one by one, or says why no more are. Pure: it is told the time, in ns."""
 
     def __init__(self, caps: Caps) -> None:

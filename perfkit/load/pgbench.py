@@ -24,7 +24,7 @@ from perfkit.config import Scenario
 from perfkit.errors import LoadError, ServerError, UsageError
 from perfkit.load.crew import SAMPLES, WATCH_S, Load, Target
 from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import MARK, Query, Script, script
+from perfkit.load.pgbench_scripts import MARK, Script, ScriptQuery, script
 from perfkit.postgres.parameters import options
 from perfkit.postgres.settings import require_harmless
 from perfkit.postgres.statements import read as read_script
@@ -66,7 +66,7 @@ def run(
     binary: Path,
     target: Target,
     scenario: Scenario,
-    work: Sequence[Query | Path],
+    work: Sequence[ScriptQuery | Path],
     seed: str,
     *,
     samples: int = SAMPLES,
@@ -82,7 +82,7 @@ def run(
     jobs = min(scenario.users, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(prefix="perfkit-pgbench-") as name:
         folder = Path(name)
-        made = {n: _script(own, n, scenario) for n, own in enumerate(work) if isinstance(own, Query)}
+        made = {n: _script(own, n, scenario) for n, own in enumerate(work) if isinstance(own, ScriptQuery)}
         args = [*_arguments(target, scenario, made, seed, jobs), "--log-prefix", str(folder / "log")]
         for number, own in enumerate(work):
             args += ["-f", _file(folder, own, number, made.get(number))]
@@ -93,7 +93,7 @@ def run(
             raise LoadError(_named_as_given(str(error), folder, work)) from None
         written = Written(
             paths=sorted(folder.glob("log.*")),
-            items=[own.item if isinstance(own, Query) else own.stem for own in work],
+            items=[own.item if isinstance(own, ScriptQuery) else own.stem for own in work],
             apart={number for number, own in made.items() if own.apart},
             paced=bool(scenario.rate),
             retried=bool(scenario.retries),
@@ -116,11 +116,11 @@ def run(
     return Load(found.columns, health, [], {item: rest.as_dict() for item, rest in found.rest.items()})
 
 
-def _script(query: Query, number: int, scenario: Scenario) -> Script:
+def _script(query: ScriptQuery, number: int, scenario: Scenario) -> Script:
     return script(query, number, scenario.users, paced=bool(scenario.rate))
 
 
-def _file(folder: Path, own: Query | Path, number: int, made: Script | None) -> str:
+def _file(folder: Path, own: ScriptQuery | Path, number: int, made: Script | None) -> str:
     """A script's file and its weight: each runs as often as the others, and lookups come on top."""
     if isinstance(own, Path):  # read once: pgbench must not find another text than the one that was looked at
         text = read_script(own)
@@ -136,7 +136,7 @@ def _file(folder: Path, own: Query | Path, number: int, made: Script | None) -> 
     return f"{path}@{2 if made and made.apart else 1}"
 
 
-def _named_as_given(message: str, folder: Path, work: Sequence[Query | Path]) -> str:
+def _named_as_given(message: str, folder: Path, work: Sequence[ScriptQuery | Path]) -> str:
     """Return a message of pgbench's with the user's own files in place of their copies."""
     for number, own in enumerate(work):
         if isinstance(own, Path):

@@ -32,7 +32,7 @@ _INTEGERS = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class ScriptQuery:
     """A statement with `%(name)s`, and the rows that its parameters come from; None where it takes none."""
 
     item: str
@@ -50,7 +50,7 @@ class Script:
     apart: bool = False  # the lookup is a transaction of its own
 
 
-def script(query: Query, number: int, clients: int, *, paced: bool) -> Script:
+def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Script:
     """The script of a query, by its number among those of a run.
 
     Raises UsageError for what pgbench cannot be told.
@@ -87,7 +87,7 @@ def script(query: Query, number: int, clients: int, *, paced: bool) -> Script:
     return Script("\n".join(lines), (turn, ready), looks_up=True, apart=True)
 
 
-def _statement(query: Query, text: str, names: Sequence[str]) -> str:
+def _statement(query: ScriptQuery, text: str, names: Sequence[str]) -> str:
     """The statement and its end. Raises UsageError for several, or where pgbench would find another variable."""
     others = [found[1] for found in _VARIABLE.finditer(query.sql) if found[1]]
     lost = set(names) - {found[1] for found in _VARIABLE.finditer(text)}
@@ -124,7 +124,7 @@ def _choice(values: Sequence[str], first: int) -> str:
     return f"case when :perfkit_row <= {first + half - 1} then {left} else {right} end"
 
 
-def _texts(query: Query, values: Sequence[Any]) -> list[str | None]:
+def _texts(query: ScriptQuery, values: Sequence[Any]) -> list[str | None]:
     """Values as text, as the server reads it. Raises UsageError for those that have none."""
     try:
         given = exact(list(values)) or []
@@ -134,12 +134,12 @@ def _texts(query: Query, values: Sequence[Any]) -> list[str | None]:
     return [None if value is None else bytes(value).decode() for value in found]
 
 
-def _constant(query: Query, value: Any) -> str:
+def _constant(query: ScriptQuery, value: Any) -> str:
     number = _number(value)
     return f"({number})" if number else _literal(_texts(query, [value])[0])
 
 
-def _array(query: Query, values: Sequence[Any]) -> str:
+def _array(query: ScriptQuery, values: Sequence[Any]) -> str:
     quoted = []
     for value in _texts(query, values):
         if value is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from perfkit.config import Limits, Search, Thresholds
+from perfkit.config import Limits, RateSearch, Thresholds
 from perfkit.load.crew import Load, joined
 from perfkit.load.health import faults
 from perfkit.load.limits import OK
@@ -15,7 +15,7 @@ from perfkit.stats import percentile
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SearchStep:
     """A rate that was tried, per second; whether the thresholds held, and whether the client did."""
 
     rate: float
@@ -23,14 +23,14 @@ class Step:
     healthy: bool = True
 
 
-def following(search: Search, first: float, steps: Sequence[Step]) -> float | None:
+def following(search: RateSearch, first: float, steps: Sequence[SearchStep]) -> float | None:
     """The rate of the next step; None where the search is over.
 
     Up by `growth` until one breaks or `most` is reached, then `closer` times the geometric middle between the
     highest that held and the lowest that broke; below the first where even that broke.
 
-    >>> search = Search(most=100, growth=2, closer=1)
-    >>> following(search, 10, [Step(10, True), Step(20, True), Step(40, False)])
+    >>> search = RateSearch(most=100, growth=2, closer=1)
+    >>> following(search, 10, [SearchStep(10, True), SearchStep(20, True), SearchStep(40, False)])
     28.284271247461902
     """
     held, broke = best(steps), min((step.rate for step in steps if not step.held), default=math.inf)
@@ -44,19 +44,19 @@ def following(search: Search, first: float, steps: Sequence[Step]) -> float | No
     return math.sqrt(held * broke) if held else broke / search.growth
 
 
-def best(steps: Sequence[Step]) -> float:
+def best(steps: Sequence[SearchStep]) -> float:
     """The highest rate that held, below all that broke; 0 where none did."""
     broke = min((step.rate for step in steps if not step.held), default=math.inf)
     return max((step.rate for step in steps if step.held and step.rate < broke), default=0.0)
 
 
-def limited(search: Search, steps: Sequence[Step]) -> bool:
+def limited(search: RateSearch, steps: Sequence[SearchStep]) -> bool:
     """Whether the target might stand more: no rate broke, or the lowest that did was the client's failure."""
     broke = [step for step in steps if not step.held]
     return not broke or not min(broke, key=lambda step: step.rate).healthy
 
 
-def judged(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> Step:
+def judged(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> SearchStep:
     """Whether a step's requests were answered as the thresholds want, counted from when they were due."""
     columns = load.columns
     counted = [i for i, own in enumerate(columns["counted"]) if own]
@@ -67,14 +67,14 @@ def judged(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> S
     sent = len(counted) + sum(own.outcomes.total() for own in rest)
     failed = sent - sum(columns["outcome"][i] == OK for i in counted) - sum(own.outcomes[OK] for own in rest)
     if not times:
-        return Step(rate, held=False)
+        return SearchStep(rate, held=False)
     healthy = not faults(load.health, percentile(times, 50), limits.model_dump())
     bounds = ((50, thresholds.p50_ms), (95, thresholds.p95_ms), (99, thresholds.p99_ms))
     in_time = all(limit is None or percentile(times, q) <= limit for q, limit in bounds)
-    return Step(rate, in_time and failed <= thresholds.error_rate * sent, healthy)
+    return SearchStep(rate, in_time and failed <= thresholds.error_rate * sent, healthy)
 
 
-def stepped(loads: Sequence[Load], steps: Sequence[Step], open_ended: bool) -> Load:
+def stepped(loads: Sequence[Load], steps: Sequence[SearchStep], open_ended: bool) -> Load:
     """All steps as one round: `batch` is the step's number, and only the best one's requests count."""
     rate, parts = best(steps), []
     for number, (load, step) in enumerate(zip(loads, steps, strict=True)):

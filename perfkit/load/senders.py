@@ -15,7 +15,7 @@ import psycopg
 
 from perfkit.load.answer import Answer, first_words
 from perfkit.load.http import HttpSender
-from perfkit.load.libpq import Connection, Failure, bound
+from perfkit.load.libpq import Failure, LibpqConnection, bound
 from perfkit.load.limits import OK
 from perfkit.postgres.parameters import options
 from perfkit.text import first_line
@@ -43,8 +43,8 @@ class SqlSender:
         self._options: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
         if session:
             self._options["options"] = options(session)
-        self._free: deque[Connection | None] = deque()  # None: one that was lost
-        self._queue: deque[asyncio.Future[Connection | None]] = deque()
+        self._free: deque[LibpqConnection | None] = deque()  # None: one that was lost
+        self._queue: deque[asyncio.Future[LibpqConnection | None]] = deque()
 
     async def open(self, users: int) -> None:
         """Open a connection for each user, or as many as there may be. Raises ConnectionError in the server's words."""
@@ -66,10 +66,10 @@ class SqlSender:
         self._loop = asyncio.get_running_loop()
         self._free.extend([None] * users)
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> LibpqConnection:
         """One connection. Raises ConnectionError with the server's words."""
         try:
-            return await Connection.open(
+            return await LibpqConnection.open(
                 self._conninfo, timeout_s=self._timeout_s, prepare=self._prepare, **self._options
             )
         except psycopg.Error as error:
@@ -111,20 +111,20 @@ class SqlSender:
                 late.cancel()
             self._give_back(connection)
 
-    async def _anew(self, lost: Connection | None) -> Connection:
+    async def _anew(self, lost: LibpqConnection | None) -> LibpqConnection:
         """Another connection for one that was lost. Raises ConnectionError."""
         if lost:
             await lost.close()
         return await self.connect()
 
-    async def _wait(self) -> Connection | None:
+    async def _wait(self) -> LibpqConnection | None:
         """The next connection that is given back. Raises TimeoutError."""
-        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        waiter: asyncio.Future[LibpqConnection | None] = self._loop.create_future()
         self._queue.append(waiter)
         async with asyncio.timeout(self._timeout_s):
             return await waiter
 
-    def _give_back(self, connection: Connection | None) -> None:
+    def _give_back(self, connection: LibpqConnection | None) -> None:
         while self._queue:
             if not (waiter := self._queue.popleft()).done():
                 waiter.set_result(connection)

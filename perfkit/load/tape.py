@@ -9,7 +9,7 @@ from perfkit.load.answer import Answer
 from perfkit.load.samples import Rest
 
 
-class Tape:
+class SampleBuffer:
     """The requests of a batch, column by column, in ns from its release; those that do not fit, as histograms."""
 
     def __init__(self, size: int, at: int, *, keep_body: bool = False) -> None:

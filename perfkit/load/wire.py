@@ -15,7 +15,7 @@ from aiohttp.http import HttpProcessingError, HttpResponseParser
 _WHOLE = 1 << 30  # bytes of a body that are kept before the parser would stop reading
 
 
-class Connection(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """A connection that sends one request at a time. Once `broken` it is closed, and another must be opened."""
 
     _reading_paused = False  # the parser asks its protocol, which never pauses
@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
         self.answering = False  # something of the answer has come
 
     @classmethod
-    async def open(cls, host: str, port: int, tls: ssl.SSLContext | None, name: str) -> Connection:
+    async def open(cls, host: str, port: int, tls: ssl.SSLContext | None, name: str) -> HttpConnection:
         """Connect to an address; `name` is whom its certificate must belong to. Raises OSError."""
         loop, whose = asyncio.get_running_loop(), name if tls else None
         return (await loop.create_connection(cls, host, port, ssl=tls, server_hostname=whose))[1]

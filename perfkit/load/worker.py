@@ -21,11 +21,11 @@ from typing import Any
 from perfkit.load.answer import Answer
 from perfkit.load.arrivals import instants
 from perfkit.load.clock import Clock
-from perfkit.load.limits import Caps, Gate
+from perfkit.load.limits import Caps, RateGate
 from perfkit.load.processors import apart
 from perfkit.load.samples import DROPPED
 from perfkit.load.senders import Sender, make
-from perfkit.load.tape import Tape
+from perfkit.load.tape import SampleBuffer
 from perfkit.postgres.lifetime import run
 
 SWEEP_S = 30.0
@@ -37,8 +37,8 @@ class Worker:
     def __init__(self) -> None:
         self._sender: Sender | None = None
         self._batch: dict[str, Any] = {}
-        self._gate: Gate | None = None
-        self._gates: dict[str, Gate] = {}  # by budget: a run's bounds outlive its rounds
+        self._gate: RateGate | None = None
+        self._gates: dict[str, RateGate] = {}  # by budget: a run's bounds outlive its rounds
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
         self._moved_back: Callable[[], None] | None = None  # to the processors that a round did without
@@ -78,13 +78,13 @@ class Worker:
         self._gate = self._slots = None
         if limits:
             caps = Caps(**limits)
-            self._gate = self._gates.setdefault(caps.budget, Gate(caps))
+            self._gate = self._gates.setdefault(caps.budget, RateGate(caps))
             self._gate.renew(caps)
             self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight > 0 else None
 
     async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
         """Release the batch at the instant `at`; returns columns with times in ns from it."""
-        tape, clock = Tape(self._batch["samples"], at, keep_body=keep_body), Clock()
+        tape, clock = SampleBuffer(self._batch["samples"], at, keep_body=keep_body), Clock()
         try:
             async with _sweeping() as sweep:
                 if "queues" in self._batch:
@@ -98,7 +98,7 @@ class Worker:
         stopped = self._gate.reason if self._gate else ""
         return {"columns": tape.columns(), "rest": rest, "health": health, "stopped": stopped}
 
-    async def _closed(self, at: int, tape: Tape, clock: Clock) -> int:
+    async def _closed(self, at: int, tape: SampleBuffer, clock: Clock) -> int:
         """Every user at one instant; returns the CPU time in ns."""
         release, queues = asyncio.Event(), self._batch["queues"].items()
         users = [asyncio.create_task(self._user(int(user), queue, at, release, tape)) for user, queue in queues]
@@ -108,7 +108,9 @@ class Worker:
         await asyncio.gather(*users)
         return process_time_ns() - cpu
 
-    async def _user(self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, tape: Tape) -> None:
+    async def _user(
+        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, tape: SampleBuffer
+    ) -> None:
         """Send a user's requests one after the other; each is due when the one before it is done."""
         await release.wait()
         scheduled = at
@@ -119,7 +121,7 @@ class Worker:
             tape.add(message["item"], user, *sent)
             scheduled = sent[2].done
 
-    async def _open(self, at: int, tape: Tape, clock: Clock) -> int:
+    async def _open(self, at: int, tape: SampleBuffer, clock: Clock) -> int:
         """Requests at their instants, whether the ones before are answered or not; returns the CPU time in ns.
 
         One that arrives when as many as may be are in flight is dropped. This worker's are those whose number
@@ -147,7 +149,7 @@ class Worker:
         await asyncio.gather(*running)
         return process_time_ns() - cpu - (clock.spun_ns - spun)
 
-    async def _arrival(self, message: dict[str, Any], number: int, due: int, tape: Tape) -> None:
+    async def _arrival(self, message: dict[str, Any], number: int, due: int, tape: SampleBuffer) -> None:
         try:
             if sent := await self._send(message, due):
                 tape.add(message["item"], number, *sent)
@@ -169,7 +171,7 @@ class Worker:
                 self._slots.release()
         return scheduled, started, answer
 
-    async def _let_through(self, gate: Gate, scheduled: int) -> int | None:
+    async def _let_through(self, gate: RateGate, scheduled: int) -> int | None:
         """When the next request is due: waiting for a bound is not the target's slowness. None: never."""
         began = monotonic_ns()
         if self._slots:

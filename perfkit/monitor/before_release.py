@@ -12,7 +12,7 @@ from typing import Any
 
 from perfkit import numbers
 from perfkit.analysis import analyse
-from perfkit.analysis.results import Level
+from perfkit.analysis.results import Summary
 from perfkit.bundle import Bundle
 from perfkit.config.watching import Metric
 from perfkit.errors import UsageError
@@ -34,10 +34,10 @@ class BeforeRelease:
     name: str  # of the run's folder
     arm: str
     title: str
-    levels: Sequence[Level]
+    levels: Sequence[Summary]
     labels: Mapping[str, str]  # by scenario
 
-    def of(self, item: str) -> list[Level]:
+    def of(self, item: str) -> list[Summary]:
         """The load levels of one request or query, the lightest first."""
         return [level for level in self.levels if level.item == item]
 
@@ -58,13 +58,13 @@ class BeforeRelease:
         sent, errors = sum(level.sent for level in own), sum(level.errors for level in own)
         return f"before the release {numbers.count(errors)} of {numbers.count(sent)} failed under load" if sent else ""
 
-    def label(self, level: Level) -> str:
+    def label(self, level: Summary) -> str:
         """What its load level offers, in words."""
         return self.labels.get(level.scenario) or level.scenario
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ReleaseComparison:
     """One figure of one request before the release, under the lightest and the highest load, and since."""
 
     item: str
@@ -97,7 +97,7 @@ def _load(scenario: Mapping[str, Any]) -> tuple[float, float]:
     return float(scenario.get("users") or 0), float(scenario.get("rate") or 0)
 
 
-def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[Beside]:
+def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[ReleaseComparison]:
     """Percentiles and error rate of everything that both the run and the watch sent."""
     for item in about.kinds:
         if levels := before.of(item):
@@ -105,7 +105,7 @@ def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[Besi
             for metric in BESIDE:
                 now = actual(metric, item, period, about, None)
                 shown = said(metric, now.value) if now.value is not None else now.lacks
-                yield Beside(
+                yield ReleaseComparison(
                     item,
                     metric,
                     (_of_level(first, metric), before.label(first)),
@@ -114,7 +114,7 @@ def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[Besi
                 )
 
 
-def _of_level(level: Level, metric: Metric) -> str:
+def _of_level(level: Summary, metric: Metric) -> str:
     if metric == "error_rate":
         return said(metric, level.errors / level.sent if level.sent else None)
     found: Interval | None = getattr(level, metric.removesuffix("_ms"))

@@ -152,7 +152,7 @@ def figures(
         "availability": 1 - down / watched if watched and own else None,
         "service_down_s": _standing(ticks, lambda tick: service_down(tick, kinds)),
         "database_down_s": _standing(ticks, lambda tick: database_down(tick, kinds)),
-        **server_figures.figures(([before] if before else []) + list(ticks)),
+        **server_figures.server_figures(([before] if before else []) + list(ticks)),
     }
 
 

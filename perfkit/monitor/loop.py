@@ -20,7 +20,7 @@ from perfkit.config.watching import Watch
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Probe, Tick
 from perfkit.monitor.period import clock
-from perfkit.monitor.server import Reading
+from perfkit.monitor.server import ServerReading
 from perfkit.monitor.store import Store, timeline
 
 LEAD_S = 2.0  # before an interval's end the server is asked, but not before its middle
@@ -42,7 +42,7 @@ def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class WatchClock:
     """Where time comes from. `wait` returns after so many seconds, or soon after it is `stopped`."""
 
     steady: Callable[[], float] = _steady
@@ -65,13 +65,13 @@ class Probes(Protocol):
         """Raise what ended it."""
 
 
-class Figures(Protocol):
+class WatchFigures(Protocol):
     """What asks the server."""
 
     def ask(self) -> None:
         """Begin to ask."""
 
-    def answer(self, wait_s: float = 0.0) -> Reading | None:
+    def answer(self, wait_s: float = 0.0) -> ServerReading | None:
         """What it has said by then."""
 
 
@@ -109,15 +109,15 @@ class Loop:
         store: Store,
         alerts: Alerts,
         probes: Probes,
-        server: Figures | None,
+        server: WatchFigures | None,
         notes: Notes,
-        clock: Clock | None = None,
+        clock: WatchClock | None = None,
     ) -> None:
         self._watch, self._store, self._alerts = watch, store, alerts
         self._probes, self._server, self._notes = probes, server, notes
         self.on_event: list[Callable[[Event], None]] = []
         self.on_tick: list[Callable[[Sequence[Tick], Sequence[Event]], None]] = []
-        self._clock = clock or Clock()
+        self._clock = clock or WatchClock()
         self._recent: deque[Tick] = deque()
         self.stopped = False
         self._number = store.last.n + 1 if store.last else 0
@@ -184,15 +184,15 @@ class Loop:
         for told in self.on_tick:
             told(self._recent, self._alerts.open)
 
-    def _reading(self) -> Reading | None:
+    def _reading(self) -> ServerReading | None:
         """The server's figures; None where it does not answer, nothing where it could not in the time that was left."""
         if self._server is None:
-            return Reading({})
+            return ServerReading({})
         if not self.stopped:
             reading = self._server.answer()
         else:
             self._server.ask()
-            reading = self._server.answer(LAST_S) or (None if self._silent else Reading({}))
+            reading = self._server.answer(LAST_S) or (None if self._silent else ServerReading({}))
         self._silent = reading is None
         return reading
 

@@ -28,9 +28,9 @@ from perfkit.load.senders import SqlSender
 from perfkit.monitor.model import Probe
 from perfkit.monitor.supply import Supply
 from perfkit.monitor.tally import Tally
-from perfkit.monitor.target import Reach, Watched
+from perfkit.monitor.target import Reach, WatchedTarget
 from perfkit.postgres.lifetime import run
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.targets import SAFE_METHODS
 
 MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
@@ -48,7 +48,7 @@ class Prober:
     `observe` is told every probe that ended: item, outcome, seconds.
     """
 
-    def __init__(self, target: Watched, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
+    def __init__(self, target: WatchedTarget, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
         self._target, self._watch, self._observe, self._note = target, watch, observe, note
         self._tally = Tally(target.items)
         self._most = int(watch.timeout_s * watch.rate) + 2  # in flight, of each
@@ -159,7 +159,7 @@ class Prober:
         written = {item.parameters for item in requests if item.method not in SAFE_METHODS}
         await self._renew(place, [name for name in rows if name in written])
 
-    async def _renew(self, place: Place, sources: Iterable[str]) -> None:
+    async def _renew(self, place: Database, sources: Iterable[str]) -> None:
         """Ask for other rows, for ever, before those of a source come again: what was booked cannot be booked twice."""
         while True:
             await asyncio.sleep(RENEW_S)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from perfkit.process import MODULE, spawn
 
-LEAST_S = 30.0  # between one dashboard and the next
+RENEW_LEAST_S = 30.0  # between one dashboard and the next
 PATIENCE_S = 300.0  # a process that takes longer hangs
-LAST_S = 60.0  # for the page of the whole, at the end
+RENEW_LAST_S = 60.0  # for the page of the whole, at the end
 
 
 class Renewal:
@@ -22,7 +22,7 @@ class Renewal:
 
     def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
         self._command = _command(folder)
-        self._apart, self._note = max(LEAST_S, every_s), note
+        self._apart, self._note = max(RENEW_LEAST_S, every_s), note
         self._begun: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,7 +81,7 @@ def last_page(folder: Path) -> None:
     with suppress(OSError, subprocess.SubprocessError):
         process = spawn(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(LAST_S)
+            process.wait(RENEW_LAST_S)
         finally:
             process.kill()
 

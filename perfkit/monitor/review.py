@@ -9,7 +9,7 @@ from perfkit import config
 from perfkit.config.watching import Watch
 from perfkit.errors import UsageError
 from perfkit.monitor import figures, store
-from perfkit.monitor.before_release import BeforeRelease, Beside, beside
+from perfkit.monitor.before_release import BeforeRelease, ReleaseComparison, beside
 from perfkit.monitor.incidents import Incident, incidents
 from perfkit.monitor.model import About, Event, Record
 from perfkit.monitor.period import Period, cut, lasting
@@ -31,7 +31,7 @@ class Reviewed:
     recommendation: Recommendation
     cautions: tuple[str, ...]
     before: BeforeRelease | None = None
-    beside: tuple[Beside, ...] = ()
+    beside: tuple[ReleaseComparison, ...] = ()
 
 
 def review(

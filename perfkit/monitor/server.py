@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from perfkit.errors import PerfkitError, TargetRefused
 from perfkit.monitor.model import SERVER
 from perfkit.postgres import catalog
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.postgres.site import Connection
 from perfkit.text import first_line, visible
 
@@ -28,25 +28,25 @@ _MAY_LACK = {"checksum_failures", "wal_bytes"}  # without checksums, or on a sta
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ServerReading:
     """What the server said: keys of `SERVER`, those that could be had, and scans by index."""
 
     server: Mapping[str, float]
     scans: Mapping[str, int] = field(default_factory=dict)
 
 
-class Server:
+class ServerProbe:
     """Asks a server for its figures: `ask` begins and returns at once, `answer` is what there is by then.
 
     `reach` gives the database, and raises ServerError as long as it does not answer; `note` is told what cannot be
     seen, by its kind.
     """
 
-    def __init__(self, reach: Callable[[], Place], timeout_s: float, note: Callable[[str, str], None]) -> None:
+    def __init__(self, reach: Callable[[], Database], timeout_s: float, note: Callable[[str, str], None]) -> None:
         self._reach, self._timeout_s, self._note = reach, timeout_s, note
         self._wake, self._changed = threading.Event(), threading.Condition()
         self._asked = self._answered = 0
-        self._reading: Reading | None = None
+        self._reading: ServerReading | None = None
         self._connection: Connection | None = None
         self._line: socket.socket | None = None  # the connection's own, to cut it from another thread
         self._closed = False
@@ -60,7 +60,7 @@ class Server:
                 self._asked += 1
                 self._wake.set()
 
-    def answer(self, wait_s: float = 0.0) -> Reading | None:
+    def answer(self, wait_s: float = 0.0) -> ServerReading | None:
         """What the server has said since `ask`, waiting for it at most so long; None where it has not answered.
 
         A connection that it does not answer on is cut.
@@ -90,7 +90,7 @@ class Server:
                 self._changed.notify_all()
         self._disconnect()
 
-    def _read(self) -> Reading | None:
+    def _read(self) -> ServerReading | None:
         """Everything that can be had; None where the server does not answer."""
         found: dict[str, Any] = {}
         try:
@@ -109,7 +109,7 @@ class Server:
         server = {name: float(value) for name, value in found.items() if name in SERVER and value is not None}
         if unseen := sorted(found.keys() - server.keys() - _MAY_LACK):
             self._note("rights", f"the role may not see {', '.join(unseen)}; pg_read_all_stats shows them")
-        return Reading(server, scans)
+        return ServerReading(server, scans)
 
     def _row(self, connection: Connection, name: str) -> dict[str, Any]:
         """One query's row, in one round trip. Raises _LeftOut where the server refuses it, psycopg.Error where lost."""

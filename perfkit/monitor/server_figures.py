@@ -12,7 +12,7 @@ _COUNTED = ("commits", "rollbacks", "blocks_hit", "blocks_read", "temp_bytes", "
 _NOW = ("lock_wait_s", "transaction_s", "invalid_indexes")
 
 
-def figures(ticks: Sequence[Tick]) -> dict[str, float | None]:
+def server_figures(ticks: Sequence[Tick]) -> dict[str, float | None]:
     """The server's metrics: counters from the first interval's end to the last's, others as last known."""
     said = [tick.server for tick in ticks if tick.server]
     counted = {name: grown(said, name) for name in _COUNTED}

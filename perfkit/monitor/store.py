@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from perfkit.bundle import read_object, write_atomically
-from perfkit.config import Review, Watch, restored
+from perfkit.config import ReviewConfig, Watch, restored
 from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.lines import Lines
 from perfkit.monitor.model import About, Event, Probe, Record, Tick, What
@@ -121,10 +121,10 @@ def held(folder: Path) -> bool:
     return False
 
 
-def settings(about: About) -> tuple[Watch, Review]:
+def settings(about: About) -> tuple[Watch, ReviewConfig]:
     """The rules and targets that a watch was begun with. Raises BundleError for what perfkit did not write."""
     said, where = about.settings, f"{ABOUT}: settings"
-    return restored(Watch, said.get("watch", {}), where), restored(Review, said.get("review", {}), where)
+    return restored(Watch, said.get("watch", {}), where), restored(ReviewConfig, said.get("review", {}), where)
 
 
 def timeline(last: Tick | None, now_wall: float) -> float:

@@ -12,24 +12,24 @@ from typing import Any
 
 from perfkit import sources
 from perfkit.arms.clones import Clones
-from perfkit.arms.stage import Relay
+from perfkit.arms.stage import RelaySpec
 from perfkit.config import Arm, Config, Query, Request
 from perfkit.errors import UsageError
 from perfkit.guards.admission import Permission
 from perfkit.guards.audit import Audit
 from perfkit.postgres.external import External, open_external
-from perfkit.postgres.place import Place
-from perfkit.selection import Options, Selection, alone
+from perfkit.postgres.place import Database
+from perfkit.selection import RunSpec, Selection, alone
 from perfkit.targets import LOADED, SAFE_METHODS, Targets, admitted
 
 Row = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Row]]
-Reach = Callable[[], Place]
+Reach = Callable[[], Database]
 SEED = "watch"
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchedTarget:
     """A service, a database or both, and what is sent to them."""
 
     chosen: Selection
@@ -46,7 +46,7 @@ class Watched:
         """Parameter rows that need no database. Raises UsageError."""
         return {name: sources.rows(name, source, None, SEED) for name, source in self._sources(sql=False)}
 
-    def drawn(self, reach: Reach) -> tuple[Place, dict[str, Sequence[Row]]]:
+    def drawn(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
         """The database and the parameter rows from it, once what is sent there is known to harm nothing.
 
         Raises ServerError as long as it does not answer, TargetRefused, UsageError, PlanError.
@@ -57,7 +57,7 @@ class Watched:
             self._require_harmless(place, {**self.rows(), **found})
         return place, found
 
-    def source(self, place: Place, name: str) -> Sequence[Row]:
+    def source(self, place: Database, name: str) -> Sequence[Row]:
         """The rows that a source gives now. Raises ServerError, UsageError."""
         return sources.rows(name, self.chosen.config.parameters[name], place, SEED)
 
@@ -72,7 +72,7 @@ class Watched:
             if name in wanted and sql == (isinstance(source, Path) and source.suffix.lower() != ".csv"):
                 yield name, source
 
-    def _require_harmless(self, place: Place, rows: Rows) -> None:
+    def _require_harmless(self, place: Database, rows: Rows) -> None:
         from perfkit.explain.safety import effects, require_harmless  # it brings a parser of SQL
 
         database = self.chosen.config.database
@@ -85,7 +85,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProbePlan:
     """What shall be watched, admitted and not yet touched."""
 
     chosen: Selection
@@ -107,7 +107,7 @@ class Plan:
         return " and ".join([*(origin.name for origin in services), *(address.name for address in databases)])
 
 
-def planned(config: Config, permission: Permission, arm: str = "", scale: str = "") -> Plan:
+def planned(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
     """The variant that is watched, and what is sent: `send`, or requests that only read and every query.
 
     Raises UsageError, TargetRefused, and ServerError for a name without an address.
@@ -115,7 +115,7 @@ def planned(config: Config, permission: Permission, arm: str = "", scale: str = 
     service, database = config.service, config.database
     if service and service.command and database and database.way in LOADED:
         raise UsageError("watch: [service] is started by perfkit on a database of yours; expected its url")
-    found = alone(config, Options(scale=scale, arms=(arm,) if arm else ()))
+    found = alone(config, RunSpec(scale=scale, arms=(arm,) if arm else ()))
     known: dict[str, Request | Query] = {**found.requests, **found.queries}
     reading = [request.name for request in config.request if request.method in SAFE_METHODS]
     items = {name: known[name] for name in config.watch.send or (*reading, *found.queries)}
@@ -123,7 +123,7 @@ def planned(config: Config, permission: Permission, arm: str = "", scale: str = 
         raise UsageError("watch: nothing to send; expected requests in 'send', or a GET or a query to choose")
     requests = tuple(request for request in config.request if request.name in items)  # the guards ask for no others
     selection = Selection(found.config.model_copy(update={"request": requests}), found.options)
-    plan = Plan(selection, items, admitted(selection.config, selection.arms, permission))
+    plan = ProbePlan(selection, items, admitted(selection.config, selection.arms, permission))
     offered, most = config.watch.rate * len(items), config.limits.rate
     if plan.live and 0 < most < offered:
         raise UsageError(f"watch: {len(items)} x {config.watch.rate:g}/s; expected at most limits.rate = {most:g}/s")
@@ -131,7 +131,7 @@ def planned(config: Config, permission: Permission, arm: str = "", scale: str = 
 
 
 @contextmanager
-def opened(plan: Plan, audit: Audit, say: Callable[[str], None]) -> Iterator[Watched]:
+def opened(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
     """What was planned, running; what perfkit started ends with the context. What runs already need not answer yet.
 
     Raises UsageError, and ServerError or ServiceError for what perfkit cannot start.
@@ -141,7 +141,7 @@ def opened(plan: Plan, audit: Audit, say: Callable[[str], None]) -> Iterator[Wat
         return
     selection, targets = plan.chosen, plan.targets
     own = selection.arms[0]
-    where = (Relay(), targets.origins, targets.open(audit))
+    where = (RelaySpec(), targets.origins, targets.open(audit))
     with Clones(selection.config, secrets.token_hex(3), *where, say, selection.postgres) as stage:
         say(f"making the data ({selection.scale})" if selection.scale else "reaching the data")
         stage.base(selection.scale)
@@ -150,24 +150,24 @@ def opened(plan: Plan, audit: Audit, say: Callable[[str], None]) -> Iterator[Wat
         place = stage.place(own)
         service = stage.reached(own) if selection.config.service else None
         say("")
-        yield Watched(selection, plan.items, service, lambda: place)
+        yield WatchedTarget(selection, plan.items, service, lambda: place)
 
 
-def _running(plan: Plan, audit: Audit) -> Watched:
+def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
     """A service and a database of the user's; the latter is opened when it is first wanted and answers."""
     arm, targets = plan.chosen.arms[0], plan.targets
     address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
     found: list[External] = []
     lock = threading.Lock()
 
-    def reach() -> Place:
+    def reach() -> Database:
         assert address
         with lock:
             if not found:
                 external = open_external(address, targets.permission, audit)
                 external.pooler |= targets.pooler
                 found.append(external)
-        return Place(found[0], address.dbname, arm.settings)
+        return Database(found[0], address.dbname, arm.settings)
 
     service = (origin.name, origin.address) if origin else None
-    return Watched(plan.chosen, plan.items, service, reach if address else None)
+    return WatchedTarget(plan.chosen, plan.items, service, reach if address else None)

@@ -11,10 +11,10 @@ from perfkit.monitor.period import clock, lasting
 from perfkit.numbers import NONE, significant
 from perfkit.text import visible
 
-Figures = Mapping[str, float | None]
+TerminalFigures = Mapping[str, float | None]
 
 
-def status(seconds: float, figures: Figures, standing: Sequence[Event]) -> str:
+def status(seconds: float, figures: TerminalFigures, standing: Sequence[Event]) -> str:
     """The line that is rewritten: how long, the last window's figures, and what stands."""
     p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
     rate, answered = figures.get("error_rate"), figures.get("throughput")
@@ -41,7 +41,7 @@ class Ended:
     standing: tuple[str, ...]  # rules whose alerts stand
 
     @classmethod
-    def of(cls, folder: Path, record: Record, figures: Figures, standing: Sequence[Event]) -> Ended:
+    def of(cls, folder: Path, record: Record, figures: TerminalFigures, standing: Sequence[Event]) -> Ended:
         """From what is on disk."""
         events = [event for event in record.events if event.what == "raised"]
         raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}

@@ -25,9 +25,9 @@ from perfkit.monitor.model import METRICS, About, Event, Kind, Tick
 from perfkit.monitor.notify import Notifier, require_program
 from perfkit.monitor.prober import Prober
 from perfkit.monitor.renewal import Renewal, last_page
-from perfkit.monitor.server import QUERIES, Server
+from perfkit.monitor.server import QUERIES, ServerProbe
 from perfkit.monitor.store import Store, read
-from perfkit.monitor.target import Plan, Watched, opened, planned
+from perfkit.monitor.target import ProbePlan, WatchedTarget, opened, planned
 from perfkit.monitor.terminal import Ended, line, status
 
 GIVEN_UP_S = 0.5  # that a command may still take when the user stops the watch
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WatchSpec:
     """How a watch is carried out; `metrics` is PORT or ADDRESS:PORT, 0 for a free one; empty for none."""
 
     folder: Path
@@ -58,7 +58,7 @@ def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Seque
         raise UsageError(mistakes("watch", error)) from None
 
 
-def watch(config: Config, permission: Permission, options: Options, say: Say, echo: Say) -> Ended:
+def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> Ended:
     """Watch for so long, into a new folder or one that is gone on with. `say` rewrites a line, `echo` prints one.
 
     Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
@@ -109,10 +109,10 @@ def _surviving(say: Say) -> Say:
 
 def _watched(
     config: Config,
-    target: Watched,
+    target: WatchedTarget,
     store: Store,
     alerts: Alerts,
-    options: Options,
+    options: WatchSpec,
     say: Say,
     echo: Say,
     sent: Counter[str],
@@ -133,7 +133,9 @@ def _watched(
         stack.callback(prober.close)
         server = None
         if target.reach:
-            server = Server(target.reach, lead_s(settings) / 3, notes)  # one slow answer leaves time for the others
+            server = ServerProbe(
+                target.reach, lead_s(settings) / 3, notes
+            )  # one slow answer leaves time for the others
             stack.callback(server.close)
             server.ask()  # so that its connection stands when the first interval ends
         prober.start()
@@ -168,7 +170,7 @@ def _watched(
 
 
 @contextmanager
-def _audited(plan: Plan, target: Watched, audit: Audit) -> Iterator[Counter[str]]:
+def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[Counter[str]]:
     """In the audit of what perfkit did not start: what is sent there again and again, and how often it was."""
     sent: Counter[str] = Counter()
     if not plan.live:
@@ -186,7 +188,7 @@ def _audited(plan: Plan, target: Watched, audit: Audit) -> Iterator[Counter[str]
         audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - begun)
 
 
-def _about(config: Config, plan: Plan) -> About:
+def _about(config: Config, plan: ProbePlan) -> About:
     """What the folder says of the watch."""
     settings = {
         "watch": config.watch.model_dump(mode="json"),

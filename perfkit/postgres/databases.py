@@ -17,13 +17,13 @@ from perfkit.postgres import catalog
 from perfkit.postgres.extended import send
 from perfkit.postgres.limits import holders
 from perfkit.postgres.parameters import number
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.postgres.statements import Statement, read, split, substitute
 from perfkit.text import first_line
 
 
 @contextmanager
-def connected(server: Site, database: str = "", user: str = "") -> Iterator[Connection]:
+def connected(server: Server, database: str = "", user: str = "") -> Iterator[Connection]:
     """`Site.connect` for a `with`: psycopg's errors become ServerError, with the server's own words."""
     try:
         with server.connect(database, user) as connection:
@@ -35,7 +35,7 @@ def connected(server: Site, database: str = "", user: str = "") -> Iterator[Conn
         raise ServerError(f"{where}: {first_line(error)}{held}{tail}") from None
 
 
-def create(server: Site, name: str, template: str = "template0") -> None:
+def create(server: Server, name: str, template: str = "template0") -> None:
     """Create a database, or clone one file by file. Whatever had the name before is dropped."""
     drop(server, name)
     statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
@@ -54,13 +54,13 @@ def create(server: Site, name: str, template: str = "template0") -> None:
         connection.execute(statement)
 
 
-def drop(server: Site, name: str) -> None:
+def drop(server: Server, name: str) -> None:
     """Drop a database and whoever is connected to it."""
     with connected(server, user="postgres") as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def prepare(server: Site, name: str, files: Sequence[Path], variables: Mapping[str, int]) -> None:
+def prepare(server: Server, name: str, files: Sequence[Path], variables: Mapping[str, int]) -> None:
     """Run SQL files in a database as its owner. Raises UsageError with the file and the server's words."""
     with connected(server, name) as connection:
         connection.execute("SET statement_timeout = 0")  # the database is perfkit's own
@@ -78,7 +78,7 @@ def _run(connection: Connection, statements: Sequence[Statement]) -> None:
             send(connection.cursor(), statement.text)
 
 
-def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
+def configure(server: Server, name: str, settings: Mapping[str, str]) -> None:
     """Give a database settings of its own, for every session to come. Raises UsageError naming a wrong one."""
     with connected(server, name, user="postgres") as connection:
         for setting, value in settings.items():
@@ -89,7 +89,7 @@ def configure(server: Site, name: str, settings: Mapping[str, str]) -> None:
                 raise UsageError(f"setting {setting} = {value!r}: {first_line(error)}") from None
 
 
-def require_settings(server: Site, settings: Mapping[str, str]) -> None:
+def require_settings(server: Server, settings: Mapping[str, str]) -> None:
     """Raise UsageError naming a setting that a session may not choose, with the server's words; nothing is changed."""
     if not settings:
         return
@@ -102,14 +102,14 @@ def require_settings(server: Site, settings: Mapping[str, str]) -> None:
                 raise UsageError(f"setting {setting} = {value!r}: {first_line(error)}") from None
 
 
-def freeze(server: Site, name: str) -> None:
+def freeze(server: Server, name: str) -> None:
     """VACUUM (FREEZE, ANALYZE), so that no round pays for hint bits or stale statistics."""
     with connected(server, name) as connection:
         connection.execute("SET statement_timeout = 0")
         connection.execute("VACUUM (FREEZE, ANALYZE)")
 
 
-def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str, int]]:
+def sizes(server: Server, name: str, *, exact: bool = True) -> dict[str, dict[str, int]]:
     """By table: rows, counted unless the planner's estimate will do; bytes of the table and of its indexes."""
     with connected(server, name) as connection:
         found = {row["table"]: row for row in catalog.rows(connection, "sizes")}
@@ -123,7 +123,7 @@ def sizes(server: Site, name: str, *, exact: bool = True) -> dict[str, dict[str,
     return {table: {key: row[key] for key in ("rows", "bytes", "index_bytes")} for table, row in found.items()}
 
 
-def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
+def fetched(server: Server, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
     """The parameter rows a SELECT gives, as JSON values. Raises UsageError where it gives none."""
     text = substitute(read(path), {"rows": limit}).strip().rstrip(";")
     with connected(server, name) as connection, connection.transaction():
@@ -138,7 +138,7 @@ def rows(server: Site, name: str, path: Path, limit: int) -> list[dict[str, Any]
     return found
 
 
-def scans(server: Site, name: str, *, terminate: bool = False) -> dict[str, int]:
+def scans(server: Server, name: str, *, terminate: bool = False) -> dict[str, int]:
     """Scans so far by index name and, as `seq:table`, by table.
 
     A connection publishes its statistics when it ends, or seconds later: this waits for the load's
@@ -152,13 +152,13 @@ def scans(server: Site, name: str, *, terminate: bool = False) -> dict[str, int]
         return {row["name"]: row["scans"] or 0 for row in catalog.rows(connection, "scans")}
 
 
-def settings(server: Site, name: str) -> dict[str, str]:
+def settings(server: Server, name: str) -> dict[str, str]:
     """The server's settings that were chosen or that matter, as far as they may be seen."""
     with connected(server, name, user="postgres") as connection:
         return {row["name"]: row["value"] for row in catalog.rows(connection, "settings")}
 
 
-def server_version(server: Site) -> str:
+def server_version(server: Server) -> str:
     """The exact version, e.g. `18.4`."""
     with connected(server) as connection:
         return str((connection.execute("SHOW server_version").fetchone() or {})["server_version"])

@@ -73,7 +73,7 @@ _ANSWER_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class Server:
+class EmbeddedServer:
     """A running server and this process's lease on it; a context manager that ends the lease."""
 
     name: ClassVar = "embedded"
@@ -139,7 +139,7 @@ class Server:
         self.close()
 
 
-def start(version: int = 18, settings: Mapping[str, str] | None = None, home: Path | None = None) -> Server:
+def start(version: int = 18, settings: Mapping[str, str] | None = None, home: Path | None = None) -> EmbeddedServer:
     """A server of `version` (16, 18) with `settings` over SETTINGS: the one that runs already, or a new one.
 
     `home` (else $PERFKIT_HOME, else /var/lib/perfkit for root, else perfkit in the user's cache folder) holds
@@ -172,7 +172,7 @@ def _home(home: Path | None) -> Iterator[Path]:
         ) from error
 
 
-def _start(version: int, settings: Mapping[str, str], home: Path) -> Server:
+def _start(version: int, settings: Mapping[str, str], home: Path) -> EmbeddedServer:
     user = binaries.server_user()
     if user is not None:
         binaries.require_reachable(home, user)
@@ -191,7 +191,7 @@ def _start(version: int, settings: Mapping[str, str], home: Path) -> Server:
     try:
         info = cluster.obtain(folder, order)
         socket_dir, data_dir = Path(info["socket_dir"]), Path(info["data_dir"])
-        server = Server(version, info["pid"], socket_dir, data_dir, bin_dir, settings, _lease=lease)
+        server = EmbeddedServer(version, info["pid"], socket_dir, data_dir, bin_dir, settings, _lease=lease)
         atexit.register(server.close)
     except BaseException:
         os.close(lease)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from psycopg.conninfo import make_conninfo
 
 from perfkit.postgres.parameters import options
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Database:
     """A database; `settings` are those that each session must bring along."""
 
-    site: Site
+    site: Server
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ import psycopg
 Connection = psycopg.Connection[dict[str, Any]]
 
 
-class Site(Protocol):
+class Server(Protocol):
     """The embedded server, or one of the user's that the guards let through."""
 
     @property

@@ -20,7 +20,7 @@ WORDS = ("yes", "no")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecordedAnswer:
     """One answer to one question; `answer` is empty where nobody has said anything yet."""
 
     question: str
@@ -42,7 +42,7 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
     return said
 
 
-def added(folder: Path, asked: Sequence[str], said: Mapping[str, str], by: str) -> list[Answer]:
+def added(folder: Path, asked: Sequence[str], said: Mapping[str, str], by: str) -> list[RecordedAnswer]:
     """Every answer of a run's folder and those given now. Raises UsageError for a question not asked, or nobody."""
     for question in said:
         if question not in asked:
@@ -54,28 +54,30 @@ def added(folder: Path, asked: Sequence[str], said: Mapping[str, str], by: str) 
     if by and not said:
         raise UsageError(f"--by {by}; expected an --answer with it")
     on = written(datetime.now(UTC))
-    return [*read(folder), *(Answer(question, answer, who, on) for question, answer in said.items())]
+    return [*read(folder), *(RecordedAnswer(question, answer, who, on) for question, answer in said.items())]
 
 
-def write(folder: Path, every: Sequence[Answer]) -> None:
+def write(folder: Path, every: Sequence[RecordedAnswer]) -> None:
     """Keep all answers in a run's folder. Raises BundleError."""
     content = {"format": FORMAT, "answers": [asdict(own) for own in every]}
     write_atomically(folder / FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path) -> list[Answer]:
+def read(folder: Path) -> list[RecordedAnswer]:
     """Every answer in the order in which they were given. Raises BundleError for a file that is damaged."""
     path = folder / FILE
     if not path.exists():
         return []
     with reading(path):
-        found = [Answer(**own) for own in read_object(path, "answers", "answers", FORMAT)["answers"]]
+        found = [RecordedAnswer(**own) for own in read_object(path, "answers", "answers", FORMAT)["answers"]]
     if any(own.answer not in WORDS or not isinstance(own.question, str) for own in found):
         raise BundleError(f"{path}: an answer that is neither yes nor no; expected what perfkit wrote")
     return found
 
 
-def standing(questions: Sequence[Mapping[str, Any]], given: Sequence[Answer]) -> list[Answer]:
+def standing(questions: Sequence[Mapping[str, Any]], given: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
     """The answer to each question of a configuration that counts: the latest, else the configuration's own."""
     latest = {own.question: own for own in given}
-    return [latest.get(own["name"], Answer(own["name"], own["answer"], own["by"], own["on"])) for own in questions]
+    return [
+        latest.get(own["name"], RecordedAnswer(own["name"], own["answer"], own["by"], own["on"])) for own in questions
+    ]

@@ -6,20 +6,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.analysis.results import Analysis, Comparison, Level
+from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.bundle import Bundle
 from perfkit.explain.plan import read_plan
 from perfkit.release.judged import LOAD, ONCE, Judged, Span
 from perfkit.stats import MIN_SAMPLES, Interval, Ratio, error_bound
 
-__all__ = ["LAB", "Judged", "Measured", "elsewhere", "judge", "judged"]
+__all__ = ["LAB", "Judged", "MeasuredClaim", "elsewhere", "judge", "judged"]
 
 LAB = "insert_slowdown"  # what the index lab alone measures
 Claim = Mapping[str, Any]  # as a bundle has it: see `perfkit.config.Claim`
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredClaim:
     """What claims are held against: one run, of whose arms `before` and `arm` are meant where a claim names none.
 
     `inserts` are the items of its load that insert rows.
@@ -45,12 +45,12 @@ def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[J
     if not after:
         return []
     before = next((arm for arm, role in roles.items() if role == "before"), "")
-    found = judge(claims, Measured(run, analysis, bundle, before, after[0]))
+    found = judge(claims, MeasuredClaim(run, analysis, bundle, before, after[0]))
     taken = {own["text"]: own for own in (run.get("lab") or {}).get("claims", ())}
     return [Judged(**_spans(taken[own.text])) if own.text in taken else own for own in found]
 
 
-def judge(claims: Iterable[Claim], measured: Measured) -> list[Judged]:
+def judge(claims: Iterable[Claim], measured: MeasuredClaim) -> list[Judged]:
     """Claims held against one run."""
     return [_judged(claim, measured) for claim in claims]
 
@@ -67,7 +67,7 @@ def _spans(said: Mapping[str, Any]) -> dict[str, Any]:
     return {**said, "interval": tuple(said["interval"]) if said["interval"] else None}
 
 
-def _judged(claim: Claim, measured: Measured) -> Judged:
+def _judged(claim: Claim, measured: MeasuredClaim) -> Judged:
     measure = claim["measure"]
     look, unit, evidence, good = _MEASURES[measure]
     arm = claim.get("arm") or measured.arm
@@ -95,7 +95,7 @@ def _judged(claim: Claim, measured: Measured) -> Judged:
 _Found = tuple[float, Span | None] | str  # a value and its interval, or why there is none
 
 
-def _size(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _size(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     """Bytes of the arm's indexes in kB, as a share of their tables, or with the largest of these in MB."""
     facts = measured.run.get("arms", {}).get(arm, {})
     built, tables = facts.get("indexes", ()), facts.get("table_bytes", {})
@@ -113,14 +113,14 @@ def _size(claim: Claim, measured: Measured, arm: str) -> _Found:
     return total / max(sum(tables.get(name, 0) for name in {index["table"] for index in built}), 1), None
 
 
-def _build(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _build(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     seconds = [index["seconds"] for index in measured.run.get("arms", {}).get(arm, {}).get("indexes", ())]
     if not seconds:
         return f"no index is built on {arm}"
     return (max(seconds), (min(seconds), max(seconds))) if claim["measure"] == "build_s" else (sum(seconds), None)
 
 
-def _execution(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _execution(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     """The last execution of a query under EXPLAIN, and the span of all that there were."""
     bundle, query = measured.bundle, claim["query"]
     documents = [*bundle.beside_plan(arm, query).get("earlier", ()), bundle.plan(arm, query)]
@@ -128,7 +128,7 @@ def _execution(claim: Claim, measured: Measured, arm: str) -> _Found:
     return (times[-1], (min(times), max(times))) if times else f"no plan of {query} on {arm}"
 
 
-def _level(claim: Claim, measured: Measured, arm: str) -> Level | None:
+def _level(claim: Claim, measured: MeasuredClaim, arm: str) -> Summary | None:
     """The first load level of the claim's scenario, or of its query."""
     return next(
         (
@@ -140,7 +140,7 @@ def _level(claim: Claim, measured: Measured, arm: str) -> Level | None:
     )
 
 
-def _under_load(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _under_load(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     """An estimate of the claim's load level."""
     level = _level(claim, measured, arm)
     if level is None:
@@ -154,26 +154,26 @@ def _under_load(claim: Claim, measured: Measured, arm: str) -> _Found:
     return found.value, (found.lo, found.hi)
 
 
-def _saved(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _saved(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     metric = "p95" if claim.get("scenario") else "p50"
     found = _first(measured.analysis.comparisons, arm, claim, metric)
     return _share(found.ratio if found else None, arm, saved=True)
 
 
-def _throughput(claim: Claim, measured: Measured, arm: str) -> _Found:
+def _throughput(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     shown = (c for c in measured.analysis.throughputs if c.after == arm and c.scenario == claim["scenario"])
     found = next(shown, None) or _first(measured.analysis.comparisons, arm, claim, "throughput")
     return _share(found.ratio if found else None, arm)
 
 
-def _inserts(_: Claim, measured: Measured, arm: str) -> _Found:
+def _inserts(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     """Of the first of the items that insert rows: those of the largest table."""
     by_item = {c.item: c for c in measured.analysis.comparisons if c.after == arm and c.metric == "p50"}
     first = next((by_item[item] for item in measured.inserts if item in by_item), None)
     return _share(first.ratio, arm) if first else "the index lab measures it: perfkit indexes ablate"
 
 
-def _errors(_: Claim, measured: Measured, arm: str) -> _Found:
+def _errors(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     """Unexpected outcomes of all requests, and the rates that so many cannot exclude."""
     own = [level for level in measured.analysis.levels if level.arm == arm]
     failed, sent = sum(level.errors for level in own), sum(level.sent for level in own)
@@ -197,7 +197,7 @@ def _share(ratio: Ratio | None, arm: str, *, saved: bool = False) -> _Found:
     return ratio.value - 1, (ratio.lo - 1, ratio.hi - 1)
 
 
-_Look = Callable[[Claim, Measured, str], _Found]
+_Look = Callable[[Claim, MeasuredClaim, str], _Found]
 
 #: By measure: what looks for it, its unit, its evidence, and which end of a claim may be overdone.
 _MEASURES: Mapping[str, tuple[_Look, str, str, str]] = {

@@ -11,9 +11,9 @@ from typing import Any
 
 from perfkit.analysis.policy import Decision, Outcome
 from perfkit.bundle import read_object, reading, write_atomically
-from perfkit.release.answers import Answer
+from perfkit.release.answers import RecordedAnswer
 from perfkit.release.gate import Gate
-from perfkit.release.items import Item
+from perfkit.release.items import GateItem
 
 FILE = "decision.json"
 FORMAT = 1
@@ -28,7 +28,7 @@ class Decided:
     headline: str
     on: str
     invalid: bool  # whether comparisons of the run are invalid, so that no answer makes it a GO
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[RecordedAnswer, ...] = ()
     watch: str = ""  # the name of the watch's folder
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Decided:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Decided:
         """From JSON. Raises KeyError, TypeError, ValueError for what is none."""
-        items = tuple(Item(**{**own, "outcome": Outcome(own["outcome"])}) for own in said["items"])
+        items = tuple(GateItem(**{**own, "outcome": Outcome(own["outcome"])}) for own in said["items"])
         gate = Gate(Decision(said["decision"]), tuple(said["arms"]), items)
-        answers = tuple(Answer(**own) for own in said["answers"])
+        answers = tuple(RecordedAnswer(**own) for own in said["answers"])
         own = (said["title"], said["headline"], said["decided"])
         texts = chain(own, gate.arms, [said["watch"]], *map(astuple, items), *map(astuple, answers))
         if not all(isinstance(text, str) for text in texts):

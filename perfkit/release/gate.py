@@ -15,8 +15,8 @@ from perfkit.analysis.policy import Decision, Outcome
 from perfkit.analysis.results import Analysis
 from perfkit.monitor.standing import MISSED
 from perfkit.release import measured
-from perfkit.release.answers import Answer
-from perfkit.release.items import CHECKED_NOW, SAID, Item, spoken
+from perfkit.release.answers import RecordedAnswer
+from perfkit.release.items import CHECKED_NOW, SAID, GateItem, spoken
 from perfkit.text import visible
 
 _LED_BY = {
@@ -27,7 +27,7 @@ _LED_BY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchState:
     """What was found of a watch: whether it is alive, in one sentence, and its last interval's age in words."""
 
     alive: bool
@@ -41,7 +41,7 @@ class Gate:
 
     decision: Decision
     arms: tuple[str, ...]
-    items: tuple[Item, ...]
+    items: tuple[GateItem, ...]
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -56,20 +56,20 @@ def judge(
     run: Mapping[str, Any],
     analysis: Analysis,
     arms: Sequence[str],
-    given: Sequence[Answer],
-    watched: Watched | None,
+    given: Sequence[RecordedAnswer],
+    watched: WatchState | None,
 ) -> Gate:
     """Judge the arms to be shipped by everything a run, its people (`given`: standing answers) and a watch say."""
     release = run["config"].get("release") or {}
     items = [
-        *measured.items(run, analysis, arms),
+        *measured.measured_items(run, analysis, arms),
         *_monitoring(bool(release.get("monitoring")), watched),
         *map(_answered, given),
     ]
     return Gate(decide(items), tuple(arms), tuple(items))
 
 
-def decide(items: Iterable[Item]) -> Decision:
+def decide(items: Iterable[GateItem]) -> Decision:
     """One broken item is a NO-GO, no benefit is none whatever is open, one unproven leaves it open.
 
     Nothing judged is never a GO.
@@ -81,7 +81,7 @@ def decide(items: Iterable[Item]) -> Decision:
     return Decision.GO if outcomes == {Outcome.HOLDS} else Decision.INCONCLUSIVE
 
 
-def _monitoring(required: bool, watched: Watched | None) -> list[Item]:
+def _monitoring(required: bool, watched: WatchState | None) -> list[GateItem]:
     """Monitoring that is not ready leaves the decision open: it is among what a GO needs, and forbids nothing."""
     if watched is None and not required:
         return []
@@ -89,13 +89,13 @@ def _monitoring(required: bool, watched: Watched | None) -> list[Item]:
     value, text = (watched.age, watched.text) if watched else ("not named", "No watch was named, so none was reached.")
     needs = "" if outcome is Outcome.HOLDS else "a watch that runs, named by --watch FOLDER."
     words = ("a watch is running and reached", "", value, f"{MISSED} intervals")
-    return [Item("monitoring", "Monitoring", *words, CHECKED_NOW, outcome, text, needs)]
+    return [GateItem("monitoring", "Monitoring", *words, CHECKED_NOW, outcome, text, needs)]
 
 
-def _answered(given: Answer) -> Item:
+def _answered(given: RecordedAnswer) -> GateItem:
     outcome = {"yes": Outcome.HOLDS, "no": Outcome.BROKEN}.get(given.answer, Outcome.UNPROVEN)
     said = "".join(f", {word} {what}" for word, what in (("said by", given.by), ("on", spoken(given.on))) if what)
     text = f"{given.question}: {given.answer or 'not answered'}{said}."
     needs = f'--answer "{given.question}=yes" (or no) --by NAME.' if outcome is Outcome.UNPROVEN else ""
     words = ("yes", "no", given.answer or "not answered", "yes")
-    return Item("people", visible(given.question), *words, SAID, outcome, text, needs)
+    return GateItem("people", visible(given.question), *words, SAID, outcome, text, needs)

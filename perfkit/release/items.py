@@ -13,7 +13,7 @@ CHECKED_NOW, SAID, RECORDED = "checked at the decision", "said by a person", "re
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class GateItem:
     """One item; `go_if` and `no_go_if` say when it lets through and when it forbids (empty: it never does)."""
 
     group: str

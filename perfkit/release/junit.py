@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from perfkit.analysis.policy import Outcome
 from perfkit.release.decision import Decided
-from perfkit.release.items import Item
+from perfkit.release.items import GateItem
 from perfkit.text import visible
 
 _FAILURES = (Outcome.BROKEN, Outcome.ABSENT)
@@ -37,7 +37,7 @@ def junit(decided: Decided) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, "unicode") + "\n"
 
 
-def _case(suite: ElementTree.Element, item: Item) -> None:
+def _case(suite: ElementTree.Element, item: GateItem) -> None:
     named = {"name": _text(item.name), "classname": _text(f"perfkit.gate.{item.group.replace(' ', '_')}"), "time": "0"}
     case = ElementTree.SubElement(suite, "testcase", named)
     if item.outcome in _FAILURES:
@@ -50,7 +50,7 @@ def _case(suite: ElementTree.Element, item: Item) -> None:
         ElementTree.SubElement(case, "system-out").text = _text(item.text)
 
 
-def _counts(name: str, items: Sequence[Item]) -> dict[str, str]:
+def _counts(name: str, items: Sequence[GateItem]) -> dict[str, str]:
     outcomes = [item.outcome for item in items]
     return {
         "name": _text(name),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from perfkit.lab.design import ALL, NONE
 from perfkit.lab.results import Lab
-from perfkit.release.claims import Judged, Measured, judge
+from perfkit.release.claims import Judged, MeasuredClaim, judge
 
 
 def judged(lab: Lab) -> list[Judged]:
@@ -18,4 +18,4 @@ def judged(lab: Lab) -> list[Judged]:
         if not own.get("scenario") and not own.get("preset") and own["measure"] != "error_rate"
     ]
     inserts = [c.item for c in lab.changes if lab.is_insert(c)]
-    return judge(claims, Measured(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))
+    return judge(claims, MeasuredClaim(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))

@@ -16,11 +16,11 @@ from perfkit import config as configuration
 from perfkit import sources
 from perfkit.analysis import analyse
 from perfkit.bundle import Bundle, reading, write_atomically
-from perfkit.comparison import Comparison, Text
+from perfkit.comparison import ComparisonSpec, Text
 from perfkit.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.experiment import measure
 from perfkit.explain.capture import PLANNED, named
-from perfkit.explain.facts import NO_FACTS, Facts
+from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
 from perfkit.guards.address import resolve
 from perfkit.guards.admission import Permission
@@ -30,10 +30,10 @@ from perfkit.indexes.examine import Found
 from perfkit.indexes.statements import IndexSet, read_set
 from perfkit.numbers import significant
 from perfkit.postgres.external import External, open_external
-from perfkit.postgres.place import Place
-from perfkit.release.queries import Query, asked_for, captured, looked_at, planned_in
-from perfkit.release.rollback import FILE, Item, Planned, Rollback, index_items, plan_item
-from perfkit.selection import Options as Chosen
+from perfkit.postgres.place import Database
+from perfkit.release.queries import JudgedQuery, asked_for, captured, looked_at, planned_in
+from perfkit.release.rollback import FILE, Rollback, RollbackItem, RollbackPlan, index_items, plan_item
+from perfkit.selection import RunSpec as Chosen
 from perfkit.selection import alone
 from perfkit.targets import admitted
 
@@ -45,7 +45,7 @@ WITH, WITHOUT = "with", "without"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RollbackSpec:
     """What is taken back, and what is looked at: `against` is the folder of a run from before the release."""
 
     db: str
@@ -65,21 +65,21 @@ class Asked:
 class Ready:
     """Everything that is known before anything is dropped."""
 
-    asked: Asked
+    asked: RollbackSpec
     external: External
     permission: Permission
     wanted: IndexSet
     found: Sequence[Found]
-    queries: Sequence[Query]
+    queries: Sequence[JudgedQuery]
     against: Bundle | None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Database:
         """The database."""
-        return Place(self.external, self.external.address.dbname)
+        return Database(self.external, self.external.address.dbname)
 
     @property
-    def sent(self) -> list[Query]:
+    def sent(self) -> list[JudgedQuery]:
         """The queries that rounds send."""
         return [query for query in self.queries if not query.unsent] if self.asked.rounds else []
 
@@ -126,17 +126,17 @@ class Ready:
                 left = f"; left: {', '.join(names) or 'none'}"
             raise type(error)(f"{error}{left}") from None
 
-    def _planned(self) -> Iterator[Planned]:
+    def _planned(self) -> Iterator[RollbackPlan]:
         """Every query's plan as it is now, beside that from before the release."""
         before = _before(self.against) if self.against else ""
-        no_plan: tuple[Plan | None, Facts] = (None, NO_FACTS)
+        no_plan: tuple[Plan | None, PlanFacts] = (None, NO_FACTS)
         for query in self.queries:
             now = captured(self.place, query)
             then, facts = no_plan
             if self.against and query.known and self.against.plan(before, query.known) is not None:
                 then, facts = planned_in(self.against, before, query.known)
             unlike = "planned for any values, and before for given ones (--parameters)" if query.generic else ""
-            yield Planned(query.name, now.plan, now.facts, then, facts, query.plan, unlike)
+            yield RollbackPlan(query.name, now.plan, now.facts, then, facts, query.plan, unlike)
 
     def _measured(self, folder: Path, name: str, say: Say, missing: list[str]) -> Medians:
         """A few rounds of what only reads; where they fail, why is added to what is `missing`."""
@@ -152,7 +152,7 @@ class Ready:
         """Medians by query, through the guards of any load on somebody's server."""
         asked, texts = self.asked, [query.sql for query in self.sent]
         values = asked.parameters if any(named(text) for text in texts) else None
-        load = Comparison(
+        load = ComparisonSpec(
             asked.db,
             texts,
             parameters=values,
@@ -174,7 +174,7 @@ class Ready:
             query.name: medians.get(own.name, "") for query, own in zip(self.sent, chosen.config.query, strict=True)
         }
 
-    def _latencies(self, before: Medians, after: Medians) -> Iterator[Item]:
+    def _latencies(self, before: Medians, after: Medians) -> Iterator[RollbackItem]:
         """A query's medians with and without the indexes, beside that from before the release: no verdict."""
         then = _medians(self.against) if self.against and before and after else {}
         for query in self.sent:
@@ -182,7 +182,7 @@ class Ready:
                 said = f"{query.name}: median {own} with the indexes, {now} without"
                 if query.known in then:
                     said += f"; {then[query.known]} before the release, on another machine or under other load"
-                yield Item("latency", query.name, None, f"{said}.")
+                yield RollbackItem("latency", query.name, None, f"{said}.")
 
     def _unseen(self, missing: Sequence[str]) -> Iterator[str]:
         yield from missing
@@ -198,7 +198,7 @@ class Ready:
             yield "No query was sent, so that no latency is known; without --db it is rehearsed with rounds."
 
 
-def ready(asked: Asked, permission: Permission, say: Say) -> Ready:
+def ready(asked: RollbackSpec, permission: Permission, say: Say) -> Ready:
     """Connect, and find out how things are; nothing is changed.
 
     Raises TargetRefused, ServerError, UsageError, PlanError.
@@ -209,7 +209,7 @@ def ready(asked: Asked, permission: Permission, say: Say) -> Ready:
     external = open_external(resolve(asked.db, asked.tls), permission, Audit(None))
     permission = replace(permission, confirm=(*permission.confirm, external.name))  # asked once
     found = look(external, external.address.dbname, wanted)
-    place = Place(external, external.address.dbname)
+    place = Database(external, external.address.dbname)
     rows = sources.rows("parameters", asked.parameters, place, "1")[:PLANNED] if asked.parameters else []
     with reading(asked.against or Path()):
         wants = list(asked_for(asked.query, against))

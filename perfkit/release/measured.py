@@ -11,7 +11,7 @@ from perfkit.analysis.policy import BENEFIT, Outcome, Rule, number, percent
 from perfkit.analysis.results import Analysis
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.errors import ServerError
-from perfkit.release.items import CATALOGUE, LOAD, ONCE, RECORDED, Item, worst
+from perfkit.release.items import CATALOGUE, LOAD, ONCE, RECORDED, GateItem, worst
 
 SHOWN = 3  # sentences of one item; the report has every rule
 
@@ -21,7 +21,7 @@ _DAMAGE = ("58", "F0", "XX")  # of these, what no accident explains: a disk, a c
 _UNREACHED = ("refused", "reset")
 
 
-def items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Iterator[Item]:
+def measured_items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Iterator[GateItem]:
     """Every item that a run gives, for the arms to be shipped."""
     rules = [rule for rule in analysis.judgement.rules if rule.arm in arms]
     yield _whole(run, arms)
@@ -32,7 +32,7 @@ def items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> It
     yield _database(run, analysis, arms)
 
 
-def _whole(run: Mapping[str, Any], arms: Sequence[str]) -> Item:
+def _whole(run: Mapping[str, Any], arms: Sequence[str]) -> GateItem:
     done, planned = complete_blocks(run), run["parameters"]["blocks"]
     left = run.get("left_out", {}).get("scenarios") or []
     wrong = []
@@ -44,7 +44,7 @@ def _whole(run: Mapping[str, Any], arms: Sequence[str]) -> Item:
         wrong.append("No arm is to be shipped, so nothing was judged.")
     shipped = f" To be shipped: {', '.join(arms)}." if arms else ""
     text = " ".join(wrong) or f"The run is complete: {done} of {planned} blocks, every load level.{shipped}"
-    return Item(
+    return GateItem(
         "the run",
         "Run complete",
         "every block and load level was measured",
@@ -58,7 +58,7 @@ def _whole(run: Mapping[str, Any], arms: Sequence[str]) -> Item:
     )
 
 
-def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[Item]:
+def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[GateItem]:
     """One item for each group of functional checks, whichever arms ran it."""
     results = {arm: own for arm, own in run["checks"].items() if arm in arms}
     groups = dict.fromkeys(check["group"] for own in run["checks"].values() for check in own)
@@ -74,10 +74,10 @@ def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[Item]:
         most = max((len(checks) for checks in own.values()), default=0)
         words = (f"all {most} pass", "one fails", value, f"{most} of {most}")
         needs = "the checks, run on that arm." if outcome is Outcome.UNPROVEN else ""
-        yield Item("functional checks", f"{group} checks", *words, ONCE, outcome, text, needs)
+        yield GateItem("functional checks", f"{group} checks", *words, ONCE, outcome, text, needs)
 
 
-def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Item:
+def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> GateItem:
     """Errors of the server itself, a run that ended by it, plans that could not be captured."""
     queries = set(run["queries"])
     direct = {level.scenario for level in analysis.levels if level.item in queries}
@@ -102,7 +102,7 @@ def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -
     outcome = Outcome.BROKEN if grave else Outcome.UNPROVEN if trouble else Outcome.HOLDS
     captured = f"{len(wanted) - len(lacking)} of {len(wanted)} plans captured" if wanted else "no plan to capture"
     errors = trouble.total()
-    return Item(
+    return GateItem(
         "database",
         "Database trouble",
         "the server reported no trouble of its own",
@@ -123,7 +123,7 @@ def _too_many(analysis: Analysis, arms: Sequence[str]) -> bool:
     return any(rule.outcome is Outcome.BROKEN for rule in rules)
 
 
-def _tail(rules: Sequence[Rule], _: Analysis) -> Item:
+def _tail(rules: Sequence[Rule], _: Analysis) -> GateItem:
     """A percentile by the load level that is nearest to its limit, or beyond it."""
     name, limit = rules[0].name, number(rules[0].limit or 0)
     known = [rule for rule in rules if rule.value is not None]
@@ -135,14 +135,14 @@ def _tail(rules: Sequence[Rule], _: Analysis) -> Item:
     return _item("performance", f"{name} latency", go_if, "one is not", value, f"{limit} ms", LOAD, rules, held)
 
 
-def _throughput(rules: Sequence[Rule], _: Analysis) -> Item:
+def _throughput(rules: Sequence[Rule], _: Analysis) -> GateItem:
     least = number(rules[0].limit or 0)
     value = _said({rule.arm: "not known" if rule.value is None else f"{number(rule.value)}/s" for rule in rules})
     words = (f"{least}/s or more at the best load level", "fewer", value, f"{least}/s")
     return _item("performance", "Throughput", *words, LOAD, rules)
 
 
-def _benefit(rules: Sequence[Rule], _: Analysis) -> Item:
+def _benefit(rules: Sequence[Rule], _: Analysis) -> GateItem:
     """Every arm to be shipped must be good for something."""
     have = sum(rule.outcome is Outcome.HOLDS for rule in rules)
     short = [rule for rule in rules if rule.outcome is not Outcome.HOLDS] or rules
@@ -150,10 +150,10 @@ def _benefit(rules: Sequence[Rule], _: Analysis) -> Item:
     words = ("a comparison is faster, or a threshold that was broken holds", "", value, "every arm")
     needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in short if rule.needs))
     text, outcome = " ".join(rule.text for rule in short[:SHOWN]), worst([rule.outcome for rule in rules])
-    return Item("performance", "Benefit", *words, LOAD, outcome, text, f"{needs}." if needs else "")
+    return GateItem("performance", "Benefit", *words, LOAD, outcome, text, f"{needs}." if needs else "")
 
 
-def _errors(rules: Sequence[Rule], _: Analysis) -> Item:
+def _errors(rules: Sequence[Rule], _: Analysis) -> GateItem:
     limit = percent(rules[0].limit or 0)
     top = max(rules, key=lambda rule: rule.value or 0.0)
     value = "not known" if top.value is None else percent(top.value)
@@ -162,14 +162,14 @@ def _errors(rules: Sequence[Rule], _: Analysis) -> Item:
     )
 
 
-def _capacity(rules: Sequence[Rule], _: Analysis) -> Item:
+def _capacity(rules: Sequence[Rule], _: Analysis) -> GateItem:
     rounds = int(rules[0].limit or 0)
     value = f"{min(int(rule.value or 0) for rule in rules)} of {rounds} rounds"
     words = ("the rate a search begins with held in every round", "it held in none", value, f"{rounds} rounds")
     return _item("performance", "Capacity", *words, LOAD, rules)
 
 
-def _slower(rules: Sequence[Rule], analysis: Analysis) -> Item:
+def _slower(rules: Sequence[Rule], analysis: Analysis) -> GateItem:
     arms = {rule.arm for rule in rules}
     verdicts = Counter(str(c.verdict) for c in analysis.comparisons if c.after in arms)
     value = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
@@ -178,26 +178,26 @@ def _slower(rules: Sequence[Rule], analysis: Analysis) -> Item:
     return _item("performance", "Not slower than before", *words, LOAD, rules, held)
 
 
-def _failing(rules: Sequence[Rule], _: Analysis) -> Item:
+def _failing(rules: Sequence[Rule], _: Analysis) -> GateItem:
     more = sum(rule.outcome is Outcome.BROKEN for rule in rules)
     held = f"{len(rules)} load levels with failures were compared with before; none fails more often."
     words = ("no load level fails more often than before", "one does", f"{more} of {len(rules)}", "0")
     return _item("performance", "Not failing more", *words, LOAD, rules, held)
 
 
-def _client(rules: Sequence[Rule], _: Analysis) -> Item:
+def _client(rules: Sequence[Rule], _: Analysis) -> GateItem:
     words = ("the client kept up", "", f"{len(rules)} load levels where it did not", "0")
     return _item("performance", "Client kept up", *words, LOAD, rules)
 
 
-def _indexes(rules: Sequence[Rule], _: Analysis) -> Item:
+def _indexes(rules: Sequence[Rule], _: Analysis) -> GateItem:
     value = _said({rule.arm: f"{number(rule.value or 0)} of {number(rule.limit or 0)}" for rule in rules})
     most = number(max(rule.limit or 0 for rule in rules))
     words = (f"all {most} are there and valid", "one is missing or invalid", value, f"{most} of {most}")
     return _item("database", "Indexes valid", *words, CATALOGUE, rules)
 
 
-def _agreement(rules: Sequence[Rule], _: Analysis) -> Item:
+def _agreement(rules: Sequence[Rule], _: Analysis) -> GateItem:
     value = f"{number(max(rule.value or 0 for rule in rules))} differences"
     words = ("before at the end agrees with before at the start", "", value, "0")
     return _item("performance", "Befores agree", *words, LOAD, rules)
@@ -213,7 +213,7 @@ def _item(
     evidence: str,
     rules: Sequence[Rule],
     held: str = "",
-) -> Item:
+) -> GateItem:
     """An item of several rules: the worst of them decide, and are what it says."""
     outcome = worst([rule.outcome for rule in rules])
     deciding = [rule for rule in rules if rule.outcome is outcome]
@@ -221,7 +221,7 @@ def _item(
     text = " ".join(rule.text for rule in deciding[:SHOWN]) + (f" And {rest} more." if rest > 0 else "")
     needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in deciding[:SHOWN] if rule.needs))
     text = held if held and outcome is Outcome.HOLDS and len(rules) > 1 else text
-    return Item(group, name, go_if, no_go_if, value, limit, evidence, outcome, text, f"{needs}." if needs else "")
+    return GateItem(group, name, go_if, no_go_if, value, limit, evidence, outcome, text, f"{needs}." if needs else "")
 
 
 def _said(by_arm: Mapping[str, str]) -> str:
@@ -231,7 +231,7 @@ def _said(by_arm: Mapping[str, str]) -> str:
     return ", ".join(f"{said} on {arm}" for arm, said in by_arm.items())
 
 
-_GROUPS: Mapping[str, Callable[[Sequence[Rule], Analysis], Item]] = {
+_GROUPS: Mapping[str, Callable[[Sequence[Rule], Analysis], GateItem]] = {
     BENEFIT: _benefit,
     "error rate": _errors,
     "p50": _tail,

@@ -13,30 +13,30 @@ from perfkit.analysis.cautions import some
 from perfkit.monitor import store
 from perfkit.monitor.model import METRICS, Record
 from perfkit.monitor.standing import MISSED
-from perfkit.release.gate import Watched
+from perfkit.release.gate import WatchState
 
 _ENDPOINT = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):\d{1,5}/metrics")  # this machine alone is asked
 _TIMEOUT_S = 5.0
 
 
-def look(folder: Path, now: Callable[[], float] = time.time) -> Watched:
+def look(folder: Path, now: Callable[[], float] = time.time) -> WatchState:
     """What a watch's folder says at this moment. Raises PerfkitError for a folder that is no watch's."""
     record = store.read(folder)
     title, every = record.about.title, record.about.every_s
     if not record.ticks:
-        return Watched(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
+        return WatchState(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
     age = now() - record.ticks[-1].at
     if age <= -MISSED * every:
         text = f"The last interval of the watch of {title} ends {-age:.0f} s from now: a clock is wrong."
-        return Watched(False, "in the future", text)
+        return WatchState(False, "in the future", text)
     said = f"The last interval of the watch of {title} ended {age:.0f} s ago; its intervals are {every:g} s long"
     if age >= MISSED * every:
-        return Watched(False, f"{age:.0f} s old", f"{said}, so it does not run.")
+        return WatchState(False, f"{age:.0f} s old", f"{said}, so it does not run.")
     endpoint = _endpoint(record)
     if endpoint and (trouble := _unanswered(endpoint)):
-        return Watched(False, f"{age:.0f} s old", f"{said}, but its metrics at {endpoint} do not answer: {trouble}.")
+        return WatchState(False, f"{age:.0f} s old", f"{said}, but its metrics at {endpoint} do not answer: {trouble}.")
     metrics = ", and its metrics answer" if endpoint else ""
-    return Watched(True, f"{age:.0f} s old", f"{said}{metrics}. {_alerts(record)}")
+    return WatchState(True, f"{age:.0f} s old", f"{said}{metrics}. {_alerts(record)}")
 
 
 def _alerts(record: Record) -> str:

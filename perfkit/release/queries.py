@@ -10,15 +10,15 @@ from typing import Any
 from perfkit.bundle import Bundle
 from perfkit.comparison import Text, is_file, sql_of
 from perfkit.errors import PerfkitError, PlanError
-from perfkit.explain.capture import Capture, Options, Parameters, capture, named, single, typical_parameters
-from perfkit.explain.facts import NO_FACTS, Facts, read_facts
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, named, single, typical_parameters
+from perfkit.explain.facts import NO_FACTS, PlanFacts, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.explain.safety import effects, require_harmless
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class JudgedQuery:
     """A query that is looked at; `known` is its name in the run from before the release."""
 
     name: str
@@ -34,15 +34,15 @@ class Query:
         return self.parameters is None and bool(named(self.sql))
 
 
-def captured(place: Place, query: Query) -> Capture:
+def captured(place: Database, query: JudgedQuery) -> Capture:
     """A query's plan, which executes nothing. Raises PlanError."""
     try:
-        return capture(place.session, query.sql, query.parameters, Options(analyze=False, generic=query.generic))
+        return capture(place.session, query.sql, query.parameters, ExplainSpec(analyze=False, generic=query.generic))
     except PlanError as error:
         raise PlanError(f"{query.name}: {error}") from None
 
 
-def planned_in(run: Bundle, arm: str, query: str) -> tuple[Plan, Facts]:
+def planned_in(run: Bundle, arm: str, query: str) -> tuple[Plan, PlanFacts]:
     """A query's plan in an arm of a run, and what the catalogue said of its tables. Raises PlanError, BundleError."""
     tables = run.beside_plan(arm, query).get("tables")
     return read_plan(run.plan(arm, query)), read_facts(tables) if tables else NO_FACTS
@@ -60,12 +60,12 @@ def asked_for(given: Sequence[Text], against: Bundle | None) -> Iterator[tuple[s
         yield from ((name, run["sql"], name) for name, run in known.items())
 
 
-def looked_at(place: Place, name: str, sql: str, known: str, rows: Sequence[Mapping[str, Any]]) -> Query:
+def looked_at(place: Database, name: str, sql: str, known: str, rows: Sequence[Mapping[str, Any]]) -> JudgedQuery:
     """With values that give most rows their plan, and why it is not sent, where that is so. Raises PlanError."""
     try:
         text, wants = single(sql), set(named(sql))
         fits = bool(rows) and wants <= rows[0].keys()
-        query = Query(name, sql, typical_parameters(place.session, text, rows) if fits and wants else None, known)
+        query = JudgedQuery(name, sql, typical_parameters(place.session, text, rows) if fits and wants else None, known)
         query = replace(query, plan=captured(place, query).plan)
         if query.generic:
             return replace(query, unsent="it needs values: --parameters")

@@ -26,11 +26,20 @@ from perfkit.indexes.apply import look
 from perfkit.indexes.statements import IndexSet
 from perfkit.lab.writes import Write, Writes, design
 from perfkit.postgres import databases
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.process import alone
 from perfkit.release.queries import planned_in
-from perfkit.release.rollback import FILE, Item, Planned, Rollback, index_items, latency_item, plan_item, size_items
-from perfkit.selection import Options, Selection
+from perfkit.release.rollback import (
+    FILE,
+    Rollback,
+    RollbackItem,
+    RollbackPlan,
+    index_items,
+    latency_item,
+    plan_item,
+    size_items,
+)
+from perfkit.selection import RunSpec, Selection
 from perfkit.targets import admitted
 
 ARM = "rolled-back"
@@ -39,15 +48,15 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RehearsalSpec:
     """What is rehearsed: a configuration's workload and data, and a set of indexes, by default its own."""
 
     settings: Config
-    options: Options
+    options: RunSpec
     indexes: Text = ""
 
 
-def rehearse(asked: Asked, folder: Path, permission: Permission, say: Say) -> Bundle:
+def rehearse(asked: RehearsalSpec, folder: Path, permission: Permission, say: Say) -> Bundle:
     """Run a rehearsal into a new folder: a bundle, with what it comes to in it and in rollback.json.
 
     Raises PerfkitError as `measure` does; UsageError for what cannot be rehearsed.
@@ -100,7 +109,7 @@ def _written(writes: Writes, folder: Path) -> Iterator[Path]:
     texts = [writes.prepare] if writes.prepare else []
     updates = [write for write in writes.writes if write.kind == "update"]
     for first in range(0, PASSES * len(updates), max(1, len(updates))):  # every statement changes rows of its own
-        texts.append("".join(there_and_back(write, seed) for seed, write in enumerate(updates, first)))
+        texts.append("".join(round_trip(write, seed) for seed, write in enumerate(updates, first)))
     for number, text in enumerate(texts, 1):
         (folder / "writes").mkdir(exist_ok=True)
         path = folder / "writes" / f"{number}.sql"
@@ -108,7 +117,7 @@ def _written(writes: Writes, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def there_and_back(write: Write, seed: int) -> str:
+def round_trip(write: Write, seed: int) -> str:
     """SQL by which rows get each other's value in a column, and their own again: what they say stays true.
 
     Each is a new version of the row, of which every index on the column must hear.
@@ -141,18 +150,18 @@ def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> R
     return Rollback(f"{after.site.name}, rehearsed", names, tuple(items), tuple(_unseen(writes, items)))
 
 
-def _place(stage: Clones, name: str) -> Place:
+def _place(stage: Clones, name: str) -> Database:
     arm: Arm = next(arm for arm in stage.config.arm if arm.name == name)
     return stage.prepare(arm)[0]
 
 
-def _plans(bundle: Bundle, before: str) -> Iterator[Planned]:
+def _plans(bundle: Bundle, before: str) -> Iterator[RollbackPlan]:
     for query in bundle.run["arms"][ARM]["plans"]:
         (now, facts), (then, was) = (planned_in(bundle, arm, query) for arm in (ARM, before))
-        yield Planned(query, now, facts, then, was)
+        yield RollbackPlan(query, now, facts, then, was)
 
 
-def _unseen(writes: Writes, items: Sequence[Item]) -> Iterator[str]:
+def _unseen(writes: Writes, items: Sequence[RollbackItem]) -> Iterator[str]:
     """What was done while the indexes were there, and what was not looked at."""
     changed = [f"{write.column} of {write.table}" for write in writes.writes if write.kind == "update"]
     inserted = "rows inserted, then " if writes.prepare else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from perfkit.analysis.results import Comparison
 from perfkit.explain.diff import diff
-from perfkit.explain.facts import NO_FACTS, Facts
+from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
 from perfkit.numbers import count, percent, ratio, seconds, size
 from perfkit.stats import Verdict
@@ -44,7 +44,7 @@ EXIT: Mapping[Word, int] = {Word.SAME: 0, Word.DIFFERENT: 99, Word.OPEN: 100}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class RollbackItem:
     """One thing that was looked at, in a sentence; without a word it is shown and decides nothing."""
 
     group: str  # one of `_HELD`
@@ -59,7 +59,7 @@ class Rollback:
 
     where: str
     indexes: tuple[str, ...]  # names of the set
-    items: tuple[Item, ...]
+    items: tuple[RollbackItem, ...]
     unseen: tuple[str, ...] = ()
 
     @property
@@ -87,60 +87,62 @@ class Rollback:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Self:
         """From what `as_dict` gave. Raises KeyError, TypeError, ValueError for what is none."""
-        items = tuple(Item(**{**i, "word": Word(i["word"]) if i["word"] else None}) for i in said["items"])
+        items = tuple(RollbackItem(**{**i, "word": Word(i["word"]) if i["word"] else None}) for i in said["items"])
         return cls(said["where"], tuple(said["indexes"]), items, tuple(said["unseen"]))
 
 
-def index_items(found: Sequence[Found], gone: Sequence[Dropped]) -> Iterator[Item]:
+def index_items(found: Sequence[Found], gone: Sequence[Dropped]) -> Iterator[RollbackItem]:
     """Whether one of a set's indexes is left, as `look` found them afterwards; `gone` is what was done."""
     dropped = {own.name: own for own in gone if own.how == "dropped"}
     for own in found:
         name = own.index.name
         if own.state == "impossible":
-            yield Item("indexes", name, Word.OPEN, f"{name}: {own.undroppable or own.problem}.")
+            yield RollbackItem("indexes", name, Word.OPEN, f"{name}: {own.undroppable or own.problem}.")
         elif own.state == "missing":
             done = dropped.get(name)
             how = f"dropped in {seconds(done.seconds)}, {size(done.bytes)} freed" if done else "was not there"
-            yield Item("indexes", name, Word.SAME, f"{name}: {how}.")
+            yield RollbackItem("indexes", name, Word.SAME, f"{name}: {how}.")
         else:
             valid = " and invalid" if own.state == "invalid" else ""
             why = f": {own.undroppable}" if own.undroppable else ""
-            yield Item("indexes", name, Word.DIFFERENT, f"{name} is left{valid}{why}.")
+            yield RollbackItem("indexes", name, Word.DIFFERENT, f"{name} is left{valid}{why}.")
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class RollbackPlan:
     """A query's plan once the indexes are gone, and the one before they were built where that is known."""
 
     query: str
     after: Plan
-    facts: Facts = NO_FACTS
+    facts: PlanFacts = NO_FACTS
     before: Plan | None = None
-    before_facts: Facts = NO_FACTS
+    before_facts: PlanFacts = NO_FACTS
     with_set: Plan | None = None  # the one while the indexes were there
     unlike: str = ""  # what kept the two from being planned alike
 
 
-def plan_item(planned: Planned, names: Collection[str]) -> Item:
+def plan_item(planned: RollbackPlan, names: Collection[str]) -> RollbackItem:
     """Whether a plan is the same as before; `names` are the set's indexes, none of which may be in it."""
     query, before = planned.query, planned.before
     used = dict.fromkeys(name for node in planned.after.nodes for name in node.texts("Index Name") if name in names)
     if used:
-        return Item("plans", query, Word.DIFFERENT, f"{query}: the plan still uses {', '.join(used)}.")
+        return RollbackItem("plans", query, Word.DIFFERENT, f"{query}: the plan still uses {', '.join(used)}.")
     if before is None:
         change = f"{diff(planned.with_set, planned.after).sentence}; " if planned.with_set else ""
         said = f"{change}no index of the set is in the plan; what it was before them is not known"
-        return Item("plans", query, None, f"{query}: {said}.")
+        return RollbackItem("plans", query, None, f"{query}: {said}.")
     found = diff(before, planned.after)
     if found.same:
-        return Item("plans", query, Word.SAME, f"{query}: the same plan as before.")
+        return RollbackItem("plans", query, Word.SAME, f"{query}: the same plan as before.")
     why = "no index of the set is in it: " + (_elsewise(planned) or "statistics, data or settings are others")
     if planned.unlike:
-        return Item("plans", query, Word.OPEN, f"{query}: {found.sentence}; {planned.unlike}, so that may be why.")
-    return Item("plans", query, Word.DIFFERENT, f"{query}: {found.sentence}; {why}.")
+        return RollbackItem(
+            "plans", query, Word.OPEN, f"{query}: {found.sentence}; {planned.unlike}, so that may be why."
+        )
+    return RollbackItem("plans", query, Word.DIFFERENT, f"{query}: {found.sentence}; {why}.")
 
 
-def _elsewise(planned: Planned) -> str:
+def _elsewise(planned: RollbackPlan) -> str:
     """What the catalogue said of the plan's tables then and now, where that is not the same."""
     said = []
     for after in planned.facts.tables:
@@ -160,7 +162,7 @@ def _elsewise(planned: Planned) -> str:
 Sizes = Mapping[str, Mapping[str, int]]  # by table: bytes of it, index_bytes of its indexes
 
 
-def size_items(before: Sizes, after: Sizes) -> Iterator[Item]:
+def size_items(before: Sizes, after: Sizes) -> Iterator[RollbackItem]:
     """Whether tables, and what indexes they still have, are as large as before, to a tenth or 64 kB."""
     for table in dict.fromkeys([*before, *after]):
         then, now = before.get(table, {}), after.get(table, {})
@@ -171,14 +173,14 @@ def size_items(before: Sizes, after: Sizes) -> Iterator[Item]:
             said.append(f"{what} {size(is_now)}" + (f", before {size(was)}" if was != is_now else " as before"))
         if not alike and now.get("index_bytes", 0) > then.get("index_bytes", 0):
             said.append("what rows changed meanwhile left in them goes with REINDEX TABLE CONCURRENTLY")
-        yield Item("sizes", table, Word.SAME if alike else Word.DIFFERENT, f"{table}: {'; '.join(said)}.")
+        yield RollbackItem("sizes", table, Word.SAME if alike else Word.DIFFERENT, f"{table}: {'; '.join(said)}.")
 
 
-def latency_item(found: Comparison, blocks: int) -> Item:
+def latency_item(found: Comparison, blocks: int) -> RollbackItem:
     """Whether one comparison with before shows a slowdown, by its interval."""
     name = f"{found.scenario}: {found.item}, {found.metric}"
     if found.ratio is None:
-        return Item("latency", name, Word.OPEN, f"{name}: the rounds are too few or unhealthy to be compared.")
+        return RollbackItem("latency", name, Word.OPEN, f"{name}: the rounds are too few or unhealthy to be compared.")
     value, interval = ratio(found.ratio)
     numbers = f"{name}: {value} of before {interval}"
     if found.verdict is Verdict.INCONCLUSIVE:
@@ -186,15 +188,17 @@ def latency_item(found: Comparison, blocks: int) -> Item:
         needed = f"{enough} in place of {blocks} would tell whether it is equivalent"
         slower = percent(max(0.0, found.ratio.hi - 1))
         if found.ratio.hi <= 1 + SLOWER_BY:
-            return Item("latency", name, Word.SAME, f"{numbers}: not slower by more than {slower}; {needed}.")
+            return RollbackItem("latency", name, Word.SAME, f"{numbers}: not slower by more than {slower}; {needed}.")
         word = Word.OPEN if found.metric == "p50" else None
-        return Item("latency", name, word, f"{numbers}: inconclusive, slower by {slower} is possible; {needed}.")
+        return RollbackItem(
+            "latency", name, word, f"{numbers}: inconclusive, slower by {slower} is possible; {needed}."
+        )
     word, said = {
         Verdict.EQUIVALENT: (Word.SAME, f"equivalent within {percent(found.margin)}"),
         Verdict.FASTER: (Word.SAME, "faster, and so not slower"),
         Verdict.SLOWER: (Word.DIFFERENT, "slower"),
     }.get(found.verdict, (Word.OPEN, "the rounds are too few or unhealthy to be compared"))
-    return Item("latency", name, word, f"{numbers}: {said}.")
+    return RollbackItem("latency", name, word, f"{numbers}: {said}.")
 
 
 def _near(before: float, after: float, share: float) -> bool:

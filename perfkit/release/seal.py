@@ -25,10 +25,10 @@ from perfkit.bundle import read_object, reading, write_atomically
 from perfkit.errors import BundleError, UsageError
 from perfkit.release.items import written
 
-FILE = "seal.json"
+SEAL_FILE = "seal.json"
 PAGE = "decision.html"
 DERIVED = ("report.html", "load.html", "summary.md", "samples.csv")  # made of the evidence, and made again at will
-FORMAT = 1
+SEAL_FORMAT = 1
 SHORT = 12  # digits of the content hash that are read out; fewer than MIN prove little
 MIN = 8
 
@@ -67,7 +67,7 @@ def seal(folder: Path, now: datetime | None = None) -> Seal:
 
 def seal_pages(folder: Path) -> Seal:
     """Add the pages, which hold the content hash, to a folder's seal. Raises BundleError."""
-    found = read(folder)
+    found = read_seal(folder)
     pages = {name: _hash(folder / name) for name in (PAGE, *DERIVED) if (folder / name).is_file()}
     return _write(folder, Seal(found.on, found.content, found.files, pages))
 
@@ -87,10 +87,10 @@ def content(files: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def read(folder: Path) -> Seal:
+def read_seal(folder: Path) -> Seal:
     """A folder's seal. Raises BundleError where there is none, or it is damaged."""
-    path = folder / FILE
-    said = read_object(path, "a folder that `perfkit gate` sealed", "a seal", FORMAT)
+    path = folder / SEAL_FILE
+    said = read_object(path, "a folder that `perfkit gate` sealed", "a seal", SEAL_FORMAT)
     with reading(path):
         return Seal(str(said["sealed"]), str(said["content"]), dict(said["files"]), dict(said["pages"]))
 
@@ -98,7 +98,7 @@ def read(folder: Path) -> Seal:
 def verify(path: Path) -> Verified:
     """Hold a sealed folder, or that of a page, against its seal. Raises BundleError where there is no seal to read."""
     folder = path.parent if path.is_file() else path
-    found = read(folder)
+    found = read_seal(folder)
     if path.is_file() and path.name not in found.pages:
         raise BundleError(f"{path}: not among the sealed pages of its folder; expected {PAGE} where it was written")
     sealed = {**found.files, **found.pages}
@@ -122,8 +122,14 @@ def require_hash(text: str) -> str:
 
 
 def _write(folder: Path, found: Seal) -> Seal:
-    said = {"format": FORMAT, "sealed": found.on, "content": found.content, "files": found.files, "pages": found.pages}
-    write_atomically(folder / FILE, json.dumps(said, indent=1) + "\n")
+    said = {
+        "format": SEAL_FORMAT,
+        "sealed": found.on,
+        "content": found.content,
+        "files": found.files,
+        "pages": found.pages,
+    }
+    write_atomically(folder / SEAL_FILE, json.dumps(said, indent=1) + "\n")
     return found
 
 
@@ -133,7 +139,7 @@ def _names(folder: Path) -> Iterator[str]:
         folders.sort()
         for name in sorted(files):
             path = Path(parent, name)
-            if not name.startswith(".") and path != folder / FILE and path.is_file():
+            if not name.startswith(".") and path != folder / SEAL_FILE and path.is_file():
                 yield path.relative_to(folder).as_posix()
 
 

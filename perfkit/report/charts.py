@@ -32,7 +32,7 @@ Drawn = tuple[str, str]  # SVG, and what it shows in words
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class ChartSeries:
     """One arm in one chart: values in ms, at the positions of their rounds where time matters."""
 
     arm: str
@@ -46,7 +46,7 @@ def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
     samples = _samples(rounds)
 
     def chart(scenario: str) -> Drawn:
-        series = [Series(arm, samples[scenario, arm]) for arm in subject.arms if samples.get((scenario, arm))]
+        series = [ChartSeries(arm, samples[scenario, arm]) for arm in subject.arms if samples.get((scenario, arm))]
         finding = _finding(series, limit)
         return draw_svg(
             f"ecdf-{scenario}", subject.label(scenario), finding, lambda ax: _ecdf(ax, subject, series, limit)
@@ -69,7 +69,7 @@ def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
 
     def chart(scenario: str) -> Drawn:
         series = [
-            Series(arm, [y for _, y in found], [x for x, _ in found])
+            ChartSeries(arm, [y for _, y in found], [x for x, _ in found])
             for arm in subject.arms
             if (found := medians.get((scenario, arm)))
         ]
@@ -95,7 +95,7 @@ def _samples(rounds: Sequence[Round]) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def _ecdf(ax: Axes, subject: Subject, series: Sequence[Series], limit: float | None) -> None:
+def _ecdf(ax: Axes, subject: Subject, series: Sequence[ChartSeries], limit: float | None) -> None:
     curves = [(s, np.quantile(s.y, QUANTILES)) for s in series]
     low, high = min(c[0] for _, c in curves), max(c[-1] for _, c in curves)
     high = max(high, limit * 1.3) if limit else high
@@ -118,7 +118,7 @@ def _ecdf(ax: Axes, subject: Subject, series: Sequence[Series], limit: float | N
     ax.set_xlabel("response time, ms")
 
 
-def _strip(ax: Axes, subject: Subject, series: Sequence[Series]) -> None:
+def _strip(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> None:
     ax.set_yscale("log")
     lows, highs = min(min(s.y) for s in series), max(max(s.y) for s in series)
     room = max(1.5, (highs / lows) ** 0.15)
@@ -176,7 +176,7 @@ def _style(subject: Subject, arm: str) -> tuple[str, object, str]:
     return _STYLES[(arms.index(arm) if arm in arms else 0) % len(_STYLES)]
 
 
-def _finding(series: Sequence[Series], limit: float | None) -> str:
+def _finding(series: Sequence[ChartSeries], limit: float | None) -> str:
     parts = []
     for found in series:
         within = f", {numbers.percent(float(np.mean(np.asarray(found.y) <= limit)))} within the limit" if limit else ""
@@ -184,7 +184,7 @@ def _finding(series: Sequence[Series], limit: float | None) -> str:
     return "; ".join(parts) + "."
 
 
-def _drift(series: Sequence[Series]) -> str:
+def _drift(series: Sequence[ChartSeries]) -> str:
     """How the second half of the rounds compares with the first, arm by arm."""
     parts = []
     for found in series:

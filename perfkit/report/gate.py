@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from perfkit.bundle import Bundle, reading, require_spare, write_atomically
 from perfkit.config import Release, restored
 from perfkit.display import gate as shown
-from perfkit.display.html import Block, Opened
+from perfkit.display.html import Block, OpenedPage
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
 from perfkit.errors import UsageError
 from perfkit.release import answers, decision, seal
-from perfkit.release.answers import Answer
+from perfkit.release.answers import RecordedAnswer
 from perfkit.release.decision import Decided
 from perfkit.release.gate import judge
 from perfkit.release.items import written
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from perfkit.release.claims import Judged
 
 
-class GoNoGo(Opened):
+class GoNoGo(OpenedPage):
     """A decision from its folder; nothing here measures, asks or decides."""
 
     def __init__(self, folder: Path) -> None:
         """Read a run and the decision on it. Raises BundleError where a file is damaged or missing."""
         self.folder = folder
         self.decided: Decided = decision.read(folder)
-        self.seal: seal.Seal = seal.read(folder)
+        self.seal: seal.Seal = seal.read_seal(folder)
         self._release = _release(Bundle.open(folder))
 
     def render(self) -> Path:
@@ -140,7 +140,7 @@ def _release(bundle: Bundle) -> dict[str, Any]:
     return restored(Release, said, f"{bundle.path}/run.json: config.release").model_dump()
 
 
-def _decided(run: Run, arms: Sequence[str], standing: Sequence[Answer], watch: str) -> Decided:
+def _decided(run: Run, arms: Sequence[str], standing: Sequence[RecordedAnswer], watch: str) -> Decided:
     """The decision at this moment."""
     watched = None
     if watch:

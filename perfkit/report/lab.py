@@ -6,12 +6,12 @@ from pathlib import Path
 
 from perfkit.bundle import write_atomically
 from perfkit.display import lab as shown
-from perfkit.display.html import Block, Opened, code, escape
+from perfkit.display.html import Block, OpenedPage, code, escape
 from perfkit.display.table import Table
 from perfkit.lab.results import Lab, read
 
 
-class IndexLab(Opened):
+class IndexLab(OpenedPage):
     """A lab from its folder; nothing here measures."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from perfkit import numbers
 from perfkit.display.html import Block, escape
-from perfkit.lab.results import Lab, Worth
+from perfkit.lab.results import IndexValue, Lab
 from perfkit.report.svg import draw_svg
 
 KEPT, DROPPED = "#1f9d6b", "#c2571a"
@@ -31,12 +31,12 @@ def gain_against_cost(lab: Lab) -> Block:
     return Block(html, f"{CAPTION}\n{finding}")
 
 
-def _gain(worth: Worth) -> float:
+def _gain(worth: IndexValue) -> float:
     """How many times as fast the query is that gains most; at least 1."""
     return max([1.0, *(1 / c.ratio.value for c in worth.alone if c.ratio)])
 
 
-def _draw(ax: Axes, worths: Sequence[Worth]) -> None:
+def _draw(ax: Axes, worths: Sequence[IndexValue]) -> None:
     sizes, gains = [w.bytes / 1024 / 1024 for w in worths], [_gain(w) for w in worths]
     top = max(*gains, 2.0) ** 1.25
     ax.set_yscale("log")

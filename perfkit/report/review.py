@@ -10,7 +10,7 @@ from pathlib import Path
 from perfkit.bundle import Bundle, require_spare, write_atomically
 from perfkit.config import load
 from perfkit.display import review as shown
-from perfkit.display.html import Block, Opened
+from perfkit.display.html import Block, OpenedPage
 from perfkit.display.table import Table, markdown
 from perfkit.errors import BundleError, UsageError
 from perfkit.monitor.before_release import before_release
@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Review(Opened):
+class Review(OpenedPage):
     """A watch held against its targets; nothing here measures. `asked` is what its notebook is given."""
 
     folder: Path
@@ -59,7 +59,7 @@ class Review(Opened):
     @property
     def table(self) -> Table:
         """Targets and actuals."""
-        return shown.table(self.found)
+        return shown.review_table(self.found)
 
     @property
     def incidents(self) -> Block:
@@ -158,7 +158,7 @@ def as_markdown(found: Reviewed) -> str:
         markdown(shown.when(found)),
         "",
     ]
-    tables = [shown.table(found), shown.incident_table(found), *([shown.against(found)] if found.before else [])]
+    tables = [shown.review_table(found), shown.incident_table(found), *([shown.against(found)] if found.before else [])]
     for table in tables:
         lines += [table.caption, "", table.to_markdown(), ""] if table.rows else [f"{table.caption}: {table.note}", ""]
     return "\n".join(lines).rstrip() + "\n"

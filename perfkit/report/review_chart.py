@@ -12,7 +12,7 @@ from perfkit.monitor.period import clock, lasting
 from perfkit.monitor.review import Reviewed
 from perfkit.monitor.sentences import said, share
 from perfkit.report.watch_chart import Limit, Panel, Span, draw, finding, round_times
-from perfkit.report.watch_series import Series
+from perfkit.report.watch_series import WatchSeries
 
 WIDTH, HEIGHT = 1000, 64  # of the strip, in its own units
 LEAST = 2.0  # of its units, so that one interval of a day can be seen
@@ -43,7 +43,7 @@ def latency_over_time(found: Reviewed) -> Block:
 
 def _panel(found: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
     q = PERCENTILES[metric]
-    line = Series(found.period, found.about).percentile(q, found.period.width)
+    line = WatchSeries(found.period, found.about).percentile(q, found.period.width)
     rows = [row for row in found.rows if row.target.metric == metric and not row.target.item]
     limits = [Limit(row.target.at_most, "target") for row in rows if row.target.at_most is not None]
     whole = next((said(metric, row.actual.value) for row in rows if row.actual.value is not None), "")

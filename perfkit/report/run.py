@@ -10,7 +10,7 @@ from perfkit.analysis import analyse
 from perfkit.analysis.sentences import complete_blocks
 from perfkit.bundle import Bundle, Round, reading, write_atomically
 from perfkit.display import claims, database, decision, method, tables
-from perfkit.display.html import Block, Opened
+from perfkit.display.html import Block, OpenedPage
 from perfkit.display.subject import Subject
 from perfkit.display.table import Table
 from perfkit.errors import BundleError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class Run(Opened):
+class Run(OpenedPage):
     """A run from its bundle, analysed; nothing here measures or writes."""
 
     def __init__(self, bundle: Bundle) -> None:

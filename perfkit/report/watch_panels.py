@@ -13,7 +13,7 @@ from perfkit.monitor.sentences import said
 from perfkit.monitor.severity import limit
 from perfkit.monitor.standing import Standing
 from perfkit.report.watch_chart import LEVELS, Limit, Panel, Span
-from perfkit.report.watch_series import Line, Series
+from perfkit.report.watch_series import Line, WatchSeries
 
 # The figures whose rules a panel shows, beside its own.
 _RULES: Mapping[Metric, tuple[Metric, ...]] = {
@@ -27,7 +27,7 @@ _RULES: Mapping[Metric, tuple[Metric, ...]] = {
 
 def panels(found: Standing, period: Period, slug: str) -> Iterator[Panel]:
     """The panels of one period of the watch; `slug` tells them from those of another."""
-    series, everywhere = Series(period, found.record.about), [*_unwatched(period), *_down(found, period)]
+    series, everywhere = WatchSeries(period, found.record.about), [*_unwatched(period), *_down(found, period)]
     for metric, line in _lines(series):
         unit = {"error_rate": "%", "throughput": "per second"}.get(metric, "ms")
         yield Panel(
@@ -36,8 +36,8 @@ def panels(found: Standing, period: Period, slug: str) -> Iterator[Panel]:
             f"{_now(found, metric)}, {next(iter(found.spans))}",
             unit,
             line,
-            list(_limits(found, metric)),
-            [*everywhere, *_alerts(found, metric)],
+            list(_panel_limits(found, metric)),
+            [*everywhere, *_panel_alerts(found, metric)],
             series.slowest() if metric == "p99_ms" else None,
         )
 
@@ -47,7 +47,7 @@ def _now(found: Standing, metric: Metric) -> str:
     return "not enough samples" if value is None else said(metric, value)
 
 
-def _lines(series: Series) -> Iterator[tuple[Metric, Line]]:
+def _lines(series: WatchSeries) -> Iterator[tuple[Metric, Line]]:
     yield "p50_ms", series.percentile(50)
     yield "p95_ms", series.percentile(95)
     yield "p99_ms", series.percentile(99)
@@ -56,7 +56,7 @@ def _lines(series: Series) -> Iterator[tuple[Metric, Line]]:
     yield "throughput", series.throughput()
 
 
-def _limits(found: Standing, metric: Metric) -> Iterator[Limit]:
+def _panel_limits(found: Standing, metric: Metric) -> Iterator[Limit]:
     """Limits about everything, in the unit of the panel; a multiple of what is usual needs to know what that is."""
     for rule in found.watch.rule:
         if rule.metric in _RULES[metric] and not rule.item and (value := _in_panel(found, rule)) is not None:
@@ -75,7 +75,7 @@ def _in_panel(found: Standing, rule: WatchRule) -> float | None:
     return limit(rule)
 
 
-def _alerts(found: Standing, metric: Metric) -> Iterator[Span]:
+def _panel_alerts(found: Standing, metric: Metric) -> Iterator[Span]:
     """Alerts about the panel's figure, and those that no panel is about."""
     metrics = {rule.name: rule.metric for rule in found.watch.rule}
     elsewhere = {own for name, others in _RULES.items() if name != metric for own in others}

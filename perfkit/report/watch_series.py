@@ -35,7 +35,7 @@ class Line:
     width: float  # seconds of a stretch
 
 
-class Series:
+class WatchSeries:
     """The figures of everything that counts in a period, cut on demand."""
 
     def __init__(self, period: Period, about: About) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from perfkit.nested import loads
 from perfkit.slow.entries import BEGUN, MESSAGE, offset_of, parameters, time_of
-from perfkit.slow.model import Example, SlowQueries, Statement
+from perfkit.slow.model import Example, SlowQueries, SlowStatement
 from perfkit.slow.normal import Normals, digest
 from perfkit.stats import MIN_SAMPLES
 
@@ -256,7 +256,7 @@ class Digest:
         unread = dict(sorted(whole.unread.items(), key=lambda item: -item[1]))
         return SlowQueries(source, tuple(found), since, until, unread, tuple(whole._notes()))
 
-    def _statements(self) -> Iterator[Statement]:
+    def _statements(self) -> Iterator[SlowStatement]:
         by_text: dict[str, _Group] = {}
         for group in self._groups.values():
             if group.known:
@@ -298,9 +298,9 @@ class Digest:
             yield f"times are {zone}'s, of which only the server knows the distance to UTC; shown as UTC"
 
 
-def _statement(key: str, group: _Group) -> Statement:
+def _statement(key: str, group: _Group) -> SlowStatement:
     example = Example(group.example, parameters(group.detail), group.slowest) if group.example else None
-    return Statement(
+    return SlowStatement(
         key, group.text, group.calls, group.total, _p95(group), first=time_of(group.first), last=time_of(group.last),
         example=example, plan=loads(group.plan) if group.plan else None,
     )  # fmt: skip

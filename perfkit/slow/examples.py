@@ -14,17 +14,17 @@ from psycopg.rows import tuple_row
 
 from perfkit.errors import PlanError
 from perfkit.explain.candidates import quoted
-from perfkit.explain.capture import Options, explained, session
+from perfkit.explain.capture import ExplainSpec, explained, session
 from perfkit.explain.facts import ask, read_facts
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import read_plan
 from perfkit.explain.safety import effects
 from perfkit.postgres import catalog
 from perfkit.postgres.extended import send
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.slow import placing
 from perfkit.slow.preparing import Type, parameter_types
-from perfkit.slow.uses import Scan, Use, scans
+from perfkit.slow.uses import StatementScan, StatementUse, scans
 
 PAGES, ROWS = 64.0, 2000  # of a table that are looked at, at most
 TIMEOUT_S = 10.0
@@ -47,7 +47,7 @@ class Value:
     origin: str
 
 
-def example_rows(place: Place, text: str, n: int = 1, seed: int = 1) -> list[tuple[Value, ...]]:
+def example_rows(place: Database, text: str, n: int = 1, seed: int = 1) -> list[tuple[Value, ...]]:
     """`n` sets of values for a `prepared` statement with `$1`, `$2`, ...; the same for the same seed and data.
 
     All is read in a transaction that cannot write: at most ROWS rows of a table, in about PAGES pages. Raises PlanError
@@ -55,8 +55,8 @@ def example_rows(place: Place, text: str, n: int = 1, seed: int = 1) -> list[tup
     """
     with session(place.session, TIMEOUT_S) as connection:
         types = parameter_types(connection, text)
-        plan = read_plan(explained(connection, text, None, Options(analyze=False, generic=True)))
-        tables = scans(Look(plan, read_facts(ask(connection, plan))), text)
+        plan = read_plan(explained(connection, text, None, ExplainSpec(analyze=False, generic=True)))
+        tables = scans(FindingContext(plan, read_facts(ask(connection, plan))), text)
         known = _Known(place, connection, types, n, seed)
         found = {number: _constant(known, *given) for number, given in _fixed(text, types).items()}
         for scan in tables:
@@ -69,7 +69,7 @@ def example_rows(place: Place, text: str, n: int = 1, seed: int = 1) -> list[tup
 class _Known:
     """What values are made from."""
 
-    place: Place
+    place: Database
     connection: psycopg.Connection[Any]
     types: Mapping[int, Type]
     n: int
@@ -79,7 +79,7 @@ class _Known:
         """Chance of its own for everything that is drawn."""
         return Random(f"{self.seed}/{what}")
 
-    def of(self, scan: Scan, uses: Sequence[Use]) -> dict[int, list[Value]]:
+    def of(self, scan: StatementScan, uses: Sequence[StatementUse]) -> dict[int, list[Value]]:
         """Values for a table's uses, as far as it has some."""
         new = {
             use.number: _plain(self, self.types[use.number], "a new one, for it is unique")
@@ -92,7 +92,7 @@ class _Known:
             return new | {uses[0].number: found}
         return new | (self._rows(scan, uses) if uses else {})
 
-    def _fitting(self, scan: Scan, uses: Sequence[Use]) -> list[Use]:
+    def _fitting(self, scan: StatementScan, uses: Sequence[StatementUse]) -> list[StatementUse]:
         """Those whose column's values are values of the parameter's type."""
         if not uses:
             return []
@@ -107,13 +107,13 @@ class _Known:
         )
         return [use for use, oid in zip(uses, oids, strict=True) if self._fits(use, oid, kinds.get(oid, ""))]
 
-    def _fits(self, use: Use, oid: int, category: str) -> bool:
+    def _fits(self, use: StatementUse, oid: int, category: str) -> bool:
         wanted = self.types[use.number]
         if use.operator == "= ANY":
             return oid == wanted.element or (category == wanted.element_category and category in _ALIKE)
         return oid == wanted.oid or (category == wanted.category and category in _ALIKE)
 
-    def _counted(self, scan: Scan, use: Use) -> list[Value]:
+    def _counted(self, scan: StatementScan, use: StatementUse) -> list[Value]:
         """Values of a column from its statistics, each as often as there are rows with it."""
         asked = {"schema": scan.schema, "table": scan.table, "column": use.column}
         cursor = self.connection.cursor(row_factory=tuple_row)
@@ -129,7 +129,7 @@ class _Known:
             found.append(Value(use.number, self.types[use.number].type, text, said))
         return found
 
-    def _rows(self, scan: Scan, uses: Sequence[Use]) -> dict[int, list[Value]]:
+    def _rows(self, scan: StatementScan, uses: Sequence[StatementUse]) -> dict[int, list[Value]]:
         """Values that stand in one row, so that all conditions on its table hold for it."""
         rows = self._sampled(scan, uses)
         if not rows:
@@ -150,7 +150,7 @@ class _Known:
                 found[use.number].append(Value(use.number, self.types[use.number].type, text, f"a row of {scan.table}"))
         return found
 
-    def _sampled(self, scan: Scan, uses: Sequence[Use]) -> list[tuple[str, ...]]:
+    def _sampled(self, scan: StatementScan, uses: Sequence[StatementUse]) -> list[tuple[str, ...]]:
         """Rows of a table that meet the statement's other conditions, or else any."""
         values = ", ".join(f"({self._value(use)})::text" for use in uses)
         there = [f"({_element(use)}) IS NOT NULL" for use in uses]
@@ -164,7 +164,7 @@ class _Known:
                 return rows
         return []
 
-    def _value(self, use: Use) -> str:
+    def _value(self, use: StatementUse) -> str:
         """What a parameter has to be for a row to be found."""
         wanted, subject = self.types[use.number], _element(use)
         if use.operator == "= ANY" or use.operator == "<> ALL":
@@ -194,7 +194,7 @@ class _Known:
         return cursor
 
 
-def _element(use: Use) -> str:
+def _element(use: StatementUse) -> str:
     """What the column's values are read from; of an array that a parameter is looked for in, its first element."""
     return f"({use.subject})[1]" if use.operator == "ANY =" else use.subject
 

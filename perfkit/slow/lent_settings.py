@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.external import External
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.text import first_line, visible
 
 Values = Mapping[str, str | None]  # by setting; None: none
@@ -136,7 +136,7 @@ class Note:
 
 
 @contextmanager
-def note(site: Site, numbers: Numbers, where: Where) -> Iterator[Note]:
+def note(site: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
     """The file for these sessions; closed, and removed where nothing is in it, when something goes wrong.
 
     Raises UsageError where another process has it, or where it cannot be written.
@@ -199,7 +199,7 @@ def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
     return tuple(map(visible, said))
 
 
-def left(site: Site) -> Iterator[tuple[Saved, Note | None]]:
+def left(site: Server) -> Iterator[tuple[Saved, Note | None]]:
     """What is lent on this server as far as this user's files tell; without a note where a process that runs has it.
 
     The caller removes or closes each note.
@@ -219,7 +219,7 @@ def left(site: Site) -> Iterator[tuple[Saved, Note | None]]:
             held.remove()
 
 
-def _folder(site: Site) -> Path:
+def _folder(site: Server) -> Path:
     """State, and not a cache, which anybody may empty; for a server of perfkit's own it goes with the server."""
     if not site.foreign:
         return Path(str(conninfo_to_dict(site.conninfo())["host"])) / "lent-settings"
@@ -228,7 +228,7 @@ def _folder(site: Site) -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "perfkit" / "lent-settings"
 
 
-def _prefix(site: Site) -> str:
+def _prefix(site: Server) -> str:
     """By the cluster, by whatever address it is reached."""
     system = site.system if isinstance(site, External) else ""
     return hashlib.sha256(system.encode()).hexdigest()[:16] + "-"

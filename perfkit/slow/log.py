@@ -16,7 +16,7 @@ from perfkit.slow.model import SlowQueries
 
 FORMS = ("json", "stderr")
 CHUNK = 1 << 20  # bytes that are looked at together
-_HEAD = 65_536  # bytes by which a form is told
+_FILE_HEAD = 65_536  # bytes by which a form is told
 _CSV = re.compile(rb'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [^,"\s]{1,10},(?:"[^"]*")?,(?:"[^"]*")?,\d*,', re.MULTILINE)
 
 
@@ -50,7 +50,7 @@ class LogReader:
             self._empty = False
             if self._log is None:
                 self._keep(piece)
-                if self._size < _HEAD:
+                if self._size < _FILE_HEAD:
                     continue
                 self._begin()
             else:
@@ -77,7 +77,7 @@ class LogReader:
     def _begin(self) -> None:
         """Tell the form by the first bytes, and read them."""
         whole = b"".join(self._parts)
-        head = whole[:_HEAD]
+        head = whole[:_FILE_HEAD]
         form = self._form or _form(head, self._source)
         if form == "json":
             self._log = jsonlog.JsonLog(self._database)

@@ -21,7 +21,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class SlowStatement:
     """One statement, whatever its values, with what it cost in the source's time. None: the source does not tell."""
 
     id: str  # the server's query id, or a digest of the normalised text
@@ -49,7 +49,7 @@ class SlowQueries:
     """What a source told: its statements, the largest total first, and what could not be read of it."""
 
     source: str  # in words: "pg_stat_statements of host:port/database", "the log server.json"
-    statements: tuple[Statement, ...]
+    statements: tuple[SlowStatement, ...]
     since: datetime | None = None  # the time that the source covers
     until: datetime | None = None
     unread: Mapping[str, int] = field(default_factory=dict)  # by reason in words, how many records
@@ -60,6 +60,6 @@ class SlowQueries:
         """The time of all statements together, in ms."""
         return sum(statement.total_ms for statement in self.statements)
 
-    def share(self, statement: Statement) -> float:
+    def share(self, statement: SlowStatement) -> float:
         """A statement's part of the time of all."""
         return statement.total_ms / self.total_ms if self.total_ms else 0.0

@@ -11,7 +11,7 @@ from itertools import islice
 _LETTER = r"A-Za-z_\x80-\U0010ffff"
 _SIGN = r"(?!--|/\*)[-+*/<>=]"
 _ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
-_TOKEN = re.compile(
+_NORMAL_TOKEN = re.compile(
     rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
     |(?P<blank>[ \t\n\r\f\v\0]+|--[^\n\r]*)
     |(?P<mark>[(),.;\[\]](?![0-9]))
@@ -35,7 +35,7 @@ _BEFORE_A_VALUE = frozenset(
 _SPACED = _BEFORE_A_VALUE | {"EXCEPT", "EXISTS", "FILTER", "INTERSECT", "INTO", "JOIN", "LATERAL", "OVER", "WITH"}
 _ENDS_BY = frozenset("FETCH FOR FROM HAVING SELECT SET VALUES WHERE WINDOW".split())
 _MOST = 50_000  # tokens that are looked at
-_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
+_NORMAL_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
 _DOLLAR = re.compile(r"\$(?!\d)")
 _BY = re.compile(r"""\bBY\b(?:(?!(?<!")\b(?:LIMIT|OFFSET)\b).)*?(?<![\w$.])\d""", re.IGNORECASE | re.DOTALL)
 _REMEMBERED, _SHORT = 4_000, 4_000  # texts; characters of one
@@ -89,7 +89,7 @@ def _skeleton(text: str) -> str:
     """
     if "\\" in text or "--" in text or "/*" in text or "\0" in text or _DOLLAR.search(text):
         return text
-    key = _PLAIN.sub(lambda found: found[1] or ("'" if found[0][0] == "'" else "0"), text)
+    key = _NORMAL_PLAIN.sub(lambda found: found[1] or ("'" if found[0][0] == "'" else "0"), text)
     return text if _BY.search(key) else key
 
 
@@ -100,7 +100,7 @@ def _items(text: str) -> list[_Item]:
     row = (0, 0)  # the first row after VALUES, from its bracket to behind it
     by = -1  # how deep the ORDER BY or GROUP BY is, whose plain numbers are columns
     after_string = False
-    for kind, token in islice(_tokens(text), _MOST):
+    for kind, token in islice(_statement_tokens(text), _MOST):
         if kind == "string":
             if not after_string:  # strings that follow each other are one
                 out.append(0)
@@ -139,10 +139,10 @@ def _items(text: str) -> list[_Item]:
     return out
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
+def _statement_tokens(text: str) -> Iterator[tuple[str, str]]:
     """Each token with its kind; blanks and comments, which can be within comments, are left out."""
     place = 0
-    while match := _TOKEN.match(text, place):
+    while match := _NORMAL_TOKEN.match(text, place):
         kind, place = match.lastgroup, match.end()
         if kind == "comment":
             depth = 1

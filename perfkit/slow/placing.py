@@ -61,10 +61,10 @@ def placed(text: str) -> list[int]:
     return [lexeme.number for lexeme in lexemes(text) if lexeme.kind == "placeholder"]
 
 
-def named(text: str) -> str:
+def named_placeholders(text: str) -> str:
     """The same with `%(p1)s` for `$1`, and `%%` for a percent sign; as it is where it has no placeholder.
 
-    >>> named("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
+    >>> named_placeholders("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
     "SELECT %(p1)s WHERE x LIKE 'a%%' AND y = %(p1)s"
     """
     if not placeholders(text):

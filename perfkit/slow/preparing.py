@@ -13,12 +13,12 @@ from perfkit.errors import PlanError
 from perfkit.explain.capture import session
 from perfkit.postgres import catalog
 from perfkit.postgres.extended import send
-from perfkit.postgres.place import Place
+from perfkit.postgres.place import Database
 from perfkit.slow import mending
 from perfkit.slow.placing import placeholders
 from perfkit.text import first_line
 
-TIMEOUT_S = 10.0
+PREPARE_TIMEOUT_S = 10.0
 _PREPARE = "PREPARE perfkit_types AS "
 
 
@@ -35,14 +35,14 @@ class Type:
     label: str | None
 
 
-def prepared(place: Place, text: str) -> str:
+def prepared(place: Database, text: str) -> str:
     """A statement that can be prepared, from one whose constants were replaced by `$1`, `$2`, ...
 
     Where the server cannot tell a type without the constant, it is an integer for an operator and text elsewhere; one
     constant that got several numbers is one again. Raises PlanError in one line.
     """
     text = mending.preparable(text)
-    with session(place.session, TIMEOUT_S) as connection:
+    with session(place.session, PREPARE_TIMEOUT_S) as connection:
         for _ in range(1 + len(placeholders(text))):
             connection.execute("SAVEPOINT perfkit_prepared")
             try:

@@ -18,7 +18,7 @@ from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, some
 from perfkit.postgres.databases import connected
 from perfkit.postgres.external import External
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.slow.lent_settings import Note, Numbers, Saved, Where, left, lend, note, put_back
 from perfkit.text import first_line, visible
 
@@ -27,7 +27,7 @@ NEW_ONLY = "for new sessions: those that are connected now, a pool's too, are lo
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoggingSpec:
     """What to log: statements that take `ms` or longer, or a part of them; with plans where auto_explain is there."""
 
     ms: float = 100.0
@@ -69,7 +69,7 @@ class Logging:
     where: Where
     changed: Mapping[str, str]  # by setting
     notes: tuple[str, ...]
-    _site: Site = field(repr=False)
+    _site: Server = field(repr=False)
     _database: str = field(repr=False)
     _held: Note | None = field(repr=False)  # None: it is off, or kept
 
@@ -109,7 +109,7 @@ class Logging:
 
 
 def logging_on(
-    site: Site, database: str, options: Options | None = None, where: Where | None = None, *, keep: bool = False
+    site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None, *, keep: bool = False
 ) -> Logging:
     """Switch it on `where`: else for the database, or where the server refuses that, for one's own role in it.
 
@@ -117,7 +117,7 @@ def logging_on(
     with `restore`. Raises TargetRefused where the owner has not allowed DDL, or with the SQL for its owner where the
     server refuses; UsageError where it is on already; ServerError.
     """
-    options = options or Options()
+    options = options or LoggingSpec()
     if isinstance(site, External):
         require_allowed(site, "ddl", "its settings may not be changed")
     restore(site, database, killed_only=True)
@@ -141,19 +141,21 @@ def logging_on(
     raise TargetRefused(visible(f"{site.name}: {refusals[0]}"))
 
 
-def script(site: Site, database: str, options: Options | None = None, where: Where | None = None) -> tuple[str, str]:
+def script(
+    site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None
+) -> tuple[str, str]:
     """The SQL for its owner to switch it on, and to put back what is there now; nothing is changed. Raises ServerError.
 
     Without `where` for the database.
     """
     place = where or Where(database=database)
     with connected(site, database, user="postgres") as connection:
-        wanted, _ = _wanted(connection, options or Options(), catalog.row(connection, "slow_logging"))
+        wanted, _ = _wanted(connection, options or LoggingSpec(), catalog.row(connection, "slow_logging"))
         settings = Numbers.of(connection, place).settings(connection)[1]
     return place.script(wanted), place.script({name: settings.get(name) for name in wanted})
 
 
-def restore(site: Site, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
+def restore(site: Server, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
     """Switch off what is on at this server, as far as this user's files tell; what was done, in words.
 
     With `killed_only` only what a process left that is no more. Raises ServerError where the server refuses, with SQL
@@ -180,7 +182,7 @@ class _Refused(Exception):
 
 
 def _switched(
-    connection: Connection, site: Site, place: Where, wanted: Mapping[str, str], options: Options, keep: bool
+    connection: Connection, site: Server, place: Where, wanted: Mapping[str, str], options: LoggingSpec, keep: bool
 ) -> tuple[Note, Saved, list[str]]:
     """Change what may be changed; the file that tells so is there before it takes effect."""
     numbers = Numbers.of(connection, place)
@@ -203,7 +205,7 @@ def _switched(
         return held, saved, said
 
 
-def _wanted(connection: Connection, options: Options, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def _wanted(connection: Connection, options: LoggingSpec, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """The settings to change, those without which there is nothing first; and what a reader has to know."""
     wanted, notes = dict(options.least), [NEW_ONLY]
     if facts["query_id"] == "off" or (facts["query_id"] == "auto" and not facts["statements_loaded"]):

@@ -12,7 +12,7 @@ import psycopg
 from perfkit.errors import ServerError
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
-from perfkit.postgres.site import Connection, Site
+from perfkit.postgres.site import Connection, Server
 from perfkit.slow.log import LogReader
 from perfkit.slow.model import SlowQueries
 from perfkit.slow.statements import own
@@ -101,7 +101,7 @@ def opened(connection: Connection, name: str, last: int = LAST) -> ServerLog:
     raise ServerError(visible(f"{name}: {lacking}"))
 
 
-def read(site: Site, database: str, last: int = LAST) -> SlowQueries:
+def read_server_log(site: Server, database: str, last: int = LAST) -> SlowQueries:
     """The slow statements of a database in its server's log, of the last bytes of a longer one. Raises ServerError."""
     with connected(site, database, user="postgres") as connection:
         log = opened(connection, site.name, last)
@@ -111,7 +111,7 @@ def read(site: Site, database: str, last: int = LAST) -> SlowQueries:
         return _told(log, reader)
 
 
-def follow(site: Site, database: str, every_s: float = 2.0, last: int = 0) -> Iterator[SlowQueries]:
+def follow_server_log(site: Server, database: str, every_s: float = 2.0, last: int = 0) -> Iterator[SlowQueries]:
     """What was logged from now on, or from `last` bytes ago, again and again until it is closed. Raises ServerError."""
     with connected(site, database, user="postgres") as connection:
         log = opened(connection, site.name, last)

@@ -16,7 +16,7 @@ from perfkit.base import resources
 from perfkit.errors import ServerError, UsageError
 from perfkit.postgres import catalog
 from perfkit.postgres.site import Connection
-from perfkit.slow.model import SlowQueries, Statement
+from perfkit.slow.model import SlowQueries, SlowStatement
 from perfkit.text import first_line, visible
 
 NAME = "pg_stat_statements"
@@ -134,7 +134,7 @@ def _less(entry: Entry, base: Entry) -> Entry:
     return {**entry, **more, **counted}
 
 
-def _merged(entries: Iterable[Entry]) -> tuple[Statement, ...]:
+def _merged(entries: Iterable[Entry]) -> tuple[SlowStatement, ...]:
     """One statement for every query id, whoever sent it, without perfkit's own; the largest total first."""
     by_id: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -143,10 +143,10 @@ def _merged(entries: Iterable[Entry]) -> tuple[Statement, ...]:
     return tuple(sorted(map(_statement, by_id.values()), key=lambda s: (-s.total_ms, s.id)))
 
 
-def _statement(entries: list[Entry]) -> Statement:
+def _statement(entries: list[Entry]) -> SlowStatement:
     counted = {name: [entry[name] for entry in entries] for name in _COUNTED}
     since = [entry["since"] for entry in entries if entry["since"]]
-    return Statement(
+    return SlowStatement(
         entries[0]["id"],
         entries[0]["text"],
         sum(entry["calls"] for entry in entries),

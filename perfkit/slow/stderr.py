@@ -28,9 +28,9 @@ PREFIXES = (
     "%t [%p] %q%u@%d ",
 )
 _HEAD = re.compile(r"^(.{1,500}?)(?:LOG|ERROR|WARNING|FATAL|DETAIL|STATEMENT):  ", re.MULTILINE)
-_TIME = r"\d{4}-[01]\d-[0-3]\d [0-2]\d:[0-6]\d:[0-6]\d(?:\.\d{3})? (?:[A-Z][A-Za-z]{1,5}|[-+]\d\d(?::?\d\d)?)"
+_STDERR_TIME = r"\d{4}-[01]\d-[0-3]\d [0-2]\d:[0-6]\d:[0-6]\d(?:\.\d{3})? (?:[A-Z][A-Za-z]{1,5}|[-+]\d\d(?::?\d\d)?)"
 _BEGINS = re.compile(rb"\n(?=[^\t])")
-_ANY = re.compile(rf"(?:.*?(?P<timestamp>{_TIME}))?(?:.*?\[(?P<pid>\d{{1,9}})\b)?.*", re.DOTALL)
+_ANY = re.compile(rf"(?:.*?(?P<timestamp>{_STDERR_TIME}))?(?:.*?\[(?P<pid>\d{{1,9}})\b)?.*", re.DOTALL)
 
 
 class StderrLog:
@@ -128,10 +128,10 @@ class _Prefix(PrefixParser):
         "e": r"(?P<error>\w{5})",
         "h": r"(?P<remote_host>\S*?)",
         "i": r"(?P<command_tag>.*?)",
-        "m": rf"(?P<timestamp_ms>{_TIME})",
+        "m": rf"(?P<timestamp_ms>{_STDERR_TIME})",
         "r": r"(?P<remote_host_r>\S*?)",
-        "s": rf"(?P<start>{_TIME})",
-        "t": rf"(?P<timestamp>{_TIME})",
+        "s": rf"(?P<start>{_STDERR_TIME})",
+        "t": rf"(?P<timestamp>{_STDERR_TIME})",
         "u": r"(?P<user>.*?)",
     }
     _format_re = re.compile(f"%([{''.join(_status_pat)}])")

@@ -14,7 +14,7 @@ from sqlglot.errors import SqlglotError
 
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate, alternatives, predicates
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.where import conditions, home
 from perfkit.explain.plan import Node
 from perfkit.slow.placing import lexemes, placeholders
@@ -26,7 +26,7 @@ WRITTEN = "="  # the operator of a column that is written
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class StatementUse:
     """A parameter and what it meets: `subject` is SQL over the table's columns."""
 
     number: int
@@ -43,14 +43,14 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
+class StatementScan:
     """A table as a statement reads it, its parameters' uses, and the conditions that hold for any of them."""
 
     schema: str
     table: str
     alias: str
     pages: float
-    uses: tuple[Use, ...]
+    uses: tuple[StatementUse, ...]
     always: tuple[str, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ class Scan:
         return f"{quoted(self.schema)}.{quoted(self.table)}"
 
 
-def scans(look: Look, text: str) -> tuple[Scan, ...]:
+def scans(look: FindingContext, text: str) -> tuple[StatementScan, ...]:
     """The tables in whose rows values for a statement's `$n` are found; each `$n` once, where most is known of it.
 
     `look` is at its generic plan.
@@ -79,7 +79,7 @@ def scans(look: Look, text: str) -> tuple[Scan, ...]:
     return tuple(kept)
 
 
-def _told(scan: Scan, uses: Iterable[Use]) -> tuple[Use, ...]:
+def _told(scan: StatementScan, uses: Iterable[StatementUse]) -> tuple[StatementUse, ...]:
     """A parameter that bounds a column on two sides is in the middle: it equals the column."""
     times = Counter(use.number for use in scan.uses)
     middle = (
@@ -88,7 +88,7 @@ def _told(scan: Scan, uses: Iterable[Use]) -> tuple[Use, ...]:
     return tuple(sorted(middle, key=lambda use: use.number))
 
 
-def _read(look: Look, node: Node, taken: set[int]) -> Scan | None:
+def _read(look: FindingContext, node: Node, taken: set[int]) -> StatementScan | None:
     """A node that reads a table, with its conditions."""
     if not node.text("Relation Name") or node.kind == "ModifyTable":
         return None
@@ -99,10 +99,10 @@ def _read(look: Look, node: Node, taken: set[int]) -> Scan | None:
     one_of = [p for whole in all_ for part in alternatives(whole) for p in predicates(part, alias, names)]
     uses = [use for p in (*all_, *one_of) for use in _uses(p, alias) if use.number not in taken]
     always = tuple(p.text for p in all_ if p.operator and not p.joined and not _PLANNED.search(p.text))
-    return Scan(schema, table, alias, known.pages if known else 0.0, tuple(uses), always)
+    return StatementScan(schema, table, alias, known.pages if known else 0.0, tuple(uses), always)
 
 
-def _uses(predicate: Predicate, alias: str) -> Iterator[Use]:
+def _uses(predicate: Predicate, alias: str) -> Iterator[StatementUse]:
     """The parameters of one condition."""
     if predicate.joined or predicate.operator == "OR":
         return
@@ -114,7 +114,9 @@ def _uses(predicate: Predicate, alias: str) -> Iterator[Use]:
         subject, numbers = f"{quoted(alias)}.{quoted(single)}", placeholders(predicate.text)
     for number in numbers:
         bare = re.fullmatch(rf"[(\s]*\${number}[)\s]*(?:::[\w \[\].\"()]+)?", predicate.value) is not None
-        yield Use(number, subject, predicate.column or (single if predicate.cast else ""), predicate.operator, bare)
+        yield StatementUse(
+            number, subject, predicate.column or (single if predicate.cast else ""), predicate.operator, bare
+        )
 
 
 def _inner(node: Node) -> Iterator[int]:
@@ -123,7 +125,7 @@ def _inner(node: Node) -> Iterator[int]:
         yield from placeholders(found[1])
 
 
-def _written(look: Look, text: str) -> Iterator[Scan]:
+def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
     """The columns that an INSERT or UPDATE writes a parameter to."""
     target = next((node for node in look.plan.nodes if node.kind == "ModifyTable"), None)
     if target is None:
@@ -135,11 +137,11 @@ def _written(look: Look, text: str) -> Iterator[Scan]:
         inserted = isinstance(statement, exp.Insert)
         single = {i.keys[0] for i in known.indexes if i.unique and len(i.keys) == 1} if known and inserted else set()
         uses = [
-            Use(number, f"{quoted(alias)}.{quoted(column)}", column, WRITTEN, True, quoted(column) in single)
+            StatementUse(number, f"{quoted(alias)}.{quoted(column)}", column, WRITTEN, True, quoted(column) in single)
             for column, value in _pairs(statement)
             for number in _numbers(value)
         ]
-        yield Scan(*home(look, target), alias, known.pages if known else 0.0, tuple(uses))
+        yield StatementScan(*home(look, target), alias, known.pages if known else 0.0, tuple(uses))
 
 
 def _pairs(statement: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:

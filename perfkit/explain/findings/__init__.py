@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from perfkit.explain.facts import NO_FACTS, Facts
+from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.findings.blocked import blocked_condition
 from perfkit.explain.findings.estimates import misestimate
 from perfkit.explain.findings.joins import correlated_subplan, nested_loop
 from perfkit.explain.findings.memory import hash_batches, sort_spill
-from perfkit.explain.findings.model import Finding, Limits, Look, Severity
+from perfkit.explain.findings.model import Finding, FindingContext, FindingLimits, Severity
 from perfkit.explain.findings.order import ordered_limit
 from perfkit.explain.findings.overheads import (
     jit_share,
@@ -23,7 +23,7 @@ from perfkit.explain.plan import Plan
 
 __all__ = ["Finding", "Severity", "findings"]
 
-RULES: tuple[Callable[[Look], Iterator[Finding]], ...] = (
+RULES: tuple[Callable[[FindingContext], Iterator[Finding]], ...] = (
     sequential_scan,
     index_filter,
     heap_fetches,
@@ -44,8 +44,8 @@ RULES: tuple[Callable[[Look], Iterator[Finding]], ...] = (
 _ORDER = (Severity.HIGH, Severity.MEDIUM, Severity.LOW)
 
 
-def findings(plan: Plan, facts: Facts = NO_FACTS, limits: Limits | None = None) -> list[Finding]:
+def findings(plan: Plan, facts: PlanFacts = NO_FACTS, limits: FindingLimits | None = None) -> list[Finding]:
     """Everything the rules find in a plan, gravest first. Never raises for a plan that could be read."""
-    look = Look(plan, facts, limits or Limits())
+    look = FindingContext(plan, facts, limits or FindingLimits())
     found = [finding for rule in RULES for finding in rule(look)]
     return sorted(found, key=lambda f: (_ORDER.index(f.severity), -f.share, f.node or 0, f.rule))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from perfkit.explain.candidates import comparable, quoted
 from perfkit.explain.conditions import Predicate, squeezed
 from perfkit.explain.facts import Index
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.where import (
     COLLATED,
     column_of,
@@ -52,7 +52,7 @@ _CALCULATED = re.compile(r"(?P<column>\w+) (?P<sign>[-+]) (?P<by>\d{1,9})|(?P<fi
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class Blocker:
     """What stands between a condition and an index: the rewrite, or the expression that an index can be made on."""
 
     what: str
@@ -62,7 +62,7 @@ class Block:
     found: Rewrite | None = None
 
 
-def blocked_condition(look: Look) -> Iterator[Finding]:
+def blocked_condition(look: FindingContext) -> Iterator[Finding]:
     """A function, cast, calculation, collation or pattern that keeps a condition from an index on its column."""
     for node in look.plan.nodes:
         if node.kind not in _SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
@@ -85,7 +85,7 @@ def blocked_condition(look: Look) -> Iterator[Finding]:
             )
 
 
-def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
+def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     """Return why no index on the column serves a condition that one could serve; None for all others."""
     if len(p.columns) != 1 or p.operator.startswith("IS "):
         return None
@@ -96,12 +96,12 @@ def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
     if c.operator == "IS NOT DISTINCT FROM":
         found = rewritten(c)
         other = "" if found else f"{c.subject} = {c.value} returns the same rows only where neither side is null."
-        return Block("with IS NOT DISTINCT FROM", _filled(found, name, c), hint=other, found=found)
+        return Blocker("with IS NOT DISTINCT FROM", _filled(found, name, c), hint=other, found=found)
     if not (p.equality or p.range or p.operator == "~~"):
         return None
     if collation := COLLATED.match(p.subject + " " + p.value):
         key = f"{subject.partition(' COLLATE')[0]} COLLATE {collation[1]}"
-        return Block(f"in the collation {collation[1]}", key=key)
+        return Blocker(f"in the collation {collation[1]}", key=key)
     if p.column:
         return _pattern(look, node, p)
     if comparable(p, table) or subject.startswith("ROW(") or (p.operator == "~~" and not p.prefix):
@@ -109,7 +109,7 @@ def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
     if subject.lower().startswith(("position(", "strpos(")):
         return None  # a search inside a text, which a B-tree would not help
     if p.cast == "text" and c.type == "text":
-        return Block(f"{name} in another collation", hint=f"Leave out COLLATE, or make an index on {name} with it.")
+        return Blocker(f"{name} in another collation", hint=f"Leave out COLLATE, or make an index on {name} with it.")
     what = _what(c, quoted(name), p.cast)
     found = rewritten(c)
     itself = _expression(p, c, what, quoted(name), placed(look, node))
@@ -117,13 +117,13 @@ def blocks(look: Look, node: Node, p: Predicate) -> Block | None:
     if found and found.sides and itself.key and not _ready(look, node, name):
         return itself
     if found:
-        return Block(what, _filled(found, name, c), found=found)
+        return Blocker(what, _filled(found, name, c), found=found)
     if c.type in _INTEGERS and p.cast in ("numeric", "double precision", "real") and p.operator == "=":
         return None  # a constant that no integer equals
     return itself
 
 
-def condition(look: Look, node: Node, p: Predicate) -> Condition:
+def condition(look: FindingContext, node: Node, p: Predicate) -> Condition:
     """Return a predicate on one column as the rules of rewriting see it."""
     (name,) = p.columns
     alias, table = node.text("Alias"), look.facts.of(node)
@@ -131,7 +131,7 @@ def condition(look: Look, node: Node, p: Predicate) -> Condition:
     return as_condition(plain(p.text, alias), plain(p.subject, alias), p, column.type if column else "")
 
 
-def added(block: Block, p: Predicate, others: Iterable[Predicate]) -> bool:
+def added(block: Blocker, p: Predicate, others: Iterable[Predicate]) -> bool:
     """Return whether the conditions that a rewrite adds are there already."""
     there = {q.operator[0] for q in others if q.column in p.columns and (q.range or q.operator == "=")}
     return block.found is not None and bool(block.found.sides) and block.found.sides <= there
@@ -143,7 +143,7 @@ def _filled(found: Rewrite | None, name: str, c: Condition) -> str:
     return found.filled(quoted(name), operand(value), text) if found else ""
 
 
-def _advice(look: Look, node: Node, p: Predicate, block: Block) -> tuple[str, str]:
+def _advice(look: FindingContext, node: Node, p: Predicate, block: Blocker) -> tuple[str, str]:
     table = look.facts.of(node)
     (name,) = p.columns
     if block.rewrite:
@@ -167,14 +167,14 @@ def _advice(look: Look, node: Node, p: Predicate, block: Block) -> tuple[str, st
     return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(look, node)} ({block.key})"
 
 
-def _ready(look: Look, node: Node, name: str) -> Index | None:
+def _ready(look: FindingContext, node: Node, name: str) -> Index | None:
     """Return a whole index whose first key is a column."""
     table = look.facts.of(node)
     own = (i for i in (table.indexes if table else ()) if i.keys[:1] == (quoted(name),))
     return next((i for i in own if i.valid and not i.predicate), None)
 
 
-def _pattern(look: Look, node: Node, p: Predicate) -> Block | None:
+def _pattern(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     """LIKE 'x%' with an index that is there, but sorted in the order of a language."""
     table = look.facts.of(node)
     if not p.prefix or not (name := column_of(p, table)):
@@ -183,7 +183,7 @@ def _pattern(look: Look, node: Node, p: Predicate) -> Block | None:
     plain_ones: list[Index] = [i for i in (table.indexes if table else ()) if i.keys[:1] == (key,) and i.valid]
     if not plain_ones or any("_pattern_ops" in i.definition for i in plain_ones):
         return None
-    return Block(f"the beginning of {key}, in a database that sorts by language", key=f"{key} text_pattern_ops")
+    return Blocker(f"the beginning of {key}, in a database that sorts by language", key=f"{key} text_pattern_ops")
 
 
 def _what(c: Condition, name: str, cast: str) -> str:
@@ -199,7 +199,7 @@ def _what(c: Condition, name: str, cast: str) -> str:
     return c.subject
 
 
-def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Block:
+def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Blocker:
     """Return the index on the expression itself, and how other conditions would differ."""
     bare = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
     bare = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", bare)
@@ -216,14 +216,14 @@ def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) ->
     known = allowed is not None and functions <= allowed[0] and casts <= allowed[1] and not (casts and "[]" in kind)
     moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare)
     if known and not moving and ("||" not in bare or c.type.startswith(("text", "character"))):
-        return Block(what, key=key, hint=hint)
+        return Blocker(what, key=key, hint=hint)
     hint = hint or f"Comparing {name} with a range returns the same rows only if every row in it meets the condition."
     if kind == _TZ:
-        return Block(what, hint=f"{hint} The expression cannot be indexed: it may depend on the session's TimeZone.")
+        return Blocker(what, hint=f"{hint} The expression cannot be indexed: it may depend on the session's TimeZone.")
     if moving:
-        return Block(what, hint=hint)
+        return Blocker(what, hint=hint)
     possible = f"CREATE INDEX ON {where} ({key}), which is possible if everything in it is IMMUTABLE."
-    return Block(what, hint=f"{hint} Or {possible}")
+    return Blocker(what, hint=f"{hint} Or {possible}")
 
 
 def _otherwise(c: Condition, name: str, cast: str) -> str:

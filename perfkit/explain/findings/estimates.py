@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from perfkit.explain.accounting import GATHERS
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate, predicates
-from perfkit.explain.facts import Table
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.facts import TableFacts
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.words import child, counted, inclusive, took, worth
 from perfkit.explain.freshness import stale
 from perfkit.explain.plan import Node
@@ -30,7 +30,7 @@ _MOST_COLUMNS = 8  # of a CREATE STATISTICS
 _NAME_BYTES = 63
 
 
-def misestimate(look: Look) -> Iterator[Finding]:
+def misestimate(look: FindingContext) -> Iterator[Finding]:
     """Row estimates that were far off, at the lowest node, where something above was planned for them."""
     nodes = look.plan.nodes
     parallel = any(node.kind in GATHERS for node in nodes)
@@ -70,7 +70,7 @@ def misestimate(look: Look) -> Iterator[Finding]:
         )
 
 
-def cure(look: Look, node: Node) -> tuple[str, str]:
+def cure(look: FindingContext, node: Node) -> tuple[str, str]:
     """What makes the estimate of a node better: advice, and the statement where one does it."""
     if node.text("Relation Name"):
         return _of_table(look, node)
@@ -89,7 +89,9 @@ def cure(look: Look, node: Node) -> tuple[str, str]:
     return "The planner cannot know it: put these rows into a temporary table, ANALYZE it and go on from there.", ""
 
 
-def conditions(node: Node, table: Table | None, keys: Iterable[str] = CONDITIONS, more: str = "") -> list[Predicate]:
+def conditions(
+    node: Node, table: TableFacts | None, keys: Iterable[str] = CONDITIONS, more: str = ""
+) -> list[Predicate]:
     """The conditions of a scan, each once, and `more`, that of a join."""
     names = frozenset(column.name for column in table.columns) if table and table.columns else None
     texts = [text for key in keys if (text := node.text(key))] + ([more] if more else [])
@@ -101,7 +103,7 @@ def qualified(schema: str, relation: str) -> str:
     return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
 
 
-def _off(look: Look, node: Node, parallel: bool) -> bool:
+def _off(look: FindingContext, node: Node, parallel: bool) -> bool:
     """Whether an estimate is far off, and the rows are what the node really had to give."""
     limits, parent, rows = look.limits, node.parent, node.rows
     expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # the same, and quick
@@ -163,7 +165,7 @@ def _planned_for(node: Node, off: set[int]) -> Node | None:
     return last
 
 
-def _of_table(look: Look, node: Node) -> tuple[str, str]:
+def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
     relation = node.text("Relation Name")
     table = look.facts.of(node)
     name = qualified(node.text("Schema"), relation)
@@ -208,7 +210,7 @@ def _of_table(look: Look, node: Node) -> tuple[str, str]:
     )
 
 
-def _of_expression(look: Look, node: Node, table: Table, found: Predicate) -> tuple[str, str]:
+def _of_expression(look: FindingContext, node: Node, table: TableFacts, found: Predicate) -> tuple[str, str]:
     advice = (
         f"The planner has no statistics of {found.subject} and guesses: compare the column as it is, or collect them."
     )
@@ -225,7 +227,7 @@ def _of_expression(look: Look, node: Node, table: Table, found: Predicate) -> tu
     return advice, _statistics(node, "", sorted(found.columns), f"({plain})")
 
 
-def _of_groups(look: Look, node: Node) -> tuple[str, str]:
+def _of_groups(look: FindingContext, node: Node) -> tuple[str, str]:
     """The number of groups; their columns are of one table as a rule."""
     keys = node.texts("Group Key")
     scans = {n.text("Alias"): n for n in node.below() if n.text("Relation Name")}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from perfkit.explain.candidates import candidate
 from perfkit.explain.conditions import Predicate
 from perfkit.explain.findings.estimates import conditions, cure
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.words import child, counted, inclusive, took, worth
 from perfkit.explain.plan import Node
 
@@ -16,7 +16,7 @@ _KEEPING = frozenset({"Materialize", "Memoize"})
 _INDEXED = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 
 
-def nested_loop(look: Look) -> Iterator[Finding]:
+def nested_loop(look: FindingContext) -> Iterator[Finding]:
     """Nested loops whose inner side is executed very often."""
     for node in look.plan.nodes:
         if node.kind != "Nested Loop" or not node.executed:
@@ -33,7 +33,7 @@ def nested_loop(look: Look) -> Iterator[Finding]:
             yield _searched(look, node, outer, inner, spent)
 
 
-def correlated_subplan(look: Look) -> Iterator[Finding]:
+def correlated_subplan(look: FindingContext) -> Iterator[Finding]:
     """Subqueries that are executed once for every row of the outer query."""
     for node in look.plan.nodes:
         if node.relationship != "SubPlan" or node.loops < look.limits.repeats or node.parent is None:
@@ -69,7 +69,7 @@ def correlated_subplan(look: Look) -> Iterator[Finding]:
         )
 
 
-def _whole(look: Look, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
+def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
     """An inner side that is read from end to end each time."""
     real = _real(scan)
     table = look.facts.of(real)
@@ -113,7 +113,7 @@ def _whole(look: Look, node: Node, inner: Node, scan: Node, spent: float) -> Fin
     )
 
 
-def _searched(look: Look, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
+def _searched(look: FindingContext, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
     """An index that is searched far more often than was planned for."""
     real = _real(inner)
     start = next(
@@ -160,7 +160,7 @@ def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
     return f"{index}Write it as a LEFT JOIN{' by ' + columns if columns else ''}, to find the rows for all at once."
 
 
-def _read_whole(look: Look, top: Node) -> Node | None:
+def _read_whole(look: FindingContext, top: Node) -> Node | None:
     """What is gone through from end to end each time: a sequential scan, or rows kept from one."""
     if top.kind in _KEEPING and top.kind != "Memoize":
         return top if _looked(top) >= look.limits.repeat_rows * top.loops else None
@@ -193,10 +193,10 @@ def _of(node: Node) -> str:
     return real.relation or f"the result of {real.name}"
 
 
-def _misled(look: Look, node: Node) -> bool:
+def _misled(look: FindingContext, node: Node) -> bool:
     """Whether far more rows came than expected."""
     return node.executed and node.misestimate >= look.limits.misestimate and node.rows >= look.limits.misestimate_rows
 
 
-def _large(look: Look, spent: float) -> bool:
+def _large(look: FindingContext, spent: float) -> bool:
     return not look.plan.timed or (worth(look, spent) and spent >= look.limits.repeat_share * look.plan.execution_ms)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from perfkit.explain.accounting import Raw
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.words import child, counted, memory, rounded, size, took, worth
 from perfkit.explain.plan import Node, number
 
@@ -21,7 +21,7 @@ _MARGIN = 1.15
 _GROUP_GROWS = 4  # times the disk that narrow rows take in memory
 
 
-def sort_spill(look: Look) -> Iterator[Finding]:
+def sort_spill(look: FindingContext) -> Iterator[Finding]:
     """Sorts that wrote their rows to disk."""
     for node in look.plan.nodes:
         if node.kind not in ("Sort", "Incremental Sort") or not (spilled := _spilled(node)):
@@ -52,7 +52,7 @@ def sort_spill(look: Look) -> Iterator[Finding]:
         )
 
 
-def hash_batches(look: Look) -> Iterator[Finding]:
+def hash_batches(look: FindingContext) -> Iterator[Finding]:
     """Hash tables, hashed groups and kept rows that were written to disk in part."""
     looks = {"Hash": _hash_table, "Aggregate": _groups}
     for node in look.plan.nodes:
@@ -61,7 +61,7 @@ def hash_batches(look: Look) -> Iterator[Finding]:
             yield from rule(look, node)
 
 
-def _hash_table(look: Look, node: Node) -> Iterator[Finding]:
+def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
     """The build side of a hash join."""
     join = node.parent
     if join is None or (batches := _largest(node, "Hash Batches")) <= 1:
@@ -85,7 +85,7 @@ def _hash_table(look: Look, node: Node) -> Iterator[Finding]:
     yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
 
 
-def _groups(look: Look, node: Node) -> Iterator[Finding]:
+def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
     """A hashed aggregate."""
     batches, disk = _largest(node, "HashAgg Batches"), _largest(node, "Disk Usage")
     spent = node.exclusive_ms or 0.0
@@ -102,7 +102,7 @@ def _groups(look: Look, node: Node) -> Iterator[Finding]:
     yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
 
 
-def _stored(look: Look, node: Node) -> Iterator[Finding]:
+def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
     """Rows kept to be read again; how much is told since 18, before that by the pages written."""
     disk = _PAGE_KB * node.own.get("Temp Written Blocks", 0.0)
     if node.text("Storage") == "Disk":
@@ -121,7 +121,7 @@ def _stored(look: Look, node: Node) -> Iterator[Finding]:
 
 
 def _advised(
-    look: Look, rule: str, node: Node, text: str, kb: float, first: str, spent: float, *, hashed: bool = False
+    look: FindingContext, rule: str, node: Node, text: str, kb: float, first: str, spent: float, *, hashed: bool = False
 ) -> Finding:
     """A finding with the memory that would do; a hash may use work_mem times hash_mem_multiplier."""
     now = memory(look.plan.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from perfkit.explain.facts import NO_FACTS, Facts
+from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Node, Plan
 
 
@@ -18,7 +18,7 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FindingLimits:
     """Thresholds of all rules, in one place; each is the least for which its rule speaks."""
 
     high_share: float = 0.4  # of the execution's time, for HIGH
@@ -67,12 +67,12 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FindingContext:
     """What rules look at: a plan, what the catalogue said of its tables, and the thresholds."""
 
     plan: Plan
-    facts: Facts = NO_FACTS
-    limits: Limits = field(default_factory=Limits)
+    facts: PlanFacts = NO_FACTS
+    limits: FindingLimits = field(default_factory=FindingLimits)
 
     def finding(
         self, rule: str, node: Node | None, text: str, advice: str, *, sql: str = "", ms: float | None = None

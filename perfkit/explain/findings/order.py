@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from perfkit.explain.candidates import quoted
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.scans import walks
 from perfkit.explain.findings.where import column_of, conditions, index_for, listed, sifted, usable, wasteful
 from perfkit.explain.findings.words import counted
@@ -17,14 +17,14 @@ _OTHERWISE = (
 )
 
 
-def ordered_limit(look: Look) -> Iterator[Finding]:
+def ordered_limit(look: FindingContext) -> Iterator[Finding]:
     """An index walked in the order that is wanted, past many rows that the filter does not want."""
     for node in look.plan.nodes:
         if node.kind not in ("Index Scan", "Index Only Scan") or not look.plan.analyzed:
             continue
         if not (found := sifted(look, node)) or not wasteful(look, node, found) or not walks(node):
             continue
-        advice, sql = _remedy(look, node)
+        advice, sql = _order_remedy(look, node)
         yield look.finding(
             "ordered-limit",
             node,
@@ -35,7 +35,7 @@ def ordered_limit(look: Look) -> Iterator[Finding]:
         )
 
 
-def _remedy(look: Look, node: Node) -> tuple[str, str]:
+def _order_remedy(look: FindingContext, node: Node) -> tuple[str, str]:
     """The filter's columns first, then the order's."""
     table = look.facts.of(node)
     filters = conditions(look, node, "Filter")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from perfkit.explain.accounting import GATHERS
 from perfkit.explain.candidates import quoted
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.words import counted, inclusive, percent, took, worth
 from perfkit.explain.plan import Node, number
 from perfkit.numbers import millis
@@ -43,7 +43,7 @@ _FORCED_BY = {
 }
 
 
-def workers_not_launched(look: Look) -> Iterator[Finding]:
+def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
     """Parallel parts that had to do with fewer workers than planned."""
     for node in look.plan.nodes:
         if node.kind not in GATHERS or not node.executed or "Workers Launched" not in node.raw:
@@ -70,7 +70,7 @@ def workers_not_launched(look: Look) -> Iterator[Finding]:
         )
 
 
-def jit_share(look: Look) -> Iterator[Finding]:
+def jit_share(look: FindingContext) -> Iterator[Finding]:
     """Compiling expressions took a large part of the execution."""
     plan, limits = look.plan, look.limits
     if not plan.jit_ms:
@@ -92,7 +92,7 @@ def jit_share(look: Look) -> Iterator[Finding]:
     )
 
 
-def trigger_time(look: Look) -> Iterator[Finding]:
+def trigger_time(look: FindingContext) -> Iterator[Finding]:
     """Triggers that took a large part of the execution."""
     plan = look.plan
     for trigger in plan.triggers:
@@ -117,7 +117,7 @@ def trigger_time(look: Look) -> Iterator[Finding]:
         )
 
 
-def _foreign_key(look: Look, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
+def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
     """What makes its check faster; nothing where it is as fast as checks are, `each` of them in ms."""
     if name.startswith("RI_ConstraintTrigger_c"):  # on the table that refers to another, which has a unique index
         return (_LOADED if each >= look.limits.trigger_call_ms else ""), ""
@@ -133,14 +133,14 @@ def _foreign_key(look: Look, name: str, constraint: str, relation: str, each: fl
     return (_REFERRED if each >= look.limits.trigger_call_ms else ""), ""
 
 
-def planning_share(look: Look) -> Iterator[Finding]:
+def planning_share(look: FindingContext) -> Iterator[Finding]:
     """Planning took longer than the execution."""
     plan, limits = look.plan, look.limits
     spent, whole = plan.planning_ms, plan.planning_ms + plan.execution_ms
     if not plan.analyzed or spent < limits.planning_ms or spent < limits.planning_share * whole:
         return
     joins = sum(node.kind in _JOINS for node in plan.nodes)
-    parts = max(_parts(node) for node in plan.nodes)
+    parts = max(_overhead_parts(node) for node in plan.nodes)
     reasons, advice = [], "Prepare the statement once for a connection and execute it often, so that its plan is kept."
     if parts >= _MANY_PARTS:
         reasons.append(counted(parts, "partition"))
@@ -162,7 +162,7 @@ def planning_share(look: Look) -> Iterator[Finding]:
     )
 
 
-def planner_setting(look: Look) -> Iterator[Finding]:
+def planner_setting(look: FindingContext) -> Iterator[Finding]:
     """The planner was not free to choose: an enable_ setting is off."""
     off = {
         name for name, value in look.plan.settings.items() if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
@@ -185,7 +185,7 @@ def planner_setting(look: Look) -> Iterator[Finding]:
     )
 
 
-def _parts(node: Node) -> float:
+def _overhead_parts(node: Node) -> float:
     """Partitions that a node reads, with those that were left out."""
     if node.kind not in ("Append", "Merge Append"):
         return 0

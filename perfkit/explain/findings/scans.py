@@ -9,7 +9,7 @@ from math import ceil
 from perfkit.explain.candidates import quoted
 from perfkit.explain.conditions import Predicate, alternatives, predicates
 from perfkit.explain.findings.blocked import blocks, condition
-from perfkit.explain.findings.model import Finding, Look
+from perfkit.explain.findings.model import Finding, FindingContext
 from perfkit.explain.findings.where import (
     Sifted,
     broken,
@@ -39,7 +39,7 @@ _PATTERNS = frozenset({"~~", "~~*", "~", "~*"})
 Remedy = tuple[str, str]  # advice and SQL
 
 
-def sequential_scan(look: Look) -> Iterator[Finding]:
+def sequential_scan(look: FindingContext) -> Iterator[Finding]:
     """A table read from end to end for a few rows."""
     for nodes in _together(look):
         node = nodes[0]
@@ -64,7 +64,7 @@ def sequential_scan(look: Look) -> Iterator[Finding]:
         yield look.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
 
 
-def index_filter(look: Look) -> Iterator[Finding]:
+def index_filter(look: FindingContext) -> Iterator[Finding]:
     """An index that finds many rows of which a filter keeps few."""
     for node in look.plan.nodes:
         if node.kind not in INDEX_SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
@@ -83,7 +83,7 @@ def index_filter(look: Look) -> Iterator[Finding]:
             )
 
 
-def heap_fetches(look: Look) -> Iterator[Finding]:
+def heap_fetches(look: FindingContext) -> Iterator[Finding]:
     """An index-only scan that has to look into the table all the same."""
     for node in look.plan.nodes:
         fetches = node.value("Heap Fetches") if node.kind == "Index Only Scan" else 0.0  # of all loops already
@@ -107,7 +107,7 @@ def heap_fetches(look: Look) -> Iterator[Finding]:
         )
 
 
-def lossy_bitmap(look: Look) -> Iterator[Finding]:
+def lossy_bitmap(look: FindingContext) -> Iterator[Finding]:
     """A bitmap that no longer fits into work_mem and remembers pages instead of rows."""
     for node in look.plan.nodes:
         if node.kind != "Bitmap Heap Scan":
@@ -155,7 +155,7 @@ def limited(node: Node) -> Node | None:
     return None
 
 
-def _together(look: Look) -> Iterator[list[Node]]:
+def _together(look: FindingContext) -> Iterator[list[Node]]:
     """Sequential scans with a filter; those of one table's partitions together."""
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in look.plan.nodes:
@@ -173,7 +173,7 @@ def _together(look: Look) -> Iterator[list[Node]]:
     yield from groups.values()
 
 
-def _whole(look: Look, nodes: Sequence[Node]) -> str:
+def _whole(look: FindingContext, nodes: Sequence[Node]) -> str:
     """The name of what is read: a table, or the partitioned table of several parts."""
     table = look.facts.of(nodes[0])
     if len(nodes) > 1:
@@ -181,11 +181,11 @@ def _whole(look: Look, nodes: Sequence[Node]) -> str:
     return nodes[0].relation
 
 
-def _known_pages(look: Look, nodes: Sequence[Node]) -> float:
+def _known_pages(look: FindingContext, nodes: Sequence[Node]) -> float:
     return sum(table.pages for node in nodes if (table := look.facts.of(node)))
 
 
-def _remedy(look: Look, node: Node, share: float) -> Remedy | None:
+def _remedy(look: FindingContext, node: Node, share: float) -> Remedy | None:
     """What would find the rows of a scan; None where nothing is better than reading them all."""
     found, table = conditions(look, node, "Filter"), look.facts.of(node)
     good = usable(found, table)
@@ -202,7 +202,7 @@ def _remedy(look: Look, node: Node, share: float) -> Remedy | None:
 
 
 def _index(
-    look: Look, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
+    look: FindingContext, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
 ) -> Remedy | None:
     """The B-tree for what is compared as it is."""
     table = look.facts.of(node)
@@ -222,7 +222,7 @@ def _index(
     return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
 
 
-def _either(look: Look, node: Node, predicate: Predicate) -> Remedy | None:
+def _either(look: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
     """An index for each of the conditions of an OR."""
     table = look.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
@@ -244,7 +244,7 @@ def _either(look: Look, node: Node, predicate: Predicate) -> Remedy | None:
     )
 
 
-def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
+def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
     """The index for what no B-tree serves: patterns, documents, arrays, ranges, full text."""
     key, table = plain(p.subject, node.text("Alias")), look.facts.of(node)
     name = quoted(column_of(p, table))
@@ -283,7 +283,7 @@ def _other_kind(look: Look, node: Node, p: Predicate) -> Remedy | None:
     return f"A {'GiST' if method == 'gist' else 'GIN'} index on {key} serves {p.operator}; a B-tree does not.", made
 
 
-def _partial(look: Look, node: Node, p: Predicate) -> Remedy | None:
+def _partial(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
     """An index of the few rows that differ from a constant."""
     if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
         return None
@@ -298,7 +298,7 @@ def _same(one: str, other: str) -> bool:
     return re.sub(r"[\s()]", "", one) == re.sub(r"[\s()]", "", other)
 
 
-def _sharper(look: Look, node: Node) -> Remedy | None:
+def _sharper(look: FindingContext, node: Node) -> Remedy | None:
     """An index that also has the filter's columns."""
     table = look.facts.of(node)
     found, bitmaps = conditions(look, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
@@ -319,7 +319,7 @@ def _sharper(look: Look, node: Node) -> Remedy | None:
     return f"An index on {listed(best.columns)} finds only the rows that are wanted.", best.sql
 
 
-def _beside(look: Look, node: Node, found: Sequence[Predicate]) -> Remedy | None:
+def _beside(look: FindingContext, node: Node, found: Sequence[Predicate]) -> Remedy | None:
     for p in found:
         if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
             return remedy
@@ -352,7 +352,7 @@ def _blocks(node: Node, key: str) -> float:
     return node.value(key) + sum(n for n in own if isinstance(n, int | float) and 0 <= n <= 1e12)
 
 
-def _bitmap_mb(look: Look, node: Node, pages: float) -> int:
+def _bitmap_mb(look: FindingContext, node: Node, pages: float) -> int:
     """work_mem in MB, a power of two, for one execution's bitmap; each of several may cover more than their AND."""
     scans = max(1.0, node.loops / node.processes)
     table = look.facts.of(node)

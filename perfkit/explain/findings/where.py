@@ -9,8 +9,8 @@ from math import prod
 
 from perfkit.explain.candidates import Candidate, candidate, comparable, quoted
 from perfkit.explain.conditions import Predicate, predicates
-from perfkit.explain.facts import Index, Table
-from perfkit.explain.findings.model import Look
+from perfkit.explain.facts import Index, TableFacts
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.words import percent, worth
 from perfkit.explain.freshness import stale
 from perfkit.explain.plan import Node
@@ -41,7 +41,7 @@ class Sifted:
         return f"{self.kept:,.0f} ({percent(self.share)})" if round(self.kept) else "none"
 
 
-def sifted(look: Look, node: Node) -> Sifted | None:
+def sifted(look: FindingContext, node: Node) -> Sifted | None:
     """What a scan kept; expected where nothing was executed, None where nothing is known."""
     if "Filter" not in node.raw:
         return None
@@ -53,13 +53,13 @@ def sifted(look: Look, node: Node) -> Sifted | None:
     return Sifted(node.estimated, table.rows, 0.0) if table else None
 
 
-def wasteful(look: Look, node: Node, found: Sifted) -> bool:
+def wasteful(look: FindingContext, node: Node, found: Sifted) -> bool:
     """Whether a scan looked at many rows to keep few, in a time that matters."""
     limits = look.limits
     return found.seen >= limits.sifted_rows and found.share <= limits.sifted_share and worth(look, found.ms)
 
 
-def conditions(look: Look, node: Node, *keys: str) -> tuple[Predicate, ...]:
+def conditions(look: FindingContext, node: Node, *keys: str) -> tuple[Predicate, ...]:
     """A scan's conditions of some kinds, taken apart."""
     table = look.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
@@ -67,7 +67,7 @@ def conditions(look: Look, node: Node, *keys: str) -> tuple[Predicate, ...]:
     return tuple(p for key in keys for text in node.texts(key) for p in predicates(text, alias, names))
 
 
-def column_of(predicate: Predicate, table: Table | None) -> str:
+def column_of(predicate: Predicate, table: TableFacts | None) -> str:
     """The column whose plain index serves a condition; "" where a collation or a volatile value is in the way."""
     if COLLATED.match(predicate.subject + " " + predicate.value) or _UNSTABLE.search(predicate.value):
         return ""
@@ -77,12 +77,12 @@ def column_of(predicate: Predicate, table: Table | None) -> str:
     return comparable(predicate, table)
 
 
-def usable(found: Iterable[Predicate], table: Table | None) -> list[Predicate]:
+def usable(found: Iterable[Predicate], table: TableFacts | None) -> list[Predicate]:
     """The conditions that an index on the plain column would serve."""
     return [p for p in found if (p.equality or p.range or p.prefix) and column_of(p, table)]
 
 
-def home(look: Look, node: Node) -> tuple[str, str]:
+def home(look: FindingContext, node: Node) -> tuple[str, str]:
     """Schema and name of the table that gets an index: of a partition, the whole."""
     table = look.facts.of(node)
     if table and table.parent:
@@ -90,13 +90,15 @@ def home(look: Look, node: Node) -> tuple[str, str]:
     return (table.schema if table else node.text("Schema")), node.text("Relation Name")
 
 
-def placed(look: Look, node: Node) -> str:
+def placed(look: FindingContext, node: Node) -> str:
     """That table as SQL writes it."""
     schema, name = home(look, node)
     return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
 
 
-def index_for(look: Look, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()) -> Candidate | None:
+def index_for(
+    look: FindingContext, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()
+) -> Candidate | None:
     """An index that serves conditions, or the one that is there and would."""
     table = look.facts.of(node)
     if len(found) == 1 and (row := _row(found[0], table)):
@@ -113,13 +115,13 @@ def index_for(look: Look, node: Node, found: Sequence[Predicate], order: Sequenc
     return good
 
 
-def broken(table: Table, columns: Sequence[str]) -> Index | None:
+def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
     """An index on these columns that a failed CREATE INDEX CONCURRENTLY left invalid."""
     keys = tuple(quoted(name) for name in columns)
     return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
 
 
-def why_unused(look: Look, node: Node, index: Index) -> tuple[str, str]:
+def why_unused(look: FindingContext, node: Node, index: Index) -> tuple[str, str]:
     """What may keep the planner from an index that is there, and what to do: advice and SQL."""
     there = f"There is an index for it, {index.name}, which the planner did not take"
     table, settings = look.facts.of(node), look.plan.settings
@@ -136,7 +138,7 @@ def why_unused(look: Look, node: Node, index: Index) -> tuple[str, str]:
     )
 
 
-def explained(found: Sequence[Predicate], table: Table | None) -> float:
+def explained(found: Sequence[Predicate], table: TableFacts | None) -> float:
     """The share of rows that equality with columns lets through, as far as the statistics tell; 1 for not at all."""
     columns = {p.column for p in usable(found, table) if p.operator == "="}
     known = [table.column(name) for name in columns] if table else []
@@ -178,7 +180,7 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _row(predicate: Predicate, table: Table | None) -> tuple[str, ...]:
+def _row(predicate: Predicate, table: TableFacts | None) -> tuple[str, ...]:
     """The columns of a comparison of rows, `ROW(a, b) > ROW(1, 2)`, which is one range over them."""
     found = re.fullmatch(r"ROW\(([^()']+)\)", predicate.subject) if predicate.range else None
     names = [_KEY.fullmatch(name) for name in found[1].split(", ")] if found else []

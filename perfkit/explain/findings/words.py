@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from perfkit.explain.findings.model import Look
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import Node
 from perfkit.numbers import millis
 
 _UNITS = {"": 1.0, "kb": 1.0, "b": 1 / 1024, "mb": 1024.0, "gb": 1024.0**2, "tb": 1024.0**3}  # of work_mem, in kB
 
 
-def worth(look: Look, ms: float) -> bool:
+def worth(look: FindingContext, ms: float) -> bool:
     """Whether a cost matters to the execution as a whole; without times, nothing says that it does not."""
     if not look.plan.timed:
         return True
@@ -40,7 +40,7 @@ def size(kb: float) -> str:
     return f"{value:,.1f}".removesuffix(".0") + f" {unit}" if value < 10 else f"{value:,.0f} {unit}"
 
 
-def took(look: Look, ms: float) -> str:
+def took(look: FindingContext, ms: float) -> str:
     """A time and its share of the execution, as the end of a sentence; nothing where the plan has no times."""
     if not ms or not look.plan.execution_ms:
         return ""

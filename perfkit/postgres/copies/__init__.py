@@ -14,7 +14,7 @@ from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import catalog, databases
 from perfkit.postgres.capabilities import require_direct, some
 from perfkit.postgres.copies import dump, generate, sample
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection
 from perfkit.text import first_line, visible
@@ -57,7 +57,9 @@ class Copied:
     cannot_tell: str
 
 
-def copy_into(source: External, server: Server, name: str, how: Copying, progress: Callable[[str], None]) -> Copied:
+def copy_into(
+    source: External, server: EmbeddedServer, name: str, how: Copying, progress: Callable[[str], None]
+) -> Copied:
     """Make the database `name` on `server` from `source`. Only reading happens there.
 
     Raises TargetRefused where it is too large or behind a pooler, ServerError with the servers' words; nothing
@@ -110,7 +112,9 @@ def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how:
         raise TargetRefused(f"{source.name}: row-level security hides rows of {named}; expected {expected}")
 
 
-def _copied(source: External, server: Server, name: str, how: Copying, progress: Callable[[str], None]) -> list[str]:
+def _copied(
+    source: External, server: EmbeddedServer, name: str, how: Copying, progress: Callable[[str], None]
+) -> list[str]:
     """Copy by one of the methods; what could not be brought along."""
     missing = _order_of_text(source, server, name)
     if how.method == "whole":
@@ -128,7 +132,7 @@ def _copied(source: External, server: Server, name: str, how: Copying, progress:
     return missing + dump.transfer(source, server, name, "post-data", missing)
 
 
-def _order_of_text(source: External, server: Server, name: str) -> list[str]:
+def _order_of_text(source: External, server: EmbeddedServer, name: str) -> list[str]:
     """Where text sorts otherwise in the copy, in words: it decides which indexes can serve LIKE."""
     query = b"SELECT datcollate AS name FROM pg_database WHERE datname = current_database()"
     with source.connect() as read, server.connect(name) as write:

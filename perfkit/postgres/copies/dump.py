@@ -16,7 +16,7 @@ from psycopg import sql
 
 from perfkit.errors import ServerError, TargetRefused
 from perfkit.postgres import binaries, catalog
-from perfkit.postgres.embedded import Server
+from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.external import External
 from perfkit.postgres.site import Connection
 from perfkit.process import spawn, stop
@@ -45,7 +45,9 @@ _TABLE = re.compile(r"CREATE (?:UNLOGGED )?TABLE (.+?) \(|(?:ALTER TABLE \S.* AT
 _UNKNOWN = re.compile(r"(type|function) .* does not exist")
 
 
-def transfer(source: External, server: Server, name: str, section: str = "", known: Sequence[str] = ()) -> list[str]:
+def transfer(
+    source: External, server: EmbeddedServer, name: str, section: str = "", known: Sequence[str] = ()
+) -> list[str]:
     """Copy everything, or one section (pre-data, post-data); returns what could not be brought along.
 
     What only lacks a table that is `known` to be missing is not named again.
@@ -66,7 +68,7 @@ def transfer(source: External, server: Server, name: str, section: str = "", kno
     return missing + _failures(said, [*known, *missing], source.version > server.version)
 
 
-def _programs(source: External, server: Server) -> Path:
+def _programs(source: External, server: EmbeddedServer) -> Path:
     """Those that can read the one server and write to the other: as new as the newer of them."""
     newest = max(source.version, server.version)
     fitting = [version for version in (16, 18) if version >= newest]
@@ -85,7 +87,7 @@ def _dump(source: External, programs: Path, archive: Path, section: str) -> None
         _run(args, env=_with_tls(), where=f"{source.name}: ")
 
 
-def _extend(source: External, server: Server, name: str, wanted: Collection[str]) -> list[str]:
+def _extend(source: External, server: EmbeddedServer, name: str, wanted: Collection[str]) -> list[str]:
     """Make the extensions that the server has, as only a superuser may, and stand-ins for functions of others.
 
     Returns what is lacking. A table needs the functions that its columns' defaults call to exist.

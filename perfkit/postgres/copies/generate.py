@@ -26,7 +26,7 @@ Described = Mapping[str, Any]  # a row of the catalogue query that the name says
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ValueSource:
     """What is known of the source's tables, keyed by their quoted names, and how many rows to make."""
 
     tables: Mapping[str, Described]
@@ -64,7 +64,7 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
     return missing
 
 
-def _described(read: Connection, write: Connection, wanted: int) -> Source:
+def _described(read: Connection, write: Connection, wanted: int) -> ValueSource:
     # The bounds of a hash partition name the table by its number, so they are the copy's own.
     bounds = {row["table"]: row["bounds"] for row in catalog.rows(write, "copy_tables")}
     found = [row for row in catalog.rows(read, "copy_tables") if row["table"] in bounds]
@@ -76,10 +76,10 @@ def _described(read: Connection, write: Connection, wanted: int) -> Source:
         for described in (catalog.rows(read, "copy_columns"), catalog.rows(read, "copy_uniques"))
     )
     counts = {table: max(min(row["rows"], _WHOLE), round(row["rows"] * share)) for table, row in tables.items()}
-    return Source(tables, columns, keys, uniques, counts)
+    return ValueSource(tables, columns, keys, uniques, counts)
 
 
-def _parents_first(source: Source) -> list[str]:
+def _parents_first(source: ValueSource) -> list[str]:
     """Tables after those they refer to; a circle is broken anywhere."""
     order: list[str] = []
     left = list(source.tables)
@@ -91,7 +91,7 @@ def _parents_first(source: Source) -> list[str]:
     return order
 
 
-def _fill(write: Connection, source: Source, table: str, keys: Sequence[Described], seed: int) -> list[str]:
+def _fill(write: Connection, source: ValueSource, table: str, keys: Sequence[Described], seed: int) -> list[str]:
     """Insert the rows; what they do not meet and can be dropped is dropped and named."""
     count = source.counts[table]
     if not count:
@@ -133,7 +133,7 @@ def _drop_broken(write: Connection, table: str, error: psycopg.Error) -> str:
     return f"{name} of {where}, which made-up rows do not meet"
 
 
-def _insert(write: Connection, source: Source, table: str, keys: Sequence[Described], seed: int) -> str:
+def _insert(write: Connection, source: ValueSource, table: str, keys: Sequence[Described], seed: int) -> str:
     """The statement that makes the rows up, from more candidates than are needed where some will not fit."""
     count, bounds, uniques = source.counts[table], source.tables[table]["bounds"], source.uniques[table]
     columns = {column["column"]: column for column in source.columns[table]}
@@ -183,7 +183,7 @@ def _number(unique: Described) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class CopiedReference:
     """How rows get the columns of a foreign key: a join, the new columns' values, and a condition or ""."""
 
     join: str
@@ -192,8 +192,8 @@ class Reference:
 
 
 def _reference(
-    write: Connection, source: Source, draw: Drawing, number: int, key: Described, taken: Mapping[str, str]
-) -> Reference:
+    write: Connection, source: ValueSource, draw: Drawing, number: int, key: Described, taken: Mapping[str, str]
+) -> CopiedReference:
     """A row of the parent for each new one, in whose columns the values that are `taken` already agree."""
     columns = {column["column"]: column for column in source.columns[key["child"]]}
     pairs = list(zip(key["columns"], key["parent_columns"], strict=True))
@@ -206,24 +206,24 @@ def _reference(
         by, drawn = ", ".join(shared), draw.uniform("parent", number, *key["columns"])
         join = (
             f" LEFT JOIN (SELECT {by}, count(*) AS rows FROM {key['parent_rows']} GROUP BY {by}) {groups}"
-            f" ON {_equal(groups, shared)} LEFT JOIN {_numbered(key, by)} {p}"
+            f" ON {_equal(groups, shared)} LEFT JOIN {_numbered_rows(key, by)} {p}"
             f" ON {_equal(p, shared)} AND {p}.{_PLACE} = 1 + floor({drawn} * {groups}.rows)::bigint"
         )
         if condition:  # a key with a NULL in it refers to nothing
             condition = f"({' OR '.join([condition, *(f'{value} IS NULL' for value in shared.values())])})"
     else:
-        join = f" LEFT JOIN {_numbered(key)} {p} ON {p}.{_PLACE} = {_position(write, source, draw, key)}"
+        join = f" LEFT JOIN {_numbered_rows(key)} {p} ON {p}.{_PLACE} = {_position(write, source, draw, key)}"
     values = {
         name: draw.or_null(columns[name], f"key {number}", f"{p}.{parent}") for name, parent in pairs if name in new
     }
-    return Reference(join, values, condition)
+    return CopiedReference(join, values, condition)
 
 
 def _equal(alias: str, shared: Mapping[str, str]) -> str:
     return " AND ".join(f"{alias}.{parent} = {value}" for parent, value in shared.items())
 
 
-def _numbered(key: Described, by: str = "") -> str:
+def _numbered_rows(key: Described, by: str = "") -> str:
     """The rows that a key can refer to, numbered from 1 in the order they lie in, by group if any."""
     group = f"PARTITION BY {by} " if by else ""
     complete = " AND ".join(f"{column} IS NOT NULL" for column in key["parent_columns"])
@@ -233,9 +233,9 @@ def _numbered(key: Described, by: str = "") -> str:
     )
 
 
-def _position(write: Connection, source: Source, draw: Drawing, key: Described) -> str:
+def _position(write: Connection, source: ValueSource, draw: Drawing, key: Described) -> str:
     """Which row of the parent a row refers to: some as often, and as many, as the child's statistics say."""
-    found = write.execute(f"SELECT count(*) AS n FROM {_numbered(key)} p".encode()).fetchone()
+    found = write.execute(f"SELECT count(*) AS n FROM {_numbered_rows(key)} p".encode()).fetchone()
     parents = (found or {"n": 0})["n"]
     ones = set(key["columns"])
     if any(ones.issuperset(unique["columns"]) and not unique["predicate"] for unique in source.uniques[key["child"]]):
@@ -254,7 +254,7 @@ def _position(write: Connection, source: Source, draw: Drawing, key: Described) 
     if not values or not parents:
         return position
     # The same row where the parent has that very value, else any, but each another.
-    known = f"SELECT {parent}::text AS value, {_PLACE} AS n FROM {_numbered(key)} p"
+    known = f"SELECT {parent}::text AS value, {_PLACE} AS n FROM {_numbered_rows(key)} p"
     numbers = write.execute(f"{known} WHERE {parent}::text = ANY ({draw.array(values)})".encode())
     same = {row["value"]: row["n"] for row in numbers}
     places = [same.get(text, 1 + int((n + 1) * _GOLDEN % 1 * parents)) for n, text in enumerate(values)]
@@ -262,7 +262,7 @@ def _position(write: Connection, source: Source, draw: Drawing, key: Described) 
     return common(draw, column, f"({draw.quote(places)}::bigint[])", len(places), None if complete else position)
 
 
-def _refer(write: Connection, source: Source, table: str, key: Described, seed: int) -> None:
+def _refer(write: Connection, source: ValueSource, table: str, key: Described, seed: int) -> None:
     """Set the columns of a key to the table itself or to one that was filled later.
 
     Within one table a row refers to an earlier one, so that there is no circle of rows.
@@ -281,7 +281,7 @@ def _refer(write: Connection, source: Source, table: str, key: Described, seed: 
         nullable = not all(c["not_null"] for c in source.columns[table] if c["column"] in reference.values)
         equal = _equal("p0", {parent: f"r.{parent}" for parent in shared}) or "true"
         join = (
-            f" LEFT JOIN {_numbered(key, ', '.join(shared))} p0 ON {equal} AND p0.{_PLACE} "
+            f" LEFT JOIN {_numbered_rows(key, ', '.join(shared))} p0 ON {equal} AND p0.{_PLACE} "
             f"= 1 + floor({draw.uniform('earlier', *key['columns'])} * (r.{_PLACE} - 1))::bigint"
             f" AND p0.{_PLACE} {'<' if nullable else '<='} r.{_PLACE}"
         )
