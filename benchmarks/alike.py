@@ -15,12 +15,13 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.results import Figure, Section, publish
 from benchmarks.verdicts import false_verdicts
-from perfkit import config, stats
-from perfkit.analysis import analyse
+from perfkit import config
+from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
+from perfkit.base import stats
 from perfkit.config import BOOKING
-from perfkit.experiment import measure
-from perfkit.selection import RunSpec, Selection
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 RUNS = 13  # of five comparisons by p50 each: 65
 SCENARIOS = ("queries", "sustained")

@@ -6,9 +6,9 @@ import subprocess
 import time
 from tempfile import TemporaryDirectory
 
-from perfkit import api
+from perfkit.analysis.report import render
+from perfkit.app import api
 from perfkit.postgres import databases, embedded
-from perfkit.report.run import render
 
 LIMIT = 120.0  # seconds from the call to the report
 SCALE = 10  # a million accounts

@@ -21,11 +21,10 @@ import psutil
 from benchmarks import profiling
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, null_service, of_load, quiet, taking_turns, typical_round
-from perfkit import host
-from perfkit.errors import LoadError
-from perfkit.load.crew import WorkerPool, http_target
-from perfkit.load.plan import Batch, Message
-from perfkit.process import spawn, stop
+from perfkit.base import process
+from perfkit.base.errors import LoadError
+from perfkit.base.process import spawn, stop
+from perfkit.load.pool import Batch, Message, WorkerPool, http_target
 
 USERS = 30
 SECONDS = 3.0  # of a round, about
@@ -41,13 +40,13 @@ def main() -> bool:
     if not LOCUST.exists():
         raise LoadError(f"{LOCUST}: no such program; expected Locust, which `make bench` installs")
     found: dict[int, dict[str, list[Round]]] = {}
-    with quiet(), null_service() as (base, pid), WorkerPool(host.cores()) as crew:
+    with quiet(), null_service() as (base, pid), WorkerPool(process.cores()) as crew:
         rate = _perfkit(crew, base, 1, 200).value("rate")
         service, start = psutil.Process(pid), perf_counter()
         before = sum(service.cpu_times()[:2])
         _perfkit(crew, base, 1, int(rate * SECONDS / USERS))
         busy = (sum(service.cpu_times()[:2]) - before) / (perf_counter() - start)
-        for processes in sorted({1, host.cores()}):
+        for processes in sorted({1, process.cores()}):
             each = int(_perfkit(crew, base, processes, 200).value("rate") * SECONDS / USERS)
             tools: dict[str, Callable[[], Round]] = {
                 PERFKIT: partial(_perfkit, crew, base, processes, each),

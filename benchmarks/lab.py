@@ -6,8 +6,8 @@ import time
 from tempfile import TemporaryDirectory
 
 from benchmarks.phases import Memory
-from perfkit import api
-from perfkit.bundle import Bundle
+from perfkit.app import api
+from perfkit.base.bundle import Bundle
 
 LIMITS = {"quick": 240.0, "standard": 900.0}  # seconds from the call to the page
 MEMORY_GB = 1.5

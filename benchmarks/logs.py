@@ -26,9 +26,9 @@ from uuid import UUID
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import quiet
 from perfkit.base import resources
-from perfkit.postgres.placeholders import numbered
-from perfkit.slow.log import read
-from perfkit.slow.model import SlowQueries
+from perfkit.postgres.catalog import numbered
+from perfkit.slow.logs import read
+from perfkit.slow.statements import SlowQueries
 
 JSON_MB, STDERR_MB, ROUNDS = 1_000, 100, 3
 PREFIX = "%m [%p] %q%u@%d "

@@ -13,8 +13,7 @@ from benchmarks import pgbench
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, of_load, quiet, taking_turns, typical_round
 from benchmarks.sql import DATABASE, WORK_MS, filled, transactions
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.plan import Arrivals
+from perfkit.load.pool import Arrivals, WorkerPool, sql_target
 from perfkit.postgres import databases
 
 RATE = 500.0  # per second

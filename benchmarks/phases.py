@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from perfkit import config
-from perfkit.experiment import measure
-from perfkit.report.run import render
-from perfkit.selection import RunSpec, Selection
+from perfkit.analysis.report import render
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 LIMITS = {"server start": 3.0, "data": 20.0, "overhead": 25.0, "rendering": 8.0, "memory (GB)": 2.0}
 

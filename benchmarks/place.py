@@ -13,9 +13,8 @@ import math
 import statistics
 
 from benchmarks.results import Figure, Section, publish
-from perfkit import stats
-from perfkit.load.crew import WorkerPool, alternating_target, sql_target
-from perfkit.load.plan import Batch
+from perfkit.base import stats
+from perfkit.load.pool import Batch, WorkerPool, alternating_target, sql_target
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 

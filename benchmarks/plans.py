@@ -11,11 +11,11 @@ from typing import Any
 
 import psycopg
 
-from perfkit.display.plans import PlanView
+from perfkit.base.bundle import loads
+from perfkit.explain.facts import fingerprint
 from perfkit.explain.findings import findings
-from perfkit.explain.fingerprint import fingerprint
+from perfkit.explain.html import PlanView
 from perfkit.explain.plan import read_plan
-from perfkit.nested import loads
 from perfkit.postgres import databases, embedded
 
 DATABASE = "perfkit_plans"

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns
 from typing import Any, cast
 
-from perfkit.load.crew import LEAD_NS, Target
-from perfkit.load.plan import Message
+from perfkit.base.process import run
+from perfkit.load.pool import LEAD_NS, Message, Target
 from perfkit.load.senders import SqlSender
 from perfkit.load.worker import Worker
-from perfkit.postgres.lifetime import run
 
 REST = "event loop, kernel and waiting"
 

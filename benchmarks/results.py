@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perfkit import host
-from perfkit.stats import Interval, Ratio
+from perfkit.base import process
+from perfkit.base.stats import Interval, Ratio
 
 FILE = Path(__file__).with_name("results.md")
 ORDER = ("sql", "http", "open_model", "verdicts", "alike", "place", "logs")
@@ -79,7 +79,7 @@ class Section:
 
     def markdown(self, when: str) -> str:
         """The section's text."""
-        facts = host.facts()
+        facts = process.facts()
         machine = f"{when}; {facts['cores']} cores of {facts['cpu']}, {facts['memory_gb']:g} GB, {facts['system']}"
         with_ = ", ".join([f"Python {facts['python']}", *self.versions])
         head = ("figure", "measured", "95 % interval", "limit", "")

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 
-from perfkit.load.crew import Load
-from perfkit.load.limits import OK
-from perfkit.process import MODULE, alone, spawn, stop
-from perfkit.stats import Interval, Ratio, percentile, ratio, typical
+from perfkit.base.process import MODULE, alone, spawn, stop
+from perfkit.base.stats import Interval, Ratio, percentile, ratio, typical
+from perfkit.load.pool import Load
+from perfkit.load.samples import OK
 
 ROUNDS = 6
 WARM = 10  # transactions of each connection that do not count: statements are prepared, caches filled

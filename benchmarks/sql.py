@@ -20,13 +20,11 @@ from typing import Any
 from benchmarks import pgbench, profiling
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import ROUNDS, WARM, Round, compared, of_load, quiet, taking_turns, typical_round
-from perfkit import host
+from perfkit.base import process
 from perfkit.config import Scenario
 from perfkit.load import pgbench as engine
-from perfkit.load.calibration import calibrate, fewest
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.pgbench_scripts import ScriptQuery
-from perfkit.load.plan import Batch, Message
+from perfkit.load.pgbench import ScriptQuery
+from perfkit.load.pool import Batch, Message, WorkerPool, calibrate, fewest, sql_target
 from perfkit.postgres import databases, embedded
 
 DATABASE = "perfkit_sql"
@@ -81,7 +79,7 @@ def transactions(loops: int) -> tuple[Transaction, ...]:
 
 def main() -> bool:
     """Print and write the figures; True where all hold."""
-    with quiet(), filled() as (server, loops), WorkerPool(2 * host.cores()) as crew:
+    with quiet(), filled() as (server, loops), WorkerPool(2 * process.cores()) as crew:
         target = sql_target(server.conninfo(DATABASE), 30, 30)
         null: Message = {"item": "null", "sql": "SELECT 1", "params": None}
         crew.keep(fewest(calibrate(crew, target, null, max(CONNECTIONS))))
@@ -129,7 +127,7 @@ def _measured(
     The engine goes by time. Where connections end one by one, as by number, the last have the server for themselves,
     so it has a pgbench by time beside it.
     """
-    threads = min(users, host.cores())
+    threads = min(users, process.cores())
     run = partial(pgbench.run, server, DATABASE, own.script, clients=users, threads=threads)
     each = max(20, int(run(seconds=1).value("rate") * SECONDS / users))
 

@@ -23,13 +23,14 @@ from scipy import special
 from scipy import stats as tests
 
 from benchmarks.results import Figure, Section, publish
-from perfkit import config, host, stats
-from perfkit.analysis import analyse
+from perfkit import config
+from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
-from perfkit.bundle import Bundle
-from perfkit.experiment import measure
-from perfkit.process import spawn, stop
-from perfkit.selection import RunSpec, Selection
+from perfkit.base import process, stats
+from perfkit.base.bundle import Bundle
+from perfkit.base.process import spawn, stop
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 BLOCKS = 96  # about ten minutes on two cores
 RUN = 6  # blocks of a short run, as of the profile `quick`
@@ -172,4 +173,4 @@ def _notes(alike: Sequence[Comparison], planned: dict[str, list[_Trial]], blocks
         more = f"{left} of {len(found)} asked for more than were left"
         lines.append(f"+{EFFECTS[arm]:.0%}: blocks planned after pilots of {PILOT}: {asked}; {more}{typical}.")
     doc = (__doc__ or "").partition("\n\n")[2].strip()
-    return [doc, f"{blocks} blocks on {host.cores()} cores.", "\n".join(f"- {line}" for line in lines)]
+    return [doc, f"{blocks} blocks on {process.cores()} cores.", "\n".join(f"- {line}" for line in lines)]

@@ -26,14 +26,14 @@ __all__ = [
 
 def load_ipython_extension(shell: Any) -> None:
     """`%load_ext perfkit`: the magics `%perfkit`, `%%explain` and `%%measure`."""
-    from perfkit.magics import load_ipython_extension as load
+    from perfkit.app.magics import load_ipython_extension as load
 
     load(shell)
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # late: a load worker imports this package too and must stay small
-        from perfkit import api
+        from perfkit.app import api
 
         return getattr(api, name)
     raise AttributeError(f"module 'perfkit' has no attribute {name!r}")

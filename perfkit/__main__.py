@@ -1,5 +1,5 @@
 """`python -m perfkit`."""
 
-from perfkit.cli import main
+from perfkit.app.cli import main
 
 main()

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
-from perfkit.bundle import Bundle
-from perfkit.experiment import measure
+from perfkit.base.bundle import Bundle
 from perfkit.postgres import embedded
-from perfkit.selection import RunSpec, Selection
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 # Started in the background the suite may have been told to ignore it, and would hand that down to every process.
 signal.signal(signal.SIGINT, signal.default_int_handler)

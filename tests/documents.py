@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
+from perfkit.app.cli import main
 from perfkit.base.resources import CHECKOUT
-from perfkit.cli import main
 
 PAGES = [
     *(CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),

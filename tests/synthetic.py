@@ -6,8 +6,8 @@ from random import Random
 from typing import Any
 
 from perfkit import config
-from perfkit.bundle import COLUMNS, Bundle, Round
-from perfkit.postgres.statements import comment
+from perfkit.base.bundle import COLUMNS, Bundle, Round
+from perfkit.postgres.sqltext import comment
 
 SPEED = {"before": 6.0, "control": 6.0, "after-index": 1.0, "after-full": 0.45, "floor": 0.12}
 SETTINGS = {"shared_buffers": "512MB", "fsync": "off", "autovacuum": "off", "max_parallel_workers": "0"}

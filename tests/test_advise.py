@@ -10,15 +10,15 @@ import pytest
 from scripts import run_all
 
 from perfkit import config as configuration
+from perfkit.app.session import Session
+from perfkit.base.errors import PlanError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import PlanError
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.advise import advise
-from perfkit.indexes.build import build
-from perfkit.postgres import databases, statements
+from perfkit.postgres import databases, sqltext
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.query import Session
+from perfkit.postgres.index_builds import build
 
 EVERY = "SELECT avg(total) FROM orders"
 CATALOGUE = "SELECT oid::text, relname, relpages FROM pg_class WHERE relkind IN ('r', 'i') AND oid >= 16384"
@@ -89,7 +89,7 @@ def test_the_set_is_the_text_of_a_file(shop: Shop) -> None:
     assert re.fullmatch(r"-- query: [\d,]+ pages -> \d+ pages", lines[2]), lines
     assert lines[4] == "CREATE INDEX idx_customers_lower_email ON customers (lower(email));"
     assert lines[-1] == "ANALYZE customers;"
-    assert len(statements.split(found.sql)) == 2
+    assert len(sqltext.split(found.sql)) == 2
 
 
 def test_a_name_that_is_taken_is_not_used_again(shop: Shop) -> None:
@@ -424,7 +424,7 @@ def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Pa
         queries = {}
         for query in booking.query:
             rows = databases.fetched(server, "advised", booking.parameters[query.parameters], 10)
-            queries[query.name] = (statements.read(query.file), rows[0])
+            queries[query.name] = (sqltext.read(query.file), rows[0])
         databases.create(server, "seven", "advised")
         whole = sum(built.bytes for built in build(server, "seven", CHECKOUT / "sql/indexes/performance_indexes.sql"))
         found = advise(Session(Database(server, "advised")), queries, max_bytes=whole / 2)

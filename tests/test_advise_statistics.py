@@ -7,19 +7,17 @@ from typing import Any
 import pytest
 from hosted import Hosted, hosted
 
-from perfkit.errors import UsageError
-from perfkit.explain.facts import ColumnFacts, TableFacts
-from perfkit.explain.freshness import doubt, stale
-from perfkit.guards.admission import Permission
-from perfkit.indexes import hypopg, trial
+from perfkit.app.session import Session, connect
+from perfkit.base.errors import UsageError
+from perfkit.explain.facts import ColumnFacts, TableFacts, doubt, stale
+from perfkit.indexes import trial
 from perfkit.indexes.advice import Advice, Refusal
-from perfkit.indexes.advise import advise
-from perfkit.indexes.choosing import tried_in_vain
-from perfkit.indexes.cost import CostFigures, helps
+from perfkit.indexes.advise import advise, tried_in_vain
+from perfkit.indexes.trial import CostFigures, helps
 from perfkit.postgres import databases
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.query import Session, connect
+from perfkit.postgres.guards import Permission
 
 COUNT = "SELECT count(*) FROM shipments WHERE state = 'active'"
 COLUMNS = (ColumnFacts("state", "text", 1.0, 1.0),)
@@ -288,12 +286,12 @@ def test_rows_on_every_page_are_found_in_less_time_by_an_index(own: Session) -> 
 
 @pytest.mark.parametrize("version", ["1.1.0", "1.3.1", "1.4.2", "1.4.3", "1.4.4", "1.5beta", "", None])
 def test_versions_that_ignore_or_crash_and_unknown_ones_are_not_relied_on(version: str | None) -> None:
-    assert hypopg.fault("1.4.5", version) and hypopg.fault(version, "1.4.5")
+    assert trial.fault("1.4.5", version) and trial.fault(version, "1.4.5")
 
 
 @pytest.mark.parametrize("version", ["1.4.5", "1.5", "1.10.0", "2.0.0"])
 def test_later_versions_are(version: str) -> None:
-    assert not hypopg.fault(version, version)
+    assert not trial.fault(version, version)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +304,7 @@ def test_later_versions_are(version: str) -> None:
     ],
 )
 def test_a_statement_of_one_relation_names_it(text: str) -> None:
-    assert hypopg.only_table(text) == "t"
+    assert trial.only_table(text) == "t"
 
 
 @pytest.mark.parametrize(
@@ -329,7 +327,7 @@ def test_a_statement_of_one_relation_names_it(text: str) -> None:
     ],
 )
 def test_any_other_statement_names_none(text: str) -> None:
-    assert not hypopg.only_table(text)
+    assert not trial.only_table(text)
 
 
 Pretend = Callable[[str], None]

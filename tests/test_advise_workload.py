@@ -7,14 +7,14 @@ import pytest
 from hosted import hosted
 from scripts import run_all
 
-from perfkit.errors import PlanError
-from perfkit.guards.admission import Permission
+from perfkit.app.session import Session, connect
+from perfkit.base.errors import PlanError
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.query import Session, connect
+from perfkit.postgres.guards import Permission
 
 # Loans come day by day, so that the rows of a day lie together; a reader's lie anywhere.
 LIBRARY = """

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from perfkit import config
-from perfkit.analysis import analyse
+from perfkit.analysis.analysis import analyse
 from perfkit.analysis.policy import Decision, Outcome, Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
-from perfkit.bundle import FLOOR, Bundle, Round
-from perfkit.errors import BundleError, PerfkitError
+from perfkit.base.bundle import FLOOR, Bundle, Round
+from perfkit.base.errors import BundleError, PerfkitError
+from perfkit.base.stats import Verdict
 from perfkit.load.samples import Rest
-from perfkit.selection import RunSpec, Selection
-from perfkit.stats import Verdict
+from perfkit.runs.selection import RunSpec, Selection
 
 ARMS = ["before", "control", "after-index", "after-full"]
 AFTER = ARMS[2:]

@@ -14,10 +14,10 @@ from aiohttp import web
 from scripts import run_all
 
 import perfkit
-from perfkit.errors import PerfkitError
-from perfkit.postgres import databases, embedded, marker
-from perfkit.report.run import Run
-from perfkit.selection import Selection
+from perfkit.analysis.report import Run
+from perfkit.base.errors import PerfkitError
+from perfkit.postgres import databases, embedded, servers
+from perfkit.runs.selection import Selection
 
 HEAD = 'title = "Any difference"\n'
 SCENARIO = '[[scenario]]\nname = "alone"\nlabel = "1"\nsend = [{}]\nrequests = 2\n'
@@ -235,7 +235,7 @@ def test_indexes_in_place_follow_one_another_and_are_gone_at_the_end(
     target, name = in_place(two)
     (tmp_path / "index.sql").write_text("CREATE INDEX things_name ON things (name)")
     with two.connect("pk_one") as connection:
-        marker.grant(connection, ["ddl"], 1)
+        servers.grant(connection, ["ddl"], 1)
     text = f'allow = ["{name}"]\n[database]\ntarget = "{target}"\nway = "in-place"\n' + queries("things")
     arms = arm("before", "before") + arm("control", "control") + arm("after", "after", 'indexes = "index.sql"')
     run = measured(tmp_path, text + arms, confirm=[name])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfkit.base.resources import CHECKOUT
-from perfkit.stats import Interval
+from perfkit.base.stats import Interval
 
 sys.path.append(str(CHECKOUT))  # the benchmarks are no part of the package
 from benchmarks.results import Figure, Section, publish

@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit import stats
-from perfkit.analysis.benefit import Evidence, benefit_rule, borne_out, excludes
-from perfkit.analysis.changes import Changes
-from perfkit.analysis.error_rates import Difference
-from perfkit.analysis.plan_use import Scans
+from perfkit.analysis.analysis import Evidence, Scans, benefit_rule, borne_out, excludes
 from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule, decide
-from perfkit.analysis.results import Comparison, ErrorChange
-from perfkit.stats import Ratio, Verdict
+from perfkit.analysis.results import Changes, Comparison, ErrorChange
+from perfkit.base import stats
+from perfkit.base.stats import Difference, Ratio, Verdict
 
 RUN = {
     "config": {"margin": 0.05},

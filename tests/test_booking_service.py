@@ -23,9 +23,8 @@ import psycopg
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from perfkit.booking import handlers
-from perfkit.booking.handlers import BaselineHandler, PooledHandler
-from perfkit.booking.routes import BookingService
+from perfkit.booking import service as handlers
+from perfkit.booking.service import BaselineHandler, BookingService, PooledHandler
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 

@@ -8,17 +8,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from perfkit.errors import PlanError
-from perfkit.explain import bounds, safety
+from perfkit.app.session import Explained
+from perfkit.base.errors import PlanError
 from perfkit.explain import capture as capturing
-from perfkit.explain.capture import ExplainSpec, capture, single, typical_parameters
-from perfkit.explain.fingerprint import fingerprint
+from perfkit.explain import capture as safety
+from perfkit.explain import plan
+from perfkit.explain.capture import ExplainSpec, capture, effects, single, typical_parameters
+from perfkit.explain.facts import fingerprint
 from perfkit.explain.plan import read_plan
-from perfkit.explain.safety import effects
 from perfkit.postgres import databases
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.query import Explained
 
 NAME = "bounds_test"
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -85,8 +85,8 @@ def test_a_statement_that_is_too_long_is_refused_in_one_line() -> None:
 def test_a_plan_that_is_too_large_is_refused_before_it_is_parsed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "PLAN", 3_000_000)
-    monkeypatch.setattr(bounds, "loads", lambda raw: pytest.fail("parsed"))
+    monkeypatch.setattr(plan, "PLAN", 3_000_000)
+    monkeypatch.setattr(plan, "loads", lambda raw: pytest.fail("parsed"))
     for fetch in (effects, capture):
         with pytest.raises(PlanError, match=r"a plan of 4 MB; expected at most 3 MB") as caught:
             fetch(connect, "SELECT repeat('a', 4000000)", None)
@@ -107,7 +107,7 @@ def test_no_transaction_is_open_while_a_plan_is_read(connect: Connect, monkeypat
         return watched
 
     for module in (safety, capturing):
-        monkeypatch.setattr(module, "document", reading(bounds.document))
+        monkeypatch.setattr(module, "document", reading(plan.document))
     monkeypatch.setattr(safety, "_called", reading(safety._called))
     monkeypatch.setattr(capturing, "fingerprint", reading(fingerprint))
     sql = "SELECT count(*) FROM t WHERE b = %(b)s"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from perfkit.bundle import COLUMNS, FORMAT, Bundle, Round, write_atomically
-from perfkit.errors import BundleError
+from perfkit.base.bundle import COLUMNS, FORMAT, Bundle, Round, write_atomically
+from perfkit.base.errors import BundleError
 
 
 def round_(block: int, scenario: str = "burst", arm: str = "before", position: int = 0) -> Round:

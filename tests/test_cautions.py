@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from perfkit.analysis import analyse
-from perfkit.analysis.cautions import Caveat, CaveatKind, gravest_first, some
-from perfkit.analysis.disturbances import disturbances, trend
-from perfkit.bundle import Bundle, Round
+from perfkit.analysis.analysis import analyse
+from perfkit.analysis.caveats import disturbances, trend
+from perfkit.analysis.policy import Caveat, CaveatKind, gravest_first, some
+from perfkit.base.bundle import Bundle, Round
 
 ARMS = ("before", "after-full")
 RUN: dict[str, Any] = {"config": {"margin": 0.05}, "order": "interleaved", "scenarios": [{"name": "burst"}]}

@@ -8,7 +8,7 @@ import pytest
 
 from perfkit import config
 from perfkit.base.resources import CHECKOUT
-from perfkit.config import document
+from perfkit.config import model
 
 PAGE = CHECKOUT / "docs" / "checklist.md"
 TEXT = documents.text(PAGE)
@@ -71,7 +71,7 @@ def test_every_file_that_it_names_is_there() -> None:
 
 def test_every_table_of_the_configuration_that_it_names_exists_and_is_used_by_the_booking_system() -> None:
     booking = config.load()
-    assert set(re.findall(r"\[\[[a-z.]+\]\]", TEXT)) <= set(document.TABLES)
+    assert set(re.findall(r"\[\[[a-z.]+\]\]", TEXT)) <= set(model.TABLES)
     assert booking.claim and booking.watch.rule and booking.release.step and booking.release.sign_off
     assert "Team ready for launch" in {question.name for question in booking.release.question}
     assert "User rating" in {target.name for target in booking.review.target}

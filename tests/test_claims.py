@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from perfkit import config
-from perfkit.analysis import analyse
-from perfkit.bundle import Bundle
+from perfkit.analysis import claims as display
+from perfkit.analysis.analysis import analyse
+from perfkit.analysis.claims import Judged, MeasuredClaim, elsewhere, judge, judged
+from perfkit.analysis.report import Run, summary, verdict
+from perfkit.analysis.tables import Subject
+from perfkit.base.bundle import Bundle
+from perfkit.base.stats import error_bound
 from perfkit.config import Claim
-from perfkit.display import claims as display
-from perfkit.display.subject import Subject
-from perfkit.release.claims import MeasuredClaim, elsewhere, judge, judged
-from perfkit.release.judged import Judged
-from perfkit.release.lab_claims import judged as lab_judged
-from perfkit.report.files import summary, verdict
-from perfkit.report.run import Run
-from perfkit.selection import RunSpec, Selection
-from perfkit.stats import error_bound
+from perfkit.indexes.lab_results import judged as lab_judged
+from perfkit.runs.selection import RunSpec, Selection
 
 Numbers = st.floats(-1e6, 1e6)
 

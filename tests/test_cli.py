@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from synthetic import make_run
 
 from perfkit import config
-from perfkit.bundle import Bundle
-from perfkit.cli import main
+from perfkit.app.cli import main
+from perfkit.base.bundle import Bundle
 
 COMMANDS = [
     "report",

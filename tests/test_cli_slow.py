@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from perfkit.cli import main
-from perfkit.cli.slow_output import line, told
+from perfkit.app.cli import main
+from perfkit.app.cli.slow import line, told
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.slow.model import Example, SlowQueries, SlowStatement
+from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 
 HOSTILE = "SELECT '\x1b[31m<b>\u202e' FROM visits WHERE id = 7"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
+from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import UsageError
 
 MINIMAL = """
 title = "A query"

@@ -10,7 +10,7 @@ import pytest
 
 from perfkit import config
 from perfkit.base.resources import CHECKOUT
-from perfkit.config import document
+from perfkit.config import model as document
 
 TREE = [config.BOOKING, *sorted(CHECKOUT.glob("docs/examples/*/perfkit.toml"))]
 

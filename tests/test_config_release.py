@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
-from perfkit.errors import UsageError
+from perfkit.base.errors import UsageError
 
 RULE = '[[watch.rule]]\nname = "own"\nlevel = "P1"\n'
 TARGET = '[[review.target]]\nname = "Own"\n'

@@ -18,13 +18,11 @@ from hosted import Hosted, hosted
 from psycopg import sql
 from scripts import run_all
 
-from perfkit.errors import PerfkitError, ServerError
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
-from perfkit.postgres import databases, embedded
-from perfkit.postgres.copies import Copied, Copying, copy_into, dump
-from perfkit.postgres.external import External, open_external
+from perfkit.base.errors import PerfkitError, ServerError
+from perfkit.postgres import copies, databases, embedded
+from perfkit.postgres.copies import Copied, Copying, copy_into
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 
@@ -810,7 +808,7 @@ class TestFromASystemsServer:
         self, preloaded: str, elsewhere: Hosted, server: embedded.EmbeddedServer, tmp_path: Path, monkeypatch
     ) -> None:
         source = self.external(elsewhere, tmp_path, monkeypatch)
-        monkeypatch.setattr(dump, "_with_tls", lambda: {**os.environ, "LD_PRELOAD": preloaded})
+        monkeypatch.setattr(copies, "_with_tls", lambda: {**os.environ, "LD_PRELOAD": preloaded})
         with pytest.raises(
             ServerError, match=r'^127.0.0.1:\d+/shop: pg_dump: .*sslmode value "verify-full" invalid.*$'
         ):

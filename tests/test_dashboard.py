@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.errors import BundleError
+from perfkit.base.errors import BundleError
+from perfkit.base.stats import MIN_SAMPLES
+from perfkit.monitor import dashboard
 from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.charts import POINTS, Line, WatchSeries
+from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import About, Event, Probe, Record, Tick
-from perfkit.monitor.period import Period
 from perfkit.monitor.store import Store
-from perfkit.report import dashboard
-from perfkit.report.watch_series import POINTS, Line, WatchSeries
-from perfkit.stats import MIN_SAMPLES
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202etxt$\\frac{$"
 HOUR, DAY = 3600.0, 86_400.0
@@ -302,7 +302,7 @@ def written(folder: Path, record: Record) -> Store:
 
 
 def command(*args: str | Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "perfkit.report.dashboard", *args], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "perfkit.monitor.dashboard", *args], capture_output=True, text=True)
 
 
 def test_the_command_writes_the_page_and_says_nothing(tmp_path: Path, quiet: Record) -> None:
@@ -342,7 +342,7 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> No
 
 def test_without_a_folder_it_says_how_it_is_called() -> None:
     done = command()
-    assert done.returncode == 1 and done.stderr == "usage: python -m perfkit.report.dashboard FOLDER\n"
+    assert done.returncode == 1 and done.stderr == "usage: python -m perfkit.monitor.dashboard FOLDER\n"
 
 
 # In a browser.

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from perfkit import numbers
-from perfkit.bundle import Bundle
-from perfkit.display.html import Block, code, escape, folded, style, visible
-from perfkit.display.table import Cell, Table
-from perfkit.report.run import Run
+from perfkit.analysis.report import Run
+from perfkit.base import units
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import visible
+from perfkit.show.html import Block, Cell, Table, code, escape, folded, style
 
 HOSTILE = "<script>alert(1)</script>\"' onclick=x \x1b[31m\u202e`|*"
 
@@ -89,15 +89,15 @@ def test_text_is_aligned_for_a_terminal() -> None:
     ],
 )
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
-    assert numbers.significant(value) == text
+    assert units.significant(value) == text
 
 
 def test_units() -> None:
-    assert numbers.size(340 * 1024) == "340 kB"
-    assert numbers.size(3 * 1024**3) == "3.00 GB"
-    assert numbers.percent(0.00125) == "0.125 %"
-    assert numbers.seconds(0.31) == "310 ms"
-    assert " ".join(numbers.too_few(40, 95).split()) == "not enough samples (40 of 72)"
+    assert units.size(340 * 1024) == "340 kB"
+    assert units.size(3 * 1024**3) == "3.00 GB"
+    assert units.percent(0.00125) == "0.125 %"
+    assert units.seconds(0.31) == "310 ms"
+    assert " ".join(units.too_few(40, 95).split()) == "not enough samples (40 of 72)"
 
 
 def test_everything_a_run_shows_has_html_and_words(run: Run) -> None:
@@ -137,7 +137,7 @@ def test_thresholds_say_value_bound_and_result_for_every_arm(run: Run) -> None:
 def test_the_cost_of_the_indexes_has_a_total(run: Run) -> None:
     rows = run.index_costs.rows
     assert rows[0][0].text == "idx_appointments_org_contact_date"
-    assert rows[-1][2].text == numbers.size(30_000_000)
+    assert rows[-1][2].text == units.size(30_000_000)
 
 
 def test_a_missing_index_is_shown(run: Run, tmp_path: Path) -> None:

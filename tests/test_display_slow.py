@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.display.activity import ActivityView
-from perfkit.display.slow import SlowView, one_line, picture
-from perfkit.slow.activity import Activity, Running, tree
-from perfkit.slow.model import Example, SlowQueries, SlowStatement
+from perfkit.slow.statements import Activity, Example, Running, SlowQueries, SlowStatement, tree
+from perfkit.slow.tables import ActivityView, SlowView, one_line, picture
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOSTILE = "SELECT '</pre></title><script>alert(1)</script>' \x1b[31m \u202e \"' onmouseover=x\x00"

@@ -12,9 +12,9 @@ import documents
 import pytest
 from documents import each_page
 
-from perfkit import errors
+from perfkit.app.cli import main
+from perfkit.base import errors
 from perfkit.base.resources import CHECKOUT
-from perfkit.cli import main
 
 MAKEFILE = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
 

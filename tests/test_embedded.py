@@ -19,7 +19,7 @@ import pytest
 from conftest import open_folder
 
 import perfkit
-from perfkit.errors import ServerError, UsageError
+from perfkit.base.errors import ServerError, UsageError
 from perfkit.postgres import embedded
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.analysis.error_rates import differences
-from perfkit.stats import share
+from perfkit.base.stats import differences, share
 
 counts = st.integers(1, 50).flatmap(lambda sent: st.tuples(st.integers(0, sent), st.just(sent)))
 levels = st.integers(1, 7).flatmap(lambda blocks: st.tuples(*[st.lists(counts, min_size=blocks, max_size=blocks)] * 2))

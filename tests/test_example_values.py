@@ -9,15 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.errors import PlanError
+from perfkit.base.errors import PlanError
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import numbered
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.postgres.placeholders import numbered
-from perfkit.slow.examples import Value, example_rows
-from perfkit.slow.mending import cast, preparable, unified
-from perfkit.slow.placing import aligned, fixed, lexemes, named_placeholders, placeholders
-from perfkit.slow.preparing import prepared
+from perfkit.postgres.sqltext import aligned, fixed, lexemes, named_placeholders, placeholders
+from perfkit.slow.examples import Value, cast, example_rows, preparable, prepared, unified
 
 TABLES = """
 CREATE TYPE colour AS ENUM ('red', 'green', 'blue');

@@ -16,15 +16,16 @@ import psutil
 import pytest
 from psycopg.rows import dict_row
 
-from perfkit import config, sources
-from perfkit.analysis import analyse
+from perfkit import config
+from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Analysis
+from perfkit.base.bundle import Bundle
 from perfkit.base.resources import CHECKOUT
-from perfkit.bundle import Bundle
 from perfkit.config import Generator
 from perfkit.config import ServiceConfig as Launched
 from perfkit.postgres import databases, embedded
-from perfkit.service import Service
+from perfkit.runs import selection
+from perfkit.runs.service import Service
 
 EXAMPLES = CHECKOUT / "docs" / "examples"
 BENCH = "pk_examples_pgbench"
@@ -208,7 +209,7 @@ def questions() -> tuple[dict[str, str], list[Any]]:
     found = config.load(EXAMPLES / "tpch" / "perfkit.toml")
     source = found.parameters["questions"]
     assert isinstance(source, Generator)
-    return {query.name: query.file.read_text() for query in found.query}, sources.generated(source, "1/questions")
+    return {query.name: query.file.read_text() for query in found.query}, selection.generated(source, "1/questions")
 
 
 def test_the_wholesalers_data_is_such_as_a_table_that_grew_would_hold(tables: dict[str, pd.DataFrame]) -> None:

@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from perfkit import config
-from perfkit.bundle import Bundle
-from perfkit.errors import PerfkitError, UsageError
-from perfkit.experiment import measure
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import PerfkitError, UsageError
+from perfkit.explain.facts import in_words, scans
 from perfkit.explain.plan import read_plan
-from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import embedded
-from perfkit.selection import RunSpec, Selection
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 
@@ -160,7 +160,7 @@ def test_an_option_that_cannot_be_meant_is_refused_before_anything_starts(tmp_pa
 def running(tmp_path, server_home):
     """A run at its third round or later; yields its process and its folder."""
     script = (
-        "import sys; from perfkit.cli import main;"
+        "import sys; from perfkit.app.cli import main;"
         "main(['report', '--scale', 'seed', '--profile', 'thorough', '--reports', sys.argv[1]])"
     )
     home = server_home / tmp_path.name
@@ -234,8 +234,8 @@ def test_a_server_killed_under_a_run_is_one_line_and_the_bundle_says_so(running)
 
 def test_a_full_disk_is_one_line_and_what_came_before_is_kept(tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from perfkit.bundle import COLUMNS, Bundle, Round;"
-        "from perfkit.errors import BundleError;"
+        "import resource, sys; from pathlib import Path; from perfkit.base.bundle import COLUMNS, Bundle, Round;"
+        "from perfkit.base.errors import BundleError;"
         "bundle = Bundle.create(Path(sys.argv[1]) / 'run', {});"
         "small, big = ({name: ['x'] * n for name in COLUMNS} for n in (10, 100_000));"
         "bundle.add_round(Round(0, 0, 'burst', 'before', small, {}));"

@@ -10,14 +10,13 @@ import psycopg
 import pytest
 from scripts import run_all
 
-from perfkit.errors import PerfkitError, PlanError
-from perfkit.explain.capture import ExplainSpec, capture, typical_parameters
+from perfkit.base.errors import PerfkitError, PlanError
+from perfkit.explain.capture import ExplainSpec, capture, effects, typical_parameters
+from perfkit.explain.facts import in_words, scans
 from perfkit.explain.plan import Plan
-from perfkit.explain.safety import effects
-from perfkit.explain.scans import in_words, scans
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import Extended
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.extended import Extended
 
 # Clinic 1 has nearly all visits, so that its parameter gets another plan than the others'.
 TABLES = """

@@ -6,9 +6,9 @@ import pytest
 from hosted import Hosted, hosted
 from test_cli import perfkit
 
-from perfkit.errors import PerfkitError
-from perfkit.guards.admission import Permission
-from perfkit.query import Session, connect
+from perfkit.app.session import Session, connect
+from perfkit.base.errors import PerfkitError
+from perfkit.postgres.guards import Permission
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

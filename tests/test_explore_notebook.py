@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from perfkit.bundle import Bundle
-from perfkit.cli import main
-from perfkit.cli.slow_pages import NOTEBOOK
+from perfkit.app.cli import main
+from perfkit.app.cli.slow import NOTEBOOK
+from perfkit.base.bundle import Bundle
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.report.render import execute, page
+from perfkit.show.render import execute, page
 
 
 @pytest.fixture

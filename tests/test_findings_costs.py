@@ -14,22 +14,21 @@ from hypothesis import strategies as st
 from scripts import run_all
 from test_findings import FAST, PAGES, Page, explained
 
-from perfkit.errors import PlanError
+from perfkit.base.errors import PlanError
 from perfkit.explain.capture import Capture, ExplainSpec, capture
 from perfkit.explain.facts import NO_FACTS, ColumnFacts, PlanFacts, ReferenceFacts, TableFacts
 from perfkit.explain.findings import Finding, Severity, findings
-from perfkit.explain.findings.estimates import misestimate
-from perfkit.explain.findings.joins import correlated_subplan, nested_loop
-from perfkit.explain.findings.memory import hash_batches, sort_spill
-from perfkit.explain.findings.model import FindingContext, FindingLimits
-from perfkit.explain.findings.overheads import (
+from perfkit.explain.findings.estimates import correlated_subplan, misestimate, nested_loop
+from perfkit.explain.findings.model import FindingContext, FindingLimits, memory, rounded
+from perfkit.explain.findings.resources import (
+    hash_batches,
     jit_share,
     planner_setting,
     planning_share,
+    sort_spill,
     trigger_time,
     workers_not_launched,
 )
-from perfkit.explain.findings.words import memory, rounded
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer

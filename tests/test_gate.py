@@ -14,16 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from perfkit.analysis import analyse
-from perfkit.analysis.needs import bound_needed, samples_needed
-from perfkit.analysis.policy import Decision, Outcome, error_rule, latency_rule, throughput_rule
+from perfkit.analysis.analysis import analyse
+from perfkit.analysis.policy import (
+    Decision,
+    Outcome,
+    bound_needed,
+    error_rule,
+    latency_rule,
+    samples_needed,
+    throughput_rule,
+)
 from perfkit.analysis.results import Analysis, ErrorGroup
-from perfkit.bundle import Bundle
+from perfkit.base.bundle import Bundle
+from perfkit.base.stats import Interval
 from perfkit.config.judging import Thresholds
-from perfkit.release.answers import RecordedAnswer
-from perfkit.release.gate import Gate, WatchState, decide, judge
-from perfkit.release.items import GateItem
-from perfkit.stats import Interval
+from perfkit.release.gate import Gate, GateItem, RecordedAnswer, WatchState, decide, judge
 
 ARMS = ("after-index", "after-full")
 ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")

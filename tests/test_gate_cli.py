@@ -13,14 +13,15 @@ import pytest
 from click.testing import CliRunner, Result
 from synthetic import make_run
 
-from perfkit import api, config
-from perfkit.bundle import Bundle
-from perfkit.cli import main
-from perfkit.errors import PerfkitError, UsageError
-from perfkit.release import answers
+from perfkit import config
+from perfkit.app import api
+from perfkit.app.cli import main
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import PerfkitError, UsageError
+from perfkit.release import gate as answers
 from perfkit.release.gate import Gate
-from perfkit.report.render import GATE, execute
-from perfkit.selection import RunSpec, Selection
+from perfkit.runs.selection import RunSpec, Selection
+from perfkit.show.render import GATE, execute
 
 QUESTIONS = ("Team ready for launch", "Rollback plan at hand")
 

@@ -9,13 +9,12 @@ import pytest
 from synthetic import make_run
 from watching import about, quiet
 
-from perfkit import api
-from perfkit.errors import BundleError
+from perfkit.app import api
+from perfkit.base.errors import BundleError
 from perfkit.monitor.metrics import Metrics
 from perfkit.monitor.model import Event
 from perfkit.monitor.store import Store
-from perfkit.release.gate import WatchState
-from perfkit.release.monitoring import look
+from perfkit.release.gate import WatchState, look
 
 TICKS = quiet(hours=0.02)
 LAST = TICKS[-1].at

@@ -9,7 +9,8 @@ import pytest
 from browser import browser, needs_browser
 from synthetic import make_run
 
-from perfkit import api, config
+from perfkit import config
+from perfkit.app import api
 
 pytestmark = [pytest.mark.system, needs_browser]
 

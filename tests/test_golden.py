@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from perfkit.cli import main
+from perfkit.app.cli import main
 
 HERE = Path(__file__).parent
 GOLDEN, STORED = HERE / "golden", HERE / "stored"

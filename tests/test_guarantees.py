@@ -17,25 +17,21 @@ import psycopg
 import pytest
 from hosted import Hosted, hosted
 
-from perfkit import rowsets
+from perfkit.base.errors import PerfkitError, ServerError, UsageError
 from perfkit.config import Scenario
-from perfkit.errors import PerfkitError, ServerError, UsageError
-from perfkit.explain import capture, safety
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
-from perfkit.indexes import apply, build, examine, trial
-from perfkit.indexes.statements import IndexSet, read_set
-from perfkit.load import libpq, pgbench
-from perfkit.load.crew import sql_target
-from perfkit.postgres import databases
+from perfkit.explain import capture
+from perfkit.indexes import trial
+from perfkit.load import pgbench, senders
+from perfkit.load.pool import sql_target
+from perfkit.postgres import databases, index_builds, index_changes
+from perfkit.postgres.catalog import exact, options, send
+from perfkit.postgres.databases import Database as Place
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.extended import send
-from perfkit.postgres.external import open_external
-from perfkit.postgres.parameters import exact, options
-from perfkit.postgres.place import Database as Place
-from perfkit.postgres.statements import Statement, read
-from perfkit.slow import examples, preparing
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.index_sets import IndexSet, read_set
+from perfkit.postgres.servers import open_external
+from perfkit.postgres.sqltext import Statement, read
+from perfkit.slow import examples
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -119,18 +115,18 @@ def plan(**how: Any) -> Query:
 
 
 def effects(place: Place, text: str, given: Parameters) -> object:
-    return safety.effects(place.session, text, given)
+    return capture.effects(place.session, text, given)
 
 
 async def sent(place: Place, text: str, given: Parameters, times: int) -> object:
     target = sql_target(place.conninfo(), 5, 5, pooler=place.site.pooler)["options"]
     settings = {"options": options(target["session"])} if target["session"] else {}
-    connection = await libpq.LibpqConnection.open(
+    connection = await senders.LibpqConnection.open(
         target["conninfo"], timeout_s=5, prepare=target["prepare"], client_encoding="UTF8", **settings
     )
     try:
-        return [await connection.run(libpq.bound(text, given)) for _ in range(times)]
-    except libpq.Failure as failure:
+        return [await connection.run(senders.bound(text, given)) for _ in range(times)]
+    except senders.Failure as failure:
         raise ServerError(str(failure)) from None
     finally:
         await connection.close()
@@ -170,12 +166,12 @@ QUERIES: dict[str, Query] = {
     "plan for any values": lambda place, text, _: plan(analyze=False, generic=True)(place, text, None),
     "effects": effects,
     "typical parameters": lambda place, text, given: capture.typical_parameters(place.session, text, [given]),
-    "rows compared": lambda place, text, given: rowsets.compare(place.session, text, text, [given], timeout_s=9),
-    "logged statement": lambda place, text, _: preparing.prepared(place, of_a_log(text)),
+    "rows compared": lambda place, text, given: capture.compare(place.session, text, text, [given], timeout_s=9),
+    "logged statement": lambda place, text, _: examples.prepared(place, of_a_log(text)),
     "example values": lambda place, text, _: examples.example_rows(place, of_a_log(text)),
     "query with an index tried": whatif,
     "load": load(1),
-    "load, prepared": load(2 * libpq.PREPARE_AFTER),
+    "load, prepared": load(2 * senders.PREPARE_AFTER),
     "load by pgbench": by_pgbench,
 }
 
@@ -204,7 +200,7 @@ def test_a_second_command_in_a_query_is_not_run(
 
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off perfkit's own reading of texts, so that only the server's is left."""
-    for module in (capture, safety, rowsets, trial):
+    for module in (capture, capture, capture, trial):
         monkeypatch.setattr(module, "single", lambda text: text)
     monkeypatch.setattr(databases, "split", lambda text, _: [Statement(text, 1)])
 
@@ -214,28 +210,28 @@ def index_set(place: Place, path: Path, monkeypatch: pytest.MonkeyPatch, text: s
     found = read_set(path)
     indexes = tuple(replace(index, body=index.body + text) for index in found.indexes)
     made = IndexSet(path, indexes, tuple(analyze + text for analyze in found.analyze))
-    monkeypatch.setattr(build, "read_set", lambda _: made)
+    monkeypatch.setattr(index_builds, "read_set", lambda _: made)
     return made
 
 
 def examined(place: Place, wanted: IndexSet) -> object:
     with place.connect() as connection:
-        problems = [found.problem for found in examine.examine(connection, wanted)]
-        raise UsageError("; ".join([*problems, *examine.unknown(connection, wanted)]))
+        problems = [found.problem for found in index_builds.examine(connection, wanted)]
+        raise UsageError("; ".join([*problems, *index_builds.unknown(connection, wanted)]))
 
 
 def built(place: Place, wanted: IndexSet) -> object:
-    return build.build(place.site, place.name, wanted.path)
+    return index_builds.build(place.site, place.name, wanted.path)
 
 
 def applied(place: Place, wanted: IndexSet) -> object:
-    found = examine.Found(wanted.indexes[0], "missing", table="victim", quoted="public.second", lockable=False)
-    work = apply._Work(place.site, place.name, wanted.path, lambda _: None, apply.Patience(attempts=1))
+    found = index_builds.Found(wanted.indexes[0], "missing", table="victim", quoted="public.second", lockable=False)
+    work = index_changes._Work(place.site, place.name, wanted.path, lambda _: None, index_changes.Patience(attempts=1))
     return work.apply([found], [])
 
 
 def analyzed(place: Place, wanted: IndexSet) -> object:
-    work = apply._Work(place.site, place.name, wanted.path, lambda _: None, apply.Patience(attempts=1))
+    work = index_changes._Work(place.site, place.name, wanted.path, lambda _: None, index_changes.Patience(attempts=1))
     return work.apply([], wanted.analyze)
 
 

@@ -29,19 +29,26 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
 from perfkit import config
-from perfkit.errors import BundleError, LoadError, PerfkitError, ServerError, TargetRefused, UsageError
-from perfkit.guards import address as guarded
-from perfkit.guards.address import Address, canonical, resolve
-from perfkit.guards.admission import Permission, admit, looks_like_production, normal
-from perfkit.guards.audit import Audit
-from perfkit.guards.origin import resolve_origin
-from perfkit.load.crew import WorkerPool, http_target, sql_target
+from perfkit.base.errors import BundleError, LoadError, PerfkitError, ServerError, TargetRefused, UsageError
 from perfkit.load.http import HttpSender
-from perfkit.load.limits import Caps, RateGate
-from perfkit.load.plan import Batch, http_message
-from perfkit.postgres import binaries, embedded, external, marker
-from perfkit.postgres.external import External, open_external
-from perfkit.targets import admitted, caps
+from perfkit.load.pool import Batch, WorkerPool, http_message, http_target, sql_target
+from perfkit.load.samples import Caps, RateGate
+from perfkit.postgres import cluster as binaries
+from perfkit.postgres import embedded, servers
+from perfkit.postgres import guards as guarded
+from perfkit.postgres.guards import (
+    Address,
+    Audit,
+    Permission,
+    admit,
+    canonical,
+    looks_like_production,
+    normal,
+    resolve,
+    resolve_origin,
+)
+from perfkit.postgres.servers import External, open_external
+from perfkit.runs.targets import admitted, caps
 
 GET = {"item": "get", "method": "GET", "path": "/", "json": None, "headers": {}, "expect": [200]}
 
@@ -356,7 +363,7 @@ class TestPinning:
             try:
                 found = use(cluster.db(user="plain"), cluster.name())
                 with found.connect() as plain, stopped_by_a_guard("cannot be told from a copy"):
-                    marker.grant(plain, ["ddl"], 1)
+                    servers.grant(plain, ["ddl"], 1)
             finally:
                 connection.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
 
@@ -689,7 +696,7 @@ class TestTunnels:
         there = {"database": "app", "address": answers, "port": answers and 5432, "listens": 5432}
         target = Address("127.0.0.1", "127.0.0.1", 5432, "app", "app", "", (), {})
         with stopped_by_a_guard("leads to tunnel:"):
-            external._require_same(target, there, False, Permission((), (target.name, "[::1]:5432/app")))
+            servers._require_same(target, there, False, Permission((), (target.name, "[::1]:5432/app")))
 
     def test_a_database_without_an_encoding_is_read_all_the_same(self, cluster: Cluster) -> None:
         with cluster.connect() as connection:
@@ -701,10 +708,10 @@ class TestTunnels:
         target = Address("db.example", "192.0.2.1", 6432, "app", "app", "", (), {})
         named = "db.example:6432/app_prod"
         with stopped_by_a_guard(f"leads to {named} "):
-            external._require_same(target, there, False, Permission((), (target.name,)))
+            servers._require_same(target, there, False, Permission((), (target.name,)))
         with stopped_by_a_guard(f"leads to {named}, which looks like production"):
-            external._require_same(target, there, False, Permission((), (target.name, named)))
-        external._require_same(target, there, False, Permission((), (target.name, named), (named,)))
+            servers._require_same(target, there, False, Permission((), (target.name, named)))
+        servers._require_same(target, there, False, Permission((), (target.name, named), (named,)))
 
     def test_nothing_is_written_before_the_way_is_known(self, cluster: Cluster, tmp_path: Path) -> None:
         audit = Audit(tmp_path / "audit.jsonl")
@@ -863,7 +870,7 @@ class TestMarker:
             connection.execute("CREATE DATABASE marked OWNER plain")
         with psycopg.connect(cluster.db(dbname="marked", user="plain"), autocommit=True) as connection:
             connection.row_factory = psycopg.rows.dict_row
-            marker.grant(connection, ["ddl", "writes"], 1)
+            servers.grant(connection, ["ddl", "writes"], 1)
         yield "marked"
         with cluster.connect() as connection:
             for name in ("marked", "cloned"):
@@ -877,9 +884,9 @@ class TestMarker:
         assert self.allowed(cluster, marked) == {"ddl", "writes"}
         found = use(cluster.db(dbname=marked, user="plain"), cluster.name(dbname=marked))
         with found.connect() as connection:
-            marker.grant(connection, ["ddl"], 1)
+            servers.grant(connection, ["ddl"], 1)
             assert self.allowed(cluster, marked) == {"ddl"}
-            marker.revoke(connection)
+            servers.revoke(connection)
         assert self.allowed(cluster, marked) == frozenset()
 
     def test_a_clone_carries_no_permission(self, cluster: Cluster, marked: str) -> None:
@@ -900,15 +907,15 @@ class TestMarker:
             for statement in statements:
                 connection.execute(statement)
             try:
-                assert marker.permissions(connection) == frozenset()
+                assert servers.permissions(connection) == frozenset()
                 # Not even where the database happens to have the same number.
                 row = connection.execute("SELECT oid::int AS o FROM pg_database WHERE datname = 'postgres'").fetchone()
                 said = json.loads(statements[1].partition("'")[2].rpartition("'")[0])
                 comment = json.dumps({**said, "database": (row or {})["o"]})
                 connection.execute(f"COMMENT ON SCHEMA perfkit_allowed IS '{comment}'")
-                assert marker.permissions(connection) == frozenset()
+                assert servers.permissions(connection) == frozenset()
             finally:
-                marker.revoke(connection)
+                servers.revoke(connection)
 
     def test_an_expired_permission_is_none(self, cluster: Cluster, marked: str) -> None:
         with psycopg.connect(cluster.db(dbname=marked), autocommit=True) as connection:
@@ -921,7 +928,7 @@ class TestMarker:
     def test_a_permission_that_has_expired_cannot_be_given(self, cluster: Cluster, marked: str) -> None:
         found = use(cluster.db(dbname=marked, user="plain"), cluster.name(dbname=marked))
         with found.connect() as connection, stopped_by_a_guard("days = -1"):
-            marker.grant(connection, ["ddl"], -1)
+            servers.grant(connection, ["ddl"], -1)
         assert self.allowed(cluster, marked) == {"ddl", "writes"}
 
     def test_who_may_make_schemas_but_owns_nothing_allows_nothing(self, cluster: Cluster, marked: str) -> None:
@@ -936,7 +943,7 @@ class TestMarker:
         assert self.allowed(cluster, marked) == frozenset()
         found = use(cluster.db(dbname=marked, user="other"), cluster.name(dbname=marked))
         with found.connect() as connection, stopped_by_a_guard("expected the database's owner to run"):
-            marker.grant(connection, ["ddl"], 1)
+            servers.grant(connection, ["ddl"], 1)
 
     @pytest.mark.parametrize(
         "comment", ["", "yes", "[]", "{}", '{"permissions": "ddl"}', '{"permissions": ["all"]}', "null"]
@@ -954,8 +961,8 @@ class TestMarker:
             connection.execute(f"""ALTER DATABASE {marked} OWNER TO "a; b 'c" """)
         with psycopg.connect(cluster.db(dbname=marked), autocommit=True, row_factory=psycopg.rows.dict_row) as found:
             found.execute("DROP SCHEMA perfkit_allowed")
-            marker.grant(found, ["writes"], 1)
-            assert marker.permissions(found) == {"writes"}
+            servers.grant(found, ["writes"], 1)
+            assert servers.permissions(found) == {"writes"}
             found.execute("ALTER DATABASE marked OWNER TO plain")
             found.execute("DROP SCHEMA perfkit_allowed")
             found.execute("""DROP ROLE "a; b 'c" """)

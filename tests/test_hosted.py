@@ -22,17 +22,14 @@ from click.testing import CliRunner
 from hosted import Hosted, hosted
 from scripts import run_all
 
-from perfkit.bundle import Bundle
-from perfkit.cli import main
-from perfkit.display.capabilities import capabilities
-from perfkit.errors import PlanError, TargetRefused
-from perfkit.explain.capture import ExplainSpec, capture
-from perfkit.explain.safety import effects, require_harmless
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
+from perfkit.app.cli import main
+from perfkit.app.evidence import capabilities
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import PlanError, TargetRefused
+from perfkit.explain.capture import ExplainSpec, capture, effects, require_harmless
 from perfkit.postgres.capabilities import Capabilities, Capability, Way, judge
-from perfkit.postgres.external import External, open_external
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -22,14 +22,14 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.cli import main
-from perfkit.errors import PerfkitError, ServerError, UsageError
-from perfkit.indexes.apply import Applied, Patience, apply, rollback, script, survey
-from perfkit.indexes.build import build
-from perfkit.indexes.statements import IndexSet, read_set
-from perfkit.lab.design import ablation
+from perfkit.app.cli import main
+from perfkit.base.errors import PerfkitError, ServerError, UsageError
+from perfkit.indexes.designs import ablation
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.index_builds import build
+from perfkit.postgres.index_changes import Applied, Patience, apply, rollback, script, survey
+from perfkit.postgres.index_sets import IndexSet, read_set
 
 HASTY = Patience(lock="100ms", attempts=2, pause_s=0.05, transactions="400ms")
 TABLES = """

@@ -21,18 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.cli.indexes import indexes as command
-from perfkit.display.index_use import index_use, remarks_table, uses
-from perfkit.errors import PerfkitError, UsageError
+from perfkit.app.cli.indexes import indexes as command
+from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
-from perfkit.indexes.counters import MIN_AGE
+from perfkit.indexes.coverage import MIN_AGE
+from perfkit.indexes.tables import index_use, remarks_table, uses
 from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, script, used
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.external import open_external
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import open_external
 
 TABLES = """
 CREATE TABLE clinics (id int CONSTRAINT clinics_pkey PRIMARY KEY);

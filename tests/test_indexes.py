@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from scripts import run_all
 
+from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import UsageError
-from perfkit.indexes.build import Built, build, index_names, places
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import send
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.extended import send
+from perfkit.postgres.index_builds import Built, build, index_names, places
 
 TABLE = """
 CREATE TABLE visits (id int, clinic int, note text);

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from perfkit.analysis.policy import Decision, Outcome
 from perfkit.release.decision import Decided
-from perfkit.release.gate import Gate
-from perfkit.release.items import GateItem
-from perfkit.release.junit import junit
+from perfkit.release.gate import Gate, GateItem
+from perfkit.release.report import junit
 
 # What the schema of Jenkins' plugin, the strictest of the usual readers, knows of each element.
 ATTRIBUTES = {

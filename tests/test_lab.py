@@ -19,25 +19,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit import api
+from perfkit.analysis.claims import Judged
+from perfkit.analysis.report import Run
+from perfkit.app import api
+from perfkit.base.errors import BundleError, UsageError
 from perfkit.base.resources import CHECKOUT
+from perfkit.base.stats import Interval, Ratio
 from perfkit.config import Scenario
-from perfkit.display.lab_words import sentence
-from perfkit.errors import BundleError, UsageError
-from perfkit.indexes.statements import read_set
-from perfkit.lab import search
-from perfkit.lab.design import ablation
-from perfkit.lab.results import read
-from perfkit.lab.search import MeasuredSets, choose, latencies
-from perfkit.lab.writes import Writes
-from perfkit.lab.writes import design as designed
-from perfkit.load.plan import LEAST, turns
+from perfkit.indexes import designs
+from perfkit.indexes.designs import MeasuredSets, Writes, ablation, choose, latencies
+from perfkit.indexes.designs import design as designed
+from perfkit.indexes.lab_results import read
+from perfkit.indexes.tables import IndexLab, sentence
+from perfkit.load.pool import LEAST, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.release.lab_claims import Judged
-from perfkit.report.lab import IndexLab
-from perfkit.report.run import Run
-from perfkit.stats import Interval, Ratio
+from perfkit.postgres.index_sets import read_set
 
 SHOP = """
 CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL);
@@ -287,12 +284,12 @@ class TestTheSearch:
             return Ratio(value, lo, hi, p=0.01, pairs=6, sd_log=0.1)
 
         floor, before = ms(0.04, 0.03, 0.06), ms(0.1, 0.09, 0.11)
-        assert search.worse(by(1.5, 1.2, 1.9), 0.2, before, ms(0.15, 0.1, 0.2), floor)
-        assert not search.worse(by(1.1, 1.05, 1.3), 0.2, before, ms(0.11, 0.1, 0.2), floor)  # not by the margin
-        assert not search.worse(by(1.5, 0.9, 2.5), 0.2, before, ms(0.15, 0.1, 0.2), floor)  # not known to be slower
-        assert not search.worse(None, 0.2, before, before, floor)
+        assert designs.worse(by(1.5, 1.2, 1.9), 0.2, before, ms(0.15, 0.1, 0.2), floor)
+        assert not designs.worse(by(1.1, 1.05, 1.3), 0.2, before, ms(0.11, 0.1, 0.2), floor)  # not by the margin
+        assert not designs.worse(by(1.5, 0.9, 2.5), 0.2, before, ms(0.15, 0.1, 0.2), floor)  # not known to be slower
+        assert not designs.worse(None, 0.2, before, before, floor)
         near = ms(0.03, 0.03, 0.06)  # a connection on another processor: twice as long, and the floor moved as far
-        assert not search.worse(by(1.9, 1.5, 2.4), 0.2, near, ms(0.057, 0.03, 0.06), floor)
+        assert not designs.worse(by(1.9, 1.5, 2.4), 0.2, near, ms(0.057, 0.03, 0.06), floor)
 
     def test_a_budget_of_bytes_is_kept_to(self) -> None:
         found = self.measured({"best": (1,), "good": (2,)}, (50,), {"best": 30, "good": 5})
@@ -308,7 +305,7 @@ class TestTheSearch:
         found = self.measured(alone, tuple(data.draw(ratio) for _ in range(queries)), sizes)
         kept = choose(found, 0.05)
         now = latencies(found, kept)
-        slack = (1 + search.SLACK * 0.05) * 1.0001
+        slack = (1 + designs.SLACK * 0.05) * 1.0001
         for name in names:
             assert all(now[q] <= found.alone[name][q] * slack for q in now)
         assert set(kept) <= set(names)

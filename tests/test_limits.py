@@ -10,13 +10,11 @@ import pytest
 from hosted import Hosted, hosted
 from test_cli import perfkit
 
-from perfkit.errors import ServerError
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
+from perfkit.base.errors import ServerError
 from perfkit.postgres import databases
-from perfkit.postgres.external import External, open_external
-from perfkit.postgres.limits import LOCK_S
+from perfkit.postgres.catalog import LOCK_S
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from perfkit.errors import LoadError, ServerError
-from perfkit.load.crew import WorkerPool, http_target, sql_target
-from perfkit.load.plan import Batch
-from perfkit.process import spawn, stop
+from perfkit.base.errors import LoadError, ServerError
+from perfkit.base.process import spawn, stop
+from perfkit.load.pool import Batch, WorkerPool, http_target, sql_target
 
 GET = {"item": "get", "method": "GET", "path": "/", "json": None, "expect": [200]}
 
@@ -200,7 +199,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang():
 
 def test_workers_end_with_their_parent():
     script = (
-        "import os; from perfkit.load.crew import WorkerPool as Crew; crew = Crew(2);"
+        "import os; from perfkit.load.pool import WorkerPool as Crew; crew = Crew(2);"
         "print(*[worker._process.pid for worker in crew._workers], flush=True); os.kill(os.getpid(), 9)"
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout

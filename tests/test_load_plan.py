@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from perfkit.base.errors import UsageError
 from perfkit.config import Request, Scenario
-from perfkit.errors import UsageError
-from perfkit.load.plan import Draw, batches, fill, http_message
+from perfkit.load.pool import Draw, batches, fill, http_message
 
 ROWS = {"ids": [{"id": n} for n in range(20)]}
 

@@ -18,10 +18,10 @@ from scripts import run_all
 from traitlets.config import Config
 
 import perfkit
-from perfkit.errors import PerfkitError, TargetRefused, UsageError
+from perfkit.app.session import Explained
+from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.query import Explained
 
 TABLES = """
 CREATE TABLE visits AS SELECT n AS id, n % 300 AS clinic, repeat('x', 60) AS note FROM generate_series(1, 300000) n;

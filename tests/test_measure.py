@@ -15,17 +15,16 @@ from click.testing import CliRunner, Result
 
 import perfkit
 from perfkit import config as configuration
-from perfkit.bundle import COLUMNS, FLOOR, Bundle, Round
-from perfkit.cli import main
-from perfkit.errors import PerfkitError, UsageError
+from perfkit.analysis import charts, report
+from perfkit.analysis.report import LoadRun, render
+from perfkit.app.cli import main
+from perfkit.base.bundle import COLUMNS, FLOOR, Bundle, Round
+from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.load.samples import Rest
 from perfkit.postgres import databases, embedded
-from perfkit.report import files, time_chart
-from perfkit.report.load_run import LoadRun
-from perfkit.report.render import LOAD, execute
-from perfkit.report.run import render
-from perfkit.report.svg import draw_svg
-from perfkit.selection import RunSpec, Selection, alone
+from perfkit.runs.selection import RunSpec, Selection, alone
+from perfkit.show.charts import draw_svg
+from perfkit.show.render import LOAD, execute
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 
@@ -280,7 +279,7 @@ def limits(folder: Path, **thresholds: float) -> Path:
 
 
 def verdict(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(files.verdict(LoadRun(Bundle.open(folder)).subject))
+    found: dict[str, Any] = json.loads(report.verdict(LoadRun(Bundle.open(folder)).subject))
     return found
 
 
@@ -292,7 +291,7 @@ def test_a_limit_far_away_holds(copy: Path) -> None:
     assert gate(limits(copy, p95_ms=1e9), 0).startswith("HOLDS: ")
     run = LoadRun(Bundle.open(copy))
     assert verdict(copy)["decision"] == "HOLDS"
-    assert files.summary(run.subject).startswith("**HOLDS** · Looking up things")
+    assert report.summary(run.subject).startswith("**HOLDS** · Looking up things")
     assert repr(run.decision).startswith("✓ HOLDS")
 
 
@@ -435,59 +434,59 @@ OPEN = {"rate": 100, "seconds": 20}
 
 
 def test_a_stall_of_a_second_is_named_with_its_second_and_both_latencies() -> None:
-    flow = time_chart.flow_of([round_of(stalled(12, steady(20, 200)))], OPEN)
+    flow = charts.flow_of([round_of(stalled(12, steady(20, 200)))], OPEN)
     found = re.fullmatch(
-        r"Slowest second: 12 to 13 s, p95 (\d+) ms against ([\d.]+) ms otherwise\.", time_chart.finding(flow)
+        r"Slowest second: 12 to 13 s, p95 (\d+) ms against ([\d.]+) ms otherwise\.", charts.finding(flow)
     )
     assert found and float(found[1]) > 900 and float(found[2]) < 2
 
 
 def test_a_stall_in_one_round_of_many_is_still_in_the_picture() -> None:
     rounds = [round_of(steady(20, 200, seed), seed) for seed in range(11)]
-    flow = time_chart.flow_of([*rounds, round_of(stalled(12, steady(20, 200)), 11)], OPEN)
-    x, ms = time_chart.thinned(flow)
-    assert len(x) <= time_chart.COLUMNS * time_chart.EACH < len(flow.x)
+    flow = charts.flow_of([*rounds, round_of(stalled(12, steady(20, 200)), 11)], OPEN)
+    x, ms = charts.thinned(flow)
+    assert len(x) <= charts.COLUMNS * charts.EACH < len(flow.x)
     slow = x[ms > 500]
     assert len(slow) and slow.min() >= 12 and slow.max() <= 12.6
-    columns = np.minimum((flow.x / flow.x[-1] * time_chart.COLUMNS).astype(int), time_chart.COLUMNS - 1)
+    columns = np.minimum((flow.x / flow.x[-1] * charts.COLUMNS).astype(int), charts.COLUMNS - 1)
     assert {float(flow.ms[columns == column].max()) for column in set(columns)} <= set(ms.tolist())
 
 
 def test_where_nothing_stands_out_it_is_called_even() -> None:
-    flow = time_chart.flow_of([round_of(steady(20, 200))], OPEN)
-    assert re.fullmatch(r"Even: p95 from [\d.]+ ms to [\d.]+ ms in every second\.", time_chart.finding(flow))
+    flow = charts.flow_of([round_of(steady(20, 200))], OPEN)
+    assert re.fullmatch(r"Even: p95 from [\d.]+ ms to [\d.]+ ms in every second\.", charts.finding(flow))
 
 
 def test_dropped_requests_and_errors_are_counted_where_they_were() -> None:
     requests = steady(20, 200)
     lost = {500: "dropped", 501: "dropped", 3000: "timeout"}
     rows = [(due, ms, lost.get(n, out)) for n, (due, ms, out) in enumerate(requests)]
-    flow = time_chart.flow_of([round_of(rows)], OPEN)
-    assert time_chart.finding(flow).endswith("; 2 dropped, 2 to 3 s; 1 error, 15 to 16 s.")
+    flow = charts.flow_of([round_of(rows)], OPEN)
+    assert charts.finding(flow).endswith("; 2 dropped, 2 to 3 s; 1 error, 15 to 16 s.")
     assert len(flow.x) == len(requests) - 3
     every = [(due, 0.0, "dropped") for due, *_ in requests]
-    assert time_chart.finding(time_chart.flow_of([round_of(every)], OPEN)).startswith("No answer; 4,000 dropped")
+    assert charts.finding(charts.flow_of([round_of(every)], OPEN)).startswith("No answer; 4,000 dropped")
 
 
 def test_no_percentile_of_a_stretch_without_the_samples_for_it() -> None:
-    parts = time_chart.stretches(time_chart.flow_of([round_of(steady(20, 60))], OPEN))
+    parts = charts.stretches(charts.flow_of([round_of(steady(20, 60))], OPEN))
     assert [len(part.ms) for part in parts] == [60] * 20
-    flow = time_chart.flow_of([round_of(steady(20, 60))], OPEN)
-    assert "p50" in time_chart.finding(flow) and "p95" not in time_chart.finding(flow)
-    assert "p95" in time_chart.finding(time_chart.flow_of([round_of(steady(20, 80))], OPEN))
+    flow = charts.flow_of([round_of(steady(20, 60))], OPEN)
+    assert "p50" in charts.finding(flow) and "p95" not in charts.finding(flow)
+    assert "p95" in charts.finding(charts.flow_of([round_of(steady(20, 80))], OPEN))
 
 
 def test_the_closed_model_is_drawn_in_the_order_of_requests_round_after_round() -> None:
     first = round_of([(0.0, 1.0, "ok"), (0.2, 2.0, "ok"), (0.1, 3.0, "ok"), (0.0, 4.0, "ok")], 1, batch=[0, 0, 0, 1])
     second = round_of([(0.0, 9.0, "ok"), (0.1, 8.0, "reset")], 0)
-    flow = time_chart.flow_of([first, second], {"users": 2})
+    flow = charts.flow_of([first, second], {"users": 2})
     assert flow.x.tolist() == [1, 3, 4, 5, 6] and flow.ms.tolist() == [9, 1, 3, 2, 4]
     assert flow.borders == (2.5,) and flow.lost["errors"].tolist() == [2]
 
 
 def test_a_closed_stretch_is_named_by_its_requests() -> None:
     rows = [(n / 1000, 100.0 if n >= 720 else 1.0 + n % 7 / 100, "ok") for n in range(792)]
-    said = time_chart.finding(time_chart.flow_of([round_of(rows)], {"users": 1}))
+    said = charts.finding(charts.flow_of([round_of(rows)], {"users": 1}))
     assert said == "Slowest stretch: requests 721 to 792, p95 100 ms against 1.06 ms otherwise."
 
 
@@ -495,24 +494,24 @@ def test_the_steps_of_a_search_follow_each_other_whether_they_count_or_not() -> 
     steps = [(n / 100, 1.0 + step, "ok") for step in range(3) for n in range(100)]
     found = round_of(steps, batch=[step for step in range(3) for _ in range(100)])
     found.columns["counted"][:200] = [False] * 200
-    flow = time_chart.flow_of([found], {"rate": 100, "seconds": 1, "search": {"most": 500}})
+    flow = charts.flow_of([found], {"rate": 100, "seconds": 1, "search": {"most": 500}})
     assert flow.borders == (1, 2) and flow.x[-1] == pytest.approx(2.99)
-    assert [part.ms.tolist() for part in time_chart.stretches(flow)] == [[n] * 100 for n in (1, 2, 3)]
-    assert time_chart.finding(flow).startswith("Slowest step of 1 s: 2 to 3 s, p95 3.00 ms")
+    assert [part.ms.tolist() for part in charts.stretches(flow)] == [[n] * 100 for n in (1, 2, 3)]
+    assert charts.finding(flow).startswith("Slowest step of 1 s: 2 to 3 s, p95 3.00 ms")
 
 
 def test_requests_beyond_those_that_are_kept_are_owned_up_to() -> None:
     rest = Rest()
     for n in range(5):
         rest.add(n, n + 1_000_000, "ok")
-    flow = time_chart.flow_of([round_of(steady(5, 100), rest={"one": rest.as_dict()})], OPEN)
-    assert time_chart.finding(flow).endswith("; 5 later requests are in the percentiles but not in this picture.")
+    flow = charts.flow_of([round_of(steady(5, 100), rest={"one": rest.as_dict()})], OPEN)
+    assert charts.finding(flow).endswith("; 5 later requests are in the percentiles but not in this picture.")
 
 
 def test_the_picture_is_the_same_bytes_every_time_and_holds_what_was_lost() -> None:
     rows = [(due, ms, "dropped" if 3 < due < 4 else out) for due, ms, out in steady(20, 200)]
-    flow = time_chart.flow_of([round_of(rows)], OPEN)
-    svgs = [draw_svg("x", "t", "f", lambda ax: time_chart._draw(ax, flow, 50)) for _ in range(2)]
+    flow = charts.flow_of([round_of(rows)], OPEN)
+    svgs = [draw_svg("x", "t", "f", lambda ax: charts._draw(ax, flow, 50)) for _ in range(2)]
     assert svgs[0] == svgs[1] and len(svgs[0]) < 150_000
     assert ">dropped<" in svgs[0] and ">errors<" not in svgs[0] and ">p95<" in svgs[0] and "#010203" not in svgs[0]
 

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats as scipy_stats
 
-from perfkit.cli.method import method
-from perfkit.errors import UsageError
-from perfkit.method import document, pictures, simulation
-from perfkit.method.simulation import LOCK, Share, closed_model, open_model
-from perfkit.stats import MIN_SAMPLES, Verdict
+from benchmarks.method import document, pictures, simulation
+from benchmarks.method.simulation import LOCK, Share, closed_model, open_model
+from perfkit.app.cli.runs import method
+from perfkit.base.errors import UsageError
+from perfkit.base.stats import MIN_SAMPLES, Verdict
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "method.md").read_text(encoding="utf-8")

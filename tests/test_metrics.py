@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from prometheus_client.samples import Sample
 
-from perfkit.errors import UsageError
+from perfkit.base.errors import UsageError
 from perfkit.monitor.metrics import OUTCOMES, Metrics, endpoint
 from perfkit.monitor.model import SERVER, Event
 

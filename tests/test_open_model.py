@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.bundle import COLUMNS
+from perfkit.base.bundle import COLUMNS
 from perfkit.config import Scenario
 from perfkit.load.arrivals import instants
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.plan import Arrivals, Batch, batches
+from perfkit.load.pool import Arrivals, Batch, WorkerPool, batches, sql_target
 from perfkit.load.samples import DROPPED, OVER_RANGE, Rest
 from perfkit.postgres import databases
 

@@ -17,16 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.bundle import COLUMNS
+from perfkit.base.bundle import COLUMNS
+from perfkit.base.errors import LoadError, ServerError, UsageError
 from perfkit.config import Scenario
-from perfkit.errors import LoadError, ServerError, UsageError
 from perfkit.load import pgbench
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.limits import Caps
-from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import ScriptQuery, script
-from perfkit.load.plan import Batch
-from perfkit.load.samples import Rest
+from perfkit.load.pgbench import Aborted, ScriptQuery, Written, read, script
+from perfkit.load.pool import Batch, WorkerPool, sql_target
+from perfkit.load.samples import Caps, Rest
 from perfkit.postgres import databases
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
@@ -508,8 +505,8 @@ class TestStopped:
 from pathlib import Path
 from perfkit.config import Scenario
 from perfkit.load import pgbench
-from perfkit.load.crew import sql_target
-from perfkit.load.pgbench_scripts import ScriptQuery as Query
+from perfkit.load.pool import sql_target
+from perfkit.load.pgbench import ScriptQuery as Query
 scenario = Scenario(name="long", label="", send=("nap",), users=2, seconds=60, engine="pgbench")
 target = sql_target({newest.server.conninfo(newest.name)!r}, 10, 10)
 pgbench.run(Path({str(newest.program)!r}), target, scenario, [Query("nap", "SELECT pg_sleep(0.1)")], "1")

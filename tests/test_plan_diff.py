@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.explain.capture import ExplainSpec, capture
-from perfkit.explain.diff import ChangeKind, Diff, diff
-from perfkit.explain.document import read
+from perfkit.explain.facts import ChangeKind, Diff, diff, read
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer

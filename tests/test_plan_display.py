@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.display.html import page
-from perfkit.display.plan_figures import PlanFigures
-from perfkit.display.plans import DiffView, PlanView
-from perfkit.explain.diff import diff
+from perfkit.explain.facts import diff
 from perfkit.explain.findings import Finding, Severity, findings
+from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import Plan, read_plan
+from perfkit.explain.text import PlanFigures
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.show.html import page
 
 DATA = """
 CREATE TABLE clinics AS SELECT n AS id, 'clinic ' || n AS name FROM generate_series(1, 200) n;

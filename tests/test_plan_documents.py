@@ -15,11 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.errors import PlanError
-from perfkit.explain.document import read
-from perfkit.explain.fingerprint import fingerprint
+from perfkit.base.bundle import dumps
+from perfkit.base.errors import PlanError
+from perfkit.explain.facts import fingerprint, read
 from perfkit.explain.plan import read_plan
-from perfkit.nested import dumps
 
 DOCUMENT = {
     "Plan": {

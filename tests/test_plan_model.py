@@ -15,12 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit import nested
-from perfkit.errors import PlanError
-from perfkit.explain import document
-from perfkit.explain.fingerprint import fingerprint
+from perfkit.base import bundle
+from perfkit.base.errors import PlanError
+from perfkit.explain import facts
+from perfkit.explain.facts import fingerprint, in_words, indexes_under, scans
 from perfkit.explain.plan import COUNTERS, Node, Plan, read_plan
-from perfkit.explain.scans import in_words, indexes_under, scans
 from perfkit.postgres import embedded
 
 GATHERS = ("Gather", "Gather Merge")
@@ -70,7 +69,7 @@ def gathered(connect: corpus.Connect, version: int, *, system: bool = False) -> 
 @pytest.fixture(scope="module")
 def files() -> Mapping[str, Plan]:
     found = corpus.committed()
-    return {f"{path.parent.name}/{path.stem}": read_plan(nested.loads(path.read_text())) for path in found}
+    return {f"{path.parent.name}/{path.stem}": read_plan(bundle.loads(path.read_text())) for path in found}
 
 
 def node(plan: Plan, title: str, number: int = 0) -> Node:
@@ -511,7 +510,7 @@ def test_hostile_names_stay_as_they_are(live: Live) -> None:
     assert plan.root.relation == "</script><b>'$0' (InitPlan 1).col1"
     assert plan.root.text("Alias") == 'it\'s "t" </script>'
     assert "\u202edesrever" in plan.root.text("Filter")
-    assert read_plan(document.read(nested.dumps(plan.document))[0]).root.raw == plan.root.raw
+    assert read_plan(facts.read(bundle.dumps(plan.document))[0]).root.raw == plan.root.raw
 
 
 # fingerprints
@@ -677,11 +676,11 @@ def chain(depth: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("more", [{}, {"Parent Relationship": "InitPlan", "Subplan Name": "InitPlan 1 (returns $0)"}])
 def test_a_plan_a_thousand_levels_deep_is_read_written_and_recognised(more: dict[str, Any]) -> None:
     started = time.monotonic()
-    text = nested.dumps([{"Plan": chain(1000, **more), "Unknown": {"kept": [1, 2.50, None]}}])
-    (found,) = document.read(text)
+    text = bundle.dumps([{"Plan": chain(1000, **more), "Unknown": {"kept": [1, 2.50, None]}}])
+    (found,) = facts.read(text)
     plan = read_plan(found)
     assert len(plan.nodes) == 1000 and plan.nodes[-1].depth == 999
-    assert nested.dumps(found) == nested.dumps(nested.loads(text)[0])
+    assert bundle.dumps(found) == bundle.dumps(bundle.loads(text)[0])
     assert {each.cut_short for each in plan.nodes[1:]} == {True}
     assert len(fingerprint(plan)) == 16
     assert time.monotonic() - started < 10
@@ -691,10 +690,10 @@ def test_a_plan_of_twenty_megabytes_is_read_and_recognised() -> None:
     scan = {"Node Type": "Seq Scan", "Relation Name": "t", "Actual Loops": 1, "Filter": f"(x = '{'y' * 900}'::text)"}
     members = [{**scan, "Parent Relationship": "Member", "New Key": n, "Shared Hit Blocks": 1} for n in range(20_000)]
     whole = [{"Plan": {"Node Type": "Append", "Actual Loops": 1, "Shared Hit Blocks": 20_000, "Plans": members}}]
-    text = nested.dumps(whole)
+    text = bundle.dumps(whole)
     assert len(text) > 20_000_000
     started = time.monotonic()
-    (found,) = document.read(text)
+    (found,) = facts.read(text)
     plan = read_plan(found)
     assert [found] == whole
     assert (len(plan.nodes), plan.root.own_pages) == (20_001, 0)
@@ -722,11 +721,11 @@ def test_many_initplans_and_references_do_not_take_long() -> None:
 
 def test_keys_and_nodes_that_nobody_knows_yet_survive() -> None:
     text = '[{"Plan":{"Node Type":"Quantum Scan","Entangled":{"a":[1,2.50]},"Plans":[{"Node Type":"X"}]},"Later":"ü"}]'
-    (found,) = document.read(text)
+    (found,) = facts.read(text)
     plan = read_plan(found)
     assert [each.title for each in plan.nodes] == ["Quantum Scan", "X"]
-    assert nested.loads(nested.dumps(found)) == json.loads(text)[0]
-    assert '"Later": "ü"' in nested.dumps(found)
+    assert bundle.loads(bundle.dumps(found)) == json.loads(text)[0]
+    assert '"Later": "ü"' in bundle.dumps(found)
 
 
 def test_ctes_that_read_each_other_are_no_plan() -> None:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import pytest
 
-from perfkit import config, query, sources
+from perfkit import config
+from perfkit.app import session as query
+from perfkit.app.session import Explained, Session
 from perfkit.explain.capture import typical_parameters
-from perfkit.explain.diff import diff
+from perfkit.explain.facts import diff, fingerprint
 from perfkit.explain.findings import Severity, findings
 from perfkit.explain.findings.model import FindingLimits
-from perfkit.explain.fingerprint import fingerprint
-from perfkit.query import Explained, Session
+from perfkit.runs import selection
 
 TPCH = Path("docs/examples/tpch/perfkit.toml")
 
@@ -25,7 +26,7 @@ class Workload(NamedTuple):
 
     def explained(self) -> dict[str, Explained]:
         place = self.session.place
-        found = {name: sources.rows(name, source, place, "1") for name, source in self.settings.parameters.items()}
+        found = {name: selection.rows(name, source, place, "1") for name, source in self.settings.parameters.items()}
         plans = {}
         for each in self.settings.query:
             text, rows = each.file.read_text(), found[each.parameters or ""][:20]

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.analysis.cells import SampleCell
-from perfkit.errors import UsageError
-from perfkit.experiment import measure
-from perfkit.planning import LEAST, PILOT, planned
-from perfkit.selection import RunSpec, Selection
-from perfkit.stats import blocks_for
+from perfkit.base.errors import UsageError
+from perfkit.base.stats import blocks_for
+from perfkit.runs.experiment import measure
+from perfkit.runs.rounds import LEAST, PILOT, SampleCell, planned
+from perfkit.runs.selection import RunSpec, Selection
 
 LOAD = ("burst", "book")
 

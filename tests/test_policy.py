@@ -21,8 +21,8 @@ from perfkit.analysis.policy import (
     index_rule,
     latency_rule,
 )
-from perfkit.cli.runs import GATE, INVALID
-from perfkit.stats import Interval, Ratio, Verdict
+from perfkit.app.cli.runs import GATE, INVALID
+from perfkit.base.stats import Interval, Ratio, Verdict
 
 
 def rule(outcome, arm="after-index", text="A sentence."):
@@ -31,7 +31,7 @@ def rule(outcome, arm="after-index", text="A sentence."):
 
 ORDINARY = (Outcome.HOLDS, Outcome.BROKEN, Outcome.UNPROVEN)  # of a rule that is not on the benefit
 HOLDS, BROKEN, UNPROVEN = map(rule, ORDINARY)
-ERRORS = (1, 2, 97, 105)  # exit codes of errors, see perfkit.errors
+ERRORS = (1, 2, 97, 105)  # exit codes of errors, see perfkit.base.errors
 
 
 # rules

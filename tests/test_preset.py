@@ -9,13 +9,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from perfkit import api, config
+from perfkit import config
+from perfkit.app import api
+from perfkit.app.cli import main
+from perfkit.app.magics import read
+from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.cli import main
-from perfkit.config.presets import Preset, options
-from perfkit.errors import UsageError
-from perfkit.report.parameters import read
-from perfkit.selection import RunSpec, Selection
+from perfkit.config.workload import Preset, options
+from perfkit.runs.selection import RunSpec, Selection
 
 PRESETS = {"far": Preset(scale="seed", rtt_ms=22, connect_rtts=4, profile="thorough")}
 OWN = {"scale": "", "rtt_ms": 0.0, "connect_rtts": 6, "profile": "standard"}
@@ -52,7 +53,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         found.append(chosen.options)
         raise UsageError("enough")
 
-    monkeypatch.setattr("perfkit.api.runs.admitted_by", admitted)
+    monkeypatch.setattr("perfkit.app.runs.admitted_by", admitted)
     return found
 
 

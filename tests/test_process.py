@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit.process import spawn, stop
+from perfkit.base.process import spawn, stop
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a killed parent's children")
 SLEEP = ["sleep", "600"]
@@ -22,12 +22,12 @@ time.sleep(600)
 """
 PARENT = f"""
 import time
-from perfkit.process import spawn
+from perfkit.base.process import spawn
 print(spawn({SLEEP!r}).pid, flush=True)
 time.sleep(600)
 """
 UNBOUND = f"""
-from perfkit.process import spawn
+from perfkit.base.process import spawn
 print(spawn({SLEEP!r}, stdout=-3, die_with_parent=False).pid)
 """
 

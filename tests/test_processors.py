@@ -9,9 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.plan import Batch
-from perfkit.load.processors import apart
+from perfkit.load.pool import Batch, WorkerPool, sql_target
+from perfkit.load.samples import apart
 from perfkit.postgres.embedded import EmbeddedServer
 
 ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()

@@ -16,17 +16,14 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 
-from perfkit.cli import main
-from perfkit.errors import ServerError, TargetRefused, UsageError
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
+from perfkit.app.cli import main
+from perfkit.base.errors import ServerError, TargetRefused, UsageError
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import Server as Site
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.external import External, open_external
-from perfkit.postgres.site import Server as Site
-from perfkit.slow.lent_settings import Where
-from perfkit.slow.query_logging import NEW_ONLY, RESTORE, LoggingSpec, logging_on, restore, script
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
+from perfkit.slow.query_logging import NEW_ONLY, RESTORE, LoggingSpec, Where, logging_on, restore, script
 
 ODD = "lo\"g; %s {} 'x'"  # a database and a role
 ON = "log_min_duration_statement"

@@ -7,13 +7,12 @@ import pytest
 from hosted import hosted
 from scripts import run_all
 
-from perfkit.explain.candidates import candidate, quoted
-from perfkit.explain.conditions import predicates
+from perfkit.explain.candidates import candidate, predicates, quoted
 from perfkit.explain.facts import ask, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
+from perfkit.postgres.databases import KEYWORDS
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.keywords import KEYWORDS
 
 QUOTED_BY_SERVER = "SELECT word, quote_ident(word) AS quoted FROM pg_get_keywords()"
 NAMES = ["visits", "Day", "a b", "a$b", "1st", "_x", 'say "so"', "naïve", "x9", "", "a.b"]

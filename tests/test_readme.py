@@ -10,8 +10,8 @@ import pytest
 
 import perfkit
 from perfkit import config
+from perfkit.app.session import SlowQuery
 from perfkit.base.resources import CHECKOUT as ROOT
-from perfkit.slow_query import SlowQuery
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -15,11 +15,11 @@ import pytest
 from browser import assert_charts_have_words, browser, needs_browser
 from synthetic import make_run
 
+from perfkit.analysis.report import render
+from perfkit.app import magics
+from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import BundleError, PerfkitError, UsageError
-from perfkit.report import parameters
-from perfkit.report.render import NOTEBOOK, execute
-from perfkit.report.run import render
+from perfkit.show.render import NOTEBOOK, execute
 
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)><b onclick='alert(3)'>\x1b[31m\u202etxt]]>{{7*7}}$x$"
@@ -119,7 +119,7 @@ def test_the_same_bundle_gives_the_same_bytes(report: Path, tmp_path: Path) -> N
 def test_a_cell_writes_the_report_of_its_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run").path
     source = (
-        "from pathlib import Path\nfrom perfkit.bundle import Bundle\nfrom perfkit.report.run import Run\n"
+        "from pathlib import Path\nfrom perfkit.base.bundle import Bundle\nfrom perfkit.analysis.report import Run\n"
         f"Run(Bundle.open(Path({str(folder)!r}))).render()"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
@@ -183,7 +183,8 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rendering_says_nothing_on_the_terminal(report: Path, tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from perfkit.report.run import render; render(*map(Path, sys.argv[1:]))"
+        "import sys; from pathlib import Path; from perfkit.analysis.report import render\n"
+        "render(*map(Path, sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, str(report.parent), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -221,9 +222,9 @@ def test_a_wrong_parameter_stops_the_notebook_with_one_line(tmp_path: Path, give
 def test_cells_run_again_in_any_session_keep_their_parameters() -> None:
     typed, call = "seed: int = 1  # x\nname: str = 'a'", "run()"
     history = ["", typed, call, "scratch = 5", call]
-    assert parameters.read({"In": history, "seed": 2, "name": "b", "scratch": 5}) == {"seed": 2, "name": "b"}
+    assert magics.read({"In": history, "seed": 2, "name": "b", "scratch": 5}) == {"seed": 2, "name": "b"}
     with pytest.raises(UsageError, match="typed parameters"):
-        parameters.read({"In": ["", call]})
+        magics.read({"In": ["", call]})
 
 
 @needs_browser

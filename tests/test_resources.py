@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from perfkit import api, config
-from perfkit.api.given import reports_folder
+from perfkit import config
+from perfkit.app import api
+from perfkit.app.cli import main
+from perfkit.app.runs import reports_folder
 from perfkit.base import resources
-from perfkit.cli import main
 
 Chdir = Callable[[Path], Path]
 
@@ -40,7 +41,7 @@ class TestAFileThatComesWithPerfkit:
         said = subprocess.run([sys.executable, "-m", "perfkit", "config", "show"], cwd=tmp_path, capture_output=True)
         assert said.returncode == 0 and b'"perfkit:sql/booking/schema.sql"' in said.stdout
 
-    @pytest.mark.parametrize("name", ["docs/examples/tpch/data.sql", "mine/query.sql", "perfkit/errors.py"])
+    @pytest.mark.parametrize("name", ["docs/examples/tpch/data.sql", "mine/query.sql", "perfkit/base/errors.py"])
     def test_has_a_name_of_its_own_and_no_other_file_of_the_checkout_does(self, name: str) -> None:
         """Another machine's installed package would not find it by that name."""
         assert resources.name_of(resources.CHECKOUT / name) is None

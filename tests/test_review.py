@@ -11,17 +11,13 @@ from hypothesis import strategies as st
 from watching import BEGAN, about, quiet, record, with_incident, without
 
 from perfkit import config
+from perfkit.base.errors import BundleError, UsageError
 from perfkit.config import Target, Watch
-from perfkit.errors import BundleError, UsageError
 from perfkit.monitor import figures
-from perfkit.monitor.actuals import Actual
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.incidents import Alert, Incident
+from perfkit.monitor.incidents import Alert, Incident, Period, clock, cut, lasting
 from perfkit.monitor.model import About, Probe, Record, Tick
-from perfkit.monitor.period import Period, clock, cut, lasting
-from perfkit.monitor.recommend import recommend
-from perfkit.monitor.review import Reviewed, review
-from perfkit.monitor.rows import Result, Row, Said, judged, row
+from perfkit.monitor.review import Actual, Result, Reviewed, Row, Said, judged, recommend, review, row
 
 RATED = {"User rating": Said(4.3, "Product Lead")}
 MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN

@@ -14,13 +14,13 @@ from watching import about, quiet, with_incident, without
 
 import perfkit
 from perfkit import config
-from perfkit.cli import main
+from perfkit.app.cli import main
+from perfkit.monitor import review_report as reports
 from perfkit.monitor import store
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Tick
-from perfkit.monitor.rows import Said, values_of
-from perfkit.report import render
-from perfkit.report import review as reports
+from perfkit.monitor.review import Said, values_of
+from perfkit.show import render
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202etxt|`*"
 RATING = ["--value", "User rating=4.3", "--by", "Product Lead"]

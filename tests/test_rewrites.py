@@ -11,12 +11,10 @@ from scripts import run_all
 
 from perfkit.explain.facts import PlanFacts, ask, read_facts
 from perfkit.explain.findings.blocked import blocks, condition
-from perfkit.explain.findings.model import FindingContext
-from perfkit.explain.findings.where import conditions
+from perfkit.explain.findings.model import FindingContext, conditions
 from perfkit.explain.plan import read_plan
 from perfkit.explain.rewrites import RULES, UNITS, WHY, operand, rewritten
-from perfkit.indexes.refuse import reason
-from perfkit.indexes.rewrite import either, replaced
+from perfkit.indexes.advice import either, reason, replaced
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 

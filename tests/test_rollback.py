@@ -10,21 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orders import QUERY, SET, TABLES
 
-from perfkit import api, config
-from perfkit.analysis import analyse
+from perfkit import config
+from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
-from perfkit.bundle import Bundle
+from perfkit.app import api
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import BundleError, UsageError
+from perfkit.base.stats import Ratio, Verdict
 from perfkit.config import Arm
-from perfkit.display.rollback import rollback as shown
-from perfkit.errors import BundleError, UsageError
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.indexes.apply import Dropped
-from perfkit.indexes.examine import Found
-from perfkit.indexes.statements import IndexStatement, read_set
-from perfkit.lab.writes import design
+from perfkit.indexes.designs import design
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.release.rehearsal import round_trip
+from perfkit.postgres.index_builds import Found
+from perfkit.postgres.index_changes import Dropped
+from perfkit.postgres.index_sets import IndexStatement, read_set
+from perfkit.release.report import RolledBack
+from perfkit.release.report import rollback as shown
 from perfkit.release.rollback import (
     Rollback,
     RollbackItem,
@@ -33,10 +35,9 @@ from perfkit.release.rollback import (
     index_items,
     latency_item,
     plan_item,
+    round_trip,
     size_items,
 )
-from perfkit.report.rollback import RolledBack
-from perfkit.stats import Ratio, Verdict
 
 # What counts as before
 

@@ -16,12 +16,12 @@ from hosted import hosted
 from orders import QUERY, SET, TABLES
 from scripts import run_all
 
-from perfkit.cli import main
-from perfkit.guards.address import resolve
+from perfkit.app.cli import main
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.guards import resolve
+from perfkit.release.report import RolledBack
 from perfkit.release.rollback import Rollback, RollbackItem, Word
-from perfkit.report.rollback import RolledBack
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.errors import BundleError, UsageError
-from perfkit.release import seal
+from perfkit.base.errors import BundleError, UsageError
+from perfkit.release import decision
 
 NOW = datetime(2026, 1, 15, 9, 0, tzinfo=UTC)
 
@@ -28,27 +28,27 @@ def folder(tmp_path: Path) -> Path:
     (found / "plans" / "before").mkdir(parents=True)
     for name in ("run.json", "answers.json", "decision.json", "rounds/000.burst.before.json", "plans/before/q.json"):
         (found / name).write_text(f'{{"name": "{name}"}}\n')
-    sealed = seal.seal(found, NOW)
-    (found / seal.PAGE).write_text(f"<p>{sealed.content}</p>")
-    seal.seal_pages(found)
+    sealed = decision.seal(found, NOW)
+    (found / decision.PAGE).write_text(f"<p>{sealed.content}</p>")
+    decision.seal_pages(found)
     return found
 
 
 def test_a_folder_that_nobody_touched_is_unchanged(folder: Path) -> None:
-    found = seal.verify(folder)
+    found = decision.verify(folder)
     assert found.unchanged and found.seal.on == "2026-01-15T09:00:00Z"
-    assert found.content == found.seal.content and found.content in (folder / seal.PAGE).read_text()
-    assert seal.verify(folder / seal.PAGE).unchanged
+    assert found.content == found.seal.content and found.content in (folder / decision.PAGE).read_text()
+    assert decision.verify(folder / decision.PAGE).unchanged
 
 
 @pytest.mark.parametrize(
-    ("name", "evidence"), [("run.json", True), ("rounds/000.burst.before.json", True), (seal.PAGE, False)]
+    ("name", "evidence"), [("run.json", True), ("rounds/000.burst.before.json", True), (decision.PAGE, False)]
 )
 def test_one_flipped_bit_is_named(folder: Path, name: str, evidence: bool) -> None:
     content = bytearray((folder / name).read_bytes())
     content[5] ^= 1
     (folder / name).write_bytes(content)
-    found = seal.verify(folder)
+    found = decision.verify(folder)
     assert (found.unchanged, found.differ, found.missing, found.new) == (False, (name,), (), ())
     assert (found.content != found.seal.content) is evidence
 
@@ -56,54 +56,54 @@ def test_one_flipped_bit_is_named(folder: Path, name: str, evidence: bool) -> No
 def test_a_file_that_went_and_one_that_came_are_named(folder: Path) -> None:
     (folder / "answers.json").unlink()
     (folder / "rounds" / "001.burst.before.json").write_text("{}")
-    found = seal.verify(folder)
+    found = decision.verify(folder)
     assert (found.differ, found.missing, found.new) == ((), ("answers.json",), ("rounds/001.burst.before.json",))
 
 
 def test_a_file_under_another_name_is_missing_and_new(folder: Path) -> None:
     (folder / "rounds/000.burst.before.json").rename(folder / "rounds/000.burst.after.json")
-    found = seal.verify(folder)
+    found = decision.verify(folder)
     assert (found.missing, found.new) == (("rounds/000.burst.before.json",), ("rounds/000.burst.after.json",))
 
 
 def test_what_is_made_of_the_evidence_may_come_later_and_what_is_half_written_does_not_count(folder: Path) -> None:
     (folder / "report.html").write_text("made again at will")
     (folder / ".run.json.tmp").write_text("half")
-    assert seal.verify(folder).unchanged
-    seal.seal_pages(folder)
+    assert decision.verify(folder).unchanged
+    decision.seal_pages(folder)
     (folder / "report.html").write_text("changed after it was sealed")
-    assert seal.verify(folder).differ == ("report.html",)
+    assert decision.verify(folder).differ == ("report.html",)
 
 
 def test_a_folder_that_was_changed_and_sealed_anew_is_told_by_the_hash_on_paper_alone(folder: Path) -> None:
-    on_paper = seal.read_seal(folder).content
+    on_paper = decision.read_seal(folder).content
     (folder / "answers.json").write_text('{"answers": "all yes"}')
-    seal.seal(folder, NOW)
-    seal.seal_pages(folder)
-    found = seal.verify(folder)
+    decision.seal(folder, NOW)
+    decision.seal_pages(folder)
+    found = decision.verify(folder)
     assert found.unchanged
-    assert not found.content.startswith(on_paper[: seal.SHORT])
+    assert not found.content.startswith(on_paper[: decision.SHORT])
 
 
 def test_an_edited_list_is_found_by_its_own_hash(folder: Path) -> None:
     (folder / "answers.json").write_text("{}")
-    said = json.loads((folder / seal.SEAL_FILE).read_text())
+    said = json.loads((folder / decision.SEAL_FILE).read_text())
     said["files"]["answers.json"] = hashlib.sha256(b"{}").hexdigest()
-    (folder / seal.SEAL_FILE).write_text(json.dumps(said))
-    found = seal.verify(folder)
+    (folder / decision.SEAL_FILE).write_text(json.dumps(said))
+    found = decision.verify(folder)
     assert (found.differ, found.missing, found.new) == ((), (), ())
     assert not found.unchanged
 
 
 def test_the_content_hash_is_what_sha256sum_gives(folder: Path) -> None:
-    names = sorted(seal.read_seal(folder).files)
+    names = sorted(decision.read_seal(folder).files)
     listed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout
-    assert hashlib.sha256(listed).hexdigest() == seal.read_seal(folder).content
+    assert hashlib.sha256(listed).hexdigest() == decision.read_seal(folder).content
 
 
 def test_a_copy_elsewhere_has_the_same_hash(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
-    assert seal.verify(copy).content == seal.verify(folder).content
+    assert decision.verify(copy).content == decision.verify(folder).content
 
 
 @given(
@@ -114,8 +114,8 @@ def test_the_hash_is_of_what_there_is_and_not_of_the_order_it_came_in(files: dic
     hashes = {name: hashlib.sha256(value).hexdigest() for name, value in files.items()}
     shuffled = list(hashes.items())
     random.shuffle(shuffled)
-    assert seal.content(dict(shuffled)) == seal.content(hashes)
-    assert seal.content({**hashes, "\x00more": "0" * 64}) != seal.content(hashes)
+    assert decision.content(dict(shuffled)) == decision.content(hashes)
+    assert decision.content({**hashes, "\x00more": "0" * 64}) != decision.content(hashes)
 
 
 def test_a_name_that_is_no_utf_8_is_sealed_too(folder: Path) -> None:
@@ -123,9 +123,9 @@ def test_a_name_that_is_no_utf_8_is_sealed_too(folder: Path) -> None:
         Path(os.fsdecode(os.fsencode(folder) + b"/odd\xff.json")).write_text("{}")
     except OSError:
         pytest.skip("the file system takes UTF-8 alone")
-    sealed = seal.seal(folder, NOW)
-    seal.seal_pages(folder)
-    assert len(sealed.files) == 6 and seal.verify(folder).unchanged
+    sealed = decision.seal(folder, NOW)
+    decision.seal_pages(folder)
+    assert len(sealed.files) == 6 and decision.verify(folder).unchanged
 
 
 @pytest.mark.parametrize(
@@ -139,25 +139,25 @@ def test_a_name_that_is_no_utf_8_is_sealed_too(folder: Path) -> None:
     ],
 )
 def test_a_seal_that_is_none_is_one_line(folder: Path, content: str | None, said: str) -> None:
-    (folder / seal.SEAL_FILE).unlink()
+    (folder / decision.SEAL_FILE).unlink()
     if content is not None:
-        (folder / seal.SEAL_FILE).write_text(content)
+        (folder / decision.SEAL_FILE).write_text(content)
     with pytest.raises(BundleError, match=r"seal\.json") as caught:
-        seal.verify(folder)
+        decision.verify(folder)
     assert str(caught.value).endswith(said) and "\n" not in str(caught.value)
 
 
 def test_a_page_that_was_never_sealed_is_one_line(folder: Path) -> None:
-    shutil.copy(folder / seal.PAGE, folder / "copy.html")
+    shutil.copy(folder / decision.PAGE, folder / "copy.html")
     with pytest.raises(BundleError, match=r"not among the sealed pages of its folder; expected decision\.html"):
-        seal.verify(folder / "copy.html")
+        decision.verify(folder / "copy.html")
 
 
 @pytest.mark.parametrize("text", ["abc", "xyz12345", "a" * 65, "1234567"])
 def test_digits_that_are_no_hash_are_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match=f"--hash {text}; expected 8 to 64 digits"):
-        seal.require_hash(text)
+        decision.require_hash(text)
 
 
 def test_a_hash_may_be_typed_as_the_page_prints_it() -> None:
-    assert seal.require_hash("AB24A0CA ea552c94") == "ab24a0caea552c94"
+    assert decision.require_hash("AB24A0CA ea552c94") == "ab24a0caea552c94"

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from perfkit import config
 from perfkit.config import Limits, RateSearch, Thresholds
-from perfkit.experiment import measure
-from perfkit.load.calibration import CalibrationTrial, fewest
-from perfkit.load.crew import Load
-from perfkit.load.search import SearchStep, best, following, judged, limited
-from perfkit.selection import RunSpec, alone
+from perfkit.load.pool import CalibrationTrial, Load, SearchStep, best, fewest, following, judged, limited
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, alone
 
 searches = st.builds(
     lambda most, growth, closer: RateSearch(most=most, growth=growth, closer=closer),

@@ -12,18 +12,16 @@ import pytest
 from psycopg import sql
 from scripts import run_all
 
-from perfkit.errors import ServerError
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
+from perfkit.base.errors import ServerError
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.catalog import Server as Site
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.external import External, open_external
-from perfkit.postgres.site import Connection
-from perfkit.postgres.site import Server as Site
-from perfkit.slow.model import SlowQueries
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
+from perfkit.slow.logs import PIECE, ServerLog, follow_server_log, opened, read_server_log
 from perfkit.slow.query_logging import LoggingSpec, logging_on
-from perfkit.slow.server_log import PIECE, ServerLog, follow_server_log, opened, read_server_log
+from perfkit.slow.statements import SlowQueries
 
 ODD = "re\"ad; %s {} 'x'"  # a database and a role
 
@@ -218,7 +216,7 @@ def test_slow_statements_are_found_in_its_log(
     system: hosted.Hosted, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if destination == "stderr":
-        monkeypatch.setattr("perfkit.slow.server_log._FORMS", {"stderr": "stderr"})
+        monkeypatch.setattr("perfkit.slow.logs._FORMS", {"stderr": "stderr"})
     slow = f"SELECT pg_sleep(0.02), 'x' AS in_{destination}, count(*) FROM sales.orders"
     system.run("SET log_min_duration_statement = 10", slow)
     found = found_in(site(system), "shop", f"in_{destination}")

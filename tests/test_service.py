@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from perfkit import config
+from perfkit.base.errors import ServiceError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import ServiceError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.service import Service
+from perfkit.runs.service import Service
 
 # Answers its health path with its process id, its database and how often it was reset; a reset takes a while.
 SLOW_TO_RESET = """

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import run_all
 
+from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import UsageError
 from perfkit.postgres import databases, embedded
-from perfkit.slow.entries import parameters
-from perfkit.slow.log import LogReader, follow, read
-from perfkit.slow.model import SlowQueries, SlowStatement
-from perfkit.slow.normal import Normals, normal
+from perfkit.postgres.sqltext import Normals, normal
+from perfkit.slow.digest import parameters
+from perfkit.slow.logs import LogReader, follow, read
+from perfkit.slow.statements import SlowQueries, SlowStatement
 
 sys.path.append(str(CHECKOUT))  # the benchmarks are no part of the package
 from benchmarks import logs as benchmark

@@ -14,19 +14,18 @@ import pytest
 from hosted import Hosted, hosted
 from psycopg import ClientCursor
 
-from perfkit import api
 from perfkit import config as configuration
+from perfkit.app import api
+from perfkit.app.session import Session, SessionOrigin, SlowTable, connect
+from perfkit.base.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.errors import PlanError, ServerError, TargetRefused, UsageError
-from perfkit.guards.admission import Permission
 from perfkit.postgres import databases
+from perfkit.postgres.catalog import numbered
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.postgres.placeholders import numbered
-from perfkit.postgres.statements import substitute
-from perfkit.query import Session, SessionOrigin, connect
-from perfkit.slow.model import Example, SlowQueries, SlowStatement
-from perfkit.slow_queries import SlowTable
+from perfkit.postgres.guards import Permission
+from perfkit.postgres.sqltext import substitute
+from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 
 #: What the index that is advised for each query of the booking system may begin with, of what it finds.
 LEADING = {
@@ -181,7 +180,7 @@ def test_where_no_values_can_be_had_the_plan_is_for_any(session: Session, monkey
 
     slow = table(session, text("status_counts"))[1]
     assert "$1" in repr(slow.explain(generic=True))
-    monkeypatch.setattr("perfkit.slow_query.example_rows", refused)
+    monkeypatch.setattr("perfkit.slow.examples.example_rows", refused)
     found = slow.explain()
     assert found.note == "for any values: the generic plan" and "$1" in repr(found)
     with pytest.raises(PlanError, match=r"statement timeout; expected explain\(parameters=...\)"):

@@ -13,12 +13,10 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from perfkit.errors import ServerError, UsageError
+from perfkit.base.errors import ServerError, UsageError
+from perfkit.postgres.catalog import Connection, Extended
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.extended import Extended
-from perfkit.postgres.site import Connection
-from perfkit.slow.model import SlowQueries, SlowStatement
-from perfkit.slow.statements import Snapshot, between, snapshot
+from perfkit.slow.statements import SlowQueries, SlowStatement, Snapshot, between, snapshot
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 FIND = "SELECT count(*) FROM sales.orders WHERE customer_id = $1"

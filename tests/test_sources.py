@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit import sources
+from perfkit.base.errors import UsageError
 from perfkit.config import Generator, ParameterColumn
-from perfkit.errors import UsageError
 from perfkit.explain.capture import capture
-from perfkit.explain.scans import in_words
-from perfkit.load.crew import WorkerPool, sql_target
-from perfkit.load.plan import Batch
+from perfkit.explain.facts import in_words
+from perfkit.load.pool import Batch, WorkerPool, sql_target
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.parameters import exact
-from perfkit.postgres.place import Database
+from perfkit.postgres.catalog import exact
+from perfkit.postgres.databases import Database
+from perfkit.runs import selection
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +38,16 @@ def place(server: embedded.EmbeddedServer) -> Iterator[Database]:
     databases.drop(server, "pk_sources")
 
 
-def selected(place: Database, tmp_path: Path, text: str) -> list[sources.Row]:
+def selected(place: Database, tmp_path: Path, text: str) -> list[selection.Row]:
     path = tmp_path / "source.sql"
     path.write_text(text)
-    return sources.rows("source", path, place, "1")
+    return selection.rows("source", path, place, "1")
 
 
-def lines(tmp_path: Path, content: str | bytes) -> list[sources.Row]:
+def lines(tmp_path: Path, content: str | bytes) -> list[selection.Row]:
     path = tmp_path / "source.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return sources.rows("source", path, None, "1")
+    return selection.rows("source", path, None, "1")
 
 
 def refused(what: object, *args: object) -> str:
@@ -67,7 +66,7 @@ def test_each_row_of_a_select_is_a_set_of_parameters(place: Database, tmp_path: 
 
 
 def test_a_select_is_told_how_many_rows_are_of_use(place: Database, tmp_path: Path) -> None:
-    assert len(selected(place, tmp_path, "SELECT id FROM prices LIMIT :rows")) == sources.LIMIT
+    assert len(selected(place, tmp_path, "SELECT id FROM prices LIMIT :rows")) == selection.LIMIT
 
 
 def test_a_column_may_have_any_name(place: Database, tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_a_source_cannot_write(place: Database, tmp_path: Path) -> None:
 
 def test_a_select_needs_a_database(tmp_path: Path) -> None:
     (tmp_path / "source.sql").write_text("SELECT 1 AS id")
-    found = refused(sources.rows, "source", tmp_path / "source.sql", None, "1")
+    found = refused(selection.rows, "source", tmp_path / "source.sql", None, "1")
     assert found.endswith("a SELECT needs a [database]; expected a CSV file or a generator")
 
 
@@ -124,7 +123,7 @@ def test_a_select_needs_a_database(tmp_path: Path) -> None:
     ids=["plain", "byte order mark", "quotes", "empty is NULL", "empty line", "any text"],
 )
 def test_each_line_of_a_csv_is_a_set_of_parameters(
-    tmp_path: Path, content: str | bytes, rows: list[sources.Row]
+    tmp_path: Path, content: str | bytes, rows: list[selection.Row]
 ) -> None:
     assert lines(tmp_path, content) == rows
 
@@ -148,12 +147,12 @@ def test_a_csv_that_cannot_be_meant_is_one_line(tmp_path: Path, content: str | b
 
 
 def test_a_csv_that_is_gone_is_one_line(tmp_path: Path) -> None:
-    found = refused(sources.rows, "source", tmp_path / "gone.csv", None, "1")
+    found = refused(selection.rows, "source", tmp_path / "gone.csv", None, "1")
     assert found.startswith(f"{tmp_path}/gone.csv: cannot be read")
 
 
 def test_no_more_lines_are_read_than_a_run_uses(tmp_path: Path) -> None:
-    assert len(lines(tmp_path, "id\n" + "1\n" * 20_000)) == sources.LIMIT
+    assert len(lines(tmp_path, "id\n" + "1\n" * 20_000)) == selection.LIMIT
 
 
 # Generators
@@ -169,14 +168,14 @@ ALL = {
 
 def test_the_seed_alone_decides_what_is_drawn() -> None:
     generator = Generator(columns=ALL, rows=50)
-    first, again, other = (sources.rows("a", generator, None, seed) for seed in ("1", "1", "2"))
+    first, again, other = (selection.rows("a", generator, None, seed) for seed in ("1", "1", "2"))
     assert first == again != other
-    assert first != sources.rows("b", generator, None, "1")  # two sources of one run have nothing in common
+    assert first != selection.rows("b", generator, None, "1")  # two sources of one run have nothing in common
     assert len(first) == 50
 
 
 def test_every_kind_of_value_is_drawn_and_both_ends_of_a_range() -> None:
-    rows = sources.generated(Generator(columns=ALL, rows=500), "1")
+    rows = selection.generated(Generator(columns=ALL, rows=500), "1")
     assert {row["n"] for row in rows} == set(range(-3, 4))
     assert {row["day"] for row in rows} == {"2024-02-28", "2024-02-29", "2024-03-01"}
     assert {row["kind"] for row in rows} == {"a", 2, None}
@@ -189,13 +188,13 @@ def test_every_kind_of_value_is_drawn_and_both_ends_of_a_range() -> None:
 @given(st.integers(-(2**63), 2**63), st.integers(0, 2**40), st.text())
 def test_a_drawn_integer_is_in_its_range(first: int, width: int, seed: str) -> None:
     column = ParameterColumn(integer=(first, first + width))
-    assert all(first <= row["n"] <= first + width for row in sources.generated(_one(column), seed))
+    assert all(first <= row["n"] <= first + width for row in selection.generated(_one(column), seed))
 
 
 @given(st.dates(), st.dates(), st.text())
 def test_a_drawn_day_is_in_its_range(one: datetime.date, other: datetime.date, seed: str) -> None:
     first, last = sorted((one, other))
-    for row in sources.generated(_one(ParameterColumn(date=(first, last))), seed):
+    for row in selection.generated(_one(ParameterColumn(date=(first, last))), seed):
         assert first <= datetime.date.fromisoformat(row["n"]) <= last
 
 

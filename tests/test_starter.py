@@ -14,13 +14,14 @@ from hosted import Hosted, hosted
 from scripts import run_all
 
 import perfkit
-from perfkit import config, starter
-from perfkit.cli import main
+from perfkit import config
+from perfkit.analysis.report import Run
+from perfkit.app import starter
+from perfkit.app.cli import main
 from perfkit.config import Config
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.statements import split
-from perfkit.report.run import Run
-from perfkit.selection import Selection
+from perfkit.postgres.sqltext import split
+from perfkit.runs.selection import Selection
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.stats.mstats import hdquantiles
 
-from perfkit.stats import (
+from perfkit.base.stats import (
     MIN_SAMPLES,
     Ratio,
     Verdict,
+    _ranks,
     blocks_for,
     blocks_needed,
     equivalence,
@@ -29,7 +30,6 @@ from perfkit.stats import (
     verdict,
     widened_margin,
 )
-from perfkit.stats.estimates import _ranks
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)
 

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from perfkit.analysis.cells import SampleCell
-from perfkit.analysis.changes import Changes
-from perfkit.analysis.error_rates import differences
-from perfkit.method.simulation import TABLE, coverage, pace, power, requests
-from perfkit.stats import Verdict, blocks_for, percentile, ratio, tail, tail_ratio, typical, verdict
+from benchmarks.method.simulation import TABLE, coverage, pace, power, requests
+from perfkit.analysis.results import Changes
+from perfkit.base.stats import Verdict, blocks_for, differences, percentile, ratio, tail, tail_ratio, typical, verdict
+from perfkit.runs.rounds import SampleCell
 
 Z95 = scipy_stats.norm.ppf(0.95)
 

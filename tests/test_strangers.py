@@ -8,11 +8,10 @@ import tomlkit
 
 import perfkit
 from perfkit import config
-from perfkit.errors import UsageError
-from perfkit.load.pgbench import _file
-from perfkit.load.pgbench_scripts import ScriptQuery, script
+from perfkit.base.errors import UsageError
+from perfkit.base.harmless import REFUSED, require_harmless, require_settable
+from perfkit.load.pgbench import ScriptQuery, _file, script
 from perfkit.postgres import embedded
-from perfkit.postgres.settings import REFUSED, require_harmless, require_settable
 
 RUNS, LOADS, FILES = "runs programs or code", "loads libraries", "names files"
 HARMFUL = {

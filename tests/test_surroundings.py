@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.place import Database
-from perfkit.surroundings import Surroundings, between, machine
+from perfkit.postgres.capabilities import Surroundings, between, machine
+from perfkit.postgres.databases import Database
 
 BEFORE = "cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 50 0 50 400 0 0 0 0 0 0\ncpu1 50 0 50 400 0 0 0 0 0 0\nprocs_running 3\n"
 AFTER = BEFORE.replace("cpu  100 0 100 800 0 0 0 0", "cpu  150 0 110 830 0 0 0 10")

@@ -5,9 +5,9 @@ import re
 from collections import Counter
 
 from perfkit import config
-from perfkit.experiment import measure
 from perfkit.postgres import embedded
-from perfkit.selection import RunSpec, Selection
+from perfkit.runs.experiment import measure
+from perfkit.runs.selection import RunSpec, Selection
 
 SETTINGS = {"log_min_duration_statement": "0", "shared_buffers": "256MB"}
 

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config.watching import Watch, WatchRule
-from perfkit.monitor import sentences
+from perfkit.config.model import Watch, WatchRule
+from perfkit.monitor import notifications
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.model import Event, Probe, Record, Tick
-from perfkit.monitor.severity import good_again
+from perfkit.monitor.model import Event, Probe, Record, Tick, good_again
 
 WATCH = config.load().watch
 ABOUT = watching.about()
@@ -302,10 +301,10 @@ def test_what_is_usual_is_still_known_after_a_restart() -> None:
 def test_an_alert_is_one_sentence_with_its_numbers_and_what_to_do() -> None:
     given = next(rule for rule in WATCH.rule if rule.name == "latency-600")
     at = watching.BEGAN + 3730
-    assert sentences.raised(given, 712.4, 300, at, at + 90) == (
+    assert notifications.raised(given, 712.4, 300, at, at + 90) == (
         "p95 712 ms over the last 5 min, above 600 ms, since 10:02:10 UTC: deploy the optimised handler"
     )
-    assert sentences.cleared(given, 412.0, 300, 730) == (
+    assert notifications.cleared(given, 412.0, 300, 730) == (
         "p95 412 ms over the last 5 min, no longer above 600 ms after 12 min 10 s"
     )
 
@@ -333,15 +332,15 @@ def test_an_alert_is_one_sentence_with_its_numbers_and_what_to_do() -> None:
     ],
 )
 def test_each_figure_has_its_unit(given: dict[str, Any], value: float, text: str) -> None:
-    assert sentences.raised(rule(**given), value, 300, watching.BEGAN, watching.BEGAN + 60) == text
+    assert notifications.raised(rule(**given), value, 300, watching.BEGAN, watching.BEGAN + 60) == text
 
 
 def test_every_metric_can_be_said() -> None:
-    for metric in sentences.METRICS:
-        assert sentences.figure(rule(metric=metric, above=1), None, 300)
-        assert sentences.cleared(rule(metric=metric, above=0), 0.0, 300, 60).endswith("after 1 min")
+    for metric in notifications.METRICS:
+        assert notifications.figure(rule(metric=metric, above=1), None, 300)
+        assert notifications.cleared(rule(metric=metric, above=0), 0.0, 300, 60).endswith("after 1 min")
 
 
 def test_what_began_on_another_day_has_its_date() -> None:
-    text = sentences.raised(rule(metric="p95_ms", above=1), 2, 300, watching.BEGAN, watching.BEGAN + 86400)
+    text = notifications.raised(rule(metric="p95_ms", above=1), 2, 300, watching.BEGAN, watching.BEGAN + 86400)
     assert text.endswith("since 2026-01-15 09:00:00 UTC")

@@ -14,18 +14,15 @@ from watched import until
 
 import perfkit
 from perfkit import config
-from perfkit.cli import main
+from perfkit.app.cli import main
+from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.config import Watch
-from perfkit.errors import PerfkitError, TargetRefused, UsageError
-from perfkit.guards.admission import Permission
-from perfkit.monitor import renewal
-from perfkit.monitor.loop import Loop, stopping
+from perfkit.monitor import loop
+from perfkit.monitor.loop import Ended, Loop, Renewal, line, settled, status, stopping
 from perfkit.monitor.model import Event
-from perfkit.monitor.renewal import Renewal
+from perfkit.monitor.prober import planned
 from perfkit.monitor.store import Store, read
-from perfkit.monitor.target import planned
-from perfkit.monitor.terminal import Ended, line, status
-from perfkit.monitor.watch import settled
+from perfkit.postgres.guards import Permission
 
 LIVE = """
 title = "Mine"
@@ -201,7 +198,7 @@ def test_the_last_page_says_that_nobody_watches_any_more(tmp_path: Path) -> None
     for tick in watching.quiet(hours=0.02):
         store.append(tick)
     store.close()
-    renewal.last_page(tmp_path / "live")
+    loop.last_page(tmp_path / "live")
     assert "ENDED" in (tmp_path / "live" / "watch.html").read_text()
 
 
@@ -223,7 +220,7 @@ def test_a_dashboard_that_hangs_is_not_waited_for_and_ended_at_last(
         own.due(now)
     assert notes == [] and time.monotonic() - began < 1
     own.due(301.0)
-    assert notes == [("dashboard", f"the dashboard took longer than {renewal.PATIENCE_S:g} s")]
+    assert notes == [("dashboard", f"the dashboard took longer than {loop.PATIENCE_S:g} s")]
     own.due(302.0)  # the next one
     own.close()
     assert not own._running() and len(notes) == 1

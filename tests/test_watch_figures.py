@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config.watching import Metric, Watch
+from perfkit.base.stats import percentile
+from perfkit.config.model import Metric, Watch
 from perfkit.monitor import figures
-from perfkit.monitor.model import Probe, Tick
-from perfkit.monitor.server_figures import grown
-from perfkit.monitor.severity import gravest
-from perfkit.stats import percentile
+from perfkit.monitor.figures import grown
+from perfkit.monitor.model import Probe, Tick, gravest
 
 KINDS = {"book": "request", "upcoming": "request", "conflict_check": "query"}
 GOOD = Probe({"ok": 10}, {"200": 10}, (10.0,) * 10)

@@ -10,11 +10,9 @@ from hosted import Hosted, hosted
 from watched import until
 
 from perfkit import config
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
-from perfkit.monitor.prober import Prober
-from perfkit.monitor.server import ServerProbe
-from perfkit.monitor.target import opened, planned
+from perfkit.monitor.figures import ServerProbe
+from perfkit.monitor.prober import Prober, opened, planned
+from perfkit.postgres.guards import Audit, Permission
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -23,11 +23,11 @@ from watched import Postgres, postgres, until
 
 from perfkit.base.resources import CHECKOUT
 from perfkit.monitor.figures import figures
+from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import Event, Record
-from perfkit.monitor.period import Period
 from perfkit.monitor.store import read
-from perfkit.postgres.statements import read as text_of
-from perfkit.postgres.statements import substitute
+from perfkit.postgres.sqltext import read as text_of
+from perfkit.postgres.sqltext import substitute
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,12 @@ import watching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfkit.base.errors import TargetRefused
 from perfkit.config import Watch
-from perfkit.errors import TargetRefused
 from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.figures import ServerReading
 from perfkit.monitor.loop import Loop, Notes, WatchClock
 from perfkit.monitor.model import Event, Probe, Tick
-from perfkit.monitor.server import ServerReading
 from perfkit.monitor.store import Store, read
 
 SETTINGS = Watch.model_validate({"every_s": 10, "window_s": 60})
@@ -226,7 +226,7 @@ import sys
 from pathlib import Path
 import watching
 from perfkit import config
-import perfkit.monitor.watch
+import perfkit.monitor.loop
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import figures
 from perfkit.monitor.loop import Loop, Notes

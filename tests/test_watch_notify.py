@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perfkit.errors import UsageError
-from perfkit.monitor import notify
+from perfkit.base.errors import UsageError
+from perfkit.monitor import notifications
 from perfkit.monitor.model import Event, What
-from perfkit.monitor.notify import Notifier, require_program
+from perfkit.monitor.notifications import Notifier, require_program
 
 KEEP = "import json, os, sys; print(json.dumps([sys.stdin.read(), dict(os.environ)]), file=open(sys.argv[1], 'a'))"
 
@@ -36,7 +36,7 @@ def notes() -> list[tuple[str, str]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "AGAIN_S", (0.01, 0.01))
+    monkeypatch.setattr(notifications, "AGAIN_S", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_more_events_than_can_wait_are_left_out_and_noted(
     made: Callable[..., Notifier], notes: list[tuple[str, str]]
 ) -> None:
     notifier = made("/bin/sleep", "600")
-    for number in range(notify.WAITING + 3):
+    for number in range(notifications.WAITING + 3):
         notifier.tell(event(f"w1-{number}"))
     assert {kind for kind, _ in notes} == {"notify-full"}
-    assert notes[-1][1].endswith(f"w1-{notify.WAITING + 2} is not told")
+    assert notes[-1][1].endswith(f"w1-{notifications.WAITING + 2} is not told")
 
 
 def test_a_program_that_is_gone_is_a_note(made: Callable[..., Notifier], notes: list[tuple[str, str]]) -> None:

@@ -13,11 +13,10 @@ import watched
 from watched import Postgres, Web, permission, postgres, until, web, written
 
 from perfkit import config
-from perfkit.errors import ServerError, TargetRefused, UsageError
-from perfkit.guards.audit import Audit
+from perfkit.base.errors import ServerError, TargetRefused, UsageError
 from perfkit.monitor.model import Probe
-from perfkit.monitor.prober import CONNECTIONS, Prober, _apart
-from perfkit.monitor.target import opened, planned
+from perfkit.monitor.prober import CONNECTIONS, Prober, _apart, opened, planned
+from perfkit.postgres.guards import Audit
 
 PAGES = """
 [[request]]

@@ -12,13 +12,11 @@ import pytest
 from hosted import free_port
 from watched import Postgres, postgres, until
 
-from perfkit.guards.address import resolve
-from perfkit.guards.admission import Permission
-from perfkit.guards.audit import Audit
+from perfkit.monitor.figures import ServerProbe, ServerReading
 from perfkit.monitor.model import SERVER
-from perfkit.monitor.server import ServerProbe, ServerReading
-from perfkit.postgres.external import External, open_external
-from perfkit.postgres.place import Database
+from perfkit.postgres.databases import Database
+from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.servers import External, open_external
 
 TABLES = (
     "CREATE TABLE appointments (id int PRIMARY KEY, org_id int)",

@@ -18,7 +18,7 @@ import watching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit.errors import BundleError, PerfkitError, UsageError
+from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import gaps
 from perfkit.monitor.model import Event, Probe, Record, Tick

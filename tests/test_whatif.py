@@ -9,13 +9,13 @@ import pytest
 from hosted import Hosted, hosted
 from scripts import run_all
 
-from perfkit.errors import PlanError, UsageError
-from perfkit.guards.admission import Permission
+from perfkit.app.session import Session, connect
+from perfkit.base.errors import PlanError, UsageError
 from perfkit.indexes.advise import advise
 from perfkit.postgres import databases
+from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.place import Database
-from perfkit.query import Session, connect
+from perfkit.postgres.guards import Permission
 
 TABLES = """
 CREATE TABLE visits (id int PRIMARY KEY, clinic int NOT NULL, day int NOT NULL, note text NOT NULL);

@@ -17,8 +17,8 @@ import psycopg
 from hosted import free_port, wait_for
 from psycopg.conninfo import make_conninfo
 
-from perfkit.guards.admission import Permission
-from perfkit.postgres import binaries
+from perfkit.postgres import cluster
+from perfkit.postgres.guards import Permission
 
 SETTINGS = {
     "fsync": "off",
@@ -96,12 +96,12 @@ class Postgres:
 def postgres(version: int, home: Path) -> Iterator[Postgres]:
     """A server of the embedded binaries; gone at the end, whatever happened."""
     bin_dir = Path(f"/usr/lib/postgresql/{version}/bin")
-    bin_dir = bin_dir if bin_dir.exists() else binaries.locate(version, home)
+    bin_dir = bin_dir if bin_dir.exists() else cluster.locate(version, home)
     folder = Path(tempfile.mkdtemp(prefix="perfkit-watched-"))
     folder.chmod(0o755)
     server = Postgres(folder, bin_dir, free_port())
     try:
-        if user := binaries.server_user():
+        if user := cluster.server_user():
             os.chown(folder, user.pw_uid, user.pw_gid)
         how = ["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale", "C", "--no-sync"]
         assert as_server([str(bin_dir / "initdb"), "-D", str(folder / "data"), *how]).wait(60) == 0
@@ -115,7 +115,7 @@ def postgres(version: int, home: Path) -> Iterator[Postgres]:
 
 
 def as_server(command: list[str]) -> subprocess.Popen[bytes]:
-    user, null = binaries.server_user(), subprocess.DEVNULL
+    user, null = cluster.server_user(), subprocess.DEVNULL
     words = ["setpriv", "--pdeathsig=KILL", "--", *command]
     if user:
         words[1:1] = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]

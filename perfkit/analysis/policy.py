@@ -1,4 +1,4 @@
-"""Whether the change may ship: each threshold as a rule with its numbers, and the decision they lead to.
+"""The decision on a run, by rules, and the evidence that it would take.
 
 Pure functions. A rule is judged for every arm; only those of the arms after the change decide.
 """
@@ -10,10 +10,105 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from perfkit.analysis import needs
-from perfkit.analysis.cautions import some
-from perfkit.analysis.error_rates import Counts, Difference
-from perfkit.stats import MIN_SAMPLES, Interval, Ratio, Verdict, error_bound, share
+from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, Verdict, error_bound, share
+
+MOST = 1000  # blocks beyond which nobody measures
+
+
+def samples_needed(q: int, have: int, rounds: int) -> str:
+    """What a percentile without enough samples lacks, and how many blocks of the same size would have them."""
+    lacking = MIN_SAMPLES[q] - have
+    if not have:
+        return f"{lacking} answered requests or more."
+    blocks = math.ceil(MIN_SAMPLES[q] * rounds / have) if rounds else 0
+    about = f", about {blocks} blocks in all" if blocks > rounds else ""
+    return f"{lacking} more answered requests{about}."
+
+
+def fewer_errors(errors: int, limit: float) -> str:
+    """How many requests without a further error would bring an error rate under its limit."""
+    return f"another run, or more than {math.floor(errors / limit):,} requests in all with no further error."
+
+
+def bound_needed(interval: Interval, limit: float) -> str:
+    """About how many blocks until both ends of an interval are on that side of a limit on which its estimate is.
+
+    The estimate stays where it is and the distance of its ends, in logs, shrinks with the square root of the blocks.
+    """
+    end = interval.hi if interval.value < limit else interval.lo
+    if not 0 < end < math.inf or interval.value <= 0:
+        return f"more blocks than {interval.rounds}: so few set no bound."
+    room, reach = (abs(math.log(value / interval.value)) for value in (limit, end))
+    blocks = math.ceil(interval.rounds * (reach / room) ** 2) if room else MOST + 1
+    if blocks > MOST:
+        return f"more than {MOST} blocks: the estimate is too near to the limit."
+    return f"about {max(blocks, interval.rounds + 1)} blocks in all, if the spread stays as it is."
+
+
+# What a careful reader should hold against a result: a caution has a kind, says what was found, and advises.
+
+
+class CaveatKind(StrEnum):
+    """What a caution is about, in the words that label it; gravest first."""
+
+    UNFINISHED = "unfinished"
+    LEFT_OUT = "left out"
+    CLIENT = "client too slow"
+    FEW_ROUNDS = "too few rounds"
+    SETTINGS = "settings differ"
+    CONTROL = "control off"
+    SEQUENTIAL = "sequential"
+    DRIFT = "drift"
+    OTHER_LOAD = "other load"
+    STEAL = "CPU steal"
+    CHECKPOINT = "checkpoint"
+    AUTOVACUUM = "autovacuum"
+    CACHE = "cold cache"
+    WARM_UP = "warm-up failed"
+    PLAN = "plan changed"
+    UNSETTLED = "inconclusive"
+    ERROR_RATE = "error rate"
+    FLOOR = "near the floor"
+    LOOKUP = "parameters looked up"
+    P99 = "no p99"
+    DATA = "data"
+    MACHINE = "machine"
+
+
+_GRAVITY = {kind: place for place, kind in enumerate(CaveatKind)}
+
+
+@dataclass(frozen=True, slots=True)
+class Caveat:
+    """One reason to believe a result less; `text` names numbers, levels and arms, `advice` what to do about it."""
+
+    kind: CaveatKind
+    text: str
+    advice: str
+
+    @property
+    def gravity(self) -> int:
+        """0 for the gravest kind."""
+        return _GRAVITY[self.kind]
+
+
+def gravest_first(cautions: Iterable[Caveat]) -> tuple[Caveat, ...]:
+    """In the order of their kinds; within a kind as they came."""
+    return tuple(sorted(cautions, key=lambda caution: caution.gravity))
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first of several names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    found = list(names)
+    rest = len(found) - most
+    return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# Whether the change may ship: each threshold as a rule with its numbers, and the decision they lead to.
 
 _AGAIN = "another run"
 _CLIENT = "rounds in which the client keeps up: less load, more processors for it, or pgbench."
@@ -104,7 +199,7 @@ def latency_rule(
     name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
-        lacking = needs.samples_needed(q, samples, rounds)
+        lacking = samples_needed(q, samples, rounds)
         return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
     value, bound = interval.value, interval.hi
     said, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
@@ -114,7 +209,7 @@ def latency_rule(
     elif bound < limit_ms:
         outcome, text = Outcome.HOLDS, f"{said} is under {limit}{_range(interval)}."
     else:
-        outcome, lacking = Outcome.UNPROVEN, needs.bound_needed(interval, limit_ms)
+        outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, limit_ms)
         text = f"{said} is under {limit}, but its upper bound is not{_range(interval)}."
         if value >= limit_ms:
             text = f"{said} is not under {limit}, but its lower bound is{_range(interval)}."
@@ -139,7 +234,7 @@ def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: f
     elif bound >= least:
         outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."
     else:
-        outcome, lacking = Outcome.UNPROVEN, needs.bound_needed(interval, least)
+        outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, least)
         text = f"{said} reach {number(least)}, but their lower bound does not {numbers}."
         if value < least:
             text = f"{said} are under {number(least)}, but their upper bound is not {numbers}."
@@ -169,7 +264,7 @@ def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()
     elif rate < limit:
         outcome, text = Outcome.HOLDS, f"{said}; the limit is {percent(limit)}{what}"
     else:
-        outcome, lacking = Outcome.UNPROVEN, needs.fewer_errors(errors, limit)
+        outcome, lacking = Outcome.UNPROVEN, fewer_errors(errors, limit)
         text = f"{said} ({ends}); too few requests to say whether the limit of {percent(limit)} is broken{what}"
     return Rule(arm, "", "error rate", rate, found.hi, limit, "share", outcome, text, needs=lacking)
 

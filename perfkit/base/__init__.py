@@ -1,1 +1,1 @@
-"""What every other room builds on; knows nothing of PostgreSQL."""
+"""Errors, units, statistics, files and processes; knows nothing of PostgreSQL."""

@@ -1,1 +1,1 @@
-"""The reference system that perfkit measures: a clinic-booking webhook with two handlers."""
+"""The booking service and its data."""

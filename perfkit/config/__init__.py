@@ -3,16 +3,22 @@
 A path is relative to the file that names it; `perfkit:sql/...` names a file shipped with perfkit.
 """
 
-from perfkit.config.claims import Claim
-from perfkit.config.judging import Arm, Check, CheckStep, Limits, Thresholds
-from perfkit.config.load import BOOKING, load, restored
-from perfkit.config.model import Config
-from perfkit.config.presets import Preset
-from perfkit.config.presets import options as preset
-from perfkit.config.release import PlanStep, Question, Release, Risk
-from perfkit.config.targets import COPIES, DatabaseConfig, ServiceConfig
-from perfkit.config.watching import Metric, ReviewConfig, Target, Watch, WatchRule
-from perfkit.config.workload import Generator, LoadStage, ParameterColumn, Query, RateSearch, Request, Scenario
+from perfkit.config.judging import Arm, Check, CheckStep, Claim, Limits, PlanStep, Question, Release, Risk, Thresholds
+from perfkit.config.model import BOOKING, Config, Metric, ReviewConfig, Target, Watch, WatchRule, load, restored
+from perfkit.config.workload import (
+    COPIES,
+    DatabaseConfig,
+    Generator,
+    LoadStage,
+    ParameterColumn,
+    Preset,
+    Query,
+    RateSearch,
+    Request,
+    Scenario,
+    ServiceConfig,
+)
+from perfkit.config.workload import options as preset
 
 __all__ = [
     "BOOKING",

@@ -1,13 +1,15 @@
-"""What is compared and how it is judged: arms, functional checks, thresholds, limits."""
+"""What a configuration may say of checks, thresholds, claims and a release."""
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from perfkit.config.fields import Conninfo, Count, File, Model, Name, Seconds, Settings, Url
+from perfkit.config.workload import Conninfo, Count, File, Label, Model, Name, Seconds, Settings, Url, require_different
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -149,3 +151,151 @@ class Limits(Model):
     """Schedule lag that is never too much, in ms."""
     worker_cpu: Share = 0.95
     """The share of a core beyond which a load worker was too busy."""
+
+
+# What was said of the change before anything was measured.
+
+Measure = Literal[
+    "index_kb",
+    "index_share",
+    "table_mb",
+    "build_s",
+    "build_total_s",
+    "execution_ms",
+    "latency_ms",
+    "p50_ms",
+    "p95_ms",
+    "latency_saved",
+    "throughput",
+    "throughput_change",
+    "error_rate",
+    "insert_slowdown",
+]
+_ABOUT: Mapping[str, tuple[str, ...]] = {
+    "execution_ms": ("query",),
+    "latency_ms": ("query",),
+    "p50_ms": ("scenario",),
+    "p95_ms": ("scenario",),
+    "latency_saved": ("query", "scenario"),
+    "throughput": ("scenario",),
+    "throughput_change": ("scenario",),
+}
+
+
+class Claim(Model):
+    """One thing that was said beforehand, and the figure that it is held against."""
+
+    text: str
+    """The claim in its own words."""
+    measure: Measure
+    """The figure. Of the indexes: kB of all (`index_kb`), their share of their tables' bytes (`index_share`), MB of
+    the largest of these tables with them (`table_mb`), seconds of the slowest build (`build_s`) and of all
+    (`build_total_s`). Of a query: ms of its EXPLAIN (`execution_ms`), its median under load (`latency_ms`). Of a
+    scenario: `p50_ms`, `p95_ms`, requests per second (`throughput`), and what the change adds to these as a share
+    (`throughput_change`). Of either: the share of its latency that the change saves (`latency_saved`), of a query's
+    median or a scenario's p95. Of an arm: the share of requests that failed (`error_rate`). In the index lab alone:
+    what the indexes add to the latency of an insert (`insert_slowdown`)."""
+    query: Name | None = None
+    """The query that it is about."""
+    scenario: Name | None = None
+    """The load level that it is about."""
+    arm: Name | None = None
+    """The arm that it is about; by default the first `after` arm."""
+    preset: Name | None = None
+    """The only set-up in which it makes sense; elsewhere it is left out."""
+    low: float | None = None
+    """The least that was claimed."""
+    high: float | None = None
+    """The most."""
+
+    @model_validator(mode="after")
+    def _about_something(self) -> Claim:
+        known = _ABOUT.get(self.measure, ())
+        given = tuple(name for name in ("query", "scenario") if getattr(self, name) is not None)
+        if len(given) != min(1, len(known)) or set(given) - set(known):
+            raise ValueError(f"{self.measure} with {' or '.join(known) or 'neither query nor scenario'}")
+        if self.low is None and self.high is None:
+            raise ValueError("low, high or both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low = {self.low:g} of at most high = {self.high:g}")
+        return self
+
+
+# What belongs to a release beside what is measured: questions for people, plan, risks, who signs.
+
+
+def _as_text(value: object) -> object:
+    """A date of TOML as text; anything else is left to the type to judge."""
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
+When = Annotated[str, BeforeValidator(_as_text)]
+
+
+class Question(Model):
+    """Something that only people can say; unanswered it leaves the decision open, a no forbids it."""
+
+    name: Label
+    """What is asked: "Team ready for launch"."""
+    answer: Literal["", "yes", "no"] = ""
+    """What was said; `perfkit gate --answer` says it for one run."""
+    by: str = ""
+    """Who said it."""
+    on: When = ""
+    """When."""
+
+    @model_validator(mode="after")
+    def _said(self) -> Question:
+        if self.answer and not self.by.strip():
+            raise ValueError(f"by, who said answer = {self.answer!r}")
+        return self
+
+
+class PlanStep(Model):
+    """One line of the plan of the release, shown and not carried out."""
+
+    action: Label
+    """What is done."""
+    time: str = ""
+    """How long it takes, as planned."""
+    when: When = ""
+    """When it is done."""
+    risk: str = ""
+    """What it may break."""
+    rollback: str = ""
+    """How it is taken back."""
+    measures: tuple[str, ...] = ()
+    """Claims of the configuration, by their text, whose measured values are shown beside it."""
+
+
+class Risk(Model):
+    """One risk of the release, shown with what was measured of it."""
+
+    name: Label
+    """What might happen."""
+    severity: Literal["low", "medium", "high"]
+    """How bad it would be, as judged beforehand."""
+    mitigation: tuple[str, ...] = ()
+    """What is done against it."""
+    measures: tuple[str, ...] = ()
+    """Claims of the configuration, by their text, whose measured values are shown beside it."""
+
+
+class Release(Model):
+    """What a decision to ship needs beside measurements."""
+
+    monitoring: bool = False
+    """Whether a watch must be running for a GO: `perfkit gate --watch FOLDER`."""
+    sign_off: tuple[Label, ...] = ()
+    """Who signs the printed decision."""
+    question: tuple[Question, ...] = ()
+    """What people are asked."""
+    step: tuple[PlanStep, ...] = ()
+    """The plan."""
+    risk: tuple[Risk, ...] = ()
+    """The risks."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Release:
+        require_different("questions", [question.name for question in self.question])
+        return self

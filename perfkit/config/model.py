@@ -1,20 +1,192 @@
-"""The whole of a `perfkit.toml`: every table, and what they say about one another."""
+"""A whole configuration: its model, reading it from a file, and writing it with its reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+import json
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+import tomlkit
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from perfkit.config.claims import Claim
-from perfkit.config.fields import Model, Name
-from perfkit.config.judging import Arm, Check, Limits, Thresholds
-from perfkit.config.presets import Preset
-from perfkit.config.release import Release
-from perfkit.config.targets import COPIES, DatabaseConfig, ServiceConfig
-from perfkit.config.watching import ReviewConfig, Watch
-from perfkit.config.workload import Query, Request, Scenario, Source
+from perfkit.base import resources
+from perfkit.base.errors import BundleError, UsageError
+from perfkit.config.judging import Arm, Check, CheckStep, Claim, Limits, PlanStep, Question, Release, Risk, Thresholds
+from perfkit.config.workload import (
+    COPIES,
+    FOLDER,
+    DatabaseConfig,
+    Generator,
+    Label,
+    LoadStage,
+    Model,
+    Name,
+    ParameterColumn,
+    Preset,
+    Query,
+    RateSearch,
+    Request,
+    Scenario,
+    Seconds,
+    ServiceConfig,
+    Source,
+    require_different,
+)
+
+#: What a rule or a target of the review can be about; see `perfkit.monitor.figures`.
+Metric = Literal[
+    "p50_ms",
+    "p95_ms",
+    "p99_ms",
+    "mean_ms",
+    "error_rate",
+    "throughput",
+    "throughput_drop",
+    "slowdown",
+    "success_rate",
+    "availability",
+    "service_down_s",
+    "database_down_s",
+    "connections_share",
+    "lock_wait_s",
+    "transaction_s",
+    "deadlocks",
+    "checksum_failures",
+    "invalid_indexes",
+    "cache_misses",
+    "temp_mb",
+    "rollback_rate",
+]
+
+
+_SHARES = (
+    "error_rate",
+    "throughput_drop",
+    "success_rate",
+    "availability",
+    "connections_share",
+    "cache_misses",
+    "rollback_rate",
+)
+
+
+def _require_possible(metric: Metric, **limits: float | None) -> None:
+    """Raise ValueError for a limit that the figure is always, or never, beyond: 5 in place of 5 %."""
+    for name, limit in limits.items():
+        if limit is not None and metric in _SHARES and not 0 <= limit <= 1:
+            raise ValueError(f"{name} = {limit:g} as a share, 0 to 1: {metric} of 5 % is 0.05")
+        if limit is not None and limit < 0:
+            raise ValueError(f"{name} = {limit:g} of at least 0: no {metric} is below that")
+
+
+class WatchRule(Model):
+    """When something is an incident: a figure beyond its limit for so long; how grave that is and what to do."""
+
+    name: Name
+    """What it is called."""
+    level: Literal["P1", "P2", "P3"]
+    """P1: at once; P2: within the hour; P3: within the day."""
+    metric: Metric
+    """The figure, over the last `window_s`."""
+    above: float | None = None
+    """The figure is bad above this."""
+    below: float | None = None
+    """The figure is bad below this."""
+    clear: float | None = None
+    """It is good again only beyond this, so that it does not flap; by default a tenth better than the limit."""
+    for_s: Annotated[float, Field(ge=0)] = 60.0
+    """How long it must be bad, without a break, before the alert is raised."""
+    clear_for_s: Annotated[float, Field(ge=0)] = 120.0
+    """How long it must be good before the alert is taken back."""
+    item: Name | None = None
+    """The request or query that it is about; without one, all requests, or all queries where there is no service."""
+    action: str = ""
+    """What to do, in a few words."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> WatchRule:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("either above or below")
+        worse = self.above is not None and self.clear is not None and self.clear > self.above
+        if worse or (self.below is not None and self.clear is not None and self.clear < self.below):
+            limit = f"above = {self.above:g}" if self.above is not None else f"below = {self.below:g}"
+            raise ValueError(f"clear = {self.clear:g} on the good side of {limit}")
+        _require_possible(self.metric, above=self.above, below=self.below, clear=self.clear)
+        return self
+
+
+class Watch(Model):
+    """How a live target is watched."""
+
+    every_s: Annotated[float, Field(ge=0.5, le=3600)] = 10.0
+    """Seconds of one interval: what is lost at most, and how exactly an incident's start is known."""
+    rate: Annotated[float, Field(gt=0, le=20)] = 2.0
+    """Probes per second of each request and query that is sent, evenly spaced, whatever the answers take."""
+    send: tuple[Name, ...] = ()
+    """Requests and queries that are sent; without any, the requests that only read, and every query."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """How long a probe may take."""
+    window_s: Seconds = 300.0
+    """Seconds that a rule looks back on."""
+    baseline_s: Seconds = 600.0
+    """The first so many healthy seconds say what throughput and latency are usual."""
+    rule: tuple[WatchRule, ...] = ()
+    """What raises an alert."""
+    notify: tuple[str, ...] = ()
+    """A command of yours that is told of every alert, as JSON on its standard input."""
+    notify_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    """How long it may take."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Watch:
+        require_different("rules", [rule.name for rule in self.rule])
+        if self.window_s < self.every_s:
+            raise ValueError(f"window_s = {self.window_s:g} of at least one interval, every_s = {self.every_s:g}")
+        return self
+
+
+class Target(Model):
+    """One row of the review: a figure of the whole time, or what a person says, beside what was aimed at."""
+
+    name: Label
+    """How the row is called: "P95 latency"."""
+    metric: Metric | None = None
+    """The figure; without one it is what a person says: `perfkit review --value "NAME=4.3"`."""
+    item: Name | None = None
+    """The request or query that it is about."""
+    at_least: float | None = None
+    """The least that is good."""
+    at_most: float | None = None
+    """The most that is good."""
+    unit: str = ""
+    """The unit of what a person says."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Target:
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("at_least, at_most or both")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least = {self.at_least:g} up to at_most = {self.at_most:g}")
+        if self.metric:
+            _require_possible(self.metric, at_least=self.at_least, at_most=self.at_most)
+        return self
+
+
+class ReviewConfig(Model):
+    """What the first day is held against."""
+
+    target: tuple[Target, ...] = ()
+    """The rows of its table."""
+
+    @model_validator(mode="after")
+    def _names(self) -> ReviewConfig:
+        require_different("targets", [target.name for target in self.target])
+        return self
+
+
+# The whole of a `perfkit.toml`: every table, and what they say about one another.
 
 
 class Config(Model):
@@ -190,3 +362,189 @@ def _known(where: str, names: Iterable[str], known: set[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
             yield f"{where} = '{name}'; expected one of: {', '.join(sorted(known)) or 'none defined'}"
+
+
+# Reading a `perfkit.toml`: every mistake at once, one line each with file, key, value and what was expected.
+
+_M = TypeVar("_M", bound=Model)
+
+BOOKING = resources.PACKAGE / "booking" / "perfkit.toml"
+
+
+def load(path: Path | None = None) -> Config:
+    """Read and validate a configuration; the booking system's own without a path.
+
+    Raises UsageError with one line per mistake.
+    """
+    path = path or BOOKING
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; expected a perfkit.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); expected a TOML file in UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {error}; expected valid TOML") from None
+    try:
+        return Config.model_validate(data, context={FOLDER: path.resolve().parent})
+    except ValidationError as error:
+        raise UsageError(mistakes(str(path), error)) from None
+
+
+def mistakes(where: str, error: ValidationError) -> str:
+    """What is wrong with values that came from `where`, a line for each."""
+    return "\n".join(line for item in error.errors() for line in _lines(where, item))
+
+
+def restored(model: type[_M], said: object, where: str) -> _M:
+    """A part of a configuration as a run or a watch kept it; `where` says in which file. Raises BundleError."""
+    try:
+        return model.model_validate(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{where}: {key}: {what}; expected what perfkit wrote") from None
+
+
+def _lines(path: str, item: Any) -> list[str]:
+    """One mistake as one line: file, key, value and what was expected."""
+    loc = [part for n, part in enumerate(item["loc"]) if not (n == 2 and item["loc"][0] == "parameters")]
+    key = ".".join(str(part) for part in loc)
+    message = item["msg"].removeprefix("Value error, ")
+    if not key:
+        return [f"{path}: {line}" for line in message.splitlines()]
+    if item["type"] == "missing":
+        return [f"{path}: {key}: missing; expected a value"]
+    if item["type"] == "extra_forbidden":
+        return [f"{path}: {key}: unknown key; expected only documented ones"]
+    given = item["input"]
+    if isinstance(given, dict) or loc[-1] in ("target", "database", "url"):  # these may hold a password
+        return [f"{path}: {key}: expected {message}"]
+    value = repr(str(given) if isinstance(given, Path) else given)
+    return [f"{path}: {key} = {value if len(value) < 80 else value[:77] + '...'}; expected: {message}"]
+
+
+# A configuration written out with its defaults, and the reference of every key; both made from the model.
+
+# In the order in which a file has them; `[[...]]` may come several times.
+TABLES: Mapping[str, type[BaseModel]] = {
+    "": Config,
+    "[database]": DatabaseConfig,
+    "[service]": ServiceConfig,
+    "[parameters.NAME]": Generator,
+    "[parameters.NAME.columns]": ParameterColumn,
+    "[[query]]": Query,
+    "[[request]]": Request,
+    "[[scenario]]": Scenario,
+    "[[scenario.stage]]": LoadStage,
+    "[scenario.search]": RateSearch,
+    "[[arm]]": Arm,
+    "[[check]]": Check,
+    "[[check.step]]": CheckStep,
+    "[[claim]]": Claim,
+    "[presets.NAME]": Preset,
+    "[thresholds]": Thresholds,
+    "[limits]": Limits,
+    "[release]": Release,
+    "[[release.question]]": Question,
+    "[[release.step]]": PlanStep,
+    "[[release.risk]]": Risk,
+    "[watch]": Watch,
+    "[[watch.rule]]": WatchRule,
+    "[review]": ReviewConfig,
+    "[[review.target]]": Target,
+}
+EXAMPLE = Path(__file__).with_name("example.toml")
+_INTRO = """# `perfkit.toml`, every key
+
+Made from the model by `perfkit config reference`. `perfkit config show FILE` checks a file, prints every mistake
+with its key, value and what was expected, or else the whole of it with its defaults. A path is relative to the
+file that names it; `perfkit:sql/...` names a file that comes with perfkit.
+"""
+
+
+def show(settings: Config) -> str:
+    """The configuration as TOML, every default written out; what is None has no line."""
+    return tomlkit.dumps(_plain(settings.model_dump()))
+
+
+def reference() -> str:
+    """Markdown: a section for each table, a row for each key with its type, default and meaning."""
+    return "\n".join([_INTRO, *(line for name, model in TABLES.items() for line in _section(name, model))])
+
+
+def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
+    schema = model.model_json_schema()
+    yield f"## {f'`{name}`' if name else 'At the top'}\n"
+    yield f"{' '.join(str(model.__doc__).split())}\n"
+    if example := _example(name):
+        yield f"```toml\n{example}\n```\n"
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for key, field in schema["properties"].items():
+        default = _default(key, schema)
+        meaning = " ".join(field.get("description", "").split()).replace("|", "\\|")
+        yield f"| `{key}` | {_kind(field)} | {default} | {meaning} |"
+    yield ""
+
+
+def _example(name: str) -> str:
+    """What the example has in these tables."""
+    start = name.replace("presets.NAME", "presets.far").replace("NAME", "days") or "title ="
+    starts = ("[parameters]", start) if start == "[parameters.days]" else (start,)
+    parts = EXAMPLE.read_text(encoding="utf-8").strip().split("\n\n")
+    return "\n\n".join(part for part in parts if part.startswith(starts))
+
+
+def _default(key: str, schema: Mapping[str, Any]) -> str:
+    if key in schema.get("required", ()):
+        return "required"
+    value = schema["properties"][key].get("default")
+    nested = isinstance(value, dict) and "$ref" in schema["properties"][key]  # has a section of its own
+    return "" if nested or value in (None, "", [], {}) else f"`{json.dumps(value)}`"
+
+
+def _kind(field: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if options := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(dict.fromkeys(_kind(option) for option in options if option.get("type") != "null"))
+    if "$ref" in field or "allOf" in field:
+        return "table"
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
+    if "enum" in field:
+        return ", ".join(f"`{json.dumps(value)}`" for value in field["enum"])
+    match field.get("type"):
+        case "array":
+            if "prefixItems" in field:
+                return f"two of {_kind(field['prefixItems'][0])}"
+            inner = _kind(field.get("items", {}))
+            return "tables" if inner == "table" else f"list of {inner}"
+        case "object":
+            values = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
+            inner = next((_kind(value) for value in values if isinstance(value, dict)), "any")
+            return "tables by name" if inner == "table" else f"table of {inner}"
+        case "string":
+            return {"path": "file", "date": "date"}.get(field.get("format", ""), "text")
+        case "integer" | "number" as kind:
+            return f"{'whole number' if kind == 'integer' else 'number'}{_bounds(field)}"
+        case "boolean":
+            return "true or false"
+    return "any"
+
+
+def _bounds(field: Mapping[str, Any]) -> str:
+    least = next((f" from {field[key]:g}" for key in ("minimum",) if key in field), "")
+    least = f" over {field['exclusiveMinimum']:g}" if "exclusiveMinimum" in field else least
+    most = f" to {field['maximum']:g}" if "maximum" in field else ""
+    most = f" under {field['exclusiveMaximum']:g}" if "exclusiveMaximum" in field else most
+    return least + most
+
+
+def _plain(value: Any) -> Any:
+    """As TOML says it: without what has no value, with keys of text and a path as a configuration names it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, Path):
+        return resources.name_of(value) or str(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,17 +1,107 @@
-"""What is run: parameter sources, queries, requests, and the load levels at which they are sent."""
+"""What a configuration may say of data, targets, queries, requests, load and presets."""
 
 from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from perfkit.config.fields import File, Json, Model, Name, Seconds
-from perfkit.postgres.settings import require_harmless
-from perfkit.text import require_header
+from perfkit.base import resources
+from perfkit.base.errors import UsageError, require_header
+from perfkit.base.harmless import require_harmless, require_settable
+
+FOLDER = "folder"  # the key in pydantic's context that says where the file is
+
+
+class Model(BaseModel):
+    """Base of every table: frozen, no key that perfkit does not know, documented under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def folder_of(info: ValidationInfo) -> Path:
+    """The folder of the file that is being read."""
+    return Path((info.context or {}).get(FOLDER, Path()))
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path:
+    """Resolve a configured path and insist that it is a readable file."""
+    text = str(path)
+    shipped = text.startswith(resources.PREFIX)
+    found = resources.path(text.removeprefix(resources.PREFIX)) if shipped else folder_of(info) / path
+    if not found.is_file():
+        raise ValueError("an existing file")
+    return found
+
+
+def require_no_password(text: str) -> str:
+    """Insist on what libpq can read and anybody may see; the text is not repeated in the error."""
+    try:
+        given = conninfo_to_dict(text)
+    except psycopg.Error:
+        raise ValueError("a libpq connection string, postgresql:// URI or service=NAME") from None
+    if given.keys() & {"password", "sslpassword"}:
+        raise ValueError("no password in it: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
+    return text
+
+
+def _is_origin(text: str) -> str:
+    """Insist on an origin alone: no path, and nobody's name or password."""
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", text):
+        raise ValueError("http(s)://host[:port] and nothing more")
+    return text
+
+
+def _as_json(value: Any) -> Any:
+    """A value of TOML as JSON has it: dates and times as text."""
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
+
+def require_different(what: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that two have."""
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what} of different names, not '{double[0]}' twice")
+
+
+def _is_label(text: str) -> str:
+    """Insist on something to read, in one line."""
+    if not text.strip() or len(text.splitlines()) > 1:
+        raise ValueError("some words in one line")
+    return text.strip()
+
+
+File = Annotated[Path, AfterValidator(_existing)]
+Conninfo = Annotated[str, AfterValidator(require_no_password)]
+Url = Annotated[str, AfterValidator(_is_origin)]
+Settings = Annotated[dict[str, str], AfterValidator(require_settable)]
+Json = Annotated[Any, AfterValidator(_as_json)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+Label = Annotated[str, AfterValidator(_is_label)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+# What is run: parameter sources, queries, requests, and the load levels at which they are sent.
 
 
 class ParameterColumn(Model):
@@ -213,3 +303,106 @@ def _require_harmless(path: Path) -> None:
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"{path} to be a text in UTF-8") from None
     require_harmless(text, path)
+
+
+# Set-ups that have a name: what `--preset` chooses, and what options given beside it replace.
+
+
+class Preset(Model):
+    """One set-up by name; an option that is given replaces its value."""
+
+    scale: str = ""
+    """Size of the data; without one the database's own."""
+    rtt_ms: Annotated[float, Field(ge=0)] = 0.0
+    """Network round trip between service and database, in ms."""
+    connect_rtts: Annotated[int, Field(ge=1)] = 6
+    """Round trips that connecting costs."""
+    profile: str = "standard"
+    """How many blocks are measured; not part of the set-up that claims are limited to."""
+
+
+def options(presets: Mapping[str, Preset], name: str, **given: Any) -> dict[str, Any]:
+    """The options of a preset with those that are given (neither None nor empty) in their place.
+
+    Without a name they are perfkit's own. Raises UsageError for an unknown name.
+    """
+    if name and name not in presets:
+        raise UsageError(f"preset '{name}' is unknown; expected one of: {', '.join(presets) or 'none defined'}")
+    chosen = presets[name] if name else Preset()
+    return chosen.model_dump() | {key: value for key, value in given.items() if value not in (None, "")}
+
+
+# Where the data and the service come from.
+
+Way = Literal["made", "whole", "sample", "generated", "clone", "in-place"]
+COPIES = ("whole", "sample", "generated")
+
+
+class DatabaseConfig(Model):
+    """Where the data comes from: SQL files run in a server that perfkit starts, or a database of yours."""
+
+    prepare: tuple[File, ...] = ()
+    """SQL files that make tables and rows in a new database of perfkit's own; `:name` stands for a number of the
+    scale."""
+    target: Conninfo = ""
+    """A database of yours: `service=NAME`, a libpq string or a `postgresql://` URI, without a password."""
+    way: Way = "made"
+    """How a target is used. `whole`, `sample` and `generated` bring a private copy into a server that perfkit
+    starts; `clone` makes databases beside it on its own server; `in-place` measures it as it stands."""
+    pooler: bool = False
+    """The target is reached through a pooler in transaction mode. PgBouncer is found out without this."""
+    sample_rows: Count = 100_000
+    """Rows of the largest table in a `sample` or `generated` copy; other tables in proportion."""
+    copy_limit_mb: Count = 2_000
+    """The largest database that is copied `whole`, in MB with its indexes."""
+    tls: bool = True
+    """Insist on TLS beyond this machine."""
+    volatile: tuple[str, ...] = ()
+    """Volatile functions that statements may call on a server that perfkit did not start."""
+    postgres: Literal[16, 18] = 18
+    """The version of PostgreSQL that perfkit starts."""
+    scale: str = "standard"
+    """Which of the scales is used where the command line names none."""
+    scales: dict[Name, dict[str, Count]] = {}
+    """By name, the numbers that `prepare` files are filled with."""
+    settings: Settings = {}
+    """Server settings of the PostgreSQL that perfkit starts, for all arms; the same are refused as in an arm."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DatabaseConfig:
+        if bool(self.prepare) == bool(self.target):
+            raise ValueError("either 'prepare' (SQL files) or 'target' (a database of yours)")
+        if bool(self.target) == (self.way == "made"):
+            ways = ", ".join(("'made' without a target", *COPIES, "clone or in-place with one"))
+            raise ValueError(f"way '{self.way}' to fit: {ways}")
+        if self.scales and not self.prepare:
+            raise ValueError("no 'scales' without 'prepare' files to fill them in")
+        if self.settings and self.way in ("clone", "in-place"):
+            raise ValueError("no 'settings' for a server that perfkit does not start: they belong to the arms")
+        return self
+
+
+class ServiceConfig(Model):
+    """The HTTP service: launched by `command` for every arm, or one of yours at `url`."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments. `{python}`, `{port}`, `{folder}` (of the perfkit.toml) and the arm's own values are
+    filled in; the database is in the environment as `PERFKIT_DATABASE`."""
+    url: Url = ""
+    """The origin of a service of yours: `https://host:port`, without a path."""
+    writes: bool = False
+    """Whether requests other than GET may be sent to the service at `url`."""
+    health: str = "/health"
+    """A path that answers 200 when the service is ready."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """The port of the launched service; 0 finds a free one."""
+    reset: Literal["restart", "hup"] = "restart"
+    """How the launched service forgets its connections between blocks: a new process, or SIGHUP."""
+    start_timeout_s: Seconds = 10.0
+    """How long it may take until it is ready."""
+
+    @field_validator("command")
+    @classmethod
+    def _in_folder(cls, command: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        folder = str(folder_of(info)).replace("{", "{{").replace("}", "}}")
+        return tuple(part.replace("{folder}", folder) for part in command)

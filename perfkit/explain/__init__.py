@@ -1,1 +1,1 @@
-"""Plans: capturing EXPLAIN's JSON and reading it."""
+"""EXPLAIN captured, modelled, judged, compared, drawn."""

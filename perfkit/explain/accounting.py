@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from perfkit.errors import PlanError
+from perfkit.base.errors import PlanError
 
 Raw = Mapping[str, Any]
 GATHERS = frozenset({"Gather", "Gather Merge"})

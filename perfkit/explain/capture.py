@@ -1,29 +1,30 @@
-"""EXPLAIN as raw JSON, safely: one statement, time limits, and nothing of it stays."""
+"""EXPLAIN captured behind its guards, and the rows of a rewrite compared."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from shlex import quote
 from typing import Any
 
 import psycopg
+import sqlglot
+from psycopg import sql
 from psycopg.rows import tuple_row
 
-from perfkit.errors import Interrupted, PlanError, UsageError
-from perfkit.explain.bounds import document, raw_json, require_statement
-from perfkit.explain.facts import PlanFacts, fetched, parsed, read_facts
-from perfkit.explain.fingerprint import fingerprint
-from perfkit.explain.plan import Plan, read_plan
-from perfkit.postgres.extended import send, send_unbound
-from perfkit.postgres.limits import LOCK_S, holders
-from perfkit.postgres.parameters import exact
-from perfkit.postgres.statements import first_word, split
-from perfkit.text import first_line
+from perfkit.base.errors import Interrupted, PlanError, TargetRefused, UsageError, first_line
+from perfkit.explain.facts import PlanFacts, fetched, fingerprint, parsed, read_facts
+from perfkit.explain.plan import Plan, document, raw_json, read_plan, require_statement, whole_nodes
+from perfkit.postgres import catalog
+from perfkit.postgres.capabilities import allowing
+from perfkit.postgres.catalog import LOCK_S, Server, exact, holders, send, send_unbound
+from perfkit.postgres.servers import External
+from perfkit.postgres.sqltext import first_word, split
 
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -251,3 +252,206 @@ def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> bytes:
 def _document(cursor: psycopg.Cursor[Any]) -> bytes:
     row = cursor.fetchone()
     return row[0] if row else b""
+
+
+# What a statement would do besides reading, found out without executing it.
+
+# Every word is taken whole, so that a text is read once, however long its words are.
+_WORD = re.compile(r'("(?:[^"]|"")++"|[^\W\d][\w$]*+)(\s*+\()?')
+_SYMBOL = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
+_NAME_BYTES = 63  # the server cuts longer names
+# Volatile because their result changes; they change nothing.
+_HARMLESS = frozenset(
+    {"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """Whether a statement writes or locks rows, and the volatile functions that it may call."""
+
+    writes: bool
+    locks: bool
+    volatile: tuple[str, ...]
+
+
+def guarded(
+    site: Server,
+    connect: Connect,
+    sql: str,
+    parameters: Parameters,
+    options: ExplainSpec,
+    volatile: Collection[str] = (),
+) -> Capture:
+    """EXPLAIN where executing harms nothing: on a server that perfkit did not start, effects are looked for first.
+
+    Raises PlanError, and TargetRefused for a statement that would write, or call what was not allowed.
+    """
+    writable = "writes" in site.permissions
+    if isinstance(site, External) and options.analyze:
+        require_harmless(
+            effects(connect, sql, parameters),
+            writes_allowed=writable,
+            volatile_allowed=volatile,
+            where=site.name,
+            allow=allowing(site, "writes"),
+        )
+    return capture(connect, sql, parameters, replace(options, writes=writable))
+
+
+def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects:
+    """What one statement would do, from its plan alone, made in a read-only transaction.
+
+    No transaction is open while the plan, or what was looked up, is read.
+    Functions are found by name in the statement, in its verbose plan, and in the views, functions, operators,
+    casts and domains that are named there, and so on. Not seen: what a function does in a language other than
+    SQL and PL/pgSQL, or in a text that it puts together. Raises PlanError where the statement cannot be planned.
+    """
+    text = single(statement)
+    try:
+        with connect() as connection:
+            connection.autocommit = False
+            raw_json(connection)
+            cursor = connection.cursor(row_factory=tuple_row)
+            cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions not declared volatile
+            planned = cursor_for(connection, text, parameters)
+            send(planned, f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}", exact(parameters))
+            raw: bytes = (planned.fetchone() or (b"",))[0]
+            connection.rollback()
+            nodes = list(whole_nodes(document(raw)))
+            volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
+    except psycopg.Error as error:
+        raise marked(PlanError(f"cannot be planned: {first_line(error)}{holders(connect, error)}"), error) from None
+    kinds = {node["Node Type"] for node in nodes}
+    return Effects("ModifyTable" in kinds or first_word(text) in WRITING, "LockRows" in kinds, volatile)
+
+
+def require_harmless(
+    found: Effects, *, writes_allowed: bool, volatile_allowed: Collection[str], where: str, allow: str = "perfkit allow"
+) -> None:
+    """Raise TargetRefused for effects that nobody allowed; `allow` is the command with which an owner allows writes."""
+    if (found.writes or found.locks) and not writes_allowed:
+        what = "writes" if found.writes else "locks rows"
+        raise TargetRefused(f"{where}: a statement {what}; its owner can allow that with: {allow}")
+    allowed = {name.lower() for name in volatile_allowed}
+    unknown = [name for name in found.volatile if not {name.lower(), name.lower().split(".")[-1]} & allowed]
+    if unknown:
+        raise TargetRefused(
+            f"{where}: a statement calls volatile {', '.join(unknown)}; if it may: 'volatile' in [database], or "
+            + " ".join(f"--volatile {quote(name)}" for name in unknown)
+        )
+
+
+def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+    """Volatile functions among the calls and those in the texts, and in what stands behind them, and so on."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    while new := set(texts) - seen:
+        seen |= new
+        words = [found for text in new for found in _WORD.findall(text)]
+        asked = {
+            "calls": calls | {_plain(name) for name, call in words if call},
+            "words": {_plain(name) for name, _ in words},
+            "symbols": {cut for text in new for all_ in _SYMBOL.findall(text) for cut in (all_, all_.rstrip("+-"))},
+        }
+        names = {name: sorted({_as_stored(value) for value in values}) for name, values in asked.items()}
+        cursor.execute("SET LOCAL search_path = pg_catalog")  # an arm's may put other tables in front of the catalogue
+        rows = cursor.execute(catalog.get("volatile").encode(), names).fetchall()
+        cursor.connection.rollback()
+        found |= {name for name, volatile, _ in rows if volatile}
+        texts = {text for _, _, text in rows if text}
+    return tuple(sorted(found - _HARMLESS))
+
+
+def _called(text: str) -> set[str]:
+    """Names before a parenthesis in a statement; strings and comments hold none."""
+    tokens = sqlglot.tokenize(text, read="postgres")
+    found = set()
+    for token, following in pairwise(tokens):
+        if following.token_type.name == "L_PAREN" and re.fullmatch(r"[^\W\d][\w$]*|.*[^\w].*", token.text):
+            quoted = text[token.start : token.end + 1].startswith('"')
+            found.add(token.text if quoted else token.text.lower())
+    if re.search(r"\bU&\"", text, re.IGNORECASE):
+        raise PlanError('U&"..." hides a name; expected it written out')
+    return found
+
+
+def _planned(node: Mapping[str, Any]) -> Iterator[str]:
+    """A node's expressions, and the function that it scans as if it were called."""
+    if name := node.get("Function Name"):
+        yield f"{sql.Identifier(str(name)).as_string()}()"
+    for key, value in node.items():
+        if key != "Plans":
+            yield from (part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str))
+
+
+def _as_stored(name: str) -> str:
+    """A name as the server keeps it, without the end of one that is too long."""
+    return name if len(name) <= _NAME_BYTES // 4 else name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
+
+
+def _plain(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+
+
+# Whether a query and its rewrite return the same rows, before anybody compares their times.
+
+RowParameters = Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowSets:
+    """For how many parameter sets both returned the same rows, and the first where they did not, in words."""
+
+    compared: int
+    equal: int
+    first_difference: str
+
+
+def compare(
+    connect: Callable[[], psycopg.Connection[Any]],
+    before: str,
+    after: str,
+    rows: Sequence[RowParameters],
+    *,
+    timeout_s: float,
+) -> RowSets:
+    """Compare the multisets of rows, for each parameter set, in one repeatable-read transaction.
+
+    Rows are compared by the text of their values, so that 1 and 1.00 differ and an integer and a bigint do
+    not; names of columns and the order of rows do not count. One number of rows and one digest come back for
+    each query: no data leaves the server. Raises PlanError with the server's words.
+    """
+    for text in map(single, (before, after)):
+        if (word := first_word(text)) not in READING:
+            raise PlanError(f"{word} has no rows that could be compared; expected a SELECT and a rewrite of it")
+    equal, first = 0, ""
+    with session(connect, timeout_s) as connection:
+        connection.rollback()  # the isolation level can only be set before the transaction begins
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        for number, row in enumerate(rows, 1):
+            found = [_digest(connection, single(text), row, timeout_s) for text in (before, after)]
+            if found[0] == found[1]:
+                equal += 1
+            elif not first:
+                counts = [f"{count:,} rows" for count, _ in found]
+                what = (
+                    f"{counts[1]} instead of {counts[0]}" if counts[0] != counts[1] else f"other values in {counts[0]}"
+                )
+                first = f"parameter set {number}: {what}; {equal} of {len(rows)} sets agree so far"
+    return RowSets(len(rows), equal, first)
+
+
+def _digest(connection: psycopg.Connection[Any], text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
+    """The number of rows and a digest of all of them in any order."""
+    cursor = connection.cursor()
+    cursor.row_factory = tuple_row
+    cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")
+    send(
+        cursor,
+        "SELECT count(*), md5(coalesce(string_agg(h, '' ORDER BY h), '')) FROM "
+        f"(SELECT md5((q.*)::text) AS h FROM (\n{text}\n) q) hashed",
+        exact(row),
+    )
+    count, digest = cursor.fetchone() or (0, "")
+    return int(count), str(digest)

@@ -1,1 +1,1 @@
-"""Index sets: plain SQL files, built with what each one costs."""
+"""What an index is worth: advice, cost, what-if, lab."""

@@ -1,32 +1,336 @@
-"""Which indexes a workload needs: derived from its plans, tried, and kept only where a plan uses them and it helps."""
+"""Advice found for a workload: candidates tried, and the ones kept that help."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from perfkit.errors import PlanError
+from perfkit.base.errors import PlanError
+from perfkit.explain.candidates import distinct, quoted
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.findings.model import FindingContext
-from perfkit.indexes.advice import Advice, Proposal, Refusal, Served
-from perfkit.indexes.choosing import AdvisedQuery, IndexSearch, tried_in_vain
-from perfkit.indexes.cost import figures
-from perfkit.indexes.derive import IndexDesign, Move, derive
-from perfkit.indexes.fresh import analyze_first, doubts, renew
-from perfkit.indexes.references import Reference, probes, references
-from perfkit.indexes.refuse import reason
-from perfkit.indexes.trial import UNVERIFIED, positional, trying
+from perfkit.explain.facts import GROWN, TableFacts, doubt, stale
+from perfkit.explain.findings.model import FindingContext, conditions, counted, plain
+from perfkit.explain.plan import Node
+from perfkit.indexes.advice import Advice, Proposal, Refusal, Served, reason
+from perfkit.indexes.candidates import SCANS, IndexDesign, Move, Reference, derive, probes, references
+from perfkit.indexes.trial import (
+    UNVERIFIED,
+    CostFigures,
+    IndexTrial,
+    figures,
+    gain,
+    helps,
+    positional,
+    trying,
+    with_checks,
+)
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
-from perfkit.postgres.statements import first_word
+from perfkit.postgres.sqltext import first_word
 
 if TYPE_CHECKING:
-    from perfkit.query import Session
+    from perfkit.app.session import Session
+
+
+LEAST = 1000.0  # rows that have to be changed: for fewer, no other index is the right one
+
+COMMON = 100.0  # rows of each value that the statistics know: another one with none is a surprise
+
+
+def analyze_first(look: FindingContext) -> str:
+    """Return the sentence that asks for statistics before advice; "" where those of all tables fit."""
+    found = _stale(look)
+    if not found:
+        return ""
+    return f"ANALYZE {', '.join(dict.fromkeys(map(_named, found)))} first: {' and '.join(found.values())}"
+
+
+def doubts(look: FindingContext) -> Iterator[str]:
+    """Yield a sentence for each table of which nothing tells whether its statistics fit, or the asked value."""
+    for table in _read(look):
+        if because := doubt(table, look.limits.stale_share, LEAST):
+            yield f"{because}: if after, ANALYZE {_named(table)} and ask again"
+    for node in look.plan.nodes:
+        table_read = look.facts.of(node) if node.kind in SCANS else None
+        if table_read and node.estimated <= 1 and (unknown := _unknown_values(look, node, table_read)):
+            yield (
+                f"The statistics of {table_read.name} know no row with {' or '.join(unknown)}, but rows were added or "
+                f"changed since: if there are many now, ANALYZE {_named(table_read)} and ask again"
+            )
+
+
+def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
+    """Analyse the tables whose statistics are stale, in a database of perfkit's own, and yield a sentence for each."""
+    found: dict[str, str] = {}
+    for text, parameters in queries.values():
+        with suppress(PlanError):  # which is raised again, with the query's name, when advice is sought
+            capture = session.explain(text, parameters).capture
+            found |= {
+                _named(table): because for table, because in _stale(FindingContext(capture.plan, capture.facts)).items()
+            }
+    if found:
+        with connected(session.place.site, session.place.name) as connection:
+            for table, because in found.items():
+                connection.execute(f"ANALYZE {table}".encode())
+                yield f"{because}: analysed here first. Where that is so in production too, ANALYZE {table} there"
+
+
+def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list[str]:
+    """Conditions on values of which the statistics know none, where each value they know has many rows."""
+    if not table.changed and (table.size or 0.0) <= table.pages:
+        return []
+    return [
+        plain(p.text, node.text("Alias"))
+        for p in conditions(look, node, "Filter")
+        if p.operator == "=" and p.column and not p.joined and "$" not in p.value
+        and 0 < distinct(table, p.column) * COMMON <= table.rows
+    ]  # fmt: skip
+
+
+def _stale(look: FindingContext) -> dict[TableFacts, str]:
+    """The tables with stale statistics, and why each is one."""
+    found = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
+    return {table: because for table, because in found if because}
+
+
+def _read(look: FindingContext) -> Iterator[TableFacts]:
+    """Yield the tables that a plan reads and that are not tiny, each once."""
+    tables = dict.fromkeys(look.facts.of(node) for node in look.plan.nodes if node.kind in SCANS)
+    yield from (t for t in tables if t and (t.size is None or t.size > GROWN) and not t.schema.startswith("pg_"))
+
+
+def _named(table: TableFacts) -> str:
+    """A table as SQL writes it; of a partition, the whole."""
+    schema, name = table.parent or (table.schema, table.name)
+    return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
+
+
+# Which of the candidates a workload needs, by what its plans cost with each set of them that was tried.
 
 Say = Callable[[str], None]
+PRICE = 4.0  # doublings that an index as large as its table must bring, all queries together, to be worth its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisedQuery:
+    """A query of the workload, its plan as things are, and the checks of foreign keys that it causes."""
+
+    name: str
+    text: str
+    parameters: Parameters
+    look: FindingContext
+    generic: FindingContext | None  # the plan for any values, of a query with parameters
+    probes: tuple[tuple[str, float], ...]  # statements, and how often each is executed
+    references: tuple[Reference, ...]
+
+    @property
+    def variable(self) -> frozenset[tuple[str, str]]:
+        """Alias and column of the conditions whose value is a parameter; of all where that cannot be told."""
+        look = self.generic or self.look
+        return frozenset(
+            (node.text("Alias"), column)
+            for node in look.plan.nodes
+            if node.kind in SCANS and self.parameters
+            for p in conditions(look, node, "Filter", "Index Cond", "Recheck Cond")
+            for column in p.columns
+            if not self.generic or "$" in p.text
+        )
+
+    @property
+    def tables(self) -> frozenset[tuple[str, str]]:
+        """Schema and name of the tables whose indexes matter to it."""
+        own = {t.parent or (t.schema, t.name) for t in self.look.facts.tables}
+        return frozenset(own | {(r.schema, r.table) for r in self.references})
+
+
+@dataclass(eq=False)
+class IndexSearch:
+    """Add what gains most until nothing helps, then leave out what is no longer needed."""
+
+    trial: IndexTrial
+    asked: Sequence[AdvisedQuery]
+    names: Mapping[IndexDesign, str]
+    moves: Sequence[Move]
+    say: Say
+    max_bytes: float
+    _known: dict[Any, tuple[CostFigures, frozenset[str]]] = field(default_factory=dict)
+    _worths: dict[frozenset[IndexDesign], float] = field(default_factory=dict)
+
+    def advice(self, target: str) -> Advice:
+        """The chosen indexes for a database of that name, and why the other queries get none."""
+        chosen = self._pruned(self._improved(self._fitted(self._pruned(self._grown()))))
+        proposals = [self._proposal(design, chosen) for design in sorted(chosen, key=lambda d: self.names[d])]
+        refusals = [one for asked in self.asked if (one := self._refusal(asked, chosen))]
+        return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals), tuple(self._limitations()))
+
+    def _refusal(self, one: AdvisedQuery, chosen: frozenset[IndexDesign]) -> Refusal | None:
+        """Why a query gets no index; None where one helps it."""
+        before = self._figures(one, frozenset())
+        if helps(before, self._figures(one, chosen)):
+            return None
+        if because := reason(one.text, one.look, one.generic):
+            return Refusal(one.name, *because)
+        made, left_out = self._made(), self._left_out(one)
+        tried = [d for d in made.keys() - left_out if made[d] <= self.max_bytes and (d.schema, d.table) in one.tables]
+        best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
+        return Refusal(one.name, tried_in_vain(before, best, len(tried), len(left_out)), certain=False)
+
+    def _left_out(self, one: AdvisedQuery) -> frozenset[IndexDesign]:
+        """The indexes that were not tried for a query, because the server might not survive it."""
+        of_tables = (d for d in self._made() if (d.schema, d.table) in one.tables)
+        return frozenset(d for d in of_tables if self.trial.avoided(one.text, d.statement(self.names[d])))
+
+    def _limitations(self) -> Iterator[str]:
+        """What was not tried, for which queries, and why."""
+        left_out = [(one, design) for one in self.asked for design in self._left_out(one)]
+        if left_out:
+            one, design = left_out[0]
+            fault = self.trial.avoided(one.text, design.statement(self.names[design]))
+            several = counted(len({design for _, design in left_out}), "partial or expression index")
+            names = ", ".join(dict.fromkeys(one.name for one, _ in left_out))
+            yield f"Not tried for {names}: {several}. {fault}. Try on a copy: --way whole"
+
+    def _grown(self) -> frozenset[IndexDesign]:
+        chosen: frozenset[IndexDesign] = frozenset()
+        together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
+        self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
+        while True:
+            now, helped = self._worth(chosen), self._helped(chosen)
+            larger = (chosen | set(move) for move in self._open(chosen))
+            worth = {own: self._worth(own) for own in larger}
+            better = [own for own in worth if worth[own] > now or self._helped(own) > helped]
+            if not better:
+                return chosen
+            best = max(better, key=lambda own: worth[own])
+            self.say(f"{', '.join(design.title for design in best - chosen)} helps")
+            chosen = best
+
+    def _helped(self, chosen: frozenset[IndexDesign]) -> frozenset[str]:
+        """The queries that these indexes help."""
+        none: frozenset[IndexDesign] = frozenset()
+        return frozenset(one.name for one in self.asked if helps(self._figures(one, none), self._figures(one, chosen)))
+
+    def _bytes(self, chosen: frozenset[IndexDesign]) -> int:
+        return sum(self._made()[design] for design in chosen)
+
+    def _fitted(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+        """With indexes exchanged for smaller ones, or left out, until they are small enough together."""
+        while (size := self._bytes(chosen)) > self.max_bytes:
+            smaller = [own for own in self._others(chosen) if self._bytes(own) < size]
+            chosen = max(smaller, key=lambda own: (len(self._helped(own)), self._worth(own)))
+        return chosen
+
+    def _others(self, chosen: frozenset[IndexDesign]) -> list[frozenset[IndexDesign]]:
+        """The sets with one index left out, or exchanged for another move."""
+        others = []
+        for design in sorted(chosen, key=lambda d: self.names[d]):
+            rest = chosen - {design}
+            others += [rest, *(rest | set(move) for move in self._open(rest) if design not in move)]
+        return others
+
+    def _used_of_all(self, one: AdvisedQuery) -> frozenset[str]:
+        """What a query uses where all are there: it may need two of which neither alone helps it."""
+        return self._tried(one, frozenset(self._made()))[1]
+
+    def _open(self, chosen: frozenset[IndexDesign]) -> list[Move]:
+        """The moves that help a query, given what is chosen."""
+        return [
+            move
+            for move in self.moves
+            if self._made().keys() >= set(move) and not chosen.issuperset(move)
+            if any(helps(self._figures(one, chosen), self._figures(one, chosen | set(move))) for one in self.asked)
+        ]
+
+    def _improved(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+        """With an index exchanged for another, or left out, as long as that is worth more."""
+        while True:
+            helped = self._helped(chosen)
+            others = [own for own in self._others(chosen) if self._bytes(own) <= self.max_bytes]
+            others = [own for own in others if self._helped(own) >= helped]
+            best = max(others, key=self._worth, default=chosen)
+            if self._worth(best) <= self._worth(chosen):
+                return chosen
+            chosen = best
+
+    def _worth(self, chosen: frozenset[IndexDesign]) -> float:
+        """What all queries gain, less the price of the indexes' bytes."""
+        if chosen not in self._worths:
+            gained = sum(gain(self._figures(one, frozenset()), self._figures(one, chosen)) for one in self.asked)
+            self._worths[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
+        return self._worths[chosen]
+
+    def _share(self, design: IndexDesign) -> float:
+        """Its bytes as a share of its table's."""
+        tables = (t for one in self.asked for t in one.look.facts.tables)
+        pages = next((t.pages for t in tables if (t.schema, t.name) == (design.schema, design.table)), 0.0)
+        pages = pages or next((r.pages for one in self.asked for r in one.references
+                               if (r.schema, r.table) == (design.schema, design.table)), 0.0)  # fmt: skip
+        return self._made()[design] / (8192 * pages) if pages else 0.0
+
+    def _pruned(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+        """Without those whose absence, given the others, no query feels."""
+        full = chosen
+        for design in sorted(chosen, key=lambda d: -self._made()[d]):
+            rest = chosen - {design}
+            if not any(helps(self._figures(one, rest), self._figures(one, full)) for one in self.asked):
+                chosen = rest
+        return chosen
+
+    def _proposal(self, design: IndexDesign, chosen: frozenset[IndexDesign]) -> Proposal:
+        made = self._made()[design]
+        served = [
+            Served(one.name, self._figures(one, frozenset()), self._figures(one, chosen))
+            for one in self.asked
+            if self.names[design] in self._tried(one, chosen)[1]
+            and helps(self._figures(one, frozenset()), self._figures(one, chosen))
+        ]
+        return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
+
+    def _made(self) -> dict[IndexDesign, int]:
+        """Those that could be made, and their bytes."""
+        every = self.trial.made
+        return {d: every[s].bytes for d, name in self.names.items() if (s := d.statement(name)) in every}
+
+    def _figures(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> CostFigures:
+        return self._tried(one, present)[0]
+
+    def _tried(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> tuple[CostFigures, frozenset[str]]:
+        """What a query costs with some of the indexes, and which of them its plans use."""
+        present = frozenset(d for d in present if (d.schema, d.table) in one.tables)
+        if (key := (one.name, present)) not in self._known:
+            statements = [d.statement(self.names[d]) for d in self.names if d in present]
+            captures = [self.trial.explain(one.text, one.parameters, statements)]
+            total = figures(FindingContext(captures[0].plan, captures[0].facts))
+            for text, times in one.probes:
+                captures.append(self.trial.explain(text, None, statements))
+                total = with_checks(total, figures(FindingContext(captures[-1].plan, captures[-1].facts)), times)
+            used = {node.text("Index Name") for capture in captures for node in capture.plan.nodes}
+            names = {self.names[d] for d in present if self.trial.made[d.statement(self.names[d])].names & used}
+            self._known[key] = total, frozenset(names)
+        return self._known[key]
+
+
+def tried_in_vain(before: CostFigures, best: CostFigures | None, tried: int, left_out: int = 0) -> str:
+    """Return what came of the candidates for a query, where its plan does not tell why none helps."""
+    if best is None:
+        return (
+            f"Not decided: {counted(left_out, 'candidate index')} could not be tried"
+            if left_out
+            else "Its plan suggests no index that is not there already"
+        )
+    what = "the cost" if before.pages is None else "the pages read"
+    if best.work < before.work:
+        best_of = "The one candidate index" if tried == 1 else f"The best of {tried} candidate indexes"
+        return f"{best_of} reduces {what} from {before.work:,.0f} to {best.work:,.0f}: too little"
+    none = "The one candidate index did not reduce" if tried == 1 else f"None of {tried} candidate indexes reduced"
+    return f"{none} {what} ({before.work:,.0f})"
+
+
+# Which indexes a workload needs: derived from its plans, tried, and kept only where a plan uses them and it helps.
+
 MOST = 60  # candidates that are tried
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from perfkit.errors import UsageError
-from perfkit.explain.conditions import Predicate, predicates
+from perfkit.base.errors import UsageError
+from perfkit.explain.candidates import Predicate, predicates
 from perfkit.explain.plan import Node, Plan
-from perfkit.indexes.counters import MIN_AGE, Counters
 from perfkit.indexes.coverage import (
+    MIN_AGE,
     PATTERN_CLASSES,
+    Counters,
     ForeignKey,
     IndexFacts,
     Replaced,
@@ -31,8 +32,8 @@ from perfkit.indexes.coverage import (
     size_on,
 )
 from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Server
 from perfkit.postgres.databases import connected
-from perfkit.postgres.site import Server
 
 SMALL = 32 * 1024  # bytes below which an unused index is not worth a word
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")

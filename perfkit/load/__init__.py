@@ -1,1 +1,1 @@
-"""Sending load: what is sent (plan), how (senders), by whom (worker, crew), what it costs alone (null)."""
+"""Requests sent and timed: closed and open model, pgbench."""

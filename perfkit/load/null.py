@@ -10,7 +10,7 @@ import json
 import re
 import sys
 
-from perfkit.postgres.lifetime import run
+from perfkit.base.process import run
 
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)

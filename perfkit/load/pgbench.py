@@ -1,4 +1,15 @@
-"""A round of queries sent by pgbench: its command, its process, what it cost.
+"""Load by pgbench: its scripts, its run and its log.
+
+Client c of C takes the rows c, c + C, c + 2C, ..., around and around, so that clients share the rows out as
+perfkit's own users do. A single row is written into the statement. Of several, numbers are chosen by an expression,
+which costs about a microsecond. pgbench has no expressions for text: rows with any are looked up, in an array within
+a statement of its own (no table: nothing is written to the database). In the closed model that lookup is a
+transaction of its own, which comes before each of the query's and is no sample; with a rate, which spaces
+transactions, it is the first statement of the query's, and part of its time.
+
+A line (PostgreSQL's manual, pgbench, "Per-Transaction Logging"; 16 and 18 write the same) gives when a transaction
+ended and how long it took: with a rate from the instant for which it was scheduled, else from its begin. With a rate
+it adds how long after that instant it began. A transaction that failed for good or was skipped has only its end.
 
 A client that is busy sends nothing else: with a rate, a request that waits for one begins late. That is in its
 response time and not the program's fault; the lag in a round's health is what pgbench lost beyond it.
@@ -12,23 +23,288 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import psycopg
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import make_conninfo
 
+from perfkit.base.bundle import COLUMNS
+from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
+from perfkit.base.harmless import COMMAND, HARMLESS, PROGRAMS, require_harmless
+from perfkit.base.process import spawn, stop
 from perfkit.config import Scenario
-from perfkit.errors import LoadError, ServerError, UsageError
-from perfkit.load.crew import SAMPLES, WATCH_S, Load, Target
-from perfkit.load.pgbench_log import Aborted, Written, read
-from perfkit.load.pgbench_scripts import MARK, Script, ScriptQuery, script
-from perfkit.postgres.parameters import options
-from perfkit.postgres.settings import require_harmless
-from perfkit.postgres.statements import read as read_script
-from perfkit.process import spawn, stop
+from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target
+from perfkit.load.samples import OK, Rest
+from perfkit.postgres.catalog import exact, named, options
+from perfkit.postgres.sqltext import read as read_script
+from perfkit.postgres.sqltext import split
+
+MARK = "SELECT /* a row of parameters, perfkit */"  # the lookup's first line, by which pgbench's report calls it
+_NAME = r"[A-Za-z_\u0080-\U0010ffff][A-Za-z0-9_\u0080-\U0010ffff]*"
+_VARIABLE = re.compile(rf":(?:({_NAME})|:*)")  # as pgbench finds them, in quotes and comments too
+_INTEGERS = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptQuery:
+    """A statement with `%(name)s`, and the rows that its parameters come from; None where it takes none."""
+
+    item: str
+    sql: str
+    rows: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What pgbench runs, the variables that it begins with, and whether every other transaction is a lookup."""
+
+    text: str
+    variables: tuple[str, ...] = ()
+    looks_up: bool = False
+    apart: bool = False  # the lookup is a transaction of its own
+
+
+def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Script:
+    """The script of a query, by its number among those of a run.
+
+    Raises UsageError for what pgbench cannot be told.
+    """
+    if query.rows is None:
+        return Script(_statement(query, query.sql, ()))
+    try:
+        placed = named(query.sql)
+        text = _statement(query, placed.text, placed.names)
+        columns = {name: [row[name] for row in query.rows] for name in placed.names}
+    except KeyError as error:
+        raise UsageError(f"query '{query.item}': {error} is no column of its parameters") from None
+    except ValueError as error:
+        raise UsageError(f"query '{query.item}': {error}") from None
+    if not placed.names:
+        return Script(text)
+    if len(query.rows) == 1:
+        given = {name: _constant(query, value) for name, (value,) in columns.items()}
+        return Script(_VARIABLE.sub(lambda found: given[found[1]] if found[1] else found[0], text))
+    turn, ready = f"perfkit_turn{number}", f"perfkit_ready{number}"
+    row = rf"\set perfkit_row (:client_id + :{turn} * {clients}) % {len(query.rows)} + 1"
+    after = rf"\set {turn} :{turn} + 1"
+    numbers = {name: [n for value in values if (n := _number(value))] for name, values in columns.items()}
+    if all(len(values) == len(query.rows) for values in numbers.values()):
+        sets = [rf"\set {name} {_choice(values, 1)}" for name, values in numbers.items()]
+        return Script("\n".join([row, *sets, text, after, ""]), (turn,))
+    arrays = [f"({_literal(_array(query, values))}::text[])[:perfkit_row] AS {n}" for n, values in columns.items()]
+    lookup = [row, MARK, ",\n".join(arrays) + r" \gset"]
+    if paced:
+        return Script("\n".join([*lookup, text, after, ""]), (turn,), looks_up=True)
+    # A transaction that is tried again starts from the top: what tells the two apart changes at their ends.
+    first = [rf"\if :{ready} = 0", *lookup, rf"\set {ready} 1", r"\else"]
+    lines = [*first, text, rf"\set {ready} 0", after, r"\endif", ""]
+    return Script("\n".join(lines), (turn, ready), looks_up=True, apart=True)
+
+
+def _statement(query: ScriptQuery, text: str, names: Sequence[str]) -> str:
+    """The statement and its end. Raises UsageError for several, or where pgbench would find another variable."""
+    others = [found[1] for found in _VARIABLE.finditer(query.sql) if found[1]]
+    lost = set(names) - {found[1] for found in _VARIABLE.finditer(text)}
+    for found in COMMAND.finditer(query.sql):
+        if (word := found["word"].lower()) in HARMLESS | PROGRAMS:
+            raise UsageError(rf"query '{query.item}': '\{word}' is a command to pgbench; expected engine 'asyncio'")
+    if others or lost:
+        wrong = f"':{others[0]}' would be a variable" if others else f"'{min(lost)}' would be no variable"
+        raise UsageError(f"query '{query.item}': {wrong} to pgbench; expected engine 'asyncio', or other words")
+    if (count := len(split(query.sql, f"query '{query.item}'"))) != 1:  # pgbench would cut them apart and send each
+        raise UsageError(f"query '{query.item}': {count} statements; expected one")
+    return f"{text}\n;"
+
+
+def _number(value: Any) -> str | None:
+    """A value as pgbench's expressions write it, where it comes out of them as it went in."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and value in _INTEGERS:
+        return str(value)
+    return repr(value) if isinstance(value, float) and float(f"{value:.15g}") == value else None
+
+
+def _choice(values: Sequence[str], first: int) -> str:
+    """One of the values by its place, halving.
+
+    >>> _choice(["7", "7", "9"], 1)
+    'case when :perfkit_row <= 1 then 7 else case when :perfkit_row <= 2 then 7 else 9 end end'
+    """
+    if len(set(values)) == 1:
+        return values[0]
+    half = len(values) // 2
+    left, right = _choice(values[:half], first), _choice(values[half:], first + half)
+    return f"case when :perfkit_row <= {first + half - 1} then {left} else {right} end"
+
+
+def _texts(query: ScriptQuery, values: Sequence[Any]) -> list[str | None]:
+    """Values as text, as the server reads it. Raises UsageError for those that have none."""
+    try:
+        given = exact(list(values)) or []
+        found = Transformer().dump_sequence(list(given), [PyFormat.TEXT] * len(given))
+    except psycopg.Error as error:
+        raise UsageError(f"query '{query.item}': parameters that cannot be sent: {first_line(error)}") from None
+    return [None if value is None else bytes(value).decode() for value in found]
+
+
+def _constant(query: ScriptQuery, value: Any) -> str:
+    number = _number(value)
+    return f"({number})" if number else _literal(_texts(query, [value])[0])
+
+
+def _array(query: ScriptQuery, values: Sequence[Any]) -> str:
+    quoted = []
+    for value in _texts(query, values):
+        if value is None:
+            raise UsageError(f"query '{query.item}': a parameter without a value (null); pgbench has only text")
+        quoted.append('"' + value.replace("\\", r"\\").replace('"', r"\"") + '"')
+    return "{" + ",".join(quoted) + "}"
+
+
+def _literal(text: str | None) -> str:
+    """A constant without a type, as parameters are; without a colon, which pgbench would take for a variable."""
+    if text is None:
+        return "NULL"
+    return "E'" + text.replace("\\", r"\\").replace("'", "''").replace(":", r"\072") + "'"
+
+
+# The log that pgbench writes of a round, read as samples.
+
+ABORTED = "client_aborted"  # an outcome: an error after which pgbench's client sends nothing more
+SKIPPED = "skipped"  # an outcome: it could not begin within the time limit for requests, and was never sent
+_OUTCOMES = {"serialization": "sqlstate_40001", "deadlock": "sqlstate_40P01"}
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """A client that ended early; its script by number, the server's words, ns of the epoch."""
+
+    client: int
+    script: int
+    words: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What pgbench wrote, a file for each of its threads, and how it is to be understood."""
+
+    paths: Sequence[Path]
+    items: Sequence[str]  # what each script is called
+    apart: Collection[int]  # scripts by number of which every other transaction is a lookup
+    paced: bool
+    retried: bool
+    warm: int  # a client's first requests, which do not count
+    seconds: float  # after which no more count
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A transaction; stamps in ns of the epoch."""
+
+    client: int
+    script: int
+    outcome: str
+    scheduled: int
+    started: int
+    done: int
+    attempts: int
+
+
+@dataclass(slots=True)
+class Samples:
+    """The times of so many requests, evenly from all files, column by column; of those beyond, histograms."""
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    rest: dict[str, Rest] = field(default_factory=dict)
+    lags: array[int] = field(default_factory=lambda: array("q"))  # of requests kept, beyond a wait for their client
+    last: int = 0  # when the last was done, in ns from the release
+
+    def keep(self, item: str, line: _Line, release: int, *, counted: bool, detail: str = "") -> None:
+        """One more whose times are kept."""
+        due, began, done = (at - release for at in (line.scheduled, line.started, line.done))
+        row = (item, line.client, 0, counted, due, began, began, done, line.outcome, detail, line.attempts)
+        for name, value in zip(COLUMNS, row, strict=True):
+            self.columns[name].append(value)
+        self.last = max(self.last, done)
+
+    def count(self, item: str, line: _Line, release: int) -> None:
+        """One more beyond those."""
+        due, done = line.scheduled - release, line.done - release
+        self.rest.setdefault(item, Rest()).add(due, done, line.outcome)
+        self.last = max(self.last, done)
+
+
+def read(written: Written, aborted: Sequence[Aborted], most: int) -> Samples:
+    """Up to about `most` samples of a log, and of the clients that ended early.
+
+    The release is the instant at which the first request was due.
+    """
+    due = (line.scheduled for path in written.paths for line in _lines(written, path))
+    release = min(chain(due, (client.at for client in aborted)), default=0)
+    found = Samples()
+    for path in written.paths:
+        _read(written, path, release, found, max(1, most // len(written.paths)))
+    for own in aborted:
+        line = _Line(own.client, own.script, ABORTED, own.at, own.at, own.at, 1)
+        found.keep(written.items[own.script], line, release, counted=True, detail=own.words)
+    return found
+
+
+def _read(written: Written, path: Path, release: int, found: Samples, room: int) -> None:
+    """One file, whose clients are in no other."""
+    over = release + int(written.seconds * 1e9)
+    free: dict[int, int] = {}  # when a client had nothing to do
+    sent: Counter[int] = Counter()
+    for line in _requests(written, path, free):
+        sent[line.client] += 1
+        item, counted = written.items[line.script], sent[line.client] > written.warm and line.scheduled < over
+        if room:
+            room -= 1
+            found.keep(item, line, release, counted=counted)
+            if line.outcome == OK:
+                found.lags.append(line.started - max(line.scheduled, free.get(line.client, 0)))
+        elif counted:
+            found.count(item, line, release)
+
+
+def _requests(written: Written, path: Path, free: dict[int, int]) -> Iterator[_Line]:
+    """The lines that are no lookups. A client has a row when it looked one up, until its query succeeded."""
+    has_row: set[tuple[int, int]] = set()
+    for line in _lines(written, path):
+        own = (line.client, line.script)
+        if line.script not in written.apart or own in has_row:
+            yield line
+            if line.outcome == OK:
+                has_row.discard(own)
+        elif line.outcome == OK:
+            has_row.add(own)
+        free[line.client] = line.done
+
+
+def _lines(written: Written, path: Path) -> Iterator[_Line]:
+    with path.open() as file:
+        for text in file:
+            client, _, took, script, seconds, micros, *more = text.split()
+            done = (int(seconds) * 1_000_000 + int(micros)) * 1000
+            known = took.isdigit()
+            scheduled = done - int(took) * 1000 if known else done
+            started = scheduled + int(more[0]) * 1000 if known and written.paced else scheduled
+            attempts = 0 if took == SKIPPED else int(more[-1]) + 1 if written.retried else 1
+            outcome = OK if known else _OUTCOMES.get(took, took)
+            yield _Line(int(client), int(script), outcome, scheduled, started, done, attempts)
+
+
+# A round of queries sent by pgbench: its command, its process, what it cost.
 
 _DRAIN_S = 1.5  # pgbench's time begins before it connects, and what is due at its end begins later
 _PATIENCE_S = 3600
@@ -74,7 +350,7 @@ def run(
 ) -> Load:
     """A round of a scenario by pgbench: queries with their rows, or the user's own scripts, at random, evenly.
 
-    `target` is perfkit.load.crew.sql_target's; the seed decides the arrivals and the order. Requests due after the
+    `target` is perfkit.load.pool.sql_target's; the seed decides the arrivals and the order. Requests due after the
     scenario's seconds do not count. Where parameters had to be looked up, health has the mean of that, `lookup_ms`.
     `watch` as in Crew. Raises UsageError, and LoadError where pgbench could not run as such.
     """

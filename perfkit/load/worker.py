@@ -18,15 +18,10 @@ from contextlib import asynccontextmanager
 from time import monotonic_ns, process_time_ns
 from typing import Any
 
-from perfkit.load.answer import Answer
+from perfkit.base.process import run
 from perfkit.load.arrivals import instants
-from perfkit.load.clock import Clock
-from perfkit.load.limits import Caps, RateGate
-from perfkit.load.processors import apart
-from perfkit.load.samples import DROPPED
+from perfkit.load.samples import DROPPED, Answer, Caps, Clock, RateGate, SampleBuffer, apart
 from perfkit.load.senders import Sender, make
-from perfkit.load.tape import SampleBuffer
-from perfkit.postgres.lifetime import run
 
 SWEEP_S = 30.0
 

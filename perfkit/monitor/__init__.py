@@ -1,1 +1,1 @@
-"""Watching a live target: probes at a low rate, what the server says, rules that fire and clear, a record on disk."""
+"""A service probed over days: record, alerts, dashboard, review."""

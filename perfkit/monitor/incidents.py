@@ -1,16 +1,159 @@
-"""From a watch's events to incidents: alerts that overlap are one, with what became of it in the order of time.
+"""Periods of a record, and the incidents in them.
 
 Pure functions. All times are seconds on the watch's time line; people are shown the wall clock
-(`perfkit.monitor.period`).
+(`perfkit.monitor.incidents`).
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median_low
 from typing import Literal
 
-from perfkit.monitor.model import Event
+from perfkit.base.errors import UsageError
+from perfkit.monitor.model import Event, Record, Tick
+
+DAY_S = 86_400.0
+BLOCKS = 12  # at least so many, where the intervals allow it: an interval from fewer says little
+_WIDTHS = (1800.0, 600.0, 300.0, 120.0, 60.0, 30.0, 10.0, 5.0, 1.0)  # seconds of a block, the widest that fits
+_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Consecutive intervals of a watch, at least one."""
+
+    ticks: Sequence[Tick]
+
+    @property
+    def start(self) -> float:
+        """Its beginning on the time line, seconds."""
+        return self.ticks[0].start
+
+    @property
+    def end(self) -> float:
+        """Its end on the time line."""
+        return self.ticks[-1].t
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to its end."""
+        return self.end - self.start
+
+    @property
+    def watched(self) -> float:
+        """Seconds of it in which somebody watched."""
+        return sum(tick.seconds for tick in self.ticks)
+
+    @property
+    def whole_day(self) -> bool:
+        """Whether it is 24 hours long, to within an interval."""
+        return self.seconds + self.ticks[0].seconds >= DAY_S
+
+    def wall(self, t: float) -> float:
+        """The wall clock, seconds since 1970, at a place of the time line."""
+        at = bisect_left(self.ticks, t, key=lambda tick: tick.t)
+        tick = self.ticks[min(at, len(self.ticks) - 1)]
+        return tick.at - (tick.t - t)
+
+    @property
+    def width(self) -> float:
+        """Seconds of a block: half an hour of a day, less of a shorter time, never less than an interval."""
+        least = median_low(tick.seconds for tick in self.ticks)
+        widths = [width for width in _WIDTHS if width >= least] or [least]
+        return next((width for width in widths if self.seconds >= BLOCKS * width), widths[-1])
+
+    def blocks(self) -> list[Sequence[Tick]]:
+        """Its intervals in blocks of equal time, those without any left out."""
+        width = self.width
+        found: dict[int, list[Tick]] = {}
+        for tick in self.ticks:
+            # An interval belongs where its middle lies: its ends are only nearly round.
+            found.setdefault(int((tick.t - tick.seconds / 2 - self.start) / width), []).append(tick)
+        return list(found.values())
+
+
+def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Period:
+    """The intervals from one time to another (ISO 8601, UTC where they name no zone), or the `last` "24h"; else all.
+
+    Raises UsageError for what is no time, and where no interval is left.
+    """
+    if last and (since or until):
+        raise UsageError("last and since or until; expected one way to say when")
+    ticks = record.ticks
+    if last and ticks:
+        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - duration(last, "last") - tick.seconds / 2]
+    low = moment(since, "since") if since else float("-inf")
+    high = moment(until, "until") if until else float("inf")
+    kept = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
+    if not kept:
+        whole = Period(record.ticks) if record.ticks else None
+        there = f"{stamp(whole.wall(whole.start))} to {stamp(whole.wall(whole.end))}" if whole else "none yet"
+        raise UsageError(f"no interval of the watch in that time; expected some of what it has: {there}")
+    return Period(ticks[kept[0] : kept[-1] + 1])  # whole, though the clock was put back meanwhile
+
+
+def duration(text: str, name: str) -> float:
+    """Seconds of "90s", "30min", "24h" or "2d"; `name` is what was given so. Raises UsageError.
+
+    >>> duration("1.5h", "last")
+    5400.0
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
+    if not found or not float(found[1]):
+        raise UsageError(f"{name} = '{text}'; expected a time like 90s, 24h or 2d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def moment(text: str, name: str) -> float:
+    """Seconds since 1970 of a time in ISO 8601, UTC where it names no zone. Raises UsageError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{name} = '{text}'; expected a time like 2026-01-15T09:00") from None
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def clock(at: float, *, day: bool = True) -> str:
+    """Wall clock for people, UTC.
+
+    >>> clock(0.0), clock(61.0, day=False)
+    ('1970-01-01 00:00', '00:01:01')
+    """
+    found = datetime.fromtimestamp(round(at), UTC)
+    return f"{found:%Y-%m-%d %H:%M}" if day else f"{found:%H:%M:%S}"
+
+
+def stamp(at: float) -> str:
+    """Date and time of day to the second, UTC; `at` in seconds since 1970.
+
+    >>> stamp(61.0)
+    '1970-01-01 00:01:01'
+    """
+    return f"{clock(at)[:10]} {clock(at, day=False)}"
+
+
+def lasting(seconds: float) -> str:
+    """A duration for people.
+
+    >>> lasting(0.25), lasting(1.5), lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S), lasting(9e5)
+    ('0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h', '10 days 10 h')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if 0 < seconds < 9.5 else f"{whole} s"
+    names, size, part = ("min", "s"), 60, 1
+    if whole >= 3600:
+        names, size, part = (("h", "min"), 3600, 60) if whole < 4 * DAY_S else (("days", "h"), 86_400, 3600)
+    rest = whole % size // part
+    return f"{whole // size} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
+
+
+# From a watch's events to incidents: alerts that overlap are one, with what became of it in the order of time.
 
 Stage = Literal["began", "noticed", "note", "eased", "ended"]
 

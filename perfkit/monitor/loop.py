@@ -1,4 +1,4 @@
-"""The loop of a watch: interval by interval onto disk, to the rules, and to whoever is told.
+"""A watch from start to end: its loop, its line on the terminal, the renewal of its dashboard.
 
 Probes and the server's figures come from threads of their own, dashboards from a process; here nothing waits but for
 the interval's end.
@@ -6,22 +6,37 @@ the interval's end.
 
 from __future__ import annotations
 
+import os
+import secrets
 import signal
+import subprocess
+import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from perfkit.config.watching import Watch
+from pydantic import ValidationError
+
+from perfkit.base.errors import BundleError, Interrupted, UsageError, visible
+from perfkit.base.process import MODULE, spawn
+from perfkit.base.units import NONE, significant
+from perfkit.config import Config, Query, Watch
+from perfkit.config.model import mistakes
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.model import Event, Probe, Tick
-from perfkit.monitor.period import clock
-from perfkit.monitor.server import ServerReading
-from perfkit.monitor.store import Store, timeline
+from perfkit.monitor.figures import QUERIES, ServerProbe, ServerReading, figures
+from perfkit.monitor.incidents import clock, lasting
+from perfkit.monitor.metrics import Metrics, endpoint
+from perfkit.monitor.model import METRICS, About, Event, Kind, Probe, Record, Tick
+from perfkit.monitor.notifications import Notifier, require_program
+from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, opened, planned
+from perfkit.monitor.store import Store, read, timeline
+from perfkit.postgres.guards import Audit, Permission
 
 LEAD_S = 2.0  # before an interval's end the server is asked, but not before its middle
 LAST_S = 0.3  # that its answer may take at the very end
@@ -241,3 +256,308 @@ def stopping(loop: Loop) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# What a watch says in a terminal: one line that is rewritten, a line for each event, and how it ended.
+
+TerminalFigures = Mapping[str, float | None]
+
+
+def status(seconds: float, figures: TerminalFigures, standing: Sequence[Event]) -> str:
+    """The line that is rewritten: how long, the last window's figures, and what stands."""
+    p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
+    rate, answered = figures.get("error_rate"), figures.get("throughput")
+    errors = NONE if rate is None else f"{100 * rate:.2g} %"
+    served = NONE if answered is None else f"{significant(answered)}/s"
+    alerts = ", ".join(f"{event.level} {event.rule}" for event in standing) or "no alert"
+    return f"watching: {lasting(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
+
+
+def line(event: Event) -> str:
+    """One event: when and what; of an alert its text says what to do."""
+    what = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
+    return visible(f"{clock(event.at, day=False)}  {what}  {event.text}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ended:
+    """How a watch ended: its folder, and what the whole of it shows."""
+
+    folder: Path
+    seconds: float  # in which somebody watched, over all its runs
+    availability: float | None  # a share
+    raised: Mapping[str, int]  # alerts by level
+    standing: tuple[str, ...]  # rules whose alerts stand
+
+    @classmethod
+    def of(cls, folder: Path, record: Record, figures: TerminalFigures, standing: Sequence[Event]) -> Ended:
+        """From what is on disk."""
+        events = [event for event in record.events if event.what == "raised"]
+        raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}
+        seconds = sum(tick.seconds for tick in record.ticks)
+        return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in standing))
+
+    def __repr__(self) -> str:
+        available = "not known" if self.availability is None else f"{100 * self.availability:.4g} %"
+        alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
+        stands = f" ({', '.join(self.standing)} standing)" if self.standing else ""
+        return visible(
+            f"watched for {lasting(self.seconds)}: availability {available}; alerts: {alerts}{stands}; {self.folder}"
+        )
+
+
+def _ms(value: float | None) -> str:
+    return NONE if value is None else f"{significant(value)} ms"
+
+
+# The dashboard of a watch, written anew now and then by a process of its own, which nobody waits for.
+
+RENEW_LEAST_S = 30.0  # between one dashboard and the next
+PATIENCE_S = 300.0  # a process that takes longer hangs
+RENEW_LAST_S = 60.0  # for the page of the whole, at the end
+
+
+class Renewal:
+    """Starts the process when it is due; `note` is told of a failure."""
+
+    def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
+        self._command = _command(folder)
+        self._apart, self._note = max(RENEW_LEAST_S, every_s), note
+        self._begun: float | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def due(self, now: float) -> None:
+        """Write it anew where it is time to and the last one is done; `now` in seconds. Returns at once."""
+        if self._running():
+            if self._begun is not None and now - self._begun > PATIENCE_S:
+                self._end(f"took longer than {PATIENCE_S:g} s")
+            return
+        if self._begun is None or now - self._begun >= self._apart:
+            self._begun = now
+            self._start()
+
+    def close(self) -> None:
+        """End it, done or not: `last_page` is to come."""
+        if self._running():
+            self._kill()
+
+    def _start(self) -> None:
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
+        try:
+            self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._words)
+        except OSError as error:
+            self._words.close()
+            self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
+
+    def _running(self) -> bool:
+        """Whether it runs still; what it failed with is noted."""
+        if self._process is None:
+            return False
+        if (status := self._process.poll()) is None:
+            return True
+        self._words.seek(0)
+        said = self._words.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        self._process = None
+        self._words.close()
+        if status:
+            self._note("dashboard", f"the dashboard cannot be written: {said[-1] if said else f'status {status}'}")
+        return False
+
+    def _end(self, why: str) -> None:
+        self._kill()
+        self._note("dashboard", f"the dashboard {why}")
+
+    def _kill(self) -> None:
+        assert self._process
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self._words.close()
+
+
+def last_page(folder: Path) -> None:
+    """Write the dashboard of a watch that has ended, as far as that works: the record has all that is in it."""
+    with suppress(OSError, subprocess.SubprocessError):
+        process = spawn(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(RENEW_LAST_S)
+        finally:
+            process.kill()
+
+
+def _command(folder: Path) -> list[str]:
+    return [*MODULE, "perfkit.monitor.dashboard", str(folder)]
+
+
+# A watch from its beginning to its end: what is watched, whoever is told, and the loop in between.
+
+GIVEN_UP_S = 0.5  # that a command may still take when the user stops the watch
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSpec:
+    """How a watch is carried out; `metrics` is PORT or ADDRESS:PORT, 0 for a free one; empty for none."""
+
+    folder: Path
+    seconds: float
+    arm: str = ""
+    scale: str = ""
+    metrics: str = ""
+
+
+def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
+    """The settings with what the command line gave in place of the file's; 0 and nothing for the file's own.
+
+    Raises UsageError for what cannot be meant.
+    """
+    given = {"every_s": every_s, "rate": rate, "notify": tuple(notify)}
+    changed = {name: value for name, value in given.items() if value}
+    try:
+        return Watch.model_validate({**watch.model_dump(), **changed})
+    except ValidationError as error:
+        raise UsageError(mistakes("watch", error)) from None
+
+
+def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> Ended:
+    """Watch for so long, into a new folder or one that is gone on with. `say` rewrites a line, `echo` prints one.
+
+    Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
+    """
+    require_program(config.watch.notify)
+    endpoint(options.metrics or "0")  # what is wrong shows before anything is started
+    say, echo = _surviving(say), _surviving(echo)
+    plan = planned(config, permission, options.arm, options.scale)
+    store = Store.open(options.folder, _about(config, plan))
+    try:
+        alerts = Alerts(config.watch, store.about, read(options.folder) if store.last else None)
+        audit = Audit(options.folder / "audit.jsonl")
+        with opened(plan, audit, say) as target, _audited(plan, target, audit) as sent:
+            whole = _watched(config, target, store, alerts, options, say, echo, sent)
+    finally:
+        store.close()
+        if begun(options.folder):
+            say("writing the dashboard")
+            last_page(options.folder)  # now that nobody watches, which it says
+            say("")
+    record = read(options.folder)
+    ended = Ended.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.open)
+    if not whole:
+        raise Interrupted(f"stopped; {ended}")
+    return ended
+
+
+def begun(folder: Path) -> bool:
+    """Whether anything was recorded there."""
+    ticks = folder / "ticks.jsonl"
+    return ticks.exists() and ticks.stat().st_size > 0
+
+
+def printed(text: str) -> None:
+    """Print a line of its own, at once."""
+    print(text, flush=True)  # noqa: T201
+
+
+def _surviving(say: Say) -> Say:
+    """The same, also when the terminal is gone: the watch goes on."""
+
+    def said(text: str) -> None:
+        with suppress(OSError, ValueError):  # the latter of a stream that is closed
+            say(text)
+
+    return said
+
+
+def _watched(
+    config: Config,
+    target: WatchedTarget,
+    store: Store,
+    alerts: Alerts,
+    options: WatchSpec,
+    say: Say,
+    echo: Say,
+    sent: Counter[str],
+) -> bool:
+    """Everything set up, the loop, and everything put away; whether it went on to the end."""
+    settings, about, notes = config.watch, store.about, Notes()
+    with ExitStack() as stack:
+        metrics = Metrics(about)
+        if options.metrics:
+            address, port = endpoint(options.metrics)
+            port = metrics.serve(port, address)
+            stack.callback(metrics.close)
+            notes(METRICS, f"metrics: http://{address}:{port}/metrics")  # the gate asks there whether they answer
+        elif store.last:
+            notes(METRICS, "metrics: none")
+        notifier = Notifier(settings.notify, settings.notify_timeout_s, notes)
+        prober = Prober(target, settings, metrics.observe, notes)
+        stack.callback(prober.close)
+        server = None
+        if target.reach:
+            server = ServerProbe(
+                target.reach, lead_s(settings) / 3, notes
+            )  # one slow answer leaves time for the others
+            stack.callback(server.close)
+            server.ask()  # so that its connection stands when the first interval ends
+        prober.start()
+        loop = Loop(settings, store, alerts, prober, server, notes)
+        renewal = Renewal(options.folder, settings.every_s, notes)
+
+        def told(event: Event) -> None:
+            say("")
+            echo(line(event))
+            notifier.tell(event)
+
+        def shown(recent: Sequence[Tick], standing: Sequence[Event]) -> None:
+            say(status(loop.seconds, figures(recent, about.kinds, None), standing))
+            metrics.update(recent[-1], standing)
+            sent.update({name: probe.sent for name, probe in recent[-1].probes.items()})
+            renewal.due(recent[-1].t)
+
+        loop.on_event.append(told)
+        loop.on_tick.append(shown)
+        whole = False
+        try:
+            with stopping(loop):
+                whole = loop.run(options.seconds)
+        finally:
+            prober.close()
+            notifier.close(settings.notify_timeout_s if whole else GIVEN_UP_S)
+            loop.drain()
+            renewal.close()
+            loop.drain()
+            say("")
+    return whole
+
+
+@contextmanager
+def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[Counter[str]]:
+    """In the audit of what perfkit did not start: what is sent there again and again, and how often it was."""
+    sent: Counter[str] = Counter()
+    if not plan.live:
+        yield sent
+        return
+    begun = time.monotonic()
+    texts = [
+        target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}"
+        for name, item in plan.items.items()
+    ]
+    own = [f"perfkit: sql/catalog/{name}.sql" for name in QUERIES] if target.reach else []
+    audit.load(plan.name, "watch", target.arm.name, [*texts, *own], None, 0.0)
+    yield sent
+    with suppress(BundleError):  # of a full disk; the watch's own record says so too
+        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - begun)
+
+
+def _about(config: Config, plan: ProbePlan) -> About:
+    """What the folder says of the watch."""
+    settings = {
+        "watch": config.watch.model_dump(mode="json"),
+        "review": config.review.model_dump(mode="json"),
+    }
+    kinds: dict[str, Kind] = {
+        name: "query" if isinstance(item, Query) else "request" for name, item in plan.items.items()
+    }
+    began, every_s, rate = round(time.time(), 3), config.watch.every_s, config.watch.rate
+    return About(secrets.token_hex(4), config.title, plan.name, began, every_s, kinds, rate, settings)

@@ -15,10 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Metri
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from perfkit.errors import UsageError
+from perfkit.base.errors import UsageError, visible
 from perfkit.monitor import figures
 from perfkit.monitor.model import OK, SERVER, About, Event, Tick
-from perfkit.text import visible
 
 LOCAL = "127.0.0.1"
 #: Upper ends in seconds; every limit that a booking service is usually held to is one of them, so that it is exact.

@@ -1,4 +1,4 @@
-"""What a watch records: an interval of probes and of the server's own figures, and what became of its rules.
+"""The record of a watch: intervals, events, severities, tallies.
 
 Two clocks: `t` is the time line, seconds since the watch began, which never goes back, whatever is done to the
 machine's clock and however often the watch is started again; `at` is the wall clock, in seconds since 1970 (UTC),
@@ -8,9 +8,54 @@ and only for people. Every window is cut along `t`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from time import monotonic_ns
 from typing import Any, Literal, Self
+
+from perfkit.config.model import WatchRule
+
+
+def gravest(rules: Iterable[WatchRule], value: float | None) -> WatchRule | None:
+    """Of rules on one figure the gravest that it breaks, without waiting for how long."""
+    broken = (rule for rule in rules if value is not None and beyond(rule, value))
+    return min(broken, key=gravity, default=None)
+
+
+def gravity(rule: WatchRule) -> tuple[str, float]:
+    """Sorts rules on one figure, the gravest first: by level, and within one by the limit that is farther out."""
+    return rule.level, -limit(rule) if rule.above is not None else limit(rule)
+
+
+def subject(rule: WatchRule) -> tuple[object, ...]:
+    """What rules of which only the gravest is told have in common: figure, item, and the side that is bad."""
+    return rule.metric, rule.item, rule.above is None
+
+
+def limit(rule: WatchRule) -> float:
+    """Where a figure begins to be bad, itself excluded."""
+    return rule.above if rule.above is not None else rule.below or 0.0
+
+
+def beyond(rule: WatchRule, value: float) -> bool:
+    """Whether a figure is bad."""
+    return value > limit(rule) if rule.above is not None else value < limit(rule)
+
+
+def good_again(rule: WatchRule, value: float) -> bool:
+    """Whether a figure is good enough to take an alert back: beyond `clear`, by default a tenth of the limit."""
+    clear = rule.clear if rule.clear is not None else limit(rule) - (abs(limit(rule)) / 10 * _side(rule))
+    return (clear - value) * _side(rule) >= 0
+
+
+def _side(rule: WatchRule) -> int:
+    """1 where large figures are bad, else -1."""
+    return 1 if rule.above is not None else -1
+
+
+# What a watch records: an interval of probes and of the server's own figures, and what became of its rules.
 
 OK = "ok"
 
@@ -162,3 +207,65 @@ class Record:
             elif event.what == "cleared":
                 found.pop(event.id, None)
         return list(found.values())
+
+
+# Probes as they are counted between one cut and the next. For any thread.
+
+
+@dataclass(slots=True)
+class _Ended:
+    """What ended of one item since the last cut."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    ms: list[float] = field(default_factory=list)
+
+
+class Tally:
+    """Counts the probes of these items. Instants are ns of the monotonic clock."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._lock = threading.Lock()
+        self._ended = {name: _Ended() for name in names}
+        self._due: dict[str, dict[int, int]] = {name: {} for name in self._ended}  # of those in flight, by number
+
+    def begin(self, name: str, number: int, due: int) -> None:
+        """A probe is on its way."""
+        with self._lock:
+            self._due[name][number] = due
+
+    def give_up(self, name: str, number: int) -> None:
+        """It is no longer, whatever came of it."""
+        with self._lock:
+            del self._due[name][number]
+
+    def in_flight(self, name: str) -> int:
+        """How many of an item are on their way."""
+        return len(self._due[name])
+
+    def end(self, name: str, outcome: str, seconds: float, status: str = "") -> None:
+        """One ended, so many seconds after it was due, with an HTTP status where there was one."""
+        with self._lock:
+            own = self._ended[name]
+            own.outcomes[outcome] += 1
+            if status:
+                own.statuses[status] += 1
+            if outcome == OK:
+                own.ms.append(round(seconds * 1000, 3))
+
+    def cut(self) -> dict[str, Probe]:
+        """What ended since the last cut, and what is due and has not."""
+        with self._lock:
+            ended, self._ended = self._ended, {name: _Ended() for name in self._ended}
+            waiting = {name: list(own.values()) for name, own in self._due.items()}
+        now = monotonic_ns()
+        return {
+            name: Probe(
+                dict(own.outcomes),
+                dict(own.statuses),
+                tuple(own.ms),
+                len(waiting[name]),
+                round((now - min(waiting[name])) / 1e9, 3) if waiting[name] else 0.0,
+            )
+            for name, own in ended.items()
+        }

@@ -1,4 +1,4 @@
-"""Probes of a live target at a low rate: each due at its instant, whatever became of the ones before.
+"""Probes of a watched target, and how it is reached.
 
 One event loop in a thread of its own. Response times count from when a probe was due; nothing is tried again.
 """
@@ -7,31 +7,222 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path
 from time import monotonic_ns
 from typing import Any, TypeVar
 
-from perfkit.config import Request, Watch
-from perfkit.errors import ServerError, UsageError
-from perfkit.load.clock import Clock
-from perfkit.load.crew import sql_target
+from perfkit.base.errors import ServerError, UsageError
+from perfkit.base.process import run
+from perfkit.config import Arm, Config, Query, Request, Watch
+from perfkit.explain.capture import effects, require_harmless
 from perfkit.load.http import HttpSender
-from perfkit.load.limits import OK
-from perfkit.load.plan import Message, http_message
-from perfkit.load.samples import DROPPED
+from perfkit.load.pool import Draw, Message, http_message, sql_target
+from perfkit.load.samples import DROPPED, OK, Clock
 from perfkit.load.senders import SqlSender
-from perfkit.monitor.model import Probe
-from perfkit.monitor.supply import Supply
-from perfkit.monitor.tally import Tally
-from perfkit.monitor.target import Reach, WatchedTarget
-from perfkit.postgres.lifetime import run
-from perfkit.postgres.place import Database
-from perfkit.targets import SAFE_METHODS
+from perfkit.monitor.model import Probe, Tally
+from perfkit.postgres.databases import Database
+from perfkit.postgres.guards import Audit, Permission
+from perfkit.postgres.servers import External, open_external
+from perfkit.runs import selection
+from perfkit.runs.arms import Clones, RelaySpec
+from perfkit.runs.selection import RunSpec, Selection, alone
+from perfkit.runs.targets import LOADED, SAFE_METHODS, Targets, admitted
+
+WORN = 0.8  # of a source's rows used: time to ask for others
+
+
+class Supply:
+    """Rows by source, in a random order."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._draws: dict[str, Draw] = {}
+        self._used: Counter[str] = Counter()
+
+    def put(self, source: str, rows: Sequence[Row]) -> None:
+        """Rows of a source, in place of those it had."""
+        self._draws[source] = Draw({source: rows}, f"watch/{monotonic_ns()}")  # a watch begun again books other slots
+        self._sizes[source], self._used[source] = len(rows), 0
+
+    def again(self, source: str) -> None:
+        """Use the same rows once more."""
+        self._used[source] = 0
+
+    def __contains__(self, source: str) -> bool:
+        return source in self._draws
+
+    def __call__(self, source: str) -> Row:
+        """The next row; one of a source that has run out comes again."""
+        self._used[source] += 1
+        return self._draws[source](source)
+
+    def worn(self, source: str) -> bool:
+        """Whether most of a source's rows have been used."""
+        return self._used[source] >= WORN * self._sizes[source]
+
+
+# What a watch watches: a service and a database that run already, or the booking system as perfkit starts it.
+
+Row = Mapping[str, Any]
+Rows = Mapping[str, Sequence[Row]]
+Reach = Callable[[], Database]
+SEED = "watch"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedTarget:
+    """A service, a database or both, and what is sent to them."""
+
+    chosen: Selection
+    items: Mapping[str, Request | Query]
+    service: tuple[str, str] | None  # its origin, and the address to use for it ("" for the usual)
+    reach: Reach | None  # the database: raises ServerError as long as it does not answer, TargetRefused
+
+    @property
+    def arm(self) -> Arm:
+        """The variant of the system that is live."""
+        return self.chosen.arms[0]
+
+    def rows(self) -> dict[str, Sequence[Row]]:
+        """Parameter rows that need no database. Raises UsageError."""
+        return {name: selection.rows(name, source, None, SEED) for name, source in self._sources(sql=False)}
+
+    def drawn(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
+        """The database and the parameter rows from it, once what is sent there is known to harm nothing.
+
+        Raises ServerError as long as it does not answer, TargetRefused, UsageError, PlanError.
+        """
+        place = reach()
+        found = {name: self.source(place, name) for name, _ in self._sources(sql=True)}
+        if isinstance(place.site, External):
+            self._require_harmless(place, {**self.rows(), **found})
+        return place, found
+
+    def source(self, place: Database, name: str) -> Sequence[Row]:
+        """The rows that a source gives now. Raises ServerError, UsageError."""
+        return selection.rows(name, self.chosen.config.parameters[name], place, SEED)
+
+    def text(self, query: str) -> str:
+        """What is sent for a query."""
+        return self.chosen.text(self.arm.name, query)
+
+    def _sources(self, *, sql: bool) -> Iterator[tuple[str, Any]]:
+        """The sources that are needed: those that ask the database, or the others."""
+        wanted = {item.parameters for item in self.items.values()}
+        for name, source in self.chosen.config.parameters.items():
+            if name in wanted and sql == (isinstance(source, Path) and source.suffix.lower() != ".csv"):
+                yield name, source
+
+    def _require_harmless(self, place: Database, rows: Rows) -> None:
+
+        database = self.chosen.config.database
+        allowed = database.volatile if database else ()
+        for item in self.items.values():
+            if isinstance(item, Query):
+                row = rows[item.parameters][0] if item.parameters else None
+                found = effects(place.session, self.text(item.name), row)
+                require_harmless(found, writes_allowed=False, volatile_allowed=allowed, where=place.site.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePlan:
+    """What shall be watched, admitted and not yet touched."""
+
+    chosen: Selection
+    items: Mapping[str, Request | Query]
+    targets: Targets
+
+    @property
+    def live(self) -> bool:
+        """Whether it runs already; else perfkit starts it."""
+        service, database = self.chosen.config.service, self.chosen.config.database
+        return not (service and service.command) and bool(service or (database and database.target))
+
+    @property
+    def name(self) -> str:
+        """What is watched, without secrets."""
+        if not self.live:
+            return f"{self.chosen.arms[0].name}, started by perfkit"
+        services, databases = self.targets.origins.values(), self.targets.addresses.values()
+        return " and ".join([*(origin.name for origin in services), *(address.name for address in databases)])
+
+
+def planned(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
+    """The variant that is watched, and what is sent: `send`, or requests that only read and every query.
+
+    Raises UsageError, TargetRefused, and ServerError for a name without an address.
+    """
+    service, database = config.service, config.database
+    if service and service.command and database and database.way in LOADED:
+        raise UsageError("watch: [service] is started by perfkit on a database of yours; expected its url")
+    found = alone(config, RunSpec(scale=scale, arms=(arm,) if arm else ()))
+    known: dict[str, Request | Query] = {**found.requests, **found.queries}
+    reading = [request.name for request in config.request if request.method in SAFE_METHODS]
+    items = {name: known[name] for name in config.watch.send or (*reading, *found.queries)}
+    if not items:
+        raise UsageError("watch: nothing to send; expected requests in 'send', or a GET or a query to choose")
+    requests = tuple(request for request in config.request if request.name in items)  # the guards ask for no others
+    selection = Selection(found.config.model_copy(update={"request": requests}), found.options)
+    plan = ProbePlan(selection, items, admitted(selection.config, selection.arms, permission))
+    offered, most = config.watch.rate * len(items), config.limits.rate
+    if plan.live and 0 < most < offered:
+        raise UsageError(f"watch: {len(items)} x {config.watch.rate:g}/s; expected at most limits.rate = {most:g}/s")
+    return plan
+
+
+@contextmanager
+def opened(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
+    """What was planned, running; what perfkit started ends with the context. What runs already need not answer yet.
+
+    Raises UsageError, and ServerError or ServiceError for what perfkit cannot start.
+    """
+    if plan.live:
+        yield _running(plan, audit)
+        return
+    selection, targets = plan.chosen, plan.targets
+    own = selection.arms[0]
+    where = (RelaySpec(), targets.origins, targets.open(audit))
+    with Clones(selection.config, secrets.token_hex(3), *where, say, selection.postgres) as stage:
+        say(f"making the data ({selection.scale})" if selection.scale else "reaching the data")
+        stage.base(selection.scale)
+        stage.refresh(own)
+        stage.serve([own])
+        place = stage.place(own)
+        service = stage.reached(own) if selection.config.service else None
+        say("")
+        yield WatchedTarget(selection, plan.items, service, lambda: place)
+
+
+def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
+    """A service and a database of the user's; the latter is opened when it is first wanted and answers."""
+    arm, targets = plan.chosen.arms[0], plan.targets
+    address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
+    found: list[External] = []
+    lock = threading.Lock()
+
+    def reach() -> Database:
+        assert address
+        with lock:
+            if not found:
+                external = open_external(address, targets.permission, audit)
+                external.pooler |= targets.pooler
+                found.append(external)
+        return Database(found[0], address.dbname, arm.settings)
+
+    service = (origin.name, origin.address) if origin else None
+    return WatchedTarget(plan.chosen, plan.items, service, reach if address else None)
+
+
+# Probes of a live target at a low rate: each due at its instant, whatever became of the ones before.
 
 MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
 START_S = 10.0  # for the database's first answer; then the watch begins without

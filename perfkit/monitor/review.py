@@ -1,20 +1,549 @@
-"""The first day held against its targets: the table, the incidents, and what to do. Pure functions."""
+"""The review of a release: targets and actuals row by row, and what to do.
+
+Pure functions. Blocks of time stand where a measured run has rounds: neighbouring probes resemble each other, so an
+interval from single probes would be too narrow.
+
+Under load and alone are two things: many users at once before, one probe now and then afterwards.
+
+A bound proves, an estimate only breaks: a target is met where the whole 95 % interval is on its good side, missed
+where the estimate is on its bad one, and unproven between the two. Pure functions.
+
+In this order: an alert that still stands, a P1 incident that ended, what was missed, what is unproven; else keep it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import numpy as np
+from scipy import special
 
 from perfkit import config
-from perfkit.config.watching import Watch
-from perfkit.errors import UsageError
+from perfkit.analysis.analysis import analyse
+from perfkit.analysis.results import Summary
+from perfkit.base import stats, units
+from perfkit.base.bundle import Bundle
+from perfkit.base.errors import UsageError, name_of
+from perfkit.base.stats import Interval
+from perfkit.config.model import Metric, Target, Watch, WatchRule
 from perfkit.monitor import figures, store
-from perfkit.monitor.before_release import BeforeRelease, ReleaseComparison, beside
-from perfkit.monitor.incidents import Incident, incidents
-from perfkit.monitor.model import About, Event, Record
-from perfkit.monitor.period import Period, cut, lasting
-from perfkit.monitor.recommend import Recommendation, recommend
-from perfkit.monitor.rows import Row, Said, row
+from perfkit.monitor.incidents import Alert, Incident, Period, cut, incidents, lasting
+from perfkit.monitor.model import OK, About, Event, Kind, Record, Tick, gravest
+from perfkit.monitor.notifications import bound, said, share
+
+Down = Callable[[Tick, Mapping[str, Kind]], bool | None]
+
+PERCENTILES: Mapping[Metric, int] = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}
+STATES = ("connections_share", "lock_wait_s", "transaction_s", "invalid_indexes")  # of a moment: the worst counts
+OUTAGES: Mapping[str, Down] = {"service_down_s": figures.service_down, "database_down_s": figures.database_down}
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """A figure with what is known of it: the true one is between `lo` and `hi`, 95 % sure where it was sampled."""
+
+    value: float | None
+    lo: float
+    hi: float
+    n: int  # probes, or intervals, that it comes from
+    how: str  # from what, in words
+    lacks: str = ""  # why there is none, or why it settles nothing
+
+    @classmethod
+    def none(cls, lacks: str, n: int = 0) -> Actual:
+        """No figure, and why."""
+        return cls(None, -math.inf, math.inf, n, "", lacks)
+
+
+def actual(metric: Metric, item: str | None, period: Period, about: About, baseline: figures.Baseline | None) -> Actual:
+    """One figure over the whole time."""
+    names = figures.chosen(about.kinds, item or "")
+    if not names:
+        return Actual.none(f"the watch does not send {item or 'anything'}")
+    if metric in PERCENTILES:
+        return _percentile(PERCENTILES[metric], names, period)
+    if metric in _SAMPLED:
+        return _SAMPLED[metric](names, period)
+    if metric == "availability":
+        return _availability(names, period)
+    return _counted(metric, item, period, about, baseline)
+
+
+def within(found: Actual, say: Callable[[float], str]) -> str:
+    """Where the true figure is, 95 % sure, in words; empty where there is no more to say."""
+    if found.value is None or found.lo == found.hi:
+        return ""
+    low, high = (say(found.lo) if found.lo > 0 else "", say(found.hi) if found.hi < math.inf else "")
+    text = (
+        f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "no bound"
+    )
+    return units.unbroken(text)
+
+
+def _percentile(q: int, names: Sequence[str], period: Period) -> Actual:
+    blocks = [figures.samples(block, names) for block in period.blocks()]
+    n = sum(map(len, blocks))
+    found = stats.tail(blocks, q)
+    if found is None:
+        return Actual.none(units.too_few(n, q), n)
+    return Actual(found.value, found.lo, found.hi, n, _in_blocks(n, "answers", period, found.rounds))
+
+
+def _mean(names: Sequence[str], period: Period) -> Actual:
+    blocks = [ms for block in period.blocks() if (ms := figures.samples(block, names))]
+    return _quotient([sum(own) for own in blocks], [len(own) for own in blocks], sum(map(len, blocks)), period)
+
+
+def _throughput(names: Sequence[str], period: Period) -> Actual:
+    answered = [sum(probe.outcomes.get(OK, 0) for probe in figures.probes(block, names)) for block in period.blocks()]
+    return _quotient(
+        answered, [sum(tick.seconds for tick in block) for block in period.blocks()], sum(answered), period
+    )
+
+
+def _error_rate(names: Sequence[str], period: Period) -> Actual:
+    probes = figures.probes(period.ticks, names)
+    return _share(sum(probe.failed for probe in probes), sum(probe.sent for probe in probes), "failed")
+
+
+def _share(bad: int, n: int, what: str) -> Actual:
+    if not n:
+        return Actual.none("no probe ended")
+    how = f"{units.count(bad)} of {units.count(n)} probes {what}"
+    return Actual(bad / n, -math.inf, stats.error_bound(bad, n), n, how)
+
+
+def _availability(names: Sequence[str], period: Period) -> Actual:
+    """Every interval of the time was looked at, so only those in which nobody watched leave it open."""
+    known = [figures.is_down(tick, names) for tick in period.ticks]
+    if all(down is None for down in known):
+        return Actual.none("nothing was to be answered")
+    lengths = [tick.seconds for tick, down in zip(period.ticks, known, strict=True) if down]
+    watched, down = period.watched, sum(lengths)
+    unknown = sum(end - start for start, end in figures.gaps(period.ticks))
+    weight = max(tick.seconds for tick in period.ticks) / watched
+    intervals = units.count(len(period.ticks))
+    how = f"{units.count(len(lengths))} of {intervals} intervals down; one weighs {share(weight)}"
+    lo, hi = (1 - (down + gap) / (watched + unknown) for gap in (unknown, 0.0))
+    lacks = f"nobody watched for {lasting(unknown)}" if unknown else ""
+    return Actual(1 - down / watched, lo, hi, len(period.ticks), how, lacks)
+
+
+def _counted(
+    metric: Metric, item: str | None, period: Period, about: About, baseline: figures.Baseline | None
+) -> Actual:
+    """What is no sample but was read off: the worst moment, the longest outage, or what came together."""
+
+    def at(ticks: Sequence[Tick]) -> float | None:
+        return figures.figures(ticks, about.kinds, baseline, item or "")[metric]
+
+    value, how = at(period.ticks), "over the whole time"
+    if metric == "success_rate" and value is not None:
+        sent = sum(probe.sent for probe in figures.probes(period.ticks, figures.chosen(about.kinds, item or "")))
+        bad = _share(round((1 - value) * sent), sent, "did not succeed")
+        return Actual(value, 1 - bad.hi, math.inf, sent, bad.how)
+    if metric in STATES:
+        moments = [moment for tick in period.ticks if (moment := at([tick])) is not None]
+        value, how = max(moments, default=None), "the worst of all intervals"
+    elif metric in OUTAGES:
+        down = OUTAGES[metric]
+        outages = figures.stretches(period.ticks, lambda tick: down(tick, about.kinds))
+        value, how = max((end - start for start, end in outages), default=0.0), "the longest without a break"
+    if value is None:
+        return Actual.none("the watch could not read it")
+    return Actual(value, value, value, len(period.ticks), how)
+
+
+def _quotient(above: Sequence[float], below: Sequence[float], n: int, period: Period) -> Actual:
+    """A quotient of sums over blocks, its variance linearised over them, with their number less one as freedom."""
+    if not n or not sum(below):
+        return Actual.none("no probe was answered")
+    tops, bottoms = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    value, blocks = float(tops.sum() / bottoms.sum()), len(tops)
+    how = _in_blocks(n, "answers", period, blocks)
+    if blocks < 2:
+        return Actual(value, 0.0, math.inf, n, how)
+    rest = tops - value * bottoms
+    error = math.sqrt(blocks / (blocks - 1) * float(rest @ rest)) / float(bottoms.sum())
+    half = float(special.stdtrit(blocks - 1, 1 - stats.ALPHA / 2)) * error
+    return Actual(value, max(value - half, 0.0), value + half, n, how)
+
+
+def _in_blocks(n: int, what: str, period: Period, blocks: int) -> str:
+    return f"{units.count(n)} {what} in {blocks} × {lasting(period.width)}"
+
+
+_SAMPLED: Mapping[str, Callable[[Sequence[str], Period], Actual]] = {
+    "mean_ms": _mean,
+    "throughput": _throughput,
+    "error_rate": _error_rate,
+}
+
+
+# The run that was made before the release, beside what the watch found: shown, never judged as a comparison.
+
+DIFFERENT_LOAD = "under load before the release, single probes since: different load, so no verdict"
+
+BESIDE: tuple[Metric, ...] = ("p50_ms", "p95_ms", "p99_ms", "error_rate")
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeRelease:
+    """What a run measured of the arm that was shipped; levels in the order of load, the lightest first."""
+
+    name: str  # of the run's folder
+    arm: str
+    title: str
+    levels: Sequence[Summary]
+    labels: Mapping[str, str]  # by scenario
+
+    def of(self, item: str) -> list[Summary]:
+        """The load levels of one request or query, the lightest first."""
+        return [level for level in self.levels if level.item == item]
+
+    def throughput(self, names: Sequence[str]) -> Actual | None:
+        """Requests per second under the highest load; None where that was not measured or the client was too slow."""
+        found = [level for level in self.levels if level.item in names and level.throughput and level.healthy]
+        if not found:
+            return None
+        level = found[-1]
+        rate = level.throughput
+        assert rate
+        how = f"before the release, under load: {self.label(level)}, {self.arm}, {rate.rounds} rounds"
+        return Actual(rate.value, rate.lo, rate.hi, rate.n, how)
+
+    def failed(self, names: Sequence[str]) -> str:
+        """How many failed of those that were sent; empty where none was."""
+        own = [level for level in self.levels if level.item in names]
+        sent, errors = sum(level.sent for level in own), sum(level.errors for level in own)
+        return f"before the release {units.count(errors)} of {units.count(sent)} failed under load" if sent else ""
+
+    def label(self, level: Summary) -> str:
+        """What its load level offers, in words."""
+        return self.labels.get(level.scenario) or level.scenario
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseComparison:
+    """One figure of one request before the release, under the lightest and the highest load, and since."""
+
+    item: str
+    metric: str
+    lightest: tuple[str, str]  # the figure, and what the load was
+    highest: tuple[str, str]
+    since: tuple[str, str]  # the figure, and where the true one is
+
+
+def before_release(bundle: Bundle, arm: str = "") -> BeforeRelease:
+    """A run's shipped arm, the last `after` arm unless another is named. Raises BundleError, UsageError."""
+    run, found = bundle.run, analyse(bundle)
+    arms: list[str] = list(run["parameters"]["arms"])
+    if arm and arm not in arms:
+        raise UsageError(f"arm '{arm}' is unknown; expected one of: {', '.join(arms)}")
+    chosen = arm or next((name for name in reversed(arms) if run["roles"][name] == "after"), arms[-1])
+    scenarios = {scenario["name"]: scenario for scenario in run["scenarios"]}
+    levels = [level for level in found.levels if level.arm == chosen]
+    return BeforeRelease(
+        bundle.path.resolve().name,
+        chosen,
+        str(run.get("arms", {}).get(chosen, {}).get("title", "")),
+        sorted(levels, key=lambda level: _load(scenarios[level.scenario])),
+        {name: str(scenario.get("label", "")) for name, scenario in scenarios.items()},
+    )
+
+
+def _load(scenario: Mapping[str, Any]) -> tuple[float, float]:
+    """How heavy a load level is: by requests in flight, then by their rate."""
+    return float(scenario.get("users") or 0), float(scenario.get("rate") or 0)
+
+
+def beside(before: BeforeRelease, period: Period, about: About) -> Iterator[ReleaseComparison]:
+    """Percentiles and error rate of everything that both the run and the watch sent."""
+    for item in about.kinds:
+        if levels := before.of(item):
+            first, last = levels[0], levels[-1]
+            for metric in BESIDE:
+                now = actual(metric, item, period, about, None)
+                shown = said(metric, now.value) if now.value is not None else now.lacks
+                yield ReleaseComparison(
+                    item,
+                    metric,
+                    (_of_level(first, metric), before.label(first)),
+                    (_of_level(last, metric), before.label(last)) if last is not first else (units.NONE, ""),
+                    (shown, within(now, partial(said, metric))),
+                )
+
+
+def _of_level(level: Summary, metric: Metric) -> str:
+    if metric == "error_rate":
+        return said(metric, level.errors / level.sent if level.sent else None)
+    found: Interval | None = getattr(level, metric.removesuffix("_ms"))
+    return said(metric, found.value if found else None)
+
+
+# One row of the review's table: what was aimed at, what came, and whether that is proven.
+
+MOST = 1000.0  # beyond so many times as long, more watching is no advice
+
+
+class Result(StrEnum):
+    """Whether a target is met by estimate and bound, missed by its estimate, or neither."""
+
+    MET = "met"
+    MISSED = "missed"
+    UNPROVEN = "unproven"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a person says of a row."""
+
+    value: float
+    by: str
+
+
+def values_of(text: str, by: str) -> dict[str, Said]:
+    """Lines of NAME=X as what somebody says. Raises UsageError."""
+    found: dict[str, Said] = {}
+    who = name_of(by)
+    for line in filter(str.strip, text.splitlines()):
+        name, _, value = line.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not name.strip() or not math.isfinite(number):
+            raise UsageError(f"value '{line}'; expected NAME=X with a number, like User rating=4.3")
+        if name.strip() in found:
+            raise UsageError(f"value '{line}'; expected one of '{name.strip()}', not two")
+        if not who:
+            raise UsageError(f"value '{line}' is said by nobody; expected --by WHO")
+        found[name.strip()] = Said(number, who)
+    if who and not found:
+        raise UsageError(f"--by {who}; expected a --value with it")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    target: Target
+    actual: Actual
+    result: Result
+    takes: str  # of an unproven one: what it would take
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return self.target.name
+
+    @property
+    def aim(self) -> str:
+        """What was aimed at, with its unit."""
+        low, high = (
+            None if end is None else bound(self.target.metric, end, self.target.unit)
+            for end in (self.target.at_least, self.target.at_most)
+        )
+        return f"{low} to {high}" if low and high else f"≥ {low}" if low else f"≤ {high}"
+
+    @property
+    def said(self) -> str:
+        """The actual value with its unit; a dash where there is none."""
+        return self._with_unit(self.actual.value)
+
+    @property
+    def range(self) -> str:
+        """Where the true one is, 95 % sure."""
+        return within(self.actual, self._with_unit)
+
+    def _with_unit(self, value: float | None) -> str:
+        return said(self.target.metric, value, self.target.unit)
+
+
+def row(
+    target: Target,
+    period: Period,
+    about: About,
+    baseline: figures.Baseline | None,
+    value: Said | None = None,
+    before: BeforeRelease | None = None,
+) -> Row:
+    """One target judged: by what was watched, before the release where probes cannot tell, or by what somebody says."""
+    found, takes = _found(target, period, about, baseline, before)
+    if value is not None:
+        if found.value is not None:
+            raise UsageError(f"value '{target.name}' is measured; expected one of a row that is not")
+        found = Actual(value.value, value.value, value.value, 1, f"said by {value.by}")
+    result = judged(target, found)
+    takes = (takes or _takes(target, found, period, about)) if result is Result.UNPROVEN else ""
+    return Row(target, found, result, takes)
+
+
+def _found(
+    target: Target, period: Period, about: About, baseline: figures.Baseline | None, before: BeforeRelease | None
+) -> tuple[Actual, str]:
+    """What is known of a figure, and where that is nothing, what it takes."""
+    if target.metric is None:
+        return Actual.none(""), f"to be said: --value '{target.name}=...' --by WHO"
+    found = actual(target.metric, target.item, period, about, baseline)
+    names = figures.chosen(about.kinds, target.item or "")
+    if not names and before:
+        return found, "; ".join(filter(None, (found.lacks, before.failed([target.item or ""]))))
+    offered = about.rate * len(names)
+    if target.metric != "throughput" or target.at_least is None or target.at_least <= offered:
+        return found, ""
+    reach, least = (bound("throughput", rate) for rate in (offered, target.at_least))
+    measured = before.throughput(names) if before else None
+    takes = f"the watch offers {reach} and cannot reach {least}: name a run under load, --against RUN"
+    return (measured, "") if measured else (Actual.none(takes), takes)
+
+
+def judged(target: Target, found: Actual) -> Result:
+    """Met by value and both bounds, missed by the value, else unproven."""
+    low = -math.inf if target.at_least is None else target.at_least
+    high = math.inf if target.at_most is None else target.at_most
+    if found.value is None:
+        return Result.UNPROVEN
+    if not low <= found.value <= high:
+        # Intervals in which nobody watched may have been better than the others.
+        open_ = target.metric == "availability" and low <= found.hi
+        return Result.UNPROVEN if open_ else Result.MISSED
+    coarse = target.metric == "availability" and found.value == 1 and 1 / found.n > 1 - low
+    return Result.MET if low <= found.lo and found.hi <= high and not coarse else Result.UNPROVEN
+
+
+def _takes(target: Target, found: Actual, period: Period, about: About) -> str:
+    """What would settle an unproven row."""
+    if found.value is None:
+        q = PERCENTILES.get(target.metric) if target.metric else None
+        return f"{found.lacks}: {_longer(stats.MIN_SAMPLES[q] / found.n, period)}" if q and found.n else found.lacks
+    if target.metric == "availability":
+        if found.lacks:
+            return f"{found.lacks}, and what was then decides: watch without a break"
+        assert target.at_least is not None
+        need = about.every_s / (1 - target.at_least) if target.at_least < 1 else math.inf
+        return f"an outage of less than an interval would decide: {_longer(need / period.watched, period)}"
+    limit = target.at_least if target.at_least is not None and found.lo < target.at_least else target.at_most
+    assert limit is not None
+    if target.metric in ("error_rate", "success_rate"):
+        bad = found.value if target.metric == "error_rate" else 1 - found.value
+        factor = _samples_factor(round(bad * found.n), found.n, limit if target.metric == "error_rate" else 1 - limit)
+    else:
+        end = found.lo if limit == target.at_least else found.hi
+        room = abs(found.value - limit)
+        factor = (abs(end - found.value) / room) ** 2 if room and math.isfinite(end) else math.inf
+        if math.isinf(end):
+            return (
+                f"its interval has no bound from so few blocks: {_longer(12 * period.width / period.watched, period)}"
+            )
+    return f"its bound is not within the target: {_longer(factor, period)}"
+
+
+def _longer(factor: float, period: Period) -> str:
+    if not math.isfinite(factor) or factor > MOST:
+        return "more watching will not settle it"
+    return f"about {lasting(max(factor, 1.1) * period.watched)} of watching in all"
+
+
+def _samples_factor(bad: int, n: int, limit: float) -> float:
+    """How many times as many samples like these exclude a rate of more than `limit`."""
+    factor = 1.0
+    while factor <= MOST and stats.error_bound(round(bad * factor), round(n * factor)) > limit:
+        factor *= 1.1
+    return factor
+
+
+# What to do after the first day, derived from what was broken: data in, a headline with its reasons out.
+
+LATENCY = ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
+AVAILABLE = ("availability", "error_rate", "success_rate")
+INVESTIGATE = "investigate"
+NAMED = 3  # rows by their names in a headline; more are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """What to do, in a few words; `result` is met for keeping the release, missed for acting, else unproven."""
+
+    result: Result
+    headline: str
+    reasons: tuple[str, ...]
+    actions: tuple[str, ...]  # what the broken rules say, the most urgent first
+
+
+def recommend(rows: Sequence[Row], incidents: Sequence[Incident], watch: Watch, period: Period) -> Recommendation:
+    """The recommendation on a table and the incidents of the same time."""
+    missed = [row for row in rows if row.result is Result.MISSED]
+    unproven = [row for row in rows if row.result is Result.UNPROVEN]
+    standing = [incident for incident in incidents if incident.ended is None]
+    grave = [incident for incident in incidents if incident.level == "P1"]
+    reasons = (
+        *(
+            _incident(incident, period)
+            for incident in sorted(incidents, key=lambda own: (own.ended is not None, own.level))
+        ),
+        *(f"{row.name}: {row.said} misses {row.aim}" for row in missed),
+        *(f"{row.name}: {row.takes}" for row in unproven),
+    )
+    urgent = [alert for incident in standing for alert in incident.alerts if alert.ended is None]
+    if urgent or missed or grave:
+        actions = _actions(urgent, missed, grave, watch)
+        result = Result.MISSED if missed or grave else Result.UNPROVEN
+        return Recommendation(result, _capital(actions[0]), reasons, actions)
+    if not rows:
+        return Recommendation(Result.UNPROVEN, "Say what it is held against", ("no target is configured",), ())
+    if unproven:
+        people = all(row.target.metric is None for row in unproven)
+        names = ", ".join(row.name for row in unproven) if len(unproven) <= NAMED else f"{len(unproven)} targets"
+        headline = f"Ask for what is missing: {names}" if people else f"Watch on: {names} unproven"
+        return Recommendation(Result.UNPROVEN, headline, reasons, ())
+    met = (f"all {len(rows)} targets are met" if len(rows) > 1 else "the target is met",)
+    return Recommendation(Result.MET, "Keep", (*reasons, *met), ())
+
+
+def _actions(
+    urgent: Sequence[Alert], missed: Sequence[Row], grave: Sequence[Incident], watch: Watch
+) -> tuple[str, ...]:
+    """What stands is acted on first; a grave incident that ended must be understood, then comes what was missed."""
+    found = [
+        *(alert.action or INVESTIGATE for alert in sorted(urgent, key=lambda alert: alert.level)),
+        *((INVESTIGATE,) if grave or any(row.target.metric in AVAILABLE for row in missed) else ()),
+        *(action for incident in grave for action in incident.actions),
+        *(action for row in missed for action in _against(row, watch.rule)),
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _against(row: Row, rules: Sequence[WatchRule]) -> Iterator[str]:
+    """What the rules say of a figure that missed its target: the gravest that it breaks, else the mildest that is near.
+
+    Near is a rule on the same figure, or for a latency without one, on any latency.
+    """
+    same = [rule for rule in rules if rule.metric == row.target.metric and rule.action]
+    near = same or [rule for rule in rules if row.target.metric in LATENCY and rule.metric in LATENCY and rule.action]
+    chosen = gravest(same, row.actual.value) or max(near, key=lambda rule: rule.level, default=None)
+    yield chosen.action if chosen else INVESTIGATE
+
+
+def _incident(incident: Incident, period: Period) -> str:
+    what = ", ".join(dict.fromkeys(alert.rule for alert in incident.alerts))
+    how_long = lasting(incident.lasted(period.end))
+    if incident.ended is None:
+        return f"{incident.level} {what} still stands after {how_long}"
+    return f"{incident.level} {what} lasted {how_long}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# The first day held against its targets: the table, the incidents, and what to do. Pure functions.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""PostgreSQL: the embedded server, databases and clones, catalogue queries, the relay."""
+"""Servers, databases, private copies, guards, SQL text, server logs, index sets as SQL."""

@@ -1,25 +1,82 @@
-"""Databases on a server: made from SQL files, frozen, cloned anew, dropped; what they hold and count."""
+"""Databases, connections to them, and names quoted for them.
+
+`quote_ident` quotes every keyword that is not unreserved: some of these are allowed as a column's name and not as an
+index key's (`left`, `verbose`), others the other way round (`coalesce`). The list is PostgreSQL 18's; older versions
+know fewer, and a quoted name is right in all of them.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
-from perfkit.errors import ServerError, UsageError
+from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.postgres import catalog
-from perfkit.postgres.extended import send
-from perfkit.postgres.limits import holders
-from perfkit.postgres.parameters import number
-from perfkit.postgres.site import Connection, Server
-from perfkit.postgres.statements import Statement, read, split, substitute
-from perfkit.text import first_line
+from perfkit.postgres.catalog import Connection, Server, holders, number, options, send
+from perfkit.postgres.sqltext import Statement, read, split, substitute
+
+# SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'
+KEYWORDS = frozenset(
+    """
+all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast
+char character check coalesce collate collation column concurrently constraint create cross current_catalog
+current_date current_role current_schema current_time current_timestamp current_user dec decimal default deferrable
+desc distinct do else end except exists extract false fetch float for foreign freeze from full grant greatest group
+grouping having ilike in initially inner inout int integer intersect interval into is isnull join json json_array
+json_arrayagg json_exists json_object json_objectagg json_query json_scalar json_serialize json_table json_value
+lateral leading least left like limit localtime localtimestamp merge_action national natural nchar none normalize
+not notnull null nullif numeric offset on only or order out outer overlaps overlay placing position precision
+primary real references returning right row select session_user setof similar smallint some substring symmetric
+system_user table tablesample then time timestamp to trailing treat trim true union unique user using values varchar
+variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces
+xmlparse xmlpi xmlroot xmlserialize xmltable
+""".split()
+)
+
+
+# A database on a server, with what each session of it must bring along.
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database; `settings` are those that each session must bring along."""
+
+    site: Server
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def connect(self) -> Connection:
+        """A connection in autocommit mode. Raises psycopg.Error."""
+        return self.site.connect(self.name)
+
+    def session(self) -> Connection:
+        """A connection that is not in autocommit mode; with the settings unless a pooler is in between."""
+        connection = self.connect()
+        try:
+            for name, value in () if self.site.pooler else self.settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+            connection.autocommit = False
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def conninfo(self) -> str:
+        """For libpq; with the settings."""
+        base = self.site.conninfo(self.name)
+        return make_conninfo(base, options=options(self.settings)) if self.settings else base
+
+
+# Databases on a server: made from SQL files, frozen, cloned anew, dropped; what they hold and count.
 
 
 @contextmanager

@@ -24,14 +24,12 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from perfkit.errors import ServerError, UsageError
-from perfkit.postgres.extended import Extended
-from perfkit.postgres.settings import require_settable
-from perfkit.postgres.site import Connection
-from perfkit.text import visible
+from perfkit.base.errors import ServerError, UsageError, visible
+from perfkit.base.harmless import require_settable
+from perfkit.postgres.catalog import Connection, Extended
 
 if sys.platform != "win32":  # so that start() can say what is wrong there
-    from perfkit.postgres import binaries, cluster
+    from perfkit.postgres import cluster
 
 #: What the server runs with unless the caller says otherwise; the report prints them.
 SETTINGS: Mapping[str, str] = {
@@ -156,7 +154,7 @@ def require_known(version: int, settings: Mapping[str, str], home: Path | None =
     """Ask the server's program whether it takes these settings, without starting it. Raises UsageError, ServerError."""
     with _home(home) as base:
         _make_folder(base)
-        _require_known(binaries.locate(version, base), _settable(settings))
+        _require_known(cluster.locate(version, base), _settable(settings))
 
 
 @contextlib.contextmanager
@@ -173,11 +171,11 @@ def _home(home: Path | None) -> Iterator[Path]:
 
 
 def _start(version: int, settings: Mapping[str, str], home: Path) -> EmbeddedServer:
-    user = binaries.server_user()
+    user = cluster.server_user()
     if user is not None:
-        binaries.require_reachable(home, user)
+        cluster.require_reachable(home, user)
     _make_folder(home)
-    bin_dir = binaries.locate(version, home)
+    bin_dir = cluster.locate(version, home)
     _require_known(bin_dir, settings)
     order = {
         "bin": str(bin_dir),

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from perfkit.postgres.lifetime import run, stop_event
+from perfkit.base.process import run, stop_event
 
 _CHUNK = 65536
 _IN_FLIGHT = 1024  # chunks per direction on their way: bounds memory, far above what a round trip holds

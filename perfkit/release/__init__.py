@@ -1,1 +1,1 @@
-"""The decision to ship: gate items beside the run's rules, claims, answers of people, and a seal."""
+"""Go or no-go, decision record, rollback."""

@@ -1,1 +1,1 @@
-"""Slow statements: where they are found, behind one table."""
+"""Slow statements from statistics, logs and activity."""

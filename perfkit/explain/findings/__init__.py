@@ -1,4 +1,4 @@
-"""What is wrong with a plan: rules that each look for one thing, and stay silent on healthy plans."""
+"""What is wrong with a plan: the rules, gravest finding first."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator
 
 from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.findings.blocked import blocked_condition
-from perfkit.explain.findings.estimates import misestimate
-from perfkit.explain.findings.joins import correlated_subplan, nested_loop
-from perfkit.explain.findings.memory import hash_batches, sort_spill
+from perfkit.explain.findings.estimates import correlated_subplan, misestimate, nested_loop
 from perfkit.explain.findings.model import Finding, FindingContext, FindingLimits, Severity
-from perfkit.explain.findings.order import ordered_limit
-from perfkit.explain.findings.overheads import (
+from perfkit.explain.findings.resources import (
+    hash_batches,
     jit_share,
     planner_setting,
     planning_share,
+    sort_spill,
     trigger_time,
     workers_not_launched,
 )
-from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, sequential_scan
+from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, ordered_limit, sequential_scan
 from perfkit.explain.plan import Plan
 
 __all__ = ["Finding", "Severity", "findings"]

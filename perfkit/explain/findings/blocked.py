@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from perfkit.explain.candidates import comparable, quoted
-from perfkit.explain.conditions import Predicate, squeezed
+from perfkit.explain.candidates import Predicate, comparable, quoted, squeezed
 from perfkit.explain.facts import Index
-from perfkit.explain.findings.model import Finding, FindingContext
-from perfkit.explain.findings.where import (
+from perfkit.explain.findings.model import (
     COLLATED,
+    Finding,
+    FindingContext,
     column_of,
     conditions,
+    counted,
     explained,
     placed,
     plain,
@@ -21,7 +22,6 @@ from perfkit.explain.findings.where import (
     wasteful,
     why_unused,
 )
-from perfkit.explain.findings.words import counted
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import UNITS, Condition, Rewrite, as_condition, operand, rewritten
 

@@ -1,0 +1,1 @@
+"""The simulations behind docs/method.md."""

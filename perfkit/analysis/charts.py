@@ -1,0 +1,420 @@
+"""The charts of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from perfkit.analysis.tables import Subject
+from perfkit.base import units
+from perfkit.base.bundle import Round
+from perfkit.base.stats import MIN_SAMPLES, percentile, supported
+from perfkit.load.samples import DROPPED
+from perfkit.show.charts import INK, draw_svg
+from perfkit.show.html import Block, escape
+
+QUANTILES = np.linspace(0, 1, 100)
+# Mid tones keep a contrast of 3:1 on white and on near-black; dashes and markers work without colour.
+_STYLES = (
+    ("#c2571a", "-", "o"),
+    ("#7f8791", (0, (2, 2)), "s"),
+    ("#2f7fd6", (0, (6, 2)), "^"),
+    ("#1f9d6b", (0, (6, 2, 1.5, 2)), "D"),
+    ("#a45fd0", (0, (1, 1)), "v"),
+    ("#b58900", (0, (9, 3)), "P"),
+)
+
+
+Drawn = tuple[str, str]  # SVG, and what it shows in words
+
+
+@dataclass(frozen=True, slots=True)
+class ChartSeries:
+    """One arm in one chart: values in ms, at the positions of their rounds where time matters."""
+
+    arm: str
+    y: Sequence[float]
+    x: Sequence[float] = ()
+
+
+def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
+    """Share of requests answered within a time: one chart per load level, every arm, the limit marked."""
+    limit = subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
+    samples = _samples(rounds)
+
+    def chart(scenario: str) -> Drawn:
+        series = [ChartSeries(arm, samples[scenario, arm]) for arm in subject.arms if samples.get((scenario, arm))]
+        finding = _finding(series, limit)
+        return draw_svg(
+            f"ecdf-{scenario}", subject.label(scenario), finding, lambda ax: _ecdf(ax, subject, series, limit)
+        ), finding
+
+    return gallery(
+        subject,
+        chart,
+        samples,
+        "Share of requests answered within a time (logarithmic). Further left is faster.",
+    )
+
+
+def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
+    """The median of every round in the order of rounds: a drift would show as a slope of all arms."""
+    medians: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for round_ in sorted(rounds, key=lambda r: r.position):
+        if values := latencies(round_):
+            medians.setdefault((round_.scenario, round_.arm), []).append((round_.position, float(np.median(values))))
+
+    def chart(scenario: str) -> Drawn:
+        series = [
+            ChartSeries(arm, [y for _, y in found], [x for x, _ in found])
+            for arm in subject.arms
+            if (found := medians.get((scenario, arm)))
+        ]
+        finding = _drift(series)
+        return draw_svg(
+            f"rounds-{scenario}", subject.label(scenario), finding, lambda ax: _strip(ax, subject, series)
+        ), finding
+
+    return gallery(subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran.")
+
+
+def latencies(round_: Round) -> list[float]:
+    """Response times of a round's counted successes in ms, from when each was due."""
+    c = round_.columns
+    rows = zip(c["scheduled"], c["done"], c["counted"], c["outcome"], strict=True)
+    return [(done - due) / 1e6 for due, done, counted, outcome in rows if counted and outcome == "ok"]
+
+
+def _samples(rounds: Sequence[Round]) -> dict[tuple[str, str], list[float]]:
+    found: dict[tuple[str, str], list[float]] = {}
+    for round_ in rounds:
+        found.setdefault((round_.scenario, round_.arm), []).extend(latencies(round_))
+    return found
+
+
+def _ecdf(ax: Axes, subject: Subject, series: Sequence[ChartSeries], limit: float | None) -> None:
+    curves = [(s, np.quantile(s.y, QUANTILES)) for s in series]
+    low, high = min(c[0] for _, c in curves), max(c[-1] for _, c in curves)
+    high = max(high, limit * 1.3) if limit else high
+    room = max(2.0, (high / low) ** 0.22)
+    ax.set_xscale("log")
+    ax.set_xlim(low / room, high * room)
+    ax.set_ylim(0, 1.0)
+    for found, curve in curves:
+        colour, dash, _ = _style(subject, found.arm)
+        ax.plot(curve, QUANTILES, color=colour, linestyle=dash, linewidth=1.6)
+    for position, (found, curve) in enumerate(sorted(curves, key=lambda item: item[1][50])):
+        height, left = ((0.82, True), (0.24, False), (0.62, True), (0.4, False))[position % 4]
+        _label(ax, subject, found.arm, float(np.interp(height, QUANTILES, curve)), height, left=left)
+    if limit:
+        ax.axvline(limit, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.text(limit, 1.02, f"limit {units.significant(limit)} ms", ha="center", va="bottom", fontsize=8)
+    ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([0, 0.25, 0.5, 0.75, 0.95]))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}".replace("%", " %")))
+    logarithmic(ax.xaxis)
+    ax.set_xlabel("response time, ms")
+
+
+def _strip(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> None:
+    ax.set_yscale("log")
+    lows, highs = min(min(s.y) for s in series), max(max(s.y) for s in series)
+    room = max(1.5, (highs / lows) ** 0.15)
+    ax.set_ylim(lows / room, highs * room)
+    first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
+    ax.set_xlim(first - (last - first + 1) * 0.03, last + (last - first + 1) * 0.34)
+    heights = apart({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
+    for found in series:
+        colour, dash, marker = _style(subject, found.arm)
+        ax.plot(found.x, found.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
+        ax.text(
+            last + (last - first + 1) * 0.03,
+            np.exp(heights[found.arm]),
+            found.arm.replace("$", r"\$"),
+            color=colour,
+            va="center",
+            fontsize=9,
+        )
+    logarithmic(ax.yaxis)
+    ax.set_xticks(sorted({first, (first + last) // 2, last}))
+    ax.set_xlabel("order of rounds")
+
+
+def _label(ax: Axes, subject: Subject, arm: str, x: float, y: float, *, left: bool) -> None:
+    offset, side = (-4, "right") if left else (4, "left")
+    text = arm.replace("$", r"\$")  # a name is no formula
+    ax.annotate(
+        text,
+        (x, y),
+        (offset, 0),
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        color=_style(subject, arm)[0],
+    )
+
+
+def apart(wanted: Mapping[str, float], least: float) -> dict[str, float]:
+    """Heights as wanted, but at least that far from each other."""
+    placed: dict[str, float] = {}
+    for arm, height in sorted(wanted.items(), key=lambda item: item[1]):
+        placed[arm] = max(height, max(placed.values(), default=-np.inf) + least)
+    return placed
+
+
+def logarithmic(axis: mpl.axis.Axis) -> None:
+    """Few ticks, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _style(subject: Subject, arm: str) -> tuple[str, object, str]:
+    arms = subject.arms
+    return _STYLES[(arms.index(arm) if arm in arms else 0) % len(_STYLES)]
+
+
+def _finding(series: Sequence[ChartSeries], limit: float | None) -> str:
+    parts = []
+    for found in series:
+        within = f", {units.percent(float(np.mean(np.asarray(found.y) <= limit)))} within the limit" if limit else ""
+        parts.append(f"{found.arm}: half within {units.significant(float(np.median(found.y)))} ms{within}")
+    return "; ".join(parts) + "."
+
+
+def _drift(series: Sequence[ChartSeries]) -> str:
+    """How the second half of the rounds compares with the first, arm by arm."""
+    parts = []
+    for found in series:
+        half = len(found.y) // 2
+        change = float(np.median(found.y[half:]) / np.median(found.y[:half])) if half else 1.0
+        parts.append(f"{found.arm}: second half ×{units.significant(change)} of the first")
+    return "; ".join(parts) + "."
+
+
+def gallery(
+    subject: Subject, chart: Callable[[str], Drawn], found: Mapping[tuple[str, str], object], caption: str
+) -> Block:
+    """A chart of every load level that was measured on an arm; `found` by scenario and arm is what there is to draw."""
+    measured = {scenario for scenario, arm in found if found[scenario, arm] and arm in subject.arms}
+    scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if name in measured]
+    figures, texts = [], [caption]
+    for scenario in scenarios:
+        svg, finding = chart(scenario)
+        label = f"{subject.label(scenario)} ({scenario})"
+        figures.append(f"<figure><figcaption>{escape(label)}</figcaption>{svg}</figure>")
+        texts.append(f"{label}: {finding}")
+    html = f'<p class="note">{escape(caption)}</p><div class="gallery">{"".join(figures)}</div>'
+    return Block(html if figures else "<p>Nothing to draw.</p>", "\n".join(texts))
+
+
+# Latency over time under each load level: where it stalled, what was dropped meanwhile, and that in words.
+
+CAPTION = (
+    "Response time of each request (logarithmic), from when it was due. Where requests arrive at a rate: in seconds "
+    "since a round began, all rounds over each other; else in the order of requests, round after round. Lines are "
+    "percentiles of a stretch, where it holds the samples for them; some points are left out, the slowest never."
+)
+COLUMNS, EACH = 120, 5  # columns of points in a chart, points in one: what a stall looks like is kept
+STRETCHES = 20  # at most about so many have percentiles of their own
+EVEN = 1.5  # below this many times the rest, the slowest stretch is not worth a word
+_NICE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
+_LINES = {50: ("#2f7fd6", "-"), 95: ("#c2571a", (0, (6, 2))), 99: ("#a45fd0", (0, (1, 1)))}
+_LOST = {"dropped": ("#b58900", "v", 0.105), "errors": ("#d1495b", "x", 0.035)}  # colour, marker, height of the axes
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The requests of one scenario in time: `x` in s since a round's start, or in order; response times in ms."""
+
+    x: Values
+    ms: Values
+    lost: Mapping[str, Values]  # where requests failed or were dropped
+    timed: bool  # x is seconds
+    borders: tuple[float, ...] = ()  # where one round, or one step of a search, ends and the next begins
+    step_s: float = 0.0  # how long the steps of a search last
+    beyond: int = 0  # requests whose times are in histograms only
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of the x axis with its response times."""
+
+    lo: float
+    hi: float
+    ms: Values
+
+
+def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
+    """One chart for each load level of the run's first arm."""
+    arm, limit = subject.arms[0], subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
+    scenarios: dict[str, Mapping[str, Any]] = {s["name"]: s for s in subject.run.get("scenarios", ())}
+    flows = {
+        (name, arm): flow
+        for name, scenario in scenarios.items()
+        if (own := [r for r in rounds if r.arm == arm and r.scenario == name])
+        and len((flow := flow_of(own, scenario)).x) + sum(map(len, flow.lost.values()))
+    }
+
+    def chart(name: str) -> Drawn:
+        flow = flows[name, arm]
+        said = finding(flow)
+        svg = draw_svg(f"time-{name}", subject.label(name), said, lambda ax: _draw(ax, flow, limit))
+        return f'{svg}<p class="note">{escape(said)}</p>', said
+
+    return gallery(subject, chart, flows, CAPTION)
+
+
+def flow_of(rounds: Sequence[Round], scenario: Mapping[str, Any]) -> Flow:
+    """The requests of a scenario's rounds on one arm; of a search those of every step, else those that count."""
+    timed, step_s = bool(scenario.get("rate")), float(scenario["seconds"]) if scenario.get("search") else 0.0
+    x: list[float] = []
+    ms: list[float] = []
+    lost: dict[str, list[float]] = {kind: [] for kind in _LOST}
+    ends = [0]
+    for round_ in sorted(rounds, key=lambda r: r.position):
+        c = round_.columns
+        stamps = zip(c["batch"], c["scheduled"], c["done"], c["counted"], c["outcome"], strict=True)
+        own = sorted((s for s in stamps if step_s or s[3]), key=lambda s: s[:2])
+        for place, (batch, due, done, _, outcome) in enumerate(own, ends[-1] + 1):
+            at = batch * step_s + due / 1e9 if timed else float(place)
+            if outcome == "ok":
+                x.append(at)
+                ms.append((done - due) / 1e6)
+            else:
+                lost["dropped" if outcome == DROPPED else "errors"].append(at)
+        ends.append(ends[-1] + len(own))
+    beyond = sum(sum(own["outcomes"].values()) for r in rounds for own in r.rest.values())
+    marks = {kind: np.sort(np.asarray(places)) for kind, places in lost.items()}
+    order = np.argsort(x, kind="stable")
+    steps = 1 + max((max(r.columns["batch"], default=0) for r in rounds), default=0)
+    borders = [n * step_s for n in range(1, steps)] if step_s else [] if timed else [end + 0.5 for end in ends[1:-1]]
+    return Flow(np.asarray(x)[order], np.asarray(ms)[order], marks, timed, tuple(borders), step_s, beyond)
+
+
+def stretches(flow: Flow) -> list[Stretch]:
+    """Equal parts: a search's steps, round seconds, or so many requests that a p95 is possible, else a median."""
+    if not len(flow.x):
+        return []
+    last = float(flow.x[-1])
+    edges = _seconds(last, flow.step_s) if flow.timed else _counts(len(flow.x), last)
+    cuts = np.searchsorted(flow.x, edges[1:-1])
+    parts = zip(edges[:-1], edges[1:], np.split(flow.ms, cuts), strict=True)
+    return [Stretch(float(lo), float(hi), ms) for lo, hi, ms in parts if len(ms)]
+
+
+def _seconds(last: float, step_s: float) -> Any:
+    width = step_s or next((w for w in _NICE if w >= last / STRETCHES), last)
+    return np.arange(math.floor(last / width) + 2) * width
+
+
+def _counts(n: int, last: float) -> Any:
+    least = MIN_SAMPLES[95] if n >= 2 * MIN_SAMPLES[95] else 2 * MIN_SAMPLES[50]
+    parts = max(1, min(STRETCHES, n // least))
+    return np.round(np.linspace(0, last, parts + 1)) + 0.5
+
+
+def finding(flow: Flow) -> str:
+    """The slowest stretch beside the rest, what was lost and where, in words."""
+    said = "; ".join([*_slowest(flow, stretches(flow)), *_lost(flow), *_unseen(flow)])
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _slowest(flow: Flow, parts: Sequence[Stretch]) -> Iterator[str]:
+    q = next((q for q in (95, 50) if sum(supported(len(part.ms), q) for part in parts) > 1), None)
+    if q is None:
+        yield f"the slowest of {units.count(len(flow.ms))} took {_ms(flow.ms.max())}" if len(flow.ms) else "no answer"
+        return
+    known = [(percentile(part.ms, q), part) for part in parts if supported(len(part.ms), q)]
+    value, worst = max(known, key=lambda pair: pair[0])
+    rest = percentile(np.concatenate([part.ms for part in parts if part is not worst]), q)
+    span = worst.hi - worst.lo
+    each = "second" if span == 1 else f"{span:g} s" if flow.timed else "stretch"
+    each = f"step of {span:g} s" if flow.step_s else each
+    if value < EVEN * rest:
+        low = min(known, key=lambda pair: pair[0])[0]
+        yield f"even: p{q} from {_ms(low)} to {_ms(value)} in every {each}"
+    else:
+        yield f"slowest {each}: {_where(flow, worst.lo, worst.hi)}, p{q} {_ms(value)} against {_ms(rest)} otherwise"
+
+
+def _lost(flow: Flow) -> Iterator[str]:
+    for kind, places in flow.lost.items():
+        if count := len(places):
+            one = kind.removesuffix("s") if count == 1 else kind
+            where = _where(flow, math.floor(places[0]), math.floor(places[-1]) + 1) if flow.timed else ""
+            yield f"{units.count(count)} {one}{f', {where}' if where else ''}"
+
+
+def _unseen(flow: Flow) -> Iterator[str]:
+    if flow.beyond:
+        yield f"{units.count(flow.beyond)} later requests are in the percentiles but not in this picture"
+
+
+def _where(flow: Flow, lo: float, hi: float) -> str:
+    return f"{lo:g} to {hi:g} s" if flow.timed else f"requests {math.ceil(lo):,} to {math.floor(hi):,}"
+
+
+def _ms(value: float) -> str:
+    return f"{units.significant(float(value))} ms"
+
+
+def thinned(flow: Flow) -> tuple[Values, Values]:
+    """Points to draw: of each column of the chart every so many in time, and the slowest."""
+    if len(flow.x) <= COLUMNS * EACH:
+        return flow.x, flow.ms
+    columns = np.minimum((flow.x / flow.x[-1] * COLUMNS).astype(int), COLUMNS - 1)
+    chosen: list[int] = []
+    for indices in np.split(np.arange(len(flow.x)), np.flatnonzero(np.diff(columns)) + 1):
+        slowest = int(indices[flow.ms[indices].argmax()])
+        evenly = indices[:: math.ceil(len(indices) / (EACH - 1))].tolist()
+        chosen += sorted({slowest, *evenly})
+    return flow.x[chosen], flow.ms[chosen]
+
+
+def _draw(ax: Axes, flow: Flow, limit: float | None) -> None:
+    last = max([float(places[-1]) for places in (flow.x, *flow.lost.values()) if len(places)])
+    ax.set_xlim(-0.02 * last, 1.13 * last)
+    ax.set_yscale("log")
+    low, high = (float(flow.ms.min()), float(flow.ms.max())) if len(flow.ms) else (1.0, 10.0)
+    high = max(high, limit * 1.05) if limit and limit < 3 * high else high
+    room = (high / low) ** 0.14 * 1.2
+    ax.set_ylim(low / room, high * room**0.4)
+    if flow.borders:
+        ax.xaxis.grid(False)
+    for border in flow.borders if len(flow.borders) < COLUMNS / 2 else ():
+        ax.axvline(border, color=INK, linewidth=0.4, alpha=0.25)
+    ax.plot(*thinned(flow), ".", color="#7f8791", markersize=2.6, markeredgewidth=0, alpha=0.8)
+    ends: dict[str, tuple[float, str]] = {}
+    for q, (colour, dash) in _LINES.items():
+        known = [(p, percentile(p.ms, q)) for p in stretches(flow) if supported(len(p.ms), q)]
+        for part, value in known:
+            ax.plot([part.lo, min(part.hi, last)], [value, value], color=colour, linestyle=dash, linewidth=1.6)
+        if known:
+            ends[f"p{q}"] = (math.log(known[-1][1]), colour)
+    heights = apart({name: height for name, (height, _) in ends.items()}, 0.075 * math.log(high * room**1.4 / low))
+    for name, (_, colour) in ends.items():
+        ax.text(1.02 * last, math.exp(heights[name]), name, color=colour, va="center", fontsize=9)
+    if limit and low / room < limit < high * room**0.4:
+        ax.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.text(0, limit, f"limit {units.significant(limit)} ms", va="bottom", fontsize=8)
+    for kind, (colour, marker, height) in _LOST.items():
+        if len(flow.lost[kind]):
+            places = np.unique(np.round(flow.lost[kind] / last * COLUMNS)) / COLUMNS * last
+            where = ax.get_xaxis_transform()
+            ax.plot(places, [height] * len(places), marker, markersize=3.4, color=colour, transform=where)
+            ax.text(1.02 * last, height, kind, va="center", fontsize=8, color=colour, transform=where)
+    logarithmic(ax.yaxis)
+    if high < 8 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    steps = "; lines part the steps" if flow.step_s else ""
+    ax.set_xlabel(f"seconds since the round began{steps}" if flow.timed else "order of requests; lines part the rounds")

@@ -1,0 +1,527 @@
+"""Claims held against what was measured, and the decision as a block."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perfkit.analysis.policy import Caveat
+from perfkit.analysis.results import Analysis, Comparison, Summary, complete_blocks
+from perfkit.analysis.tables import Subject, glance
+from perfkit.base import units
+from perfkit.base.bundle import Bundle
+from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
+from perfkit.explain.plan import read_plan
+from perfkit.show.html import MARKS, Block, Cell, Table, escape, folded, headed, listed
+
+ONCE, LOAD = "measured once", "measured under load"
+Outcome = Literal["held", "better", "not held", "open", "not measured"]
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A claim with its measured value and interval; values in `unit`: share, s, ms, kB, MB or /s."""
+
+    text: str
+    low: float | None
+    high: float | None
+    unit: str
+    evidence: str
+    value: float | None
+    interval: Span | None = None
+    measure: str = ""
+    arm: str = ""  # the arm that it was held against
+    scenario: str = ""
+    why: str = ""  # it was not measured
+    good: Literal["", "low", "high"] = ""  # the end beyond which more than was claimed is kept
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether what was measured lies within the claim; None where its interval does not settle it."""
+        if self.value is None:
+            return None
+        low, high, (least, most) = *self._claimed, self._ends
+        if low <= least and most <= high:
+            return True
+        return False if most < low or least > high else None
+
+    @property
+    def outcome(self) -> Outcome:
+        """As a reader needs it: what is beyond a claim on its good side is better, and never leaves it open."""
+        if self.value is None:
+            return "not measured"
+        low, high, (least, most) = *self._claimed, self._ends
+        if (self.good == "low" and most < low) or (self.good == "high" and least > high):
+            return "better"
+        if (self.good == "low" and most <= high) or (self.good == "high" and least >= low):
+            return "held"
+        return {True: "held", False: "not held", None: "open"}[self.holds]  # type: ignore[return-value]
+
+    @property
+    def _claimed(self) -> Span:
+        return (-math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
+
+    @property
+    def _ends(self) -> Span:
+        assert self.value is not None
+        return self.interval or (self.value, self.value)
+
+
+# What was claimed of a change beforehand, held against what was measured of it.
+
+LAB = "insert_slowdown"  # what the index lab alone measures
+Claim = Mapping[str, Any]  # as a bundle has it: see `perfkit.config.judging.Claim`
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredClaim:
+    """What claims are held against: one run, of whose arms `before` and `arm` are meant where a claim names none.
+
+    `inserts` are the items of its load that insert rows.
+    """
+
+    run: Mapping[str, Any]
+    analysis: Analysis
+    bundle: Bundle
+    before: str
+    arm: str
+    inserts: Collection[str] = ()
+
+
+def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[Judged]:
+    """Every claim of a run that makes sense in its set-up.
+
+    None where its bundle is older than claims in bundles, or where one arm was measured alone: nothing has changed.
+    """
+    preset = run["parameters"].get("preset", "")
+    claims = [own for own in run["config"].get("claim", ()) if own.get("preset") in (None, preset)]
+    roles = run.get("roles", {})
+    after = [arm for arm in run["parameters"]["arms"] if roles.get(arm) == "after"]
+    if not after:
+        return []
+    before = next((arm for arm, role in roles.items() if role == "before"), "")
+    found = judge(claims, MeasuredClaim(run, analysis, bundle, before, after[0]))
+    taken = {own["text"]: own for own in (run.get("lab") or {}).get("claims", ())}
+    return [Judged(**_spans(taken[own.text])) if own.text in taken else own for own in found]
+
+
+def judge(claims: Iterable[Claim], measured: MeasuredClaim) -> list[Judged]:
+    """Claims held against one run."""
+    return [_judged(claim, measured) for claim in claims]
+
+
+def elsewhere(run: Mapping[str, Any]) -> dict[str, int]:
+    """By preset, how many claims are left out because they make sense in that set-up alone."""
+    own = run["parameters"].get("preset", "")
+    named = [claim.get("preset") for claim in run["config"].get("claim", ())]
+    return {name: named.count(name) for name in dict.fromkeys(named) if name and name != own}
+
+
+def _spans(said: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a claim has a pair."""
+    return {**said, "interval": tuple(said["interval"]) if said["interval"] else None}
+
+
+def _judged(claim: Claim, measured: MeasuredClaim) -> Judged:
+    measure = claim["measure"]
+    look, unit, evidence, good = _MEASURES[measure]
+    arm = claim.get("arm") or measured.arm
+    found: _Found = f"{arm} was not measured"
+    if arm in measured.run["parameters"]["arms"]:
+        found = look(claim, measured, arm)
+    why, value, interval = (found, None, None) if isinstance(found, str) else ("", *found)
+    better: Any = "" if arm == measured.before else good  # what was said of the past is met or it is not
+    return Judged(
+        claim["text"],
+        claim["low"],
+        claim["high"],
+        unit,
+        evidence,
+        value,
+        interval,
+        measure,
+        arm,
+        claim.get("scenario") or "",
+        why,
+        better,
+    )
+
+
+_Found = tuple[float, Span | None] | str  # a value and its interval, or why there is none
+
+
+def _size(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    """Bytes of the arm's indexes in kB, as a share of their tables, or with the largest of these in MB."""
+    facts = measured.run.get("arms", {}).get(arm, {})
+    built, tables = facts.get("indexes", ()), facts.get("table_bytes", {})
+    total = sum(index["bytes"] for index in built)
+    if not tables:
+        return f"no size of a table is known of {arm}"
+    if claim["measure"] == "table_mb":
+        largest = max({index["table"] for index in built} or tables, key=lambda name: tables.get(name, 0))
+        own = sum(index["bytes"] for index in built if index["table"] == largest)
+        return (tables.get(largest, 0) + own) / 1024**2, None
+    if not built:
+        return f"no index is built on {arm}"
+    if claim["measure"] == "index_kb":
+        return total / 1024, None
+    return total / max(sum(tables.get(name, 0) for name in {index["table"] for index in built}), 1), None
+
+
+def _build(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    seconds = [index["seconds"] for index in measured.run.get("arms", {}).get(arm, {}).get("indexes", ())]
+    if not seconds:
+        return f"no index is built on {arm}"
+    return (max(seconds), (min(seconds), max(seconds))) if claim["measure"] == "build_s" else (sum(seconds), None)
+
+
+def _execution(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    """The last execution of a query under EXPLAIN, and the span of all that there were."""
+    bundle, query = measured.bundle, claim["query"]
+    documents = [*bundle.beside_plan(arm, query).get("earlier", ()), bundle.plan(arm, query)]
+    times = [ms for d in documents if d is not None and (ms := read_plan(d).execution_ms) is not None]
+    return (times[-1], (min(times), max(times))) if times else f"no plan of {query} on {arm}"
+
+
+def _level(claim: Claim, measured: MeasuredClaim, arm: str) -> Summary | None:
+    """The first load level of the claim's scenario, or of its query."""
+    return next(
+        (
+            level
+            for level in measured.analysis.levels
+            if level.arm == arm and (level.scenario == claim.get("scenario") or level.item == claim.get("query"))
+        ),
+        None,
+    )
+
+
+def _under_load(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    """An estimate of the claim's load level."""
+    level = _level(claim, measured, arm)
+    if level is None:
+        return f"no round of {claim.get('scenario') or claim.get('query')} on {arm}"
+    if not level.healthy:
+        return f"the client was too slow: {level.fault}"
+    name = {"latency_ms": "p50", "p50_ms": "p50", "p95_ms": "p95"}.get(claim["measure"], "throughput")
+    found: Interval | None = getattr(level, name)
+    if found is None:
+        return f"it takes {MIN_SAMPLES[95]} requests, here {level.n}" if name == "p95" else "nothing was answered"
+    return found.value, (found.lo, found.hi)
+
+
+def _saved(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    metric = "p95" if claim.get("scenario") else "p50"
+    found = _first(measured.analysis.comparisons, arm, claim, metric)
+    return _share(found.ratio if found else None, arm, saved=True)
+
+
+def _throughput(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    shown = (c for c in measured.analysis.throughputs if c.after == arm and c.scenario == claim["scenario"])
+    found = next(shown, None) or _first(measured.analysis.comparisons, arm, claim, "throughput")
+    return _share(found.ratio if found else None, arm)
+
+
+def _inserts(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    """Of the first of the items that insert rows: those of the largest table."""
+    by_item = {c.item: c for c in measured.analysis.comparisons if c.after == arm and c.metric == "p50"}
+    first = next((by_item[item] for item in measured.inserts if item in by_item), None)
+    return _share(first.ratio, arm) if first else "the index lab measures it: perfkit indexes ablate"
+
+
+def _errors(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+    """Unexpected outcomes of all requests, and the rates that so many cannot exclude."""
+    own = [level for level in measured.analysis.levels if level.arm == arm]
+    failed, sent = sum(level.errors for level in own), sum(level.sent for level in own)
+    if not sent:
+        return f"nothing was sent to {arm}"
+    return failed / sent, (1 - error_bound(sent - failed, sent), error_bound(failed, sent))
+
+
+def _first(comparisons: Sequence[Comparison], arm: str, claim: Claim, metric: str) -> Comparison | None:
+    about = claim.get("scenario"), claim.get("query")
+    own = (c for c in comparisons if c.after == arm and c.metric == metric)
+    return next((c for c in own if c.scenario == about[0] or c.item == about[1]), None)
+
+
+def _share(ratio: Ratio | None, arm: str, *, saved: bool = False) -> _Found:
+    """A ratio after/before as what is saved of before, or as what is added to it."""
+    if ratio is None:
+        return f"not compared on {arm}"
+    if saved:
+        return 1 - ratio.value, (1 - ratio.hi, 1 - ratio.lo)
+    return ratio.value - 1, (ratio.lo - 1, ratio.hi - 1)
+
+
+_Look = Callable[[Claim, MeasuredClaim, str], _Found]
+
+#: By measure: what looks for it, its unit, its evidence, and which end of a claim may be overdone.
+_MEASURES: Mapping[str, tuple[_Look, str, str, str]] = {
+    "index_kb": (_size, "kB", ONCE, "low"),
+    "index_share": (_size, "share", ONCE, "low"),
+    "table_mb": (_size, "MB", ONCE, "low"),
+    "build_s": (_build, "s", ONCE, "low"),
+    "build_total_s": (_build, "s", ONCE, "low"),
+    "execution_ms": (_execution, "ms", ONCE, "low"),
+    "latency_ms": (_under_load, "ms", LOAD, "low"),
+    "p50_ms": (_under_load, "ms", LOAD, "low"),
+    "p95_ms": (_under_load, "ms", LOAD, "low"),
+    "latency_saved": (_saved, "share", LOAD, "high"),
+    "throughput": (_under_load, "/s", LOAD, "high"),
+    "throughput_change": (_throughput, "share", LOAD, "high"),
+    "error_rate": (_errors, "share", LOAD, "low"),
+    LAB: (_inserts, "share", LOAD, "low"),
+}
+
+
+# What was said beforehand beside what was measured: by load level and arm, and one row for each other claim.
+
+TITLE = "Expected and measured"
+_MARKS: dict[Outcome, tuple[str, str]] = {
+    "held": ("✓", "good"),
+    "better": ("✓", "good"),
+    "not held": ("✕", "bad"),
+    "open": ("?", "unsure"),
+    "not measured": (units.NONE, "quiet"),
+}
+_WORDS: dict[Outcome, str] = {
+    "held": "held",
+    "better": "better than claimed",
+    "not held": "not held",
+    "open": "not settled",
+    "not measured": "not measured",
+}
+_NOTE = "Not settled: part of the 95 % interval lies within what was claimed, part of it outside."
+
+
+def claims(subject: Subject) -> Block:
+    """The whole section with its title; nothing where a run has no claims."""
+    found = judged(subject.run, subject.analysis, subject.bundle)
+    if not found:
+        return Block("", "")
+    levels = _by_load(subject, found)
+    rest = [claim for claim in found if claim not in _at_levels(found).values()]
+    tables = [*([levels] if levels else []), table(rest, "Other claims" if levels else "Claims")]
+    said = " ".join([sentence(found), _setup(subject), *_left_out(subject)]).strip()
+    html = f"<h2>{TITLE}</h2><p>{escape(said)}</p>{''.join(one.to_html() for one in tables)}"
+    return Block(html, "\n\n".join([TITLE, said, *(one.to_text() for one in tables)]))
+
+
+def sentence(found: Sequence[Judged]) -> str:
+    """How many claims came out how."""
+    counted = Counter(claim.outcome for claim in found)
+    parts = [f"{counted[outcome]} {_WORDS[outcome]}" for outcome in _WORDS if counted[outcome]]
+    return f"Of {len(found)} claim{'' if len(found) == 1 else 's'}: {', '.join(parts)}."
+
+
+def table(found: Sequence[Judged], caption: str) -> Table:
+    """One row for each claim."""
+    columns = ("claim", "expected", "measured", "held", "evidence")
+    rows = tuple(
+        (
+            Cell(claim.text, claim.arm, "sentence"),
+            Cell(expected(claim)),
+            measured(claim),
+            held(claim),
+            Cell(claim.evidence if claim.value is not None else units.NONE, "", "quiet"),
+        )
+        for claim in found
+    )
+    return Table(caption, columns, rows, frozenset(columns[1:3]), note=_NOTE)
+
+
+def expected(claim: Judged) -> str:
+    """What was claimed, with its unit."""
+    factor, unit = (100, "%") if claim.unit == "share" else (1, claim.unit)
+    low, high = (None if end is None else f"{factor * end:.4g}" for end in (claim.low, claim.high))
+    said = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+    return f"{said} {unit}"
+
+
+def measured(claim: Judged) -> Cell:
+    """What was measured, with its interval or span."""
+    if claim.value is None:
+        return Cell(units.NONE, claim.why or "not measured", "quiet")
+    ends = [units.unbroken(_in_unit(end, claim.unit)) for end in claim.interval or ()]
+    spread = " to ".join(ends)
+    return Cell(_in_unit(claim.value, claim.unit), spread)
+
+
+def held(claim: Judged) -> Cell:
+    """The outcome, as a mark and in words."""
+    mark, state = _MARKS[claim.outcome]
+    return Cell(f"{mark} {_WORDS[claim.outcome]}", "", state)
+
+
+def _at_levels(found: Sequence[Judged]) -> dict[tuple[str, str], Judged]:
+    """The first claim on the p95 of each load level and arm."""
+    own = (claim for claim in reversed(found) if claim.measure == "p95_ms")
+    return {(claim.scenario, claim.arm): claim for claim in own}
+
+
+def _by_load(subject: Subject, found: Sequence[Judged]) -> Table | None:
+    """Load levels as rows, arms as columns, in each cell what was claimed and measured; None without such claims."""
+    claimed = _at_levels(found)
+    arms = [arm for arm in subject.arms if any(arm == own for _, own in claimed)]
+    loads = [scenario for scenario, _ in subject.loads if any(scenario == own for own, _ in claimed)]
+    if not arms or not loads:
+        return None
+    rows = tuple(
+        (Cell(subject.label(load), load), *(_at(subject, claimed.get((load, arm)), load, arm) for arm in arms))
+        for load in dict.fromkeys(loads)
+    )
+    note = (
+        "✓ held, or better than claimed. Below each: its 95 % interval, and what was claimed with its tolerance. "
+        + _NOTE
+    )
+    return Table("95 of 100 requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def _at(subject: Subject, claim: Judged | None, load: str, arm: str) -> Cell:
+    if claim is None:
+        level = subject.analysis.level(arm, load)
+        value, interval = units.estimate(level.p95 if level else None)
+        return Cell(value, f"{interval} {units.unbroken('nothing claimed')}".strip(), "quiet")
+    mark, state = _MARKS[claim.outcome]
+    said = units.unbroken(f"claimed {expected(claim).removesuffix(' ms')}")
+    if claim.value is None:
+        return Cell(units.NONE, f"{claim.why}; {said}", state)
+    interval = units.interval(*claim.interval) if claim.interval else ""
+    return Cell(f"{mark} {units.significant(claim.value)}", f"{interval} {said}".strip(), state)
+
+
+def _setup(subject: Subject) -> str:
+    """The set-up that absolute figures were claimed for, where this run has it."""
+    own = subject.run["parameters"]
+    if not own.get("preset"):
+        return ""
+    return (
+        f"Set-up '{own['preset']}': scale {own['scale']}, a round trip of {own['rtt_ms']:g} ms between service and "
+        f"database, {own['connect_rtts']} to connect."
+    )
+
+
+def _left_out(subject: Subject) -> list[str]:
+    """What is claimed of other set-ups alone."""
+    return [
+        f"{count} more make{'s' if count == 1 else ''} sense in the set-up '{name}' alone: perfkit report "
+        f"--preset {name}."
+        for name, count in elsewhere(subject.run).items()
+    ]
+
+
+def _in_unit(value: float, unit: str) -> str:
+    if unit == "share":
+        return units.percent(value)
+    return units.seconds(value) if unit == "s" else f"{units.significant(value)} {unit}"
+
+
+# The decision, and what weakens it: the first things anybody reads.
+
+GRAVEST = 10  # weaknesses shown; the rest is folded
+REASONS = 6  # shown in the banner; every rule is in the table of thresholds
+
+# any other word is unsure
+_STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad", "NO BENEFIT": "neutral"}
+_STROKES = {
+    "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
+    "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
+    "neutral": '<path d="M8 12h8"/>',
+    "unsure": '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>',
+}
+
+
+def decision(subject: Subject) -> Block:
+    """The decision in words, one sentence of numbers, each arm's own, and p95 at a glance."""
+    table = glance(subject)
+    title, said = subject.analysis.title, (_sentence(subject), _reasons(subject))
+    found = banner(subject.decision, title, *said, _meta(subject), _arms(subject))
+    if not table.rows:
+        return found
+    return Block(found.html + table.to_html(), f"{found.text}\n\n{table.to_text()}")
+
+
+def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
+    """A decision with its icon, its sentence and its reasons; `more` is HTML."""
+    state, mark, strokes = _look(word)
+    icon = (
+        '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
+        ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
+        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
+    )
+    html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
+    return Block(html, "\n".join([f"{mark} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
+
+
+def _look(word: str) -> tuple[str, str, str]:
+    """Class in the style sheet, mark in text, strokes of the icon."""
+    if word == "UNFINISHED":
+        return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
+    state = _STATES.get(word, "unsure")
+    return state, MARKS[state], _STROKES[state]
+
+
+def weaknesses(subject: Subject) -> Block:
+    """Everything that makes the result say less than it seems to."""
+    found = subject.analysis.cautions
+    if not found:
+        return Block("<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found.")
+    first, rest = found[:GRAVEST], found[GRAVEST:]
+    html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
+    return Block(html, "\n".join(f"- {own.kind}: {own.text} {own.advice}" for own in found))
+
+
+def _list(found: Sequence[Caveat]) -> str:
+    items = (f"<li><b>{escape(own.kind)}</b> {escape(own.text)} <em>{escape(own.advice)}</em></li>" for own in found)
+    return f'<ul class="weak">{"".join(items)}</ul>'
+
+
+def _sentence(subject: Subject) -> str:
+    if subject.complete:
+        return subject.analysis.headline
+    run = subject.run
+    how = {"running": "has not ended", "interrupted": "was interrupted", "failed": "failed"}.get(
+        str(run.get("status")), ""
+    )
+    done, planned = complete_blocks(run), run.get("parameters", {}).get("blocks", "?")
+    so_far = subject.analysis.headline
+    return f"The run {how}: {done} of {planned} blocks are complete. Measured so far: {so_far}"
+
+
+def _reasons(subject: Subject) -> tuple[str, ...]:
+    """Why it is not GO; the numbers of a GO are in its sentence and in the tables."""
+    return () if subject.decision in ("GO", "HOLDS") else subject.analysis.judgement.reasons[:REASONS]
+
+
+def _arms(subject: Subject) -> str:
+    if not subject.complete:
+        return ""
+    lines = []
+    for arm in subject.after:
+        word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
+        state, mark, _ = _look(word)
+        lines.append(
+            f'<li><strong class="{state}">{mark} {escape(word)}</strong> '
+            f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
+        )
+    return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""
+
+
+def _meta(subject: Subject) -> str:
+    run = subject.run
+    given, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
+    largest = max(rows.items(), key=lambda item: item[1], default=None)
+    server, blocks = run.get("server", {}), complete_blocks(run)
+    version = server.get("version", given.get("postgres", "?"))
+    parts = [
+        *([f"profile {given['profile']}"] if given.get("profile") else []),
+        f"{blocks} block{'' if blocks == 1 else 's'}",
+        *([f"scale {given['scale']}"] if given.get("scale") else []),
+        *([f"{units.count(largest[1])} rows in {largest[0]}"] if largest else []),
+        *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),
+        str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+    ]
+    return " · ".join(parts)

@@ -1,0 +1,507 @@
+"""The sections of a report on plans and indexes, load, and method."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
+from perfkit.analysis.tables import Subject, compared, tail
+from perfkit.base import units
+from perfkit.base.bundle import FLOOR, Round, dumps
+from perfkit.base.errors import BundleError, PlanError
+from perfkit.base.stats import supported
+from perfkit.explain.facts import read_facts
+from perfkit.explain.findings import findings
+from perfkit.explain.html import DiffView, PlanView
+from perfkit.explain.plan import read_plan
+from perfkit.show.html import Block, Cell, Table, code, escape, explained, folded
+
+
+def queries(subject: Subject) -> Block:
+    """Every query in every arm: latency under load, plan and buffers of one execution; then its SQL."""
+    columns = (
+        "query",
+        "arm",
+        "p50, ms (under load)",
+        "p50 / before",
+        "plan (measured once)",
+        "buffers (measured once)",
+        "executions that used it",
+    )
+    uses = {(use.query, use.arm): use for use in subject.analysis.plans}
+    rows = tuple(
+        _query(subject, query, uses[query, arm], uses.get((query, subject.before)))
+        for query in subject.queries
+        for arm in subject.arms
+        if (query, arm) in uses
+    )
+    note = (
+        "Buffers are 8 kB pages touched by one execution. "
+        "The last column compares the server's scan counters with the plan shown."
+    )
+    table = Table(
+        "What the planner chose, and what that did",
+        columns,
+        rows,
+        frozenset((*columns[2:4], *columns[5:])),
+        2,
+        True,
+        note,
+    )
+    texts = {name: str(query.get("sql", "")) for name, query in subject.run.get("queries", {}).items()}
+    for arm in subject.arms:
+        rewritten = subject.run.get("arms", {}).get(arm, {}).get("rewrite", {})
+        texts |= {f"{name} in {arm}": str(text) for name, text in rewritten.items()}
+    sql = "".join(folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items())
+    return Block(table.to_html() + sql, table.to_text())
+
+
+def index_costs(subject: Subject) -> Table:
+    """Every index of the change: how long it took to build, what it occupies, the WAL it wrote."""
+    arms: dict[str, Any] = {arm: subject.run.get("arms", {}).get(arm, {}) for arm in subject.after}
+    built = {index["name"]: index for facts in arms.values() for index in facts.get("indexes", ())}
+    expected = dict.fromkeys(name for facts in arms.values() for name in facts.get("expected_indexes", ()))
+    tables = {table: size for facts in arms.values() for table, size in facts.get("table_bytes", {}).items()}
+    rows = [_index(index, tables.get(index["table"], 0)) for index in built.values()]
+    rows += [(Cell(name, "missing", "bad"), *[Cell("")] * 5) for name in expected if name not in built]
+    if built:
+        rows.append(_total(list(built.values()), tables))
+    columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
+    note = "Measured once, on an arm's template database, with the server idle and the data in memory."
+    if subject.run.get("order") == "sequential":
+        note = "Measured once, built CONCURRENTLY in the database as it was in use, and removed at the end."
+    return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
+
+
+def index_lab(subject: Subject) -> Block:
+    """What an index lab found of the change's indexes, where its summary was taken into the run."""
+    found = subject.run.get("lab")
+    if not found:
+        text = "Which of them earn their keep was not measured here: perfkit indexes ablate, then report --lab FOLDER."
+        return Block(f'<p class="note">{escape(text)}</p>', text)
+    columns = tuple(found["columns"])
+    rows = tuple(tuple(Cell(*cell) for cell in row) for row in found["rows"])
+    note = f"Measured apart from this run: {found['command']}"
+    table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=note)
+    said = str(found["sentence"])
+    return Block(f"<p><strong>{escape(said)}</strong></p>{table.to_html()}", f"{said}\n\n{table.to_text()}")
+
+
+def plans(subject: Subject) -> Block:
+    """Every query's plan before and after, folded: what changed, both drawn, and EXPLAIN's JSON to copy."""
+    found = [_drawn(subject, query) for query in subject.queries]
+    html = "".join(block.html for block in found) or "<p>No plan was captured.</p>"
+    return Block(html, "\n\n".join(block.text for block in found) or "No plan was captured.")
+
+
+def _drawn(subject: Subject, query: str) -> Block:
+    """One query: each after arm compared with before, arms with the plan of an earlier one in a sentence."""
+    seen = {arm: view for arm in subject.arms if (view := _view(subject, arm, query))}
+    before = seen.get(subject.before)
+    shown: list[tuple[str, str]] = []
+    said = ""
+    drawn: list[str] = []
+    for arm in sorted((arm for arm in seen if arm != subject.before), key=lambda arm: arm not in subject.after):
+        pairs = (DiffView(seen[other], seen[arm]) for other in (subject.before, *drawn) if other in seen)
+        if alike := next((pair for pair in pairs if pair.diff.same), None):
+            line = f"{arm}: {alike.diff.sentence} ({alike.before.title} -> {arm})"
+            shown.append((f"<p>{escape(line)}</p>", line))
+        elif before:
+            changed = DiffView(before, seen[arm])
+            said = said or changed.diff.sentence
+            drawn.append(arm)
+            shown.append((changed.html(), changed.text()))
+    if not drawn:
+        shown = [(view.html(), view.text()) for view in [before or next(iter(seen.values()), None)] if view] + shown
+    source = "".join(
+        folded(
+            f"JSON of {query} in {arm}",
+            code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"),
+        )
+        for arm in seen
+    )
+    title = f"{query}: {said}" if said else query
+    html = folded(title, "".join(html for html, _ in shown) + source)
+    return Block(html, "\n\n".join([title, *(text for _, text in shown)]))
+
+
+def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
+    """A captured plan with what the rules find in it."""
+    if (document := subject.bundle.plan(arm, query)) is None:
+        return None
+    try:
+        plan, beside = read_plan(document), subject.bundle.beside_plan(arm, query)
+        first = read_plan(beside["earlier"][0]) if beside.get("earlier") else None
+        return PlanView(plan, findings(plan, read_facts(beside.get("tables", ()))), arm, first)
+    except PlanError as error:
+        raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
+
+
+def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
+    level = next((x for x in subject.analysis.levels if (x.arm, x.item) == (use.arm, query)), None)
+    found = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
+    quiet = "quiet" if subject.role(use.arm) == "control" else ""
+    other = before if before and before.arm != use.arm else None
+    change = "" if other is None else "same plan as before" if other.fingerprint == use.fingerprint else "changed"
+    fewer = f"before: {units.count(other.buffers)}" if other and other.buffers != use.buffers else ""
+    mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
+    state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
+    seen = f"{units.count(use.scans_seen)} of {units.count(use.scans_expected)}"
+    seen = seen if use.scans_expected else "not counted"
+    comment = str(subject.run.get("queries", {}).get(query, {}).get("comment", ""))
+    return (
+        Cell(query, comment),
+        Cell(use.arm, "", quiet),
+        Cell(*units.estimate(level.p50 if level else None), quiet),
+        compared(found),
+        Cell(use.summary, change, quiet),
+        Cell(units.count(use.buffers), fewer, quiet),
+        Cell(f"{mark} {seen}", "", state),
+    )
+
+
+def _index(index: dict[str, Any], table_bytes: float) -> tuple[Cell, ...]:
+    definition = str(index["definition"]).split(" USING ")[-1]
+    share = units.percent(index["bytes"] / table_bytes) if table_bytes else units.NONE
+    return (
+        Cell(str(index["name"]), "" if index["valid"] else "invalid", "" if index["valid"] else "bad"),
+        Cell(f"{index['table']}: {definition}", code=True),
+        Cell(units.size(index["bytes"])),
+        Cell(share),
+        Cell(units.NONE if index["wal_bytes"] is None else units.size(index["wal_bytes"])),
+        Cell(units.seconds(index["seconds"])),
+    )
+
+
+def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, ...]:
+    size, wal = (sum(index[key] or 0 for index in built) for key in ("bytes", "wal_bytes"))
+    table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
+    share = units.percent(size / table_bytes) if table_bytes else units.NONE
+    told = Cell(
+        "in total",
+        f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {units.size(table_bytes)}",
+        "total",
+    )
+    last = (units.size(size), share, units.size(wal), units.seconds(sum(i["seconds"] for i in built)))
+    return (told, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))
+
+
+# One arm under load as tables: load levels, what response times are made of, capacity, health of the rounds.
+
+
+def levels(subject: Subject) -> Table:
+    """Every load level: percentiles with their intervals, requests, errors, and what the client alone takes."""
+    columns = (
+        "load",
+        "p50, ms",
+        "p95, ms",
+        "p99, ms",
+        "slowest, ms",
+        "per second",
+        "requests",
+        "errors",
+        "client alone, p50, ms",
+        "evidence",
+    )
+    found = {load: subject.analysis.level(subject.before, *load) for load in subject.loads}
+    rows = tuple(_level(subject, level) for level in found.values() if level)
+    note = (
+        "In brackets: 95 % intervals, from what differs between rounds; few rounds leave them open. The client alone "
+        "is the same load against a target that does nothing."
+    )
+    return Table("Response time by load level", columns, rows, frozenset(columns[1:9]), note=note)
+
+
+def _level(subject: Subject, found: Summary) -> tuple[Cell, ...]:
+    floor = subject.analysis.level(FLOOR, found.scenario, found.item)
+    alone = floor.p50.value if floor and floor.p50 else None
+    near = alone is not None and found.p50 is not None and found.p50.value < FLOOR_FACTOR * alone
+    return (
+        _load(subject, found.scenario, found.item, found.fault),
+        Cell(*units.estimate(found.p50)),
+        tail(found, 95, ""),
+        tail(found, 99, ""),
+        Cell(units.significant(found.maximum)),
+        _least(found),
+        Cell(units.count(found.n)),
+        Cell(units.count(found.errors), "", "bad" if found.errors else ""),
+        Cell(units.NONE if alone is None else units.significant(alone), "much of the p50" if near else "", "quiet"),
+        Cell(units.unbroken("under load"), f"{found.rounds} round{'' if found.rounds == 1 else 's'}", "quiet"),
+    )
+
+
+def _load(subject: Subject, scenario: str, item: str, wrong: str = "") -> Cell:
+    """What a load level is called; with several requests or queries, which."""
+    several = len({other for name, other in subject.loads if name == scenario}) > 1
+    name = f"{scenario}: {item}" if several else scenario
+    return Cell(subject.label(scenario), f"{name}; {wrong}" if wrong else name, "unsure" if wrong else "")
+
+
+def parts(subject: Subject) -> Table:
+    """Where the time of a request goes: median, and below it p99; what was dropped or sent again."""
+    rows = tuple(
+        (_load(subject, found.scenario, found.item), *_parts(found))
+        for load in subject.loads
+        if (found := subject.analysis.level(subject.before, *load))
+    )
+    columns = (
+        "load",
+        "schedule lag, ms",
+        "wait for a connection, ms",
+        "service time, ms",
+        "response time, ms",
+        "dropped",
+        "attempts each",
+    )
+    note = (
+        "Half of the requests within; below it 99 of 100, where there are the samples for it. Schedule lag: from when "
+        "a request was due to when it was sent. Service time: from then to the last byte, the wait for a connection "
+        "included. Response time: from when it was due. Dropped: due when as many as may be were waiting."
+    )
+    return Table("Where the time goes", columns, rows, frozenset(columns[1:]), note=note)
+
+
+def _parts(found: Summary) -> Iterator[Cell]:
+    response = found.p50.value if found.p50 else math.nan, found.p99.value if found.p99 else math.nan
+    service = found.service_p50, found.service_p99
+    for half, most in ((found.lag_p50, found.lag_p99), (found.wait_p50, found.wait_p99), service, response):
+        known = supported(found.n, 99) and math.isfinite(most)
+        yield Cell(units.significant(half), f"p99 {units.significant(most)}" if known else "")
+    yield Cell(units.count(found.dropped), "", "bad" if found.dropped else "")
+    yield Cell(units.significant(found.attempts))
+
+
+def capacity(subject: Subject) -> Block:
+    """The highest rate that each search found to hold."""
+    searched = {s["name"]: s for s in subject.run.get("scenarios", ()) if s.get("search")}
+    found = {level.scenario: level for level in subject.analysis.levels if level.arm == subject.before}
+    rows = tuple(_capacity(subject, found[name], s) for name, s in searched.items() if name in found)
+    if not rows:
+        text = "No scenario searched for the highest rate that holds; one with `search` in perfkit.toml does."
+        return Block(f'<p class="note">{text}</p>', text)
+    limit = units.significant(subject.run["config"]["thresholds"]["p95_ms"])
+    columns = ("load", "searched, per second", "highest that held, per second", "rounds")
+    note = (
+        f"A rate holds while 95 of 100 requests are answered within {limit} ms and no more fail, or are dropped, than "
+        "the limit allows. Each round searches anew, so the interval is over rounds."
+    )
+    table = Table("Capacity", columns, rows, frozenset(columns[1:]), note=note)
+    return Block(table.to_html(), table.to_text())
+
+
+def _capacity(subject: Subject, found: Summary, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
+    rate = _least(found)
+    doubts = [
+        f"{found.limited} of {found.rounds} rounds ended at the bound of the search or of the client",
+        f"no rate held in {found.unheld} of {found.rounds} rounds",
+    ]
+    doubts = [said for said, count in zip(doubts, (found.limited, found.unheld), strict=True) if count]
+    known = [rate.note] if rate.note else []
+    return (
+        _load(subject, found.scenario, ""),
+        Cell(f"{scenario['rate']:g} to {scenario['search']['most']:g}"),
+        Cell(rate.text, "; ".join(known + doubts), "unsure" if doubts else ""),
+        Cell(units.count(found.rounds)),
+    )
+
+
+def _least(found: Summary) -> Cell:
+    """Requests per second; of a search that more might have held, at least so many."""
+    value, interval = units.estimate(found.throughput)
+    open_ended = found.limited and found.throughput
+    return Cell(f"≥ {value}" if open_ended else value, "" if found.limited == found.rounds else interval)
+
+
+# what a column of health shows: its heading, the key, how rounds become one, how that is written
+_Facts = tuple[tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]], ...]
+_HEALTH: _Facts = (
+    ("schedule lag, p50, ms", "lag_p50_ms", max, units.significant),
+    ("schedule lag, p99, ms", "lag_p99_ms", max, units.significant),
+    ("busiest worker", "worker_cpu", max, units.percent),
+    ("garbage collection, ms", "gc_ms", max, units.significant),
+    ("looking parameters up, ms", "lookup_ms", max, units.significant),
+    ("taken by other machines", "steal", max, units.percent),
+    ("rounds with a checkpoint", "checkpoints", sum, units.count),
+    ("rounds with autovacuum", "autovacuums", sum, units.count),
+    ("pages read", "blocks_read", sum, units.count),
+    ("pages found in memory", "blocks_hit", sum, units.count),
+)
+
+
+def health(subject: Subject, rounds: Sequence[Round]) -> Table:
+    """By load level, the worst round's client and machine, and what the server did in all rounds."""
+    own = [round_ for round_ in rounds if round_.arm == subject.before]
+    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in own)]
+    columns = ("load", "rounds", *(heading for heading, *_ in known))
+    rows = []
+    for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
+        found = [round_.health for round_ in own if round_.scenario == name]
+        figures = ([health[key] for health in found if key in health] for _, key, _, _ in known)
+        cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
+        rows.append((_load(subject, name, ""), Cell(units.count(len(found))), *cells))
+    limits = subject.run["config"]["limits"]
+    lag = f"{units.significant(limits['lag_ms'])} ms or {units.percent(limits['lag_share'])} of the median"
+    note = (
+        "Of the worst round; checkpoints, autovacuums and pages of all. A round is invalid where the typical schedule "
+        f"lag is above {lag}, whichever is larger, or a worker is busy above {units.percent(limits['worker_cpu'])}."
+    )
+    return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)
+
+
+# How it was measured, on what, what the words mean, and how to do it again.
+
+_WORDS = {
+    "response time": "from when a request was due to the last byte of its answer, any waiting included",
+    "p50, p95, p99": "half, 95, 99 of 100 requests were answered within; only with the samples for it",
+    "round, block": (
+        "one load level on one arm, once; one round of every arm in random order. "
+        "n rounds are n observations, however many requests they hold"
+    ),
+    "ratio": "after divided by before, paired by block; ×0.50 is half the time",
+    "interval": "95 %: of a hundred such intervals about five miss the true value",
+    "faster, slower": "the interval excludes 1, also after correcting for the number of comparisons (Holm)",
+    "equivalent": "a difference larger than the margin, either way, is excluded (two one-sided tests, Holm)",
+    "inconclusive": "neither; more blocks would tell",
+    "invalid": "too few healthy rounds, or the client was the bottleneck",
+    "control": "an arm identical to before: its difference from before is chance",
+    "floor": "the same load against a target that does nothing: what the client costs",
+    "under load, measured once": "many rounds, with an interval; one EXPLAIN ANALYZE",
+}
+_COMPARING = {
+    "ratio",
+    "faster, slower",
+    "equivalent",
+    "inconclusive",
+    "control",
+}  # words that one arm alone has no use for
+
+
+def method(subject: Subject) -> Block:
+    """Load levels, arms, data, machine, settings and words."""
+    tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
+    wide, narrow = tables[:2], tables[2:]
+    meant = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
+    html = (
+        "".join(table.to_html() for table in wide)
+        + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
+        + f"<h3>Words</h3>{explained(meant.items())}"
+    )
+    glossary = "\n".join(f"{word}: {text}" for word, text in meant.items())
+    return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
+
+
+SHIPPING = "What this run cannot know, people's answers and a watch, is asked by: perfkit gate, with this folder."
+
+
+def reproduce(subject: Subject) -> Block:
+    """The command that measures the same again, and the files beside the report."""
+    command = str(subject.run.get("command") or "not recorded")
+    files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
+    files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
+    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
+    beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
+    shipping = "" if subject.alone or "rollback" in subject.run else SHIPPING
+    html = f"{code(command, name='command')}<p>{beside} {escape(shipping)}</p>"
+    return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/. {shipping}".rstrip())
+
+
+def _scenarios(subject: Subject) -> Table:
+    columns = ("load", "sends", "users", "requests each", "batches", "requests a round")
+    rows = tuple(
+        (
+            Cell(str(s.get("label") or s["name"]), s["name"]),
+            Cell(", ".join(s["send"])),
+            *map(Cell, _amounts(s)),
+        )
+        for s in subject.run.get("scenarios", ())
+    )
+    note = (
+        "Closed model: the users of a batch are released at one instant, and each sends its next request when the last "
+        "is answered. With a rate: requests arrive whether the ones before are answered or not, and users are the most "
+        "that may be in flight."
+    )
+    return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
+
+
+def _amounts(scenario: Mapping[str, Any]) -> tuple[str, ...]:
+    users, batches, rate = scenario.get("users", 1), scenario.get("batches", 1), scenario.get("rate")
+    if rate or scenario.get("engine") == "pgbench":
+        lasts = f"{scenario['seconds']:g} s" + (f" at {rate:g} per second" if rate else "")
+        lasts += "".join(f", {stage['seconds']:g} s to {stage['rate']:g}" for stage in scenario.get("stage", ()))
+        steps = ", then faster by steps" if scenario.get("search") else ""
+        return units.count(users), units.NONE, units.NONE, lasts + steps
+    requests = scenario.get("requests", 1) * len(scenario["send"])
+    return tuple(map(units.count, (users, requests, batches, users * requests * batches)))
+
+
+def _arms(subject: Subject) -> Table:
+    rows = tuple(
+        (
+            Cell(arm),
+            Cell("alone" if subject.alone else subject.role(arm)),
+            Cell(subject.title(arm), _differences(subject, arm)),
+        )
+        for arm in subject.arms
+    )
+    return Table("Arms", ("arm", "role", "what it is"), rows)
+
+
+def _differences(subject: Subject, arm: str) -> str:
+    """Settings and server version of an arm, where it has its own."""
+    facts = subject.run.get("arms", {}).get(arm, {})
+    said = [f"{name} = {value}" for name, value in facts.get("settings", {}).items()]
+    if len({f.get("postgres") for f in subject.run.get("arms", {}).values()}) > 1:
+        said.append(f"PostgreSQL {facts.get('postgres', '?')}")
+    return ", ".join(said)
+
+
+def _facts(subject: Subject) -> list[Table]:
+    run = subject.run
+    database, sizes = run.get("database", {}), run.get("database", {}).get("bytes", {})
+    data = {
+        name: f"{units.count(rows)} rows, {units.size(sizes.get(name, 0))}"
+        for name, rows in database.get("rows", {}).items()
+    }
+    given = {n: v for n, v in run.get("parameters", {}).items() if n not in ("arms", "scenarios") and v != ""}
+    sequential = run.get("order") == "sequential"
+    order = {
+        "order": "one arm alone"
+        if subject.alone
+        else "one arm after the other: before, after, before again"
+        if sequential
+        else "all arms alternate in random order inside every block",
+        "database": run.get("origin", {}).get("way", ""),
+        "worker processes": run.get("workers", "?"),
+        "tried on this machine": "; ".join(
+            f"{trial['workers']}: {units.significant(trial['p50_ms'])} ms" for trial in run.get("calibration", ())
+        ),
+        "planned": run.get("planning", {}).get("sentence", ""),
+    }
+    spent = {name: units.seconds(value) for name, value in run.get("timings", {}).items()}
+    server = run.get("server", {})
+    known = [
+        _pairs(
+            "Parameters",
+            {**given, **order, "started": run.get("started", ""), "finished": run.get("finished", "")},
+        ),
+        _pairs("Data", {**data, "made in": units.seconds(database.get("seconds", 0.0))}),
+        _pairs("Machine", {**run.get("host", {}), **run.get("packages", {})}),
+        _pairs(
+            f"PostgreSQL {server.get('version', '?')}, {server.get('kind', '?')}: settings",
+            server.get("settings", {}),
+        ),
+        _pairs("Where the time went", spent),
+    ]
+    return [table for table in known if table.rows]
+
+
+def _pairs(caption: str, facts: Mapping[str, Any]) -> Table:
+    rows = tuple((Cell(str(name)), Cell(_plain(value))) for name, value in facts.items())
+    return Table(caption, ("name", "value"), rows)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -1,0 +1,1 @@
+"""Command line, Python API, magics, session, starter."""

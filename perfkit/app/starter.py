@@ -1,0 +1,218 @@
+"""Files to begin with: the notebooks, and a first `perfkit.toml` with its SQL, an example or from a user's database."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import psycopg
+import tomlkit
+
+from perfkit.base import resources
+from perfkit.base.errors import ServerError, UsageError, visible
+from perfkit.config import DatabaseConfig
+from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.databases import connected
+from perfkit.postgres.servers import External
+from perfkit.runs.targets import scenario
+from perfkit.slow.statements import between, snapshot
+
+EXAMPLE, NOTEBOOKS = resources.path("docs/examples/orders"), resources.path("notebooks")
+TIMEOUT_S = 10
+LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
+STATEMENTS = 10  # of the slowest
+_LOAD = re.compile(r"\s*(select|with|insert|update|delete)", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the files will say."""
+
+    queries: dict[str, str] = field(default_factory=dict)  # text by name
+    parameters: dict[str, str] = field(default_factory=dict)  # the SELECT by query
+    indexes: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)  # what is in the database, a line each
+    statements: list[str] = field(default_factory=list)
+
+
+def write(folder: Path, external: External | None, db: str = "", *, tls: bool = True) -> list[Path]:
+    """Write the files and return them, perfkit.toml first.
+
+    Raises UsageError where one is there already, ServerError with the server's words.
+    """
+    files = _from_database(external, db, tls) if external else _texts(EXAMPLE)
+    _write_new(folder, files)
+    return [folder / name for name in sorted(files, key=lambda name: name != "perfkit.toml")]
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copy the notebooks into a folder and return the copies. Raises UsageError if one of them is there already."""
+    files = _texts(NOTEBOOKS, ".ipynb")
+    _write_new(folder, files)
+    return [folder / name for name in files]
+
+
+def _write_new(folder: Path, files: Mapping[str, str]) -> None:
+    """Write files and overwrite none."""
+    for name in files:
+        if (folder / name).exists():
+            raise UsageError(f"{folder / name} is there already; expected a folder without it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
+
+
+def _texts(folder: Path, *suffixes: str) -> dict[str, str]:
+    """The files of one folder that comes with perfkit, by name."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (suffixes or (".toml", ".sql")))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
+
+
+def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
+    """Queries by keys, for which the values are there; indexes for foreign keys that have none."""
+    with connected(external) as connection, connection.transaction():
+        connection.execute("SET TRANSACTION READ ONLY")
+        connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_S * 1000}")
+        draft, size = _looked_at(connection)
+    if not draft.queries:
+        raise ServerError(f"{external.name}: no table that can be read has rows and a key; expected one to begin with")
+    files = {"perfkit.toml": _toml(draft, db, external.name, size, tls)}
+    files |= {f"{name}.sql": f"{text}\n" for name, text in draft.queries.items()}
+    files |= {f"{name}.parameters.sql": f"{text}\n" for name, text in draft.parameters.items()}
+    if draft.indexes:
+        files["indexes.sql"] = "".join(f"{statement};\n" for statement in draft.indexes)
+    if draft.statements:
+        files["statements.sql"] = "\n".join(draft.statements)
+    return files
+
+
+def _looked_at(connection: Connection) -> tuple[_Draft, int]:
+    """The draft, and the database's size in bytes."""
+    tables, keys = catalog.rows(connection, "starter_tables"), catalog.rows(connection, "starter_foreign_keys")
+    draft, by_name = _Draft(), {table["table"]: table for table in tables}
+    # Two foreign keys on the same columns need one index.
+    unlike = {(key["child"], *sorted(key["columns"])): key for key in keys}.values()
+    bare = [key for key in unlike if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
+    bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
+    for key in islice((key for key in bare if _has_rows(connection, key["child"], key["columns"])), LOOKUPS):
+        _lookup(draft, by_name[key["child"]], key["columns"], "by")
+        draft.indexes.append(f"CREATE INDEX ON {key['child']} ({', '.join(key['columns'])})")
+    keyed = (table for table in tables if table["key"] and _has_rows(connection, table["table"], table["key"]))
+    for table in islice(keyed, KEYS):
+        _lookup(draft, table, table["key"], "one_of")
+    draft.seen = [_told(table, keys) for table in tables[:20]]
+    draft.statements = list(_statements(connection))
+    return draft, sum(table["bytes"] + table["index_bytes"] for table in tables)
+
+
+def _has_rows(connection: Connection, table: str, columns: Sequence[str]) -> bool:
+    """Whether there is a row to look up by these columns, as far as one is found in good time."""
+    try:
+        with connection.transaction():
+            found = connection.execute(f"SELECT 1 FROM {table} WHERE {_known(columns)} LIMIT 1".encode())
+            return found.fetchone() is not None
+    except psycopg.Error:
+        return False
+
+
+def _known(columns: Sequence[str]) -> str:
+    return " AND ".join(f"{column} IS NOT NULL" for column in columns)
+
+
+def _indexed(table: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether an index begins with these columns, in any order."""
+    return any(set(index[: len(columns)]) == set(columns) for index in table["indexed"])
+
+
+def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how: str) -> None:
+    """A query for the rows with given values, and the values that there are."""
+    name = _name(f"{how}_{table['name']}", draft.queries)
+    given = [f"p{number}" for number, _ in enumerate(columns, 1)]
+    pairs = list(zip(columns, given, strict=True))
+    condition = " AND ".join(f"{column.replace('%', '%%')} = %({value})s" for column, value in pairs)
+    selected = ", ".join(f"{column} AS {value}" for column, value in pairs)
+    draft.queries[name] = f"SELECT * FROM {table['table'].replace('%', '%%')} WHERE {condition} LIMIT 100"
+    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_known(columns)} LIMIT :rows"
+
+
+def _name(wanted: str, taken: Mapping[str, Any]) -> str:
+    """A name for a query and its files, whatever a table may be called."""
+    plain = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:34] or "query"
+    return next(name for n in range(1, 100) if (name := plain if n == 1 else f"{plain}_{n}") not in taken)
+
+
+def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
+    refers = [f"{', '.join(k['columns'])} -> {k['parent']}" for k in keys if k["child"] == table["table"]]
+    size = f"about {table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
+    key = f"key {', '.join(table['key'])}" if table["key"] else "no primary key"
+    return "; ".join([f"{table['table']}: {size}", key, *refers])
+
+
+def _statements(connection: Connection) -> Iterator[str]:
+    """The slowest statements as comments; `$1` has to be replaced by a parameter before they can be used."""
+    try:
+        with connection.transaction():
+            found = between(None, snapshot(connection)).statements
+    except ServerError:
+        return  # not here, or not for this role
+    rows = [statement for statement in found if _LOAD.match(statement.text)][:STATEMENTS]
+    if rows:
+        yield "-- Where this database's time goes. To measure one: a file of its own, $1 replaced by %(name)s, and a"
+        yield "-- [[query]] with a source of parameters.\n"
+    for row in rows:
+        yield f"-- {row.calls:,} calls, {row.mean_ms:.1f} ms each, {row.total_ms / 1000:,.1f} s in all"
+        yield "\n".join(f"-- {line}" for line in visible(row.text).splitlines()) + "\n"
+
+
+def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
+    document = tomlkit.document()
+    _say(
+        document,
+        f"What perfkit found in {name}, and a first question to it.",
+        f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {quote(name)}",
+        "Every key: perfkit config reference",
+    )
+    document["title"] = f"{name.rpartition('/')[2]}: first look"
+    document["allow"] = [name]
+    document.add(tomlkit.nl())
+    _say(document, "Its tables, the largest first:", *draft.seen)
+    limit = DatabaseConfig.model_fields["copy_limit_mb"].default
+    database = tomlkit.table()
+    _say(
+        database,
+        "How the database is used. whole: a private copy in a PostgreSQL that perfkit starts; sample, generated:",
+        "parts of it, where it is large; clone: databases beside it; in-place: as it stands (perfkit allow --ddl).",
+    )
+    database["target"] = db
+    database["way"] = "whole" if size <= limit * 10**6 else "sample"
+    if not tls:
+        database["tls"] = False
+    document["database"] = database
+    document["parameters"] = {query: f"{query}.parameters.sql" for query in draft.parameters}
+    document["query"] = [{"name": query, "file": f"{query}.sql", "parameters": query} for query in draft.queries]
+    document["scenario"] = [scenario("alone", list(draft.queries), 1, 20), scenario("ten", list(draft.queries), 10, 5)]
+    after: dict[str, object] = {"title": "more memory for sorts and hashes", "settings": {"work_mem": "64MB"}}
+    if draft.indexes:  # else the setting is something to replace
+        after = {"title": "foreign keys indexed", "indexes": "indexes.sql"}
+    document["arm"] = [
+        {"name": "before", "role": "before"},
+        {"name": "control", "role": "control"},
+        {"name": "after", "role": "after", **after},
+    ]
+    return tomlkit.dumps(document)
+
+
+def _say(container: Any, *lines: str) -> None:
+    """Comments; a name from a database cannot end one."""
+    for line in lines:
+        container.add(tomlkit.comment(" ".join(visible(line).split())))

@@ -1,0 +1,371 @@
+"""Findings on memory, planning, JIT, triggers and workers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from perfkit.base.units import millis
+from perfkit.explain.accounting import GATHERS, Raw
+from perfkit.explain.candidates import quoted
+from perfkit.explain.findings.model import (
+    Finding,
+    FindingContext,
+    child,
+    counted,
+    inclusive,
+    memory,
+    percent,
+    rounded,
+    size,
+    took,
+    worth,
+)
+from perfkit.explain.plan import Node, number
+
+_PAGE_KB = 8
+_KEPT = frozenset({"Materialize", "CTE Scan", "WindowAgg", "Function Scan", "Table Function Scan"})
+_LARGEST_MULTIPLIER = 16  # more is better said as work_mem
+# Bytes that a row takes in memory beyond its data, as the server's sources allocate them: a sort's pointer and key
+# with the tuple's and the allocator's headers; a hash table's headers and two buckets; a group's entry, twice because
+# its array doubles, and its state of aggregation; a kept row's pointer and headers.
+_SORTED, _HASHED, _GROUPED, _STORED = 56, 48, 176, 40
+_MARGIN = 1.15
+_GROUP_GROWS = 4  # times the disk that narrow rows take in memory
+
+
+def sort_spill(look: FindingContext) -> Iterator[Finding]:
+    """Sorts that wrote their rows to disk."""
+    for node in look.plan.nodes:
+        if node.kind not in ("Sort", "Incremental Sort") or not (spilled := _spilled(node)):
+            continue
+        spent = node.exclusive_ms or 0.0
+        if not worth(look, spent):
+            continue
+        most, whole = max(spilled), sum(spilled)
+        rows = _input(node) * most * len(spilled) / whole
+        if node.kind == "Incremental Sort":  # its groups are sorted one by one, and nothing tells their rows
+            kb = most * _GROUP_GROWS
+        else:
+            kb = max(most * 1.5, most + rows * _SORTED / 1024) * _MARGIN
+        keys = ", ".join(node.texts("Sort Key"))
+        each = f" in {counted(len(spilled), 'process')}" if len(spilled) > 1 else ""
+        limited = any(above.kind == "Limit" for above in node.above())
+        index = f"Only the first rows are wanted: an index on ({keys}) would give them in order. " if limited else ""
+        yield _advised(
+            look,
+            "sort-spill",
+            node,
+            f"{counted(_input(node) * node.loops, 'row')} were sorted by {keys or 'their key'} with {size(whole)} on"
+            f" disk{each}, because they did not fit into work_mem ({size(memory(look.plan.settings))})"
+            f"{took(look, spent)}.",
+            kb,
+            index,
+            spent,
+        )
+
+
+def hash_batches(look: FindingContext) -> Iterator[Finding]:
+    """Hash tables, hashed groups and kept rows that were written to disk in part."""
+    looks = {"Hash": _hash_table, "Aggregate": _groups}
+    for node in look.plan.nodes:
+        rule = looks.get(node.kind) or (_stored if node.kind in _KEPT else None)
+        if rule and node.executed:
+            yield from rule(look, node)
+
+
+def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
+    """The build side of a hash join."""
+    join = node.parent
+    if join is None or (batches := _largest(node, "Hash Batches")) <= 1:
+        return
+    spent = (node.exclusive_ms or 0.0) + (join.exclusive_ms or 0.0)
+    if not worth(look, spent):
+        return
+    built = node.children[0] if node.children else node
+    shared = node.raw.get("Parallel Aware") is True  # one table, of all processes' memory
+    expected = built.estimated / (built.processes if shared else max(built.loops, 1.0))
+    rows = max(built.rows / max(1.0, built.processes if shared else built.loops), expected)
+    peak = _largest(node, "Peak Memory Usage")
+    needed = max(rows * (_aligned(built.value("Plan Width")) + _HASHED) / 1024, peak * batches / 2)
+    grown = batches > node.value("Original Hash Batches") > 0
+    text = (
+        f"The hash table of {counted(built.rows, 'row')} did not fit into memory, so that it and the rows that look"
+        f" into it went through disk in {counted(batches, 'batch').replace('batchs', 'batches')}"
+        f"{' (' + format(node.value('Original Hash Batches'), ',.0f') + ' were planned)' if grown else ''}"
+        f"{took(look, spent)}."
+    )
+    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
+
+
+def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
+    """A hashed aggregate."""
+    batches, disk = _largest(node, "HashAgg Batches"), _largest(node, "Disk Usage")
+    spent = node.exclusive_ms or 0.0
+    if batches <= 1 or not disk or not worth(look, spent):
+        return
+    found = node.value("Actual Rows") + node.value("Rows Removed by Filter")
+    rows = max(found, node.estimated / max(node.loops, 1.0))
+    needed = max(rows * (2 * _aligned(node.value("Plan Width")) + _GROUPED) / 1024, _largest(node, "Peak Memory Usage"))
+    keys = ", ".join(node.texts("Group Key"))
+    text = (
+        f"{counted(found * node.loops, 'group')} of {keys or 'the statement'} did not fit into memory:"
+        f" {size(disk)} went through disk in {counted(batches, 'part')}{took(look, spent)}."
+    )
+    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
+
+
+def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
+    """Rows kept to be read again; how much is told since 18, before that by the pages written."""
+    disk = _PAGE_KB * node.own.get("Temp Written Blocks", 0.0)
+    if node.text("Storage") == "Disk":
+        disk = max(disk, node.value("Maximum Storage"))
+    spent = node.exclusive_ms or 0.0
+    if not disk or node.text("Storage") == "Memory" or not worth(look, spent):
+        return
+    rows = max([below.value("Actual Rows") for below in node.children if below.relationship == "Outer"] or [0.0])
+    rows = rows or node.value("Actual Rows") + node.value("Rows Removed by Filter")
+    needed = disk / max(1.0, node.loops if node.kind == "WindowAgg" else 1.0) + rows * _STORED / 1024
+    text = (
+        f"{node.title} kept its {counted(rows, 'row')} with {size(disk)} on disk, because they did not fit into"
+        f" work_mem ({size(memory(look.plan.settings))}){took(look, spent)}."
+    )
+    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent)
+
+
+def _advised(
+    look: FindingContext, rule: str, node: Node, text: str, kb: float, first: str, spent: float, *, hashed: bool = False
+) -> Finding:
+    """A finding with the memory that would do; a hash may use work_mem times hash_mem_multiplier."""
+    now = memory(look.plan.settings)
+    times = max(1, math.ceil(kb / now))
+    setting, mb = f"work_mem = '{rounded(kb)}MB'", rounded(kb)
+    if hashed and times <= _LARGEST_MULTIPLIER:
+        setting, mb = f"hash_mem_multiplier = {times}", math.ceil(times * now / 1024)
+    if mb > look.limits.memory_mb:
+        advice = (
+            f"{first}In memory this takes about {size(kb)}, too much to give to a statement: fewer or narrower rows"
+            " should get here (a condition, a grouping or only the columns that are needed, earlier)."
+        )
+        return look.finding(rule, node, text, advice, ms=spent)
+    advice = (
+        f"{first}{size(mb * 1024.0)} would do; set it for this statement's session or role, not for the whole server,"
+        " for every operation in every process may use so much."
+    )
+    return look.finding(rule, node, text, advice, sql=f"SET {setting}", ms=spent)
+
+
+def _spilled(node: Node) -> list[float]:
+    """Of each process that sorted on disk, the kB there."""
+    found = []
+    for part in _parts(node):
+        kb = number(part, "Sort Space Used") if part.get("Sort Space Type") == "Disk" else 0.0
+        for groups in ("Full-sort Groups", "Pre-sorted Groups"):
+            space = part[groups].get("Sort Space Disk") if isinstance(part.get(groups), dict) else None
+            kb = max(kb, number(space, "Peak Sort Space Used") if isinstance(space, dict) else 0.0)
+        if kb:
+            found.append(kb)
+    return found
+
+
+def _input(node: Node) -> float:
+    """Rows that a process got at a time; a sort under LIMIT hands on fewer."""
+    below = child(node, "Outer")
+    return below.value("Actual Rows") if below else node.value("Actual Rows")
+
+
+def _parts(node: Node) -> list[Raw]:
+    """What the leader did, and each worker."""
+    workers = node.raw.get("Workers")
+    return [node.raw, *(w for w in (workers if isinstance(workers, list) else ()) if isinstance(w, dict))]
+
+
+def _largest(node: Node, key: str) -> float:
+    return max(number(part, key) for part in _parts(node))
+
+
+def _aligned(width: float) -> float:
+    return 8.0 * math.ceil(width / 8)
+
+
+# What costs time outside of the plan's nodes, and what kept the planner from its own choice.
+
+_NAME = re.compile(r'(?:(?:[a-z_][\w$]*|"(?:[^"]|"")+")\.)?(?:[a-z_][\w$]*|"(?:[^"]|"")+")')  # as regclass prints it
+_JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
+_MANY_JOINS, _MANY_PARTS = 6, 20  # planning time grows with each
+_OWN = (
+    "Its function runs once for each row: let it do less, skip rows with a WHEN condition, or handle all rows at once"
+    " in a statement-level trigger with a transition table."
+)
+_LOADED = (
+    "Each new row is looked up in the table that it refers to, which takes long: see whether that waits for locks or"
+    " reads from disk, and load large amounts before the foreign key is added."
+)
+_REFERRED = (
+    "Each changed row is looked up in the table that refers to it: see that its columns there are indexed and that few"
+    " rows refer to it, or change fewer rows at a time."
+)
+_FORCED_BY = {
+    "Seq Scan": "enable_seqscan",
+    "Index Scan": "enable_indexscan",
+    "Index Only Scan": "enable_indexonlyscan",
+    "Bitmap Heap Scan": "enable_bitmapscan",
+    "Tid Scan": "enable_tidscan",
+    "Nested Loop": "enable_nestloop",
+    "Hash Join": "enable_hashjoin",
+    "Merge Join": "enable_mergejoin",
+    "Sort": "enable_sort",
+    "Incremental Sort": "enable_incremental_sort",
+    "Materialize": "enable_material",
+    "Memoize": "enable_memoize",
+}
+
+
+def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
+    """Parallel parts that had to do with fewer workers than planned."""
+    for node in look.plan.nodes:
+        if node.kind not in GATHERS or not node.executed or "Workers Launched" not in node.raw:
+            continue
+        planned, launched = node.value("Workers Planned"), node.value("Workers Launched")
+        spent = inclusive(node)
+        if launched >= planned or (look.plan.timed and spent < look.limits.workers_share * look.plan.execution_ms):
+            continue
+        if not worth(look, lost := spent * (planned - launched) / (planned + 1)):
+            continue
+        allowed = look.plan.settings.get("max_parallel_workers", "")
+        short = bool(re.fullmatch(r"[0-9]{1,9}", allowed)) and int(allowed) < planned
+        yield look.finding(
+            "workers-not-launched",
+            node,
+            f"{node.name} planned {counted(planned, 'worker')} and got {launched:,.0f}, so that fewer processes shared"
+            f" the work below it{took(look, spent)}.",
+            f"max_parallel_workers is {allowed}; let it be at least {planned:.0f}."
+            if short
+            else "All workers were taken by other statements: raise max_parallel_workers (and max_worker_processes),"
+            " or lower max_parallel_workers_per_gather, so that one statement plans for fewer.",
+            sql=f"SET max_parallel_workers = {planned:.0f}" if short else "",
+            ms=lost,
+        )
+
+
+def jit_share(look: FindingContext) -> Iterator[Finding]:
+    """Compiling expressions took a large part of the execution."""
+    plan, limits = look.plan, look.limits
+    if not plan.jit_ms:
+        return
+    spent = plan.jit_ms / max(node.processes for node in plan.nodes)  # each process compiles for itself, all are summed
+    if spent < limits.jit_ms or spent < limits.jit_share * plan.execution_ms:
+        return
+    jit = plan.document.get("JIT")
+    functions = number(jit, "Functions") if isinstance(jit, dict) else 0.0
+    cost = plan.root.value("Total Cost")
+    yield look.finding(
+        "jit-share",
+        None,
+        f"Compiling {counted(functions, 'expression')} to machine code (JIT) took {millis(spent)}"
+        f" ({percent(min(1.0, spent / max(plan.execution_ms, spent)))} of the execution) and did not pay.",
+        f"Turn it off for this statement's session or role, or raise jit_above_cost above this plan's {cost:,.0f}.",
+        sql="SET jit = off",
+        ms=spent,
+    )
+
+
+def trigger_time(look: FindingContext) -> Iterator[Finding]:
+    """Triggers that took a large part of the execution."""
+    plan = look.plan
+    for trigger in plan.triggers:
+        spent, calls = number(trigger, "Time"), number(trigger, "Calls")
+        if not spent or spent < look.limits.trigger_share * plan.execution_ms or not worth(look, spent):
+            continue
+        name, constraint, relation = (
+            str(trigger.get(key) or "") for key in ("Trigger Name", "Constraint Name", "Relation")
+        )
+        key = bool(constraint) and name.startswith("RI_ConstraintTrigger_")
+        advice, sql = _foreign_key(look, name, constraint, relation, spent / max(calls, 1.0)) if key else (_OWN, "")
+        if not advice:
+            continue
+        yield look.finding(
+            "trigger-time",
+            None,
+            f"{f'The foreign key {constraint} was checked' if key else f'The trigger {name} ran'} for {relation}"
+            f" {counted(calls, 'time')}{took(look, spent)}.",
+            advice,
+            sql=sql,
+            ms=spent,
+        )
+
+
+def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
+    """What makes its check faster; nothing where it is as fast as checks are, `each` of them in ms."""
+    if name.startswith("RI_ConstraintTrigger_c"):  # on the table that refers to another, which has a unique index
+        return (_LOADED if each >= look.limits.trigger_call_ms else ""), ""
+    tables = [table for table in look.facts.tables if table.name == relation]
+    reference = next((r for table in tables for r in table.referenced_by if r.constraint == constraint), None)
+    if reference and not reference.indexed:
+        columns = ", ".join(reference.columns)
+        where = reference.table if _NAME.fullmatch(reference.table) else quoted(reference.table)
+        return (
+            f"{reference.table} has no index that begins with {columns}: for each row all of it is read.",
+            f"CREATE INDEX ON {where} ({', '.join(quoted(column) for column in reference.columns)})",
+        )
+    return (_REFERRED if each >= look.limits.trigger_call_ms else ""), ""
+
+
+def planning_share(look: FindingContext) -> Iterator[Finding]:
+    """Planning took longer than the execution."""
+    plan, limits = look.plan, look.limits
+    spent, whole = plan.planning_ms, plan.planning_ms + plan.execution_ms
+    if not plan.analyzed or spent < limits.planning_ms or spent < limits.planning_share * whole:
+        return
+    joins = sum(node.kind in _JOINS for node in plan.nodes)
+    parts = max(_overhead_parts(node) for node in plan.nodes)
+    reasons, advice = [], "Prepare the statement once for a connection and execute it often, so that its plan is kept."
+    if parts >= _MANY_PARTS:
+        reasons.append(counted(parts, "partition"))
+        advice = "Have fewer, larger partitions, or name the partition key's values in the condition. " + advice
+    if joins >= _MANY_JOINS:
+        reasons.append(counted(joins, "join"))
+        advice = (
+            "Join fewer tables at once, or write explicit JOINs in a good order and set join_collapse_limit lower. "
+            + advice
+        )
+    why = f" of {' and '.join(reasons)}" if reasons else ""
+    yield look.finding(
+        "planning-share",
+        None,
+        f"Planning{why} took {millis(spent)}, {percent(spent / whole)} of planning and execution together"
+        f" ({millis(plan.execution_ms)} to execute).",
+        advice,
+        ms=spent,
+    )
+
+
+def planner_setting(look: FindingContext) -> Iterator[Finding]:
+    """The planner was not free to choose: an enable_ setting is off."""
+    off = {
+        name for name, value in look.plan.settings.items() if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
+    }
+    disabled = [node for node in look.plan.nodes if (off or "Disabled" in node.raw) and node.disabled]
+    names = sorted(off or {_FORCED_BY[node.kind] for node in disabled if node.kind in _FORCED_BY})
+    if not names and not disabled:
+        return
+    first = disabled[0] if disabled else None
+    listed = ", ".join(names) or "what allows it"
+    forced = f"; nothing else was possible for {first.title}, which is used all the same" if first else ""
+    yield look.finding(
+        "planner-setting",
+        first,
+        f"The planner was not free in its choice: {listed} {'are' if len(names) > 1 else 'is'} off{forced}.",
+        "Plan it without; where the setting comes from ALTER ROLE, ALTER DATABASE or the configuration, remove it"
+        " there.",
+        sql=";\n".join(f"RESET {name}" for name in names),
+        ms=0.0,
+    )
+
+
+def _overhead_parts(node: Node) -> float:
+    """Partitions that a node reads, with those that were left out."""
+    if node.kind not in ("Append", "Merge Append"):
+        return 0
+    return len(node.children) + node.value("Subplans Removed")

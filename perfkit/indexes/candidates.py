@@ -1,0 +1,380 @@
+"""Indexes that might help a workload, derived from its plans and foreign keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from perfkit.explain.candidates import (
+    Predicate,
+    alternatives,
+    columns_in,
+    distinct,
+    predicates,
+    quoted,
+    squeezed,
+    unquoted,
+)
+from perfkit.explain.facts import Index, TableFacts
+from perfkit.explain.findings.blocked import blocks
+from perfkit.explain.findings.model import FindingContext, column_of, conditions, home, plain, usable
+from perfkit.explain.findings.scans import walks
+from perfkit.explain.plan import Node
+from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A foreign key without an index on its side."""
+
+    parent: tuple[str, str]  # schema and name
+    parent_columns: tuple[str, ...]
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    pages: float
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns as an index has them."""
+        return tuple(map(quoted, self.columns))
+
+
+def references(connection: Connection) -> list[Reference]:
+    """Every foreign key of the database that no index serves."""
+    return [
+        Reference(
+            (row["parent_schema"], row["parent"]),
+            tuple(row["parent_columns"]),
+            row["schema"],
+            row["table_name"],
+            tuple(row["columns"]),
+            float(row["pages"]),
+        )
+        for row in catalog.rows(connection, "referencing")
+    ]
+
+
+def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> dict[Reference, tuple[str, float]]:
+    """The foreign keys that a statement makes the server check: the check as a query, and for how many rows."""
+    found = {}
+    for node in look.plan.nodes:
+        if node.kind != "ModifyTable" or node.text("Operation") not in ("Delete", "Update"):
+            continue
+        changed = _set(text) if node.text("Operation") == "Update" else None
+        for reference in pointing:
+            same = reference.parent == (node.text("Schema"), node.text("Relation Name"))
+            if same and (changed is None or changed & set(reference.parent_columns)):
+                found[reference] = _check(reference), max(1.0, _rows(look, node))
+    return found
+
+
+def _check(reference: Reference) -> str:
+    """What the server asks for each row, with a key that is there."""
+    schema, parent = map(quoted, reference.parent)
+    pairs = zip(reference.keys, map(quoted, reference.parent_columns), strict=True)
+    same = " AND ".join(f"x.{own} = (SELECT p.{key} FROM {schema}.{parent} p LIMIT 1)" for own, key in pairs)
+    return f"SELECT 1 FROM {quoted(reference.schema)}.{quoted(reference.table)} x WHERE {same}"
+
+
+def _rows(look: FindingContext, node: Node) -> float:
+    below = node.children[0] if node.children else node
+    return below.rows if look.plan.analyzed else below.estimated
+
+
+def _set(text: str) -> set[str]:
+    """The columns that an UPDATE sets; none where it cannot be read."""
+    try:
+        parsed = sqlglot.parse_one(text, read="postgres")
+    except SqlglotError:
+        return set()
+    targets = (e.this for update in parsed.find_all(exp.Update) for e in update.expressions if isinstance(e, exp.EQ))
+    return {target.name for target in targets if isinstance(target, exp.Column)}
+
+
+# Which indexes could serve a statement: read from its plan's conditions, joins, orders and the columns it needs.
+
+SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
+TINY = 16.0  # pages that are read as quickly as an index is searched
+INCLUDED = 3  # more columns than these are no narrow list
+_WIDE = ("json", "jsonb", "bytea", "xml", "tsvector")
+_JOINS = ("Hash Cond", "Merge Cond", "Join Filter")
+_FEW_VALUES = 50.0  # a literal compared with a column of more is one of many, not what a partial index is for
+_LITERAL = re.compile(r"('(?:[^']|'')*')::text\b")
+Share = Callable[[str, str, str], float]  # of a table's rows (schema, name) that meet a condition, as planned
+
+
+@dataclass(frozen=True, slots=True)
+class IndexDesign:
+    """An index that could be: `keys` as SQL writes them, `where` the condition of a partial one."""
+
+    schema: str
+    table: str
+    keys: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        """What it would be called, if nothing else is."""
+        words = ["idx", self.table, *(_word(key) for key in self.keys)]
+        words += ["incl", *map(_word, self.include)] if self.include else []
+        words += ["where", _word(self.where)] if self.where else []
+        return "_".join(words).lower().encode()[:60].decode(errors="ignore").rstrip("_")
+
+    @property
+    def on(self) -> str:
+        """The table as SQL writes it."""
+        schema = f"{quoted(self.schema)}." if self.schema not in ("", "public") else ""
+        return schema + quoted(self.table)
+
+    @property
+    def title(self) -> str:
+        """`orders (customer_id, placed_at) WHERE status = 'open'`."""
+        include = f" INCLUDE ({', '.join(map(quoted, self.include))})" if self.include else ""
+        where = f" WHERE {self.where}" if self.where else ""
+        return f"{self.on} ({', '.join(self.keys)}){include}{where}"
+
+    def statement(self, name: str) -> str:
+        """The CREATE INDEX."""
+        return f"CREATE INDEX {quoted(name)} ON {self.title}"
+
+    @property
+    def expressive(self) -> bool:
+        """Whether a key is an expression, which has statistics of its own only after ANALYZE."""
+        return any("(" in key for key in self.keys)
+
+    def begins(self, other: IndexDesign) -> bool:
+        """Whether `other` can do all that this can: the same keys first, the same rows, the same columns held."""
+        same = (self.schema, self.table, self.where) == (other.schema, other.table, other.where)
+        held = {*other.keys, *map(quoted, other.include)}
+        return same and other.keys[: len(self.keys)] == self.keys and {*map(quoted, self.include)} <= held
+
+    def covered_by(self, index: Index) -> bool:
+        """Whether an index that is there can do all that this can."""
+        held = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
+        there = IndexDesign(self.schema, self.table, index.keys, tuple(name.strip('"') for name in held if name), "")
+        same = squeezed(index.predicate) == squeezed(self.where)
+        return index.valid and index.method == "btree" and same and replace(self, where="").begins(there)
+
+
+Move = tuple[IndexDesign, ...]  # tried together: an OR needs an index for each of its parts
+
+
+def derive(look: FindingContext, variable: frozenset[tuple[str, str]], share: Share) -> list[Move]:
+    """Every index that might serve a plan, those likely best first.
+
+    `variable` are the conditions, by alias and column, whose values change from call to call.
+    """
+    found: list[Move] = []
+    for node in look.plan.nodes:
+        table = look.facts.of(node)
+        if node.kind in SCANS and table and not table.schema.startswith("pg_") and not _tiny(node, table):
+            found += _of_scan(look, node, table, variable, share)
+    return list(dict.fromkeys(found))
+
+
+def _tiny(node: Node, table: TableFacts) -> bool:
+    """Whether a table is read once and as quickly as an index on it, by whatever the planner's costs say."""
+    repeated = any(above.kind == "Nested Loop" or above.relationship == "SubPlan" for above in (node, *node.above()))
+    return table.size is not None and table.size <= TINY and not table.parent and not repeated
+
+
+def _of_scan(
+    look: FindingContext, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
+) -> Iterator[Move]:
+    alias = node.text("Alias")
+    own = _unique(conditions(look, node, "Filter", "Index Cond", "Recheck Cond"))
+    where = home(look, node)
+    fixed = [key for p in own if not p.joined and p.equality and (key := _key(look, node, p))]
+    ranges = [key for p in own if not p.joined and not p.equality and (key := _key(look, node, p))]
+    joined = [quoted(column_of(p, table)) for p in usable([*own, *_joined(look, node)], table)
+              if p.joined and p.equality]  # fmt: skip
+    order = [key for key in wanted(look, node) if key.split(" ")[0] not in fixed]
+    orders = dict.fromkeys([tuple(order), *_walked(node, table, fixed)])
+    tails = [keys for keys in orders if keys] + [(key,) for key in dict.fromkeys(ranges) if key not in fixed]
+    needed = _needed(look, node, alias)
+    for base in _bases(table, fixed, joined):
+        for tail in tails or [()]:
+            yield from _with_included(where, (*base, *(key for key in tail if key not in base)), needed, table)
+    for keys in _smaller(table, list(dict.fromkeys([*joined, *fixed])), tails):
+        yield (IndexDesign(*where, keys),)
+    for few in _few(look, node, own, variable, share):
+        columns = {_key(look, node, p) for p in few}
+        condition = " AND ".join(_pretty(plain(p.text, alias)) for p in few)
+        for base in _bases(table, [key for key in fixed if key not in columns], joined):
+            for tail in tails or [()]:
+                keys = (*base, *(key for key in tail if key not in base and key not in columns))
+                keys = keys or tuple(quoted(p.column) for p in few[:1])
+                rest = needed - {p.column for p in few} if needed is not None else None
+                for (design,) in _with_included(where, keys, rest, table):
+                    yield (replace(design, where=condition),)
+    for p in own:
+        yield from _either(look, node, p, table)
+
+
+def _bases(table: TableFacts, fixed: Sequence[str], joined: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The columns that are fixed to a value, the most selective first; with those of joins, and without."""
+    for keys in (dict.fromkeys([*joined, *fixed]), dict.fromkeys(fixed)) if joined else (dict.fromkeys(fixed),):
+        yield tuple(sorted(keys, key=lambda key: -distinct(table, key.strip('"'))))
+
+
+def _smaller(table: TableFacts, fixed: Sequence[str], tails: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Fewer columns, which may find nearly as few rows: an index of few distinct entries is much smaller."""
+    several = len(fixed) + len(tails) > 1
+    counts = {key: distinct(table, key.strip('"')) for key in fixed}
+    for key in sorted(fixed, key=lambda key: -counts[key]) if several else ():
+        if counts[key] >= _FEW_VALUES or len(fixed) == 1:
+            yield (key,)
+            yield from ((key, *(k for k in tail if k != key)) for tail in tails if len(fixed) > 1)
+    if fixed and tails:
+        yield tuple(sorted(fixed, key=lambda key: -counts[key]))
+        yield from (tail for tail in tails if len(tail) == 1)
+
+
+def _with_included(
+    where: tuple[str, str], keys: tuple[str, ...], needed: frozenset[str] | None, table: TableFacts
+) -> Iterator[Move]:
+    """The index, and the same with the few columns that would spare looking into the table."""
+    if not keys:
+        return
+    yield (IndexDesign(*where, keys),)
+    rest = sorted(needed - {key.split(" ")[0].strip('"') for key in keys}) if needed is not None else []
+    types = [column.type for name in rest if (column := table.column(name))]
+    if rest and len(rest) <= INCLUDED and len(types) == len(rest) and not any(t.startswith(_WIDE) for t in types):
+        yield (IndexDesign(*where, keys, include=tuple(rest)),)
+        yield (IndexDesign(*where, (*keys, *map(quoted, rest))),)  # whose equal entries are stored once
+
+
+def _key(look: FindingContext, node: Node, p: Predicate) -> str:
+    """What an index that serves a condition has as its key; "" where none would."""
+    table = look.facts.of(node)
+    if usable([p], table):
+        return quoted(column_of(p, table)) + (" text_pattern_ops" if p.prefix else "")
+    block = blocks(look, node, p)
+    return _LITERAL.sub(r"\1", block.key) if block and not block.rewrite else ""
+
+
+def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
+    """The conditions by which joins above a scan compare its columns with those of other tables."""
+    table, alias = look.facts.of(node), node.text("Alias")
+    names = frozenset(column.name for column in table.columns) if table else None
+    for above in node.above():
+        for text in (text for key in _JOINS for text in above.texts(key)):
+            yield from (p for p in predicates(text, alias, names) if p.joined)
+
+
+def wanted(look: FindingContext, node: Node) -> tuple[str, ...]:
+    """The keys of the order in which a table's first rows are wanted: of ORDER BY ... LIMIT, or min() and max()."""
+    alias, table = re.escape(node.text("Alias")), look.facts.of(node)
+    for above in node.above():
+        if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.text("Alias"))):
+            return keys
+        if above.kind == "Aggregate" and above.text("Strategy") == "Plain":
+            outputs = [re.fullmatch(rf"\(?(?:min|max)\((?:PARTIAL )?(?:{alias}\.)?(\w+)\)\)?", text)
+                       for text in above.texts("Output")]  # fmt: skip
+            columns = {found[1] for found in outputs if found}
+            known = len(columns) == 1 and all(outputs) and table is not None and table.column(*columns)
+            return tuple(map(quoted, columns)) if known else ()
+    return ()
+
+
+def _walked(node: Node, table: TableFacts, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The order for which a plan walks an index until a LIMIT has enough: its first key, or all that it has.
+
+    No Sort tells it, and how many of the keys the statement asks for stands in no plan.
+    """
+    index = next((i for i in table.indexes if i.name == node.text("Index Name")), None)
+    if index and walks(node):
+        keys = tuple(key for key in index.keys if key not in fixed)
+        yield keys[:1]
+        if " DESC" not in index.definition and " NULLS " not in index.definition:
+            yield keys
+
+
+def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
+    top = next((above for above in sort.above() if above.kind not in ("Gather Merge", "LockRows", "Result")), None)
+    if top is None or top.kind != "Limit":
+        return ()
+    keys = [plain(key, alias) for key in sort.texts("Sort Key")]
+    plain_ones = [re.fullmatch(r'(\w+|"(?:[^"]|"")*")( DESC)?', key) for key in keys]
+    if not all(plain_ones) or any(key == before for key, before in zip(keys, sort.texts("Sort Key"), strict=True)):
+        return ()  # of another table, or calculated
+    downward = {bool(found[2]) for found in plain_ones if found}
+    return tuple(found[1] + (found[2] or "" if len(downward) > 1 else "") for found in plain_ones if found)
+
+
+def _needed(look: FindingContext, node: Node, alias: str) -> frozenset[str] | None:
+    """The table's columns that the statement reads; None where it reads whole rows, or writes.
+
+    A scan below another node may give out columns that nobody asked for, so that its own output says nothing.
+    """
+    texts = [text for key in ("Filter", "Index Cond", "Recheck Cond") for text in node.texts(key)]
+    texts += node.texts("Output") if node.parent is None else []
+    for other in look.plan.nodes:
+        if other.kind in ("ModifyTable", "LockRows"):
+            return None
+        if other is not node and other.kind not in SCANS:
+            texts += [text for key in other.raw for text in other.texts(key)]
+        elif other is not node:  # a condition there may compare with this table
+            texts += [text for key in ("Filter", "Index Cond") for text in other.texts(key)]
+    whole = re.compile(rf"(?<![\w.]){re.escape(quoted(alias))}\.\*")
+    if any(whole.search(unquoted(text)) for text in texts):
+        return None
+    table = look.facts.of(node)
+    names = frozenset(column.name for column in table.columns) if table else frozenset()
+    return frozenset().union(*(columns_in(text, alias, names) for text in texts))
+
+
+def _few(
+    look: FindingContext, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
+) -> Iterator[tuple[Predicate, ...]]:
+    """Conditions on constants that few rows meet, alone and together: those of a partial index."""
+    table, alias = look.facts.of(node), node.text("Alias")
+    rare = []
+    for p in own:
+        if not table or p.joined or not p.column or (alias, p.column) in variable or "$" in p.value:
+            continue
+        named = p.operator in ("=", "<>") and 0 < distinct(table, p.column) <= _FEW_VALUES and p.value[:1] == "'"
+        if not (named or p.operator in ("IS NULL", "IS NOT NULL", "IS TRUE", "IS FALSE")):
+            continue
+        if share(*home(look, node), _pretty(plain(p.text, alias))) <= RARE:
+            rare.append(p)
+    yield from ((p,) for p in rare)
+    if len(rare) > 1:
+        yield tuple(rare)
+
+
+RARE = 0.2  # of a table's rows, at most, for a partial index: with more it is hardly smaller than a whole one
+
+
+def _either(look: FindingContext, node: Node, predicate: Predicate, table: TableFacts) -> Iterator[Move]:
+    """An index for each part of an OR, to be tried together."""
+    names = frozenset(column.name for column in table.columns)
+    parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
+    keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
+    if keys and all(keys):
+        yield tuple(dict.fromkeys(IndexDesign(*home(look, node), (key,)) for key in keys))
+
+
+def _unique(found: Sequence[Predicate]) -> list[Predicate]:
+    return list(dict.fromkeys(found))
+
+
+def _pretty(condition: str) -> str:
+    """A condition as a person would write it."""
+    inner = condition[1:-1] if condition.startswith("(") and condition.endswith(")") else condition
+    balanced = inner.count("(") == inner.count(")") and inner.find(")") >= inner.find("(")
+    return _LITERAL.sub(r"\1", inner if balanced else condition)
+
+
+def _word(key: str) -> str:
+    """The words of a key, for a name."""
+    key = re.sub(r"::\w+|\b\w+_ops\b|'[^']*'", lambda m: m[0][1:-1] if m[0][0] == "'" else "", key)
+    return re.sub(r"\W+", "_", key).strip("_")

@@ -1,0 +1,287 @@
+"""An index lab from start to end: ablation, search, and its confirmation by rounds that the search did not see.
+
+<folder>/lab.json         what was measured with which sets, and what was chosen; written as it goes
+<folder>/ablation         the bundle of no index, each alone, all but one, and all
+<folder>/confirmation-1   the bundle of the chosen set against all, and the next ones where that did not hold
+<folder>/sets             SQL files that the runs read
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perfkit.base.bundle import write_atomically
+from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, redact_home
+from perfkit.base.process import alone
+from perfkit.config import Arm, Config
+from perfkit.explain.capture import Parameters
+from perfkit.explain.plan import read_plan
+from perfkit.indexes import designs
+from perfkit.indexes.advice import Advice
+from perfkit.indexes.designs import (
+    ADVISED,
+    ALL,
+    CHOSEN,
+    MORE,
+    NONE,
+    LabDesign,
+    Sets,
+    Writes,
+    ablation,
+    require_unique_names,
+    workload,
+)
+from perfkit.indexes.designs import design as design_writes
+from perfkit.indexes.lab_results import FORMAT, Lab, read, write_cost
+from perfkit.indexes.use import ask, judge
+from perfkit.postgres import catalog, databases
+from perfkit.postgres.databases import Database
+from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.guards import Audit, Permission
+from perfkit.postgres.index_sets import IndexSet
+from perfkit.runs.arms import Workbench
+from perfkit.runs.experiment import measure, staged
+from perfkit.runs.selection import RunSpec, Selection
+from perfkit.runs.targets import admitted
+
+TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
+AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
+PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
+Say = Callable[[str], None]
+Advise = Callable[[Database, Mapping[str, tuple[str, Parameters]], Say], Advice]  # for queries with their parameters
+
+
+@dataclass(frozen=True, slots=True)
+class LabSpec:
+    """What a lab is asked: `margin` is the slowdown that does not matter, `budget` the bytes that may be kept."""
+
+    settings: Config
+    indexes: IndexSet
+    options: RunSpec
+    margin: float
+    budget: float = math.inf
+    advised: str = ""  # another set to compare, as SQL
+    reads: bool = True  # else only what the indexes cost
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        require_unique_names(self.indexes)
+        if not 0 < self.margin < 1:
+            raise UsageError(f"margin = {self.margin:g}; expected a share over 0 and under 1, as 0.05")
+        if self.budget <= 0:
+            raise UsageError(f"budget = {self.budget / 1024 / 1024:g} MB; expected more than 0")
+
+
+def ablate(asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
+    """Run a lab into a new folder. Whatever happens, what was measured stays readable.
+
+    `advise` finds the set to compare with where `asked.advised` is AUTO.
+
+    Raises PerfkitError as `measure` does; UsageError for what cannot be looked at.
+    """
+    record = {"format": FORMAT, "status": "running", **_described(asked)}
+
+    def keep(**values: Any) -> None:
+        record.update(values)
+        write_atomically(folder / "lab.json", json.dumps(record, indent=1, ensure_ascii=False))
+
+    try:
+        with ExitStack() as stack:
+            bench = _opened(stack, asked, folder, permission, advise, say)
+            keep(writes=[asdict(w) for w in bench.design.writes.writes], lacking=bench.design.writes.lacking)
+            _measured(bench, asked, keep)
+        keep(status="complete")
+    except (KeyboardInterrupt, Interrupted):
+        keep(status="interrupted", message="stopped by the user")
+        again = f"perfkit indexes ablate --bundle {folder}"
+        raise Interrupted(f"stopped; what was measured so far is in {folder}: {again}") from None
+    except BaseException as error:
+        said = str(error) if isinstance(error, PerfkitError) else f"{type(error).__name__}: {error}"
+        keep(status="failed", message=redact_home(said))
+        raise
+    return read(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Where a lab's runs take place."""
+
+    design: LabDesign
+    stage: Workbench
+    base: Database
+    options: RunSpec
+    folder: Path
+    permission: Permission
+    say: Say
+
+    @property
+    def lab(self) -> Lab:
+        """What was found so far."""
+        return Lab(self.folder, json.loads((self.folder / "lab.json").read_bytes()))
+
+    def run(self, name: str, sets: Sets, baseline: str, written: Sequence[str], seed: int, more: int = 1) -> None:
+        """One run of these sets into a bundle of this name."""
+        config = self.design.config(sets, baseline, written, more)
+        options = replace(self.options, seed=self.options.seed + seed)
+        targets = admitted(config, config.arm, self.permission)
+        measure(
+            Selection(config, options),
+            self.folder / name,
+            lambda text: self.say(text and f"{name}, {text}"),
+            targets,
+            self.stage,
+        )
+
+
+def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> _Bench:
+    """The server with its data, and the runs' design for it."""
+    settings, database = asked.settings, asked.settings.database
+    if database is None or database.way == "in-place":
+        raise UsageError(f"{settings.title}: in place, indexes cannot be compared side by side; expected another 'way'")
+    if asked.reads and not settings.query:
+        raise UsageError(f"{settings.title}: no [[query]]; expected the queries that the indexes are for")
+    seconds = 0.15 if settings.profiles.get(asked.options.profile, 0) <= 6 else 0.5
+    shared = settings.model_copy(update={"margin": asked.margin, "query": settings.query if asked.reads else ()})
+    bare = LabDesign(shared, folder / "sets", asked.indexes, Writes(), seconds, asked.advised)
+    sets = _sets(asked)
+    bare.write()
+    config = bare.config(sets, NONE)
+    chosen = Selection(config, asked.options)
+    targets = admitted(config, [*config.arm, Arm(name=CHOSEN, role="after")], permission)
+    stack.enter_context(alone(say))
+    stage = stack.enter_context(staged(chosen, targets, Audit(folder / "audit.jsonl"), say))
+    say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
+    base = stage.base(chosen.scale)
+    assert base
+    _require_room(base, len(sets))
+    if base.site.foreign:
+        writes = Writes(
+            lacking=("writes: not measured beside a database of yours, only on servers that perfkit starts",)
+        )
+    else:
+        writes = design_writes(base.site, base.name, asked.indexes.indexes)
+    advised = _advised(asked, base, advise, say) if asked.advised == AUTO and asked.reads else asked.advised
+    design = replace(bare, writes=writes, advised=advised)
+    design.write()
+    return _Bench(design, stage, base, asked.options, folder, permission, say)
+
+
+def _advised(asked: LabSpec, base: Database, advise: Advise, say: Say) -> str:
+    """What perfkit itself would build for these queries, knowing nothing of the set."""
+    queries = workload(asked.settings, base, asked.options.seed)
+    advice = advise(base, queries, lambda text: say(f"advice, {text}"))
+    return advice.sql if advice.proposals else ""
+
+
+def _sets(asked: LabSpec) -> dict[str, list[str]]:
+    found = ablation(asked.indexes)
+    return found if asked.reads else {arm: names for arm, names in found.items() if not arm.startswith("without-")}
+
+
+def _measured(bench: _Bench, asked: LabSpec, keep: Callable[..., None]) -> None:
+    """The runs, each into its bundle, and what was chosen after each."""
+    sets = _sets(asked)
+    keep(ablation=sets, advised=bench.design.advised)
+    bench.run("ablation", sets, NONE, [arm for arm in sets if not arm.startswith("without-")], 0)
+    everything = next(arm for arm in bench.stage.config.arm if arm.name == ALL)
+    keep(overhead=_overhead(bench.stage, everything))
+    keep(remarks=_remarks(bench, everything))
+    keep(wear=write_cost(bench.stage, bench.base, bench.design, bench.say))
+    if not asked.reads:
+        return
+    found = bench.lab.measured
+    kept = designs.choose(found, asked.margin, asked.budget)
+    tried: list[dict[str, Any]] = []
+    for number in range(1, TRIES + 1):
+        sets = _confirming(asked, kept, bench.design.advised)
+        tried.append({"name": f"confirmation-{number}", "sets": sets})
+        keep(kept=kept)
+        written = [arm for arm in (ALL, CHOSEN, ADVISED) if arm in sets]
+        bench.run(f"confirmation-{number}", sets, ALL, written, number, MORE)
+        keep(confirmations=tried)
+        after = _next(bench.lab, kept, found, asked)
+        if after is None or after in [own["sets"][CHOSEN] for own in tried]:
+            return
+        kept = after
+
+
+def _confirming(asked: LabSpec, kept: Sequence[str], advised: str) -> dict[str, list[str]]:
+    """All indexes, the chosen ones, and those without each of them."""
+    names = [index.name for index in asked.indexes.indexes]
+    sets = {ALL: names, CHOSEN: list(kept)}
+    if 1 < len(kept) <= PRUNED:
+        sets |= {f"chosen-without-{names.index(name) + 1}": [n for n in kept if n != name] for name in kept}
+    return sets | ({ADVISED: []} if advised else {})
+
+
+def _next(lab: Lab, kept: Sequence[str], found: designs.MeasuredSets, asked: LabSpec) -> list[str] | None:
+    """The set to try next: one index more where queries became slower, one fewer where nothing misses it."""
+    names = list(found.alone)
+    if slower := lab.slower:
+        more = designs.helper(found, kept, [c.item for c in slower], asked.budget)
+        return [name for name in names if name in (*kept, more)] if more else None
+    spare = [name for name, own in lab.needs.items() if own and all(designs.within(c, asked.margin) for c in own)]
+    if not spare:
+        return None
+    least = max(spare, key=found.bytes.__getitem__)
+    return [name for name in kept if name != least]
+
+
+def _overhead(stage: Workbench, everything: Arm) -> Mapping[str, float]:
+    """By index, the share of a row's bytes that an insert is expected to add to it."""
+    place, _ = stage.prepare(everything)
+    assert place
+    with databases.connected(place.site, place.name) as connection:
+        return {row["name"]: row["share"] for row in catalog.rows(connection, "index_overhead")}
+
+
+def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
+    """What the catalogue says of the set's indexes and tables, all of them being there and used as they were."""
+    place, _ = bench.stage.prepare(everything)
+    assert place
+    found, scans = ask(place.site, place.name), bench.lab.scans
+    plans = [read_plan(document) for document in bench.lab.plans]
+    facts = replace(found, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in found.indexes))
+    tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
+    said = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]
+    return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in said if r.kind != "unused"]
+
+
+def _require_room(base: Database, sets: int) -> None:
+    """Refuse what would fill the disk: every set is a database, and so is what its rounds are measured on."""
+    if not isinstance(base.site, EmbeddedServer):
+        return
+    folder = base.site.data_dir
+    with databases.connected(base.site, base.name) as connection:
+        row = connection.execute("SELECT pg_database_size(current_database()) AS bytes").fetchone() or {"bytes": 0}
+    needed, free = int(row["bytes"] * (sets + 1) * 2.5), shutil.disk_usage(folder).free
+    if needed > free:
+        expected = f"{needed // 10**6:,} MB for {sets} sets of indexes, each on copies of this data"
+        raise ServerError(
+            f"{folder}: {free // 10**6:,} MB are free; expected {expected}: a smaller --scale, or PERFKIT_HOME on a "
+            "larger disk"
+        )
+
+
+def _described(asked: LabSpec) -> dict[str, Any]:
+    options = asked.options
+    return {
+        "title": asked.settings.title,
+        "command": asked.command,
+        "parameters": {"profile": options.profile, "scale": options.scale, "seed": options.seed},
+        "margin": asked.margin,
+        "budget": None if math.isinf(asked.budget) else asked.budget,
+        "indexes": [
+            {"name": i.name, "table": i.table, "sql": i.sql(concurrently=True, if_not_exists=True), "keys": i.keys}
+            for i in asked.indexes.indexes
+        ],
+        "baseline": asked.settings.baseline().name,
+        "claims": [claim.model_dump(mode="json") for claim in asked.settings.claim],
+    }

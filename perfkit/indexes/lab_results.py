@@ -1,0 +1,453 @@
+"""Results of an index lab: the value and the write cost of each index, and claims on them.
+
+Counted by the server on a clone of each arm, one arm after the other; time plays no part in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from psycopg import sql
+
+from perfkit.analysis.analysis import analyse
+from perfkit.analysis.caveats import circumstances
+from perfkit.analysis.claims import Judged, MeasuredClaim, judge
+from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
+from perfkit.base.bundle import FLOOR, Bundle, read_object, reading
+from perfkit.base.stats import Interval, Verdict
+from perfkit.explain.candidates import quoted
+from perfkit.indexes.designs import ADVISED, ALL, CHOSEN, CONTROL, NONE, LabDesign, MeasuredSets, Write, within, worse
+from perfkit.postgres import catalog, databases
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.databases import Database
+from perfkit.runs.arms import Workbench
+
+STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
+SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
+
+
+def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """By arm: WAL in bytes a statement and HOT updates as a share; bytes of its only index before and after churn."""
+    rows = {}
+    for write in design.writes.writes:
+        every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
+        rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
+    found = []
+    for arm in stage.config.arm:
+        name = design.alone(arm.name)
+        own = [write for write in design.writes.writes if design.concerns(arm.name, write.table)]
+        if arm.role == "control" or arm.name.startswith("without-") or not own:
+            continue
+        say(f"counting what {arm.title} cost where rows change")
+        stage.refresh(arm)
+        place = stage.place(arm)
+        assert place
+        with databases.connected(place.site, place.name) as connection:
+            counted = {write.item: _counted(connection, write, rows[write.item]) for write in own}
+            found.append({"arm": arm.name, "index": name, "counted": counted, "churn": _churned(connection, name, own)})
+    return found
+
+
+def _counted(connection: Connection, write: Write, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Sums over the statements of one kind, and how many there were."""
+    before, sent = _look(connection, write), 0
+    for row in rows:
+        connection.execute(write.sql.encode(), row)
+        sent += 1
+    return {key: value - before[key] for key, value in _look(connection, write).items()} | {"sent": sent}
+
+
+def _look(connection: Connection, write: Write) -> dict[str, float]:
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    return connection.execute(catalog.get("written").encode(), {"table": write.quoted}).fetchone() or {}
+
+
+def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[str, Any] | None:
+    """An index's bytes before and after rows got each other's values in a column that it has."""
+    change = next((w for w in reversed(own) if w.kind == "update" and name in w.indexes), None)
+    if change is None:
+        return None
+    before = _bytes(connection, name)
+    for number in range(PASSES):
+        connection.execute(_change(change, number).encode())
+        connection.execute(sql.SQL("VACUUM {}").format(sql.SQL(change.quoted)))
+    return {"column": change.column, "before": before, "after": _bytes(connection, name)}
+
+
+def _change(write: Write, number: int) -> str:
+    """A twentieth of the rows get each other's value; others in each pass."""
+    column, table = write.quoted_column, write.quoted
+    sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
+    pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"
+    return f"UPDATE {table} t SET {column} = p.other FROM ({pairs}) p WHERE t.ctid = p.place AND p.other IS NOT NULL"
+
+
+def _bytes(connection: Connection, name: str) -> int:
+    return next(int(row["bytes"]) for row in catalog.rows(connection, "indexes") if row["name"] == name)
+
+
+# What a lab found, from its folder; nothing here measures.
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCost:
+    """One statement with an index alone, compared with none; WAL in bytes a statement, HOT as a share of updates."""
+
+    item: str
+    kind: str
+    column: str
+    latency: Comparison
+    wal: tuple[float, float] | None  # without, with
+    hot: tuple[float, float] | None  # likewise, of updates
+
+
+@dataclass(frozen=True, slots=True)
+class IndexValue:
+    """One index: what it takes, what it does alone, what its absence does, and whether it is kept."""
+
+    name: str
+    table: str
+    definition: str
+    sql: str
+    valid: bool
+    bytes: int
+    table_bytes: int
+    seconds: float  # of its build beside the others
+    wal_bytes: int  # of its build
+    overhead: float | None  # expected share of a row's bytes that an insert adds to it
+    alone: tuple[Comparison, ...]  # with it alone, against none
+    without: tuple[Comparison, ...]  # with all but it, against all
+    writes: tuple[WriteCost, ...]
+    churn: tuple[int, int] | None  # bytes before and after rows were changed
+    kept: bool
+    columns: tuple[str, ...] = ()  # that are updated and that it has, in the order of its keys
+
+    @property
+    def faster(self) -> list[Comparison]:
+        """The queries that it alone makes faster."""
+        return [c for c in self.alone if c.verdict is Verdict.FASTER]
+
+    @property
+    def missed(self) -> list[Comparison]:
+        """The queries that are slower where it alone is missing."""
+        return [c for c in self.without if c.verdict is Verdict.SLOWER]
+
+    @property
+    def drop(self) -> str:
+        """The statement that removes it from a database in use."""
+        schema, dot, _ = self.table.rpartition(".")
+        name = f"{quoted(schema)}.{quoted(self.name)}" if dot else quoted(self.name)
+        return f"DROP INDEX CONCURRENTLY IF EXISTS {name}"
+
+    def write(self, kind: str, *, own: bool = True) -> WriteCost | None:
+        """What a kind of statement costs; of updates that of its own column, or of a column that no index holds."""
+        found = [w for w in self.writes if w.kind == kind]
+        if kind == "update" and own:
+            found = sorted((w for w in found if w.column in self.columns), key=lambda w: -self.columns.index(w.column))
+        elif kind == "update":
+            found = [w for w in found if w.column not in self.columns]
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab's folder, read."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What was measured."""
+        return str(self.record["title"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether it came to its end."""
+        return bool(self.record["status"] == "complete")
+
+    @property
+    def margin(self) -> float:
+        """The slowdown that does not matter."""
+        return float(self.record["margin"])
+
+    @property
+    def names(self) -> list[str]:
+        """The indexes of the set, in its order."""
+        return [index["name"] for index in self.record["indexes"]]
+
+    @cached_property
+    def ablation(self) -> Bundle:
+        """The run of every set. Raises BundleError where there is none."""
+        return Bundle.open(self.folder / "ablation")
+
+    @cached_property
+    def last(self) -> Bundle | None:
+        """The last confirming run that was begun."""
+        tried = self.record.get("confirmations", ())
+        return Bundle.open(self.folder / tried[-1]["name"]) if tried else None
+
+    @property
+    def tried(self) -> int:
+        """How many sets fresh rounds looked at."""
+        return len(self.record.get("confirmations", ()))
+
+    @cached_property
+    def queries(self) -> list[str]:
+        """The workload's queries, without the statements that change rows."""
+        return [name for name in self.ablation.run["queries"] if name not in self._items]
+
+    @property
+    def measured(self) -> MeasuredSets:
+        """What the search goes by."""
+        ratios = {arm: self._ratios(own) for arm, own in self._to_all.items()}
+        alone = {
+            name: ratios.get(self._arm("only", name)) or ratios.get(ALL) or dict.fromkeys(self.queries, 1.0)
+            for name in self.names
+        }
+        sizes = {index["name"]: index["bytes"] for index in self._built}
+        missed = frozenset(name for name in self.names if any(self._missing(c) for c in self._without(name)))
+        return MeasuredSets(alone, ratios[NONE], sizes, missed)
+
+    @cached_property
+    def worths(self) -> tuple[IndexValue, ...]:
+        """Every index, in the set's order."""
+        by_name = {index["name"]: index for index in self._built}
+        return tuple(self._worth(own, by_name[own["name"]]) for own in self.record["indexes"] if own["name"] in by_name)
+
+    @property
+    def kept(self) -> list[IndexValue]:
+        """The indexes to keep."""
+        return [worth for worth in self.worths if worth.kept]
+
+    @property
+    def dropped(self) -> list[IndexValue]:
+        """The others."""
+        return [worth for worth in self.worths if not worth.kept]
+
+    @property
+    def whole(self) -> tuple[Comparison, ...]:
+        """All indexes against none, by query."""
+        return self._reads(self._to_none.get(ALL, ()))
+
+    @cached_property
+    def confirmed(self) -> tuple[Comparison, ...]:
+        """The chosen indexes against all, by query, by rounds that the choice did not see."""
+        return self._reads(self._last.get(CHOSEN, ()))
+
+    @property
+    def slower(self) -> list[Comparison]:
+        """Of these, what the chosen indexes make slower, see `search.worse`."""
+        return [c for c in self.confirmed if (own := self._own(c)) and worse(c.ratio, self.margin, *own)]
+
+    @cached_property
+    def advised(self) -> tuple[Comparison, ...]:
+        """Likewise the advised indexes."""
+        return self._reads(self._last.get(ADVISED, ()))
+
+    @property
+    def lighter(self) -> tuple[Comparison, ...]:
+        """The chosen indexes against all, by statement that changes rows."""
+        return tuple(c for c in self._last.get(CHOSEN, ()) if c.item in self._items)
+
+    @property
+    def needs(self) -> Mapping[str, tuple[Comparison, ...]]:
+        """By chosen index, the chosen set without it against all."""
+        return {
+            worth.name: self._reads(self._last.get(f"chosen-without-{self.names.index(worth.name) + 1}", ()))
+            for worth in self.kept
+        }
+
+    @property
+    def holds(self) -> bool:
+        """Whether the chosen set is known to be as good as all: every query within the margin by its whole interval."""
+        return self.complete and bool(self.confirmed) and all(within(c, self.margin) for c in self.confirmed)
+
+    @property
+    def advised_indexes(self) -> list[Mapping[str, Any]]:
+        """The advised indexes as they were built."""
+        return list(self.last.run["arms"].get(ADVISED, {}).get("indexes", ())) if self.last else []
+
+    @property
+    def changes(self) -> tuple[Comparison, ...]:
+        """All indexes against none: queries, and statements that change rows, those of the largest table first."""
+        found = list(self._to_none.get(ALL, ()))
+        sizes = self.ablation.run["arms"][ALL]["table_bytes"]
+        return tuple(sorted(found, key=lambda c: -sizes.get(self.table_of(c.item), 0)))
+
+    @cached_property
+    def scans(self) -> Mapping[str, int]:
+        """How often each index was scanned in the rounds of the arm that has all of them."""
+        found: Counter[str] = Counter()
+        for block in self.ablation.run["blocks"]:
+            found.update(block["http_scans"].get(ALL, {}))
+        return found
+
+    @property
+    def plans(self) -> list[Any]:
+        """EXPLAIN's JSON of every query with all indexes, and with none."""
+        found = [self.ablation.plan(arm, query) for arm in (ALL, NONE) for query in self.queries]
+        return [document for document in found if document is not None]
+
+    @cached_property
+    def circumstances(self) -> tuple[str, ...]:
+        """What holds of all its runs."""
+        return circumstances(self.ablation.run, self.analysis)
+
+    @cached_property
+    def near_floor(self) -> list[str]:
+        """Queries that take little more with all indexes than the client itself."""
+        ms = {(x.arm, x.item): x.p50.value for x in self.analysis.levels if x.p50}
+        return [q for q in self.queries if ms.get((ALL, q), 0.0) < FLOOR_FACTOR * ms.get((FLOOR, q), 0.0)]
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """What the run of every set says."""
+        return analyse(self.ablation)
+
+    def is_insert(self, c: Comparison) -> bool:
+        """Whether a comparison is of inserts."""
+        return bool(self._items.get(c.item, {}).get("kind") == "insert")
+
+    def table_of(self, item: str) -> str:
+        """The table that a statement changes; "" for a query."""
+        return str(self._items.get(item, {}).get("table", ""))
+
+    def title_of(self, item: str) -> str:
+        """A statement's name for readers."""
+        own = self._items.get(item)
+        return f"{own['kind']}{' of ' + own['column'] if own['column'] else ''}, {own['table']}" if own else item
+
+    @cached_property
+    def _items(self) -> dict[str, Mapping[str, Any]]:
+        return {write["item"]: write for write in self.record.get("writes", ())}
+
+    @property
+    def _built(self) -> Sequence[Mapping[str, Any]]:
+        return list(self.ablation.run.get("arms", {}).get(ALL, {}).get("indexes", ()))
+
+    @cached_property
+    def _to_none(self) -> dict[str, list[Comparison]]:
+        return _medians(self.ablation, NONE)
+
+    @cached_property
+    def _to_all(self) -> dict[str, list[Comparison]]:
+        return _medians(self.ablation, ALL)
+
+    @cached_property
+    def _last(self) -> dict[str, list[Comparison]]:
+        return _medians(self.last, ALL) if self.last else {}
+
+    @cached_property
+    def _last_p50(self) -> Mapping[tuple[str, str], Interval | None]:
+        return {(x.arm, x.item): x.p50 for x in analyse(self.last).levels} if self.last else {}
+
+    def _missing(self, c: Comparison) -> bool:
+        return c.verdict is Verdict.SLOWER and c.ratio is not None and c.ratio.value > 1 + self.margin
+
+    def _own(self, c: Comparison) -> tuple[Interval, Interval, Interval] | None:
+        """Medians before, after, and of the floor, in ms; None where one is missing."""
+        before, after, floor = (self._last_p50.get((arm, c.item)) for arm in (c.before, c.after, FLOOR))
+        return (before, after, floor) if before and after and floor else None
+
+    @cached_property
+    def _counted(self) -> dict[tuple[str, str], Mapping[str, float]]:
+        """By arm and statement: how many there were, WAL in bytes, rows updated, and HOT among them."""
+        return {(w["arm"], item): own for w in self.record.get("wear", ()) for item, own in w["counted"].items()}
+
+    def _arm(self, kind: str, name: str) -> str:
+        return f"{kind}-{self.names.index(name) + 1}"
+
+    def _alone(self, name: str) -> Sequence[Comparison]:
+        return self._to_none.get(ALL if len(self.names) == 1 else self._arm("only", name), [])
+
+    def _without(self, name: str) -> tuple[Comparison, ...]:
+        arm = self._arm("without", name)
+        if len(self.names) == 2:
+            arm = self._arm("only", next(other for other in self.names if other != name))
+        return self._reads(self._to_all.get(NONE if len(self.names) == 1 else arm, []))
+
+    def _reads(self, found: Sequence[Comparison]) -> tuple[Comparison, ...]:
+        return tuple(c for c in found if c.item not in self._items)
+
+    def _ratios(self, found: Sequence[Comparison]) -> dict[str, float]:
+        return {c.item: c.ratio.value if c.ratio else 1.0 for c in self._reads(found)}
+
+    def _worth(self, own: Mapping[str, Any], built: Mapping[str, Any]) -> IndexValue:
+        name, table = own["name"], built["table"]
+        churned = {w["index"]: w["churn"] for w in self.record.get("wear", ()) if w["churn"]}
+        written = [c for c in self._alone(name) if c.item in self._items and self._items[c.item]["table"] == table]
+        sizes = self.ablation.run["arms"][ALL]["table_bytes"]
+        held = {w["column"] for w in self._items.values() if w["column"] and name in w["indexes"]}
+        keys = " ".join(own["keys"])
+        return IndexValue(
+            name=name,
+            table=table,
+            definition=built["definition"],
+            sql=own["sql"],
+            valid=built["valid"],
+            bytes=built["bytes"],
+            table_bytes=sizes.get(table, 0),
+            seconds=built["seconds"],
+            wal_bytes=built["wal_bytes"] or 0,
+            overhead=self.record.get("overhead", {}).get(name),
+            alone=self._reads(self._alone(name)),
+            without=self._without(name),
+            writes=tuple(self._write(c) for c in written),
+            churn=(churned[name]["before"], churned[name]["after"]) if name in churned else None,
+            kept=name in self.record.get("kept", self.names),
+            columns=tuple(sorted(held, key=keys.find)),
+        )
+
+    def _write(self, c: Comparison) -> WriteCost:
+        own = self._items[c.item]
+        none, alone = self._counted.get((NONE, c.item)), self._counted.get((c.after, c.item))
+        if not none or not alone:
+            return WriteCost(c.item, own["kind"], own["column"], c, None, None)
+        wal = (none["wal"] / none["sent"], alone["wal"] / alone["sent"])
+        hot = (none["hot"] / none["updated"], alone["hot"] / alone["updated"]) if own["kind"] == "update" else None
+        return WriteCost(c.item, own["kind"], own["column"], c, wal, hot)
+
+
+def read(folder: Path) -> Lab:
+    """A lab from its folder. Raises BundleError naming what is missing or damaged."""
+    lab = Lab(folder, read_object(folder / "lab.json", "the folder of an index lab", "a lab", FORMAT))
+    if (folder / "ablation").exists():
+        with reading(folder):
+            _ = lab.worths, lab.confirmed
+    return lab
+
+
+def _medians(bundle: Bundle, baseline: str) -> dict[str, list[Comparison]]:
+    """By arm, its medians compared with the baseline's; the control speaks only for what it was a copy of."""
+    own = bundle.run["roles"][baseline] == "before"
+    roles = dict.fromkeys(bundle.run["roles"], "after") | {baseline: "before"} | ({CONTROL: "control"} if own else {})
+    found: dict[str, list[Comparison]] = {}
+    for c in analyse(Bundle(bundle.path, {**bundle.run, "roles": roles})).comparisons:
+        if c.metric == "p50":
+            found.setdefault(c.after, []).append(c)
+    return found
+
+
+# What was claimed of an index set beforehand, held against what the lab measured.
+
+
+def judged(lab: Lab) -> list[Judged]:
+    """The claims that a lab can judge: not those on load levels, on failures or on one set-up.
+
+    An arm that a claim is about has no index where it is the `before` of the configuration, else all.
+    """
+    claims = [
+        {**own, "arm": NONE if own.get("arm") and own["arm"] == lab.record.get("baseline") else ALL}
+        for own in lab.record.get("claims", ())
+        if not own.get("scenario") and not own.get("preset") and own["measure"] != "error_rate"
+    ]
+    inserts = [c.item for c in lab.changes if lab.is_insert(c)]
+    return judge(claims, MeasuredClaim(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))

@@ -1,0 +1,206 @@
+"""Alerts in words, and the command that is told of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from perfkit.base.errors import UsageError
+from perfkit.base.process import spawn, stop
+from perfkit.base.units import NONE, percent, significant, unbroken
+from perfkit.config.model import Metric, WatchRule
+from perfkit.monitor.incidents import clock, lasting, stamp
+from perfkit.monitor.model import Event, limit
+
+
+def share(value: float) -> str:
+    """A share of one as a percentage that is 100 % only where nothing is missing.
+
+    >>> share(0.99957), share(1.0), share(0.98), share(0.0004)
+    ('99.957 %', '100 %', '98.0 %', '0.0400 %')
+    """
+    missing = 100 * (1 - value)
+    if value <= 0.9 or missing < 1e-9:
+        return percent(value)
+    return f"{100 * value:.{max(1 - math.floor(math.log10(missing)), 0)}f} %"
+
+
+def count(value: float) -> str:
+    """A count, or a figure without a unit."""
+    return str(int(value)) if value == int(value) and abs(value) < 1e6 else significant(value)
+
+
+#: The name of a figure, its unit around a number or how it is said, and whether it is of the whole window.
+METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
+    "p50_ms": ("p50", "{} ms", True),
+    "p95_ms": ("p95", "{} ms", True),
+    "p99_ms": ("p99", "{} ms", True),
+    "mean_ms": ("mean latency", "{} ms", True),
+    "error_rate": ("error rate", share, True),
+    "throughput": ("throughput", "{}/s", True),
+    "throughput_drop": ("throughput below the usual by", share, True),
+    "slowdown": ("p50 against the usual", "×{}", True),
+    "success_rate": ("success rate", share, True),
+    "availability": ("availability", share, True),
+    "service_down_s": ("service down for", lasting, False),
+    "database_down_s": ("database down for", lasting, False),
+    "connections_share": ("connections in use", share, False),
+    "lock_wait_s": ("longest wait for a lock", lasting, False),
+    "transaction_s": ("oldest transaction open for", lasting, False),
+    "deadlocks": ("deadlocks:", count, True),
+    "checksum_failures": ("pages with a wrong checksum:", count, True),
+    "invalid_indexes": ("invalid indexes:", count, False),
+    "cache_misses": ("pages not found in cache", share, True),
+    "temp_mb": ("temporary files", "{} MB", True),
+    "rollback_rate": ("transactions rolled back", share, True),
+}
+
+
+def said(metric: Metric | None, value: float | None, unit: str = "") -> str:
+    """A figure with its unit on one line, a dash for none; without a metric, what a person says, in the unit given."""
+    if value is None:
+        return NONE
+    return unbroken(_measured(metric, value) if metric else f"{value:g} {unit}".strip())
+
+
+def bound(metric: Metric | None, value: float, unit: str = "") -> str:
+    """A target as it was written, with its unit: no digits that say nothing.
+
+    >>> bound("availability", 0.999).split(), bound("p95_ms", 500).split(), bound("throughput", 30)
+    (['99.9', '%'], ['500', 'ms'], '30/s')
+    """
+    return unbroken(_written(metric, value)) if metric else said(metric, value, unit)
+
+
+def figure(rule: WatchRule, value: float | None, window_s: float) -> str:
+    """The figure of a rule, and of how long."""
+    name, _, windowed = METRICS[rule.metric]
+    whose = f"{rule.item}: " if rule.item else ""
+    over = f" over the last {lasting(window_s)}" if windowed else ""
+    return f"{whose}{name} {'unknown' if value is None else _measured(rule.metric, value)}{over}"
+
+
+def against(rule: WatchRule) -> str:
+    """The limit in words; nothing for a limit of none at all."""
+    if not limit(rule):
+        return ""
+    return f"{'above' if rule.above is not None else 'below'} {_written(rule.metric, limit(rule))}"
+
+
+def raised(rule: WatchRule, value: float, window_s: float, since: float, now: float) -> str:
+    """That it is bad, since when (wall clock, seconds since 1970), and what to do."""
+    at = clock(since, day=False) if clock(since)[:10] == clock(now)[:10] else stamp(since)
+    parts = (figure(rule, value, window_s), against(rule), f"since {at} UTC")
+    return ", ".join(part for part in parts if part) + (f": {rule.action}" if rule.action else "")
+
+
+def cleared(rule: WatchRule, value: float | None, window_s: float, lasted_s: float) -> str:
+    """That it is good again, and how long it was not."""
+    after = f"after {lasting(lasted_s)}"
+    name, unit, _ = METRICS[rule.metric]
+    if against(rule):
+        return f"{figure(rule, value, window_s)}, no longer {against(rule)} {after}"
+    if unit is lasting:
+        return f"{name.removesuffix(' for')}: over {after}"
+    return f"{figure(rule, value, window_s)}, good again {after}"
+
+
+def _measured(metric: Metric, value: float) -> str:
+    unit = METRICS[metric][1]
+    return unit.format(significant(value)) if isinstance(unit, str) else unit(value)
+
+
+def _written(metric: Metric, value: float) -> str:
+    unit = METRICS[metric][1]
+    if unit is share:
+        return f"{100 * value:.10g} %"
+    return unit.format(f"{value:.10g}") if isinstance(unit, str) else unit(value)
+
+
+# Telling a command of the user's of every alert, without ever waiting for it.
+
+WAITING = 100  # events that may wait to be told
+AGAIN_S = (1.0, 5.0)  # before it is told once more
+
+
+def require_program(command: Sequence[str]) -> None:
+    """Raise UsageError where the command's program is not there."""
+    if command and shutil.which(command[0]) is None:
+        raise UsageError(f"notify: no program {command[0]!r}; expected a command that can be run")
+
+
+class Notifier:
+    """Runs the command once for each event, in a thread; `note` is told of trouble by its kind.
+
+    The event is JSON on its standard input; PERFKIT_EVENT_ID and PERFKIT_EVENT ("raised", "cleared") are in its
+    environment. A command that fails or takes too long is ended with everything it started, and told twice more.
+    """
+
+    def __init__(self, command: Sequence[str], timeout_s: float, note: Callable[[str, str], None]) -> None:
+        self._command, self._timeout_s, self._note = tuple(command), timeout_s, note
+        self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
+        self._closing = threading.Event()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._serve, name="perfkit-watch-notify", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: Event) -> None:
+        """Let the command know of an alert, as soon as it is its turn; notes are not told."""
+        if not self._command or event.what == "note":
+            return
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            self._note("notify-full", f"more than {WAITING} alerts wait to be told; {event.id} is not told")
+
+    def close(self, wait_s: float) -> None:
+        """Tell what is left, for so long at most; then end the command."""
+        with suppress(queue.Full):
+            self._events.put_nowait(None)
+        self._thread.join(wait_s)
+        self._closing.set()
+        if running := self._running:
+            _kill(running)
+        self._thread.join(1.0)
+
+    def _serve(self) -> None:
+        while (event := self._events.get()) and not self._closing.is_set():
+            for pause in (*AGAIN_S, None):
+                if not (trouble := self._run(event)):
+                    break
+                self._note(f"notify-{trouble.split()[0]}", f"notify: {self._command[0]} {trouble}; told of {event.id}")
+                if pause is None or self._closing.wait(pause):
+                    break
+
+    def _run(self, event: Event) -> str:
+        """Run it for one event; what went wrong, "" for nothing."""
+        own = {"PERFKIT_EVENT_ID": event.id, "PERFKIT_EVENT": event.what}
+        null = subprocess.DEVNULL
+        try:
+            process = spawn(self._command, env={**os.environ, **own}, stdin=subprocess.PIPE, stdout=null, stderr=null)
+        except OSError as error:
+            return f"cannot be run ({error.strerror or error})"
+        self._running = process
+        try:
+            process.communicate(f"{event.line()}\n".encode(), self._timeout_s)
+        except subprocess.TimeoutExpired:
+            return f"took longer than {self._timeout_s:g} s"
+        finally:
+            self._running = None
+            if process.returncode is None:
+                _kill(process)
+                stop(process, 0.0)
+        return f"failed with status {process.returncode}" if process.returncode else ""
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """The command and everything that it started."""
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,506 @@
+"""SQL text: single statements, their normal form, and placeholders in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from perfkit.base.errors import UsageError
+from perfkit.postgres.catalog import sendable
+
+# PostgreSQL's own lexical rules: its white space is ASCII, and every other character may be in a name.
+_LETTER = r"A-Za-z_\x80-\U0010ffff"
+_ESCAPED, _PLAIN = r"(?:[^'\\]|''|\\.)*+", r"(?:[^']|'')*+"  # possessive: a quote that is doubled ends nothing
+_NEXT_LINE = r"(?:[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"  # goes on as it began
+_TOKEN = re.compile(
+    rf"""(?P<blank>[ \t\n\r\f\v]+|--[^\n\r]*)
+    |(?P<comment>/\*)
+    |(?P<string>[eE]'{_ESCAPED}'{_NEXT_LINE}{_ESCAPED}')*
+        |(?:[bBxXnN]|[uU]&)?'{_PLAIN}'
+        |\$(?P<tag>(?:[{_LETTER}][{_LETTER}0-9]*)?)\$.*?\$(?P=tag)\$)
+    |(?P<quoted>(?:[uU]&)?"(?:[^"\0]|"")++")
+    |(?P<word>(?![eEbBxXnN]')[{_LETTER}][{_LETTER}0-9$]*)
+    |(?P<other>[0-9][A-Za-z0-9_.]*|\$[0-9]+|[-()\[\],;:.+*/<>=~!@#%^&|`?])""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Token(NamedTuple):
+    """A word, a quoted name, a string or a sign; where it stands, and in which line."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    line: int
+
+
+def tokens(source: str, where: str = "") -> Iterator[Token]:
+    """Yield a text's tokens. Raises UsageError for a quote or comment that is not closed, or a strange sign."""
+    place, line = 0, 1
+    while place < len(source):
+        match = _TOKEN.match(source, place)
+        end = match and (_end_of_comment(source, place) if match["comment"] else match.end())
+        if not match or not end:
+            found = source[place:].splitlines()[0][:40] or repr(source[place])
+            expected = "expected SQL whose quotes and comments are closed"
+            at = f"{where}:{line}" if where else f"line {line}"
+            raise UsageError(f"{at}: {found!r}: SQL that cannot be read; {expected}")
+        if match.lastgroup not in ("blank", "comment"):
+            kind = "string" if match["string"] else str(match.lastgroup)
+            yield Token(kind, source[place:end], place, end, line)
+        line += source.count("\n", place, end)
+        place = end
+
+
+def _end_of_comment(source: str, place: int) -> int:
+    """Where the comment that begins here ends; 0 where it does not. Comments can be within comments."""
+    depth = 0
+    for mark in re.compile(r"/\*|\*/").finditer(source, place):
+        depth += 1 if mark[0] == "/*" else -1
+        if depth == 0:
+            return mark.end()
+    return 0
+
+
+# SQL files: split into statements with their lines, fill in `:variables`, read the comment on top.
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement as it stands in its file, without the semicolon, and the line it starts on."""
+
+    text: str
+    line: int
+
+
+def split(sql: str, where: str = "") -> list[Statement]:
+    r"""Return the statements of a text; a semicolon in a quote, a comment, parentheses or a routine's body ends none.
+
+    Raises UsageError for a text that cannot be read, with `where` it is from.
+
+    >>> [s.text for s in split("SELECT ';' ; -- one; two\nSELECT $$;$$")]
+    ["SELECT ';'", 'SELECT $$;$$']
+    >>> len(split("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END; SELECT 3"))
+    2
+    """
+    sql = sendable(sql, where or "SQL")
+    found: list[Statement] = []
+    first: Token | None = None  # of the statement that is read, and where it ends so far; a file may have millions
+    end, parentheses, body, before = 0, 0, 0, ""
+    for token in tokens(sql, where):
+        word = token.text.upper() if token.kind in ("word", "other") else ""
+        parentheses += (word == "(") - (word == ")")
+        if (before, word) == ("BEGIN", "ATOMIC"):
+            body = 1
+        elif body:  # which ends at an END that is no CASE's, as psql counts them
+            body += (word == "CASE") - (word == "END")
+        if word == ";" and parentheses <= 0 and not body:
+            found += [Statement(sql[first.start : end], first.line)] if first else []
+            first, parentheses = None, 0
+        else:
+            first, end = first or token, token.end
+        before = word
+    return [*found, Statement(sql[first.start : end], first.line)] if first else found
+
+
+def first_word(sql: str) -> str:
+    """Return the word a statement begins with, in capitals; parentheses and comments before it do not count.
+
+    >>> first_word("/* all /* of it */ */ (select 1)")
+    'SELECT'
+    """
+    return next((token.text.upper() for token in tokens(sql) if token.text != "("), "")
+
+
+def substitute(sql: str, variables: Mapping[str, int]) -> str:
+    """Replace `:name` by its number; `::type` casts and unknown names stay.
+
+    >>> substitute("SELECT :rows::int, :other", {"rows": 5})
+    'SELECT 5::int, :other'
+    """
+    return re.sub(r"(?<!:):([a-z_]+)\b", lambda m: str(variables[m[1]]) if m[1] in variables else m[0], sql)
+
+
+def comment(sql: str) -> str:
+    """The first comment line of a file, which says what it is for."""
+    first = sql.lstrip().splitlines()[0] if sql.strip() else ""
+    return first.removeprefix("--").strip() if first.startswith("--") else ""
+
+
+def read(path: Path) -> str:
+    """A SQL file's text. Raises UsageError where it cannot be read."""
+    try:
+        return sendable(path.read_text(encoding="utf-8-sig"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"{path}: cannot be read ({reason}); expected a file in UTF-8") from None
+
+
+# A statement's text without its values, so that executions of one statement can be recognised. Pure.
+
+# PostgreSQL's own lexical rules, but nothing is refused: what a cut text leaves open reaches to its end.
+_SIGN = r"(?!--|/\*)[-+*/<>=]"
+_ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
+_NORMAL_TOKEN = re.compile(
+    rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
+    |(?P<blank>[ \t\n\r\f\v\0]+|--[^\n\r]*)
+    |(?P<mark>[(),.;\[\]](?![0-9]))
+    |(?P<string>(?:[bBxXnN]|[uU]&)?'[^']*+(?:''[^']*+)*+(?:'|\Z)
+        |[eE]'(?:[^'\\]++|''|\\.)*+(?:'|\\?\Z)
+        |\$(?P<tag>(?:[{_LETTER}][{_LETTER}0-9]*)?)\$.*?(?:\$(?P=tag)\$|\Z))
+    |\$(?P<parameter>[0-9]{{1,9}})
+    |(?P<number>0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+
+        |(?:[0-9][0-9_]*(?:\.(?!\.)[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?)
+    |(?P<comment>/\*)
+    |(?P<quoted>(?:[uU]&)?"(?:[^"]|"")*+(?:"|\Z))
+    |(?P<sign>::|(?:{_SIGN})*(?=[~!@#%^&|`?])(?:{_ANY_SIGN})+|(?:{_SIGN})*(?!/\*)[*/<>=]|[-+]|:=?|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT = re.compile(r"/\*|\*/")
+# After these a minus is part of the number behind it; after any other word it subtracts.
+_BEFORE_A_VALUE = frozenset(
+    "ALL AND ANY AS BETWEEN BY CASE DEFAULT DISTINCT ELSE FROM HAVING ILIKE IN IS LIKE LIMIT NOT OFFSET ON OR "
+    "RETURNING SELECT SET THEN TO UNION USING VALUES WHEN WHERE".split()
+)
+_SPACED = _BEFORE_A_VALUE | {"EXCEPT", "EXISTS", "FILTER", "INTERSECT", "INTO", "JOIN", "LATERAL", "OVER", "WITH"}
+_ENDS_BY = frozenset("FETCH FOR FROM HAVING SELECT SET VALUES WHERE WINDOW".split())
+_MOST = 50_000  # tokens that are looked at
+_NORMAL_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
+_DOLLAR = re.compile(r"\$(?!\d)")
+_BY = re.compile(r"""\bBY\b(?:(?!(?<!")\b(?:LIMIT|OFFSET)\b).)*?(?<![\w$.])\d""", re.IGNORECASE | re.DOTALL)
+_REMEMBERED, _SHORT = 4_000, 4_000  # texts; characters of one
+
+_Item = str | int  # a value is the number of its parameter, 0 for one that is written out
+
+
+def normal(text: str) -> str:
+    """The text with `$1`, `$2`, ... for its values in order of appearance, without comments, evenly spaced.
+
+    A list of values after IN or in ARRAY[] counts as one value, rows of values of one shape as one row. The numbers
+    of columns in ORDER BY and GROUP BY are no values. What was normalised stays as it is.
+
+    >>> normal("select * from t1 where id = -7 and day in ('a', 'b') -- now")
+    'select * from t1 where id = $1 and day in ($2)'
+    """
+    return _spaced(_numbered(_items(text)))
+
+
+def digest(text: str) -> str:
+    """Sixteen characters for a normalised text, as an id where the server gives none."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+class Normals:
+    """Normalised texts, remembered: most statements of a log come again, with other values at most."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+
+    def of(self, text: str) -> str:
+        """What `normal` gives."""
+        if (found := self._known.get(text)) is not None:
+            return found
+        if len(text) > _SHORT:
+            return normal(text)
+        key = _skeleton(text)
+        if (found := self._known.get(key)) is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            found = self._known[key] = normal(text)
+        return found
+
+
+def _skeleton(text: str) -> str:
+    """A text with its plain values replaced, quickly; the text itself where there is more to it than those.
+
+    Texts of one skeleton are normalised to one text.
+    """
+    if "\\" in text or "--" in text or "/*" in text or "\0" in text or _DOLLAR.search(text):
+        return text
+    key = _NORMAL_PLAIN.sub(lambda found: found[1] or ("'" if found[0][0] == "'" else "0"), text)
+    return text if _BY.search(key) else key
+
+
+def _items(text: str) -> list[_Item]:
+    """What a text is made of, lists of values folded."""
+    out: list[_Item] = []
+    opened: list[int] = []  # where each bracket is
+    row = (0, 0)  # the first row after VALUES, from its bracket to behind it
+    by = -1  # how deep the ORDER BY or GROUP BY is, whose plain numbers are columns
+    after_string = False
+    for kind, token in islice(_statement_tokens(text), _MOST):
+        if kind == "string":
+            if not after_string:  # strings that follow each other are one
+                out.append(0)
+        elif kind == "parameter":
+            out.append(int(token))
+        elif kind == "number":
+            if by == len(opened) and token.isdigit() and (out[-1] == "," or _upper(out[-1]) == "BY"):
+                out.append(token)
+            else:
+                if out and out[-1] in ("-", "+") and not _operand(out[-2] if len(out) > 1 else "("):
+                    out.pop()
+                out.append(0)
+        elif token in ("(", "["):
+            opened.append(len(out))
+            out.append(token)
+        elif token in (")", "]"):
+            start = opened.pop() if opened else 0
+            by = -1 if len(opened) < by else by
+            before = out[start - 1] if start else ""
+            if _upper(before) in ("IN", "ARRAY"):
+                _fold(out, start)
+            out.append(token)
+            if _upper(before) == "VALUES":
+                row = (start, len(out))
+            elif before == "," and row[1] == start - 1 and _shape(out[start:]) == _shape(out[row[0] : row[1]]):
+                del out[start - 1 :]
+        else:
+            if kind == "word":
+                word = token.upper()
+                ended = word in ("LIMIT", "OFFSET") or (word in _ENDS_BY and by == len(opened))
+                by = len(opened) if word == "BY" else -1 if ended else by
+            out.append(token)
+        after_string = kind == "string"
+    while out and out[-1] == ";":
+        out.pop()
+    return out
+
+
+def _statement_tokens(text: str) -> Iterator[tuple[str, str]]:
+    """Each token with its kind; blanks and comments, which can be within comments, are left out."""
+    place = 0
+    while match := _NORMAL_TOKEN.match(text, place):
+        kind, place = match.lastgroup, match.end()
+        if kind == "comment":
+            depth = 1
+            while depth and (mark := _COMMENT.search(text, place)):
+                depth, place = depth + (1 if mark[0] == "/*" else -1), mark.end()
+            place = len(text) if depth else place
+        elif kind != "blank":
+            kind = "string" if kind == "tag" else str(kind)
+            yield kind, match[kind]
+
+
+def _fold(out: list[_Item], start: int) -> None:
+    """Leave the first of the values since a bracket, where there is nothing but values, with or without casts."""
+    at = begin = len(out)
+    while True:
+        cast = at >= 3 and out[at - 2] == "::" and isinstance(out[at - 3], int)
+        begin = at - 3 if cast else at - 1
+        if begin <= start or not isinstance(out[begin], int):
+            return
+        if begin == start + 1:
+            del out[at:]
+            return
+        if out[begin - 1] != ",":
+            return
+        at = begin - 1
+
+
+def _shape(items: list[_Item]) -> list[_Item]:
+    return [0 if isinstance(item, int) else item for item in items]
+
+
+def _upper(item: _Item) -> str:
+    return item.upper() if isinstance(item, str) else ""
+
+
+def _operand(item: _Item) -> bool:
+    """Whether a minus behind it subtracts."""
+    if isinstance(item, int) or item in (")", "]") or item.endswith('"'):
+        return True
+    return (item[0].isalnum() or item[0] in '_"' or item[0] >= "\x80") and item.upper() not in _BEFORE_A_VALUE
+
+
+def _numbered(items: list[_Item]) -> Iterator[str]:
+    """Values numbered by their first appearance: a parameter keeps its number wherever it comes again."""
+    numbers: dict[int, int] = {}
+    count = 0
+    for item in items:
+        if isinstance(item, str):
+            yield item
+            continue
+        if item not in numbers or item == 0:
+            count += 1
+            numbers[item] = count
+        yield f"${numbers[item]}"
+
+
+def _spaced(items: Iterator[str]) -> str:
+    """One space between items, none where SQL is commonly written without."""
+    parts: list[str] = []
+    last = ""
+    for item in items:
+        word = last[:1].isalpha() or last[:1] in ("_", '"')
+        if (
+            not last
+            or last in ("(", "[", ".", "::")
+            or item in (")", "]", ",", ";", ".", "[")
+            or (item == "::" and (word or last in (")", "]") or last[0] == "$"))
+            or (item == "(" and word and last.upper() not in _SPACED)
+        ):
+            parts.append(item)
+        else:
+            parts += (" ", item)
+        last = item
+    return "".join(parts)
+
+
+# A statement's text with `$1`, `$2`, ...: where they stand, what they stand for, and the form psycopg takes. Pure.
+
+_LEXEME = re.compile(
+    r"""(?P<space>\s+|--[^\n]*)|(?P<comment>/\*)"""
+    r"""|(?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$)"""
+    r"""|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)|(?P<placeholder>\$\d+)"""
+    r"""|(?P<numeric>(?:\d[\w.]*|\.\d\w*)(?:(?<=[eE])[-+]\d+)?)|(?P<other>.)""",
+    re.DOTALL,
+)
+_FIXED = {"limit": "10", "first": "10", "next": "10", "offset": "0", "zone": "UTC", "escape": "\\"}  # after a word
+_UNITS = frozenset({"date_trunc", "date_part"})  # functions whose first argument is a unit of time
+_WORDS = {"true": "true", "false": "false", "null": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Lexeme:
+    """A piece of SQL: space (comments too), string, name, placeholder, numeric or other."""
+
+    kind: str
+    text: str
+
+    @property
+    def word(self) -> str:
+        """In lower case, where that means the same."""
+        return self.text.lower() if self.kind == "name" and not self.text.startswith('"') else self.text
+
+    @property
+    def number(self) -> int:
+        """Of a placeholder."""
+        return int(self.text[1:])
+
+
+def lexemes(text: str) -> Iterator[Lexeme]:
+    """All of a text in pieces, as PostgreSQL cuts it; what is not closed comes character by character."""
+    at = 0
+    while found := _LEXEME.match(text, at):
+        kind, end = found.lastgroup or "", found.end()
+        if kind == "comment":
+            kind, end = "space", _comment_end(text, at)
+        yield Lexeme(kind, text[at:end])
+        at = end
+
+
+def placeholders(text: str) -> tuple[int, ...]:
+    """The numbers of its placeholders, each once, in order.
+
+    >>> placeholders("SELECT $2, '$3', $$ $4 $$ -- $5")
+    (2,)
+    """
+    return tuple(sorted(set(placed(text))))
+
+
+def placed(text: str) -> list[int]:
+    """The same as often as they are there, in the text's order, which nothing here changes."""
+    return [lexeme.number for lexeme in lexemes(text) if lexeme.kind == "placeholder"]
+
+
+def named_placeholders(text: str) -> str:
+    """The same with `%(p1)s` for `$1`, and `%%` for a percent sign; as it is where it has no placeholder.
+
+    >>> named_placeholders("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
+    "SELECT %(p1)s WHERE x LIKE 'a%%' AND y = %(p1)s"
+    """
+    if not placeholders(text):
+        return text
+    parts = (f"%(p{x.number})s" if x.kind == "placeholder" else x.text.replace("%", "%%") for x in lexemes(text))
+    return "".join(parts)
+
+
+def fixed(text: str) -> dict[int, tuple[str, str]]:
+    """Placeholders that stand where only some values make sense: a value, and what it stands for.
+
+    >>> fixed("SELECT date_trunc($1, x) FROM t LIMIT $2")
+    {1: ('day', 'DATE_TRUNC'), 2: ('10', 'LIMIT')}
+    """
+    found: dict[int, tuple[str, str]] = {}
+    before = ["", ""]
+    for lexeme in lexemes(text):
+        if lexeme.kind == "space":
+            continue
+        if lexeme.kind == "placeholder":
+            if value := _FIXED.get(before[-1]):
+                found[lexeme.number] = value, before[-1].upper()
+            elif before[-1] == "(" and before[-2] in _UNITS:
+                found[lexeme.number] = "day", before[-2].upper()
+        before = [before[-1], lexeme.word]
+    return found
+
+
+def aligned(text: str, example: str, parameters: Sequence[str | None] = ()) -> dict[int, str | None] | None:
+    """The values for a text's placeholders in one of its executions: constants there, or `parameters` of its own.
+
+    None where the two are not the same statement, piece by piece.
+
+    >>> aligned("SELECT $1 FROM t WHERE a = $2 AND b = $3", "select 'it''s' from t where a = -5 and b = $1", ["x"])
+    {1: "it's", 2: '-5', 3: 'x'}
+    """
+    values: dict[int, str | None] = {}
+    rest = _meaning(example)[::-1]
+    for wanted in _meaning(text):
+        try:
+            if wanted.kind != "placeholder":
+                if rest.pop().word != wanted.word:
+                    return None
+                continue
+            value = _constant(rest, parameters)
+        except (ValueError, IndexError):
+            return None
+        if values.setdefault(wanted.number, value) != value:
+            return None
+    return None if rest else values
+
+
+def _comment_end(text: str, at: int) -> int:
+    """Where a comment ends, in which there may be others."""
+    depth = 0
+    for found in re.compile(r"/\*|\*/").finditer(text, at):
+        depth += 1 if found[0] == "/*" else -1
+        if depth == 0:
+            return found.end()
+    return len(text)
+
+
+def _meaning(text: str) -> list[Lexeme]:
+    """Without spaces and the semicolon at the end."""
+    found = [lexeme for lexeme in lexemes(text) if lexeme.kind != "space"]
+    while found and found[-1].text == ";":
+        found.pop()
+    return found
+
+
+def _constant(rest: list[Lexeme], parameters: Sequence[str | None]) -> str | None:
+    """Take the constant at the end of what is reversed. Raises ValueError where there is none, IndexError."""
+    first = rest.pop()
+    if first.kind == "placeholder":
+        return parameters[first.number - 1]
+    if first.text == "-" and rest[-1].kind == "numeric":
+        return f"-{rest.pop().text}"
+    if first.kind == "numeric":
+        return first.text
+    if first.word in _WORDS:
+        return _WORDS[first.word]
+    if first.kind != "string" or (first.text[0] in "eE" and "\\" in first.text):
+        raise ValueError(first.text)
+    quoted = first.text.lstrip("eE")
+    if quoted.startswith("'"):
+        return quoted[1:-1].replace("''", "'")
+    tag = quoted.index("$", 1) + 1
+    return quoted[tag:-tag]

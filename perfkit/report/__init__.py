@@ -1,1 +1,0 @@
-"""From a run on disk to one HTML file and the data beside it."""

@@ -1,0 +1,1 @@
+"""Interleaved rounds of arms, into a bundle."""

@@ -1,0 +1,387 @@
+"""A block: one round of every arm and the floor under every scenario, on fresh clones, in random order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from perfkit.base.bundle import FLOOR, Bundle, Round
+from perfkit.base.errors import LoadError
+from perfkit.config import Arm, RateSearch, Scenario
+from perfkit.load import pgbench
+from perfkit.load.pgbench import ScriptQuery
+from perfkit.load.pool import (
+    Batch,
+    Draw,
+    Load,
+    Message,
+    SearchStep,
+    Target,
+    WorkerPool,
+    alternating_target,
+    batches,
+    following,
+    http_message,
+    http_target,
+    joined,
+    judged,
+    limited,
+    part,
+    sql_target,
+    stepped,
+    turns,
+)
+from perfkit.load.samples import DROPPED, OK, Caps
+from perfkit.postgres import databases, embedded
+from perfkit.postgres.capabilities import Surroundings, between
+from perfkit.postgres.guards import Audit
+from perfkit.runs.arms import Workbench
+from perfkit.runs.selection import Selection
+
+Progress = Callable[[str], None]
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+WARM_USERS = 5
+FLOOR_SQL = "SELECT 1"
+PGBENCH_ROWS = 1000  # of a query's parameters, at most, that pgbench goes round in
+PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a block spends its time on
+
+
+@dataclass(slots=True)
+class BlockClock:
+    """Seconds by phase of a run."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add what the body takes to a phase."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = round(self.seconds[phase] + perf_counter() - start, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What blocks run on: the arms' databases and services, the workers, the null service, parameter rows."""
+
+    chosen: Selection
+    stage: Workbench
+    crew: WorkerPool
+    null: str
+    rows: Rows
+    took: Mapping[tuple[str, str], float]  # ms of one execution, by arm and query
+    caps: Mapping[str, Caps]
+    audit: Audit
+    clock: BlockClock
+    progress: Progress
+
+
+class RunBlock:
+    """One block by its number, which with the seed, and what it is part `of`, decides its requests and its order.
+
+    It holds the arms that can alternate; the floor is measured beside `before`.
+    """
+
+    def __init__(self, ground: RunContext, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
+        self._ground, self._number, self._chosen = ground, number, ground.chosen
+        self._arms, self._done = list(arms), first
+        self._started, self._earlier = perf_counter(), sum(map(ground.clock.seconds.get, PHASES, repeat(0.0)))
+        self._of, seed = of, f"{self._chosen.options.seed}/{of}{number}"
+        self._order = random.Random(f"{seed}/order")
+        names = [arm.name for arm in arms]
+        self._draws = {name: Draw(ground.rows, seed) for name in [*names, FLOOR]}
+        self._warm_draws = {name: Draw(ground.rows, seed, last_first=True) for name in names}
+        self._answered: dict[str, Counter[str]] = {name: Counter() for name in names}
+        self._failures: Counter[str] = Counter()
+        self._sql_scans: dict[str, Counter[str]] = {name: Counter() for name in names}
+        self._around = Surroundings()
+
+    def run(self, bundle: Bundle) -> int:
+        """Every round on a fresh state; each goes to the bundle, then the block's record. The rounds so far."""
+        clock, stage, arms = self._ground.clock, self._ground.stage, self._arms
+        self._say("cloning")
+        with clock.timed("clones"):
+            stage.refresh_all(arms)
+            if stage.private and not self._number:  # what touches the server's memory first lies better in it
+                self._state()
+                stage.refresh_all(arms)
+        with clock.timed("services"):
+            stage.serve(arms)
+        with clock.timed("state"):
+            state = self._state()
+            begin = {arm.name: self._scans(arm) for arm in arms}
+        with clock.timed("warm-up"):
+            self._warm_up()
+        with clock.timed("load"), self._around:
+            for scenario in self._chosen.scenarios:
+                own = [arm for arm in arms if not scenario.arms or arm.name in scenario.arms]
+                floor = [None] if self._chosen.config.baseline() in own else []
+                if scenario.alternate:
+                    self._alternating(scenario, [*own, *floor], bundle)
+                    continue
+                for chosen in self._order.sample([*own, *floor], len(own) + len(floor)):
+                    self._round(scenario, chosen, bundle)
+        with clock.timed("scans"):
+            end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
+        exact = stage.private  # else others' scans are among them
+        self._record(
+            bundle,
+            {
+                "block": self._number,
+                "seconds": round(perf_counter() - self._started, 2),
+                "state": state,
+                "warm_up_failures": dict(self._failures),
+                "http_requests": {arm: dict(answered) for arm, answered in self._answered.items() if exact},
+                "http_scans": {a: _minus(end[a], begin[a], self._sql_scans[a]) for a in end if exact},
+            },
+        )
+        return self._done
+
+    def _record(self, bundle: Bundle, record: dict[str, Any]) -> None:
+        """Add to the bundle; what an earlier phase found about this block stays."""
+        blocks = list(bundle.run["blocks"])
+        if self._number < len(blocks):
+            earlier = blocks[self._number]
+            joined_ = {k: {**earlier[k], **v} for k, v in record.items() if isinstance(v, dict)}
+            blocks[self._number] = {**earlier, **joined_, "seconds": earlier["seconds"] + record["seconds"]}
+        else:
+            blocks.append(record)
+        bundle.update(blocks=blocks)
+
+    def _warm_up(self) -> None:
+        """Fill caches and, in pools, statements' plans: as many requests of each kind as the arm asks for.
+
+        Their rows are drawn apart from the rounds', which must be the same in every arm.
+        """
+        sent = {name for scenario in self._chosen.scenarios for name in scenario.send}
+        for arm in self._arms:
+            each = arm.warmup // WARM_USERS
+            for name in sorted(sent & self._chosen.requests.keys()) if each else ():
+                request, draw = self._chosen.requests[name], self._warm_draws[arm.name]
+                queues = tuple(
+                    tuple(http_message(request, _drawn(draw, request.parameters)) for _ in range(each))
+                    for _ in range(WARM_USERS)
+                )
+                start = perf_counter()
+                load = self._ground.crew.run(self._http(arm), [Batch(queues)])
+                if arm.name in self._ground.caps:
+                    called, asked = self._ground.stage.called(arm.name), [f"{request.method} {request.path}"]
+                    count = len(load.columns["item"])
+                    self._ground.audit.load(called, "warm-up", arm.name, asked, count, perf_counter() - start)
+                self._count(arm.name, load)
+                self._failures[arm.name] += sum(outcome != "ok" for outcome in load.columns["outcome"])
+
+    def _round(self, scenario: Scenario, arm: Arm | None, bundle: Bundle) -> None:
+        name = arm.name if arm else FLOOR
+        self._say(f"{scenario.name} on {name}")
+        usage: dict[str, dict[str, int]] = {}
+        target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
+        before = self._beside(scenario, arm)
+        start, load = perf_counter(), None
+        try:
+            if self._chosen.is_sql(scenario):
+                load = self._query_round(scenario, arm, usage)
+            else:
+                load = self._load(scenario, arm, self._http(arm))
+            self._ground.stage.require_alive()
+        except LoadError as error:
+            raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
+        finally:
+            if target.name in self._ground.caps and (arm or self._chosen.is_sql(scenario)):
+                self._note(scenario, arm, target.name, load, perf_counter() - start)
+        if arm and not usage:
+            self._count(name, load)
+        health, rest = {**load.health, **between(before, self._beside(scenario, arm))}, load.rest
+        bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health, usage, rest))
+        self._done += 1
+
+    def _alternating(self, scenario: Scenario, arms: Sequence[Arm | None], bundle: Bundle) -> None:
+        """Every arm's round at once, the arms taking turns."""
+        self._say(f"{scenario.name} on {len(arms)} arms in turn")
+        targets = {arm.name if arm else FLOOR: self._sql(arm, scenario) for arm in arms}
+        loads: dict[str, list[Load]] = {name: [] for name in targets}
+        start, count = perf_counter(), scenario.warm + scenario.requests
+        before = [self._beside(scenario, arm) for arm in arms]
+        for item in scenario.send:
+            order = turns(scenario, {name: self._ground.took.get((name, item), 0.0) for name in targets}, self._order)
+            messages = {name: [self._message(name, item) | {"arm": name} for _ in range(count)] for name in targets}
+            queue = tuple(messages[name][number] for name, number in order)
+            try:
+                load = self._ground.crew.run(alternating_target(targets), [Batch((queue,))])
+                self._ground.stage.require_alive()
+            except LoadError as error:
+                raise LoadError(f"block {self._number}, {scenario.name}: {error}") from None
+            for name in targets:
+                counted = [number >= scenario.warm if own == name else None for own, number in order]
+                loads[name].append(part(load, counted))
+        beside = [between(was, self._beside(scenario, arm)) for was, arm in zip(before, arms, strict=True)]
+        for arm, facts, (name, parts) in zip(arms, beside, loads.items(), strict=True):
+            load = joined(parts)
+            if arm:
+                self._count(name, load)
+            if (target := (arm or self._chosen.config.baseline()).name) in self._ground.caps:
+                self._note(scenario, arm, target, load, perf_counter() - start)
+            health = {**load.health, **facts}
+            bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health))
+            self._done += 1
+
+    def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
+        """In the closed model one query after the other, so that every scan the server counts has its query.
+
+        That is in `usage`, as it is where a round has but one query.
+        """
+        closed = not (scenario.rate or scenario.pgbench)
+        parts = [scenario.model_copy(update={"send": (item,)}) for item in scenario.send] if closed else [scenario]
+        loads = []
+        for one in parts:
+            before = self._scans(arm) if arm else {}
+            loads.append(self._load(one, arm, self._sql(arm, one)))
+            if arm and self._ground.stage.private:
+                scans = _minus(self._scans(arm), before)
+                self._sql_scans[arm.name].update(scans)
+                if len(one.send) == 1:
+                    usage[one.send[0]] = scans
+        return joined(loads)
+
+    def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
+        """What was sent to something that perfkit did not start; how often is unknown of a round broken off."""
+        texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
+        asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
+        sent = sum(n for (_, outcome), n in load.counts().items() if outcome != DROPPED) if load else None
+        self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
+
+    def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
+        name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
+        seed = f"{self._chosen.options.seed}/{self._of}{self._number}/{scenario.name}"  # the same arrivals in every arm
+        if scenario.pgbench:
+            return self._by_pgbench(scenario, arm, target, seed)
+        if scenario.search and arm:
+            return self._searched(scenario, scenario.search, name, target, seed)
+        whole = batches(scenario, lambda item: self._message(name, item), seed)
+        return self._ground.crew.run(target, whole, samples=limits.samples)
+
+    def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
+        place = self._ground.stage.place(arm or self._chosen.config.baseline())
+        assert place and isinstance(place.site, embedded.EmbeddedServer)  # what pgbench is kept to
+        work: list[ScriptQuery | Path] = list(scenario.script)
+        if arm is None:
+            work = [ScriptQuery(item, FLOOR_SQL) for item in scenario.items]
+        for item in scenario.send if arm else ():
+            assert arm
+            source, draw = self._chosen.queries[item].parameters, self._draws[arm.name]
+            count = min(PGBENCH_ROWS, len(self._ground.rows[source])) if source else 0
+            rows = [draw(source) for _ in range(count)] if source else None
+            work.append(ScriptQuery(item, self._chosen.text(arm.name, item), rows))
+        program, samples = pgbench.program(place.site.bin_dir), self._chosen.config.limits.samples
+        watch = self._ground.stage.require_alive
+        return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
+
+    def _searched(self, scenario: Scenario, search: RateSearch, name: str, target: Target, seed: str) -> Load:
+        """Steps of the open model towards the highest rate that holds; only the samples of that step count."""
+        steps: list[SearchStep] = []
+        loads: list[Load] = []
+        assert scenario.rate
+        while rate := following(search, scenario.rate, steps):
+            self._say(f"{scenario.name} on {name}, {rate:,.0f}/s")
+            paced = scenario.model_copy(update={"rate": rate})
+            whole = batches(paced, lambda item: self._message(name, item), f"{seed}/{rate:.3f}")
+            loads.append(self._ground.crew.run(target, whole, samples=self._chosen.config.limits.samples))
+            steps.append(judged(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
+        return stepped(loads, steps, limited(search, steps))
+
+    def _beside(self, scenario: Scenario, arm: Arm | None) -> Mapping[str, float]:
+        """What server and machine have counted so far; the floor of requests touches no server."""
+        own = arm or (self._chosen.config.baseline() if self._chosen.is_sql(scenario) else None)
+        return self._around.read(self._ground.stage.place(own) if own else None)
+
+    def _count(self, arm: str, load: Load) -> None:
+        """Requests that were answered as expected: each of them ran its statements."""
+        self._answered[arm].update({item: n for (item, outcome), n in load.counts().items() if outcome == OK})
+
+    def _message(self, arm: str, item: str) -> Message:
+        """The next request or query of that name; the floor gets the same, addressed to nobody."""
+        draw, chosen = self._draws[arm], self._chosen
+        if item in chosen.requests:
+            message = http_message(chosen.requests[item], _drawn(draw, chosen.requests[item].parameters))
+            return message | {"expect": [200], "contains": []} if arm == FLOOR else message
+        source = chosen.queries[item].parameters
+        parameters = draw(source) if source else None
+        if arm == FLOOR:
+            return {"item": item, "sql": FLOOR_SQL, "params": None}
+        return {"item": item, "sql": chosen.text(arm, item), "params": parameters}
+
+    def _sql(self, arm: Arm | None, scenario: Scenario) -> Target:
+        limits, name = self._chosen.config.limits, (arm or self._chosen.config.baseline()).name
+        place = self._ground.stage.place(arm or self._chosen.config.baseline())
+        assert place
+        return sql_target(
+            place.site.conninfo(place.name),
+            limits.request_timeout_s,
+            limits.statement_timeout_s,
+            pooler=place.site.pooler,
+            read_only="writes" not in place.site.permissions,
+            settings=place.settings,
+            limits=self._ground.caps.get(name),
+            retries=scenario.retries,
+            connections=scenario.connections,
+            apart=not place.site.foreign and scenario.users == 1 and not scenario.rate,
+        )
+
+    def _http(self, arm: Arm | None) -> Target:
+        limit, service = self._chosen.config.limits.request_timeout_s, self._chosen.config.service
+        if arm is None or service is None:
+            return http_target(self._ground.null, limit, "/")
+        base, address = self._ground.stage.reached(arm)
+        caps = self._ground.caps.get(arm.name)
+        return http_target(base, limit, service.health, address=address, limits=caps)
+
+    def _state(self) -> dict[str, dict[str, dict[str, int]]]:
+        """By arm its tables' sizes.
+
+        Counting rows is also what reads the tables into the server's memory, in an order drawn for every block: where
+        they come to lie there makes scans faster or slower.
+        """
+        order = random.Random(f"{self._chosen.options.seed}/{self._of}{self._number}/memory")
+        return {arm.name: self._sizes(arm) for arm in order.sample(self._arms, len(self._arms))}
+
+    def _sizes(self, arm: Arm) -> dict[str, dict[str, int]]:
+        place = self._ground.stage.place(arm)
+        if place is None or not self._ground.stage.private:
+            return {}
+        return databases.sizes(place.site, place.name)
+
+    def _scans(self, arm: Arm, *, terminate: bool = False) -> dict[str, int]:
+        place = self._ground.stage.place(arm)
+        if place is None or not self._ground.stage.private:
+            return {}
+        return databases.scans(place.site, place.name, terminate=terminate)
+
+    def _say(self, what: str) -> None:
+        blocks = self._chosen.blocks
+        total = blocks * sum(len(s.arms or self._chosen.arms) + 1 for s in self._chosen.scenarios)
+        spent = self._earlier + perf_counter() - self._started
+        left = ""
+        if self._done:
+            minutes, seconds = divmod(int(spent / self._done * (total - self._done)), 60)
+            left = f", about {minutes}:{seconds:02} left"
+        where = f"{self._of} block {self._number + 1} of {blocks}".lstrip()
+        self._ground.progress(f"{where}: {what} (round {self._done + 1} of {total}{left})")
+
+
+def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:
+    """The next parameter row; an empty one for what has no source."""
+    return draw(source) if source else {}
+
+
+def _minus(counts: Mapping[str, int], *others: Mapping[str, int]) -> dict[str, int]:
+    """Counts less those that came before or belong elsewhere."""
+    return {name: count - sum(other.get(name, 0) for other in others) for name, count in counts.items()}

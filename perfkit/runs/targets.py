@@ -1,0 +1,284 @@
+"""Targets that perfkit did not start, admitted; one line as a configuration."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic_ns
+from typing import TypeVar
+
+import tomlkit
+
+from perfkit.base.bundle import write_atomically
+from perfkit.base.errors import BundleError, PlanError, TargetRefused, UsageError
+from perfkit.base.harmless import require_settable
+from perfkit.config import Arm, Config
+from perfkit.config.workload import require_no_password
+from perfkit.explain.capture import single
+from perfkit.load.samples import Caps
+from perfkit.postgres.guards import Address, Audit, Origin, Permission, admit, resolve, resolve_origin
+from perfkit.postgres.index_sets import IndexSet, read_set
+from perfkit.postgres.servers import External, open_external
+from perfkit.postgres.sqltext import read, split
+
+SAFE_METHODS = ("GET",)
+_Place = TypeVar("_Place", Address, Origin)
+LOADED = ("clone", "in-place")  # ways in which load goes to the server of the target
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What was named and confirmed, by arm, each resolved once."""
+
+    addresses: Mapping[str, Address]
+    origins: Mapping[str, Origin]
+    permission: Permission
+    pooler: bool = False  # one is declared, whether or not it shows
+
+    def open(self, audit: Audit) -> dict[str, External]:
+        """Connect to every database, each once. Raises ServerError, TargetRefused."""
+        opened: dict[str, External] = {}
+        for address in self.addresses.values():
+            if (where := address.conninfo()) not in opened:
+                opened[where] = open_external(address, self.permission, audit)
+                opened[where].pooler |= self.pooler
+        return {arm: opened[address.conninfo()] for arm, address in self.addresses.items()}
+
+
+def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> Targets:
+    """Resolve every target of these arms and let it through the guards. Raises TargetRefused, UsageError."""
+    permission = replace(
+        permission,
+        allow=(*permission.allow, *settings.allow),
+        production=(*permission.production, *settings.production),
+    )
+    addresses: dict[str, Address] = {}
+    origins: dict[str, Origin] = {}
+    database, service = settings.database, settings.service
+    for arm in arms:
+        if named := arm.database or (database.target if database else ""):
+            addresses[arm.name] = _once(resolve(named, not database or database.tls), addresses.values())
+        if url := arm.url or (service.url if service else ""):
+            origins[arm.name] = _once(resolve_origin(url), origins.values())
+    found: list[Address | Origin] = [*addresses.values(), *origins.values()]
+    for name, target in {target.name: target for target in found}.items():
+        if not permission.allow:
+            expected = f'allow = ["{name}"] at the top of the configuration'
+            raise TargetRefused(f"{name} is not in 'allow'; expected {expected}")
+        admit(target, permission)
+        permission = replace(permission, confirm=(*permission.confirm, name))  # asked once
+    _require_writes(settings, origins)
+    return Targets(addresses, origins, permission, bool(database and database.pooler))
+
+
+def _once(found: _Place, known: Iterable[_Place]) -> _Place:
+    """What was found, unless the same name led elsewhere a moment ago. Raises TargetRefused."""
+    for other in known:
+        if other.name == found.name and other.address != found.address:
+            raise TargetRefused(f"{found.name} is {other.address} and {found.address}; expected one address")
+    return found
+
+
+def caps(settings: Config, targets: Targets) -> dict[str, Caps]:
+    """By arm, what bounds its load where that goes to something that perfkit did not start."""
+    limits = settings.limits
+    bounds = Caps(
+        budget="run",
+        rate=limits.rate,
+        in_flight=limits.in_flight,
+        total=limits.requests,
+        deadline_ns=monotonic_ns() + int(limits.seconds * 1e9),
+        breaker_errors=limits.breaker_errors,
+        breaker_ms=limits.breaker_ms,
+        breaker_window=limits.breaker_window,
+        grace=limits.breaker_grace,
+    )
+    loaded = targets.addresses if settings.database and settings.database.way in LOADED else ()
+    return dict.fromkeys([*loaded, *targets.origins], bounds)
+
+
+def _require_writes(settings: Config, origins: Mapping[str, Origin]) -> None:
+    """A service that perfkit did not start gets requests that may change something only where that is said."""
+    writing = [request.name for request in settings.request if request.method not in SAFE_METHODS]
+    if origins and writing and not (settings.service and settings.service.writes):
+        names = ", ".join(sorted({origin.name for origin in origins.values()}))
+        raise TargetRefused(
+            f"{names}: request {', '.join(writing)} may change data there; expected 'writes = true' in [service]"
+        )
+
+
+# A comparison given in one line, as the configuration that it stands for: files in the run's own folder.
+
+Text = str | Path  # SQL, or the name of a file that holds it
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSpec:
+    """What is compared: queries before and after indexes, settings or a rewrite, on one database."""
+
+    db: str
+    query: Sequence[Text]
+    index: Sequence[Text] = ()
+    settings: Mapping[str, str] | None = None
+    rewrite: Text | None = None
+    parameters: Text | None = None
+    way: str = "whole"
+    users: int = 10
+    p95_ms: float | None = None
+    volatile: Sequence[str] = ()
+    tls: bool = True
+    pooler: bool = False
+    bare: bool = False  # nothing is compared: what its configuration is wanted for is the database with the queries
+    rate: float = 0.0  # arrivals a second, at most `users` in flight, in place of the closed model's two load levels
+    seconds: float = 10.0  # how long they go on
+    need: str = "benefit"  # or "none": see the configuration's key
+
+    def __post_init__(self) -> None:
+        if not self.query:
+            raise UsageError("no query; expected at least one --query")
+        if not (self.index or self.settings or self.rewrite or self.bare):
+            raise UsageError("nothing to compare; expected --index, --set or --rewrite")
+        if self.rewrite and len(self.query) != 1:
+            raise UsageError(f"a rewrite of {len(self.query)} queries; expected one --query with it")
+        try:
+            require_settable({name: str(value) for name, value in (self.settings or {}).items()})
+        except ValueError as error:
+            raise UsageError(f"settings: expected {error}") from None
+        if self.users < 1:
+            raise UsageError(f"users = {self.users}; expected at least 1")
+        if self.rate < 0 or self.seconds <= 0:
+            raise UsageError(f"rate = {self.rate:g}, seconds = {self.seconds:g}; expected more than 0")
+        try:
+            require_no_password(self.db)
+        except ValueError as error:
+            raise UsageError(f"db: expected {error}") from None
+
+    def write(self, folder: Path) -> Path:
+        """Write perfkit.toml and its SQL files into a folder; returns the former. Raises UsageError."""
+        names = [f"query-{n}" for n in range(1, len(self.query) + 1)] if len(self.query) > 1 else ["query"]
+        files = {f"{name}.sql": self._query(text) for name, text in zip(names, self.query, strict=True)}
+        if self.index:
+            files["index.sql"] = "".join(f"{text};\n" for given in self.index for text in _statements(given))
+        if self.rewrite:
+            files["rewrite.sql"] = self._query(self.rewrite)
+        source = ""
+        if self.parameters:
+            lines = is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
+            source = f"parameters{'.csv' if lines else '.sql'}"
+            files[source] = sql_of(self.parameters)
+        files["perfkit.toml"] = self._toml(names, source)
+        try:
+            for name, text in files.items():
+                (folder / name).write_text(text, encoding="utf-8", newline="")
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
+        return folder / "perfkit.toml"
+
+    def _query(self, given: Text) -> str:
+        """A query's text, which must be one statement, with a source for the parameters that it names."""
+        text = sql_of(given)
+        try:
+            single(text)
+        except PlanError as error:
+            raise UsageError(f"{_shown(given)}: {error}") from None
+        if not self.parameters and (named := re.search(r"%\((\w+)\)s", text)):
+            raise UsageError(f"{_shown(given)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
+        return text
+
+    def _toml(self, names: Sequence[str], source: str) -> str:
+        database: dict[str, object] = {"target": self.db, "way": self.way}
+        database |= {"volatile": list(self.volatile)} if self.volatile else {}
+        database |= {} if self.tls else {"tls": False}
+        database |= {"pooler": True} if self.pooler else {}
+        after: dict[str, object] = {"name": "after", "role": "after", "title": self._title()}
+        after |= {"indexes": "index.sql"} if self.index else {}
+        after |= {"settings": {name: str(value) for name, value in self.settings.items()}} if self.settings else {}
+        after |= {"rewrite": {names[0]: "rewrite.sql"}} if self.rewrite else {}
+        parameters = {"parameters": "rows"} if source else {}
+        arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
+        return tomlkit.dumps(
+            {
+                "title": self._headline(),
+                "allow": [resolve(self.db, self.tls).name],
+                **({"need": self.need} if self.need != "benefit" else {}),
+                "database": database,
+                **({"parameters": {"rows": source}} if source else {}),
+                "query": [{"name": name, "file": f"{name}.sql", **parameters} for name in names],
+                "scenario": self._scenarios(names),
+                "arm": [{"name": "current", "role": "before"}] if self.bare else [*arms, after],
+                **({"thresholds": {"p95_ms": self.p95_ms}} if self.p95_ms is not None else {}),
+            }
+        )
+
+    def _scenarios(self, names: Sequence[str]) -> list[dict[str, object]]:
+        """One connection and several, or arrivals at a rate."""
+        if self.rate:
+            label = f"{self.rate:g} per second, at most {self.users} in flight"
+            load = {"rate": self.rate, "users": self.users, "seconds": self.seconds}
+            return [{"name": "arrivals", "label": label, "send": list(names), **load}]
+        together = [scenario("together", names, self.users, 5)] if self.users > 1 else []
+        return [scenario("alone", names, 1, 20), *together]
+
+    def _headline(self) -> str:
+        first = self.query[0]
+        said = Path(first).stem if is_file(first) else "A query"
+        return said if self.bare else f"{said} before and after"
+
+    def _title(self) -> str:
+        """What is different about the arm after, in a few words."""
+        said = []
+        if self.index:
+            said.append("with the index" if len(self.index) == 1 else f"with {len(self.index)} index sets")
+        said += [f"with {name} = {value}" for name, value in (self.settings or {}).items()]
+        if self.rewrite:
+            said.append("rewritten")
+        return ", ".join(said)
+
+
+def scenario(name: str, send: Sequence[str], users: int, requests: int) -> dict[str, object]:
+    """A scenario's table for queries on so many connections."""
+    label = f"{users} connection{'s' if users > 1 else ''}"
+    load = {"users": users, "requests": requests, "warm": 1, "seconds": 4}
+    return {"name": name, "label": label, "send": list(send), **load}
+
+
+def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
+    """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
+    own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
+    path = Path(given) if given else own
+    if path is None:
+        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to look at")
+    if given and not is_file(given):
+        path = folder / "indexes.sql"
+        write_atomically(path, sql_of(given))
+    found = read_set(path)
+    if not found.indexes:
+        raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
+    return found
+
+
+def is_file(text: Text) -> bool:
+    """A file is named by a Path, by what is one, or by a word that could not be SQL: it ends in .sql or .csv."""
+    if isinstance(text, Path) or os.path.isfile(text):  # noqa: PTH113 - Path.is_file raises for a long text
+        return True
+    return bool(re.fullmatch(r"\S+\.(sql|csv)", text, re.IGNORECASE))
+
+
+def _shown(text: Text) -> str:
+    """What an error calls a text."""
+    return str(text) if is_file(text) else repr(" ".join(str(text).split())[:60])
+
+
+def _statements(text: Text) -> list[str]:
+    """CREATE INDEX and ANALYZE statements, without the comments between them. Raises UsageError for none."""
+    if not (found := [statement.text for statement in split(sql_of(text))]):
+        raise UsageError(f"{_shown(text)}: no statement; expected CREATE INDEX ...")
+    return found
+
+
+def sql_of(text: Text) -> str:
+    """The SQL that is given itself or by the name of a file. Raises UsageError."""
+    return read(Path(text)) if is_file(text) else f"{text}\n"

@@ -1,0 +1,131 @@
+"""A step of a notebook that may not be possible here: what it gives, or why it gives nothing."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Any
+
+from perfkit.base import resources
+from perfkit.base.bundle import write_atomically
+from perfkit.base.errors import Interrupted, PerfkitError, visible
+from perfkit.show.html import Block, escape
+
+
+def attempt(step: Callable[[], Any], *, unless: str = "") -> Any:
+    """What a step gives; its error as a line to show, so that the rest of a page can follow. Raises Interrupted.
+
+    With `unless`, a reason not to, it is not tried, and that is shown.
+    """
+    try:
+        return _line(unless) if unless else step()
+    except Interrupted:
+        raise
+    except PerfkitError as error:
+        return _line(str(error))
+
+
+def _line(text: str) -> Block:
+    return Block(f'<p class="note">{escape(text)}</p>', text)
+
+
+# Execute a notebook and write its outputs as one HTML page.
+
+NOTEBOOK = resources.path("notebooks/before_after_index.ipynb")
+LOAD = resources.path("notebooks/load_scenarios.ipynb")
+LAB = resources.path("notebooks/index_lab.ipynb")
+GATE = resources.path("notebooks/go_no_go.ipynb")
+REVIEW = resources.path("notebooks/post_deployment_review.ipynb")
+TEMPLATES = resources.PACKAGE / "show" / "templates"
+DISPLAY = resources.PACKAGE / "show"  # its style sheet is part of the page
+
+
+def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:
+    """Execute a notebook and write it as one page; returns where. Raises PerfkitError."""
+    _papermill()
+    with ThreadPoolExecutor(1) as meanwhile:
+        meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works
+        executed = execute(notebook, parameters, keep)
+    write_atomically(out, page(executed, title))
+    return out
+
+
+def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:
+    """Execute a notebook with this interpreter and return it with its outputs; `keep` stores it.
+
+    Raises PerfkitError with the notebook's own last line where a cell fails.
+    """
+    papermill = _papermill()
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets.config import Config
+
+    class ThisInterpreter(AsyncKernelManager):
+        """A kernel in the running interpreter, whatever kernels happen to be installed under its name."""
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict(python_arguments=["-Xfrozen_modules=off"]))
+
+        def start_kernel(self, **options: Any) -> Any:
+            return super().start_kernel(**options, stderr=DEVNULL)  # a cell's errors come through the protocol
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return papermill.execute_notebook(
+                str(notebook),
+                str(keep or Path(scratch) / "out.ipynb"),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                request_save_on_cell_execute=False,
+                autosave_cell_every=0,
+                cwd=scratch,
+                kernel_manager_class=ThisInterpreter,
+                shutdown_kernel="immediate",
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            )
+        except papermill.PapermillExecutionError as error:
+            raise PerfkitError(f"the report's notebook failed: {error.ename}: {error.evalue}") from None
+
+
+def _papermill() -> Any:
+    """Papermill without the grammar of IRIs, which jsonschema compiles for a second and no notebook needs."""
+    modules: Any = sys.modules
+    spare = modules.setdefault("rfc3987_syntax") is None
+    try:
+        return import_module("papermill")
+    finally:
+        if spare:
+            modules.pop("rfc3987_syntax", None)
+
+
+def page(notebook: Any, title: str) -> str:
+    """An executed notebook as one HTML file that requests nothing and runs nothing."""
+    import nbconvert
+    from traitlets.config import Config
+
+    config = Config()
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = ("remove-cell", "parameters", "injected-parameters")
+    html_exporter: Any = nbconvert.HTMLExporter  # untyped
+    exporter = html_exporter(
+        config=config,
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_paths=[str(DISPLAY)],
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    notebook.metadata["title"] = visible(title)
+    html, _ = exporter.from_notebook_node(notebook)
+    return str(html)
