@@ -1,14 +1,12 @@
 """Fixtures that more than one test module uses: real servers, in folders that root's can reach."""
 
 import os
-import shutil
 import signal
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from folders import open_folder
 
 from perfkit import config
 from perfkit.base.bundle import Bundle
@@ -53,14 +51,3 @@ def lighter(booking: config.Config) -> config.Config:
     fewer = {"sustained": {"batches": 3}, "burst": {"batches": 1}, "queries": {"requests": 2}}
     scenarios = tuple(s.model_copy(update=fewer.get(s.name, {})) for s in booking.scenario)
     return booking.model_copy(update={"scenario": scenarios})
-
-
-def open_folder() -> Iterator[Path]:
-    """A folder that every user may enter, removed when the servers in it have ended."""
-    folder = Path(tempfile.mkdtemp(prefix="perfkit-test-"))
-    folder.chmod(0o755)
-    yield folder
-    deadline = time.monotonic() + 10
-    while any(folder.rglob("server-*/socket")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    shutil.rmtree(folder, ignore_errors=True)

@@ -310,6 +310,5 @@ def _of_database(
 
 
 def _measured(chosen: Selection, targets: Targets, folder: Path) -> Bundle:
-
     with progress() as say:
         return experiment_measure(chosen, folder, say, targets)

@@ -622,7 +622,6 @@ def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
 
 
 def _log(session: Session, seconds: float, say: Say) -> SlowQueries:
-
     place, stopped = session.place, tuple[str, ...]()
     if not seconds:
         found = server_log.read_server_log(place.site, place.name)

@@ -560,11 +560,9 @@ class Advice:
         return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
-
         return advice(self)._repr_html_()
 
     def __repr__(self) -> str:
-
         return repr(advice(self))
 
 

@@ -123,7 +123,6 @@ class WatchedTarget:
                 yield name, source
 
     def _require_harmless(self, place: Database, rows: Rows) -> None:
-
         database = self.chosen.config.database
         allowed = database.volatile if database else ()
         for item in self.items.values():

@@ -192,7 +192,6 @@ def _require_dry(dry_run: bool) -> None:
 
 
 def _applied(index: Applied) -> str:
-
     if index.how == "there":
         return f"{index.name} on {index.table}: there already, {size(index.bytes)}"
     anew = ", in place of an invalid one" if index.how == "rebuilt" else ""
@@ -200,7 +199,6 @@ def _applied(index: Applied) -> str:
 
 
 def _dropped(index: Dropped) -> str:
-
     if index.how == "dropped":
         return f"{index.name}: dropped, {size(index.bytes)}"
     return f"{index.name}: " + ("not there" if index.how == "absent" else f"left alone: {index.why}")

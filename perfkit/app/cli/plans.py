@@ -113,18 +113,25 @@ class PlanSource:
             raise PlanError(f"{what}: {error}" if what == "-" or is_file(what) else str(error)) from None
 
     def _captures(self, what: str) -> list[Capture]:
-
         text = _text(what)
-        word = "" if text.lstrip()[:1] in ("{", "[", '"') else first_word(text)
-        if word in READING | WRITING:
+        if _begins(text) in READING | WRITING:
             return [self._opened().explain(text, self._parameters, **self._how).capture]
         return [Capture((document,), ()) for document in read(text)]
 
     def _opened(self) -> Session:
-
         if self._session is None:
             self._session = self._stack.enter_context(api.connect(**self._where, ask=ask()))
         return self._session
+
+
+def _begins(text: str) -> str:
+    """Return the first word of a text that may be SQL; "" for a plan's JSON and for what no SQL begins with."""
+    if text.lstrip()[:1] in ("{", "[", '"'):
+        return ""
+    try:
+        return first_word(text)
+    except UsageError:
+        return ""
 
 
 def _text(what: str) -> str:
@@ -151,7 +158,6 @@ def _parameters(given: tuple[str, ...]) -> Any:
 
 
 def _plans(found: list[Capture], form: str) -> str:
-
     views = [_view(capture) for capture in found]
     if form == "json":
         return dumps([_told(capture) for capture in found], ascii_only=True)  # a terminal may be steered by more
@@ -161,7 +167,6 @@ def _plans(found: list[Capture], form: str) -> str:
 
 
 def _view(capture: Capture, title: str = "") -> PlanView:
-
     first = capture.first if len(capture.documents) > 1 else None
     return PlanView(capture.plan, findings(capture.plan, capture.facts), title, first)
 
@@ -172,7 +177,6 @@ def _width() -> int | None:
 
 
 def _diff(found: list[Capture], form: str) -> str:
-
     if len(found) != 2:
         raise UsageError(f"--diff: {len(found)} plans in the two files; expected one in each")
     view = DiffView(*map(_view, found))

@@ -164,7 +164,6 @@ def _script(
     confirm: tuple[str, ...],
     production: tuple[str, ...],
 ) -> str:
-
     given, run = (Path(name) if name else None for name in (parameters, against))
     with progress() as say:
         found = ready(
