@@ -3,8 +3,24 @@
 A path is relative to the file that names it; `perfkit:sql/...` names a file shipped with perfkit.
 """
 
-from perfkit.config.judging import Arm, Check, CheckStep, Claim, Limits, PlanStep, Question, Release, Risk, Thresholds
-from perfkit.config.model import BOOKING, Config, Metric, ReviewConfig, Target, Watch, WatchRule, load, restored
+from perfkit.config.judging import (
+    Arm,
+    Check,
+    CheckStep,
+    Claim,
+    Limits,
+    Metric,
+    PlanStep,
+    Question,
+    Release,
+    ReviewConfig,
+    Risk,
+    Target,
+    Thresholds,
+    Watch,
+    WatchRule,
+)
+from perfkit.config.model import BOOKING, Config, load, restored
 from perfkit.config.workload import (
     COPIES,
     DatabaseConfig,

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 
-from perfkit.config.model import Watch, WatchRule
+from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor import figures as monitor_figures
 from perfkit.monitor import model, notifications
 from perfkit.monitor.figures import Baseline, baseline, chosen, figures, healthy, parted, probes, window

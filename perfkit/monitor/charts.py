@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from perfkit.analysis.charts import logarithmic
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, supported
-from perfkit.config.model import Metric
+from perfkit.config.judging import Metric
 from perfkit.monitor import figures
 from perfkit.monitor.incidents import DAY_S, Period, clock, lasting, stamp
 from perfkit.monitor.model import OK, About

@@ -16,7 +16,7 @@ from pathlib import Path
 from perfkit.base import units
 from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import PerfkitError, visible
-from perfkit.config.model import Metric, WatchRule
+from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor import figures, model, store
 from perfkit.monitor.alerts import HOUR_S, Standing, standing
 from perfkit.monitor.charts import LEVELS as CHARTS_LEVELS

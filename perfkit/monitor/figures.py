@@ -26,7 +26,7 @@ from psycopg.rows import dict_row
 
 from perfkit.base.errors import PerfkitError, TargetRefused, first_line, visible
 from perfkit.base.stats import percentile, supported
-from perfkit.config.model import Watch
+from perfkit.config.judging import Watch
 from perfkit.monitor.model import OK, SERVER, Kind, Probe, Tick
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from time import monotonic_ns
 from typing import Any, Literal, Self
 
-from perfkit.config.model import WatchRule
+from perfkit.config.judging import WatchRule
 
 
 def gravest(rules: Iterable[WatchRule], value: float | None) -> WatchRule | None:

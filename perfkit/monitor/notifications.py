@@ -15,7 +15,7 @@ from contextlib import suppress
 from perfkit.base.errors import UsageError
 from perfkit.base.process import spawn, stop
 from perfkit.base.units import NONE, percent, significant, unbroken
-from perfkit.config.model import Metric, WatchRule
+from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, lasting, stamp
 from perfkit.monitor.model import Event, limit
 

@@ -30,7 +30,7 @@ from perfkit.base import stats, units
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import UsageError, name_of
 from perfkit.base.stats import Interval
-from perfkit.config.model import Metric, Target, Watch, WatchRule
+from perfkit.config.judging import Metric, Target, Watch, WatchRule
 from perfkit.monitor import figures, store
 from perfkit.monitor.incidents import Alert, Incident, Period, cut, incidents, lasting
 from perfkit.monitor.model import OK, About, Event, Kind, Record, Tick, gravest

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit import config
-from perfkit.config.model import Watch, WatchRule
+from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor import notifications
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Probe, Record, Tick, good_again

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfkit import config
 from perfkit.base.stats import percentile
-from perfkit.config.model import Metric, Watch
+from perfkit.config.judging import Metric, Watch
 from perfkit.monitor import figures
 from perfkit.monitor.figures import grown
 from perfkit.monitor.model import Probe, Tick, gravest
