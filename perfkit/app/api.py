@@ -46,7 +46,7 @@ from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
 if TYPE_CHECKING:
     from perfkit.app.session import SlowTable
     from perfkit.indexes.advice import Advice
-    from perfkit.monitor.loop import Ended
+    from perfkit.monitor.notifications import Ended
     from perfkit.monitor.review_report import Review
     from perfkit.release.report import GoNoGo
     from perfkit.runs.targets import Text

@@ -21,10 +21,11 @@ from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, supported
 from perfkit.config.judging import Metric
 from perfkit.monitor import figures
+from perfkit.monitor.figures import PERCENTILES
 from perfkit.monitor.incidents import DAY_S, Period, clock, lasting, stamp
 from perfkit.monitor.model import OK, About
 from perfkit.monitor.notifications import said, share
-from perfkit.monitor.review import PERCENTILES, Reviewed
+from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import INK, draw_svg
 from perfkit.show.html import Block, escape, explained
 

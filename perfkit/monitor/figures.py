@@ -11,26 +11,21 @@ On a connection of its own, in read-only transactions with a time limit. What a 
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import psycopg
-from psycopg.rows import dict_row
+import numpy as np
+from scipy import special
 
-from perfkit.base.errors import PerfkitError, TargetRefused, first_line, visible
+from perfkit.base import stats, units
 from perfkit.base.stats import percentile, supported
-from perfkit.config.judging import Watch
-from perfkit.monitor.model import OK, SERVER, Kind, Probe, Tick
-from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection
-from perfkit.postgres.databases import Database
+from perfkit.config.judging import Metric, Watch
+from perfkit.monitor.incidents import Period, lasting
+from perfkit.monitor.model import OK, About, Kind, Probe, Tick
+from perfkit.monitor.notifications import share
 
 _MB = 1024 * 1024
 _COUNTED = ("commits", "rollbacks", "blocks_hit", "blocks_read", "temp_bytes", "deadlocks", "checksum_failures")
@@ -253,134 +248,148 @@ def _standing(ticks: Sequence[Tick], down: Callable[[Tick], bool | None]) -> flo
     return seconds
 
 
-# The server's own figures in each interval, asked in a thread so that nobody waits for a server that does not
-# answer.
+Down = Callable[[Tick, Mapping[str, Kind]], bool | None]
 
-QUERIES = ("watch_sessions", "watch_counters", "watch_wal", "watch_indexes")
-_MAY_LACK = {"checksum_failures", "wal_bytes"}  # without checksums, or on a standby that archives feed: nothing to see
+PERCENTILES: Mapping[Metric, int] = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}
+STATES = ("connections_share", "lock_wait_s", "transaction_s", "invalid_indexes")  # of a moment: the worst counts
+OUTAGES: Mapping[str, Down] = {"service_down_s": service_down, "database_down_s": database_down}
 
 
 @dataclass(frozen=True, slots=True)
-class ServerReading:
-    """What the server said: keys of `SERVER`, those that could be had, and scans by index."""
+class Actual:
+    """A figure with what is known of it: the true one is between `lo` and `hi`, 95 % sure where it was sampled."""
 
-    server: Mapping[str, float]
-    scans: Mapping[str, int] = field(default_factory=dict)
+    value: float | None
+    lo: float
+    hi: float
+    n: int  # probes, or intervals, that it comes from
+    how: str  # from what, in words
+    lacks: str = ""  # why there is none, or why it settles nothing
 
-
-class ServerProbe:
-    """Asks a server for its figures: `ask` begins and returns at once, `answer` is what there is by then.
-
-    `reach` gives the database, and raises ServerError as long as it does not answer; `note` is told what cannot be
-    seen, by its kind.
-    """
-
-    def __init__(self, reach: Callable[[], Database], timeout_s: float, note: Callable[[str, str], None]) -> None:
-        self._reach, self._timeout_s, self._note = reach, timeout_s, note
-        self._wake, self._changed = threading.Event(), threading.Condition()
-        self._asked = self._answered = 0
-        self._reading: ServerReading | None = None
-        self._connection: Connection | None = None
-        self._line: socket.socket | None = None  # the connection's own, to cut it from another thread
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="perfkit-watch-server", daemon=True)
-        self._thread.start()
-
-    def ask(self) -> None:
-        """Begin to ask, unless an earlier question hangs."""
-        with self._changed:
-            if self._answered == self._asked:
-                self._asked += 1
-                self._wake.set()
-
-    def answer(self, wait_s: float = 0.0) -> ServerReading | None:
-        """What the server has said since `ask`, waiting for it at most so long; None where it has not answered.
-
-        A connection that it does not answer on is cut.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._answered == self._asked, wait_s)
-            if self._answered == self._asked:
-                return self._reading
-            if self._line:
-                with suppress(OSError):
-                    self._line.shutdown(socket.SHUT_RDWR)
-            return None
-
-    def close(self) -> None:
-        """Ask no more, and close the connection."""
-        self._closed = True
-        self._wake.set()
-        self.answer()  # cuts it where it hangs
-        self._thread.join(1.0)
-
-    def _serve(self) -> None:
-        while self._wake.wait() and not self._closed:
-            self._wake.clear()
-            reading = self._read()
-            with self._changed:
-                self._reading, self._answered = reading, self._asked
-                self._changed.notify_all()
-        self._disconnect()
-
-    def _read(self) -> ServerReading | None:
-        """Everything that can be had; None where the server does not answer."""
-        found: dict[str, Any] = {}
-        try:
-            connection = self._connected()
-            for name in QUERIES:
-                with suppress(_LeftOut):
-                    found |= self._row(connection, name)
-        except (psycopg.Error, PerfkitError, OSError) as error:
-            self._disconnect()
-            if isinstance(error, TargetRefused):  # such as another server that answers in its place
-                self._note("server", str(error))
-            return None
-        if not found:
-            return None
-        scans = {str(name): int(count) for name, count in (found.pop("scans", None) or {}).items()}
-        server = {name: float(value) for name, value in found.items() if name in SERVER and value is not None}
-        if unseen := sorted(found.keys() - server.keys() - _MAY_LACK):
-            self._note("rights", f"the role may not see {', '.join(unseen)}; pg_read_all_stats shows them")
-        return ServerReading(server, scans)
-
-    def _row(self, connection: Connection, name: str) -> dict[str, Any]:
-        """One query's row, in one round trip. Raises _LeftOut where the server refuses it, psycopg.Error where lost."""
-        ms = max(1, int(self._timeout_s * 1000))
-        limit = f"BEGIN READ ONLY; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms};"
-        try:
-            cursor = connection.execute(f"{limit}\n{catalog.get(name)}\n; COMMIT".encode())
-            while cursor.description is None and cursor.nextset():
-                pass
-            return cursor.fetchone() or {}
-        except psycopg.Error as error:
-            if connection.closed or connection.broken:
-                raise
-            connection.execute("ROLLBACK")
-            self._note(name, f"{name.removeprefix('watch_')} cannot be had: {visible(first_line(error))}")
-            raise _LeftOut from None
-
-    def _connected(self) -> Connection:
-        """The connection, opened anew where it was lost. Raises psycopg.Error, PerfkitError."""
-        if self._connection is None:
-            place = self._reach()
-            connection = place.site.connect(place.name, user="postgres")
-            connection.cursor_factory, connection.row_factory = psycopg.Cursor, dict_row  # audited once, as a load
-            connection.prepare_threshold = None
-            with self._changed:
-                self._connection = connection
-                self._line = socket.socket(fileno=os.dup(connection.fileno()))
-        return self._connection
-
-    def _disconnect(self) -> None:
-        with self._changed:
-            connection, line, self._connection, self._line = self._connection, self._line, None, None
-        if line:
-            line.close()
-        if connection:
-            with suppress(psycopg.Error):
-                connection.close()
+    @classmethod
+    def none(cls, lacks: str, n: int = 0) -> Actual:
+        """No figure, and why."""
+        return cls(None, -math.inf, math.inf, n, "", lacks)
 
 
-class _LeftOut(Exception):
-    """The server refused one query; the others may go on."""
+def actual(metric: Metric, item: str | None, period: Period, about: About, baseline: Baseline | None) -> Actual:
+    """One figure over the whole time."""
+    names = chosen(about.kinds, item or "")
+    if not names:
+        return Actual.none(f"the watch does not send {item or 'anything'}")
+    if metric in PERCENTILES:
+        return _percentile(PERCENTILES[metric], names, period)
+    if metric in _SAMPLED:
+        return _SAMPLED[metric](names, period)
+    if metric == "availability":
+        return _availability(names, period)
+    return _counted(metric, item, period, about, baseline)
+
+
+def within(found: Actual, say: Callable[[float], str]) -> str:
+    """Where the true figure is, 95 % sure, in words; empty where there is no more to say."""
+    if found.value is None or found.lo == found.hi:
+        return ""
+    low, high = (say(found.lo) if found.lo > 0 else "", say(found.hi) if found.hi < math.inf else "")
+    text = (
+        f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else "no bound"
+    )
+    return units.unbroken(text)
+
+
+def _percentile(q: int, names: Sequence[str], period: Period) -> Actual:
+    blocks = [samples(block, names) for block in period.blocks()]
+    n = sum(map(len, blocks))
+    found = stats.tail(blocks, q)
+    if found is None:
+        return Actual.none(units.too_few(n, q), n)
+    return Actual(found.value, found.lo, found.hi, n, _in_blocks(n, "answers", period, found.rounds))
+
+
+def _mean(names: Sequence[str], period: Period) -> Actual:
+    blocks = [ms for block in period.blocks() if (ms := samples(block, names))]
+    return _quotient([sum(own) for own in blocks], [len(own) for own in blocks], sum(map(len, blocks)), period)
+
+
+def _throughput(names: Sequence[str], period: Period) -> Actual:
+    answered = [sum(probe.outcomes.get(OK, 0) for probe in probes(block, names)) for block in period.blocks()]
+    return _quotient(
+        answered, [sum(tick.seconds for tick in block) for block in period.blocks()], sum(answered), period
+    )
+
+
+def _error_rate(names: Sequence[str], period: Period) -> Actual:
+    sent = probes(period.ticks, names)
+    return _share_of_probes(sum(probe.failed for probe in sent), sum(probe.sent for probe in sent), "failed")
+
+
+def _share_of_probes(bad: int, n: int, what: str) -> Actual:
+    if not n:
+        return Actual.none("no probe ended")
+    how = f"{units.count(bad)} of {units.count(n)} probes {what}"
+    return Actual(bad / n, -math.inf, stats.error_bound(bad, n), n, how)
+
+
+def _availability(names: Sequence[str], period: Period) -> Actual:
+    """Every interval of the time was looked at, so only those in which nobody watched leave it open."""
+    known = [is_down(tick, names) for tick in period.ticks]
+    if all(down is None for down in known):
+        return Actual.none("nothing was to be answered")
+    lengths = [tick.seconds for tick, down in zip(period.ticks, known, strict=True) if down]
+    watched, down = period.watched, sum(lengths)
+    unknown = sum(end - start for start, end in gaps(period.ticks))
+    weight = max(tick.seconds for tick in period.ticks) / watched
+    intervals = units.count(len(period.ticks))
+    how = f"{units.count(len(lengths))} of {intervals} intervals down; one weighs {share(weight)}"
+    lo, hi = (1 - (down + gap) / (watched + unknown) for gap in (unknown, 0.0))
+    lacks = f"nobody watched for {lasting(unknown)}" if unknown else ""
+    return Actual(1 - down / watched, lo, hi, len(period.ticks), how, lacks)
+
+
+def _counted(metric: Metric, item: str | None, period: Period, about: About, baseline: Baseline | None) -> Actual:
+    """What is no sample but was read off: the worst moment, the longest outage, or what came together."""
+
+    def at(ticks: Sequence[Tick]) -> float | None:
+        return figures(ticks, about.kinds, baseline, item or "")[metric]
+
+    value, how = at(period.ticks), "over the whole time"
+    if metric == "success_rate" and value is not None:
+        sent = sum(probe.sent for probe in probes(period.ticks, chosen(about.kinds, item or "")))
+        bad = _share_of_probes(round((1 - value) * sent), sent, "did not succeed")
+        return Actual(value, 1 - bad.hi, math.inf, sent, bad.how)
+    if metric in STATES:
+        moments = [moment for tick in period.ticks if (moment := at([tick])) is not None]
+        value, how = max(moments, default=None), "the worst of all intervals"
+    elif metric in OUTAGES:
+        down = OUTAGES[metric]
+        outages = stretches(period.ticks, lambda tick: down(tick, about.kinds))
+        value, how = max((end - start for start, end in outages), default=0.0), "the longest without a break"
+    if value is None:
+        return Actual.none("the watch could not read it")
+    return Actual(value, value, value, len(period.ticks), how)
+
+
+def _quotient(above: Sequence[float], below: Sequence[float], n: int, period: Period) -> Actual:
+    """A quotient of sums over blocks, its variance linearised over them, with their number less one as freedom."""
+    if not n or not sum(below):
+        return Actual.none("no probe was answered")
+    tops, bottoms = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    value, blocks = float(tops.sum() / bottoms.sum()), len(tops)
+    how = _in_blocks(n, "answers", period, blocks)
+    if blocks < 2:
+        return Actual(value, 0.0, math.inf, n, how)
+    rest = tops - value * bottoms
+    error = math.sqrt(blocks / (blocks - 1) * float(rest @ rest)) / float(bottoms.sum())
+    half = float(special.stdtrit(blocks - 1, 1 - stats.ALPHA / 2)) * error
+    return Actual(value, max(value - half, 0.0), value + half, n, how)
+
+
+def _in_blocks(n: int, what: str, period: Period, blocks: int) -> str:
+    return f"{units.count(n)} {what} in {blocks} × {lasting(period.width)}"
+
+
+_SAMPLED: Mapping[str, Callable[[Sequence[str], Period], Actual]] = {
+    "mean_ms": _mean,
+    "throughput": _throughput,
+    "error_rate": _error_rate,
+}

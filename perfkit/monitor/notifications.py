@@ -8,16 +8,19 @@ import queue
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-from perfkit.base.errors import UsageError
-from perfkit.base.process import spawn, stop
+from perfkit.base.errors import UsageError, visible
+from perfkit.base.process import MODULE, spawn, stop
 from perfkit.base.units import NONE, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, lasting, stamp
-from perfkit.monitor.model import Event, limit
+from perfkit.monitor.model import Event, Record, limit
 
 
 def share(value: float) -> str:
@@ -204,3 +207,135 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     """The command and everything that it started."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+# What a watch says in a terminal: one line that is rewritten, a line for each event, and how it ended.
+
+TerminalFigures = Mapping[str, float | None]
+
+
+def status(seconds: float, figures: TerminalFigures, standing: Sequence[Event]) -> str:
+    """The line that is rewritten: how long, the last window's figures, and what stands."""
+    p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
+    rate, answered = figures.get("error_rate"), figures.get("throughput")
+    errors = NONE if rate is None else f"{100 * rate:.2g} %"
+    served = NONE if answered is None else f"{significant(answered)}/s"
+    alerts = ", ".join(f"{event.level} {event.rule}" for event in standing) or "no alert"
+    return f"watching: {lasting(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
+
+
+def line(event: Event) -> str:
+    """One event: when and what; of an alert its text says what to do."""
+    what = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
+    return visible(f"{clock(event.at, day=False)}  {what}  {event.text}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Ended:
+    """How a watch ended: its folder, and what the whole of it shows."""
+
+    folder: Path
+    seconds: float  # in which somebody watched, over all its runs
+    availability: float | None  # a share
+    raised: Mapping[str, int]  # alerts by level
+    standing: tuple[str, ...]  # rules whose alerts stand
+
+    @classmethod
+    def of(cls, folder: Path, record: Record, figures: TerminalFigures, standing: Sequence[Event]) -> Ended:
+        """From what is on disk."""
+        events = [event for event in record.events if event.what == "raised"]
+        raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}
+        seconds = sum(tick.seconds for tick in record.ticks)
+        return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in standing))
+
+    def __repr__(self) -> str:
+        available = "not known" if self.availability is None else f"{100 * self.availability:.4g} %"
+        alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
+        stands = f" ({', '.join(self.standing)} standing)" if self.standing else ""
+        return visible(
+            f"watched for {lasting(self.seconds)}: availability {available}; alerts: {alerts}{stands}; {self.folder}"
+        )
+
+
+def _ms(value: float | None) -> str:
+    return NONE if value is None else f"{significant(value)} ms"
+
+
+# The dashboard of a watch, written anew now and then by a process of its own, which nobody waits for.
+
+RENEW_LEAST_S = 30.0  # between one dashboard and the next
+PATIENCE_S = 300.0  # a process that takes longer hangs
+RENEW_LAST_S = 60.0  # for the page of the whole, at the end
+
+
+class Renewal:
+    """Starts the process when it is due; `note` is told of a failure."""
+
+    def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
+        self._command = _command(folder)
+        self._apart, self._note = max(RENEW_LEAST_S, every_s), note
+        self._begun: float | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def due(self, now: float) -> None:
+        """Write it anew where it is time to and the last one is done; `now` in seconds. Returns at once."""
+        if self._running():
+            if self._begun is not None and now - self._begun > PATIENCE_S:
+                self._end(f"took longer than {PATIENCE_S:g} s")
+            return
+        if self._begun is None or now - self._begun >= self._apart:
+            self._begun = now
+            self._start()
+
+    def close(self) -> None:
+        """End it, done or not: `last_page` is to come."""
+        if self._running():
+            self._kill()
+
+    def _start(self) -> None:
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
+        try:
+            self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._words)
+        except OSError as error:
+            self._words.close()
+            self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
+
+    def _running(self) -> bool:
+        """Whether it runs still; what it failed with is noted."""
+        if self._process is None:
+            return False
+        if (status := self._process.poll()) is None:
+            return True
+        self._words.seek(0)
+        said = self._words.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        self._process = None
+        self._words.close()
+        if status:
+            self._note("dashboard", f"the dashboard cannot be written: {said[-1] if said else f'status {status}'}")
+        return False
+
+    def _end(self, why: str) -> None:
+        self._kill()
+        self._note("dashboard", f"the dashboard {why}")
+
+    def _kill(self) -> None:
+        assert self._process
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        self._words.close()
+
+
+def last_page(folder: Path) -> None:
+    """Write the dashboard of a watch that has ended, as far as that works: the record has all that is in it."""
+    with suppress(OSError, subprocess.SubprocessError):
+        process = spawn(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(RENEW_LAST_S)
+        finally:
+            process.kill()
+
+
+def _command(folder: Path) -> list[str]:
+    return [*MODULE, "perfkit.monitor.dashboard", str(folder)]

@@ -17,9 +17,10 @@ from perfkit import config
 from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.config import Watch
-from perfkit.monitor import loop
-from perfkit.monitor.loop import Ended, Loop, Renewal, line, settled, status, stopping
+from perfkit.monitor import notifications
+from perfkit.monitor.loop import Loop, settled, stopping
 from perfkit.monitor.model import Event
+from perfkit.monitor.notifications import Ended, Renewal, line, status
 from perfkit.monitor.prober import planned
 from perfkit.monitor.store import Store, read
 from perfkit.postgres.guards import Permission
@@ -198,7 +199,7 @@ def test_the_last_page_says_that_nobody_watches_any_more(tmp_path: Path) -> None
     for tick in watching.quiet(hours=0.02):
         store.append(tick)
     store.close()
-    loop.last_page(tmp_path / "live")
+    notifications.last_page(tmp_path / "live")
     assert "ENDED" in (tmp_path / "live" / "watch.html").read_text()
 
 
@@ -220,7 +221,7 @@ def test_a_dashboard_that_hangs_is_not_waited_for_and_ended_at_last(
         own.due(now)
     assert notes == [] and time.monotonic() - began < 1
     own.due(301.0)
-    assert notes == [("dashboard", f"the dashboard took longer than {loop.PATIENCE_S:g} s")]
+    assert notes == [("dashboard", f"the dashboard took longer than {notifications.PATIENCE_S:g} s")]
     own.due(302.0)  # the next one
     own.close()
     assert not own._running() and len(notes) == 1

@@ -15,9 +15,10 @@ from perfkit.base.errors import BundleError, UsageError
 from perfkit.config import Target, Watch
 from perfkit.monitor import figures
 from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.figures import Actual
 from perfkit.monitor.incidents import Alert, Incident, Period, clock, cut, lasting
 from perfkit.monitor.model import About, Probe, Record, Tick
-from perfkit.monitor.review import Actual, Result, Reviewed, Row, Said, judged, recommend, review, row
+from perfkit.monitor.review import Result, Reviewed, Row, Said, judged, recommend, review, row
 
 RATED = {"User rating": Said(4.3, "Product Lead")}
 MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN

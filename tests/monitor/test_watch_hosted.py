@@ -10,7 +10,7 @@ from hosted import Hosted, hosted
 from watched import until
 
 from perfkit import config
-from perfkit.monitor.figures import ServerProbe
+from perfkit.monitor.metrics import ServerProbe
 from perfkit.monitor.prober import Prober, opened, planned
 from perfkit.postgres.guards import Audit, Permission
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from perfkit.base.errors import TargetRefused
 from perfkit.config import Watch
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.figures import ServerReading
 from perfkit.monitor.loop import Loop, Notes, WatchClock
+from perfkit.monitor.metrics import ServerReading
 from perfkit.monitor.model import Event, Probe, Tick
 from perfkit.monitor.store import Store, read
 

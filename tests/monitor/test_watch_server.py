@@ -12,7 +12,7 @@ import pytest
 from hosted import free_port
 from watched import Postgres, postgres, until
 
-from perfkit.monitor.figures import ServerProbe, ServerReading
+from perfkit.monitor.metrics import ServerProbe, ServerReading
 from perfkit.monitor.model import SERVER
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve
