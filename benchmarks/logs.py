@@ -26,7 +26,7 @@ from uuid import UUID
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import quiet
 from perfkit.base import resources
-from perfkit.postgres.catalog import numbered
+from perfkit.postgres.commands import numbered
 from perfkit.slow.logs import read
 from perfkit.slow.statements import SlowQueries
 

@@ -23,7 +23,7 @@ from perfkit.app.session import ROWS, Explained, Session, SlowQuery
 from perfkit.base.errors import Interrupted, PerfkitError, UsageError, visible
 from perfkit.base.process import progress
 from perfkit.explain.capture import named, numbered
-from perfkit.postgres.catalog import texts
+from perfkit.postgres.commands import texts
 from perfkit.postgres.sqltext import named_placeholders as by_name
 from perfkit.show.html import Block, Table, style
 from perfkit.slow.examples import Value

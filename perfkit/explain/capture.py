@@ -22,8 +22,9 @@ from perfkit.explain.facts import PlanFacts, fetched, fingerprint, parsed, read_
 from perfkit.explain.plan import Plan, document, raw_json, read_plan, require_statement, whole_nodes
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
-from perfkit.postgres.catalog import LOCK_S, Server, exact, holders, send, send_unbound
-from perfkit.postgres.servers import External
+from perfkit.postgres.catalog import LOCK_S, holders
+from perfkit.postgres.commands import exact, send, send_unbound
+from perfkit.postgres.servers import External, Server
 from perfkit.postgres.sqltext import first_word, split
 
 Parameters = Mapping[str, Any] | Sequence[Any] | None

@@ -28,9 +28,10 @@ from perfkit.config import Arm, Config, Query, Scenario
 from perfkit.explain.capture import PLANNED, Parameters, typical_parameters
 from perfkit.load.pool import LEAST
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, Server
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.index_sets import IndexSet, IndexStatement
+from perfkit.postgres.servers import Server
 from perfkit.postgres.sqltext import read
 from perfkit.runs import selection
 

@@ -36,7 +36,7 @@ from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node, Plan, read_plan
 from perfkit.indexes.candidates import SCANS
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import pin, send, sendable
+from perfkit.postgres.commands import pin, send, sendable
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import split
 

@@ -32,8 +32,8 @@ from perfkit.indexes.coverage import (
     size_on,
 )
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Server
 from perfkit.postgres.databases import connected
+from perfkit.postgres.servers import Server
 
 SMALL = 32 * 1024  # bytes below which an unused index is not worth a word
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")

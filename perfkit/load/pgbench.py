@@ -43,7 +43,7 @@ from perfkit.base.process import spawn, stop
 from perfkit.config import Scenario
 from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target
 from perfkit.load.samples import OK, Rest
-from perfkit.postgres.catalog import exact, named, options
+from perfkit.postgres.commands import exact, named, options
 from perfkit.postgres.sqltext import read as read_script
 from perfkit.postgres.sqltext import split
 

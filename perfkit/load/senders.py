@@ -25,7 +25,7 @@ from psycopg.pq import DiagnosticField, ExecStatus
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.load.http import HttpSender
 from perfkit.load.samples import OK, Answer, first_words
-from perfkit.postgres.catalog import exact, numbered, options, require_reading, sendable
+from perfkit.postgres.commands import exact, numbered, options, require_reading, sendable
 
 PREPARE_AFTER = 5
 _MISREAD = "55000"  # object not in prerequisite state

@@ -21,7 +21,9 @@ from psycopg.conninfo import make_conninfo
 
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, Server, holders, number, options, send
+from perfkit.postgres.catalog import Connection, holders
+from perfkit.postgres.commands import number, options, send
+from perfkit.postgres.servers import Server
 from perfkit.postgres.sqltext import Statement, read, split, substitute
 
 # SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'

@@ -26,7 +26,8 @@ from psycopg.rows import dict_row
 
 from perfkit.base.errors import ServerError, UsageError, visible
 from perfkit.base.harmless import require_settable
-from perfkit.postgres.catalog import Connection, Extended
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.commands import Extended
 
 if sys.platform != "win32":  # so that start() can say what is wrong there
     from perfkit.postgres import cluster

@@ -24,7 +24,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
 from perfkit.base.errors import BundleError, ServerError, TargetRefused, UsageError
-from perfkit.postgres.catalog import Extended, limited
+from perfkit.postgres.catalog import limited
+from perfkit.postgres.commands import Extended
 
 _SECRETS = {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
 _SAFE_MODES = ("require", "verify-ca", "verify-full")

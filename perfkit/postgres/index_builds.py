@@ -20,9 +20,11 @@ from psycopg import sql
 
 from perfkit.base.errors import PerfkitError, UsageError, first_line
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, Server, parse, send
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.commands import parse, send
 from perfkit.postgres.databases import connected
 from perfkit.postgres.index_sets import IndexSet, IndexStatement, analyzed, read_set
+from perfkit.postgres.servers import Server
 
 LOCK_TIMEOUT = "5s"  # waiting longer for a lock would make others wait behind us
 

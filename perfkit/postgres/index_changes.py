@@ -16,7 +16,8 @@ from psycopg import sql
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, first_line
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, require_direct
-from perfkit.postgres.catalog import Connection, Server, send
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.commands import send
 from perfkit.postgres.index_builds import (
     LOCK_TIMEOUT,
     Found,
@@ -28,7 +29,7 @@ from perfkit.postgres.index_builds import (
     watched,
 )
 from perfkit.postgres.index_sets import IndexSet
-from perfkit.postgres.servers import External
+from perfkit.postgres.servers import External, Server
 
 _ATTEMPTS, _PAUSE_S = 5, 0.5
 

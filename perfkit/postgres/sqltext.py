@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perfkit.base.errors import UsageError
-from perfkit.postgres.catalog import sendable
+from perfkit.postgres.commands import sendable
 
 # PostgreSQL's own lexical rules: its white space is ASCII, and every other character may be in a name.
 _LETTER = r"A-Za-z_\x80-\U0010ffff"

@@ -28,14 +28,13 @@ from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Arm, Config
 from perfkit.postgres import catalog, databases, embedded
 from perfkit.postgres.capabilities import require_allowed, require_direct
-from perfkit.postgres.catalog import Server
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Origin
 from perfkit.postgres.index_builds import Built, build, index_names, places
 from perfkit.postgres.index_changes import Dropped, remove, rollback
 from perfkit.postgres.index_sets import read_set
-from perfkit.postgres.servers import External
+from perfkit.postgres.servers import External, Server
 from perfkit.runs.janitor import Janitor
 from perfkit.runs.service import Service
 

@@ -21,7 +21,7 @@ from perfkit.explain.facts import ask, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog, sqltext
-from perfkit.postgres.catalog import send
+from perfkit.postgres.commands import send
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import Lexeme, lexemes, placeholders
 from perfkit.slow.statements import StatementScan, StatementUse, scans

@@ -18,8 +18,9 @@ from pgtoolkit.log.parser import LogParser, NoopFilters, PrefixParser, Record, U
 
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, Server
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
+from perfkit.postgres.servers import Server
 from perfkit.slow.digest import STATEMENTS, Digest, statement
 from perfkit.slow.statements import SlowQueries, own
 

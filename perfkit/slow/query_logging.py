@@ -26,9 +26,9 @@ from psycopg.conninfo import conninfo_to_dict
 from perfkit.base.errors import PerfkitError, ServerError, TargetRefused, UsageError, first_line, visible
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, some
-from perfkit.postgres.catalog import Connection, Server
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
-from perfkit.postgres.servers import External
+from perfkit.postgres.servers import External, Server
 
 Values = Mapping[str, str | None]  # by setting; None: none
 

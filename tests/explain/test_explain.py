@@ -15,7 +15,7 @@ from perfkit.explain.capture import ExplainSpec, capture, effects, typical_param
 from perfkit.explain.facts import in_words, scans
 from perfkit.explain.plan import Plan
 from perfkit.postgres import databases
-from perfkit.postgres.catalog import Extended
+from perfkit.postgres.commands import Extended
 from perfkit.postgres.embedded import EmbeddedServer
 
 # Clinic 1 has nearly all visits, so that its parameter gets another plan than the others'.

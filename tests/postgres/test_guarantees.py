@@ -24,7 +24,7 @@ from perfkit.indexes import trial
 from perfkit.load import pgbench, senders
 from perfkit.load.pool import sql_target
 from perfkit.postgres import databases, index_builds, index_changes
-from perfkit.postgres.catalog import exact, options, send
+from perfkit.postgres.commands import exact, options, send
 from perfkit.postgres.databases import Database as Place
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve
@@ -52,12 +52,11 @@ OTHERS = {
 
 # Modules that send text of their own making: constants, numbers, values as parameters, names as the server quotes them.
 OWN = {
-    "booking/handlers.py", "explain/capture.py", "guards/audit.py", "indexes/apply.py", "indexes/build.py",
-    "indexes/examine.py", "indexes/fresh.py", "indexes/remove.py", "indexes/trial.py", "lab/wear.py", "lab/writes.py",
-    "monitor/server.py", "postgres/catalog.py", "postgres/copies/__init__.py", "postgres/copies/dump.py",
-    "postgres/copies/generate.py", "postgres/copies/sample.py", "postgres/databases.py", "postgres/extended.py",
-    "postgres/limits.py", "postgres/marker.py", "rowsets.py", "slow/lent_settings.py", "slow/server_log.py",
-    "slow/statements.py", "starter.py", "surroundings.py",
+    "app/starter.py", "booking/service.py", "explain/capture.py", "indexes/advise.py", "indexes/designs.py",
+    "indexes/lab_results.py", "indexes/trial.py", "monitor/figures.py", "postgres/capabilities.py",
+    "postgres/catalog.py", "postgres/commands.py", "postgres/copies.py", "postgres/databases.py", "postgres/guards.py",
+    "postgres/index_builds.py", "postgres/index_changes.py", "postgres/servers.py", "postgres/values.py",
+    "slow/logs.py", "slow/query_logging.py", "slow/statements.py",
 }  # fmt: skip
 
 
@@ -382,7 +381,7 @@ def modules() -> Iterator[tuple[str, ast.AST]]:
 
 
 def test_only_named_modules_send_text_of_their_own_making() -> None:
-    """Everything else goes by `extended.send`; what is named here is made of constants, numbers and quoted names."""
+    """Everything else goes by `commands.send`; what is named here is made of constants, numbers and quoted names."""
     sends = {"execute", "executemany", "stream"}
     found = {
         name
@@ -412,9 +411,9 @@ def test_nothing_else_reaches_a_server() -> None:
             if isinstance(node, ast.Constant) and node.value == "psql":
                 programs.add(name)
     assert programs == {"postgres/supervisor.py"}
-    assert simple == {"monitor/server.py", "postgres/limits.py"}
+    assert simple == {"monitor/figures.py", "postgres/catalog.py"}
     assert opened == {
-        "booking/handlers.py", "guards/address.py", "load/libpq.py", "postgres/embedded.py", "postgres/external.py",
+        "booking/service.py", "load/senders.py", "postgres/embedded.py", "postgres/guards.py", "postgres/servers.py",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from scripts import run_all
 from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.postgres import databases
-from perfkit.postgres.catalog import send
+from perfkit.postgres.commands import send
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_builds import Built, build, index_names, places
 

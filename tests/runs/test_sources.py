@@ -17,7 +17,7 @@ from perfkit.explain.capture import capture
 from perfkit.explain.facts import in_words
 from perfkit.load.pool import Batch, WorkerPool, sql_target
 from perfkit.postgres import databases, embedded
-from perfkit.postgres.catalog import exact
+from perfkit.postgres.commands import exact
 from perfkit.postgres.databases import Database
 from perfkit.runs import selection
 

@@ -11,7 +11,7 @@ from scripts import run_all
 
 from perfkit.base.errors import PlanError
 from perfkit.postgres import databases
-from perfkit.postgres.catalog import numbered
+from perfkit.postgres.commands import numbered
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.sqltext import aligned, fixed, lexemes, named_placeholders, placeholders

@@ -19,10 +19,10 @@ from psycopg import sql
 from perfkit.app.cli import main
 from perfkit.base.errors import ServerError, TargetRefused, UsageError
 from perfkit.postgres import databases
-from perfkit.postgres.catalog import Server as Site
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import External, open_external
+from perfkit.postgres.servers import Server as Site
 from perfkit.slow.query_logging import NEW_ONLY, RESTORE, LoggingSpec, Where, logging_on, restore, script
 
 ODD = "lo\"g; %s {} 'x'"  # a database and a role

@@ -15,10 +15,10 @@ from scripts import run_all
 from perfkit.base.errors import ServerError
 from perfkit.postgres import databases
 from perfkit.postgres.catalog import Connection
-from perfkit.postgres.catalog import Server as Site
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import External, open_external
+from perfkit.postgres.servers import Server as Site
 from perfkit.slow.logs import PIECE, ServerLog, follow_server_log, opened, read_server_log
 from perfkit.slow.query_logging import LoggingSpec, logging_on
 from perfkit.slow.statements import SlowQueries

@@ -20,7 +20,7 @@ from perfkit.app.session import Session, SessionOrigin, SlowTable, connect
 from perfkit.base.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.postgres import databases
-from perfkit.postgres.catalog import numbered
+from perfkit.postgres.commands import numbered
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Permission

@@ -14,7 +14,8 @@ import pytest
 from psycopg.rows import dict_row
 
 from perfkit.base.errors import ServerError, UsageError
-from perfkit.postgres.catalog import Connection, Extended
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.commands import Extended
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.slow.statements import SlowQueries, SlowStatement, Snapshot, between, snapshot
 
