@@ -58,10 +58,7 @@ def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
         ), finding
 
     return gallery(
-        subject,
-        chart,
-        samples,
-        "Share of requests answered within a time (logarithmic). Further left is faster.",
+        subject, chart, samples, "Share of requests answered within a time (logarithmic). Further left is faster."
     )
 
 
@@ -151,13 +148,7 @@ def _label(ax: Axes, subject: Subject, arm: str, x: float, y: float, *, left: bo
     offset, side = (-4, "right") if left else (4, "left")
     text = arm.replace("$", r"\$")  # a name is no formula
     ax.annotate(
-        text,
-        (x, y),
-        (offset, 0),
-        textcoords="offset points",
-        ha=side,
-        va="center",
-        color=_style(subject, arm)[0],
+        text, (x, y), (offset, 0), textcoords="offset points", ha=side, va="center", color=_style(subject, arm)[0]
     )
 
 

@@ -143,11 +143,7 @@ def _ratios(subject: Subject) -> list[str]:
     )
     if not rows:
         return []
-    return [
-        "p95 compared with before, 95 % intervals",
-        "",
-        Table("", ("load", *subject.after), rows).to_markdown(),
-    ]
+    return ["p95 compared with before, 95 % intervals", "", Table("", ("load", *subject.after), rows).to_markdown()]
 
 
 def finite(value: Any) -> Any:

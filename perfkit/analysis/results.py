@@ -170,10 +170,7 @@ class Analysis:
     def comparison(self, after: str, scenario: str, metric: str = "p50", item: str | None = None) -> Comparison | None:
         """The comparison of one arm with `before` under one load level."""
         for found in self.comparisons:
-            if (found.after, found.scenario, found.metric) == (after, scenario, metric) and item in (
-                None,
-                found.item,
-            ):
+            if (found.after, found.scenario, found.metric) == (after, scenario, metric) and item in (None, found.item):
                 return found
         return None
 
@@ -322,13 +319,7 @@ def _judged(
     for row, margin, p, p_alike in zip(rows, margins, different, alike, strict=True):
         more = row.metric == "throughput"
         verdict = stats.verdict(
-            row.ratio,
-            p,
-            margin,
-            healthy=row.healthy,
-            declared=declared,
-            p_equivalent=p_alike,
-            more_is_better=more,
+            row.ratio, p, margin, healthy=row.healthy, declared=declared, p_equivalent=p_alike, more_is_better=more
         )
         verdict = _limited(_of_survivors(verdict, row.fewer), row.bound)
         needed = None

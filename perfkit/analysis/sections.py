@@ -117,10 +117,7 @@ def _drawn(subject: Subject, query: str) -> Block:
     if not drawn:
         shown = [(view.html(), view.text()) for view in [before or next(iter(seen.values()), None)] if view] + shown
     source = "".join(
-        folded(
-            f"JSON of {query} in {arm}",
-            code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"),
-        )
+        folded(f"JSON of {query} in {arm}", code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"))
         for arm in seen
     )
     title = f"{query}: {said}" if said else query
@@ -411,11 +408,7 @@ def reproduce(subject: Subject) -> Block:
 def _scenarios(subject: Subject) -> Table:
     columns = ("load", "sends", "users", "requests each", "batches", "requests a round")
     rows = tuple(
-        (
-            Cell(str(s.get("label") or s["name"]), s["name"]),
-            Cell(", ".join(s["send"])),
-            *map(Cell, _amounts(s)),
-        )
+        (Cell(str(s.get("label") or s["name"]), s["name"]), Cell(", ".join(s["send"])), *map(Cell, _amounts(s)))
         for s in subject.run.get("scenarios", ())
     )
     note = (
@@ -484,14 +477,12 @@ def _facts(subject: Subject) -> list[Table]:
     server = run.get("server", {})
     known = [
         _pairs(
-            "Parameters",
-            {**given, **order, "started": run.get("started", ""), "finished": run.get("finished", "")},
+            "Parameters", {**given, **order, "started": run.get("started", ""), "finished": run.get("finished", "")}
         ),
         _pairs("Data", {**data, "made in": units.seconds(database.get("seconds", 0.0))}),
         _pairs("Machine", {**run.get("host", {}), **run.get("packages", {})}),
         _pairs(
-            f"PostgreSQL {server.get('version', '?')}, {server.get('kind', '?')}: settings",
-            server.get("settings", {}),
+            f"PostgreSQL {server.get('version', '?')}, {server.get('kind', '?')}: settings", server.get("settings", {})
         ),
         _pairs("Where the time went", spent),
     ]

@@ -208,13 +208,7 @@ def levels(subject: Subject) -> Table:
         "the floor is the client against a target that does nothing."
     )
     return Table(
-        "Response time by load level, before and after",
-        columns,
-        rows,
-        frozenset(columns[2:-1]),
-        2,
-        True,
-        note,
+        "Response time by load level, before and after", columns, rows, frozenset(columns[2:-1]), 2, True, note
     )
 
 
@@ -256,14 +250,7 @@ def checks(subject: Subject) -> Table:
         (Cell(group), Cell(name, expected), *(_checked(by_arm.get((arm, group, name))) for arm in arms))
         for (group, name), expected in named.items()
     )
-    return Table(
-        "Functional checks",
-        ("group", "check, and what it expects", *arms),
-        rows,
-        frozenset(),
-        2,
-        True,
-    )
+    return Table("Functional checks", ("group", "check, and what it expects", *arms), rows, frozenset(), 2, True)
 
 
 def errors(subject: Subject) -> Table:
@@ -353,9 +340,7 @@ def tail(found: Summary, q: int, state: str) -> Cell:
     if estimate is not None:
         return Cell(*units.estimate(estimate), state)
     return Cell(
-        f"max {units.significant(found.maximum)}" if found.n else units.NONE,
-        units.too_few(found.n, q),
-        "quiet",
+        f"max {units.significant(found.maximum)}" if found.n else units.NONE, units.too_few(found.n, q), "quiet"
     )
 
 

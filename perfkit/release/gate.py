@@ -467,11 +467,7 @@ _GROUPS: Mapping[str, Callable[[Sequence[Rule], Analysis], GateItem]] = {
 
 # Whether to ship: everything that a decision needs, as one list of items, and the decision they lead to. Pure.
 
-_LED_BY = {
-    Decision.NO_GO: Outcome.BROKEN,
-    Decision.NO_BENEFIT: Outcome.ABSENT,
-    Decision.INCONCLUSIVE: Outcome.UNPROVEN,
-}
+_LED_BY = {Decision.NO_GO: Outcome.BROKEN, Decision.NO_BENEFIT: Outcome.ABSENT, Decision.INCONCLUSIVE: Outcome.UNPROVEN}
 
 
 @dataclass(frozen=True, slots=True)
