@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from benchmarks.results import Figure, Section, publish
 from benchmarks.verdicts import false_verdicts
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base import stats
 from perfkit.config import BOOKING
 from perfkit.runs.experiment import measure

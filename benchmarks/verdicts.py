@@ -24,8 +24,8 @@ from scipy import stats as tests
 
 from benchmarks.results import Figure, Section, publish
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base import process, stats
 from perfkit.base.bundle import Bundle
 from perfkit.base.process import spawn, stop

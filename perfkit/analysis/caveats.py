@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 from typing import Any
 
-from perfkit.analysis.policy import Caveat, CaveatKind, Outcome, gravest_first, some
+from perfkit.analysis.policy import Outcome, some
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, complete_blocks, of_role
 from perfkit.base import stats
 from perfkit.base.bundle import FLOOR, Round
@@ -25,6 +27,57 @@ Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, i
 STEAL = 0.01  # share of the processors' time, beyond which steal is said
 OTHERS = 0.25  # others' processes per processor, likewise
 READ, READ_A_ROUND = 0.05, 100  # share of blocks read from outside; fewer are the catalogue's, at a connection's start
+
+
+class CaveatKind(StrEnum):
+    """What a caution is about, in the words that label it; gravest first."""
+
+    UNFINISHED = "unfinished"
+    LEFT_OUT = "left out"
+    CLIENT = "client too slow"
+    FEW_ROUNDS = "too few rounds"
+    SETTINGS = "settings differ"
+    CONTROL = "control off"
+    SEQUENTIAL = "sequential"
+    DRIFT = "drift"
+    OTHER_LOAD = "other load"
+    STEAL = "CPU steal"
+    CHECKPOINT = "checkpoint"
+    AUTOVACUUM = "autovacuum"
+    CACHE = "cold cache"
+    WARM_UP = "warm-up failed"
+    PLAN = "plan changed"
+    UNSETTLED = "inconclusive"
+    ERROR_RATE = "error rate"
+    FLOOR = "near the floor"
+    LOOKUP = "parameters looked up"
+    P99 = "no p99"
+    DATA = "data"
+    MACHINE = "machine"
+
+
+_GRAVITY = {kind: place for place, kind in enumerate(CaveatKind)}
+
+
+@dataclass(frozen=True, slots=True)
+class Caveat:
+    """One reason to believe a result less; `text` names numbers, levels and arms, `advice` what to do about it."""
+
+    kind: CaveatKind
+    text: str
+    advice: str
+
+    @property
+    def gravity(self) -> int:
+        """0 for the gravest kind."""
+        return _GRAVITY[self.kind]
+
+
+def gravest_first(cautions: Iterable[Caveat]) -> tuple[Caveat, ...]:
+    """In the order of their kinds; within a kind as they came."""
+    return tuple(sorted(cautions, key=lambda caution: caution.gravity))
+
+
 ALL = "all arms together"
 
 

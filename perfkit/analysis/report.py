@@ -6,23 +6,22 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfkit.analysis import claims, sections, tables
-from perfkit.analysis import claims as decision
-from perfkit.analysis import sections as database
-from perfkit.analysis import sections as method
-from perfkit.analysis.analysis import analyse
-from perfkit.analysis.claims import GRAVEST, Judged, judged, measured, sentence
+from perfkit.analysis import sections, tables
+from perfkit.analysis.caveats import Caveat
+from perfkit.analysis.claims import Judged, claims_block, judged, measured, sentence
 from perfkit.analysis.results import complete_blocks
+from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject, compared, glance
+from perfkit.base import units
 from perfkit.base.bundle import Bundle, Round, reading, write_atomically
 from perfkit.base.errors import BundleError, visible
-from perfkit.show.html import Block, Cell, OpenedPage, Table, markdown
+from perfkit.show.html import MARKS, Block, Cell, OpenedPage, Table, escape, folded, headed, listed, markdown
 from perfkit.show.render import LOAD, NOTEBOOK, page_of
 
 if TYPE_CHECKING:
@@ -155,6 +154,114 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+# The decision, and what weakens it: the first things anybody reads.
+
+GRAVEST = 10  # weaknesses shown; the rest is folded
+REASONS = 6  # shown in the banner; every rule is in the table of thresholds
+
+# any other word is unsure
+_STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad", "NO BENEFIT": "neutral"}
+_STROKES = {
+    "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
+    "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
+    "neutral": '<path d="M8 12h8"/>',
+    "unsure": '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>',
+}
+
+
+def decision_block(subject: Subject) -> Block:
+    """The decision in words, one sentence of numbers, each arm's own, and p95 at a glance."""
+    table = glance(subject)
+    title, said = subject.analysis.title, (_sentence(subject), _reasons(subject))
+    found = banner(subject.decision, title, *said, _meta(subject), _arms(subject))
+    if not table.rows:
+        return found
+    return Block(found.html + table.to_html(), f"{found.text}\n\n{table.to_text()}")
+
+
+def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
+    """A decision with its icon, its sentence and its reasons; `more` is HTML."""
+    state, mark, strokes = _look(word)
+    icon = (
+        '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
+        ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
+        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
+    )
+    html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
+    return Block(html, "\n".join([f"{mark} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
+
+
+def _look(word: str) -> tuple[str, str, str]:
+    """Class in the style sheet, mark in text, strokes of the icon."""
+    if word == "UNFINISHED":
+        return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
+    state = _STATES.get(word, "unsure")
+    return state, MARKS[state], _STROKES[state]
+
+
+def caveats_block(subject: Subject) -> Block:
+    """Everything that makes the result say less than it seems to."""
+    found = subject.analysis.cautions
+    if not found:
+        return Block("<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found.")
+    first, rest = found[:GRAVEST], found[GRAVEST:]
+    html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
+    return Block(html, "\n".join(f"- {own.kind}: {own.text} {own.advice}" for own in found))
+
+
+def _list(found: Sequence[Caveat]) -> str:
+    items = (f"<li><b>{escape(own.kind)}</b> {escape(own.text)} <em>{escape(own.advice)}</em></li>" for own in found)
+    return f'<ul class="weak">{"".join(items)}</ul>'
+
+
+def _sentence(subject: Subject) -> str:
+    if subject.complete:
+        return subject.analysis.headline
+    run = subject.run
+    how = {"running": "has not ended", "interrupted": "was interrupted", "failed": "failed"}.get(
+        str(run.get("status")), ""
+    )
+    done, planned = complete_blocks(run), run.get("parameters", {}).get("blocks", "?")
+    so_far = subject.analysis.headline
+    return f"The run {how}: {done} of {planned} blocks are complete. Measured so far: {so_far}"
+
+
+def _reasons(subject: Subject) -> tuple[str, ...]:
+    """Why it is not GO; the numbers of a GO are in its sentence and in the tables."""
+    return () if subject.decision in ("GO", "HOLDS") else subject.analysis.judgement.reasons[:REASONS]
+
+
+def _arms(subject: Subject) -> str:
+    if not subject.complete:
+        return ""
+    lines = []
+    for arm in subject.after:
+        word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
+        state, mark, _ = _look(word)
+        lines.append(
+            f'<li><strong class="{state}">{mark} {escape(word)}</strong> '
+            f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
+        )
+    return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""
+
+
+def _meta(subject: Subject) -> str:
+    run = subject.run
+    given, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
+    largest = max(rows.items(), key=lambda item: item[1], default=None)
+    server, blocks = run.get("server", {}), complete_blocks(run)
+    version = server.get("version", given.get("postgres", "?"))
+    parts = [
+        *([f"profile {given['profile']}"] if given.get("profile") else []),
+        f"{blocks} block{'' if blocks == 1 else 's'}",
+        *([f"scale {given['scale']}"] if given.get("scale") else []),
+        *([f"{units.count(largest[1])} rows in {largest[0]}"] if largest else []),
+        *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),
+        str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+    ]
+    return " · ".join(parts)
+
+
 # One run as a notebook shows it: every property is something to look at, in HTML or in text.
 
 
@@ -186,12 +293,12 @@ class Run(OpenedPage):
     @property
     def decision(self) -> Block:
         """GO, NO-GO, NO BENEFIT or INCONCLUSIVE with its numbers."""
-        return decision.decision(self.subject)
+        return decision_block(self.subject)
 
     @property
     def weaknesses(self) -> Block:
         """What weakens the result."""
-        return decision.weaknesses(self.subject)
+        return caveats_block(self.subject)
 
     @property
     def levels(self) -> Table:
@@ -211,22 +318,22 @@ class Run(OpenedPage):
     @property
     def claims(self) -> Block:
         """What was claimed beforehand beside what was measured, with its title; nothing without claims."""
-        return claims.claims(self.subject)
+        return claims_block(self.subject)
 
     @property
     def queries(self) -> Block:
         """Queries with their change of plan and buffers."""
-        return database.queries(self.subject)
+        return sections.queries(self.subject)
 
     @property
     def index_costs(self) -> Table:
         """What the indexes cost."""
-        return database.index_costs(self.subject)
+        return sections.index_costs(self.subject)
 
     @property
     def index_lab(self) -> Block:
         """Which of the indexes earn their keep."""
-        return database.index_lab(self.subject)
+        return sections.index_lab(self.subject)
 
     @property
     def ecdf(self) -> Block:
@@ -245,7 +352,7 @@ class Run(OpenedPage):
     @property
     def plans(self) -> Block:
         """Plans, folded."""
-        return database.plans(self.subject)
+        return sections.plans(self.subject)
 
     @property
     def errors(self) -> Table:
@@ -255,12 +362,12 @@ class Run(OpenedPage):
     @property
     def method(self) -> Block:
         """How and on what it was measured."""
-        return method.method(self.subject)
+        return sections.method(self.subject)
 
     @property
     def reproduce(self) -> Block:
         """The command that measures it again."""
-        return method.reproduce(self.subject)
+        return sections.reproduce(self.subject)
 
     def __repr__(self) -> str:
         run, path = self.bundle.run, self.bundle.path
@@ -318,7 +425,7 @@ class LoadRun(Run):
     @property
     def health(self) -> Table:
         """What the client, the server and the machine did meanwhile."""
-        return sections.health(self.subject, self.rounds)
+        return tables.health(self.subject, self.rounds)
 
     @property
     def latency_over_time(self) -> Block:

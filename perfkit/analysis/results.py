@@ -1,6 +1,6 @@
 """Results of a run: estimates, comparisons, and the sentences about them.
 
-Frozen results only; `perfkit.analysis.analysis` makes them from a bundle. All times are milliseconds.
+Frozen results only; `perfkit.analysis.run_analysis` makes them from a bundle. All times are milliseconds.
 """
 
 from __future__ import annotations
@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from perfkit.analysis.policy import Caveat, Decision, Judgement
 from perfkit.base import stats
 from perfkit.base.bundle import FLOOR
 from perfkit.base.stats import Difference, Interval, Ratio, Verdict, differences
 from perfkit.base.units import millis
 from perfkit.runs.rounds import Key, SampleCell
+
+if TYPE_CHECKING:  # an `Analysis` holds what is concluded from the records above it
+    from perfkit.analysis.caveats import Caveat
+    from perfkit.analysis.policy import Decision, Judgement
 
 
 @dataclass(frozen=True, slots=True)

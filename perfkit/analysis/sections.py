@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
-from perfkit.analysis.tables import Subject, compared, tail
+from perfkit.analysis.tables import Subject, compared, load_cell, tail
 from perfkit.base import units
-from perfkit.base.bundle import FLOOR, Round, dumps
+from perfkit.base.bundle import FLOOR, dumps
 from perfkit.base.errors import BundleError, PlanError
 from perfkit.base.stats import supported
 from perfkit.explain.facts import read_facts
@@ -217,7 +217,7 @@ def _level(subject: Subject, found: Summary) -> tuple[Cell, ...]:
     alone = floor.p50.value if floor and floor.p50 else None
     near = alone is not None and found.p50 is not None and found.p50.value < FLOOR_FACTOR * alone
     return (
-        _load(subject, found.scenario, found.item, found.fault),
+        load_cell(subject, found.scenario, found.item, found.fault),
         Cell(*units.estimate(found.p50)),
         tail(found, 95, ""),
         tail(found, 99, ""),
@@ -230,17 +230,10 @@ def _level(subject: Subject, found: Summary) -> tuple[Cell, ...]:
     )
 
 
-def _load(subject: Subject, scenario: str, item: str, wrong: str = "") -> Cell:
-    """What a load level is called; with several requests or queries, which."""
-    several = len({other for name, other in subject.loads if name == scenario}) > 1
-    name = f"{scenario}: {item}" if several else scenario
-    return Cell(subject.label(scenario), f"{name}; {wrong}" if wrong else name, "unsure" if wrong else "")
-
-
 def parts(subject: Subject) -> Table:
     """Where the time of a request goes: median, and below it p99; what was dropped or sent again."""
     rows = tuple(
-        (_load(subject, found.scenario, found.item), *_parts(found))
+        (load_cell(subject, found.scenario, found.item), *_parts(found))
         for load in subject.loads
         if (found := subject.analysis.level(subject.before, *load))
     )
@@ -298,7 +291,7 @@ def _capacity(subject: Subject, found: Summary, scenario: Mapping[str, Any]) -> 
     doubts = [said for said, count in zip(doubts, (found.limited, found.unheld), strict=True) if count]
     known = [rate.note] if rate.note else []
     return (
-        _load(subject, found.scenario, ""),
+        load_cell(subject, found.scenario, ""),
         Cell(f"{scenario['rate']:g} to {scenario['search']['most']:g}"),
         Cell(rate.text, "; ".join(known + doubts), "unsure" if doubts else ""),
         Cell(units.count(found.rounds)),
@@ -310,42 +303,6 @@ def _least(found: Summary) -> Cell:
     value, interval = units.estimate(found.throughput)
     open_ended = found.limited and found.throughput
     return Cell(f"≥ {value}" if open_ended else value, "" if found.limited == found.rounds else interval)
-
-
-# what a column of health shows: its heading, the key, how rounds become one, how that is written
-_Facts = tuple[tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]], ...]
-_HEALTH: _Facts = (
-    ("schedule lag, p50, ms", "lag_p50_ms", max, units.significant),
-    ("schedule lag, p99, ms", "lag_p99_ms", max, units.significant),
-    ("busiest worker", "worker_cpu", max, units.percent),
-    ("garbage collection, ms", "gc_ms", max, units.significant),
-    ("looking parameters up, ms", "lookup_ms", max, units.significant),
-    ("taken by other machines", "steal", max, units.percent),
-    ("rounds with a checkpoint", "checkpoints", sum, units.count),
-    ("rounds with autovacuum", "autovacuums", sum, units.count),
-    ("pages read", "blocks_read", sum, units.count),
-    ("pages found in memory", "blocks_hit", sum, units.count),
-)
-
-
-def health(subject: Subject, rounds: Sequence[Round]) -> Table:
-    """By load level, the worst round's client and machine, and what the server did in all rounds."""
-    own = [round_ for round_ in rounds if round_.arm == subject.before]
-    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in own)]
-    columns = ("load", "rounds", *(heading for heading, *_ in known))
-    rows = []
-    for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
-        found = [round_.health for round_ in own if round_.scenario == name]
-        figures = ([health[key] for health in found if key in health] for _, key, _, _ in known)
-        cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
-        rows.append((_load(subject, name, ""), Cell(units.count(len(found))), *cells))
-    limits = subject.run["config"]["limits"]
-    lag = f"{units.significant(limits['lag_ms'])} ms or {units.percent(limits['lag_share'])} of the median"
-    note = (
-        "Of the worst round; checkpoints, autovacuums and pages of all. A round is invalid where the typical schedule "
-        f"lag is above {lag}, whichever is larger, or a worker is busy above {units.percent(limits['worker_cpu'])}."
-    )
-    return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)
 
 
 # How it was measured, on what, what the words mean, and how to do it again.

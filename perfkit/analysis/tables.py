@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.base import units
-from perfkit.base.bundle import FLOOR, Bundle
+from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.stats import Verdict, error_bound
 from perfkit.show.html import MARKS, Cell, Table, marked
 
@@ -276,6 +276,13 @@ def errors(subject: Subject) -> Table:
     return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
 
 
+def load_cell(subject: Subject, scenario: str, item: str, wrong: str = "") -> Cell:
+    """What a load level is called; with several requests or queries, which."""
+    several = len({other for name, other in subject.loads if name == scenario}) > 1
+    name = f"{scenario}: {item}" if several else scenario
+    return Cell(subject.label(scenario), f"{name}; {wrong}" if wrong else name, "unsure" if wrong else "")
+
+
 def compared(found: Comparison | None) -> Cell:
     """A verdict with its ratio and interval."""
     if found is None:
@@ -398,3 +405,39 @@ def _checked(check: Mapping[str, Any] | None) -> Cell:
     if check["passed"]:
         return marked("good", "passed", f"{units.significant(float(check['ms']))} ms")
     return marked("bad", "failed", f"got {check['got']}")
+
+
+# what a column of health shows: its heading, the key, how rounds become one, how that is written
+_Facts = tuple[tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]], ...]
+_HEALTH: _Facts = (
+    ("schedule lag, p50, ms", "lag_p50_ms", max, units.significant),
+    ("schedule lag, p99, ms", "lag_p99_ms", max, units.significant),
+    ("busiest worker", "worker_cpu", max, units.percent),
+    ("garbage collection, ms", "gc_ms", max, units.significant),
+    ("looking parameters up, ms", "lookup_ms", max, units.significant),
+    ("taken by other machines", "steal", max, units.percent),
+    ("rounds with a checkpoint", "checkpoints", sum, units.count),
+    ("rounds with autovacuum", "autovacuums", sum, units.count),
+    ("pages read", "blocks_read", sum, units.count),
+    ("pages found in memory", "blocks_hit", sum, units.count),
+)
+
+
+def health(subject: Subject, rounds: Sequence[Round]) -> Table:
+    """By load level, the worst round's client and machine, and what the server did in all rounds."""
+    own = [round_ for round_ in rounds if round_.arm == subject.before]
+    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in own)]
+    columns = ("load", "rounds", *(heading for heading, *_ in known))
+    rows = []
+    for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
+        found = [round_.health for round_ in own if round_.scenario == name]
+        figures = ([health[key] for health in found if key in health] for _, key, _, _ in known)
+        cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
+        rows.append((load_cell(subject, name, ""), Cell(units.count(len(found))), *cells))
+    limits = subject.run["config"]["limits"]
+    lag = f"{units.significant(limits['lag_ms'])} ms or {units.percent(limits['lag_share'])} of the median"
+    note = (
+        "Of the worst round; checkpoints, autovacuums and pages of all. A round is invalid where the typical schedule "
+        f"lag is above {lag}, whichever is larger, or a worker is busy above {units.percent(limits['worker_cpu'])}."
+    )
+    return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)

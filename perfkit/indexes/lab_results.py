@@ -14,10 +14,10 @@ from typing import Any
 
 from psycopg import sql
 
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.caveats import circumstances
 from perfkit.analysis.claims import Judged, MeasuredClaim, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.base.stats import Interval, Verdict
 from perfkit.explain.candidates import quoted

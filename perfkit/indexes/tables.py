@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from perfkit.analysis import claims as judgements
-from perfkit.analysis.claims import LAB
+from perfkit.analysis.claims import LAB, claims_table
 from perfkit.analysis.results import FLOOR_FACTOR, Comparison
 from perfkit.analysis.tables import compared
 from perfkit.base import units
@@ -342,7 +341,7 @@ def statements(lab: Lab) -> Block:
 
 def claims(lab: Lab) -> Table:
     """What was said beforehand beside what was measured."""
-    return judgements.table(judged(lab), "What was claimed, and what was measured")
+    return claims_table(judged(lab), "What was claimed, and what was measured")
 
 
 def weak(lab: Lab) -> Block:

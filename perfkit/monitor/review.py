@@ -21,8 +21,8 @@ from functools import partial
 from typing import Any
 
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Summary
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base import stats, units
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import UsageError, name_of

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from perfkit.analysis import claims as decisions
 from perfkit.analysis import report
 from perfkit.analysis.claims import Judged, expected, held, judged, measured
 from perfkit.analysis.policy import Outcome
@@ -49,7 +48,7 @@ def banner(decided: Decided) -> Block:
         reasons = (*reasons, f"And {rest} more, in the table below.")
     arms = ", ".join(gate.arms) or "none"
     meta = f"to be shipped: {arms} · {_counted(gate.items)} · decided {spoken(decided.on)}"
-    return decisions.banner(str(gate.decision), decided.title, decided.headline, reasons, meta)
+    return report.banner(str(gate.decision), decided.title, decided.headline, reasons, meta)
 
 
 def items(decided: Decided) -> Table:

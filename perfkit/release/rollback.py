@@ -20,8 +20,8 @@ from shlex import quote
 from typing import Any, Self
 
 from perfkit import config as configuration
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle, reading, write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.base.process import alone

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.policy import Decision, Outcome, Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.errors import BundleError, PerfkitError
 from perfkit.base.stats import Verdict

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.analysis.analysis import Evidence, Scans, benefit_rule, borne_out, excludes
 from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule, decide
 from perfkit.analysis.results import Changes, Comparison, ErrorChange
+from perfkit.analysis.run_analysis import Evidence, Scans, benefit_rule, borne_out, excludes
 from perfkit.base import stats
 from perfkit.base.stats import Difference, Ratio, Verdict
 

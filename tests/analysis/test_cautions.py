@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
-from perfkit.analysis.analysis import analyse
-from perfkit.analysis.caveats import disturbances, trend
-from perfkit.analysis.policy import Caveat, CaveatKind, gravest_first, some
+from perfkit.analysis.caveats import Caveat, CaveatKind, disturbances, gravest_first, trend
+from perfkit.analysis.policy import some
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle, Round
 
 ARMS = ("before", "after-full")

@@ -12,9 +12,9 @@ from synthetic import make_run
 
 from perfkit import config
 from perfkit.analysis import claims as display
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.claims import Judged, MeasuredClaim, elsewhere, judge, judged
 from perfkit.analysis.report import Run, summary, verdict
+from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject
 from perfkit.base.bundle import Bundle
 from perfkit.base.stats import error_bound
@@ -228,7 +228,7 @@ class TestOfTheBookingSystem:
     def test_in_the_set_up_a_table_by_load_level_stands_beside_the_documents(self, booking: Run) -> None:
         there = {**booking.bundle.run, "parameters": {**booking.bundle.run["parameters"], "preset": "checklist"}}
         subject = Subject(Bundle(booking.bundle.path, there), booking.analysis)
-        lines = repr(display.claims(subject)).splitlines()
+        lines = repr(display.claims_block(subject)).splitlines()
         (burst,) = (line for line in lines if line.startswith("30 at once (burst)"))
         assert [words in burst for words in ("669 to 817", "432 to 528", "405 to 495")] == [True] * 3
         (ten,) = (line for line in lines if line.startswith("10 concurrent (ten)"))

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.policy import (
     Decision,
     Outcome,
@@ -25,6 +24,7 @@ from perfkit.analysis.policy import (
     throughput_rule,
 )
 from perfkit.analysis.results import Analysis, ErrorGroup
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle
 from perfkit.base.stats import Interval
 from perfkit.config.judging import Thresholds

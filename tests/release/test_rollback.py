@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from orders import QUERY, SET, TABLES
 
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Comparison
+from perfkit.analysis.run_analysis import analyse
 from perfkit.app import api
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import BundleError, UsageError

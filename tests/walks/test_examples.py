@@ -17,8 +17,8 @@ import pytest
 from psycopg.rows import dict_row
 
 from perfkit import config
-from perfkit.analysis.analysis import analyse
 from perfkit.analysis.results import Analysis
+from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle
 from perfkit.base.resources import CHECKOUT
 from perfkit.config import Generator
