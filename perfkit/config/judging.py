@@ -1,4 +1,4 @@
-"""What a configuration may say of checks, thresholds, claims and a release."""
+"""The arms, checks, thresholds, claims, release, watch rules and review targets of a configuration."""
 
 from __future__ import annotations
 
@@ -15,145 +15,145 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Arm(Model):
-    """One variant of the system: what is different about it, and its part in the comparison."""
+    """One variant of the system: how it differs from the others, and its role in the comparison."""
 
     name: Name
-    """What it is called."""
+    """The arm's name in reports and options."""
     role: Literal["before", "control", "after"]
-    """`before` once; `control` the same again, which shows chance; `after` what is to be shipped."""
+    """`before`: the baseline, exactly one arm; `control`: a copy of it, to show chance; `after`: the variant to ship."""
     title: str = ""
     """What is different, in a few words."""
     prepare: tuple[File, ...] = ()
-    """SQL files run in its database."""
+    """SQL files to run in the arm's database."""
     indexes: File | None = None
-    """A file of CREATE INDEX statements (ANALYZE too): built, measured and checked."""
+    """A file of CREATE INDEX statements (ANALYZE is allowed). The indexes are built, measured and checked."""
     meanwhile: tuple[File, ...] = ()
-    """SQL files run in it once its indexes are there: changes of rows that they must live through."""
+    """SQL files to run after the indexes are built: row changes that the indexes must survive."""
     rolled_back: bool = False
-    """Its indexes are built, used, and dropped again before anything is measured."""
+    """Build the indexes, use them, and drop them again before measuring."""
     settings: Settings = {}
-    """Server settings, for its database or, where only a start can set them, for a server of its own. Settings that
-    run programs, load libraries, name files, open the server to others or loosen perfkit's guards are refused;
-    `search_path` holds for the statements of the workload."""
+    """Server settings of the arm's database. A setting that only a server start can change gives the arm a server of
+    its own. Settings that run programs, load libraries, name files, open the server to others or loosen perfkit's
+    guards are refused. `search_path` applies to the workload's statements."""
     postgres: Literal[16, 18] | None = None
-    """Another version of PostgreSQL, where perfkit starts it."""
+    """The PostgreSQL version of this arm, if perfkit starts the server."""
     rewrite: dict[Name, File] = {}
-    """By query, a file with the same in other words; both must return the same rows."""
+    """Rewritten queries: the query's name and a file with the new statement. Both must return the same rows."""
     service: dict[str, str] = {}
-    """Values for the service's command."""
+    """Values to fill into the service's command."""
     database: Conninfo = ""
     """Another database of yours, measured in place."""
     url: Url = ""
-    """Another service of yours."""
+    """The origin of another service of yours."""
     warmup: Annotated[int, Field(ge=0, le=10_000)] = 20
-    """Requests of each kind before each block that do not count."""
+    """Number of warm-up requests of each kind before each block; not counted."""
 
     def prepared(self) -> dict[str, Any]:
-        """What makes this arm what it is; equal for an arm and its control."""
+        """Return everything that defines the arm; an arm and its control return equal values."""
         return self.model_dump(exclude={"name", "role", "title"})
 
 
 class CheckStep(Model):
-    """One request of a check, and what must come back."""
+    """One request of a check, and the expected responses."""
 
     request: Name
-    """The request to send."""
+    """The name of the request to send."""
     row: str = "a"
-    """The parameter row to fill it from; `*` sends it once for each row."""
+    """The parameter row that fills the request; `*` sends the request once for each row."""
     values: dict[str, str] = {}
-    """Values in place of the row's; `{row.column}` and what earlier steps saved can be used."""
+    """Values that override the row's. `{row.column}` and values saved by earlier steps are filled in."""
     times: Annotated[int, Field(ge=1, le=100)] = 1
-    """How many are sent at one instant."""
+    """Number of copies to send at the same instant."""
     expect: Annotated[dict[int, Count], Field(min_length=1)]
-    """By status code, how many must come back."""
+    """The expected number of responses for each status code."""
     contains: tuple[str, ...] = ()
-    """Text that every body must hold."""
+    """Text that every response body must contain."""
     lacks: tuple[str, ...] = ()
-    """Text that no body may hold."""
+    """Text that no response body may contain."""
     save: dict[str, str] = {}
-    """By name for later steps, the key of the JSON body to keep."""
+    """Values to save for later steps: a name, and the key of the JSON body to read."""
     max_ms: Annotated[float, Field(gt=0)] | None = None
-    """The longest that it may take, in ms."""
+    """The longest response time allowed, in ms."""
 
 
 class Check(Model):
-    """A functional check through HTTP: steps in order, all of which must give what they expect."""
+    """A functional check through HTTP. Its steps run in order, and every step must get the responses it expects."""
 
     name: str
-    """What it proves."""
+    """What the check proves."""
     group: str
-    """Which checks it belongs to: smoke, acceptance."""
+    """The group that the check belongs to, for example `smoke` or `acceptance`."""
     parameters: Name
-    """The source of its rows."""
+    """The parameter source of the rows."""
     rows: tuple[str, ...] = ("a",)
-    """Names of the rows that it draws."""
+    """Names for the rows that the check draws."""
     distinct: str | None = None
-    """A column in which these rows must differ."""
+    """A column in which the rows must differ."""
     step: Annotated[tuple[CheckStep, ...], Field(min_length=1)]
-    """What it does."""
+    """The steps."""
 
 
 class Thresholds(Model):
-    """What an arm must hold at every load level to be shipped."""
+    """The limits that an arm must meet at every load level before it ships."""
 
     p50_ms: Annotated[float, Field(gt=0)] | None = None
-    """Half of the requests must be answered within this, in ms."""
+    """The longest median latency allowed, in ms."""
     p95_ms: Annotated[float, Field(gt=0)] | None = None
-    """95 of 100 requests must be answered within this, in ms; without one of the three no latency is too long."""
+    """The longest 95th percentile of latency allowed, in ms. Without these three limits, any latency passes."""
     p99_ms: Annotated[float, Field(gt=0)] | None = None
-    """99 of 100 requests must be answered within this, in ms; needs 368 requests of each load level."""
+    """The longest 99th percentile of latency allowed, in ms. Needs 368 requests at each load level."""
     throughput: Annotated[float, Field(gt=0)] | None = None
-    """Requests per second that must be reached, at the load level where most are answered."""
+    """The lowest throughput allowed, in requests per second, at the load level with the highest throughput."""
     error_rate: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """The share of unexpected outcomes that is too much."""
+    """The highest share of unexpected outcomes allowed."""
 
     @model_validator(mode="after")
     def _rising(self) -> Thresholds:
-        given = [(name, value) for name in ("p50_ms", "p95_ms", "p99_ms") if (value := getattr(self, name)) is not None]
-        for (low, less), (high, more) in pairwise(given):
+        limits = [
+            (name, value) for name in ("p50_ms", "p95_ms", "p99_ms") if (value := getattr(self, name)) is not None
+        ]
+        for (low, less), (high, more) in pairwise(limits):
             if less > more:
                 raise ValueError(f"{low} = {less:g} of at most {high} = {more:g}")
         return self
 
 
 class Limits(Model):
-    """Bounds on what perfkit does, and the health a round must have to count.
+    """Limits on the load that perfkit sends, and on the health of a round.
 
-    Those from `rate` to `breaker_grace` protect targets that perfkit did not start: the load workers keep them,
-    and where one is reached the run ends.
+    The limits from `rate` to `breaker_grace` protect targets that perfkit did not start: the load workers enforce
+    them, and the run ends if one is reached.
     """
 
     request_timeout_s: Seconds = 10.0
-    """How long a request may take."""
+    """The longest time for a request, in seconds."""
     statement_timeout_s: Seconds = 60.0
-    """How long a statement may take, enforced by the server."""
+    """The longest time for a statement, in seconds; the server enforces this limit."""
     rate: Annotated[float, Field(ge=0)] = 0.0
-    """Requests per second; 0 for none."""
+    """The highest rate, in requests per second; 0 for no limit."""
     in_flight: Count = 50
-    """Requests in flight."""
+    """The highest number of requests in flight."""
     requests: Count = 100_000
-    """Requests in the whole run."""
+    """The highest number of requests in the whole run."""
     seconds: Seconds = 3600.0
-    """How long load may go on."""
+    """The longest duration of load, in seconds."""
     breaker_errors: Share = 0.5
-    """The share of the last requests that may fail."""
+    """End the run if at least this share of the latest requests failed."""
     breaker_ms: Annotated[float, Field(gt=0)] = 10_000.0
-    """What more than half of the last requests may take, in ms."""
+    """End the run if more than half of the latest requests took longer than this, in ms."""
     breaker_window: Annotated[int, Field(ge=5, le=1000)] = 20
-    """How many the last requests are."""
+    """The number of latest requests that `breaker_errors` and `breaker_ms` look at."""
     breaker_grace: Annotated[int, Field(ge=0)] = 20
-    """Requests that are let off first."""
+    """Number of requests at the start that `breaker_errors` and `breaker_ms` ignore."""
     samples: Count = 100_000
-    """Requests of a round of which every time is kept; of those beyond, a histogram to three digits."""
+    """Number of requests in a round with exact times; a histogram with three digits holds the times of the rest."""
     lag_share: Annotated[float, Field(gt=0)] = 0.25
-    """Schedule lag as a share of the median beyond which a round's client was too slow."""
+    """A round is invalid if its schedule lag is above this share of the median latency: the client was too slow."""
     lag_ms: Annotated[float, Field(gt=0)] = 5.0
-    """Schedule lag that is never too much, in ms."""
+    """A schedule lag up to this never invalidates a round, in ms."""
     worker_cpu: Share = 0.95
-    """The share of a core beyond which a load worker was too busy."""
+    """A round is invalid if a load worker used more than this share of a core."""
 
-
-# What was said of the change before anything was measured.
 
 Measure = Literal[
     "index_kb",
@@ -183,30 +183,30 @@ _ABOUT: Mapping[str, tuple[str, ...]] = {
 
 
 class Claim(Model):
-    """One thing that was said beforehand, and the figure that it is held against."""
+    """A statement made before measuring, and the figure that confirms or refutes the statement."""
 
     text: str
     """The claim in its own words."""
     measure: Measure
-    """The figure. Of the indexes: kB of all (`index_kb`), their share of their tables' bytes (`index_share`), MB of
-    the largest of these tables with them (`table_mb`), seconds of the slowest build (`build_s`) and of all
-    (`build_total_s`). Of a query: ms of its EXPLAIN (`execution_ms`), its median under load (`latency_ms`). Of a
-    scenario: `p50_ms`, `p95_ms`, requests per second (`throughput`), and what the change adds to these as a share
-    (`throughput_change`). Of either: the share of its latency that the change saves (`latency_saved`), of a query's
-    median or a scenario's p95. Of an arm: the share of requests that failed (`error_rate`). In the index lab alone:
-    what the indexes add to the latency of an insert (`insert_slowdown`)."""
+    """The figure. For the indexes: `index_kb` (total size in kB), `index_share` (share of the bytes of their tables),
+    `table_mb` (size of the largest of these tables with its indexes, in MB), `build_s` (the slowest build, in
+    seconds), `build_total_s` (all builds). For a query: `execution_ms` (execution time in EXPLAIN), `latency_ms`
+    (median under load). For a scenario: `p50_ms`, `p95_ms`, `throughput` (requests per second), `throughput_change`
+    (change of the throughput, as a share). For a query or a scenario: `latency_saved` (share of the latency that the
+    change saves: a query's median, a scenario's p95). For an arm: `error_rate` (share of requests that failed). In
+    the index lab only: `insert_slowdown` (time that the indexes add to an insert, as a share)."""
     query: Name | None = None
-    """The query that it is about."""
+    """The query that the claim is about."""
     scenario: Name | None = None
-    """The load level that it is about."""
+    """The load level that the claim is about."""
     arm: Name | None = None
-    """The arm that it is about; by default the first `after` arm."""
+    """The arm that the claim is about; by default the first `after` arm."""
     preset: Name | None = None
-    """The only set-up in which it makes sense; elsewhere it is left out."""
+    """The only preset to which the claim applies; runs with other set-ups leave the claim out."""
     low: float | None = None
-    """The least that was claimed."""
+    """The lowest value claimed."""
     high: float | None = None
-    """The most."""
+    """The highest value claimed."""
 
     @model_validator(mode="after")
     def _about_something(self) -> Claim:
@@ -221,11 +221,8 @@ class Claim(Model):
         return self
 
 
-# What belongs to a release beside what is measured: questions for people, plan, risks, who signs.
-
-
 def _as_text(value: object) -> object:
-    """A date of TOML as text; anything else is left to the type to judge."""
+    """Return a TOML date as text, and any other value unchanged: pydantic judges that by its type."""
     return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
@@ -233,65 +230,65 @@ When = Annotated[str, BeforeValidator(_as_text)]
 
 
 class Question(Model):
-    """Something that only people can say; unanswered it leaves the decision open, a no forbids it."""
+    """A question that only people can answer. Without an answer the decision stays open; a `no` means NO-GO."""
 
     name: Label
-    """What is asked: "Team ready for launch"."""
+    """The question, for example "Team ready for launch"."""
     answer: Literal["", "yes", "no"] = ""
-    """What was said; `perfkit gate --answer` says it for one run."""
+    """The answer; `perfkit gate --answer` gives one for a single run."""
     by: str = ""
-    """Who said it."""
+    """Who answered."""
     on: When = ""
-    """When."""
+    """When the question was answered."""
 
     @model_validator(mode="after")
-    def _said(self) -> Question:
+    def _answered_by_a_name(self) -> Question:
         if self.answer and not self.by.strip():
-            raise ValueError(f"by, who said answer = {self.answer!r}")
+            raise ValueError(f"by: the name of the person who gave answer = {self.answer!r}")
         return self
 
 
 class PlanStep(Model):
-    """One line of the plan of the release, shown and not carried out."""
+    """One step of the release plan. perfkit shows the step and does not carry it out."""
 
     action: Label
-    """What is done."""
+    """What to do."""
     time: str = ""
-    """How long it takes, as planned."""
+    """The planned duration."""
     when: When = ""
-    """When it is done."""
+    """The planned date or week."""
     risk: str = ""
-    """What it may break."""
+    """What the step may break."""
     rollback: str = ""
-    """How it is taken back."""
+    """How to undo the step."""
     measures: tuple[str, ...] = ()
-    """Claims of the configuration, by their text, whose measured values are shown beside it."""
+    """The texts of claims whose measured values are shown beside the step."""
 
 
 class Risk(Model):
-    """One risk of the release, shown with what was measured of it."""
+    """One risk of the release, shown with related measurements."""
 
     name: Label
     """What might happen."""
     severity: Literal["low", "medium", "high"]
-    """How bad it would be, as judged beforehand."""
+    """The severity, as judged before measuring."""
     mitigation: tuple[str, ...] = ()
-    """What is done against it."""
+    """Measures against the risk."""
     measures: tuple[str, ...] = ()
-    """Claims of the configuration, by their text, whose measured values are shown beside it."""
+    """The texts of claims whose measured values are shown beside the risk."""
 
 
 class Release(Model):
-    """What a decision to ship needs beside measurements."""
+    """What a decision to ship needs in addition to measurements."""
 
     monitoring: bool = False
-    """Whether a watch must be running for a GO: `perfkit gate --watch FOLDER`."""
+    """Whether a GO requires a running watch: `perfkit gate --watch FOLDER`."""
     sign_off: tuple[Label, ...] = ()
-    """Who signs the printed decision."""
+    """The people or roles that sign the printed decision."""
     question: tuple[Question, ...] = ()
-    """What people are asked."""
+    """Questions for people to answer."""
     step: tuple[PlanStep, ...] = ()
-    """The plan."""
+    """The release plan."""
     risk: tuple[Risk, ...] = ()
     """The risks."""
 
@@ -301,7 +298,7 @@ class Release(Model):
         return self
 
 
-#: What a rule or a target of the review can be about; see `perfkit.monitor.figures`.
+#: The figures of a watch that rules and review targets can use; `perfkit.monitor.figures` computes them.
 Metric = Literal[
     "p50_ms",
     "p95_ms",
@@ -339,7 +336,7 @@ _SHARES = (
 
 
 def _require_possible(metric: Metric, **limits: float | None) -> None:
-    """Raise ValueError for a limit that the figure is always, or never, beyond: 5 in place of 5 %."""
+    """Raise ValueError if the metric can never cross the limit, as with 5 instead of 0.05 for 5 %."""
     for name, limit in limits.items():
         if limit is not None and metric in _SHARES and not 0 <= limit <= 1:
             raise ValueError(f"{name} = {limit:g} as a share, 0 to 1: {metric} of 5 % is 0.05")
@@ -348,26 +345,26 @@ def _require_possible(metric: Metric, **limits: float | None) -> None:
 
 
 class WatchRule(Model):
-    """When something is an incident: a figure beyond its limit for so long; how grave that is and what to do."""
+    """A rule that raises an alert: a metric, its limit and duration, the severity and the action to take."""
 
     name: Name
-    """What it is called."""
+    """The rule's name."""
     level: Literal["P1", "P2", "P3"]
-    """P1: at once; P2: within the hour; P3: within the day."""
+    """The severity. P1: act at once; P2: within the hour; P3: within the day."""
     metric: Metric
-    """The figure, over the last `window_s`."""
+    """The metric, computed over the last `window_s` seconds."""
     above: float | None = None
-    """The figure is bad above this."""
+    """The metric is bad above this limit."""
     below: float | None = None
-    """The figure is bad below this."""
+    """The metric is bad below this limit."""
     clear: float | None = None
-    """It is good again only beyond this, so that it does not flap; by default a tenth better than the limit."""
+    """The metric is good again only beyond this value, so that alerts do not flap; default: 10 % inside the limit."""
     for_s: Annotated[float, Field(ge=0)] = 60.0
-    """How long it must be bad, without a break, before the alert is raised."""
+    """Seconds that the metric must stay bad before the alert is raised."""
     clear_for_s: Annotated[float, Field(ge=0)] = 120.0
-    """How long it must be good before the alert is taken back."""
+    """Seconds that the metric must stay good before the alert is cleared."""
     item: Name | None = None
-    """The request or query that it is about; without one, all requests, or all queries where there is no service."""
+    """The request or query that the rule is about; by default all requests or, without a service, all queries."""
     action: str = ""
     """What to do, in a few words."""
 
@@ -384,26 +381,27 @@ class WatchRule(Model):
 
 
 class Watch(Model):
-    """How a live target is watched."""
+    """How perfkit watches a live target."""
 
     every_s: Annotated[float, Field(ge=0.5, le=3600)] = 10.0
-    """Seconds of one interval: what is lost at most, and how exactly an incident's start is known."""
+    """Length of an interval in seconds. A crash loses at most one interval, and the start of an incident is known to
+    within one."""
     rate: Annotated[float, Field(gt=0, le=20)] = 2.0
-    """Probes per second of each request and query that is sent, evenly spaced, whatever the answers take."""
+    """Probes per second for each request and query, evenly spaced, regardless of how long the responses take."""
     send: tuple[Name, ...] = ()
-    """Requests and queries that are sent; without any, the requests that only read, and every query."""
+    """Requests and queries to send; by default every query and every request that only reads."""
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
-    """How long a probe may take."""
+    """The longest time for a probe, in seconds."""
     window_s: Seconds = 300.0
-    """Seconds that a rule looks back on."""
+    """Seconds of history that a rule looks at."""
     baseline_s: Seconds = 600.0
-    """The first so many healthy seconds say what throughput and latency are usual."""
+    """Number of healthy seconds at the start that define the usual throughput and latency."""
     rule: tuple[WatchRule, ...] = ()
-    """What raises an alert."""
+    """The rules that raise alerts."""
     notify: tuple[str, ...] = ()
-    """A command of yours that is told of every alert, as JSON on its standard input."""
+    """Command to run for every alert; receives the alert as JSON on stdin."""
     notify_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
-    """How long it may take."""
+    """The longest time for the `notify` command, in seconds."""
 
     @model_validator(mode="after")
     def _names(self) -> Watch:
@@ -414,20 +412,20 @@ class Watch(Model):
 
 
 class Target(Model):
-    """One row of the review: a figure of the whole time, or what a person says, beside what was aimed at."""
+    """One row of the review: a metric over the whole period, or a value that a person enters, and its target."""
 
     name: Label
-    """How the row is called: "P95 latency"."""
+    """The row's name, for example "P95 latency"."""
     metric: Metric | None = None
-    """The figure; without one it is what a person says: `perfkit review --value "NAME=4.3"`."""
+    """The metric; without one, a person enters the value: `perfkit review --value "NAME=4.3"`."""
     item: Name | None = None
-    """The request or query that it is about."""
+    """The request or query that the target is about."""
     at_least: float | None = None
-    """The least that is good."""
+    """The lowest good value."""
     at_most: float | None = None
-    """The most that is good."""
+    """The highest good value."""
     unit: str = ""
-    """The unit of what a person says."""
+    """The unit of a value that a person enters."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Target:
@@ -441,10 +439,10 @@ class Target(Model):
 
 
 class ReviewConfig(Model):
-    """What the first day is held against."""
+    """The targets for the review after the first day."""
 
     target: tuple[Target, ...] = ()
-    """The rows of its table."""
+    """The rows of the review's table."""
 
     @model_validator(mode="after")
     def _names(self) -> ReviewConfig:

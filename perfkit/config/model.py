@@ -1,4 +1,4 @@
-"""A whole configuration: its model, reading it from a file, and writing it with its reference."""
+"""The model of a whole configuration: load a file, write it out with defaults, and document every key."""
 
 from __future__ import annotations
 
@@ -49,58 +49,59 @@ from perfkit.config.workload import (
 
 
 class Config(Model):
-    """The whole of a `perfkit.toml`."""
+    """The keys and tables at the top of a `perfkit.toml`."""
 
     title: str
-    """What is measured, in a few words: the report's title."""
+    """What the file measures, in a few words; the report's title."""
     allow: tuple[str, ...] = ()
-    """Targets that perfkit did not start and that it may use once they are confirmed: `host:port/database`, `https://host:port`."""
+    """Targets that perfkit did not start and may use after confirmation: `host:port/database`, `https://host:port`."""
     production: tuple[str, ...] = ()
-    """Those of them whose name looks like production and which are meant all the same."""
+    """Targets from `allow` to use even though their names suggest production."""
     database: DatabaseConfig | None = None
-    """The data."""
+    """The source of the data."""
     service: ServiceConfig | None = None
-    """The HTTP service in front of it, where there is one."""
+    """The HTTP service in front of the database, if there is one."""
     parameters: dict[Name, Source] = {}
-    """Sources of parameters by name: a file with a SELECT (.sql), one with lines (.csv), or a generator."""
+    """Parameter sources by name: a SELECT statement (.sql), rows (.csv), or a generator."""
     query: tuple[Query, ...] = ()
-    """SQL statements."""
+    """The SQL statements of the workload."""
     request: tuple[Request, ...] = ()
-    """HTTP requests."""
+    """The HTTP requests of the workload."""
     scenario: tuple[Scenario, ...]
-    """Load levels."""
+    """The load levels."""
     arm: tuple[Arm, ...]
-    """What is compared."""
+    """The variants to compare."""
     check: tuple[Check, ...] = ()
     """Functional checks."""
     claim: tuple[Claim, ...] = ()
-    """What was claimed beforehand; reports put what was measured beside it."""
+    """Claims made before measuring; reports show the measured value beside each."""
     thresholds: Thresholds = Thresholds()
-    """When it is fit to ship."""
+    """The limits for shipping."""
     release: Release = Release()
-    """What people answer, plan, risk and sign."""
+    """Questions for people, the release plan, risks and sign-off."""
     watch: Watch = Watch()
-    """How it is watched once it is live."""
+    """How perfkit watches the live target."""
     review: ReviewConfig = ReviewConfig()
-    """What it is reviewed against after the first day."""
+    """Targets for the review after the first day."""
     limits: Limits = Limits()
-    """What perfkit may do."""
+    """Limits on the load that perfkit sends."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Differences up to this share do not matter: they are called equivalent."""
+    """The largest difference that does not matter, as a share; smaller differences count as equivalent."""
     need: Literal["benefit", "none"] = "benefit"
-    """What a GO asks of the change: a `benefit`, or `none` where code or settings change for another reason."""
+    """What a GO requires: a `benefit`, or `none` if code or settings change for another reason."""
     worth: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """The least gain worth having, as a share; where every comparison excludes it, the decision is NO BENEFIT."""
+    """The smallest gain worth having, as a share. If every comparison excludes this gain, the decision is
+    NO BENEFIT."""
     profiles: dict[Name, Annotated[int, Field(ge=6)]] = {"quick": 6, "standard": 12, "thorough": 24}
-    """By profile, how many blocks are measured; fewer than 6 could settle nothing."""
+    """Number of blocks by profile name (minimum 6: fewer blocks cannot show a significant difference)."""
     presets: dict[Name, Preset] = {}
-    """Set-ups by name: `--preset NAME`."""
+    """Set-ups by name, for `--preset NAME`."""
 
     @model_validator(mode="after")
     def _references(self) -> Config:
-        """Every name that one table uses must be defined by another; all mistakes at once."""
-        if wrong := [*self._duplicates(), *self._unknown(), *self._senseless()]:
-            raise ValueError("\n".join(wrong))
+        """Raise ValueError with a line for every name that is not defined and every contradiction."""
+        if lines := [*self._duplicates(), *self._unknown_names(), *self._contradictions()]:
+            raise ValueError("\n".join(lines))
         return self
 
     def _duplicates(self) -> Iterator[str]:
@@ -109,9 +110,9 @@ class Config(Model):
             for name in sorted({name for name in names if names.count(name) > 1}):
                 yield f"{kind} '{name}' is defined twice; expected different names"
         if "floor" in {arm.name for arm in self.arm}:
-            yield "arm 'floor' has the name of the target that does nothing; expected another"
+            yield "arm 'floor' has the name of the target that does nothing; expected another name"
 
-    def _unknown(self) -> Iterator[str]:
+    def _unknown_names(self) -> Iterator[str]:
         sources, queries = set(self.parameters), {query.name for query in self.query}
         requests = {request.name for request in self.request}
         for kind, items in (("query", self.query), ("request", self.request), ("check", self.check)):
@@ -128,12 +129,12 @@ class Config(Model):
             yield from _known(f"check '{check.name}': row", [s.row for s in check.step], {*check.rows, "*"})
         sent = requests | queries
         yield from _known("watch: send", self.watch.send, sent)
-        for what, named in (("watch: rule", self.watch.rule), ("review: target", self.review.target)):
-            for own in named:
-                yield from _known(f"{what} '{own.name}': item", [own.item] if own.item else [], sent)
+        for table, entries in (("watch: rule", self.watch.rule), ("review: target", self.review.target)):
+            for entry in entries:
+                yield from _known(f"{table} '{entry.name}': item", [entry.item] if entry.item else [], sent)
         claims = {claim.text for claim in self.claim}
-        beside = [*(own.measures for own in self.release.step), *(own.measures for own in self.release.risk)]
-        yield from _known("release: measures", [text for measures in beside for text in measures], claims)
+        measures = [*(step.measures for step in self.release.step), *(risk.measures for risk in self.release.risk)]
+        yield from _known("release: measures", [text for texts in measures for text in texts], claims)
         for claim in self.claim:
             about = {
                 "query": queries,
@@ -152,7 +153,7 @@ class Config(Model):
         if self.database and self.database.scales:
             yield from _known("database: scale", [self.database.scale], set(self.database.scales))
 
-    def _senseless(self) -> Iterator[str]:
+    def _contradictions(self) -> Iterator[str]:
         requests = {request.name for request in self.request}
         if not self.scenario:
             yield "scenario: none; expected at least one load level"
@@ -167,7 +168,7 @@ class Config(Model):
                 yield f"scenario '{scenario.name}': alternate; expected queries on arms that can take turns"
         if requests and self.service is None:
             yield "requests are defined, but no [service]; expected its command or url"
-        yield from self._unreachable()
+        yield from self._misplaced_keys()
         befores = [arm for arm in self.arm if arm.role == "before"]
         for scenario in self.scenario:
             if scenario.arms and befores and befores[0].name not in scenario.arms:
@@ -179,11 +180,11 @@ class Config(Model):
             if arm.role == "control" and differs:
                 yield f"arm '{arm.name}' is a control but differs from '{befores[0].name}'; expected the same"
 
-    def _unreachable(self) -> Iterator[str]:
-        """What the way of using the database, or the service, cannot give."""
+    def _misplaced_keys(self) -> Iterator[str]:
+        """Yield a line for every key that needs another way of using the database, or another service."""
         service, way = self.service, self.database.way if self.database else ""
         if not way and (self.query or not (service and service.url)):
-            yield "[database] is missing; expected one, for there are queries, or a service that needs it"
+            yield "[database] is missing; expected one because queries, or a service with a command, need it"
         if service and bool(service.command) == bool(service.url):
             yield "service: expected either a command or a url"
         for arm in self.arm:
@@ -193,27 +194,27 @@ class Config(Model):
                 yield f"arm '{arm.name}': service; expected a [service] with a command to fill its values in"
             for key in () if way else ("prepare", "meanwhile", "indexes", "settings"):
                 if getattr(arm, key):
-                    yield f"arm '{arm.name}': {key}; expected a [database] to do that in"
+                    yield f"arm '{arm.name}': {key}; expected a [database] for this key"
             if arm.database and way != "in-place":
-                yield f"arm '{arm.name}': database is for way 'in-place'; expected none"
+                yield f"arm '{arm.name}': database; expected only with way = 'in-place'"
             if arm.rolled_back and (not arm.indexes or way in ("", "in-place", "clone")):
                 yield f"arm '{arm.name}': rolled_back; expected indexes, on a server that perfkit starts"
             if (arm.prepare or arm.meanwhile) and way == "in-place":
-                what = "prepare" if arm.prepare else "meanwhile"
-                yield f"arm '{arm.name}': {what} cannot be undone in place; expected indexes alone"
+                key = "prepare" if arm.prepare else "meanwhile"
+                yield f"arm '{arm.name}': {key} cannot be undone in place; expected only indexes"
             if arm.postgres and way not in ("made", *COPIES):
                 yield f"arm '{arm.name}': postgres = {arm.postgres}; expected a server that perfkit starts"
         if self.sequential and not any(arm.role == "control" for arm in self.arm):
-            yield "arm: in place, expected one with role = 'control': 'before' once more, at the end"
+            yield "arm: expected one with role = 'control' in place: 'before' again, at the end"
 
     @property
     def sequential(self) -> bool:
-        """Whether arms must follow one another: they change a database that cannot be cloned."""
+        """Whether arms run one after the other because they change a database that cannot be cloned."""
         in_place = self.database is not None and self.database.way == "in-place"
         return in_place and any(arm.indexes for arm in self.arm)
 
     def baseline(self) -> Arm:
-        """The arm that every other is compared with."""
+        """Return the arm with role `before`, which all others are compared with."""
         return next(arm for arm in self.arm if arm.role == "before")
 
 
@@ -223,17 +224,15 @@ def _known(where: str, names: Iterable[str], known: set[str]) -> Iterator[str]:
             yield f"{where} = '{name}'; expected one of: {', '.join(sorted(known)) or 'none defined'}"
 
 
-# Reading a `perfkit.toml`: every mistake at once, one line each with file, key, value and what was expected.
-
 _M = TypeVar("_M", bound=Model)
 
 BOOKING = resources.PACKAGE / "booking" / "perfkit.toml"
 
 
 def load(path: Path | None = None) -> Config:
-    """Read and validate a configuration; the booking system's own without a path.
+    """Load and validate a configuration; without a path, the booking system's.
 
-    Raises UsageError with one line per mistake.
+    Raises UsageError with one line per mistake: file, key, value and what was expected.
     """
     path = path or BOOKING
     try:
@@ -251,22 +250,25 @@ def load(path: Path | None = None) -> Config:
 
 
 def mistakes(where: str, error: ValidationError) -> str:
-    """What is wrong with values that came from `where`, a line for each."""
+    """Return pydantic's errors as text, one line each; `where` names the source of the values."""
     return "\n".join(line for item in error.errors() for line in _lines(where, item))
 
 
-def restored(model: type[_M], said: object, where: str) -> _M:
-    """A part of a configuration as a run or a watch kept it; `where` says in which file. Raises BundleError."""
+def restored(model: type[_M], stored: object, where: str) -> _M:
+    """Return a table of a configuration from its copy in a run or a watch.
+
+    Raises BundleError, naming the file `where`, if the copy is not valid.
+    """
     try:
-        return model.model_validate(said)
+        return model.model_validate(stored)
     except ValidationError as error:
         first = error.errors()[0]
-        key, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise BundleError(f"{where}: {key}: {what}; expected what perfkit wrote") from None
+        key, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise BundleError(f"{where}: {key}: {reason}; expected what perfkit wrote") from None
 
 
 def _lines(path: str, item: Any) -> list[str]:
-    """One mistake as one line: file, key, value and what was expected."""
+    """Return the lines for one of pydantic's errors: file, key, value and what was expected."""
     loc = [part for n, part in enumerate(item["loc"]) if not (n == 2 and item["loc"][0] == "parameters")]
     key = ".".join(str(part) for part in loc)
     message = item["msg"].removeprefix("Value error, ")
@@ -276,16 +278,15 @@ def _lines(path: str, item: Any) -> list[str]:
         return [f"{path}: {key}: missing; expected a value"]
     if item["type"] == "extra_forbidden":
         return [f"{path}: {key}: unknown key; expected only documented ones"]
-    given = item["input"]
-    if isinstance(given, dict) or loc[-1] in ("target", "database", "url"):  # these may hold a password
+    value = item["input"]
+    # The value of such a key may hold a password, and a message may end up in a log.
+    if isinstance(value, dict) or loc[-1] in ("target", "database", "url"):
         return [f"{path}: {key}: expected {message}"]
-    value = repr(str(given) if isinstance(given, Path) else given)
+    value = repr(str(value) if isinstance(value, Path) else value)
     return [f"{path}: {key} = {value if len(value) < 80 else value[:77] + '...'}; expected: {message}"]
 
 
-# A configuration written out with its defaults, and the reference of every key; both made from the model.
-
-# In the order in which a file has them; `[[...]]` may come several times.
+#: The tables of a configuration, in the order of the reference. A file may repeat `[[...]]`.
 TABLES: Mapping[str, type[BaseModel]] = {
     "": Config,
     "[database]": DatabaseConfig,
@@ -316,19 +317,19 @@ TABLES: Mapping[str, type[BaseModel]] = {
 EXAMPLE = Path(__file__).with_name("example.toml")
 _INTRO = """# `perfkit.toml`, every key
 
-Made from the model by `perfkit config reference`. `perfkit config show FILE` checks a file, prints every mistake
-with its key, value and what was expected, or else the whole of it with its defaults. A path is relative to the
-file that names it; `perfkit:sql/...` names a file that comes with perfkit.
+`perfkit config reference` generates this page from the model. `perfkit config show FILE` checks a file: it prints
+every mistake with its key, its value and what was expected or, if there is none, the whole configuration with its
+defaults. A path is relative to the file that names it; `perfkit:sql/...` names a file that comes with perfkit.
 """
 
 
 def show(settings: Config) -> str:
-    """The configuration as TOML, every default written out; what is None has no line."""
+    """Return the configuration as TOML with every default; a key whose value is None has no line."""
     return tomlkit.dumps(_plain(settings.model_dump()))
 
 
 def reference() -> str:
-    """Markdown: a section for each table, a row for each key with its type, default and meaning."""
+    """Return Markdown with a section for each table, and a row for each key: type, default and meaning."""
     return "\n".join([_INTRO, *(line for name, model in TABLES.items() for line in _section(name, model))])
 
 
@@ -348,7 +349,7 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 def _example(name: str) -> str:
-    """What the example has in these tables."""
+    """Return the part of example.toml that shows a table."""
     start = name.replace("presets.NAME", "presets.far").replace("NAME", "days") or "title ="
     starts = ("[parameters]", start) if start == "[parameters.days]" else (start,)
     parts = EXAMPLE.read_text(encoding="utf-8").strip().split("\n\n")
@@ -359,12 +360,12 @@ def _default(key: str, schema: Mapping[str, Any]) -> str:
     if key in schema.get("required", ()):
         return "required"
     value = schema["properties"][key].get("default")
-    nested = isinstance(value, dict) and "$ref" in schema["properties"][key]  # has a section of its own
+    nested = isinstance(value, dict) and "$ref" in schema["properties"][key]  # a table with its own section
     return "" if nested or value in (None, "", [], {}) else f"`{json.dumps(value)}`"
 
 
 def _kind(field: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
+    """Return the type of a value in words, from its JSON schema."""
     if options := field.get("anyOf") or field.get("oneOf"):
         return " or ".join(dict.fromkeys(_kind(option) for option in options if option.get("type") != "null"))
     if "$ref" in field or "allOf" in field:
@@ -401,7 +402,7 @@ def _bounds(field: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As TOML says it: without what has no value, with keys of text and a path as a configuration names it."""
+    """Return a value that TOML can hold: no None, text as keys, and paths as a configuration names them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""What a configuration may say of data, targets, queries, requests, load and presets."""
+"""The data, targets, queries, requests, load levels and presets of a configuration."""
 
 from __future__ import annotations
 
@@ -26,50 +26,53 @@ from perfkit.base import resources
 from perfkit.base.errors import UsageError, require_header
 from perfkit.base.harmless import require_harmless, require_settable
 
-FOLDER = "folder"  # the key in pydantic's context that says where the file is
+FOLDER = "folder"  # key in pydantic's context: the folder of the file that is being read
 
 
 class Model(BaseModel):
-    """Base of every table: frozen, no key that perfkit does not know, documented under each field."""
+    """Base class of every table: frozen, without unknown keys; the text under each field is its documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def folder_of(info: ValidationInfo) -> Path:
-    """The folder of the file that is being read."""
+    """Return the folder of the file that is being read."""
     return Path((info.context or {}).get(FOLDER, Path()))
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path:
-    """Resolve a configured path and insist that it is a readable file."""
+    """Return the resolved path. Raises ValueError if there is no such file."""
     text = str(path)
     shipped = text.startswith(resources.PREFIX)
-    found = resources.path(text.removeprefix(resources.PREFIX)) if shipped else folder_of(info) / path
-    if not found.is_file():
+    file = resources.path(text.removeprefix(resources.PREFIX)) if shipped else folder_of(info) / path
+    if not file.is_file():
         raise ValueError("an existing file")
-    return found
+    return file
 
 
 def require_no_password(text: str) -> str:
-    """Insist on what libpq can read and anybody may see; the text is not repeated in the error."""
+    """Return a connection string. Raises ValueError if libpq cannot read the text or the text holds a password.
+
+    The error does not repeat the text: a text that libpq cannot read may hold a password too.
+    """
     try:
-        given = conninfo_to_dict(text)
+        settings = conninfo_to_dict(text)
     except psycopg.Error:
         raise ValueError("a libpq connection string, postgresql:// URI or service=NAME") from None
-    if given.keys() & {"password", "sslpassword"}:
+    if settings.keys() & {"password", "sslpassword"}:
         raise ValueError("no password in it: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
     return text
 
 
 def _is_origin(text: str) -> str:
-    """Insist on an origin alone: no path, and nobody's name or password."""
+    """Return an origin. Raises ValueError for a URL with a path, a user name or a password."""
     if text and not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", text):
         raise ValueError("http(s)://host[:port] and nothing more")
     return text
 
 
 def _as_json(value: Any) -> Any:
-    """A value of TOML as JSON has it: dates and times as text."""
+    """Return a TOML value as JSON, with dates and times as text."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -78,15 +81,15 @@ def _as_json(value: Any) -> Any:
 
 
 def require_different(what: str, names: Sequence[str]) -> None:
-    """Raise ValueError for a name that two have."""
-    if double := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{what} of different names, not '{double[0]}' twice")
+    """Raise ValueError if a name occurs twice."""
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{what} with different names, not '{duplicates[0]}' twice")
 
 
 def _is_label(text: str) -> str:
-    """Insist on something to read, in one line."""
+    """Return the text without outer blanks. Raises ValueError if it is empty or has several lines."""
     if not text.strip() or len(text.splitlines()) > 1:
-        raise ValueError("some words in one line")
+        raise ValueError("one line of text, not empty")
     return text.strip()
 
 
@@ -101,20 +104,17 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-# What is run: parameter sources, queries, requests, and the load levels at which they are sent.
-
-
 class ParameterColumn(Model):
-    """Values of one generated parameter: exactly one kind; ranges include both ends."""
+    """How the values of one generated parameter are drawn. Set exactly one key; ranges include both ends."""
 
     integer: tuple[int, int] | None = None
     """Whole numbers from the first to the second."""
     number: tuple[float, float] | None = None
     """Numbers from the first to the second."""
     choice: Annotated[tuple[Json, ...], Field(min_length=1)] | None = None
-    """One of these."""
+    """One of the values in this list."""
     date: tuple[datetime.date, datetime.date] | None = None
-    """Days from the first to the second."""
+    """Dates from the first to the second."""
     uuid: Literal[True] | None = None
     """Random UUIDs."""
 
@@ -129,12 +129,12 @@ class ParameterColumn(Model):
 
 
 class Generator(Model):
-    """Parameter rows drawn at random from the run's seed."""
+    """Parameter rows drawn at random; the run's seed decides the values."""
 
     columns: Annotated[dict[str, ParameterColumn], Field(min_length=1)]
-    """By parameter name, how its values are drawn."""
+    """The parameters by name."""
     rows: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """How many sets of values there are."""
+    """Number of rows to draw."""
 
 
 Source = Annotated[
@@ -147,37 +147,37 @@ class Query(Model):
     """A SQL statement of the workload."""
 
     name: Name
-    """What reports call it."""
+    """The query's name in reports."""
     file: File
-    """The file that holds it, one statement; `%(name)s` stands for a parameter."""
+    """A file with one statement; `%(name)s` stands for a parameter."""
     parameters: Name | None = None
-    """The source of its parameters."""
+    """The parameter source."""
     plan: bool = True
-    """Whether its plan is captured, for which it is executed and rolled back."""
+    """Whether to capture the plan. perfkit executes the query to capture its plan, and rolls back."""
 
 
 class Request(Model):
-    """An HTTP request of the workload; `{column}` comes from the parameter row."""
+    """An HTTP request of the workload. `{column}` stands for a value of the parameter row."""
 
     name: Name
-    """What reports call it."""
+    """The request's name in reports."""
     path: str
-    """The path with its query string; `{column}` is filled in, escaped."""
+    """The path with its query string; `{column}` is filled in and escaped."""
     parameters: Name | None = None
-    """The source of its parameters."""
+    """The parameter source."""
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     """The HTTP method."""
     headers: dict[str, str] = {}
-    """Headers; `{column}` is filled in, and `{env:NAME}` from the environment of perfkit, which keeps secrets out
-    of files."""
+    """The headers; `{column}` is filled in. `{env:NAME}` is read from perfkit's environment, so that no file holds a
+    secret."""
     body: dict[str, Json] | None = None
-    """A JSON body; `{column}` is filled in, alone with the value's own type."""
+    """The JSON body; `{column}` is filled in. A `{column}` that is the whole text keeps the value's type."""
     expect: tuple[int, ...] = (200,)
-    """Status codes that are no error."""
+    """Status codes that do not count as errors."""
     contains: tuple[str, ...] = ()
-    """Text that the body must hold; an answer without it counts as an error."""
+    """Text that the response body must contain; a response without it counts as an error."""
     runs: tuple[Name, ...] = ()
-    """Queries that it executes, so that the report can tell whether the plans shown are those in use."""
+    """Queries that the request executes. The report uses them to tell whether the service uses the plans shown."""
 
     @model_validator(mode="after")
     def _stays_at_its_target(self) -> Request:
@@ -189,79 +189,82 @@ class Request(Model):
 
 
 class LoadStage(Model):
-    """A part of a round in which arrivals go evenly from the rate before it to its own."""
+    """A part of a round in which the arrival rate changes evenly from the previous rate to `rate`."""
 
     rate: Annotated[float, Field(gt=0)]
-    """Arrivals per second at its end; the same as before to hold them."""
+    """Arrivals per second at the end of the stage; use the previous rate to keep it."""
     seconds: Seconds
-    """How long it lasts."""
+    """Duration of the stage, in seconds."""
 
 
 class RateSearch(Model):
-    """Steps of a growing rate until a threshold breaks, then closer steps in between."""
+    """A search for the highest rate: raise the rate until a threshold breaks, then try rates in between."""
 
     most: Annotated[float, Field(gt=0)]
-    """The rate, per second, beyond which the search does not go."""
+    """The highest rate to try, per second."""
     growth: Annotated[float, Field(gt=1, le=10)] = 1.5
-    """How many times the rate of one step that of the next is."""
+    """The factor from one rate to the next."""
     closer: Annotated[int, Field(ge=0, le=10)] = 2
-    """Steps between the highest rate that held and the lowest that broke, each halving their distance."""
+    """Number of further steps between the highest rate that held and the lowest that broke; each step halves the
+    distance."""
 
 
 class Scenario(Model):
-    """How load is offered in a round.
+    """A load level: how a round offers load.
 
-    Closed model: `batches` times, `users` released at once, each sending `requests`, the next one when the one
-    before is answered. Open model, with a `rate`: requests arrive whether the ones before are answered or not.
+    Closed model: `users` start at the same instant, `batches` times. Each user sends `requests`, the next one after
+    the previous response. Open model, with a `rate`: requests arrive whether or not earlier ones were answered.
     """
 
     name: Name
-    """What it is called."""
+    """The load level's name in options."""
     label: str
-    """What reports say it offers: "5 users, joining one by one"."""
+    """The load level in reports, for example "5 users, joining one by one"."""
     send: tuple[Name, ...] = ()
-    """Requests, or queries, that each user sends one after the other."""
+    """The requests, or the queries, that each user sends one after the other."""
     users: Annotated[int, Field(ge=1, le=500)] = 1
-    """How many at once; with a `rate`, the most in flight: what arrives beyond that is dropped, and counted; with
-    pgbench it waits, and is skipped after the timeout."""
+    """Number of simultaneous users. With a `rate`, the highest number of requests in flight: requests beyond that are
+    dropped and counted; with pgbench they wait, and are skipped after the timeout."""
     requests: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """How often each user sends all of them."""
+    """Number of times that each user sends everything in `send`."""
     batches: Annotated[int, Field(ge=1, le=1_000)] = 1
-    """How often all users are released."""
+    """Number of times that all users start together."""
     ramp: bool = False
-    """Users join one by one first; only full concurrency counts."""
+    """Let users join one by one first; only requests at full concurrency count."""
     warm: Annotated[int, Field(ge=0, le=100)] = 0
-    """Batches of one request each before what counts; with pgbench, each client's first transactions."""
+    """Number of warm-up batches of one request each; with pgbench, of each client's first transactions. They do not
+    count."""
     seconds: Seconds | None = None
-    """Queries that take long are sent less often, so that a round takes no longer than about this. With a `rate` or
-    pgbench, how long it lasts."""
+    """The duration of a round with a `rate` or pgbench, in seconds. Otherwise about the longest duration: slow queries
+    are sent less often to keep it."""
     rate: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    """Arrivals per second: the open model."""
+    """Arrivals per second; chooses the open model."""
     arrivals: Literal["poisson", "constant"] = "poisson"
-    """Whether arrivals are independent of each other or evenly spaced."""
+    """`poisson`: arrivals are independent of each other; `constant`: evenly spaced."""
     stage: tuple[LoadStage, ...] = ()
-    """After the first `seconds`, further parts with rates of their own."""
+    """Further parts of the round, with their own rates, after the first `seconds`."""
     search: RateSearch | None = None
-    """Find the highest rate, from `rate` on, at which the thresholds hold; every step lasts `seconds`."""
+    """Search for the highest rate at which the thresholds hold, starting at `rate`; every step lasts `seconds`."""
     connections: Annotated[int, Field(ge=1, le=500)] | None = None
-    """With a `rate` of queries, connections that they wait for; without it, as many as may be in flight."""
+    """With a `rate` of queries, the number of connections that the queries share; by default one for each query in
+    flight."""
     retries: Annotated[int, Field(ge=0, le=100)] = 0
-    """How often a query that met a serialization failure or a deadlock is tried again; its latency includes that."""
+    """Maximum number of retries after a serialization failure or a deadlock; the latency of a query includes its retries."""
     engine: Literal["asyncio", "pgbench"] = "asyncio"
-    """Who sends queries: perfkit's own workers, or pgbench, whose client costs less."""
+    """The client that sends queries: perfkit's own workers, or pgbench, which uses less CPU."""
     script: tuple[File, ...] = ()
-    """Scripts for pgbench, in place of `send`; each client runs one after the other, chosen at random. Commands that
+    """pgbench scripts to run instead of `send`; each client picks one script after the other at random. Commands that
     run programs (`\\shell`, `\\setshell`) are refused."""
     arms: tuple[Name, ...] = ()
-    """Only on these arms; empty: on all."""
+    """The arms that run this load level; empty: all arms."""
     alternate: bool = False
-    """One query at a time, the arms taking turns at every one, each on a connection of its own: for what takes so
-    little that a machine's pace changes more from one second to the next."""
+    """Send one query at a time and switch arms after every query, with a connection for each arm. Use this for
+    queries so fast that the machine's speed varies more from one second to the next."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Scenario:
         if self.alternate and (self.users > 1 or self.batches > 1 or self.ramp or self.rate or self.pgbench):
-            raise ValueError("alternate with one user and one batch, closed model")
+            raise ValueError("alternate with one user and one batch, in the closed model")
         if bool(self.send) == bool(self.script):
             raise ValueError("either send or script")
         for path in self.script:
@@ -269,62 +272,59 @@ class Scenario(Model):
         if self.script and not self.pgbench:
             raise ValueError("script with engine = 'pgbench'")
         if (self.rate or self.pgbench) and not self.seconds:
-            raise ValueError("seconds, for a rate or pgbench goes on until they are over")
+            raise ValueError("seconds, the duration of a round with a rate or pgbench")
         if (self.rate or self.pgbench) and (self.batches > 1 or self.ramp or self.requests > 1):
             raise ValueError("no batches, requests or ramp with a rate or pgbench")
         if (self.stage or self.search or self.connections) and not self.rate:
             raise ValueError("stage, search and connections with a rate")
         if self.search and (self.stage or self.pgbench or self.search.most <= (self.rate or 0)):
-            raise ValueError("search from a rate to a higher one, without stages, by asyncio")
+            raise ValueError("search from a rate to a higher one, without stages, with engine = 'asyncio'")
         if self.pgbench and self.stage:
-            raise ValueError("no stages by pgbench, which has one rate")
+            raise ValueError("no stages with engine = 'pgbench', which has one rate")
         return self
 
     @property
     def pgbench(self) -> bool:
-        """Whether pgbench sends its queries."""
+        """Whether pgbench sends the queries."""
         return self.engine == "pgbench"
 
     @property
     def items(self) -> tuple[str, ...]:
-        """What its samples are called: what it sends, or its scripts."""
+        """The names of its samples: requests, queries or scripts."""
         return self.send or tuple(path.stem for path in self.script)
 
     @property
     def lasts_s(self) -> float | None:
-        """How long arrivals last in all, in s; None in the closed model."""
+        """The total duration of arrivals, in s; None in the closed model."""
         return None if not self.rate else (self.seconds or 0.0) + sum(stage.seconds for stage in self.stage)
 
 
 def _require_harmless(path: Path) -> None:
-    """Raise ValueError for a script that pgbench could harm something with, or that is no text."""
+    """Raise ValueError if a pgbench script is not UTF-8 or has a command that is not known to be harmless."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise ValueError(f"{path} to be a text in UTF-8") from None
+        raise ValueError(f"{path} to be UTF-8 text") from None
     require_harmless(text, path)
 
 
-# Set-ups that have a name: what `--preset` chooses, and what options given beside it replace.
-
-
 class Preset(Model):
-    """One set-up by name; an option that is given replaces its value."""
+    """A named set-up. An option on the command line overrides the preset's value."""
 
     scale: str = ""
-    """Size of the data; without one the database's own."""
+    """Size of the data; by default the database's scale."""
     rtt_ms: Annotated[float, Field(ge=0)] = 0.0
     """Network round trip between service and database, in ms."""
     connect_rtts: Annotated[int, Field(ge=1)] = 6
-    """Round trips that connecting costs."""
+    """Number of round trips that a new connection takes."""
     profile: str = "standard"
-    """How many blocks are measured; not part of the set-up that claims are limited to."""
+    """The profile, which sets the number of blocks. A claim that is limited to a preset applies with any profile."""
 
 
 def options(presets: Mapping[str, Preset], name: str, **given: Any) -> dict[str, Any]:
-    """The options of a preset with those that are given (neither None nor empty) in their place.
+    """Return the options of a preset; given options that are neither None nor empty override them.
 
-    Without a name they are perfkit's own. Raises UsageError for an unknown name.
+    Without a name, perfkit's defaults take the preset's part. Raises UsageError for an unknown name.
     """
     if name and name not in presets:
         raise UsageError(f"preset '{name}' is unknown; expected one of: {', '.join(presets) or 'none defined'}")
@@ -332,41 +332,39 @@ def options(presets: Mapping[str, Preset], name: str, **given: Any) -> dict[str,
     return chosen.model_dump() | {key: value for key, value in given.items() if value not in (None, "")}
 
 
-# Where the data and the service come from.
-
 Way = Literal["made", "whole", "sample", "generated", "clone", "in-place"]
 COPIES = ("whole", "sample", "generated")
 
 
 class DatabaseConfig(Model):
-    """Where the data comes from: SQL files run in a server that perfkit starts, or a database of yours."""
+    """The source of the data: SQL files that perfkit runs in a server of its own, or a database of yours."""
 
     prepare: tuple[File, ...] = ()
-    """SQL files that make tables and rows in a new database of perfkit's own; `:name` stands for a number of the
-    scale."""
+    """SQL files that create tables and rows in a new database; `:name` stands for a number of the scale."""
     target: Conninfo = ""
     """A database of yours: `service=NAME`, a libpq string or a `postgresql://` URI, without a password."""
     way: Way = "made"
-    """How a target is used. `whole`, `sample` and `generated` bring a private copy into a server that perfkit
-    starts; `clone` makes databases beside it on its own server; `in-place` measures it as it stands."""
+    """How to use the target. `whole`, `sample` and `generated` create a private copy in a server that perfkit starts;
+    `clone` creates databases beside the target, on its server; `in-place` measures the target itself."""
     pooler: bool = False
-    """The target is reached through a pooler in transaction mode. PgBouncer is found out without this."""
+    """Whether a pooler in transaction mode stands before the target. perfkit detects PgBouncer without this key."""
     sample_rows: Count = 100_000
-    """Rows of the largest table in a `sample` or `generated` copy; other tables in proportion."""
+    """Number of rows of the largest table in a `sample` or `generated` copy; other tables in proportion."""
     copy_limit_mb: Count = 2_000
-    """The largest database that is copied `whole`, in MB with its indexes."""
+    """The largest database to copy `whole`, in MB including indexes."""
     tls: bool = True
-    """Insist on TLS beyond this machine."""
+    """Require TLS for connections to other machines."""
     volatile: tuple[str, ...] = ()
     """Volatile functions that statements may call on a server that perfkit did not start."""
     postgres: Literal[16, 18] = 18
     """The version of PostgreSQL that perfkit starts."""
     scale: str = "standard"
-    """Which of the scales is used where the command line names none."""
+    """The scale to use if no option or preset names one."""
     scales: dict[Name, dict[str, Count]] = {}
-    """By name, the numbers that `prepare` files are filled with."""
+    """The scales by name, each with the numbers to fill into `prepare` files."""
     settings: Settings = {}
-    """Server settings of the PostgreSQL that perfkit starts, for all arms; the same are refused as in an arm."""
+    """Server settings for all arms, in the PostgreSQL that perfkit starts. The same settings are refused as for an
+    arm."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> DatabaseConfig:
@@ -383,23 +381,24 @@ class DatabaseConfig(Model):
 
 
 class ServiceConfig(Model):
-    """The HTTP service: launched by `command` for every arm, or one of yours at `url`."""
+    """The HTTP service: perfkit launches it with `command` for every arm, or uses one of yours at `url`."""
 
     command: tuple[str, ...] = ()
-    """Program and arguments. `{python}`, `{port}`, `{folder}` (of the perfkit.toml) and the arm's own values are
-    filled in; the database is in the environment as `PERFKIT_DATABASE`."""
+    """The program and its arguments. `{python}`, `{port}`, `{folder}` (of the perfkit.toml) and the arm's `service`
+    values are filled in. The service finds its database in the environment variable `PERFKIT_DATABASE`."""
     url: Url = ""
     """The origin of a service of yours: `https://host:port`, without a path."""
     writes: bool = False
-    """Whether requests other than GET may be sent to the service at `url`."""
+    """Whether perfkit may send requests other than GET to the service at `url`."""
     health: str = "/health"
-    """A path that answers 200 when the service is ready."""
+    """A path that returns 200 when the service is ready."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """The port of the launched service; 0 finds a free one."""
+    """The port of the launched service; 0 picks a free port."""
     reset: Literal["restart", "hup"] = "restart"
-    """How the launched service forgets its connections between blocks: a new process, or SIGHUP."""
+    """How the launched service drops its connections between blocks: `restart` starts a new process, `hup` sends
+    SIGHUP."""
     start_timeout_s: Seconds = 10.0
-    """How long it may take until it is ready."""
+    """The longest time until the service is ready, in seconds."""
 
     @field_validator("command")
     @classmethod

@@ -148,7 +148,7 @@ WRONG = {
     # the database
     "both origins": (changed((TARGET, f'{TARGET}\ntarget = "service=x"')), "database: expected either 'prepare' (SQL files) or 'target' (a database of yours)"),
     "no origin": (changed((TARGET, "tls = true")), "database: expected either 'prepare' (SQL files) or 'target'"),
-    "no database": (changed(("[database]", ""), (TARGET, "")), "[database] is missing; expected one, for there are queries"),
+    "no database": (changed(("[database]", ""), (TARGET, "")), "[database] is missing; expected one because queries"),
     "a target without a way": (changed((TARGET, 'target = "service=x"')), "database: expected way 'made' to fit: 'made' without a target, whole, sample, generated, clone or in-place with one"),
     "a way without a target": (changed((TARGET, f'{TARGET}\nway = "clone"')), "database: expected way 'clone' to fit"),
     "an unknown way": (changed((TARGET, f'{TARGET}\nway = "copy"')), "database.way = 'copy'; expected: Input should be 'made', 'whole'"),
@@ -159,10 +159,10 @@ WRONG = {
     "settings of another's server": (changed((TARGET, f'{IN_PLACE}\nsettings = {{ work_mem = "1MB" }}')), "database: expected no 'settings' for a server that perfkit does not start"),
     "an unknown scale": (changed((TARGET, f'{TARGET}\nscale = "big"\nscales = {{ small = {{ n = 1 }} }}')), "database: scale = 'big'; expected one of: small"),
     # arms
-    "indexes in place without a control": (changed((TARGET, IN_PLACE), more=arm("after", 'indexes = "schema.sql"')), "arm: in place, expected one with role = 'control': 'before' once more, at the end"),
-    "prepare in place": (changed((TARGET, IN_PLACE), more=arm("after", 'prepare = ["schema.sql"]')), "arm 'after': prepare cannot be undone in place; expected indexes alone"),
+    "indexes in place without a control": (changed((TARGET, IN_PLACE), more=arm("after", 'indexes = "schema.sql"')), "arm: expected one with role = 'control' in place: 'before' again, at the end"),
+    "prepare in place": (changed((TARGET, IN_PLACE), more=arm("after", 'prepare = ["schema.sql"]')), "arm 'after': prepare cannot be undone in place; expected only indexes"),
     "another version in place": (changed((TARGET, IN_PLACE), more=arm("after", "postgres = 16")), "arm 'after': postgres = 16; expected a server that perfkit starts"),
-    "a database for a copy": (changed(more=arm("after", 'database = "service=x"')), "arm 'after': database is for way 'in-place'; expected none"),
+    "a database for a copy": (changed(more=arm("after", 'database = "service=x"')), "arm 'after': database; expected only with way = 'in-place'"),
     "a password of an arm": (changed((TARGET, IN_PLACE), more=arm("after", 'database = "postgres://me:hunter2@h/d"')), "arm.1.database: expected no password in it"),
     "a url without a service": (changed(more=arm("after", 'url = "https://x"')), "arm 'after': url; expected a [service] with a url of its own"),
     "a url with a name and password": (changed(more=SERVICE + arm("after", 'url = "https://me:hunter2@x"')), "arm.1.url: expected http(s)://host[:port] and nothing more"),
@@ -225,7 +225,7 @@ def test_an_arm_of_a_service_alone_has_no_database_to_change(write):
     assert [line.removeprefix(f"{path}: arm 'after': ").split(";")[0] for line in found] == [
         "prepare", "indexes", "settings",
     ]  # fmt: skip
-    assert all(line.endswith("expected a [database] to do that in") for line in found)
+    assert all(line.endswith("expected a [database] for this key") for line in found)
 
 
 def test_mistakes_of_every_table_come_at_once(write):
