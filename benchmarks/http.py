@@ -24,7 +24,8 @@ from benchmarks.rounds import Round, compared, null_service, of_load, quiet, tak
 from perfkit.base import process
 from perfkit.base.errors import LoadError
 from perfkit.base.process import spawn, stop
-from perfkit.load.pool import Batch, Message, WorkerPool, http_target
+from perfkit.load.pool import WorkerPool, http_target
+from perfkit.load.schedule import Batch, Message
 
 USERS = 30
 SECONDS = 3.0  # of a round, about

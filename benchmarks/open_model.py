@@ -13,7 +13,8 @@ from benchmarks import pgbench
 from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, of_load, quiet, taking_turns, typical_round
 from benchmarks.sql import DATABASE, WORK_MS, filled, transactions
-from perfkit.load.pool import Arrivals, WorkerPool, sql_target
+from perfkit.load.pool import WorkerPool, sql_target
+from perfkit.load.schedule import Arrivals
 from perfkit.postgres import databases
 
 RATE = 500.0  # per second

@@ -14,7 +14,8 @@ import statistics
 
 from benchmarks.results import Figure, Section, publish
 from perfkit.base import stats
-from perfkit.load.pool import Batch, WorkerPool, alternating_target, sql_target
+from perfkit.load.pool import WorkerPool, alternating_target, sql_target
+from perfkit.load.schedule import Batch
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 
@@ -38,9 +39,9 @@ def main(rounds: int = ROUNDS) -> bool:
         for _ in range(rounds):
             for in_turns, found in scans.items():
                 _copied(server, in_turns)
-                found.append(statistics.mean(_p50(crew, server, name, SCAN, 8, apart=True) for name in COPIES))
-            for apart, found in light.items():
-                found.append(_apart_by(crew, server, apart))
+                found.append(statistics.mean(_p50(crew, server, name, SCAN, 8, pinned=True) for name in COPIES))
+            for pinned, found in light.items():
+                found.append(_apart_by(crew, server, pinned))
         for name in (*COPIES, "things"):
             databases.drop(server, name)
     return publish(judged(scans, light))
@@ -81,17 +82,17 @@ def _copied(server: EmbeddedServer, in_turns: bool) -> None:
                 )
 
 
-def _p50(crew: WorkerPool, server: EmbeddedServer, name: str, sql: str, count: int, *, apart: bool) -> float:
-    target = sql_target(server.conninfo(name), 30, 30, apart=apart)
+def _p50(crew: WorkerPool, server: EmbeddedServer, name: str, sql: str, count: int, *, pinned: bool) -> float:
+    target = sql_target(server.conninfo(name), 30, 30, pinned=pinned)
     queue = tuple({"item": "q", "sql": sql, "params": None} for _ in range(count))
     columns = crew.run(target, [Batch((queue,))]).columns
     times = [(done - started) / 1e6 for started, done in zip(columns["started"], columns["done"], strict=True)]
     return stats.percentile(times[1:], 50)
 
 
-def _apart_by(crew: WorkerPool, server: EmbeddedServer, apart: bool) -> float:
+def _apart_by(crew: WorkerPool, server: EmbeddedServer, pinned: bool) -> float:
     """The slowest p50 of four connections over the fastest."""
-    own = sql_target(server.conninfo("things"), 30, 30, apart=apart)
+    own = sql_target(server.conninfo("things"), 30, 30, pinned=pinned)
     arms = ("a", "b", "c", "d")
     queue = tuple({"item": arm, "sql": "SELECT 1", "params": None, "arm": arm} for _ in range(300) for arm in arms)
     columns = crew.run(alternating_target(dict.fromkeys(arms, own)), [Batch((queue,))]).columns

@@ -92,7 +92,7 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def null_service() -> Iterator[tuple[str, int]]:
     """The service that does nothing, in a process of its own: where it answers, and the process's number."""
-    process = spawn([*MODULE, "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = spawn([*MODULE, "perfkit.load.http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}", process.pid

@@ -24,7 +24,8 @@ from perfkit.base import process
 from perfkit.config import Scenario
 from perfkit.load import pgbench as engine
 from perfkit.load.pgbench import ScriptQuery
-from perfkit.load.pool import Batch, Message, WorkerPool, calibrate, fewest, sql_target
+from perfkit.load.pool import WorkerPool, calibrate, fewest_workers, sql_target
+from perfkit.load.schedule import Batch, Message
 from perfkit.postgres import databases, embedded
 
 DATABASE = "perfkit_sql"
@@ -82,7 +83,7 @@ def main() -> bool:
     with quiet(), filled() as (server, loops), WorkerPool(2 * process.cores()) as crew:
         target = sql_target(server.conninfo(DATABASE), 30, 30)
         null: Message = {"item": "null", "sql": "SELECT 1", "params": None}
-        crew.keep(fewest(calibrate(crew, target, null, max(CONNECTIONS))))
+        crew.shrink(fewest_workers(calibrate(crew, target, null, max(CONNECTIONS))))
         found = {
             (own.name, users): _measured(server, crew, target, own, users)
             for own in transactions(loops)

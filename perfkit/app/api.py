@@ -28,7 +28,8 @@ from perfkit.indexes.designs import workload
 from perfkit.indexes.lab import AUTO, LabSpec
 from perfkit.indexes.lab import ablate as lab_ablate
 from perfkit.indexes.tables import IndexLab
-from perfkit.load.pool import Arrivals, Draw, Message, WorkerPool, sql_target
+from perfkit.load.pool import WorkerPool, sql_target
+from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.monitor import loop as watching
 from perfkit.monitor.incidents import duration
 from perfkit.postgres.guards import Permission

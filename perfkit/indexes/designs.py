@@ -26,7 +26,7 @@ from perfkit.base.errors import UsageError, first_line
 from perfkit.base.stats import Interval, Ratio
 from perfkit.config import Arm, Config, Query, Scenario
 from perfkit.explain.capture import PLANNED, Parameters, typical_parameters
-from perfkit.load.pool import LEAST
+from perfkit.load.schedule import MIN_TURNS
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database, connected
@@ -62,7 +62,7 @@ class Write:
 
     def times(self, most: int, seconds: float) -> int:
         """How many of them fit into a time, at least a few."""
-        return max(LEAST, min(most, int(1000 * seconds / self.ms))) if self.ms else most
+        return max(MIN_TURNS, min(most, int(1000 * seconds / self.ms))) if self.ms else most
 
     @property
     def title(self) -> str:

@@ -1,7 +1,10 @@
-"""HTTP requests on a connection of their own.
+"""HTTP as load workers speak it: a connection, the sender that times a request, and the null service.
 
-aiohttp's parser reads the answers. Its client is not in the way: for a small answer it takes a worker several times
-as long as everything else does, and would be what a load level measures.
+aiohttp's parser reads the answers. aiohttp's client is not used: for a small answer it costs a worker several times
+as much as everything else together, so that a load level would measure the client.
+
+The null service answers every request at once, so that what is measured against it is the cost of the client itself.
+It runs as `python -m perfkit.load.http`, prints its port as JSON and ends with its input.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import re
 import ssl
+import sys
 from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, cast
@@ -20,6 +24,7 @@ from aiohttp.http import HttpProcessingError, HttpResponseParser
 from yarl import URL
 
 from perfkit.base.errors import require_header
+from perfkit.base.process import run
 from perfkit.load.samples import OK, Answer, first_words
 
 _WHOLE = 1 << 30  # bytes of a body that are kept before the parser would stop reading
@@ -277,3 +282,39 @@ def _failure(error: Exception) -> str:
     if isinstance(error, _Unreachable):
         return "refused"
     return "timeout" if isinstance(error, TimeoutError) else "reset"
+
+
+NULL_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+_LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
+
+
+class NullResponder(asyncio.Protocol):
+    """Counts requests off the wire and answers each with the same bytes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport for the answers."""
+        self._transport, self._buffer = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every complete request."""
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            length = _LENGTH.search(self._buffer, 0, end)
+            total = end + 4 + (int(length[1]) if length else 0)
+            if len(self._buffer) < total:
+                return
+            self._buffer = self._buffer[total:]
+            self._transport.write(NULL_RESPONSE)  # type: ignore[attr-defined]
+
+
+async def serve_null() -> None:
+    """Run the null service on a free loopback port until the input ends."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(NullResponder, "127.0.0.1", 0)
+    sys.stdout.write(json.dumps({"port": server.sockets[0].getsockname()[1]}) + "\n")
+    sys.stdout.flush()
+    await loop.run_in_executor(None, sys.stdin.buffer.read)
+
+
+if __name__ == "__main__":
+    run(serve_null())

@@ -29,7 +29,7 @@ from typing import Any, Self
 from hdrh.histogram import HdrHistogram
 
 
-def apart(pids: Sequence[int]) -> Callable[[], None] | None:
+def pin_to_processors(pids: Sequence[int]) -> Callable[[], None] | None:
     """Keep this process to the first of its processors and the server's `pids` to the next; returns the way back.
 
     None, and nothing moves, where there is one processor, where the system has no say in it (macOS), and where a

@@ -19,8 +19,8 @@ from time import monotonic_ns, process_time_ns
 from typing import Any
 
 from perfkit.base.process import run
-from perfkit.load.arrivals import instants
-from perfkit.load.samples import DROPPED, Answer, Caps, Clock, RateGate, SampleBuffer, apart
+from perfkit.load.samples import DROPPED, Answer, Caps, Clock, RateGate, SampleBuffer, pin_to_processors
+from perfkit.load.schedule import instants
 from perfkit.load.senders import Sender, make
 
 SWEEP_S = 30.0
@@ -45,8 +45,8 @@ class Worker:
                 self._sender = make(command["target"])
                 self._bound(command["target"]["limits"])
                 await self._sender.open(command["users"])
-                if command["target"].get("apart"):
-                    self._moved_back = apart(self._sender.pids)
+                if command["target"].get("pinned"):
+                    self._moved_back = pin_to_processors(self._sender.pids)
                 if (warm := self._sender.warm) is not None:  # within the bounds, like any other request
                     self._sender.check(warm)
                     await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))

@@ -25,8 +25,9 @@ from perfkit.base.process import run
 from perfkit.config import Arm, Config, Query, Request, Watch
 from perfkit.explain.capture import effects, require_harmless
 from perfkit.load.http import HttpSender
-from perfkit.load.pool import Draw, Message, http_message, sql_target
+from perfkit.load.pool import sql_target
 from perfkit.load.samples import DROPPED, OK, Clock
+from perfkit.load.schedule import Draw, Message, http_message
 from perfkit.load.senders import SqlSender
 from perfkit.monitor.model import Probe, Tally
 from perfkit.postgres.databases import Database

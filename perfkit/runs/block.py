@@ -17,28 +17,10 @@ from perfkit.base.errors import LoadError
 from perfkit.config import Arm, RateSearch, Scenario
 from perfkit.load import pgbench
 from perfkit.load.pgbench import ScriptQuery
-from perfkit.load.pool import (
-    Batch,
-    Draw,
-    Load,
-    Message,
-    SearchStep,
-    Target,
-    WorkerPool,
-    alternating_target,
-    batches,
-    following,
-    http_message,
-    http_target,
-    joined,
-    judged,
-    limited,
-    part,
-    sql_target,
-    stepped,
-    turns,
-)
+from perfkit.load.pool import Load, Target, WorkerPool, alternating_target, combined, http_target, selected, sql_target
 from perfkit.load.samples import DROPPED, OK, Caps
+from perfkit.load.schedule import Batch, Draw, Message, batches, http_message, turns
+from perfkit.load.search import SearchStep, combined_steps, is_open_ended, judge_step, next_rate
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.capabilities import Surroundings, between
 from perfkit.postgres.guards import Audit
@@ -222,10 +204,10 @@ class RunBlock:
                 raise LoadError(f"block {self._number}, {scenario.name}: {error}") from None
             for name in targets:
                 counted = [number >= scenario.warm if own == name else None for own, number in order]
-                loads[name].append(part(load, counted))
+                loads[name].append(selected(load, counted))
         beside = [between(was, self._beside(scenario, arm)) for was, arm in zip(before, arms, strict=True)]
         for arm, facts, (name, parts) in zip(arms, beside, loads.items(), strict=True):
-            load = joined(parts)
+            load = combined(parts)
             if arm:
                 self._count(name, load)
             if (target := (arm or self._chosen.config.baseline()).name) in self._ground.caps:
@@ -250,7 +232,7 @@ class RunBlock:
                 self._sql_scans[arm.name].update(scans)
                 if len(one.send) == 1:
                     usage[one.send[0]] = scans
-        return joined(loads)
+        return combined(loads)
 
     def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
         """What was sent to something that perfkit did not start; how often is unknown of a round broken off."""
@@ -290,13 +272,13 @@ class RunBlock:
         steps: list[SearchStep] = []
         loads: list[Load] = []
         assert scenario.rate
-        while rate := following(search, scenario.rate, steps):
+        while rate := next_rate(search, scenario.rate, steps):
             self._say(f"{scenario.name} on {name}, {rate:,.0f}/s")
             paced = scenario.model_copy(update={"rate": rate})
             whole = batches(paced, lambda item: self._message(name, item), f"{seed}/{rate:.3f}")
             loads.append(self._ground.crew.run(target, whole, samples=self._chosen.config.limits.samples))
-            steps.append(judged(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
-        return stepped(loads, steps, limited(search, steps))
+            steps.append(judge_step(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
+        return combined_steps(loads, steps, is_open_ended(search, steps))
 
     def _beside(self, scenario: Scenario, arm: Arm | None) -> Mapping[str, float]:
         """What server and machine have counted so far; the floor of requests touches no server."""
@@ -333,7 +315,7 @@ class RunBlock:
             limits=self._ground.caps.get(name),
             retries=scenario.retries,
             connections=scenario.connections,
-            apart=not place.site.foreign and scenario.users == 1 and not scenario.rate,
+            pinned=not place.site.foreign and scenario.users == 1 and not scenario.rate,
         )
 
     def _http(self, arm: Arm | None) -> Target:

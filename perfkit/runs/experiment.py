@@ -25,7 +25,8 @@ from perfkit.explain import capture
 from perfkit.explain.capture import PLANNED, Capture, ExplainSpec, guarded, typical_parameters
 from perfkit.explain.facts import fingerprint
 from perfkit.explain.plan import read_plan
-from perfkit.load.pool import CalibrationTrial, Draw, WorkerPool, calibrate, fewest, http_target, sql_target
+from perfkit.load.pool import CalibrationTrial, WorkerPool, calibrate, fewest_workers, http_target, sql_target
+from perfkit.load.schedule import Draw
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
 from perfkit.postgres.databases import Database
@@ -186,7 +187,7 @@ class Experiment:
                 assert place
                 target = sql_target(place.site.conninfo(place.name), 10, 10)
                 trials = calibrate(crew, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
-            crew.keep(fewest(trials) if trials else process.cores())
+            crew.shrink(fewest_workers(trials) if trials else process.cores())
         bundle.update(workers=len(crew), calibration=[asdict(trial) for trial in trials])
 
     def _set_up(self, stage: Workbench, bundle: Bundle) -> Rows:
@@ -340,7 +341,7 @@ class Experiment:
 @contextmanager
 def _null_service() -> Iterator[str]:
     """A service that does nothing, for the floor; yields where it answers."""
-    process = spawn([*MODULE, "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = spawn([*MODULE, "perfkit.load.http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         line = process.stdout.readline()

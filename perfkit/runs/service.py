@@ -20,7 +20,8 @@ from perfkit import config
 from perfkit.base.errors import ServiceError, UsageError
 from perfkit.base.process import spawn, stop
 from perfkit.config import Check, CheckStep, Config
-from perfkit.load.pool import Batch, Draw, Load, Message, Row, Target, WorkerPool, fill, http_message
+from perfkit.load.pool import Load, Target, WorkerPool
+from perfkit.load.schedule import Batch, Draw, Message, Row, fill, http_message
 
 
 class Service:

@@ -31,7 +31,7 @@ from perfkit.indexes.designs import MeasuredSets, Writes, ablation, choose, late
 from perfkit.indexes.designs import design as designed
 from perfkit.indexes.lab_results import read
 from perfkit.indexes.tables import IndexLab, sentence
-from perfkit.load.pool import LEAST, turns
+from perfkit.load.schedule import MIN_TURNS, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_sets import read_set
@@ -327,7 +327,7 @@ class TestTurns:
         numbers = {name: [n - 1 for own, n in order if own == name and n] for name in ("fast", "slow", "slower")}
         assert numbers["fast"] == list(range(100))
         assert numbers["slow"] == list(range(9, 100, 10))
-        assert len(numbers["slower"]) == LEAST
+        assert len(numbers["slower"]) == MIN_TURNS
 
     def test_arms_of_about_the_same_pace_are_compared_on_the_same_requests(self) -> None:
         order = turns(level(requests=100, warm=0, seconds=0.1), {"a": 2.0, "b": 7.0, "floor": 0.0}, random.Random(1))

@@ -17,7 +17,8 @@ from aiohttp import web
 
 from perfkit.base.errors import LoadError, ServerError
 from perfkit.base.process import spawn, stop
-from perfkit.load.pool import Batch, WorkerPool, http_target, sql_target
+from perfkit.load.pool import WorkerPool, http_target, sql_target
+from perfkit.load.schedule import Batch
 
 GET = {"item": "get", "method": "GET", "path": "/", "json": None, "expect": [200]}
 
@@ -58,7 +59,7 @@ def crew():
 
 @pytest.fixture(scope="module")
 def null():
-    process = spawn([sys.executable, "-m", "perfkit.load.null"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = spawn([sys.executable, "-m", "perfkit.load.http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     yield f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
     stop(process)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfkit.base.errors import UsageError
 from perfkit.config import Request, Scenario
-from perfkit.load.pool import Draw, batches, fill, http_message
+from perfkit.load.schedule import Draw, batches, fill, http_message
 
 ROWS = {"ids": [{"id": n} for n in range(20)]}
 
@@ -76,7 +76,7 @@ def test_placeholders_in_a_path_are_encoded():
 
 def test_a_column_that_is_missing_is_named():
     request = Request(name="r", path="/{nope}", parameters="p")
-    with pytest.raises(UsageError, match=r"request 'r': \{nope\} is no column .*; expected one of: id"):
+    with pytest.raises(UsageError, match=r"request 'r': \{nope\} is not a column .*; expected one of: id"):
         http_message(request, {"id": 1})
 
 

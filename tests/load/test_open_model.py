@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from perfkit.base.bundle import COLUMNS
 from perfkit.config import Scenario
-from perfkit.load.arrivals import instants
-from perfkit.load.pool import Arrivals, Batch, WorkerPool, batches, sql_target
+from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.samples import DROPPED, OVER_RANGE, Rest
+from perfkit.load.schedule import Arrivals, Batch, batches, instants
 from perfkit.postgres import databases
 
 PING = {"item": "ping", "sql": "SELECT 1", "params": None}

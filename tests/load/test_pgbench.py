@@ -22,8 +22,9 @@ from perfkit.base.errors import LoadError, ServerError, UsageError
 from perfkit.config import Scenario
 from perfkit.load import pgbench
 from perfkit.load.pgbench import Aborted, ScriptQuery, Written, read, script
-from perfkit.load.pool import Batch, WorkerPool, sql_target
+from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.samples import Caps, Rest
+from perfkit.load.schedule import Batch
 from perfkit.postgres import databases
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute

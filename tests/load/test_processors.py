@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from perfkit.load.pool import Batch, WorkerPool, sql_target
-from perfkit.load.samples import apart
+from perfkit.load.pool import WorkerPool, sql_target
+from perfkit.load.samples import pin_to_processors
+from perfkit.load.schedule import Batch
 from perfkit.postgres.embedded import EmbeddedServer
 
 ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -30,7 +31,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 @several
 def test_both_sides_keep_to_their_own_processor_until_the_way_back(other: subprocess.Popen[bytes]) -> None:
     first, second, *_ = sorted(ALL)
-    back = apart([other.pid])
+    back = pin_to_processors([other.pid])
     assert back
     try:
         assert (os.sched_getaffinity(0), os.sched_getaffinity(other.pid)) == ({first}, {second})
@@ -44,11 +45,11 @@ def test_nothing_moves_with_one_processor_no_connection_or_one_that_is_gone(othe
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for pids in ([], [gone.pid]):
-        assert apart(pids) is None
+        assert pin_to_processors(pids) is None
         assert os.sched_getaffinity(0) == ALL
     try:
         os.sched_setaffinity(0, {min(ALL)})
-        assert apart([other.pid]) is None
+        assert pin_to_processors([other.pid]) is None
         assert os.sched_getaffinity(0) == {min(ALL)}
         assert os.sched_getaffinity(other.pid) == ALL
     finally:
@@ -61,7 +62,7 @@ def test_a_round_of_one_user_is_sent_so_and_the_worker_goes_back(server: Embedde
     slow = Batch((({"item": "q", "sql": "SELECT pg_sleep(1)", "params": None},),))
     with WorkerPool(1) as crew, server.connect("postgres", "postgres") as connection:
         (worker,) = _children()
-        target = sql_target(server.conninfo("postgres"), 10, 10, apart=True)
+        target = sql_target(server.conninfo("postgres"), 10, 10, pinned=True)
         round_ = threading.Thread(target=crew.run, args=(target, [slow]))
         round_.start()
         backend, end = None, time.monotonic() + 10

@@ -1,4 +1,4 @@
-"""The search for the highest rate that a target stands."""
+"""The search for the highest rate that a target sustains."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from perfkit import config
 from perfkit.config import Limits, RateSearch, Thresholds
-from perfkit.load.pool import CalibrationTrial, Load, SearchStep, best, fewest, following, judged, limited
+from perfkit.load.pool import CalibrationTrial, Load, fewest_workers
+from perfkit.load.search import SearchStep, highest_rate, is_open_ended, judge_step, next_rate
 from perfkit.runs.experiment import measure
 from perfkit.runs.selection import RunSpec, alone
 
@@ -23,7 +24,7 @@ searches = st.builds(
 def searched(search: RateSearch, first: float, capacity: float) -> list[SearchStep]:
     """All steps against a target whose thresholds hold up to a capacity."""
     steps: list[SearchStep] = []
-    while rate := following(search, first, steps):
+    while rate := next_rate(search, first, steps):
         steps.append(SearchStep(rate, rate <= capacity))
         assert len(steps) < 200
     return steps
@@ -33,27 +34,29 @@ class TestSteps:
     @given(searches, st.floats(1, 10), st.floats(1, 2e5))
     def test_end_and_enclose_the_capacity(self, search, first, capacity):
         steps = searched(search, first, capacity)
-        found = best(steps)
+        found = highest_rate(steps)
         broke = [step.rate for step in steps if not step.held]
         assert found <= capacity and all(rate > capacity for rate in broke)
         assert all(rate <= search.most for rate in (step.rate for step in steps))
         if capacity >= search.most:
-            assert found == search.most and limited(search, steps)
+            assert found == search.most and is_open_ended(search, steps)
         elif steps[0].held:
             assert min(broke) / found <= search.growth ** (2.0**-search.closer) * (1 + 1e-9)
-            assert not limited(search, steps)
+            assert not is_open_ended(search, steps)
 
     def test_go_down_where_even_the_first_breaks(self):
         search = RateSearch(most=100, growth=2, closer=3)
         assert [step.rate for step in searched(search, 40, 15)] == [40, 20, 10, pytest.approx(200**0.5)]
 
     def test_that_none_held_find_nothing(self):
-        assert best([SearchStep(10, False), SearchStep(5, False)]) == 0
+        assert highest_rate([SearchStep(10, False), SearchStep(5, False)]) == 0
 
     def test_that_the_client_could_not_take_are_not_the_targets_limit(self):
         search = RateSearch(most=100, growth=2)
-        assert limited(search, [SearchStep(10, True), SearchStep(20, False, healthy=False)])
-        assert not limited(search, [SearchStep(10, True), SearchStep(20, False), SearchStep(40, False, healthy=False)])
+        assert is_open_ended(search, [SearchStep(10, True), SearchStep(20, False, healthy=False)])
+        assert not is_open_ended(
+            search, [SearchStep(10, True), SearchStep(20, False), SearchStep(40, False, healthy=False)]
+        )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_a_rate_holds_where_every_threshold_of_latency_does(thresholds: dict[str
         "outcome": ["ok"] * 100,
     }
     load = Load(columns, {"lag_p50_ms": 0.1, "worker_cpu": 0.1}, [])
-    assert judged(10, load, Thresholds(**thresholds), Limits()) == SearchStep(10, held)
+    assert judge_step(10, load, Thresholds(**thresholds), Limits()) == SearchStep(10, held)
 
 
 @pytest.mark.slow
@@ -111,7 +114,7 @@ p95_ms = 100
     bundle = measure(chosen, tmp_path / "run")
     found = next(round_ for round_ in bundle.rounds() if round_.arm == "only")
     assert 55 < found.health["rate"] <= 100
-    assert found.health["limited"] == 0
+    assert found.health["is_open_ended"] == 0
     columns = found.columns
     counted = {number for number, own in zip(columns["batch"], columns["counted"], strict=True) if own}
     assert len(counted) == 1 and max(columns["batch"]) >= 3
@@ -119,6 +122,6 @@ p95_ms = 100
 
 
 def test_as_few_workers_are_used_as_are_nearly_as_fast_as_any():
-    assert fewest([CalibrationTrial(1, 2.0), CalibrationTrial(2, 1.95), CalibrationTrial(4, 1.9)]) == 1
-    assert fewest([CalibrationTrial(1, 4.0), CalibrationTrial(2, 2.1), CalibrationTrial(4, 2.0)]) == 2
-    assert fewest([CalibrationTrial(1, 4.0), CalibrationTrial(2, 3.0), CalibrationTrial(4, 2.0)]) == 4
+    assert fewest_workers([CalibrationTrial(1, 2.0), CalibrationTrial(2, 1.95), CalibrationTrial(4, 1.9)]) == 1
+    assert fewest_workers([CalibrationTrial(1, 4.0), CalibrationTrial(2, 2.1), CalibrationTrial(4, 2.0)]) == 2
+    assert fewest_workers([CalibrationTrial(1, 4.0), CalibrationTrial(2, 3.0), CalibrationTrial(4, 2.0)]) == 4

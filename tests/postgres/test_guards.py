@@ -31,8 +31,9 @@ from psycopg.conninfo import make_conninfo
 from perfkit import config
 from perfkit.base.errors import BundleError, LoadError, PerfkitError, ServerError, TargetRefused, UsageError
 from perfkit.load.http import HttpSender
-from perfkit.load.pool import Batch, WorkerPool, http_message, http_target, sql_target
+from perfkit.load.pool import WorkerPool, http_target, sql_target
 from perfkit.load.samples import Caps, RateGate
+from perfkit.load.schedule import Batch, http_message
 from perfkit.postgres import cluster as binaries
 from perfkit.postgres import embedded, servers
 from perfkit.postgres import guards as guarded

@@ -15,7 +15,8 @@ from perfkit.base.errors import UsageError
 from perfkit.config import Generator, ParameterColumn
 from perfkit.explain.capture import capture
 from perfkit.explain.facts import in_words
-from perfkit.load.pool import Batch, WorkerPool, sql_target
+from perfkit.load.pool import WorkerPool, sql_target
+from perfkit.load.schedule import Batch
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.commands import exact
 from perfkit.postgres.databases import Database
