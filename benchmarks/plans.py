@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 
 from perfkit.base.bundle import loads
-from perfkit.explain.facts import fingerprint
+from perfkit.explain.comparison import fingerprint
 from perfkit.explain.findings import findings
 from perfkit.explain.html import PlanView
 from perfkit.explain.plan import read_plan

@@ -20,7 +20,7 @@ from perfkit.base import stats
 from perfkit.base.bundle import FLOOR, Round
 from perfkit.base.stats import MIN_SAMPLES, Verdict
 from perfkit.base.units import millis
-from perfkit.explain.facts import NO_TABLE
+from perfkit.explain.comparison import NO_TABLE
 
 Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, item -> block -> ms
 

@@ -38,7 +38,7 @@ from perfkit.base import stats
 from perfkit.base.bundle import FLOOR, Bundle, reading
 from perfkit.base.errors import BundleError, PlanError
 from perfkit.base.stats import Verdict
-from perfkit.explain.facts import IndexScan, fingerprint, in_words, scans
+from perfkit.explain.comparison import IndexScan, fingerprint, in_words, scans
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.load.samples import DROPPED
 from perfkit.runs.rounds import Key, RoundReading, SampleCell, Times, Use

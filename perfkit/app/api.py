@@ -21,8 +21,7 @@ from perfkit.app.session import Explained, Session, in_file, made
 from perfkit.base import resources
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.base.process import progress
-from perfkit.explain.capture import Capture
-from perfkit.explain.facts import read as facts_read
+from perfkit.explain.capture import Capture, read_documents
 from perfkit.indexes.advise import advise as advise_advise
 from perfkit.indexes.designs import workload
 from perfkit.indexes.lab import AUTO, LabSpec
@@ -194,7 +193,7 @@ def plans(text: str | Path) -> list[Explained]:
             text = text.read_bytes().decode("utf-8-sig", "replace")
         except OSError as error:
             raise UsageError(f"{text}: cannot be read ({error.strerror}); expected a file with plans") from None
-    return [Explained(Capture((document,), ())) for document in facts_read(text)]
+    return [Explained(Capture((document,), ())) for document in read_documents(text)]
 
 
 # Index sets: what each index is worth, which would help, and taking a set back.

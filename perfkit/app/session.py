@@ -17,8 +17,8 @@ from perfkit.app.evidence import StatementEvidence, examples, figures, measured
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import PlanError, ServerError, UsageError
 from perfkit.base.process import progress
-from perfkit.explain.capture import PLANNED, Capture, ExplainSpec, Parameters, guarded, single, typical_parameters
-from perfkit.explain.facts import Diff
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters, guarded, single
+from perfkit.explain.comparison import PLANNED, Diff, typical_parameters
 from perfkit.explain.findings import Finding, findings
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.html import DiffView, PlanView, WhatIfView

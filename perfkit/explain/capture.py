@@ -1,11 +1,13 @@
-"""EXPLAIN captured behind its guards, and the rows of a rewrite compared."""
+"""Plans obtained: EXPLAIN run on a server behind its guards, or read from files, psql output and logs."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -17,8 +19,9 @@ import sqlglot
 from psycopg import sql
 from psycopg.rows import tuple_row
 
+from perfkit.base.bundle import deep
 from perfkit.base.errors import Interrupted, PlanError, TargetRefused, UsageError, first_line
-from perfkit.explain.facts import PlanFacts, fetched, fingerprint, parsed, read_facts
+from perfkit.explain.facts import PlanFacts, fetched, parsed, read_facts
 from perfkit.explain.plan import Plan, document, raw_json, read_plan, require_statement, whole_nodes
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
@@ -99,7 +102,7 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     while len(documents) < repeats:
         try:
             with session(connect, options.timeout_s, read_only=read_only) as connection:
-                raw = _fetched(connection, text, parameters, options)
+                raw = explain_json(connection, text, parameters, options)
         except _WouldWrite:
             if not (read_only and options.writes):
                 raise
@@ -110,18 +113,6 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     with session(connect, options.timeout_s) as connection:
         tables = fetched(connection, plan)
     return Capture(tuple(documents), tuple(parsed(tables)))
-
-
-PLANNED = 15  # parameter rows that are planned to find the plan that most of them get
-
-
-def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
-    """The first of the rows whose plan is that of most rows; nothing is executed."""
-    with session(connect, 60.0) as connection:
-        plans = [_fetched(connection, single(sql), row, ExplainSpec(analyze=False)) for row in rows]
-    shapes = [fingerprint(read_plan(document(plan))) for plan in plans]
-    most, _ = Counter(shapes).most_common(1)[0]
-    return rows[shapes.index(most)]
 
 
 @contextmanager
@@ -194,7 +185,7 @@ def named(sql: str) -> list[str]:
 
 def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> Any:
     """One EXPLAIN's document."""
-    return _read(_fetched(connection, text, parameters, options), options)
+    return _read(explain_json(connection, text, parameters, options), options)
 
 
 def _read(raw: bytes, options: ExplainSpec) -> Any:
@@ -205,7 +196,7 @@ def _read(raw: bytes, options: ExplainSpec) -> Any:
     return found
 
 
-def _fetched(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
+def explain_json(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
     """One EXPLAIN's JSON as it comes, to be read when the transaction is over."""
     version = connection.info.server_version // 10_000
     if options.generic:
@@ -395,64 +386,101 @@ def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
 
 
-# Whether a query and its rewrite return the same rows, before anybody compares their times.
+# Plans from elsewhere: JSON from a file, psql with its frame, a CSV cell, or auto_explain's entries in a log.
 
-RowParameters = Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class RowSets:
-    """For how many parameter sets both returned the same rows, and the first where they did not, in words."""
-
-    compared: int
-    equal: int
-    first_difference: str
-
-
-def compare(
-    connect: Callable[[], psycopg.Connection[Any]],
-    before: str,
-    after: str,
-    rows: Sequence[RowParameters],
-    *,
-    timeout_s: float,
-) -> RowSets:
-    """Compare the multisets of rows, for each parameter set, in one repeatable-read transaction.
-
-    Rows are compared by the text of their values, so that 1 and 1.00 differ and an integer and a bigint do
-    not; names of columns and the order of rows do not count. One number of rows and one digest come back for
-    each query: no data leaves the server. Raises PlanError with the server's words.
-    """
-    for text in map(single, (before, after)):
-        if (word := first_word(text)) not in READING:
-            raise PlanError(f"{word} has no rows that could be compared; expected a SELECT and a rewrite of it")
-    equal, first = 0, ""
-    with session(connect, timeout_s) as connection:
-        connection.rollback()  # the isolation level can only be set before the transaction begins
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        for number, row in enumerate(rows, 1):
-            found = [_digest(connection, single(text), row, timeout_s) for text in (before, after)]
-            if found[0] == found[1]:
-                equal += 1
-            elif not first:
-                counts = [f"{count:,} rows" for count, _ in found]
-                what = (
-                    f"{counts[1]} instead of {counts[0]}" if counts[0] != counts[1] else f"other values in {counts[0]}"
-                )
-                first = f"parameter set {number}: {what}; {equal} of {len(rows)} sets agree so far"
-    return RowSets(len(rows), equal, first)
+EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
+_HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
+_FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
+_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # as JSON does, and a log's prefix does not
+_ENTRY = re.compile(r"plan:\s*(?=\{)")
+_TEXT = re.compile(
+    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)"
+    r"|^[\s|│║]*(?:QUERY PLAN[\s|│║]*)?- Plan:|<explain ",
+    re.MULTILINE,
+)
+_SPACE = re.compile(r"\s*")
+_CSV_LIMIT = 1 << 28
 
 
-def _digest(connection: psycopg.Connection[Any], text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
-    """The number of rows and a digest of all of them in any order."""
-    cursor = connection.cursor()
-    cursor.row_factory = tuple_row
-    cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")
-    send(
-        cursor,
-        "SELECT count(*), md5(coalesce(string_agg(h, '' ORDER BY h), '')) FROM "
-        f"(SELECT md5((q.*)::text) AS h FROM (\n{text}\n) q) hashed",
-        exact(row),
-    )
-    count, digest = cursor.fetchone() or (0, "")
-    return int(count), str(digest)
+def read_documents(text: str) -> list[Any]:
+    """Every plan in a text, each as a document with a 'Plan'. Raises PlanError saying what was expected."""
+    text = text.lstrip("\ufeff").strip()
+    try:
+        with deep():
+            for values in (_json, _framed, _logged):
+                if found := [document for value in values(text) for document in _documents(value)]:
+                    return found
+            if _BEGINS.match(text):
+                json.JSONDecoder().raw_decode(text)  # says where it is wrong
+    except ValueError as error:
+        raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
+    if _TEXT.search(text):
+        raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
+    raise PlanError(f"no plan in it; {EXPECTED}")
+
+
+def _json(text: str) -> Iterator[Any]:
+    """JSON values one after the other; what follows (psql's count of rows) is left alone."""
+    if text.startswith(('"[', '"{')):  # a cell of CSV
+        text = text[1:].replace('""', '"')
+    at, decoder = 0, json.JSONDecoder()
+    while text.startswith(("[", "{"), at):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except ValueError:
+            return
+        yield value
+        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
+
+
+def _framed(text: str) -> Iterator[Any]:
+    """Output of psql, with the lines around its cells, expanded or not, as CSV too."""
+    for part in _HEADER.split(text)[1:] or ([text] if text.startswith(("[", "{")) else []):
+        lines = [_FRAME.sub("", line) for line in part.splitlines()]
+        start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
+        yield from _json("\n".join(lines[start:]))
+
+
+def _logged(text: str) -> Iterator[Any]:
+    """auto_explain's entries in a log of any format; one that was cut off is left out."""
+    if text.startswith("{"):
+        parts = [_message(line) for line in text.splitlines()]
+    elif '{""' in text or '""Query Text""' in text:
+        parts = _cells(text)
+    else:
+        parts = [text]
+    decoder = json.JSONDecoder()
+    for part in parts:
+        at = 0
+        while entry := _ENTRY.search(part, at):
+            at = entry.end()
+            with suppress(ValueError):
+                value, at = decoder.raw_decode(part, at)
+                yield value
+
+
+def _cells(text: str) -> list[str]:
+    """The messages of a CSV log."""
+    csv.field_size_limit(_CSV_LIMIT)
+    try:
+        return [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
+    except csv.Error:
+        return []
+
+
+def _message(line: str) -> str:
+    """The message of a line of a JSON log."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return ""
+    return str(value.get("message", "")) if isinstance(value, dict) else ""
+
+
+def _documents(value: Any) -> Iterator[Any]:
+    """Documents of an array, of one statement, or of a node that somebody cut out."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, dict) and isinstance(item.get("Plan"), dict):
+            yield item
+        elif isinstance(item, dict) and isinstance(item.get("Node Type"), str):
+            yield {"Plan": item}

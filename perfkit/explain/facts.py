@@ -1,4 +1,4 @@
-"""What a plan needs to be judged: tables, scans, fingerprints; plans from elsewhere, and what changed.
+"""Facts about the tables of a plan, the conditions on them, and the index that each condition asks for.
 
 The server counts a session's changes up to a second after they were made. Rows loaded and analysed in one session
 are therefore counted as changed since ANALYZE, although the statistics have seen them all.
@@ -6,23 +6,15 @@ are therefore counted as changed since ANALYZE, although the statistics have see
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import lru_cache
-from hashlib import blake2b
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from perfkit.base.bundle import deep
 from perfkit.base.errors import PlanError
 from perfkit.explain.plan import Node, Plan, document
 from perfkit.postgres import catalog
@@ -173,102 +165,6 @@ def _table(table: Mapping[str, Any]) -> TableFacts:
     )
 
 
-# The scans a plan makes, as the server counts them, and one line in words.
-
-NO_TABLE = "no table read"
-
-
-@dataclass(frozen=True, slots=True)
-class IndexScan:
-    """How a plan reads one table; `counter` names the statistic that counts it (`seq:table` or an index)."""
-
-    kind: str
-    relation: str
-    index: str
-    counter: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} using {self.index} on {self.relation}" if self.index else f"{self.kind} on {self.relation}"
-
-
-def scans(plan: Plan) -> tuple[IndexScan, ...]:
-    """The scans in tree order; one that was planned and never executed is left out, as its counter does not move."""
-    return tuple(_scans(plan))
-
-
-def in_words(plan: Plan) -> str:
-    """The scans in one line."""
-    return ", ".join(map(str, scans(plan))) or NO_TABLE
-
-
-def heap_of(node: Node) -> str:
-    """The table whose heap a bitmap index scan feeds."""
-    return next((above.relation for above in node.above() if above.kind == "Bitmap Heap Scan"), "")
-
-
-def _scans(plan: Plan) -> Iterator[IndexScan]:
-    for node in plan.nodes:
-        if plan.analyzed and not node.executed:
-            continue
-        index = node.text("Index Name")
-        if node.kind == "Bitmap Index Scan":
-            yield IndexScan(node.kind, heap_of(node), index, index)
-        elif index:
-            yield IndexScan(node.kind, node.relation, index, index)
-        elif node.kind == "Seq Scan":
-            yield IndexScan(node.kind, node.relation, "", f"seq:{node.relation}")
-
-
-def indexes_under(node: Node) -> tuple[str, ...]:
-    """The indexes by which a table is read: the scan's own, or those of the bitmaps below it."""
-    if node.kind != "Bitmap Heap Scan":
-        return node.texts("Index Name")
-    return tuple(below.text("Index Name") for below in node.below() if below.kind == "Bitmap Index Scan")
-
-
-# Whether two plans are the same plan: their structure without numbers, constants and costs.
-
-CONDITIONS = (
-    *("Index Cond", "Order By", "Recheck Cond", "TID Cond", "Hash Cond", "Merge Cond", "Join Filter", "Filter"),
-    *("One-Time Filter", "Run Condition", "Sort Key", "Presorted Key", "Group Key", "Grouping Sets", "Cache Key"),
-    *("Function Call", "Conflict Filter"),
-)
-_CONSTANT = re.compile(
-    r"""(?P<name>"(?:[^"]|"")*")"""  # whose digits and quotes are its own
-    r"""|(?:(?<![\w$])[EBX])?'(?:[^']|'')*'|\$\d+|(?<![\w$.])\d+(?:\.\d+)?(?:e[+-]?\d+)?\b""",
-    re.IGNORECASE,
-)
-
-
-def fingerprint(plan: Plan) -> str:
-    """Sixteen characters that are the same for the same plan, whatever its constants, rows, costs and workers."""
-    parts = [f"{node.depth}:{_shape(node)}" for node in plan.nodes]
-    return blake2b("\n".join(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def without_constants(expression: str) -> str:
-    """An expression with a question mark for each constant and parameter.
-
-    >>> without_constants("((day = 7) AND (note_2 = 'it''s'::text) AND (id = $1))")
-    '((day = ?) AND (note_2 = ?::text) AND (id = ?))'
-    """
-    return _CONSTANT.sub(lambda m: m["name"] or "?", expression)
-
-
-def conditions(node: Node) -> str:
-    """What a node's rows must fulfil and how they are ordered, without constants."""
-    said = [key for key in CONDITIONS if key in node.raw]
-    return "; ".join([f"{key}: {', '.join(map(without_constants, node.texts(key)))}" for key in said]) if said else ""
-
-
-def _shape(node: Node) -> str:
-    get = node.raw.get
-    sub = without_constants(node.text("Subplan Name")) if "Subplan Name" in node.raw else ""
-    where = f"{get('Schema')}.{node.relation} {get('Index Name')}"
-    return f"{get('Parent Relationship')} {sub} {node.name} {where} {conditions(node)}"
-
-
 # Whether the statistics of a table still fit it: by its size, and by its counters where the size cannot tell.
 
 GROWN = 16.0  # pages more than the statistics know; fewer change no plan
@@ -317,253 +213,274 @@ def _counted_late(table: TableFacts) -> bool:
     return table.analyzed and table.changed >= table.inserted + table.rewritten
 
 
-# Plans from elsewhere: JSON from a file, psql with its frame, a CSV cell, or auto_explain's entries in a log.
+# Conditions taken apart: PostgreSQL prints every operation in parentheses, so splitting at the outermost level is
+# exact.
 
-EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
-_HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
-_FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
-_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # as JSON does, and a log's prefix does not
-_ENTRY = re.compile(r"plan:\s*(?=\{)")
-_TEXT = re.compile(
-    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)"
-    r"|^[\s|│║]*(?:QUERY PLAN[\s|│║]*)?- Plan:|<explain ",
-    re.MULTILINE,
+_TOKEN = re.compile(
+    r"""(?P<string>[EBX]?'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)|(?P<open>[(\[])|(?P<close>[)\]])"""
+    r"""|(?P<cast>::)|(?P<operator>[-+*/<>=~!@#%^&|`?]+)|(?P<other>\$\d+|\d[\w.]*|\S)""",
+    re.IGNORECASE,
 )
-_SPACE = re.compile(r"\s*")
-_CSV_LIMIT = 1 << 28
-
-
-def read(text: str) -> list[Any]:
-    """Every plan in a text, each as a document with a 'Plan'. Raises PlanError saying what was expected."""
-    text = text.lstrip("\ufeff").strip()
-    try:
-        with deep():
-            for values in (_json, _framed, _logged):
-                if found := [document for value in values(text) for document in _documents(value)]:
-                    return found
-            if _BEGINS.match(text):
-                json.JSONDecoder().raw_decode(text)  # says where it is wrong
-    except ValueError as error:
-        raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
-    if _TEXT.search(text):
-        raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
-    raise PlanError(f"no plan in it; {EXPECTED}")
-
-
-def _json(text: str) -> Iterator[Any]:
-    """JSON values one after the other; what follows (psql's count of rows) is left alone."""
-    if text.startswith(('"[', '"{')):  # a cell of CSV
-        text = text[1:].replace('""', '"')
-    at, decoder = 0, json.JSONDecoder()
-    while text.startswith(("[", "{"), at):
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except ValueError:
-            return
-        yield value
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
-
-
-def _framed(text: str) -> Iterator[Any]:
-    """Output of psql, with the lines around its cells, expanded or not, as CSV too."""
-    for part in _HEADER.split(text)[1:] or ([text] if text.startswith(("[", "{")) else []):
-        lines = [_FRAME.sub("", line) for line in part.splitlines()]
-        start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
-        yield from _json("\n".join(lines[start:]))
-
-
-def _logged(text: str) -> Iterator[Any]:
-    """auto_explain's entries in a log of any format; one that was cut off is left out."""
-    if text.startswith("{"):
-        parts = [_message(line) for line in text.splitlines()]
-    elif '{""' in text or '""Query Text""' in text:
-        parts = _cells(text)
-    else:
-        parts = [text]
-    decoder = json.JSONDecoder()
-    for part in parts:
-        at = 0
-        while entry := _ENTRY.search(part, at):
-            at = entry.end()
-            with suppress(ValueError):
-                value, at = decoder.raw_decode(part, at)
-                yield value
-
-
-def _cells(text: str) -> list[str]:
-    """The messages of a CSV log."""
-    csv.field_size_limit(_CSV_LIMIT)
-    try:
-        return [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
-    except csv.Error:
-        return []
-
-
-def _message(line: str) -> str:
-    """The message of a line of a JSON log."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return ""
-    return str(value.get("message", "")) if isinstance(value, dict) else ""
-
-
-def _documents(value: Any) -> Iterator[Any]:
-    """Documents of an array, of one statement, or of a node that somebody cut out."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict) and isinstance(item.get("Plan"), dict):
-            yield item
-        elif isinstance(item, dict) and isinstance(item.get("Node Type"), str):
-            yield {"Plan": item}
-
-
-# What changed between two plans of one statement: nodes aligned by what they are and what they work on.
-
-_JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
-_FAMILIES = {"Incremental Sort": "Sort", "Gather Merge": "Gather", "Group": "Aggregate", "Unique": "Aggregate"}
-_SAID = 3  # changes that the sentence names
-
-
-class ChangeKind(StrEnum):
-    """What happened to a node."""
-
-    SAME = "same"
-    CHANGED = "changed"
-    MOVED = "moved"
-    ADDED = "added"
-    REMOVED = "removed"
+_SUBPLAN = re.compile(r"\((?:hashed )?SubPlan \w+\)|\((?:alternatives: )?(?:hashed )?SubPlan [^()]*\)", re.IGNORECASE)
+_WORDS = frozenset(
+    "and or not is null true false any all some array row case when then else end distinct from in like ilike similar "
+    "between collate at time zone interval date timestamp current_date current_timestamp current_user localtime "
+    "localtimestamp session_user user unknown operator escape to initplan subplan hashed exists".split()
+)
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "= ANY": "ANY ="}  # the last: a value in the column's array
+_RANGES = frozenset({"<", "<=", ">", ">=", "~<~", "~<=~", "~>~", "~>=~"})
 
 
 @dataclass(frozen=True, slots=True)
-class PlanChange:
-    """One node before and after; None where there is none."""
+class Predicate:
+    """One condition on a table: `subject operator value`; `column` is set where the subject is a column alone."""
 
-    kind: ChangeKind
-    before: Node | None
-    after: Node | None
+    text: str
+    subject: str
+    operator: str  # as printed: "=", "= ANY", "~~", "IS NULL", ...; "OR" and "" where there is no single one
+    value: str
+    column: str
+    columns: frozenset[str]  # of the table, in the subject
+    joined: bool  # the value is another table's
+
+    @property
+    def equality(self) -> bool:
+        """Whether it fixes its subject to one value or a few."""
+        return self.operator in ("=", "= ANY", "IS NULL", "IS TRUE", "IS FALSE")
+
+    @property
+    def range(self) -> bool:
+        """Whether it bounds its subject on a side."""
+        return self.operator in _RANGES
+
+    @property
+    def prefix(self) -> bool:
+        """Whether it is a LIKE that fixes the beginning."""
+        return self.operator == "~~" and bool(re.match(r"'[^%_\\']", self.value))
+
+    @property
+    def cast(self) -> str:
+        """The type that the column is cast to, where a cast is all that is done to it."""
+        found = re.fullmatch(r"\(?([\w.\"$]+)\)?::([\w .\"]+(?:\(\d+(?:,\d+)?\))?)", self.subject)
+        return found[2] if found and len(self.columns) == 1 else ""
+
+
+@lru_cache(maxsize=4096)
+def predicates(condition: str, alias: str = "", names: frozenset[str] | None = None) -> tuple[Predicate, ...]:
+    """The conditions that must all hold, of those that say something about the table called `alias`.
+
+    `names` are the table's columns where they are known. A condition that is not understood has no operator.
+    """
+    return tuple(found for text in _split(_bare(condition), "and") if (found := _predicate(text, alias, names)))
+
+
+def alternatives(predicate: Predicate) -> tuple[str, ...]:
+    """The conditions of an OR, of which one must hold."""
+    return tuple(_split(predicate.subject, "or")) if predicate.operator == "OR" else ()
+
+
+def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate | None:
+    inner = _bare(text)
+    own = columns_in(inner, alias, names)
+    if not own:
+        return None
+    whole = Predicate(text, inner, "", "", "", own, False)
+    if _SUBPLAN.search(unquoted(inner)):
+        return whole
+    if len(_split(inner, "or")) > 1:
+        return Predicate(text, inner, "OR", "", "", own, False)
+    left, operator, right = _operation(inner)
+    if not operator:
+        negated = inner.lower().startswith("not ")
+        subject = _bare(inner[4:] if negated else inner)
+        column = _column(subject, own)
+        return Predicate(text, subject, "IS TRUE", str(not negated).lower(), column, own, False) if column else whole
+    if not columns_in(left, alias, names):
+        left, right, operator = right, left, _FLIPPED.get(operator, operator)
+    subject, mine = _bare(left), columns_in(left, alias, names)
+    if columns_in(right, alias, names):
+        return whole  # compared with itself
+    return Predicate(text, subject, operator, right, _column(subject, mine), mine, _qualified(right, alias))
+
+
+def _operation(text: str) -> tuple[str, str, str]:
+    """Left side, operator and right side of the operation at the outermost level; no operator where there is none."""
+    if found := re.fullmatch(r"(?s)(.+) (IS (?:NOT )?(?:NULL|TRUE|FALSE|UNKNOWN))", text):
+        return found[1], found[2], ""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth += bool(token["open"]) - bool(token["close"])
+        if depth == 0 and token["operator"] and token.start():
+            right = text[token.end() :].strip()
+            if quantified := re.match(r"(?i)(ANY|ALL) ?(?=\()", right):
+                return (
+                    text[: token.start()].strip(),
+                    f"{token[0]} {quantified[1].upper()}",
+                    _bare(right[quantified.end() :]),
+                )
+            return text[: token.start()].strip(), token[0], right
+        if depth == 0 and (found := re.match(r"IS (NOT )?DISTINCT FROM", text[token.start() :])):
+            return text[: token.start()].strip(), found[0], text[token.start() + found.end() :].strip()
+    return text, "", ""
+
+
+def _split(text: str, word: str) -> list[str]:
+    """The parts between a word at the outermost level."""
+    parts, depth, start = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        depth += bool(token["open"]) - bool(token["close"])
+        if depth == 0 and token["name"] and token[0].lower() == word:
+            parts.append(text[start : token.start()].strip())
+            start = token.end()
+    return [*parts, text[start:].strip()]
+
+
+def _bare(text: str) -> str:
+    """Without the parentheses around all of it."""
+    text = text.strip()
+    while text.startswith("(") and text.endswith(")"):
+        depth = 0
+        for token in _TOKEN.finditer(text):
+            depth += bool(token["open"]) - bool(token["close"])
+            if depth == 0:
+                break
+        if depth or token.end() != len(text):
+            break
+        text = text[1:-1].strip()
+    return text
+
+
+def columns_in(text: str, alias: str, names: frozenset[str] | None) -> frozenset[str]:
+    """The columns of the table called `alias` in a text; `names` are all that it has, where they are known."""
+    return frozenset(column for qualifier, column in _references(text) if _is_own(qualifier, column, alias, names))
+
+
+def _qualified(text: str, alias: str) -> bool:
+    """Whether a column of another table is in it."""
+    return any(qualifier not in ("", alias) for qualifier, _ in _references(text))
+
+
+def _is_own(qualifier: str, column: str, alias: str, names: frozenset[str] | None) -> bool:
+    if qualifier:
+        return qualifier == alias or not alias
+    return column in names if names is not None else True
+
+
+def _references(text: str) -> Iterator[tuple[str, str]]:
+    """(qualifier or "", column) of every column named in a text."""
+    tokens = list(_TOKEN.finditer(text))
+    casting = False
+    for at, token in enumerate(tokens):
+        if token["cast"]:
+            casting = True
+            continue
+        if not token["name"]:
+            casting = casting and token[0] in ".[]"
+            continue
+        following = tokens[at + 1][0] if at + 1 < len(tokens) else ""
+        before = tokens[at - 1][0] if at else ""
+        if casting:  # the name of a type, of several words perhaps
+            casting = following not in ("", ")", ",") and tokens[at + 1]["operator"] is None
+            continue
+        if following in ("(", ".", "FROM") or (token[0].lower() in _WORDS and before != "."):
+            continue
+        qualifier = _name(tokens[at - 2][0]) if before == "." and at >= 2 and tokens[at - 2]["name"] else ""
+        if before != "." or qualifier:
+            yield qualifier, _name(token[0])
+
+
+def _column(subject: str, own: frozenset[str]) -> str:
+    """The column that a subject is, without its qualifier; "" where more is done to it."""
+    found = re.fullmatch(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)', subject)
+    return _name(found[1]) if found and _name(found[1]) in own else ""
+
+
+def _name(text: str) -> str:
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
+def unquoted(text: str) -> str:
+    """SQL whose string literals are empty."""
+    return re.sub(r"'(?:[^']|'')*'", "''", text)
+
+
+def squeezed(expression: str) -> str:
+    """An expression without what the planner's and the catalogue's spelling differ in."""
+    return re.sub(r"[\s()]|::text", "", expression)
+
+
+# An index for a condition: equality first, then the order that is wanted, then one range.
+
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Diff:
-    """Two plans and what became of each node: the second plan's in its order, then those that are gone."""
+class Candidate:
+    """An index that would serve a condition: the statement, or the index that is there already."""
 
-    before: Plan
-    after: Plan
-    changes: tuple[PlanChange, ...]
-    same: bool  # the plans differ in numbers and constants at most
-
-    @property
-    def evidence(self) -> str:
-        """The evidence class of the numbers."""
-        return "measured once" if self.before.analyzed and self.after.analyzed else "estimated"
-
-    @property
-    def sentence(self) -> str:
-        """What changed, in one line: `Seq Scan on visits -> Index Scan using visits_day; 312 -> 7 buffers`."""
-        said = ["the same plan"] if self.same else _worded(self.changes)
-        if self.evidence == "estimated":
-            costs = (plan.root.value("Total Cost") for plan in (self.before, self.after))
-            return f"{', '.join(said)}; cost {_to(*costs)} (estimated)"
-        return f"{', '.join(said)}; {_to(self.before.buffers, self.after.buffers)} buffers"
+    sql: str
+    columns: tuple[str, ...]
+    existing: Index | None = None
 
 
-def diff(before: Plan, after: Plan) -> Diff:
-    """Align two plans. Exact matches come first, then the same table read otherwise, then the same join or step."""
-    pairs: dict[Node, Node] = {}
-    left, right = list(before.nodes), list(after.nodes)
-    tables = {node: found for plan in (before, after) for node, found in _tables(plan).items()}
-    keys: tuple[Callable[[Node], Hashable], ...] = (
-        lambda node: (_exact(node), tables[node]),
-        _exact,
-        lambda node: (node.text("Schema"), node.relation, node.text("Alias")) if node.relation else None,
-        lambda node: (_family(node), tables[node]),
-        lambda node: (_family(node), conditions(node)) if conditions(node) else None,
-    )
-    for key in keys:
-        _match(left, right, key, pairs)
-        matched = set(pairs.values())
-        left, right = [node for node in left if node not in pairs], [node for node in right if node not in matched]
-    origin = {second: first for first, second in pairs.items()}
-    changes = [PlanChange(_kind(node, origin, pairs), origin.get(node), node) for node in after.nodes]
-    changes += [PlanChange(ChangeKind.REMOVED, node, None) for node in left]
-    return Diff(before, after, tuple(changes), fingerprint(before) == fingerprint(after))
+def candidate(
+    schema: str, relation: str, conditions: Iterable[Predicate], table: TableFacts | None, order: Sequence[str] = ()
+) -> Candidate | None:
+    """An index on the columns that are compared as they are; None where nothing in the conditions can use one.
+
+    `order` are columns wanted in this order after the equality columns. An index of the same leading columns is
+    returned as existing, one that is broken or partial is not.
+    """
+    usable = [(column, p) for p in conditions if (column := comparable(p, table))]
+    equal = list(dict.fromkeys(column for column, p in usable if p.equality))
+    if table:
+        equal.sort(key=lambda name: -distinct(table, name))
+    ranged = [(column, p) for column, p in usable if (p.range or p.prefix) and column not in equal]
+    last = [name for name in order if name not in equal] or [column for column, _ in ranged[:1]]
+    if not (columns := (*equal, *last)):
+        return None
+    keys = [quoted(name) for name in columns]
+    if not order and ranged and ranged[0][1].prefix:
+        keys[-1] += " text_pattern_ops"
+    where = f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
+    return Candidate(f"CREATE INDEX ON {where} ({', '.join(keys)})", columns, _existing(table, keys, len(equal)))
 
 
-def _match(
-    left: Iterable[Node], right: Iterable[Node], key: Callable[[Node], Hashable], pairs: dict[Node, Node]
-) -> None:
-    """Pair nodes of equal keys in the plans' order."""
-    waiting: dict[Hashable, list[Node]] = defaultdict(list)
-    for node in right:
-        waiting[key(node)].append(node)
-    for found in waiting.values():
-        found.reverse()
-    for node in left:
-        if (wanted := key(node)) is not None and waiting[wanted]:
-            pairs[node] = waiting[wanted].pop()
+def comparable(predicate: Predicate, table: TableFacts | None) -> str:
+    """The column whose plain index serves a condition; "" where none would.
+
+    PostgreSQL compares varchar as text and prints a cast, which costs nothing and blocks no index.
+    """
+    if predicate.column or predicate.cast != "text":
+        return predicate.column
+    (name,) = predicate.columns
+    column = table.column(name) if table else None
+    return name if column is None or column.type.startswith("character varying") else ""
 
 
-def _exact(node: Node) -> Hashable:
-    where = (node.text("Schema"), node.relation, node.text("Alias"), node.text("Index Name"))
-    return node.name, where, conditions(node)
+def quoted(name: str) -> str:
+    """Return a name as PostgreSQL's quote_ident writes it.
+
+    >>> quoted("visits"), quoted("Day"), quoted("order"), quoted("left"), quoted("a$b")
+    ('visits', '"Day"', '"order"', '"left"', '"a$b"')
+    """
+    plain = _PLAIN.fullmatch(name) and name not in KEYWORDS
+    return name if plain else '"' + name.replace('"', '""') + '"'
 
 
-def _family(node: Node) -> str:
-    return "join" if node.kind in _JOINS else _FAMILIES.get(node.kind, node.kind)
+def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Index | None:
+    """A whole, valid B-tree that begins with these keys; those for equality in any order."""
+    for index in table.indexes if table else ():
+        begins = [re.sub(r" (ASC|DESC)?( NULLS \w+)?$", "", key) for key in index.keys[: len(keys)]]
+        same = set(begins[:equal]) == set(keys[:equal]) and begins[equal:] == list(keys[equal:])
+        if index.method == "btree" and index.valid and not index.predicate and same and len(begins) == len(keys):
+            return index
+    return None
 
 
-def _tables(plan: Plan) -> dict[Node, int]:
-    """For each node a number that stands for the tables read at and below it."""
-    found: dict[Node, int] = dict.fromkeys(plan.nodes, 0)
-    for node in reversed(plan.nodes):
-        if node.relation:
-            found[node] ^= hash((node.text("Schema"), node.relation, node.text("Alias")))
-        if node.parent:
-            found[node.parent] ^= found[node]
-    return found
-
-
-def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -> ChangeKind:
-    """What happened to a node; it moved where the nearest pair above it is not a pair for both."""
-    if (before := origin.get(node)) is None:
-        return ChangeKind.ADDED
-    if _exact(before) != _exact(node):
-        return ChangeKind.CHANGED
-    above = next((origin[n] for n in node.above() if n in origin), None)
-    return ChangeKind.SAME if above is next((n for n in before.above() if n in pairs), None) else ChangeKind.MOVED
-
-
-def _worded(changes: Iterable[PlanChange]) -> list[str]:
-    """The changes that say most, in words: other scans, else other joins and steps, else conditions."""
-    changes = list(changes)
-    found = list(dict.fromkeys(_scans_of(changes))) or list(dict.fromkeys(_steps(changes))) or ["other conditions"]
-    return found[:_SAID] + ([f"{len(found) - _SAID} more"] if len(found) > _SAID else [])
-
-
-def _scans_of(changes: Iterable[PlanChange]) -> Iterator[str]:
-    for change in changes:
-        before, after = change.before, change.after
-        if before and after and before.text("Relation Name") and _scan(before) != _scan(after):
-            yield f"{_scan(before)} -> {_scan(after, short=True)}"
-
-
-def _steps(changes: Iterable[PlanChange]) -> Iterator[str]:
-    for change in changes:
-        before, after = change.before, change.after
-        if before and after and before.name != after.name:
-            yield f"{before.name} -> {after.name}"
-        elif not (before and after):
-            node = before or after
-            assert node
-            yield f"{node.title} {change.kind}"
-
-
-def _scan(node: Node, *, short: bool = False) -> str:
-    """How a table is read, with the indexes; `short` leaves the table to what was said before."""
-    used = indexes_under(node)
-    using = f" using {', '.join(used)}" if used else ""
-    return f"{node.name}{using}" if short else f"{node.name}{using} on {node.relation}"
-
-
-def _to(before: float, after: float) -> str:
-    return f"{before:,.0f} -> {after:,.0f}"
+def distinct(table: TableFacts, name: str) -> float:
+    """How many values a column has, as far as the statistics tell."""
+    column = table.column(name)
+    if column is None or column.distinct is None:
+        return 0.0
+    return column.distinct if column.distinct >= 0 else -column.distinct * table.rows

@@ -11,7 +11,7 @@ from perfkit.base.errors import visible
 from perfkit.base.units import count, significant, size
 from perfkit.explain import text
 from perfkit.explain import text as plan_lines
-from perfkit.explain.facts import ChangeKind, Diff, PlanChange, diff
+from perfkit.explain.comparison import ChangeKind, Diff, PlanChange, diff
 from perfkit.explain.findings.model import Finding, Severity
 from perfkit.explain.plan import Node, Plan
 from perfkit.explain.text import (

@@ -24,7 +24,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from math import ceil, floor
 
-from perfkit.explain.candidates import Predicate
+from perfkit.explain.facts import Predicate
 
 WHY: Mapping[str, str] = {
     "widened": "A cast to a wider type (smallint < integer < bigint, real < double precision) changes no value, and "

@@ -12,7 +12,7 @@ from typing import Any
 from perfkit.base import units
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError, visible
-from perfkit.explain.facts import CONDITIONS
+from perfkit.explain.comparison import CONDITIONS
 from perfkit.explain.findings.model import Finding, Severity
 from perfkit.explain.plan import COUNTERS, PAGES, Node, Plan, number
 

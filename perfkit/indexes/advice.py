@@ -19,8 +19,7 @@ from sqlglot.errors import SqlglotError
 
 from perfkit.base.errors import visible
 from perfkit.base.units import NONE, count, millis, seconds, size
-from perfkit.explain.candidates import Predicate, quoted
-from perfkit.explain.facts import TableFacts
+from perfkit.explain.facts import Predicate, TableFacts, quoted
 from perfkit.explain.findings.blocked import Blocker, added, blocks, condition
 from perfkit.explain.findings.model import FindingContext, conditions, counted, home, percent, placed, plain
 from perfkit.explain.findings.scans import limited

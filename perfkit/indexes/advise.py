@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from perfkit.base.errors import PlanError
-from perfkit.explain.candidates import distinct, quoted
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.facts import GROWN, TableFacts, doubt, stale
+from perfkit.explain.facts import GROWN, TableFacts, distinct, doubt, quoted, stale
 from perfkit.explain.findings.model import FindingContext, conditions, counted, plain
 from perfkit.explain.plan import Node
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served, reason

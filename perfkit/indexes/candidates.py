@@ -10,8 +10,10 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from perfkit.explain.candidates import (
+from perfkit.explain.facts import (
+    Index,
     Predicate,
+    TableFacts,
     alternatives,
     columns_in,
     distinct,
@@ -20,7 +22,6 @@ from perfkit.explain.candidates import (
     squeezed,
     unquoted,
 )
-from perfkit.explain.facts import Index, TableFacts
 from perfkit.explain.findings.blocked import blocks
 from perfkit.explain.findings.model import FindingContext, column_of, conditions, home, plain, usable
 from perfkit.explain.findings.scans import walks

@@ -25,7 +25,8 @@ from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import UsageError, first_line
 from perfkit.base.stats import Interval, Ratio
 from perfkit.config import Arm, Config, Query, Scenario
-from perfkit.explain.capture import PLANNED, Parameters, typical_parameters
+from perfkit.explain.capture import Parameters
+from perfkit.explain.comparison import PLANNED, typical_parameters
 from perfkit.load.schedule import MIN_TURNS
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection

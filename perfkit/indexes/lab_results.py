@@ -20,7 +20,7 @@ from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.base.stats import Interval, Verdict
-from perfkit.explain.candidates import quoted
+from perfkit.explain.facts import quoted
 from perfkit.indexes.designs import ADVISED, ALL, CHOSEN, CONTROL, NONE, LabDesign, MeasuredSets, Write, within, worse
 from perfkit.postgres import catalog, databases
 from perfkit.postgres.catalog import Connection

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from perfkit.base.errors import UsageError
-from perfkit.explain.candidates import Predicate, predicates
+from perfkit.explain.facts import Predicate, predicates
 from perfkit.explain.plan import Node, Plan
 from perfkit.indexes.coverage import (
     MIN_AGE,

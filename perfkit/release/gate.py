@@ -24,17 +24,8 @@ from perfkit.analysis.policy import number as policy_number
 from perfkit.analysis.results import Analysis, complete_blocks
 from perfkit.base.bundle import Bundle, read_object, reading, write_atomically
 from perfkit.base.errors import BundleError, PerfkitError, PlanError, ServerError, UsageError, name_of, visible
-from perfkit.explain.capture import (
-    Capture,
-    ExplainSpec,
-    Parameters,
-    capture,
-    effects,
-    named,
-    require_harmless,
-    single,
-    typical_parameters,
-)
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
+from perfkit.explain.comparison import typical_parameters
 from perfkit.explain.facts import NO_FACTS, PlanFacts, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.monitor import store

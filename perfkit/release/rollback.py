@@ -28,8 +28,9 @@ from perfkit.base.process import alone
 from perfkit.base.stats import Verdict
 from perfkit.base.units import count, percent, ratio, seconds, significant, size
 from perfkit.config import Arm, Config, Thresholds
-from perfkit.explain.capture import PLANNED, named
-from perfkit.explain.facts import NO_FACTS, PlanFacts, diff
+from perfkit.explain.capture import named
+from perfkit.explain.comparison import PLANNED, diff
+from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
 from perfkit.indexes.designs import Write, Writes, design
 from perfkit.postgres import databases

@@ -21,9 +21,9 @@ from perfkit.base.bundle import Bundle
 from perfkit.base.errors import Interrupted, LoadError, PerfkitError, PlanError, redact_home
 from perfkit.base.process import MODULE, alone, spawn, stop
 from perfkit.config import Arm
-from perfkit.explain import capture
-from perfkit.explain.capture import PLANNED, Capture, ExplainSpec, guarded, typical_parameters
-from perfkit.explain.facts import fingerprint
+from perfkit.explain import comparison
+from perfkit.explain.capture import Capture, ExplainSpec, guarded
+from perfkit.explain.comparison import PLANNED, fingerprint, typical_parameters
 from perfkit.explain.plan import read_plan
 from perfkit.load.pool import CalibrationTrial, WorkerPool, calibrate, fewest_workers, http_target, sql_target
 from perfkit.load.schedule import Draw
@@ -329,7 +329,7 @@ class Experiment:
             source = self._chosen.queries[name].parameters
             own: Sequence[Any] = ground.rows[source][:PLANNED] if source else [None]
             limit = self._chosen.config.limits.statement_timeout_s
-            found = capture.compare(
+            found = comparison.compare(
                 place.session, self._chosen.sql[name], self._chosen.text(arm.name, name), own, timeout_s=limit
             )
             got = found.first_difference or f"the same for {found.equal} of {found.compared} parameter sets"

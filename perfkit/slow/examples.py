@@ -15,9 +15,8 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 
 from perfkit.base.errors import PlanError, first_line
-from perfkit.explain.candidates import quoted
 from perfkit.explain.capture import ExplainSpec, effects, explained, session
-from perfkit.explain.facts import ask, read_facts
+from perfkit.explain.facts import ask, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import catalog, sqltext

@@ -18,7 +18,7 @@ from sqlglot.errors import SqlglotError
 
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
-from perfkit.explain.candidates import Predicate, alternatives, predicates, quoted
+from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
 from perfkit.explain.findings.model import FindingContext, conditions, home
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog

@@ -11,10 +11,9 @@ import pytest
 from perfkit.app.session import Explained
 from perfkit.base.errors import PlanError
 from perfkit.explain import capture as capturing
-from perfkit.explain import capture as safety
-from perfkit.explain import plan
-from perfkit.explain.capture import ExplainSpec, capture, effects, single, typical_parameters
-from perfkit.explain.facts import fingerprint
+from perfkit.explain import comparison, plan
+from perfkit.explain.capture import ExplainSpec, capture, effects, single
+from perfkit.explain.comparison import fingerprint, typical_parameters
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
@@ -106,10 +105,10 @@ def test_no_transaction_is_open_while_a_plan_is_read(connect: Connect, monkeypat
 
         return watched
 
-    for module in (safety, capturing):
+    for module in (capturing, comparison):
         monkeypatch.setattr(module, "document", reading(plan.document))
-    monkeypatch.setattr(safety, "_called", reading(safety._called))
-    monkeypatch.setattr(capturing, "fingerprint", reading(fingerprint))
+    monkeypatch.setattr(capturing, "_called", reading(capturing._called))
+    monkeypatch.setattr(comparison, "fingerprint", reading(fingerprint))
     sql = "SELECT count(*) FROM t WHERE b = %(b)s"
     effects(connect, sql, {"b": 1})
     capture(connect, sql, {"b": 1})

@@ -11,8 +11,8 @@ import pytest
 from scripts import run_all
 
 from perfkit.base.errors import PerfkitError, PlanError
-from perfkit.explain.capture import ExplainSpec, capture, effects, typical_parameters
-from perfkit.explain.facts import in_words, scans
+from perfkit.explain.capture import ExplainSpec, capture, effects
+from perfkit.explain.comparison import in_words, scans, typical_parameters
 from perfkit.explain.plan import Plan
 from perfkit.postgres import databases
 from perfkit.postgres.commands import Extended

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
-from perfkit.explain.capture import ExplainSpec, capture
-from perfkit.explain.facts import ChangeKind, Diff, diff, read
+from perfkit.explain.capture import ExplainSpec, capture, read_documents
+from perfkit.explain.comparison import ChangeKind, Diff, diff
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
@@ -157,7 +157,7 @@ def test_a_plan_beside_itself_has_not_changed(plan: dict[str, object]) -> None:
 
 def corpus() -> list[Plan]:
     files = sorted((CHECKOUT / "tests" / "plans").rglob("*.json"))
-    return [read_plan(document) for file in files for document in read(file.read_text())]
+    return [read_plan(document) for file in files for document in read_documents(file.read_text())]
 
 
 def test_captured_plans_can_all_be_compared() -> None:

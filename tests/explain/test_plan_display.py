@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
-from perfkit.explain.facts import diff
+from perfkit.explain.comparison import diff
 from perfkit.explain.findings import Finding, Severity, findings
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import Plan, read_plan

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError
-from perfkit.explain.facts import fingerprint, read
+from perfkit.explain.capture import read_documents
+from perfkit.explain.comparison import fingerprint
 from perfkit.explain.plan import read_plan
 
 DOCUMENT = {
@@ -83,13 +84,13 @@ NOISE = "2026-01-02 03:04:05.600 UTC [42] LOG:  checkpoint starting: time\n"
 
 
 def relations(text: str) -> list[str]:
-    return [read_plan(found).root.relation for found in read(text)]
+    return [read_plan(found).root.relation for found in read_documents(text)]
 
 
 def refused(text: str) -> str:
     started = time.monotonic()
     with pytest.raises(PlanError) as caught:
-        read(text)
+        read_documents(text)
     assert time.monotonic() - started < 2
     assert "\n" not in str(caught.value) and "expected EXPLAIN" in str(caught.value)
     return str(caught.value)
@@ -101,24 +102,24 @@ def refused(text: str) -> str:
 @pytest.mark.parametrize("form", [PRETTY, json.dumps(DOCUMENT), json.dumps([DOCUMENT]), json.dumps(DOCUMENT["Plan"])])
 @pytest.mark.parametrize("around", ["{}", "\ufeff{}", "\n\n  {}\n\n", "\ufeff\n{}\n(1 row)\n\n", "{}\nTime: 3.1 ms"])
 def test_json_is_read_as_it_is_whatever_its_constants_say(form: str, around: str) -> None:
-    assert read(around.replace("{}", form, 1)) == [DOCUMENT]
+    assert read_documents(around.replace("{}", form, 1)) == [DOCUMENT]
 
 
 def test_every_statement_of_an_array_is_found_and_every_array_of_a_file() -> None:
-    assert len(read(json.dumps([DOCUMENT, DOCUMENT]))) == 2
-    assert len(read(f"{PRETTY}\n{PRETTY}\n{json.dumps(DOCUMENT)}\n")) == 3
+    assert len(read_documents(json.dumps([DOCUMENT, DOCUMENT]))) == 2
+    assert len(read_documents(f"{PRETTY}\n{PRETTY}\n{json.dumps(DOCUMENT)}\n")) == 3
 
 
 def test_windows_ends_of_lines_make_no_difference() -> None:
-    assert read(PRETTY.replace("\n", "\r\n")) == [DOCUMENT]
+    assert read_documents(PRETTY.replace("\n", "\r\n")) == [DOCUMENT]
     assert relations(ALIGNED.replace("\n", "\r\n")) == ["visits"]
 
 
 @pytest.mark.parametrize("quoted", [PRETTY, json.dumps(DOCUMENT)])
 def test_a_cell_that_a_client_copied_with_its_quotes_is_read(quoted: str) -> None:
     cell = '"' + quoted.replace('"', '""') + '"'
-    assert read(cell) == [DOCUMENT]
-    assert read('"QUERY PLAN"\n' + cell) == read("QUERY PLAN\n" + cell) == [DOCUMENT]
+    assert read_documents(cell) == [DOCUMENT]
+    assert read_documents('"QUERY PLAN"\n' + cell) == read_documents("QUERY PLAN\n" + cell) == [DOCUMENT]
 
 
 @given(st.recursive(
@@ -129,12 +130,12 @@ def test_a_cell_that_a_client_copied_with_its_quotes_is_read(quoted: str) -> Non
 def test_what_is_written_is_read_again_value_for_value(value: Any) -> None:
     whole = {"Plan": {"Node Type": "Seq Scan", "Unknown": value}, "Later": value}
     text = dumps(whole)
-    assert read(text) == [whole] and dumps(read(text)[0]) == text
+    assert read_documents(text) == [whole] and dumps(read_documents(text)[0]) == text
 
 
 def test_half_a_character_is_written_so_that_a_file_can_hold_it() -> None:
     text = dumps({"Plan": {"Node Type": "Seq Scan", "Alias": "\ud83d", "Other": "ü"}})
-    assert read(text.encode().decode())[0]["Plan"]["Alias"] == "\ud83d"
+    assert read_documents(text.encode().decode())[0]["Plan"]["Alias"] == "\ud83d"
 
 
 # psql
@@ -174,7 +175,7 @@ def psql() -> Iterator[tuple[list[str], Any]]:
 def test_what_psql_prints_is_what_the_server_gave(psql: tuple[list[str], Any], form: str) -> None:
     command, expected = psql
     said = subprocess.run([*command, *FORMS[form], "-c", QUERY], capture_output=True, text=True, check=True).stdout
-    assert read(said) == expected
+    assert read_documents(said) == expected
 
 
 @pytest.mark.system
@@ -196,7 +197,7 @@ def test_entries_of_a_log_are_found_among_its_other_lines() -> None:
 
 
 def test_a_constant_that_looks_like_an_entry_is_none() -> None:
-    assert [read_plan(found).root.kind for found in read(ENTRY)] == ["Seq Scan"]
+    assert [read_plan(found).root.kind for found in read_documents(ENTRY)] == ["Seq Scan"]
 
 
 def test_an_entry_that_was_cut_off_is_left_out() -> None:
@@ -221,7 +222,7 @@ def test_a_csv_log_holds_plans_in_its_cells() -> None:
     csv.writer(text).writerows([["2026-01-02", 42, "checkpoint"], ["2026-01-02", 42, message()]] * 2)
     assert relations(text.getvalue()) == ["visits", "visits"]
     assert relations(text.getvalue()[:-30]) == ["visits"]
-    assert read(text.getvalue())[0]["Plan"] == DOCUMENT["Plan"]
+    assert read_documents(text.getvalue())[0]["Plan"] == DOCUMENT["Plan"]
 
 
 @pytest.mark.system
@@ -229,11 +230,11 @@ def test_a_csv_log_holds_plans_in_its_cells() -> None:
 def test_every_log_that_a_server_writes_has_the_plan_it_gave(logs: tuple[Path, list[str]], ending: str) -> None:
     folder, prints = logs
     (path,) = folder.glob(f"*.{ending}")
-    found = read(path.read_text())
+    found = read_documents(path.read_text())
     assert [fingerprint(read_plan(each)) for each in found] == prints
     assert all("Query Text" in each and read_plan(each).analyzed for each in found)
     half = path.read_text()[: int(path.stat().st_size * 0.6)]
-    assert 0 < len(read(half)) < len(found)
+    assert 0 < len(read_documents(half)) < len(found)
 
 
 @pytest.fixture(scope="module")
@@ -316,13 +317,13 @@ def test_broken_json_says_what_is_wrong_quickly(text: str) -> None:
 def test_binary_noise_is_no_plan(noise: bytes) -> None:
     for text in (noise.decode("latin-1"), noise.decode("utf-8", "replace"), "plan: {" + noise.decode("latin-1")):
         with pytest.raises(PlanError, match="expected EXPLAIN"):
-            read(text)
+            read_documents(text)
 
 
 @given(st.text(alphabet='[]{}":,+|\n\t planPlanQUERY0', max_size=80))
 def test_any_text_is_plans_or_one_line(text: str) -> None:
     try:
-        found = read(text)
+        found = read_documents(text)
     except PlanError as error:
         assert "\n" not in str(error)
     else:
@@ -332,7 +333,7 @@ def test_any_text_is_plans_or_one_line(text: str) -> None:
 @given(st.integers(0, len(ALIGNED)), st.sampled_from([ALIGNED, BOXED, EXPANDED, ENTRY, PRETTY]))
 def test_a_text_cut_off_anywhere_is_the_whole_plan_or_one_line(at: int, text: str) -> None:
     try:
-        assert read(text[:at]) == read(text)
+        assert read_documents(text[:at]) == read_documents(text)
     except PlanError as error:
         assert "\n" not in str(error)
 
@@ -346,4 +347,4 @@ def test_every_file_of_the_corpus_is_read_from_every_wrapping() -> None:
         cell = '"' + pretty.replace('"', '""') + '"'
         logged = NOISE + "LOG:  duration: 1 ms  plan:\n\t" + json.dumps(plan[0], indent=2).replace("\n", "\n\t")
         for wrapped in (text, pretty, framed, cell, logged):
-            assert read(wrapped) == plan, path
+            assert read_documents(wrapped) == plan, path

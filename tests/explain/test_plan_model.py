@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from perfkit.base import bundle
 from perfkit.base.errors import PlanError
-from perfkit.explain import facts
-from perfkit.explain.facts import fingerprint, in_words, indexes_under, scans
+from perfkit.explain import capture
+from perfkit.explain.comparison import fingerprint, in_words, indexes_under, scans
 from perfkit.explain.plan import COUNTERS, Node, Plan, read_plan
 from perfkit.postgres import embedded
 
@@ -510,7 +510,7 @@ def test_hostile_names_stay_as_they_are(live: Live) -> None:
     assert plan.root.relation == "</script><b>'$0' (InitPlan 1).col1"
     assert plan.root.text("Alias") == 'it\'s "t" </script>'
     assert "\u202edesrever" in plan.root.text("Filter")
-    assert read_plan(facts.read(bundle.dumps(plan.document))[0]).root.raw == plan.root.raw
+    assert read_plan(capture.read_documents(bundle.dumps(plan.document))[0]).root.raw == plan.root.raw
 
 
 # fingerprints
@@ -677,7 +677,7 @@ def chain(depth: int, **more: Any) -> dict[str, Any]:
 def test_a_plan_a_thousand_levels_deep_is_read_written_and_recognised(more: dict[str, Any]) -> None:
     started = time.monotonic()
     text = bundle.dumps([{"Plan": chain(1000, **more), "Unknown": {"kept": [1, 2.50, None]}}])
-    (found,) = facts.read(text)
+    (found,) = capture.read_documents(text)
     plan = read_plan(found)
     assert len(plan.nodes) == 1000 and plan.nodes[-1].depth == 999
     assert bundle.dumps(found) == bundle.dumps(bundle.loads(text)[0])
@@ -693,7 +693,7 @@ def test_a_plan_of_twenty_megabytes_is_read_and_recognised() -> None:
     text = bundle.dumps(whole)
     assert len(text) > 20_000_000
     started = time.monotonic()
-    (found,) = facts.read(text)
+    (found,) = capture.read_documents(text)
     plan = read_plan(found)
     assert [found] == whole
     assert (len(plan.nodes), plan.root.own_pages) == (20_001, 0)
@@ -721,7 +721,7 @@ def test_many_initplans_and_references_do_not_take_long() -> None:
 
 def test_keys_and_nodes_that_nobody_knows_yet_survive() -> None:
     text = '[{"Plan":{"Node Type":"Quantum Scan","Entangled":{"a":[1,2.50]},"Plans":[{"Node Type":"X"}]},"Later":"ü"}]'
-    (found,) = facts.read(text)
+    (found,) = capture.read_documents(text)
     plan = read_plan(found)
     assert [each.title for each in plan.nodes] == ["Quantum Scan", "X"]
     assert bundle.loads(bundle.dumps(found)) == json.loads(text)[0]

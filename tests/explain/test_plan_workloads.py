@@ -9,8 +9,7 @@ import pytest
 from perfkit import config
 from perfkit.app import session as query
 from perfkit.app.session import Explained, Session
-from perfkit.explain.capture import typical_parameters
-from perfkit.explain.facts import diff, fingerprint
+from perfkit.explain.comparison import diff, fingerprint, typical_parameters
 from perfkit.explain.findings import Severity, findings
 from perfkit.explain.findings.model import FindingLimits
 from perfkit.runs import selection

@@ -19,7 +19,7 @@ from hosted import Hosted, hosted
 
 from perfkit.base.errors import PerfkitError, ServerError, UsageError
 from perfkit.config import Scenario
-from perfkit.explain import capture
+from perfkit.explain import capture, comparison
 from perfkit.indexes import trial
 from perfkit.load import pgbench, senders
 from perfkit.load.pool import sql_target
@@ -164,8 +164,8 @@ QUERIES: dict[str, Query] = {
     "plan, executed": plan(analyze=True),
     "plan for any values": lambda place, text, _: plan(analyze=False, generic=True)(place, text, None),
     "effects": effects,
-    "typical parameters": lambda place, text, given: capture.typical_parameters(place.session, text, [given]),
-    "rows compared": lambda place, text, given: capture.compare(place.session, text, text, [given], timeout_s=9),
+    "typical parameters": lambda place, text, given: comparison.typical_parameters(place.session, text, [given]),
+    "rows compared": lambda place, text, given: comparison.compare(place.session, text, text, [given], timeout_s=9),
     "logged statement": lambda place, text, _: examples.prepared(place, of_a_log(text)),
     "example values": lambda place, text, _: examples.example_rows(place, of_a_log(text)),
     "query with an index tried": whatif,

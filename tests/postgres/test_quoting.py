@@ -7,8 +7,7 @@ import pytest
 from hosted import hosted
 from scripts import run_all
 
-from perfkit.explain.candidates import candidate, predicates, quoted
-from perfkit.explain.facts import ask, read_facts
+from perfkit.explain.facts import ask, candidate, predicates, quoted, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.databases import KEYWORDS

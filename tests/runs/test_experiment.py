@@ -15,7 +15,7 @@ import pytest
 from perfkit import config
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.explain.facts import in_words, scans
+from perfkit.explain.comparison import in_words, scans
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import embedded
 from perfkit.runs.experiment import measure

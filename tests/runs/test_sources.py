@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from perfkit.base.errors import UsageError
 from perfkit.config import Generator, ParameterColumn
 from perfkit.explain.capture import capture
-from perfkit.explain.facts import in_words
+from perfkit.explain.comparison import in_words
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.schedule import Batch
 from perfkit.postgres import databases, embedded

@@ -14,7 +14,7 @@ import pytest
 import perfkit
 from perfkit.analysis.report import Run
 from perfkit.base.errors import PerfkitError, PlanError, ServerError, TargetRefused, UsageError
-from perfkit.explain import capture
+from perfkit.explain import comparison
 from perfkit.postgres import databases, embedded
 from perfkit.runs.selection import Selection
 
@@ -289,15 +289,15 @@ DIFFERENT = [
 ]
 
 
-def compared(shop: embedded.EmbeddedServer, before: str, after: str, rows: Any = (None,)) -> capture.RowSets:
-    return capture.compare(lambda: shop.connect(DATABASE), before, after, rows, timeout_s=5)
+def compared(shop: embedded.EmbeddedServer, before: str, after: str, rows: Any = (None,)) -> comparison.RowSets:
+    return comparison.compare(lambda: shop.connect(DATABASE), before, after, rows, timeout_s=5)
 
 
 @pytest.mark.parametrize(("before", "after"), SAME)
 def test_rows_are_the_same_in_any_order_and_under_any_names(
     shop: embedded.EmbeddedServer, before: str, after: str
 ) -> None:
-    assert compared(shop, before, after) == capture.RowSets(1, 1, "")
+    assert compared(shop, before, after) == comparison.RowSets(1, 1, "")
 
 
 @pytest.mark.parametrize(("before", "after", "said"), DIFFERENT)
@@ -327,7 +327,7 @@ def test_the_first_parameter_set_that_differs_is_named(shop: embedded.EmbeddedSe
 )
 def test_what_cannot_be_compared_is_one_line(shop: embedded.EmbeddedServer, after: str, said: str) -> None:
     with pytest.raises(PlanError, match=said) as caught:
-        capture.compare(lambda: shop.connect(DATABASE), "SELECT 1", after, [None], timeout_s=0.2)
+        comparison.compare(lambda: shop.connect(DATABASE), "SELECT 1", after, [None], timeout_s=0.2)
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import UsageError
 from perfkit.base.process import progress
 from perfkit.base.units import seconds, size
-from perfkit.explain.facts import read
+from perfkit.explain.capture import read_documents
 from perfkit.explain.plan import read_plan
 from perfkit.indexes.coverage import MIN_AGE
 from perfkit.indexes.designs import ablation
@@ -86,7 +86,7 @@ def use(
       perfkit indexes use --db service=primary --standby service=standby
       perfkit indexes use --db service=staging --plan slow.json --json
     """  # noqa: D301 - click wants the character
-    plans = [read_plan(document) for path in files for document in read(_text(path))]
+    plans = [read_plan(document) for path in files for document in read_documents(_text(path))]
     facts = ask(opened(db, tls, confirm, production))
     facts = joined(facts, {name: ask(opened(name, tls, confirm, production)) for name in standbys})
     remarks = judge(facts, plans, min_age)

@@ -20,8 +20,8 @@ from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.config.model import reference as model_reference
 from perfkit.config.model import show as written
-from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec
-from perfkit.explain.facts import fingerprint, read
+from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, read_documents
+from perfkit.explain.comparison import fingerprint
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.postgres import servers
@@ -116,7 +116,7 @@ class PlanSource:
         text = _text(what)
         if _begins(text) in READING | WRITING:
             return [self._opened().explain(text, self._parameters, **self._how).capture]
-        return [Capture((document,), ()) for document in read(text)]
+        return [Capture((document,), ()) for document in read_documents(text)]
 
     def _opened(self) -> Session:
         if self._session is None:

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from perfkit.explain.candidates import Predicate, comparable, quoted, squeezed
-from perfkit.explain.facts import Index
+from perfkit.explain.facts import Index, Predicate, comparable, quoted, squeezed
 from perfkit.explain.findings.model import (
     COLLATED,
     Finding,

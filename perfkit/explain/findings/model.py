@@ -9,8 +9,19 @@ from enum import StrEnum
 from math import prod
 
 from perfkit.base.units import millis
-from perfkit.explain.candidates import Candidate, Predicate, candidate, comparable, predicates, quoted
-from perfkit.explain.facts import NO_FACTS, Index, PlanFacts, TableFacts, stale
+from perfkit.explain.facts import (
+    NO_FACTS,
+    Candidate,
+    Index,
+    PlanFacts,
+    Predicate,
+    TableFacts,
+    candidate,
+    comparable,
+    predicates,
+    quoted,
+    stale,
+)
 from perfkit.explain.plan import Node, Plan
 
 

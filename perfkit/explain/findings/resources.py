@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from perfkit.base.units import millis
 from perfkit.explain.accounting import GATHERS, Raw
-from perfkit.explain.candidates import quoted
+from perfkit.explain.facts import quoted
 from perfkit.explain.findings.model import (
     Finding,
     FindingContext,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from perfkit.explain.candidates import Predicate, alternatives, predicates, quoted
+from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
 from perfkit.explain.findings.blocked import blocks, condition
 from perfkit.explain.findings.model import (
     Finding,
