@@ -1,4 +1,4 @@
-"""Evidence on one slow statement, measured and shown; what a server can do."""
+"""Evidence on one slow statement, measured and shown."""
 
 from __future__ import annotations
 
@@ -22,44 +22,18 @@ from perfkit.config.workload import FOLDER
 from perfkit.explain.html import PlanView, WhatIfView
 from perfkit.indexes.advice import Advice, advice
 from perfkit.indexes.trial import one_index
-from perfkit.postgres.capabilities import Capabilities
 from perfkit.postgres.index_sets import read_set
 from perfkit.runs.arms import ExistingDatabaseArms, RelaySpec
 from perfkit.runs.experiment import measure
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import scenario
-from perfkit.show.html import Block, Cell, Table, code, escape, marked, page
+from perfkit.show.html import Cell, Table, code, escape, page
 from perfkit.slow.examples import Value
 from perfkit.slow.statements import SlowQueries
 from perfkit.slow.tables import SlowView, one_line
 
 if TYPE_CHECKING:
     from perfkit.app.session import Session
-
-
-_STATES = {"yes": "good", "partly": "unsure", "no": "bad"}
-
-
-def capabilities(found: Capabilities) -> Block:
-    """A table of what can be done, and what an owner could run so that the rest can be done too."""
-    rows = tuple((Cell(c.name), marked(_STATES[c.state], c.state), Cell(c.detail)) for c in found.found)
-    table = Table(f"{found.target}, PostgreSQL {found.version}", ("what", "", "how, or why not"), rows)
-    allow = {statement: c.name for c in found.found for statement in c.allow}
-    if not allow:
-        return Block(table.to_html(), table.to_text())
-    lines = [_line(statement, what) for statement, what in allow.items()]
-    title = "What its owner or an administrator can run to allow more"
-    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(lines), name=title)}"
-    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in lines)]))
-
-
-def _line(statement: str, what: str) -> str:
-    """A statement with what it is for; a command of perfkit's, and what is no statement, as they are."""
-    end = "" if statement.startswith("perfkit ") or " and a restart" in statement else ";"
-    return f"{statement}{end}  -- {what}"
-
-
-# What was found out about one slow statement: its figures, its example values, and all of it as one page.
 
 
 def figures(found: SlowQueries, position: int) -> Table:

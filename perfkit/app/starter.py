@@ -1,4 +1,4 @@
-"""Files to begin with: the notebooks, and a first `perfkit.toml` with its SQL, an example or from a user's database."""
+"""First steps: what perfkit can do in a database, a first `perfkit.toml` with its SQL, and the notebooks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, visible
 from perfkit.config import DatabaseConfig
 from perfkit.postgres import catalog
+from perfkit.postgres.capabilities import Capabilities
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import External
 from perfkit.runs.targets import scenario
+from perfkit.show.html import Block, Cell, Table, code, escape, marked
 from perfkit.slow.statements import between, snapshot
 
 EXAMPLE, NOTEBOOKS = resources.path("docs/examples/orders"), resources.path("notebooks")
@@ -28,6 +30,28 @@ TIMEOUT_S = 10
 LOOKUPS, KEYS = 3, 2  # queries by foreign keys without an index, and by primary keys
 STATEMENTS = 10  # of the slowest
 _LOAD = re.compile(r"\s*(select|with|insert|update|delete)", re.IGNORECASE)
+
+
+_STATES = {"yes": "good", "partly": "unsure", "no": "bad"}
+
+
+def capabilities(database: Capabilities) -> Block:
+    """Return a table of what perfkit can do in a database, and what its owner can run to allow the rest."""
+    rows = tuple((Cell(c.name), marked(_STATES[c.state], c.state), Cell(c.detail)) for c in database.found)
+    table = Table(f"{database.target}, PostgreSQL {database.version}", ("what", "", "how, or why not"), rows)
+    allow = {statement: c.name for c in database.found for statement in c.allow}
+    if not allow:
+        return Block(table.to_html(), table.to_text())
+    lines = [_line(statement, purpose) for statement, purpose in allow.items()]
+    title = "What its owner or an administrator can run to allow more"
+    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(lines), name=title)}"
+    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in lines)]))
+
+
+def _line(statement: str, purpose: str) -> str:
+    """Return a statement with its purpose; only SQL gets a semicolon, not a command or an instruction."""
+    end = "" if statement.startswith("perfkit ") or " and a restart" in statement else ";"
+    return f"{statement}{end}  -- {purpose}"
 
 
 @dataclass(slots=True)

@@ -13,8 +13,10 @@ from commands import perfkit, refusal
 from synthetic import make_run
 
 from perfkit import config
+from perfkit.app.cli import COMMANDS as LISTED
 from perfkit.app.cli import main
 from perfkit.base.bundle import Bundle
+from perfkit.base.resources import CHECKOUT
 
 COMMANDS = [
     "report",
@@ -81,6 +83,35 @@ def test_help_names_every_command() -> None:
     assert done.exit_code == 0
     assert all(f"  {command} " in done.output for command in COMMANDS)
     assert sorted(main.commands) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each_commands_help(command: str) -> None:
+    first, _, _ = str(main.commands[command].help).partition("\n\n")
+    assert LISTED[command][1] == first.replace("\n", " ")
+
+
+def loaded(*args: str) -> set[str]:
+    """Return the modules that a command has imported at its end."""
+    script = (
+        "import sys; from perfkit.app.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_the_list_of_commands_imports_no_command_and_nothing_heavy() -> None:
+    modules = loaded("--help")
+    assert not modules & {"pandas", "matplotlib", "numpy", "aiohttp", "sqlglot", "psycopg", "pydantic"}
+    assert {name for name in modules if name.startswith("perfkit.app.cli.")} == set()
+    assert {name.split(".")[1] for name in modules if name.startswith("perfkit.")} == {"app", "base"}
+
+
+def test_a_plan_from_a_file_imports_neither_load_nor_reports() -> None:
+    modules = loaded("explain", str(CHECKOUT / "tests/plans/18/bitmap_and.json"))
+    assert not modules & {"pandas", "matplotlib", "aiohttp", "perfkit.app.api"}
+    assert not {name for name in modules if name.split(".")[:2] in (["perfkit", "analysis"], ["perfkit", "monitor"])}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from perfkit.app.cli import main
-from perfkit.app.cli.slow import line, told
+from perfkit.app.cli.slow import as_document, json_line
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.slow.statements import Example, SlowQueries, SlowStatement
@@ -111,7 +111,7 @@ def test_the_json_object_has_the_keys_that_help_promises(log: Path) -> None:
 
 def test_what_programs_read_is_one_line_of_ascii() -> None:
     statement = SlowStatement("1", HOSTILE, 1, 2.0, example=Example(HOSTILE, (None, "é"), 2.0))
-    written = line(told(SlowQueries("the log", (statement,)), 10))
+    written = json_line(as_document(SlowQueries("the log", (statement,)), 10))
     assert written.isascii() and "\x1b" not in written and "\n" not in written
     assert json.loads(written)["statements"][0]["example"] == {"sql": HOSTILE, "parameters": [None, "é"], "ms": 2.0}
 
@@ -277,7 +277,7 @@ def test_logging_is_switched_on_with_the_owners_word_only_and_off_again(
     assert "log_min_duration_statement=50" in settings()
     assert "as it was before" in spoken("logging", *where, "--off")
     assert settings() == ["log_min_duration_statement=777"]
-    assert "nothing is on" in spoken("logging", *where, "--restore")
+    assert "perfkit switched no logging on from here" in spoken("logging", *where, "--restore")
 
 
 # The demo

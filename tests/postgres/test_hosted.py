@@ -23,7 +23,7 @@ from hosted import Hosted, hosted
 from scripts import run_all
 
 from perfkit.app.cli import main
-from perfkit.app.evidence import capabilities
+from perfkit.app.starter import capabilities
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PlanError, TargetRefused
 from perfkit.explain.capture import ExplainSpec, capture, effects, require_harmless

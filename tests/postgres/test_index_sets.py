@@ -889,10 +889,10 @@ class TestOnAServerOfTheUsers:
         first, second, back = done.stdout.splitlines()
         assert re.fullmatch(r"orders_customer on sales.orders: built in [\d.]+ m?s, [\d.]+ kB", first)
         assert second.startswith("orders_slow on sales.orders: built in ")  # in more than three seconds
-        assert back.startswith(f"to take it back: perfkit indexes rollback {sales} --db 'host=127.0.0.1 ")
+        assert back.startswith(f"to drop them again: perfkit indexes rollback {sales} --db 'host=127.0.0.1 ")
         assert "building orders_customer (1 of 2)" in done.stderr and "building orders_slow (2 of 2)" in done.stderr
         assert theirs.run(SALES_INDEXES) == [("orders_customer", True), ("orders_slow", True)]
-        assert command(theirs, "apply", sales).stdout.count(": there already, ") == 2
+        assert command(theirs, "apply", sales).stdout.count(": already exists, ") == 2
         assert "CREATE" not in command(theirs, "apply", sales, "--dry-run").stdout
         assert command(theirs, "rollback", sales, "--dry-run").stdout.splitlines()[2:] == [
             "DROP INDEX CONCURRENTLY sales.orders_slow;",
@@ -912,7 +912,7 @@ class TestOnAServerOfTheUsers:
         assert err.splitlines()[-1] == f"perfkit: {sales}:3: orders_slow: stopped; {kept}"
         assert theirs.run(SALES_INDEXES) == [("orders_customer", True)]
         done = command(theirs, "apply", sales)
-        assert "orders_customer on sales.orders: there already" in done.stdout
+        assert "orders_customer on sales.orders: already exists" in done.stdout
         assert theirs.run(SALES_INDEXES) == [("orders_customer", True), ("orders_slow", True)]
 
     def test_a_command_that_is_killed_leaves_nothing_invalid_either(self, theirs: Hosted, sales: Path) -> None:

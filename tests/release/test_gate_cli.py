@@ -272,7 +272,7 @@ def test_verify_names_what_was_tampered_with(run: Path) -> None:
     assert (done.exit_code, done.stderr) == (1, "")
     lines = done.stdout.splitlines()
     assert lines[:3] == ["differs: run.json", "missing: rounds/000.burst.before.json", "new: rounds/more.json"]
-    assert lines[3].startswith("not what was sealed at ")
+    assert lines[3].startswith("changed since it was sealed at ")
 
 
 def test_an_answer_given_later_changes_the_hash(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Commands on plans, databases and configurations."""
+"""Commands on plans (explain), databases (doctor, allow) and configurations (init, config)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfkit import config as configuration
-from perfkit.app import api, starter
-from perfkit.app.cli import ask, echo, target_options
-from perfkit.app.evidence import capabilities
+from perfkit.app import starter
+from perfkit.app.cli import (
+    DATABASE,
+    ask,
+    db_option,
+    echo,
+    postgres_option,
+    required_db_option,
+    target_options,
+    tls_option,
+    volatile_option,
+)
 from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import PlanError, UsageError
-from perfkit.config.model import reference as model_reference
-from perfkit.config.model import show as written
+from perfkit.config import model
 from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, read_documents
 from perfkit.explain.comparison import fingerprint
 from perfkit.explain.findings import findings
@@ -39,39 +47,51 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("what", nargs=-1, required=True, metavar="SQL|FILE|-...")
-@click.option("--db", default="", metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
-@click.option("--config", default="", metavar="FILE", help="Without --db: a perfkit.toml; the booking system's.")
-@click.option("--scale", default="", help="Size of its data.")
-@click.option("--arm", default="", help="Its arm, with that arm's indexes; the first by default.")
-@click.option("--postgres", default=0, help="Embedded PostgreSQL: 18 (default) or 16.")
-@click.option("--analyze", is_flag=True, help="Execute it: in a transaction that is rolled back.")
-@click.option("--generic", is_flag=True, help="The plan for any values, for a text with $1.")
-@click.option("--param", "given", multiple=True, metavar="[NAME=]VALUE", help="For %(NAME)s, or in order for $1.")
-@click.option("--repeats", default=2, show_default=True, help="Executions; the last is shown.")
-@click.option("--timeout", "timeout_s", default=60.0, show_default=True, help="Seconds that one execution may take.")
-@click.option("--serialize", is_flag=True, help="With what sending the result costs (PostgreSQL 17).")
-@click.option("--volatile", multiple=True, metavar="FUNCTION", help="A volatile function that may be called.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
-@click.option("--diff", "differ", is_flag=True, help="What changed between two.")
+@db_option
+@click.option(
+    "--config", default="", metavar="FILE", help="Without --db: a perfkit.toml; default: the booking system's."
+)
+@click.option("--scale", default="", help="Without --db: size of the generated data.")
+@click.option("--arm", default="", help="Without --db: arm whose indexes the data gets; default: the first.")
+@postgres_option
+@click.option("--analyze", is_flag=True, help="Execute the statement, in a transaction that is rolled back.")
+@click.option("--generic", is_flag=True, help="Show the generic plan, which holds for any values of $1.")
+@click.option(
+    "--param",
+    "values",
+    multiple=True,
+    metavar="[NAME=]VALUE",
+    help="Value for %(NAME)s; without NAME, for $1 and so on, in order. Repeatable.",
+)
+@click.option("--repeats", default=2, show_default=True, help="Number of executions; the last one is shown.")
+@click.option(
+    "--timeout", "timeout_s", default=60.0, show_default=True, help="Time limit of one execution, in seconds."
+)
+@click.option("--serialize", is_flag=True, help="Include the cost of sending the result (PostgreSQL 17).")
+@volatile_option
+@tls_option
+@click.option("--diff", "differ", is_flag=True, help="Compare two plans, before and after.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "html", "json"]),
     default="text",
     show_default=True,
-    help="How it is shown.",
+    help="Output format.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="A file instead of the terminal.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file instead of the terminal.")
 @target_options
 def explain(
     what: tuple[str, ...],
-    given: tuple[str, ...],
+    values: tuple[str, ...],
     differ: bool,
     form: str,
     output: Path | None,
     **options: Any,
 ) -> None:
-    """Read a plan: of a statement, or from a file with EXPLAIN's JSON, psql's output or auto_explain's log.
+    """Show a plan and what is wrong with it, for a statement or from a file.
+
+    The file holds EXPLAIN's JSON, psql's output or auto_explain's log.
 
     \b
     Examples:
@@ -85,11 +105,11 @@ def explain(
         raise UsageError(f"--diff: {len(what)} given; expected two, before and after")
 
     how = {name: options.pop(name) for name in ("analyze", "generic", "repeats", "timeout_s", "serialize")}
-    ExplainSpec(**how)  # what is wrong is said before a server is started
+    ExplainSpec(**how)  # refuses wrong options before a server is started
     with ExitStack() as stack:
-        source = PlanSource(stack, how, _parameters(given), options)
-        found = [capture for each in what for capture in source.captures(each)]
-        text = _diff(found, form) if differ else _plans(found, form)
+        source = PlanSource(stack, how, _parameters(values), options)
+        captures = [capture for each in what for capture in source.captures(each)]
+        text = _diff(captures, form) if differ else _plans(captures, form)
     if output:
         write_atomically(output, text)
     elif form == "text":
@@ -99,14 +119,14 @@ def explain(
 
 
 class PlanSource:
-    """Where plans come from: files that hold some, or a database that is opened for the first statement."""
+    """Source of plans: files that hold plans, or a database that is opened for the first statement."""
 
     def __init__(self, stack: ExitStack, how: Mapping[str, Any], parameters: Any, where: Mapping[str, Any]) -> None:
         self._stack, self._how, self._parameters, self._where = stack, how, parameters, where
         self._session: Session | None = None
 
     def captures(self, what: str) -> list[Capture]:
-        """The plans in a file or a text, or the plan of a statement. Raises PlanError with the file's name."""
+        """Return the plans in a file or a text, or the plan of a statement. Raises PlanError, with the file's name."""
         try:
             return self._captures(what)
         except PlanError as error:
@@ -119,6 +139,8 @@ class PlanSource:
         return [Capture((document,), ()) for document in read_documents(text)]
 
     def _opened(self) -> Session:
+        from perfkit.app import api  # late: plans from files need none of its rooms, which take a second to import
+
         if self._session is None:
             self._session = self._stack.enter_context(api.connect(**self._where, ask=ask()))
         return self._session
@@ -135,7 +157,7 @@ def _begins(text: str) -> str:
 
 
 def _text(what: str) -> str:
-    """What was given: a file's content, standard input for `-`, or the text itself."""
+    """Return the content of a file, standard input for `-`, or the text itself."""
     if what != "-" and not is_file(what) and not what.endswith((".json", ".txt", ".log")):
         return what
     try:
@@ -147,20 +169,20 @@ def _text(what: str) -> str:
     return data.decode("utf-8-sig", "replace")
 
 
-def _parameters(given: tuple[str, ...]) -> Any:
-    """Named parameters as a mapping, values alone as a list. Raises UsageError for a mixture."""
-    named = [text.partition("=") for text in given]
+def _parameters(values: tuple[str, ...]) -> Any:
+    """Return named parameters as a mapping, values alone as a list. Raises UsageError for a mixture."""
+    named = [text.partition("=") for text in values]
     if all(equals and name.isidentifier() for name, equals, _ in named):
-        return {name: value for name, _, value in named} if given else None
+        return {name: value for name, _, value in named} if values else None
     if any(equals and name.isidentifier() for name, equals, _ in named):
-        raise UsageError(f"--param {' '.join(given)}; expected NAME=VALUE for all of them, or VALUE for all")
-    return list(given)
+        raise UsageError(f"--param {' '.join(values)}; expected NAME=VALUE for all of them, or VALUE for all")
+    return list(values)
 
 
-def _plans(found: list[Capture], form: str) -> str:
-    views = [_view(capture) for capture in found]
-    if form == "json":
-        return dumps([_told(capture) for capture in found], ascii_only=True)  # a terminal may be steered by more
+def _plans(captures: list[Capture], form: str) -> str:
+    views = [_view(capture) for capture in captures]
+    if form == "json":  # ASCII only: other characters of a plan could control the terminal
+        return dumps([_json(capture) for capture in captures], ascii_only=True)
     if form == "html":
         return page("Plan", "".join(view.html() for view in views))
     return "\n\n".join(view.text(_width()) for view in views)
@@ -172,14 +194,14 @@ def _view(capture: Capture, title: str = "") -> PlanView:
 
 
 def _width() -> int | None:
-    """Of the terminal; None where the text goes elsewhere, which may be as wide as it needs."""
+    """Return the width of the terminal; None for another output, where lines may have any length."""
     return max(80, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
-def _diff(found: list[Capture], form: str) -> str:
-    if len(found) != 2:
-        raise UsageError(f"--diff: {len(found)} plans in the two files; expected one in each")
-    view = DiffView(*map(_view, found))
+def _diff(captures: list[Capture], form: str) -> str:
+    if len(captures) != 2:
+        raise UsageError(f"--diff: {len(captures)} plans in the two files; expected one in each")
+    view = DiffView(*map(_view, captures))
     if form == "html":
         return page("What changed", view.html())
     if form == "text":
@@ -188,40 +210,37 @@ def _diff(found: list[Capture], form: str) -> str:
         {"kind": c.kind, "before": c.before and c.before.number, "after": c.after and c.after.number}
         for c in view.diff.changes
     ]
-    told = {"sentence": view.diff.sentence, "evidence": view.diff.evidence, "same": view.diff.same, "changes": changes}
-    return dumps({**told, "plans": [_told(capture) for capture in found]}, ascii_only=True)
+    diff = {"sentence": view.diff.sentence, "evidence": view.diff.evidence, "same": view.diff.same, "changes": changes}
+    return dumps({**diff, "plans": [_json(capture) for capture in captures]}, ascii_only=True)
 
 
-def _told(capture: Capture) -> dict[str, Any]:
-    """A plan for programs: EXPLAIN's own document, its fingerprint, and the findings."""
-    found = [asdict(finding) for finding in findings(capture.plan, capture.facts)]
-    return {"fingerprint": fingerprint(capture.plan), "findings": found, "explain": list(capture.documents)}
-
-
-# Commands about a database of the user's and about configurations: doctor, allow, init, config.
+def _json(capture: Capture) -> dict[str, Any]:
+    """Return a plan for programs: EXPLAIN's own document, its fingerprint, and the findings."""
+    faults = [asdict(finding) for finding in findings(capture.plan, capture.facts)]
+    return {"fingerprint": fingerprint(capture.plan), "findings": faults, "explain": list(capture.documents)}
 
 
 @click.command()
-@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@required_db_option
+@tls_option
 @target_options
 def doctor(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
-    """What perfkit can do in a database of yours, what it cannot, and the SQL that allows it.
+    """List what perfkit can do in your database, and the SQL that allows the rest.
 
     \b
     Example:
       perfkit doctor --db service=staging
     """  # noqa: D301 - click wants the character
-    echo(repr(capabilities(probe(opened(db, tls, confirm, production)))))
+    echo(repr(starter.capabilities(probe(opened(db, tls, confirm, production)))))
 
 
 @click.command()
-@click.option("--db", required=True, metavar="CONNINFO", help="service=NAME, or a libpq string, no password.")
-@click.option("--writes", is_flag=True, help="Load may change data there.")
-@click.option("--ddl", is_flag=True, help="Indexes may be built there, and databases beside it.")
-@click.option("--days", default=30, show_default=True, help="How long that holds.")
-@click.option("--revoke", is_flag=True, help="Take every permission back.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@required_db_option
+@click.option("--writes", is_flag=True, help="Permit load that changes data.")
+@click.option("--ddl", is_flag=True, help="Permit index builds in the database, and clones beside it.")
+@click.option("--days", default=30, show_default=True, help="Days until the permission ends.")
+@click.option("--revoke", is_flag=True, help="Withdraw every permission.")
+@tls_option
 @target_options
 def allow(
     db: str,
@@ -233,7 +252,7 @@ def allow(
     confirm: tuple[str, ...],
     production: tuple[str, ...],
 ) -> None:
-    """Mark a database of yours, as its owner, as one that perfkit may write to or build indexes in.
+    """Permit perfkit, as the owner of a database, to write or build indexes there.
 
     \b
     Examples:
@@ -253,18 +272,18 @@ def allow(
 
 
 def opened(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> External:
-    """A database of the user's, named and confirmed."""
+    """Open a database of the user's, once its use is confirmed. Raises TargetRefused, ServerError, UsageError."""
     permission = Permission((), confirm, production, ask())
     return open_external(resolve(db, tls), permission, Audit(None))
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
-@click.option("--db", default="", metavar="CONNINFO", help="A database to look at: service=NAME.")
-@click.option("--no-tls", "tls", flag_value=False, default=True, help="Connect beyond loopback without TLS.")
+@click.option("--db", default="", metavar="CONNINFO", help=f"Write files for a database of yours: {DATABASE}")
+@tls_option
 @target_options
 def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
-    """Write a perfkit.toml and its SQL, with comments, that run as they are.
+    """Write a commented perfkit.toml and its SQL, ready to run.
 
     \b
     Examples:
@@ -278,7 +297,7 @@ def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production:
 
 @click.group()
 def config() -> None:
-    """Check a configuration, print it with its defaults, or explain every key.
+    """Check a configuration, print its defaults, or explain every key.
 
     \b
     Examples:
@@ -290,21 +309,25 @@ def config() -> None:
 @config.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 def show(file: Path | None) -> None:
-    """Check a perfkit.toml and print it with every default; the booking system's without one.
+    """Check a perfkit.toml and print it with every default.
+
+    Without a FILE, it is the booking system's.
 
     \b
     Example:
       perfkit config show mine/perfkit.toml
     """  # noqa: D301 - click wants the character
-    echo(written(configuration.load(file)))
+    echo(model.show(configuration.load(file)))
 
 
 @config.command()
 def reference() -> None:
-    """Every key of a perfkit.toml with its type, default and meaning, as Markdown.
+    """Print every key of a perfkit.toml: type, default and meaning.
+
+    The output is Markdown.
 
     \b
     Example:
       perfkit config reference > configuration.md
     """  # noqa: D301 - click wants the character
-    echo(model_reference())
+    echo(model.reference())
