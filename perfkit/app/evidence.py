@@ -23,9 +23,10 @@ from perfkit.explain.html import PlanView, WhatIfView
 from perfkit.indexes.advice import Advice, advice
 from perfkit.indexes.trial import one_index
 from perfkit.postgres.index_sets import read_set
-from perfkit.runs.arms import ExistingDatabaseArms, RelaySpec
+from perfkit.runs.arms import ExistingDatabaseArms
 from perfkit.runs.experiment import measure
 from perfkit.runs.selection import RunSpec, Selection
+from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import scenario
 from perfkit.show.html import Cell, Table, code, escape, page
 from perfkit.slow.examples import Value
@@ -150,7 +151,7 @@ def measured(
             config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.site.version, place
         ) as stage,
     ):
-        return Run(measure(chosen, folder, say, stage=stage))
+        return Run(measure(chosen, folder, say, workbench=stage))
 
 
 def _config(

@@ -30,9 +30,10 @@ from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import open_external
 from perfkit.postgres.sqltext import aligned, named_placeholders, placed, placeholders
-from perfkit.runs.arms import Clones, RelaySpec
+from perfkit.runs.arms import Clones
 from perfkit.runs.selection import RunSpec as Chosen
 from perfkit.runs.selection import Selection
+from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import admitted
 from perfkit.show.html import Table, code, style
 from perfkit.slow import logs, statements

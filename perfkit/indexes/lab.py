@@ -47,7 +47,7 @@ from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission
 from perfkit.postgres.index_sets import IndexSet
 from perfkit.runs.arms import Workbench
-from perfkit.runs.experiment import measure, staged
+from perfkit.runs.experiment import measure, open_workbench
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import admitted
 
@@ -156,7 +156,7 @@ def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permissi
     chosen = Selection(config, asked.options)
     targets = admitted(config, [*config.arm, Arm(name=CHOSEN, role="after")], permission)
     stack.enter_context(alone(say))
-    stage = stack.enter_context(staged(chosen, targets, Audit(folder / "audit.jsonl"), say))
+    stage = stack.enter_context(open_workbench(chosen, targets, Audit(folder / "audit.jsonl"), say))
     say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
     base = stage.base(chosen.scale)
     assert base

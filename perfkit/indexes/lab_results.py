@@ -45,7 +45,7 @@ def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callabl
             continue
         say(f"counting what {arm.title} cost where rows change")
         stage.refresh(arm)
-        place = stage.place(arm)
+        place = stage.database(arm)
         assert place
         with databases.connected(place.site, place.name) as connection:
             counted = {write.item: _counted(connection, write, rows[write.item]) for write in own}

@@ -34,8 +34,9 @@ from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission
 from perfkit.postgres.servers import External, open_external
 from perfkit.runs import selection
-from perfkit.runs.arms import Clones, RelaySpec
+from perfkit.runs.arms import Clones
 from perfkit.runs.selection import RunSpec, Selection, alone
+from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import LOADED, SAFE_METHODS, Targets, admitted
 
 WORN = 0.8  # of a source's rows used: time to ask for others
@@ -196,8 +197,8 @@ def opened(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterato
         stage.base(selection.scale)
         stage.refresh(own)
         stage.serve([own])
-        place = stage.place(own)
-        service = stage.reached(own) if selection.config.service else None
+        place = stage.database(own)
+        service = stage.service_address(own) if selection.config.service else None
         say("")
         yield WatchedTarget(selection, plan.items, service, lambda: place)
 

@@ -43,7 +43,7 @@ from perfkit.postgres.servers import External, open_external
 from perfkit.release.gate import JudgedQuery, asked_for, captured, looked_at, planned_in
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones
-from perfkit.runs.experiment import measure, staged
+from perfkit.runs.experiment import measure, open_workbench
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.selection import alone as selection_alone
 from perfkit.runs.targets import ComparisonSpec, Text, admitted, index_set
@@ -263,7 +263,7 @@ def rehearse(asked: RehearsalSpec, folder: Path, permission: Permission, say: Sa
     targets = admitted(chosen.config, chosen.arms, permission)
     with ExitStack() as stack:
         stack.enter_context(alone(say))
-        stage = stack.enter_context(staged(chosen, targets, Audit(None), say))
+        stage = stack.enter_context(open_workbench(chosen, targets, Audit(None), say))
         assert isinstance(stage, Clones)
         say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
         base = stage.base(chosen.scale)

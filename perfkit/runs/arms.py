@@ -1,30 +1,24 @@
-"""Arms made ready: as clones, in place, or beside a database that is there.
+"""Workbenches: how the arms of a run get their databases and services, and how both are removed again.
 
-On servers that perfkit starts, from SQL files or from a private copy of a database of the user's; or beside
-that database, on its own server.
-
-Arms that change nothing in it alternate. Arms with indexes follow one another: before, after, before again;
-the indexes are built CONCURRENTLY and removed at the end, whatever happens in between.
+`Clones` makes a database for each arm: in PostgreSQL that perfkit starts, from SQL files or a private copy of the
+user's database, or beside the user's database on its own server. `InPlace` measures the user's database as it is.
+Arms that change nothing in it alternate; arms with indexes follow one another: before, after, before again. Their
+indexes are built CONCURRENTLY, and removed at the end whatever happens in between.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from perfkit.base.errors import ServerError, TargetRefused, UsageError
-from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Arm, Config
 from perfkit.postgres import catalog, databases, embedded
 from perfkit.postgres.capabilities import require_allowed, require_direct
@@ -35,34 +29,26 @@ from perfkit.postgres.index_builds import Built, build, index_names, places
 from perfkit.postgres.index_changes import Dropped, remove, rollback
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
-from perfkit.runs.janitor import Janitor
-from perfkit.runs.service import Service
-
-
-@dataclass(frozen=True, slots=True)
-class RelaySpec:
-    """A network round trip between service and database: `rtt_ms` each, `connect_rtts` of them to connect."""
-
-    rtt_ms: float = 0.0
-    connect_rtts: int = 6
+from perfkit.runs.janitor import Janitor, without_interrupts
+from perfkit.runs.service import RelaySpec, Service, relay_started
 
 
 @dataclass(eq=False)
 class Workbench(ABC):
-    """All arms of one run. Leaving it removes every database and stops every process it made."""
+    """The databases and services of one run's arms. Leaving it removes every database and process that it made."""
 
-    private: ClassVar[bool]  # whether nobody else uses the arms' databases, so that what they count is ours
+    private: ClassVar[bool]  # nobody else uses the arms' databases, so that their counters show this run alone
 
     config: Config
-    run: str  # in the names of what is made
+    run: str  # part of the name of every database that is made
     relay: RelaySpec
     origins: Mapping[str, Origin]  # of services that perfkit did not start, by arm
-    sources: Mapping[str, External]  # likewise of databases
+    sources: Mapping[str, External]  # databases that perfkit did not start, by arm
     progress: Callable[[str], None]
     services: dict[str, Service] = field(default_factory=dict, init=False)
     _stack: ExitStack = field(default_factory=ExitStack, init=False)
     _janitor: Janitor = field(default_factory=Janitor, init=False)
-    _relays: dict[str, str] = field(default_factory=dict, init=False)  # the folder that listens, by the server's
+    _relays: dict[str, str] = field(default_factory=dict, init=False)  # the relay's folder, by the server's folder
 
     def __post_init__(self) -> None:
         self._stack.callback(self._janitor.close)
@@ -78,112 +64,80 @@ class Workbench(ABC):
     @property
     @abstractmethod
     def origin(self) -> Mapping[str, Any]:
-        """How the arms were got, and what that can and cannot tell, for the bundle."""
+        """How the arms were made, and what that can and cannot show; for the bundle."""
 
     @abstractmethod
     def base(self, scale: str) -> Database | None:
-        """Make or reach the database that every arm starts from; None where there is only a service."""
+        """Make or reach the database that every arm starts from; return None if there is only a service."""
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
-        """The arms by what can alternate, by default all; phases follow one another."""
+        """Group the arms into phases, which follow one another; by default all arms alternate in one phase."""
         return [list(arms)]
 
     def phase(self, arms: Sequence[Arm]) -> AbstractContextManager[None]:
-        """A context in which these arms can be prepared and measured."""
+        """Return a context in which these arms can be prepared and measured."""
         return nullcontext()
 
     @abstractmethod
     def prepare(self, arm: Arm) -> tuple[Database | None, list[Built]]:
-        """Where the arm's plans are to be seen, and what its indexes cost."""
+        """Prepare an arm; return the database for its plans, and what building its indexes cost."""
 
     @abstractmethod
     def refresh(self, arm: Arm) -> None:
-        """The same state anew, before a block."""
+        """Restore the arm's initial state, before a block."""
 
     def refresh_all(self, arms: Sequence[Arm]) -> None:
-        """The same for several arms."""
+        """Restore the initial state of several arms."""
         for arm in arms:
             self.refresh(arm)
 
     @abstractmethod
-    def place(self, arm: Arm) -> Database | None:
-        """The database that the arm's load goes to."""
+    def database(self, arm: Arm) -> Database | None:
+        """Return the database that receives the arm's load."""
 
     @abstractmethod
     def require_alive(self) -> None:
-        """Raise ServerError with the server's last words when it has died."""
+        """Raise ServerError with the last line of the server's log if the server died."""
 
     def serve(self, arms: Sequence[Arm]) -> None:
-        """Launch or reset the service of every arm on its database, and wait until all are ready."""
+        """Launch or reset the service of every arm, and wait until all are ready."""
         if self.config.service is None or not self.config.service.command:
             return
         for arm in arms:
             if arm.name in self.services:
                 self.services[arm.name].reset()
-            else:
-                self.services[arm.name] = self._service(arm)
+                continue
+            database = self.database(arm)
+            conninfo = self._through_relay(database.conninfo()) if database else ""
+            service = Service(arm.name, self.config.service, arm.service, conninfo)
+            self._stack.callback(service.stop)
+            service.launch()
+            self.services[arm.name] = service
         for arm in arms:
             self.services[arm.name].wait()
 
-    def reached(self, arm: Arm) -> tuple[str, str]:
-        """Where the arm's service answers, and the address to use for it ("" for the usual)."""
-        if found := self.origins.get(arm.name):
-            return found.name, found.address
+    def service_address(self, arm: Arm) -> tuple[str, str]:
+        """Return the URL of the arm's service, and the address to connect to ("": the one that the URL resolves to)."""
+        if origin := self.origins.get(arm.name):
+            return origin.name, origin.address
         return self.services[arm.name].base, ""
 
-    def called(self, arm: str) -> str:
-        """What the audit calls the arm's target."""
-        if found := self.origins.get(arm):
-            return found.name
-        place = next((self.place(own) for own in self.config.arm if own.name == arm), None)
-        return f"{place.site.name}: {place.name}" if place else arm
-
-    def _service(self, arm: Arm) -> Service:
-        assert self.config.service is not None
-        place = self.place(arm)
-        conninfo = self._through_relay(place.conninfo()) if place else ""
-        service = Service(arm.name, self.config.service, arm.service, conninfo)
-        self._stack.callback(service.stop)
-        service.launch()
-        return service
+    def target_name(self, arm: str) -> str:
+        """Return the name of the arm's target in the audit."""
+        if origin := self.origins.get(arm):
+            return origin.name
+        database = next((self.database(other) for other in self.config.arm if other.name == arm), None)
+        return f"{database.site.name}: {database.name}" if database else arm
 
     def _through_relay(self, conninfo: str) -> str:
-        """The same database behind a relay, where a round trip was asked for."""
+        """Return the conninfo of the same database behind a relay, if the run has a round trip time."""
         if not self.relay.rtt_ms:
-            return conninfo  # a selection with a round trip is on a server of perfkit's own
+            return conninfo  # a selection with a round trip runs on a server that perfkit started
         server = str(conninfo_to_dict(conninfo)["host"])
         if server not in self._relays:
-            self._relays[server] = self._start_relay(server)
+            self._relays[server] = self._stack.enter_context(relay_started(self.relay, server, self.run))
         return make_conninfo(conninfo, host=self._relays[server])
 
-    def _start_relay(self, server: str) -> str:
-        folder = Path(server) / f"relay-{self.run}"  # which goes with the server's own folder, come what may
-        folder.mkdir(mode=0o700, exist_ok=True)
-        delay = ["--rtt-ms", str(self.relay.rtt_ms), "--connect-rtts", str(self.relay.connect_rtts)]
-        command = [*MODULE, "perfkit.postgres.relay", "--listen", str(folder), "--server", server, *delay]
-        process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._stack.callback(stop, process)
-        assert process.stdout
-        if not process.stdout.readline():
-            raise ServerError("the relay did not start; expected its ready line")
-        return str(folder)
-
-
-@contextmanager
-def without_autovacuum() -> Iterator[None]:
-    """No interrupt while something is put back: it takes seconds and must not be left half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-# Arms as databases of their own: a template each, cloned anew for every block.
 
 _MADE = {
     "way": "made by SQL files in PostgreSQL that perfkit started",
@@ -199,14 +153,14 @@ _CLONED = {
 
 @dataclass(eq=False)
 class Clones(Workbench):
-    """Template databases, cloned for every block; all arms can alternate."""
+    """A template database for each arm, cloned anew for every block; all arms can alternate."""
 
     private = True
 
     version: int  # of the servers that perfkit starts
     _servers: dict[Any, Server] = field(default_factory=dict, init=False)
-    _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that need a server of their own
-    _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of their server
+    _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that only a start can change
+    _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of the server
     _templates: dict[str, tuple[Database, list[Built]]] = field(default_factory=dict, init=False)
     _owned: dict[tuple[int, str], Server] = field(default_factory=dict, init=False)
     dropped: dict[str, list[Dropped]] = field(default_factory=dict, init=False)  # by the arm that was rolled back
@@ -223,8 +177,8 @@ class Clones(Workbench):
             service.end()
         for service in self.services.values():
             service.stop()
-        # Where nobody else uses the server it goes with its databases, and after an error there is no time.
-        with without_autovacuum():
+        # A server that perfkit started is deleted with its databases; after an error the run ends as fast as it can.
+        with without_interrupts():
             for (_, name), site in self._owned.items():
                 if kind is None or site.foreign:
                     databases.drop(site, name)
@@ -234,12 +188,12 @@ class Clones(Workbench):
 
     @property
     def _source(self) -> External | None:
-        """The database of the user's that every arm starts from, where there is one."""
+        """The user's database that every arm starts from, if there is one."""
         return self.sources.get(self.config.baseline().name)
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """How the arms were got, and what that can and cannot tell."""
+        """How the arms were made, and what that can and cannot show."""
         if (copied := self._copied) is None:
             return _CLONED if self._source else _MADE
         return {
@@ -251,17 +205,17 @@ class Clones(Workbench):
         }
 
     def base(self, scale: str) -> Database | None:
-        """Make the database that the first arm starts from."""
+        """Make the database that every arm starts from."""
         self._scale = scale
         site = self._server(self.config.baseline())
         return Database(site, self._base(site))
 
     def prepare(self, arm: Arm) -> tuple[Database, list[Built]]:
-        """The arm's template and what its indexes cost; arms that are prepared alike share one."""
+        """Return the arm's template and what its indexes cost; arms with the same preparation share a template."""
         site = self._server(arm)
         key = repr((id(site), arm.prepare, arm.indexes, arm.meanwhile, arm.rolled_back, self._settings(arm)))
         if key not in self._templates:
-            name = self._own(site, f"template_{arm.name}")
+            name = self._database_name(site, f"template_{arm.name}")
             databases.create(site, name, self._base(site))
             databases.configure(site, name, self._settings(arm))
             databases.prepare(site, name, arm.prepare, {})
@@ -274,83 +228,83 @@ class Clones(Workbench):
         return self._templates[key]
 
     def _rolled_back(self, arm: Arm, site: Server, name: str, built: list[Built]) -> list[Built]:
-        """Drop an arm's indexes again, as is done in a database in use; those that are left."""
+        """Drop an arm's indexes again, as in a database in use; return those that remain."""
         assert arm.indexes
         self.dropped[arm.name] = rollback(site, name, read_set(arm.indexes), self.progress)
-        left = {own.name for own in self.dropped[arm.name] if own.how == "left"}
-        return [index for index in built if index.name in left]
+        remaining = {index.name for index in self.dropped[arm.name] if index.how == "left"}
+        return [index for index in built if index.name in remaining]
 
     def refresh(self, arm: Arm) -> None:
-        """A fresh clone of the arm's template under the arm's own name."""
+        """Make a fresh clone of the arm's template."""
         template, _ = self.prepare(arm)
-        name = self._own(template.site, f"clone_{arm.name}")
+        name = self._database_name(template.site, f"clone_{arm.name}")
         databases.create(template.site, name, template.name)
         databases.configure(template.site, name, self._settings(arm))
 
     def refresh_all(self, arms: Sequence[Arm]) -> None:
-        """Two at a time: the server waits for the disk half of it.
+        """Clone two arms at a time: a server spends half of that time waiting for the disk.
 
-        What was there is dropped one after the other before that. Dropped side by side, databases leave their pages'
-        places in memory in turns, and of the next ones those that are read first get the better ones.
+        The old clones are dropped before that, one after the other. Databases that are dropped side by side free
+        their buffers alternately, and the next clones to be read would get better places in memory than the others.
         """
         for arm in arms:
-            place, _ = self.prepare(arm)
-            databases.drop(place.site, self._own(place.site, f"clone_{arm.name}"))
+            template, _ = self.prepare(arm)
+            databases.drop(template.site, self._database_name(template.site, f"clone_{arm.name}"))
         with ThreadPoolExecutor(1 if self._source else 2) as pool:
             list(pool.map(self.refresh, arms))
 
-    def place(self, arm: Arm) -> Database:
-        """The arm's clone."""
+    def database(self, arm: Arm) -> Database:
+        """Return the arm's clone."""
         return Database(self._server(arm), f"pk_{self.run}_clone_{arm.name}")
 
     def require_alive(self) -> None:
-        """Raise ServerError with the server's last words when it has died."""
+        """Raise ServerError with the last line of the server's log if the server died."""
         for site in self._servers.values():
             if not site.alive():
-                words = site.log_tail(1) or "it left no message"
-                raise ServerError(f"PostgreSQL died during the run: {words}; run it again")
+                message = site.log_tail(1) or "it left no message"
+                raise ServerError(f"PostgreSQL died during the run: {message}; run it again")
 
     def _server(self, arm: Arm) -> Server:
-        """The server that fits an arm: its version, and the settings that only a start can give."""
+        """Return the server of an arm's version, started with the arm's settings that only a start can change."""
         assert self.config.database
         if self._source and self.config.database.way == "clone":
             require_direct(self._source, "to clone it")
             require_allowed(self._source, "ddl", "databases may not be made beside it")
             return self._servers.setdefault("source", self._source)
         if self._restarting is None:
-            self._restarting = frozenset()  # the plain server is needed to ask which settings these are
+            self._restarting = frozenset()  # the plain server knows which settings these are
             with databases.connected(self._server(arm.model_copy(update={"settings": {}, "postgres": None}))) as plain:
                 self._restarting = frozenset(row["name"] for row in catalog.rows(plain, "restarting_settings"))
         version = arm.postgres or self.version
-        own = {name: value for name, value in arm.settings.items() if name.lower() in self._restarting}
-        key = (version, *sorted(own.items()))
+        restarting = {name: value for name, value in arm.settings.items() if name.lower() in self._restarting}
+        key = (version, *sorted(restarting.items()))
         if key not in self._servers:
             self.progress(f"starting PostgreSQL {version}")
-            settings = {**self.config.database.settings, **own}
+            settings = {**self.config.database.settings, **restarting}
             self._servers[key] = self._stack.enter_context(embedded.start(version, settings))
         return self._servers[key]
 
     def _require_settings(self) -> None:
-        """Raise UsageError for a setting that a server will not take, before any is started or anything is made."""
+        """Raise UsageError if a server will reject a setting, before any server starts or anything is made."""
         assert self.config.database
         for arm in self.config.arm:
             if self._source and self.config.database.way == "clone":
                 databases.require_settings(self._source, arm.settings)
             else:
-                given = {**self.config.database.settings, **arm.settings}
-                embedded.require_known(arm.postgres or self.version, given)
+                settings = {**self.config.database.settings, **arm.settings}
+                embedded.require_known(arm.postgres or self.version, settings)
 
     def _settings(self, arm: Arm) -> dict[str, str]:
-        """The settings that a database can hold."""
+        """Return the arm's settings that a database can hold."""
         restarting = self._restarting or frozenset()
         return {name: value for name, value in arm.settings.items() if name.lower() not in restarting}
 
     def _base(self, site: Server) -> str:
-        """The server's base database: made by files, copied from the user's, or a clone of it."""
+        """Return the name of the server's base database: made by files, copied from the user's, or a clone of it."""
         if id(site) in self._bases:
             return self._bases[id(site)]
         assert self.config.database
-        settings, name = self.config.database, self._own(site, "base")
+        settings, name = self.config.database, self._database_name(site, "base")
         if self._source and settings.way in ("whole", "sample", "generated"):
             how = Copying(settings.way, rows=settings.sample_rows, max_bytes=settings.copy_limit_mb * 10**6)
             assert isinstance(site, embedded.EmbeddedServer)
@@ -364,8 +318,8 @@ class Clones(Workbench):
         self._bases[id(site)] = name
         return name
 
-    def _own(self, site: Server, suffix: str) -> str:
-        """A database name of this run that is dropped at the end."""
+    def _database_name(self, site: Server, suffix: str) -> str:
+        """Return a database name of this run; the database is dropped at the end."""
         name = f"pk_{self.run}_{suffix}"
         if isinstance(site, External) and (id(site), name) not in self._owned:
             self._janitor.promise(site, "databases", [name])
@@ -373,44 +327,34 @@ class Clones(Workbench):
         return name
 
 
-# Arms cloned from a database that is there already, on the server of perfkit's own that it is on.
-
-
 @dataclass(eq=False)
 class ExistingDatabaseArms(Clones):
-    """Clones of a database that stays as it is; nobody may be connected to it while it is copied."""
+    """Clones of a database on a server that perfkit started; nobody may be connected to it while it is cloned."""
 
-    origin_place: Database
+    origin_database: Database
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        super().__exit__(None)  # the server goes on, so that the clones must go in any case
+        super().__exit__(None)  # the server keeps running, so that the clones must be dropped even after an error
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """How the arms were got."""
-        return {
-            "way": "clones of the database as it was, in PostgreSQL that perfkit started",
-            "tells": "how these arms compare on this data",
-            "cannot_tell": "how another server, other data or other load would behave",
-        }
+        """How the arms were made."""
+        return {**_MADE, "way": "clones of the database as it was, in PostgreSQL that perfkit started"}
 
     def _server(self, arm: Arm) -> Server:
-        return self.origin_place.site
+        return self.origin_database.site
 
     def _base(self, site: Server) -> str:
         if id(site) not in self._bases:
-            self._bases[id(site)] = name = self._own(site, "base")
-            databases.create(site, name, self.origin_place.name)
+            self._bases[id(site)] = name = self._database_name(site, "base")
+            databases.create(site, name, self.origin_database.name)
             databases.freeze(site, name)
         return self._bases[id(site)]
 
 
-# Arms in a database of the user's as it stands.
-
-
 @dataclass(eq=False)
 class InPlace(Workbench):
-    """The user's own databases and services, by arm; nothing in them is made but the arms' indexes."""
+    """The user's own databases and services; nothing is made in them except the arms' indexes."""
 
     private = False
 
@@ -418,7 +362,7 @@ class InPlace(Workbench):
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """How the arms were got, and what that can and cannot tell."""
+        """How the arms were made, and what that can and cannot show."""
         order = "before, after, before again" if self.config.sequential else "alternating, nothing changed"
         return {
             "way": f"in place ({order})",
@@ -427,16 +371,16 @@ class InPlace(Workbench):
         }
 
     def base(self, scale: str) -> Database | None:
-        """The database of the first arm. Raises TargetRefused for what may not, or cannot, be done there."""
+        """Return the database of the first arm. Raises TargetRefused if an arm's database cannot take its changes."""
         for arm in self.config.arm:
             if source := self.sources.get(arm.name):
                 self._require_possible(arm, source)
                 if arm.indexes:
                     self._require_buildable(arm, source)
-        return self.place(self.config.baseline())
+        return self.database(self.config.baseline())
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
-        """All arms alternate, or one follows the other with the control, which is `before` again, at the end."""
+        """Let all arms alternate, or one follow the other; the control, which is `before` again, comes last."""
         if not self.config.sequential:
             return super().phases(arms)
         order = {"before": 0, "after": 1, "control": 2}
@@ -445,40 +389,40 @@ class InPlace(Workbench):
     @contextmanager
     def phase(self, arms: Sequence[Arm]) -> Iterator[None]:
         """Remove the indexes of these arms at the end, also after an error or an interrupt."""
-        begun = [arm for arm in arms if arm.indexes]
-        for arm in begun:
-            self._require_buildable(arm, self.sources[arm.name])  # what was so at the start may have changed
+        indexed = [arm for arm in arms if arm.indexes]
+        for arm in indexed:
+            self._require_buildable(arm, self.sources[arm.name])  # the database may have changed since the start
             assert arm.indexes
             self._janitor.promise(self.sources[arm.name], "indexes", index_names(arm.indexes))
         try:
             yield
         finally:
-            for arm in begun:
-                with without_autovacuum():
+            for arm in indexed:
+                with without_interrupts():
                     self._remove(arm)
 
     def prepare(self, arm: Arm) -> tuple[Database | None, list[Built]]:
-        """Build the arm's indexes where it has some."""
-        place = self.place(arm)
-        if place and arm.indexes and arm.name not in self._built:
+        """Build the arm's indexes if it has any."""
+        database = self.database(arm)
+        if database and arm.indexes and arm.name not in self._built:
             self.progress(f"building the indexes of {arm.name}, concurrently")
             comment = f"perfkit run {self.run}"
-            self._built[arm.name] = build(place.site, place.name, arm.indexes, in_place=comment)
-        return place, self._built.get(arm.name, [])
+            self._built[arm.name] = build(database.site, database.name, arm.indexes, in_place=comment)
+        return database, self._built.get(arm.name, [])
 
     def refresh(self, arm: Arm) -> None:
-        """Nothing: the database is as it is."""
+        """Do nothing: the database stays as it is."""
 
-    def place(self, arm: Arm) -> Database | None:
-        """The arm's database."""
+    def database(self, arm: Arm) -> Database | None:
+        """Return the arm's database."""
         site = self.sources.get(arm.name)
         return Database(site, site.address.dbname, arm.settings) if site else None
 
     def require_alive(self) -> None:
-        """Raise ServerError where a server no longer answers; requests that it fails are counted."""
+        """Raise ServerError if a server no longer answers; requests that it fails are only counted."""
         for source in self.sources.values():
             if not source.alive():
-                raise ServerError(f"{source.name}: the server no longer answers; what was measured so far is kept")
+                raise ServerError(f"{source.name}: the server no longer answers; the rounds measured so far are kept")
 
     def _require_possible(self, arm: Arm, source: External) -> None:
         if self.config.service and self.config.service.command:
@@ -492,27 +436,27 @@ class InPlace(Workbench):
         databases.require_settings(source, arm.settings)
 
     def _require_buildable(self, arm: Arm, source: External) -> None:
-        """Raise unless building is allowed and none of the indexes is there already."""
+        """Raise TargetRefused unless indexes may be built, UsageError if one of them exists already."""
         assert arm.indexes
         require_direct(source, "to build indexes")
         require_allowed(source, "ddl", "indexes may not be built in it")
         with databases.connected(source) as connection:
-            if found := places(connection, index_names(arm.indexes)):
+            if existing := places(connection, index_names(arm.indexes)):
                 raise UsageError(
-                    f"{arm.indexes}: index {found[0]} is there already; expected one to build (left behind by an "
-                    f"interrupted run? then: DROP INDEX CONCURRENTLY {found[0]})"
+                    f"{arm.indexes}: index {existing[0]} exists already; expected a new index (left behind by an "
+                    f"interrupted run? then: DROP INDEX CONCURRENTLY {existing[0]})"
                 )
 
     def _remove(self, arm: Arm) -> None:
-        """Drop the arm's indexes, which were not there before it, trying again where a lock is not to be had."""
-        place = self.place(arm)
-        assert place and arm.indexes
+        """Drop the indexes that were built for the arm; retries if a lock cannot be acquired."""
+        database = self.database(arm)
+        assert database and arm.indexes
         self.progress(f"removing the indexes of {arm.name}")
         names = index_names(arm.indexes)
-        if left := remove(place.site, place.name, names):
-            statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in left)
+        if remaining := remove(database.site, database.name, names):
+            statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in remaining)
             raise ServerError(
-                f"{arm.name}: not every index could be removed yet (locks?); perfkit tries for ten more minutes, or "
+                f"{arm.name}: not every index could be removed yet (locks?); perfkit retries for ten more minutes, or "
                 f"run: {statements}"
             )
         self._janitor.released("indexes", names)

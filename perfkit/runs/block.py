@@ -56,8 +56,8 @@ class RunContext:
     """What blocks run on: the arms' databases and services, the workers, the null service, parameter rows."""
 
     chosen: Selection
-    stage: Workbench
-    crew: WorkerPool
+    workbench: Workbench
+    pool: WorkerPool
     null: str
     rows: Rows
     took: Mapping[tuple[str, str], float]  # ms of one execution, by arm and query
@@ -73,15 +73,15 @@ class RunBlock:
     It holds the arms that can alternate; the floor is measured beside `before`.
     """
 
-    def __init__(self, ground: RunContext, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
-        self._ground, self._number, self._chosen = ground, number, ground.chosen
+    def __init__(self, context: RunContext, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
+        self._context, self._number, self._chosen = context, number, context.chosen
         self._arms, self._done = list(arms), first
-        self._started, self._earlier = perf_counter(), sum(map(ground.clock.seconds.get, PHASES, repeat(0.0)))
+        self._started, self._earlier = perf_counter(), sum(map(context.clock.seconds.get, PHASES, repeat(0.0)))
         self._of, seed = of, f"{self._chosen.options.seed}/{of}{number}"
         self._order = random.Random(f"{seed}/order")
         names = [arm.name for arm in arms]
-        self._draws = {name: Draw(ground.rows, seed) for name in [*names, FLOOR]}
-        self._warm_draws = {name: Draw(ground.rows, seed, last_first=True) for name in names}
+        self._draws = {name: Draw(context.rows, seed) for name in [*names, FLOOR]}
+        self._warm_draws = {name: Draw(context.rows, seed, last_first=True) for name in names}
         self._answered: dict[str, Counter[str]] = {name: Counter() for name in names}
         self._failures: Counter[str] = Counter()
         self._sql_scans: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -89,15 +89,15 @@ class RunBlock:
 
     def run(self, bundle: Bundle) -> int:
         """Every round on a fresh state; each goes to the bundle, then the block's record. The rounds so far."""
-        clock, stage, arms = self._ground.clock, self._ground.stage, self._arms
+        clock, workbench, arms = self._context.clock, self._context.workbench, self._arms
         self._say("cloning")
         with clock.timed("clones"):
-            stage.refresh_all(arms)
-            if stage.private and not self._number:  # what touches the server's memory first lies better in it
+            workbench.refresh_all(arms)
+            if workbench.private and not self._number:  # what touches the server's memory first lies better in it
                 self._state()
-                stage.refresh_all(arms)
+                workbench.refresh_all(arms)
         with clock.timed("services"):
-            stage.serve(arms)
+            workbench.serve(arms)
         with clock.timed("state"):
             state = self._state()
             begin = {arm.name: self._scans(arm) for arm in arms}
@@ -114,7 +114,7 @@ class RunBlock:
                     self._round(scenario, chosen, bundle)
         with clock.timed("scans"):
             end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
-        exact = stage.private  # else others' scans are among them
+        exact = workbench.private  # else others' scans are among them
         self._record(
             bundle,
             {
@@ -154,11 +154,11 @@ class RunBlock:
                     for _ in range(WARM_USERS)
                 )
                 start = perf_counter()
-                load = self._ground.crew.run(self._http(arm), [Batch(queues)])
-                if arm.name in self._ground.caps:
-                    called, asked = self._ground.stage.called(arm.name), [f"{request.method} {request.path}"]
+                load = self._context.pool.run(self._http(arm), [Batch(queues)])
+                if arm.name in self._context.caps:
+                    target, asked = self._context.workbench.target_name(arm.name), [f"{request.method} {request.path}"]
                     count = len(load.columns["item"])
-                    self._ground.audit.load(called, "warm-up", arm.name, asked, count, perf_counter() - start)
+                    self._context.audit.load(target, "warm-up", arm.name, asked, count, perf_counter() - start)
                 self._count(arm.name, load)
                 self._failures[arm.name] += sum(outcome != "ok" for outcome in load.columns["outcome"])
 
@@ -174,11 +174,11 @@ class RunBlock:
                 load = self._query_round(scenario, arm, usage)
             else:
                 load = self._load(scenario, arm, self._http(arm))
-            self._ground.stage.require_alive()
+            self._context.workbench.require_alive()
         except LoadError as error:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
         finally:
-            if target.name in self._ground.caps and (arm or self._chosen.is_sql(scenario)):
+            if target.name in self._context.caps and (arm or self._chosen.is_sql(scenario)):
                 self._note(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
@@ -194,12 +194,12 @@ class RunBlock:
         start, count = perf_counter(), scenario.warm + scenario.requests
         before = [self._beside(scenario, arm) for arm in arms]
         for item in scenario.send:
-            order = turns(scenario, {name: self._ground.took.get((name, item), 0.0) for name in targets}, self._order)
+            order = turns(scenario, {name: self._context.took.get((name, item), 0.0) for name in targets}, self._order)
             messages = {name: [self._message(name, item) | {"arm": name} for _ in range(count)] for name in targets}
             queue = tuple(messages[name][number] for name, number in order)
             try:
-                load = self._ground.crew.run(alternating_target(targets), [Batch((queue,))])
-                self._ground.stage.require_alive()
+                load = self._context.pool.run(alternating_target(targets), [Batch((queue,))])
+                self._context.workbench.require_alive()
             except LoadError as error:
                 raise LoadError(f"block {self._number}, {scenario.name}: {error}") from None
             for name in targets:
@@ -210,7 +210,7 @@ class RunBlock:
             load = combined(parts)
             if arm:
                 self._count(name, load)
-            if (target := (arm or self._chosen.config.baseline()).name) in self._ground.caps:
+            if (target := (arm or self._chosen.config.baseline()).name) in self._context.caps:
                 self._note(scenario, arm, target, load, perf_counter() - start)
             health = {**load.health, **facts}
             bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health))
@@ -227,7 +227,7 @@ class RunBlock:
         for one in parts:
             before = self._scans(arm) if arm else {}
             loads.append(self._load(one, arm, self._sql(arm, one)))
-            if arm and self._ground.stage.private:
+            if arm and self._context.workbench.private:
                 scans = _minus(self._scans(arm), before)
                 self._sql_scans[arm.name].update(scans)
                 if len(one.send) == 1:
@@ -239,7 +239,8 @@ class RunBlock:
         texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
         sent = sum(n for (_, outcome), n in load.counts().items() if outcome != DROPPED) if load else None
-        self._ground.audit.load(self._ground.stage.called(arm), scenario.name, arm, texts or asked, sent, seconds)
+        target = self._context.workbench.target_name(arm)
+        self._context.audit.load(target, scenario.name, arm, texts or asked, sent, seconds)
 
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
         name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
@@ -249,22 +250,22 @@ class RunBlock:
         if scenario.search and arm:
             return self._searched(scenario, scenario.search, name, target, seed)
         whole = batches(scenario, lambda item: self._message(name, item), seed)
-        return self._ground.crew.run(target, whole, samples=limits.samples)
+        return self._context.pool.run(target, whole, samples=limits.samples)
 
     def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
-        place = self._ground.stage.place(arm or self._chosen.config.baseline())
-        assert place and isinstance(place.site, embedded.EmbeddedServer)  # what pgbench is kept to
+        database = self._context.workbench.database(arm or self._chosen.config.baseline())
+        assert database and isinstance(database.site, embedded.EmbeddedServer)  # what pgbench is kept to
         work: list[ScriptQuery | Path] = list(scenario.script)
         if arm is None:
             work = [ScriptQuery(item, FLOOR_SQL) for item in scenario.items]
         for item in scenario.send if arm else ():
             assert arm
             source, draw = self._chosen.queries[item].parameters, self._draws[arm.name]
-            count = min(PGBENCH_ROWS, len(self._ground.rows[source])) if source else 0
+            count = min(PGBENCH_ROWS, len(self._context.rows[source])) if source else 0
             rows = [draw(source) for _ in range(count)] if source else None
             work.append(ScriptQuery(item, self._chosen.text(arm.name, item), rows))
-        program, samples = pgbench.program(place.site.bin_dir), self._chosen.config.limits.samples
-        watch = self._ground.stage.require_alive
+        program, samples = pgbench.program(database.site.bin_dir), self._chosen.config.limits.samples
+        watch = self._context.workbench.require_alive
         return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
 
     def _searched(self, scenario: Scenario, search: RateSearch, name: str, target: Target, seed: str) -> Load:
@@ -276,14 +277,14 @@ class RunBlock:
             self._say(f"{scenario.name} on {name}, {rate:,.0f}/s")
             paced = scenario.model_copy(update={"rate": rate})
             whole = batches(paced, lambda item: self._message(name, item), f"{seed}/{rate:.3f}")
-            loads.append(self._ground.crew.run(target, whole, samples=self._chosen.config.limits.samples))
+            loads.append(self._context.pool.run(target, whole, samples=self._chosen.config.limits.samples))
             steps.append(judge_step(rate, loads[-1], self._chosen.config.thresholds, self._chosen.config.limits))
         return combined_steps(loads, steps, is_open_ended(search, steps))
 
     def _beside(self, scenario: Scenario, arm: Arm | None) -> Mapping[str, float]:
         """What server and machine have counted so far; the floor of requests touches no server."""
         own = arm or (self._chosen.config.baseline() if self._chosen.is_sql(scenario) else None)
-        return self._around.read(self._ground.stage.place(own) if own else None)
+        return self._around.read(self._context.workbench.database(own) if own else None)
 
     def _count(self, arm: str, load: Load) -> None:
         """Requests that were answered as expected: each of them ran its statements."""
@@ -303,27 +304,27 @@ class RunBlock:
 
     def _sql(self, arm: Arm | None, scenario: Scenario) -> Target:
         limits, name = self._chosen.config.limits, (arm or self._chosen.config.baseline()).name
-        place = self._ground.stage.place(arm or self._chosen.config.baseline())
-        assert place
+        database = self._context.workbench.database(arm or self._chosen.config.baseline())
+        assert database
         return sql_target(
-            place.site.conninfo(place.name),
+            database.site.conninfo(database.name),
             limits.request_timeout_s,
             limits.statement_timeout_s,
-            pooler=place.site.pooler,
-            read_only="writes" not in place.site.permissions,
-            settings=place.settings,
-            limits=self._ground.caps.get(name),
+            pooler=database.site.pooler,
+            read_only="writes" not in database.site.permissions,
+            settings=database.settings,
+            limits=self._context.caps.get(name),
             retries=scenario.retries,
             connections=scenario.connections,
-            pinned=not place.site.foreign and scenario.users == 1 and not scenario.rate,
+            pinned=not database.site.foreign and scenario.users == 1 and not scenario.rate,
         )
 
     def _http(self, arm: Arm | None) -> Target:
         limit, service = self._chosen.config.limits.request_timeout_s, self._chosen.config.service
         if arm is None or service is None:
-            return http_target(self._ground.null, limit, "/")
-        base, address = self._ground.stage.reached(arm)
-        caps = self._ground.caps.get(arm.name)
+            return http_target(self._context.null, limit, "/")
+        base, address = self._context.workbench.service_address(arm)
+        caps = self._context.caps.get(arm.name)
         return http_target(base, limit, service.health, address=address, limits=caps)
 
     def _state(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -336,16 +337,16 @@ class RunBlock:
         return {arm.name: self._sizes(arm) for arm in order.sample(self._arms, len(self._arms))}
 
     def _sizes(self, arm: Arm) -> dict[str, dict[str, int]]:
-        place = self._ground.stage.place(arm)
-        if place is None or not self._ground.stage.private:
+        database = self._context.workbench.database(arm)
+        if database is None or not self._context.workbench.private:
             return {}
-        return databases.sizes(place.site, place.name)
+        return databases.sizes(database.site, database.name)
 
     def _scans(self, arm: Arm, *, terminate: bool = False) -> dict[str, int]:
-        place = self._ground.stage.place(arm)
-        if place is None or not self._ground.stage.private:
+        database = self._context.workbench.database(arm)
+        if database is None or not self._context.workbench.private:
             return {}
-        return databases.scans(place.site, place.name, terminate=terminate)
+        return databases.scans(database.site, database.name, terminate=terminate)
 
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks
@@ -356,7 +357,7 @@ class RunBlock:
             minutes, seconds = divmod(int(spent / self._done * (total - self._done)), 60)
             left = f", about {minutes}:{seconds:02} left"
         where = f"{self._of} block {self._number + 1} of {blocks}".lstrip()
-        self._ground.progress(f"{where}: {what} (round {self._done + 1} of {total}{left})")
+        self._context.progress(f"{where}: {what} (round {self._done + 1} of {total}{left})")
 
 
 def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:

@@ -32,11 +32,11 @@ from perfkit.postgres.capabilities import headroom
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission
 from perfkit.runs import selection
-from perfkit.runs.arms import Clones, InPlace, RelaySpec, Workbench
+from perfkit.runs.arms import Clones, InPlace, Workbench
 from perfkit.runs.block import BlockClock, Progress, Rows, RunBlock, RunContext
 from perfkit.runs.rounds import PILOT, RoundReading, planned
 from perfkit.runs.selection import Selection, fitted
-from perfkit.runs.service import CheckResult, run_checks
+from perfkit.runs.service import CheckResult, RelaySpec, run_checks
 from perfkit.runs.targets import LOADED, Targets, admitted, caps
 
 WORKERS = 16  # at most
@@ -48,11 +48,11 @@ def measure(
     folder: Path,
     progress: Progress = lambda _: None,
     targets: Targets | None = None,
-    stage: Workbench | None = None,
+    workbench: Workbench | None = None,
 ) -> Bundle:
     """Run the experiment into a new bundle in `folder`, on `targets`, without which nothing foreign is used.
 
-    With a `stage` that the caller opened (see `staged`), its databases are used and stay.
+    With a `workbench` that the caller opened (see `open_workbench`), its databases are used and stay.
     Whatever happens, the bundle stays readable and says how far it came, and nothing is left running.
     Raises PerfkitError; Interrupted when the user stopped it.
     """
@@ -60,7 +60,7 @@ def measure(
     experiment = Experiment(chosen, targets, progress)
     bundle = Bundle.create(folder, {"started": _now(), **chosen.describe()})
     try:
-        experiment.run(bundle, stage)
+        experiment.run(bundle, workbench)
         bundle.update(status="complete", finished=_now())
     except (KeyboardInterrupt, Interrupted):
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
@@ -77,8 +77,8 @@ def measure(
     return bundle
 
 
-def staged(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Workbench:
-    """The targets, opened, and the place for a run's databases and services: a context manager.
+def open_workbench(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Workbench:
+    """The targets, opened, and the workbench for a run, which is a context manager.
 
     Raises ServerError, TargetRefused.
     """
@@ -96,35 +96,35 @@ class Experiment:
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
         self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, BlockClock()
 
-    def run(self, bundle: Bundle, stage: Workbench | None = None) -> None:
+    def run(self, bundle: Bundle, workbench: Workbench | None = None) -> None:
         """Set up, then phase by phase: prepare the arms, check them, measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
             audit = Audit(bundle.path / "audit.jsonl")
-            if stage is None:
+            if workbench is None:
                 stack.enter_context(alone(self._progress))
                 with clock.timed("server"):
-                    stage = stack.enter_context(staged(chosen, self._targets, audit, self._progress))
-            stage.config = chosen.config
-            rows = self._set_up(stage, bundle)
+                    workbench = stack.enter_context(open_workbench(chosen, self._targets, audit, self._progress))
+            workbench.config = chosen.config
+            rows = self._set_up(workbench, bundle)
             with clock.timed("workers"):
-                crew = stack.enter_context(WorkerPool(self._most_workers(), stage.require_alive))
+                pool = stack.enter_context(WorkerPool(self._most_workers(), workbench.require_alive))
                 null = stack.enter_context(_null_service()) if chosen.config.service else ""
             bundle.update(arms={}, checks={})
             limits = caps(chosen.config, self._targets)
-            ground = RunContext(chosen, stage, crew, null, rows, {}, limits, audit, clock, self._progress)
+            context = RunContext(chosen, workbench, pool, null, rows, {}, limits, audit, clock, self._progress)
             first = 0
-            for arms in stage.phases(chosen.arms):
-                self._require_headroom(stage, arms)
-                with stage.phase(arms):
-                    self._prepare(ground, arms, bundle)
+            for arms in workbench.phases(chosen.arms):
+                self._require_headroom(workbench, arms)
+                with workbench.phase(arms):
+                    self._prepare(context, arms, bundle)
                     if first == 0:  # the plans of `before` tell how long a query takes
                         took = self._took(arms, bundle)
-                        ground = replace(ground, chosen=self._fitted(took, bundle), took=took)
-                        self._calibrate(ground, bundle)
-                        ground = self._planned(ground, arms, bundle)
-                    for number in range(ground.chosen.blocks):
-                        first = RunBlock(ground, number, arms, first).run(bundle)
+                        context = replace(context, chosen=self._fitted(took, bundle), took=took)
+                        self._calibrate(context, bundle)
+                        context = self._planned(context, arms, bundle)
+                    for number in range(context.chosen.blocks):
+                        first = RunBlock(context, number, arms, first).run(bundle)
                         bundle.update(timings=dict(clock.seconds))
 
     def check(self) -> dict[str, list[CheckResult]]:
@@ -133,72 +133,72 @@ class Experiment:
         with ExitStack() as stack:
             stack.enter_context(alone(self._progress))
             audit = Audit(None)
-            stage = stack.enter_context(staged(chosen, self._targets, audit, self._progress))
+            workbench = stack.enter_context(open_workbench(chosen, self._targets, audit, self._progress))
             self._progress(f"making the data ({chosen.scale})")
-            rows = self._rows(stage.base(chosen.scale))
-            crew = stack.enter_context(WorkerPool(process.cores(), stage.require_alive))
+            rows = self._rows(workbench.base(chosen.scale))
+            pool = stack.enter_context(WorkerPool(process.cores(), workbench.require_alive))
             limits = caps(chosen.config, self._targets)
-            ground = RunContext(chosen, stage, crew, "", rows, {}, limits, audit, self._clock, self._progress)
+            context = RunContext(chosen, workbench, pool, "", rows, {}, limits, audit, self._clock, self._progress)
             found: dict[str, list[CheckResult]] = {}
-            for arms in stage.phases(chosen.arms):
-                with stage.phase(arms):
+            for arms in workbench.phases(chosen.arms):
+                with workbench.phase(arms):
                     for arm in arms:
-                        stage.prepare(arm)
-                    found |= self._checks(ground, arms)
+                        workbench.prepare(arm)
+                    found |= self._checks(context, arms)
             return found
 
-    def _planned(self, ground: RunContext, arms: Sequence[Arm], bundle: Bundle) -> RunContext:
+    def _planned(self, context: RunContext, arms: Sequence[Arm], bundle: Bundle) -> RunContext:
         """With the blocks that a pilot's spread asks for, where that is wanted; the pilot is not used again."""
-        options = ground.chosen.options
+        options = context.chosen.options
         if not options.plan_for:
-            return ground
+            return context
         pilot = Bundle.create(bundle.path / "pilot", {**bundle.run, "blocks": []})
-        ground = replace(ground, chosen=replace(ground.chosen, options=replace(options, blocks=PILOT)))
+        context = replace(context, chosen=replace(context.chosen, options=replace(options, blocks=PILOT)))
         done = 0
         for number in range(PILOT):
-            done = RunBlock(ground, number, arms, done, "pilot").run(pilot)
+            done = RunBlock(context, number, arms, done, "pilot").run(pilot)
         pilot.update(status="complete")
         cells = RoundReading.of(pilot.rounds(), pilot.run).cells
         block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT
-        before = ground.chosen.config.baseline().name
+        before = context.chosen.config.baseline().name
         plan = planned(cells, before, options.plan_for / 100, block_s, 60 * options.max_minutes)
         if plan is None:
             raise LoadError("the pilot gave no medians to plan from; expected requests that are answered")
         self._progress(plan.sentence)
         blocks = plan.blocks
         bundle.update(planning=plan.as_dict(), parameters={**bundle.run["parameters"], "blocks": blocks})
-        return replace(ground, chosen=replace(ground.chosen, options=replace(options, blocks=blocks)))
+        return replace(context, chosen=replace(context.chosen, options=replace(options, blocks=blocks)))
 
     def _most_workers(self) -> int:
         """As many as could help: beyond two a core they only take turns."""
         users = max((scenario.users for scenario in self._chosen.scenarios), default=1)
         return min(2 * process.cores(), users, WORKERS)
 
-    def _calibrate(self, ground: RunContext, bundle: Bundle) -> None:
+    def _calibrate(self, context: RunContext, bundle: Bundle) -> None:
         """Go on with the workers that this machine is fastest with; the trials are kept in the bundle."""
-        crew, stage, chosen = ground.crew, ground.stage, self._chosen
+        pool, workbench, chosen = context.pool, context.workbench, self._chosen
         trials: tuple[CalibrationTrial, ...] = ()
         with self._clock.timed("workers"):
             users = max(scenario.users for scenario in chosen.scenarios)
-            if len(crew) > 1 and ground.null:
-                trials = calibrate(crew, http_target(ground.null, chosen.config.limits.request_timeout_s), NULL, users)
-            elif len(crew) > 1 and stage.private:
-                place, _ = stage.prepare(chosen.config.baseline())
-                assert place
-                target = sql_target(place.site.conninfo(place.name), 10, 10)
-                trials = calibrate(crew, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
-            crew.shrink(fewest_workers(trials) if trials else process.cores())
-        bundle.update(workers=len(crew), calibration=[asdict(trial) for trial in trials])
+            if len(pool) > 1 and context.null:
+                trials = calibrate(pool, http_target(context.null, chosen.config.limits.request_timeout_s), NULL, users)
+            elif len(pool) > 1 and workbench.private:
+                database, _ = workbench.prepare(chosen.config.baseline())
+                assert database
+                target = sql_target(database.site.conninfo(database.name), 10, 10)
+                trials = calibrate(pool, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
+            pool.shrink(fewest_workers(trials) if trials else process.cores())
+        bundle.update(workers=len(pool), calibration=[asdict(trial) for trial in trials])
 
-    def _set_up(self, stage: Workbench, bundle: Bundle) -> Rows:
+    def _set_up(self, workbench: Workbench, bundle: Bundle) -> Rows:
         """The base database and the parameter rows."""
         chosen, clock = self._chosen, self._clock
         with clock.timed("data"):
             self._progress(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
-            base = stage.base(chosen.scale)
-        bundle.update(origin=dict(stage.origin), database={"scale": chosen.scale, "rows": {}, "bytes": {}})
+            base = workbench.base(chosen.scale)
+        bundle.update(origin=dict(workbench.origin), database={"scale": chosen.scale, "rows": {}, "bytes": {}})
         if base:
-            sizes = databases.sizes(base.site, base.name, exact=stage.private)
+            sizes = databases.sizes(base.site, base.name, exact=workbench.private)
             bundle.update(
                 server={
                     "kind": base.site.name,
@@ -219,22 +219,22 @@ class Experiment:
         found = self._chosen.config.parameters.items()
         return {name: selection.rows(name, source, base, seed) for name, source in found}
 
-    def _require_headroom(self, stage: Workbench, arms: Sequence[Arm]) -> None:
+    def _require_headroom(self, workbench: Workbench, arms: Sequence[Arm]) -> None:
         """Refuse a burst that would take a foreign server's last connections."""
         users = max((s.users for s in self._chosen.scenarios), default=1)
         database = self._chosen.config.database
         if database is None or database.way not in LOADED:
             return
-        for external in {id(e): e for e in (stage.sources.get(arm.name) for arm in arms) if e}.values():
+        for external in {id(e): e for e in (workbench.sources.get(arm.name) for arm in arms) if e}.values():
             headroom(external, users)
 
-    def _prepare(self, ground: RunContext, arms: Sequence[Arm], bundle: Bundle) -> None:
+    def _prepare(self, context: RunContext, arms: Sequence[Arm], bundle: Bundle) -> None:
         """The arms with their indexes, the plan of every query on each, and their checks."""
         for arm in arms:
             self._progress(f"preparing {arm.name}")
-            facts = self._facts(ground.stage, arm, ground.rows, bundle)
+            facts = self._facts(context.workbench, arm, context.rows, bundle)
             bundle.update(arms={**bundle.run["arms"], arm.name: facts})
-        found = self._checks(ground, arms)
+        found = self._checks(context, arms)
         done = {arm: [check.as_dict() for check in own] for arm, own in found.items()}
         bundle.update(checks={**bundle.run["checks"], **done})
 
@@ -255,82 +255,83 @@ class Experiment:
         bundle.update(scenarios=chosen.describe()["scenarios"])
         return chosen
 
-    def _facts(self, stage: Workbench, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
+    def _facts(self, workbench: Workbench, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
         with self._clock.timed("indexes"):
-            place, built = stage.prepare(arm)
+            database, built = workbench.prepare(arm)
         with self._clock.timed("plans"):
-            for query in self._chosen.queries_on(arm) if place else ():
-                assert place
+            for query in self._chosen.queries_on(arm) if database else ():
+                assert database
                 text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
                 file = arm.rewrite.get(query.name, query.file)
                 try:
-                    found = self._plan(place, text, own[:PLANNED])
+                    found = self._plan(database, text, own[:PLANNED])
                     bundle.add_plan(arm.name, query.name, found.documents, found.tables)
                 except PlanError as error:
                     raise PlanError(f"{redact_home(str(file))}: {error}") from None
-        sizes = databases.sizes(place.site, place.name, exact=False) if place else {}
+        sizes = databases.sizes(database.site, database.name, exact=False) if database else {}
         return {
             "title": arm.title,
             "role": arm.role,
             "settings": arm.settings,
-            "server_settings": databases.settings(place.site, place.name) if place else {},
-            "postgres": place.site.version if place else 0,
+            "server_settings": databases.settings(database.site, database.name) if database else {},
+            "postgres": database.site.version if database else 0,
             "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
             "indexes": [asdict(index) for index in built],
             "expected_indexes": self._chosen.expected_indexes[arm.name],
             "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
-            "plans": [query.name for query in self._chosen.queries_on(arm)] if place else [],
+            "plans": [query.name for query in self._chosen.queries_on(arm)] if database else [],
         }
 
-    def _plan(self, place: Database, text: str, rows: Sequence[Any]) -> Capture:
+    def _plan(self, database: Database, text: str, rows: Sequence[Any]) -> Capture:
         """EXPLAIN ANALYZE of a query with the parameters of most; on a foreign server only what harms nothing."""
-        typical = typical_parameters(place.session, text, rows) if rows else None
+        typical = typical_parameters(database.session, text, rows) if rows else None
         config = self._chosen.config
         allowed = config.database.volatile if config.database else ()
         options = ExplainSpec(timeout_s=config.limits.statement_timeout_s)
-        return guarded(place.site, place.session, text, typical, options, allowed)
+        return guarded(database.site, database.session, text, typical, options, allowed)
 
-    def _checks(self, ground: RunContext, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
+    def _checks(self, context: RunContext, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
         """Functional checks and compared rows of every arm but the control, on clones that no round will use."""
         checked = [arm for arm in arms if arm.role != "control"]
         found: dict[str, list[CheckResult]] = {arm.name: [] for arm in checked}
         with self._clock.timed("checks"):
             self._progress("checks")
             for arm in checked:
-                found[arm.name] += self._same_rows(ground, arm)
+                found[arm.name] += self._same_rows(context, arm)
             if self._chosen.config.service and self._chosen.config.check:
                 for arm in checked:
-                    ground.stage.refresh(arm)
-                ground.stage.serve(checked)
+                    context.workbench.refresh(arm)
+                context.workbench.serve(checked)
                 for arm in checked:
-                    found[arm.name] += self._functional(ground, arm)
+                    found[arm.name] += self._functional(context, arm)
         return {arm: own for arm, own in found.items() if own}
 
-    def _functional(self, ground: RunContext, arm: Arm) -> list[CheckResult]:
+    def _functional(self, context: RunContext, arm: Arm) -> list[CheckResult]:
         config = self._chosen.config
-        base, address = ground.stage.reached(arm)
-        limits = ground.caps.get(arm.name)
+        base, address = context.workbench.service_address(arm)
+        limits = context.caps.get(arm.name)
         target = http_target(base, config.limits.request_timeout_s, address=address, limits=limits)
-        draw, start = Draw(ground.rows, f"{self._chosen.options.seed}/checks"), perf_counter()
+        draw, start = Draw(context.rows, f"{self._chosen.options.seed}/checks"), perf_counter()
         try:
-            return run_checks(config, target, ground.crew, draw)
+            return run_checks(config, target, context.pool, draw)
         finally:
             if limits:
-                called, steps = ground.stage.called(arm.name), {s.request for c in config.check for s in c.step}
+                name = context.workbench.target_name(arm.name)
+                steps = {step.request for check in config.check for step in check.step}
                 asked = [f"{r.method} {r.path}" for r in config.request if r.name in steps]
-                ground.audit.load(called, "functional checks", arm.name, asked, None, perf_counter() - start)
+                context.audit.load(name, "functional checks", arm.name, asked, None, perf_counter() - start)
 
-    def _same_rows(self, ground: RunContext, arm: Arm) -> list[CheckResult]:
+    def _same_rows(self, context: RunContext, arm: Arm) -> list[CheckResult]:
         """Whether each rewritten query returns the rows of the one it replaces."""
         results = []
         for name in arm.rewrite:
-            place, _ = ground.stage.prepare(arm)
-            assert place
+            database, _ = context.workbench.prepare(arm)
+            assert database
             source = self._chosen.queries[name].parameters
-            own: Sequence[Any] = ground.rows[source][:PLANNED] if source else [None]
+            own: Sequence[Any] = context.rows[source][:PLANNED] if source else [None]
             limit = self._chosen.config.limits.statement_timeout_s
             found = comparison.compare(
-                place.session, self._chosen.sql[name], self._chosen.text(arm.name, name), own, timeout_s=limit
+                database.session, self._chosen.sql[name], self._chosen.text(arm.name, name), own, timeout_s=limit
             )
             got = found.first_difference or f"the same for {found.equal} of {found.compared} parameter sets"
             passed = found.equal == found.compared

@@ -1,7 +1,7 @@
-"""Removes what a run made on a server of the user's when the run is killed before it can do that itself.
+"""The janitor: removes what a run made on the user's server if the run is killed before it can clean up.
 
-Run as `python -P -m perfkit.runs.janitor`: a process of its own session that outlives its parent. Each line of its
-input promises a removal or takes a promise back; at the end of input it keeps the promises that are left.
+Runs as `python -P -m perfkit.runs.janitor`, a process in a session of its own that outlives its parent. Each line of
+its input registers a removal or cancels one; at the end of its input, the janitor carries out those that remain.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic, sleep
@@ -27,61 +28,75 @@ from perfkit.postgres.index_changes import clear, remove
 from perfkit.postgres.servers import External
 
 Kind = Literal["indexes", "leftovers", "databases"]  # leftovers: indexes, with their schema, that are invalid
-_PATIENCE_S = 10.0  # that a run waits for it
-_DEADLINE_S, _PAUSE_S = 600.0, 2.0  # how long it tries to remove one thing, and how often
+_PATIENCE_S = 10.0  # time that a run waits for its janitor
+_DEADLINE_S, _PAUSE_S = 600.0, 2.0  # time limit for one removal, and the pause between two attempts
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM while a run cleans up: that takes seconds and must not be left half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Janitor:
-    """The process as the run sees it: started with the first promise, ended with the run."""
+    """The janitor as the run sees it: a process that starts with the first promise and ends with the run."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
     def promise(self, external: External, kind: Kind, names: Sequence[str]) -> None:
-        """These are about to be made, and must be gone when the run is."""
+        """Register what is about to be made and must not outlive the run."""
         if self._process is None:
-            # It may live on for minutes: whoever reads the run's output through a pipe must not wait for that.
+            # The janitor may outlive the run by minutes: a reader of the run's output must not wait for its end.
             quiet, command = subprocess.DEVNULL, [*MODULE, "perfkit.runs.janitor"]
             self._process = spawn(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, die_with_parent=False)
         audit = external.audit.path
         where = {"address": asdict(external.address), "system": external.system, "audit": str(audit) if audit else ""}
-        self._tell({"kind": kind, "names": list(names), "where": where})
+        self._send({"kind": kind, "names": list(names), "where": where})
 
     def released(self, kind: Kind, names: Sequence[str]) -> None:
-        """These are gone."""
-        self._tell({"kind": kind, "names": list(names)})
+        """Cancel the removal of what is gone."""
+        self._send({"kind": kind, "names": list(names)})
 
     def close(self) -> None:
-        """End it; with promises left it goes on for a while by itself."""
+        """Close the janitor's input; if removals remain, the janitor goes on by itself for up to ten minutes each."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_PATIENCE_S)
 
-    def _tell(self, line: dict[str, Any]) -> None:
+    def _send(self, line: dict[str, Any]) -> None:
         assert self._process and self._process.stdin
         self._process.stdin.write(json.dumps(line).encode() + b"\n")
         self._process.stdin.flush()
 
 
 def serve(lines: Sequence[str] | Any) -> None:
-    """Read promises to the end of input, then keep those that are left."""
-    left: dict[tuple[str, str], dict[str, Any]] = {}
+    """Read promises to the end of the input, then remove what is still promised, the newest first."""
+    promises: dict[tuple[str, str], dict[str, Any]] = {}
     for line in lines:
-        said = json.loads(line)
-        for name in said["names"]:
-            if where := said.get("where"):
-                left[said["kind"], name] = where
+        message = json.loads(line)
+        for name in message["names"]:
+            if where := message.get("where"):
+                promises[message["kind"], name] = where
             else:
-                left.pop((said["kind"], name), None)
-    for (kind, name), where in reversed(left.items()):
-        _keep(kind, name, where)
+                promises.pop((message["kind"], name), None)
+    for (kind, name), where in reversed(promises.items()):
+        _remove(kind, name, where)
 
 
-def _keep(kind: str, name: str, where: dict[str, Any]) -> None:
-    """Remove one thing; what cannot be removed now is named in the audit by the statement that failed."""
-    given = where["address"]
-    address = Address(**{**given, "aliases": tuple(given["aliases"])})
+def _remove(kind: str, name: str, where: dict[str, Any]) -> None:
+    """Remove one object, retrying until the deadline; the audit holds every statement that failed."""
+    fields = where["address"]
+    address = Address(**{**fields, "aliases": tuple(fields["aliases"])})
     external = External(
         address, Audit(Path(where["audit"]) if where["audit"] else None), system=where["system"], pooler=False
     )
@@ -100,7 +115,7 @@ def _keep(kind: str, name: str, where: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve standard input; a terminal's signals are for the parent."""
+    """Serve standard input, ignoring the terminal's signals, which are meant for the parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     serve(sys.stdin)

@@ -1,4 +1,4 @@
-"""The HTTP service as a process, and its functional checks."""
+"""The HTTP service as a process, the relay that puts a network round trip before its database, and its checks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Self
 
 from perfkit import config
-from perfkit.base.errors import ServiceError, UsageError
-from perfkit.base.process import spawn, stop
+from perfkit.base.errors import ServerError, ServiceError, UsageError
+from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Check, CheckStep, Config
 from perfkit.load.pool import Load, Target, WorkerPool
 from perfkit.load.schedule import Batch, Draw, Message, Row, fill, http_message
@@ -138,6 +140,35 @@ class Service:
         return lines[-1] if lines else "it said nothing"
 
 
+@dataclass(frozen=True, slots=True)
+class RelaySpec:
+    """A network round trip of `rtt_ms` between service and database; connecting takes `connect_rtts` of them."""
+
+    rtt_ms: float = 0.0
+    connect_rtts: int = 6
+
+
+@contextmanager
+def relay_started(spec: RelaySpec, server: str, run: str) -> Iterator[str]:
+    """Run a relay to the server that listens in the folder `server`; yield the folder in which the relay listens.
+
+    Raises ServerError if the relay does not start.
+    """
+    # Below the server's own folder, so that it is deleted with the server even if this process is killed.
+    folder = Path(server) / f"relay-{run}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    delay = ["--rtt-ms", str(spec.rtt_ms), "--connect-rtts", str(spec.connect_rtts)]
+    command = [*MODULE, "perfkit.postgres.relay", "--listen", str(folder), "--server", server, *delay]
+    process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        if not process.stdout.readline():
+            raise ServerError("the relay did not start; expected its ready line")
+        yield str(folder)
+    finally:
+        stop(process)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -173,7 +204,7 @@ class CheckResult:
         return asdict(self)
 
 
-def run_checks(config: Config, target: Target, crew: WorkerPool, draw: Draw) -> list[CheckResult]:
+def run_checks(config: Config, target: Target, pool: WorkerPool, draw: Draw) -> list[CheckResult]:
     """Run every check of the configuration against one service.
 
     Raises UsageError for a check that names a column or a saved value that nothing gives.
@@ -181,7 +212,7 @@ def run_checks(config: Config, target: Target, crew: WorkerPool, draw: Draw) -> 
     results = []
     for check in config.check:
         try:
-            results.append(_run(config, check, target, crew, draw))
+            results.append(_run(config, check, target, pool, draw))
         except KeyError as error:
             raise UsageError(
                 f"check '{check.name}': {error.args[0]!r} has no value; expected a column of its rows or a "
@@ -190,13 +221,13 @@ def run_checks(config: Config, target: Target, crew: WorkerPool, draw: Draw) -> 
     return results
 
 
-def _run(config: Config, check: Check, target: Target, crew: WorkerPool, draw: Draw) -> CheckResult:
+def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: Draw) -> CheckResult:
     rows = _rows(check, draw)
     context: dict[str, Any] = {f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()}
     expected, got, slowest = [], [], 0.0
     passed = True
     for step in check.step:
-        load = crew.run(target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True)
+        load = pool.run(target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True)
         slowest = max(slowest, *(_latencies(load)))
         wanted, came, good = _judge(step, load, context)
         expected.append(wanted)
