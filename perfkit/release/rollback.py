@@ -36,9 +36,8 @@ from perfkit.indexes.designs import Write, Writes, design
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve
-from perfkit.postgres.index_builds import Found
-from perfkit.postgres.index_changes import Dropped, look, rollback, rollback_script
-from perfkit.postgres.index_sets import IndexSet, read_set
+from perfkit.postgres.index_builds import Dropped, inspect_set, rollback
+from perfkit.postgres.index_sets import IndexSet, IndexStatus, read_set, rollback_script
 from perfkit.postgres.servers import External, open_external
 from perfkit.release.gate import JudgedQuery, asked_for, captured, looked_at, planned_in
 from perfkit.runs import selection
@@ -121,8 +120,8 @@ class Rollback:
         return cls(said["where"], tuple(said["indexes"]), items, tuple(said["unseen"]))
 
 
-def index_items(found: Sequence[Found], gone: Sequence[Dropped]) -> Iterator[RollbackItem]:
-    """Whether one of a set's indexes is left, as `look` found them afterwards; `gone` is what was done."""
+def index_items(found: Sequence[IndexStatus], gone: Sequence[Dropped]) -> Iterator[RollbackItem]:
+    """Whether one of a set's indexes is left, as `inspect_set` found them afterwards; `gone` is what was done."""
     dropped = {own.name: own for own in gone if own.how == "dropped"}
     for own in found:
         name = own.index.name
@@ -332,7 +331,7 @@ def round_trip(write: Write, seed: int) -> str:
 def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> Rollback:
     """What the catalogue, the plans and the rounds say."""
     before, after = (_place(stage, name) for name in (stage.config.baseline().name, ARM))
-    found, analysis = look(after.site, after.name, wanted), analyse(bundle)
+    found, analysis = inspect_set(after.site, after.name, wanted), analyse(bundle)
     names = tuple(index.name for index in wanted.indexes)
     then, now = (databases.sizes(place.site, place.name, exact=False) for place in (before, after))
     blocks = len(bundle.run["blocks"])
@@ -405,7 +404,7 @@ class Ready:
     external: External
     permission: Permission
     wanted: IndexSet
-    found: Sequence[Found]
+    found: Sequence[IndexStatus]
     queries: Sequence[JudgedQuery]
     against: Bundle | None
 
@@ -437,7 +436,7 @@ class Ready:
         before = self._measured(folder, WITH, say, missing)
         gone = self._dropped(say)
         say("looking at what is left")
-        found = look(self.external, self.place.name, self.wanted)
+        found = inspect_set(self.external, self.place.name, self.wanted)
         names = tuple(index.name for index in self.wanted.indexes)
         items = [*index_items(found, gone), *(plan_item(planned, names) for planned in self._planned())]
         self._kept(folder, Rollback(self.external.name, names, tuple(items), tuple(self._unseen(missing))))
@@ -456,7 +455,7 @@ class Ready:
         except (Interrupted, ServerError) as error:
             left = ""
             with suppress(PerfkitError, KeyboardInterrupt):
-                there = look(self.external, self.place.name, self.wanted)
+                there = inspect_set(self.external, self.place.name, self.wanted)
                 invalid = {True: " (invalid)", False: ""}
                 names = [own.index.name + invalid[own.state == "invalid"] for own in there if own.state != "missing"]
                 left = f"; left: {', '.join(names) or 'none'}"
@@ -544,7 +543,7 @@ def ready(asked: RollbackSpec, permission: Permission, say: Say) -> Ready:
     say("connecting")
     external = open_external(resolve(asked.db, asked.tls), permission, Audit(None))
     permission = replace(permission, confirm=(*permission.confirm, external.name))  # asked once
-    found = look(external, external.address.dbname, wanted)
+    found = inspect_set(external, external.address.dbname, wanted)
     place = Database(external, external.address.dbname)
     rows = selection.rows("parameters", asked.parameters, place, "1")[:PLANNED] if asked.parameters else []
     with reading(asked.against or Path()):

@@ -25,8 +25,7 @@ from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Origin
-from perfkit.postgres.index_builds import Built, build, index_names, places
-from perfkit.postgres.index_changes import Dropped, remove, rollback
+from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexes, index_names, remove, rollback
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
 from perfkit.runs.janitor import Janitor, without_interrupts
@@ -441,7 +440,7 @@ class InPlace(Workbench):
         require_direct(source, "to build indexes")
         require_allowed(source, "ddl", "indexes may not be built in it")
         with databases.connected(source) as connection:
-            if existing := places(connection, index_names(arm.indexes)):
+            if existing := existing_indexes(connection, index_names(arm.indexes)):
                 raise UsageError(
                     f"{arm.indexes}: index {existing[0]} exists already; expected a new index (left behind by an "
                     f"interrupted run? then: DROP INDEX CONCURRENTLY {existing[0]})"

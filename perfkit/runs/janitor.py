@@ -24,7 +24,7 @@ from perfkit.base.errors import PerfkitError
 from perfkit.base.process import MODULE, spawn
 from perfkit.postgres import databases
 from perfkit.postgres.guards import Address, Audit
-from perfkit.postgres.index_changes import clear, remove
+from perfkit.postgres.index_builds import clear, remove
 from perfkit.postgres.servers import External
 
 Kind = Literal["indexes", "leftovers", "databases"]  # leftovers: indexes, with their schema, that are invalid

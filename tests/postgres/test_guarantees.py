@@ -23,7 +23,7 @@ from perfkit.explain import capture, comparison
 from perfkit.indexes import trial
 from perfkit.load import pgbench, senders
 from perfkit.load.pool import sql_target
-from perfkit.postgres import databases, index_builds, index_changes
+from perfkit.postgres import databases, index_builds, index_sets
 from perfkit.postgres.commands import exact, options, send
 from perfkit.postgres.databases import Database as Place
 from perfkit.postgres.embedded import EmbeddedServer
@@ -53,9 +53,9 @@ OTHERS = {
 # Modules that send text of their own making: constants, numbers, values as parameters, names as the server quotes them.
 OWN = {
     "app/starter.py", "booking/service.py", "explain/capture.py", "indexes/advise.py", "indexes/designs.py",
-    "indexes/lab_results.py", "indexes/trial.py", "monitor/figures.py", "postgres/capabilities.py",
+    "indexes/lab_results.py", "indexes/trial.py", "monitor/metrics.py", "postgres/capabilities.py",
     "postgres/catalog.py", "postgres/commands.py", "postgres/copies.py", "postgres/databases.py", "postgres/guards.py",
-    "postgres/index_builds.py", "postgres/index_changes.py", "postgres/servers.py", "postgres/values.py",
+    "postgres/index_builds.py", "postgres/index_sets.py", "postgres/servers.py", "postgres/values.py",
     "slow/logs.py", "slow/query_logging.py", "slow/statements.py",
 }  # fmt: skip
 
@@ -215,8 +215,8 @@ def index_set(place: Place, path: Path, monkeypatch: pytest.MonkeyPatch, text: s
 
 def examined(place: Place, wanted: IndexSet) -> object:
     with place.connect() as connection:
-        problems = [found.problem for found in index_builds.examine(connection, wanted)]
-        raise UsageError("; ".join([*problems, *index_builds.unknown(connection, wanted)]))
+        problems = [found.problem for found in index_sets.examine(connection, wanted)]
+        raise UsageError("; ".join([*problems, *index_sets.analyze_problems(connection, wanted)]))
 
 
 def built(place: Place, wanted: IndexSet) -> object:
@@ -224,13 +224,13 @@ def built(place: Place, wanted: IndexSet) -> object:
 
 
 def applied(place: Place, wanted: IndexSet) -> object:
-    found = index_builds.Found(wanted.indexes[0], "missing", table="victim", quoted="public.second", lockable=False)
-    work = index_changes._Work(place.site, place.name, wanted.path, lambda _: None, index_changes.Patience(attempts=1))
+    found = index_sets.IndexStatus(wanted.indexes[0], "missing", table="victim", quoted="public.second", lockable=False)
+    work = index_builds._Work(place.site, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
     return work.apply([found], [])
 
 
 def analyzed(place: Place, wanted: IndexSet) -> object:
-    work = index_changes._Work(place.site, place.name, wanted.path, lambda _: None, index_changes.Patience(attempts=1))
+    work = index_builds._Work(place.site, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
     return work.apply([], wanted.analyze)
 
 
@@ -411,7 +411,7 @@ def test_nothing_else_reaches_a_server() -> None:
             if isinstance(node, ast.Constant) and node.value == "psql":
                 programs.add(name)
     assert programs == {"postgres/supervisor.py"}
-    assert simple == {"monitor/figures.py", "postgres/catalog.py"}
+    assert simple == {"monitor/metrics.py", "postgres/catalog.py"}
     assert opened == {
         "booking/service.py", "load/senders.py", "postgres/embedded.py", "postgres/guards.py", "postgres/servers.py",
     }  # fmt: skip

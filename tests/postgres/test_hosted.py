@@ -447,7 +447,7 @@ def test_an_index_that_is_there_already_is_left_alone(
 ) -> None:
     with changed(server, INDEX, "DROP INDEX sales.orders_customer"):
         done = compare("--way", "in-place", "--index", INDEX)
-        assert done.code == 2 and "sales.orders_customer is there already" in done.error
+        assert done.code == 2 and "sales.orders_customer exists already" in done.error
         assert done.loads == [] and server.run(OURS) == [("orders_customer",)]
 
 

@@ -27,9 +27,8 @@ from perfkit.base.errors import PerfkitError, ServerError, UsageError
 from perfkit.indexes.designs import ablation
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import build
-from perfkit.postgres.index_changes import Applied, Patience, apply, rollback, script, survey
-from perfkit.postgres.index_sets import IndexSet, read_set
+from perfkit.postgres.index_builds import Applied, Patience, apply, build, rollback, survey
+from perfkit.postgres.index_sets import IndexSet, read_set, script
 
 HASTY = Patience(lock="100ms", attempts=2, pause_s=0.05, transactions="400ms")
 TABLES = """
@@ -496,7 +495,7 @@ def test_a_name_with_another_definition_is_refused_before_anything_is_built(
     one.run(before)
     there = one.indexes()
     message = one.stopped(f"CREATE INDEX visits_clinic ON visits (clinic);\n{now}")
-    assert message.startswith(":2: taken is there already as ")
+    assert message.startswith(":2: taken exists already as ")
     if before.startswith("CREATE INDEX taken ON visits"):
         has, expected = message.split("; expected ")
         for definition, text in ((has, before), (expected, now)):
@@ -509,7 +508,7 @@ def test_a_name_with_another_definition_is_refused_before_anything_is_built(
     ("statement", "words"),
     [
         ("CREATE INDEX b ON visits (nothing)", ':2: column "nothing" does not exist'),
-        ("CREATE INDEX b ON nothing (id)", ":2: no table nothing; expected one that is there"),
+        ("CREATE INDEX b ON nothing (id)", ":2: no table nothing; expected an existing table"),
         ("CREATE INDEX b ON visits (id gin_trgm_ops)", ':2: operator class "gin_trgm_ops" does not exist'),
         ("CREATE INDEX b ON visits USING nothing (id)", ':2: access method "nothing" does not exist'),
         ("CREATE INDEX b ON visits (random())", ":2: functions in index expression must be marked IMMUTABLE"),
@@ -519,7 +518,7 @@ def test_a_name_with_another_definition_is_refused_before_anything_is_built(
         ("CREATE INDEX b ON order (id)", ':2: syntax error at or near "order"'),
         ("CREATE INDEX b ON seen (id)", ":2: public.seen cannot have indexes of yours; expected a table"),
         ("CREATE INDEX b ON pg_class (relname)", ":2: pg_catalog.pg_class cannot have indexes of yours"),
-        ("ANALYZE visits, nothing", ": ANALYZE visits, nothing: no table nothing; expected one that is there"),
+        ("ANALYZE visits, nothing", ": ANALYZE visits, nothing: no table nothing; expected an existing table"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_refused_before_anything_is(one: Database, statement: str, words: str) -> None:
@@ -529,7 +528,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is(one: Database, state
 
 def test_a_partitioned_table_is_refused_with_what_to_do_by_hand(one: Database) -> None:
     assert one.stopped("CREATE INDEX a ON visits (id);\nCREATE INDEX b ON parts (id)") == (
-        ":2: public.parts is partitioned, which CONCURRENTLY cannot do; by hand: CREATE INDEX b ON ONLY parts (id); "
+        ":2: public.parts is partitioned, and CONCURRENTLY cannot index it; run: CREATE INDEX b ON ONLY parts (id); "
         "then for each partition CREATE INDEX CONCURRENTLY and ALTER INDEX public.b ATTACH PARTITION"
     )
     one.run("CREATE TABLE part PARTITION OF parts DEFAULT; CREATE INDEX b ON parts (id)")
@@ -540,7 +539,7 @@ def test_a_partitioned_table_is_refused_with_what_to_do_by_hand(one: Database) -
 def test_a_table_of_somebody_elses_is_refused_before_anything_is_built(one: Database) -> None:
     one.run("CREATE TABLE theirs (id int)", "postgres")
     message = one.stopped("CREATE INDEX a ON visits (id);\nCREATE INDEX b ON theirs (id)")
-    assert message == ":2: public.theirs is postgres's; expected its owner to build indexes on it"
+    assert message == ":2: public.theirs belongs to postgres; expected the owner to build its indexes"
     assert one.indexes() == {}
 
 
@@ -570,7 +569,7 @@ def test_an_invalid_index_with_another_definition_is_left_to_whoever_made_it(one
     one.run("INSERT INTO visits VALUES (1)")
     with pytest.raises(psycopg.errors.UniqueViolation):
         one.run("CREATE UNIQUE INDEX CONCURRENTLY visits_id ON visits (id)")
-    assert "visits_id is there already as CREATE UNIQUE INDEX" in one.stopped(THREE)
+    assert "visits_id exists already as CREATE UNIQUE INDEX" in one.stopped(THREE)
     assert one.indexes() == {"visits_id": False}
 
 
@@ -579,7 +578,7 @@ def test_a_unique_violation_leaves_what_was_built_before_and_no_invalid_index(da
     message = database.stopped(THREE, ServerError)
     assert message == (
         ':3: visits_id: could not create unique index "visits_id"; no invalid visits_id is left; built and kept: '
-        "visits_clinic; run it again to go on"
+        "visits_clinic; run this again to continue"
     )
     assert database.indexes() == {"visits_clinic": True}
     database.run("DELETE FROM visits WHERE clinic IS NULL")
@@ -592,7 +591,7 @@ def test_a_lock_that_is_never_granted_ends_it_after_a_few_tries_without_a_trace(
         message = database.stopped(THREE, ServerError)
         assert message == (
             f":4: Visits Upper: canceling statement due to lock timeout (held by process {other.info.backend_pid}); "
-            "built and kept: visits_clinic, visits_id; run it again to go on"
+            "built and kept: visits_clinic, visits_id; run this again to continue"
         )
         assert len([line for line in database.said if "waiting for the lock on app.visits" in line]) == HASTY.attempts
         assert database.indexes() == {"visits_clinic": True, "visits_id": True}
@@ -619,7 +618,7 @@ def test_a_transaction_that_does_not_end_ends_it_and_the_next_run_puts_it_right(
         message = database.stopped(THREE, ServerError)
         expected = f"canceling statement due to lock timeout (held by process {writer.info.backend_pid}); "
         assert message.startswith(f":2: visits_clinic: {expected}")
-        assert "visits_clinic may be left and invalid, which the next run removes, or: DROP INDEX CONC" in message
+        assert "visits_clinic may be left invalid; the next run removes it, or: DROP INDEX CONC" in message
         assert any("waiting for writers before build" in line for line in database.said)
     assert database.how(THREE) == ["rebuilt", "built", "built"]
     assert database.indexes() == {"visits_clinic": True, "visits_id": True, "Visits Upper": True}
@@ -628,7 +627,7 @@ def test_a_transaction_that_does_not_end_ends_it_and_the_next_run_puts_it_right(
 def test_an_index_that_another_session_is_building_is_not_taken_for_a_leftover(one: Database) -> None:
     with one.connect() as other, meanwhile(lambda: other.execute(SLOW.replace("INDEX", "INDEX CONCURRENTLY"))):
         one.wait(BUILDING)
-        expected = f"public.visits_slow is being built by process {other.info.backend_pid}; expected to wait for that"
+        expected = f"public.visits_slow is being built by process {other.info.backend_pid}; wait until that build ends"
         assert one.stopped(SLOW) == f":1: {expected}"
         assert one.rollback(SLOW) == [("visits_slow", "left")]
         assert one.indexes() == {"visits_slow": False}
@@ -641,7 +640,9 @@ def test_a_connection_that_is_killed_in_mid_build_leaves_no_invalid_index(databa
         database.wait(BUILDING)
         database.run("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index", "postgres")
     assert isinstance(raised[0], ServerError)
-    assert "; no invalid visits_slow is left; built and kept: visits_clinic; run it again to go on" in str(raised[0])
+    assert "; no invalid visits_slow is left; built and kept: visits_clinic; run this again to continue" in str(
+        raised[0]
+    )
     assert database.indexes() == {"visits_clinic": True}
 
 
@@ -720,9 +721,8 @@ def test_a_rollback_drops_what_the_set_defines_and_names_what_it_leaves(database
         ("visits_id", "dropped"),
         ("visits_clinic", "left"),
     ]
-    assert (
-        "visits_clinic is there already as CREATE INDEX visits_clinic ON public.visits USING btree (clinic DESC)"
-        in (gone[2].why)
+    assert "visits_clinic exists already as CREATE INDEX visits_clinic ON public.visits USING btree (clinic DESC)" in (
+        gone[2].why
     )
     assert database.indexes() == {"visits_clinic": True}
 
@@ -751,7 +751,7 @@ def test_a_rollback_that_gets_no_lock_says_what_it_dropped(one: Database) -> Non
         with pytest.raises(ServerError) as caught:
             one.rollback(THREE)
         held = f"lock timeout (held by process {other.info.backend_pid})"
-    assert str(caught.value).endswith(f"{held}; dropped: Visits Upper; run it again to go on")
+    assert str(caught.value).endswith(f"{held}; dropped: Visits Upper; run this again to continue")
     assert one.rollback(THREE) == [("Visits Upper", "absent"), ("visits_id", "dropped"), ("visits_clinic", "dropped")]
 
 
@@ -908,7 +908,7 @@ class TestOnAServerOfTheUsers:
             running.send_signal(signal.SIGINT)
             out, err = running.communicate(timeout=30)
         assert (running.returncode, out) == (105, "")
-        kept = "no invalid orders_slow is left; built and kept: orders_customer; run it again to go on"
+        kept = "no invalid orders_slow is left; built and kept: orders_customer; run this again to continue"
         assert err.splitlines()[-1] == f"perfkit: {sales}:3: orders_slow: stopped; {kept}"
         assert theirs.run(SALES_INDEXES) == [("orders_customer", True)]
         done = command(theirs, "apply", sales)
@@ -955,5 +955,5 @@ class TestOnAServerOfTheUsers:
     def test_somebody_who_does_not_own_the_table_is_refused(self, theirs: Hosted, sales: Path) -> None:
         done = command(theirs, "apply", sales, db=theirs.db(user="clerk"))
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert ":2: sales.orders is shop's; expected its owner to build indexes on it" in done.stderr
+        assert ":2: sales.orders belongs to shop; expected the owner to build its indexes" in done.stderr
         assert theirs.run(SALES_INDEXES) == []

@@ -14,7 +14,7 @@ from perfkit.base.resources import CHECKOUT
 from perfkit.postgres import databases
 from perfkit.postgres.commands import send
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import Built, build, index_names, places
+from perfkit.postgres.index_builds import Built, build, existing_indexes, index_names
 
 TABLE = """
 CREATE TABLE visits (id int, clinic int, note text);
@@ -95,7 +95,7 @@ def test_an_index_that_is_there_already_is_not_taken_for_one_that_was_built(
     text = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS visits_id ON visits (id)"
     assert refused(database, file(tmp_path, text)).endswith('could not create unique index "visits_id"')
     path = file(tmp_path, text)  # what the failed build left behind is there, and invalid
-    assert refused(database, path) == f"{path}: visits_id is there already; expected every index to be a new one"
+    assert refused(database, path) == f"{path}: visits_id exists already; expected new indexes only"
 
 
 def test_an_index_without_a_name_gets_one_that_its_statement_alone_decides(
@@ -117,7 +117,7 @@ def test_an_index_is_found_in_whatever_schema_its_table_is(
     built = build(server, name, file(tmp_path, "CREATE INDEX there ON app.visits (id)"))
     assert [(index.name, index.table) for index in built] == [("there", "app.visits")]
     with databases.connected(server, name) as connection:
-        assert sorted(places(connection, ["there"])) == ["app.there", "public.there"]
+        assert sorted(existing_indexes(connection, ["there"])) == ["app.there", "public.there"]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.designs import design
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import Found
-from perfkit.postgres.index_changes import Dropped
-from perfkit.postgres.index_sets import IndexStatement, read_set
+from perfkit.postgres.index_builds import Dropped
+from perfkit.postgres.index_sets import IndexStatement, IndexStatus, read_set
 from perfkit.release.report import RolledBack
 from perfkit.release.report import rollback as shown
 from perfkit.release.rollback import (
@@ -140,17 +139,17 @@ def statement(folder: Path, text: str = "CREATE INDEX a ON t (b)") -> IndexState
 
 
 def test_every_index_that_is_left_is_named_with_why(tmp_path: Path) -> None:
-    found = Found(statement(tmp_path), "missing")
+    found = IndexStatus(statement(tmp_path), "missing")
     states = [
         found,
-        replace(found, state="other", undroppable="a is there already as b; expected c"),
+        replace(found, state="other", undroppable="a exists already as b; expected c"),
         replace(found, state="invalid"),
         replace(found, state="impossible", undroppable="cannot be judged: no right"),
     ]
     items = list(index_items(states, [Dropped("a", "dropped", bytes=8192, seconds=0.0123)]))
     assert [(item.word, item.text) for item in items] == [
         (Word.SAME, "a: dropped in 12.3 ms, 8.00 kB freed."),
-        (Word.DIFFERENT, "a is left: a is there already as b; expected c."),
+        (Word.DIFFERENT, "a is left: a exists already as b; expected c."),
         (Word.DIFFERENT, "a is left and invalid."),
         (Word.OPEN, "a: cannot be judged: no right."),
     ]
@@ -255,7 +254,7 @@ def test_a_rehearsal_finds_an_index_that_somebody_defined_otherwise_and_a_table_
     assert found.word is Word.DIFFERENT
     left = texts(found, "indexes")["others_total"]
     assert left.word is Word.DIFFERENT
-    assert left.text.startswith("others_total is left: others_total is there already as CREATE INDEX others_total ON ")
+    assert left.text.startswith("others_total is left: others_total exists already as CREATE INDEX others_total ON ")
     assert texts(found, "indexes")["orders_customer"].word is Word.SAME
     assert texts(found, "sizes")["others"].word is Word.DIFFERENT
     assert texts(found, "sizes")["orders"].word is Word.SAME

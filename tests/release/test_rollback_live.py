@@ -140,7 +140,7 @@ def test_an_index_defined_otherwise_is_left_alone_and_named(theirs: Theirs) -> N
     theirs.run("DROP INDEX others_total; CREATE INDEX others_total ON others (total DESC)")
     done = theirs.rollback("--rounds", "0")
     assert done.returncode == 99
-    assert done.stdout.startswith("not as before: others_total is left: others_total is there already as CREATE INDEX")
+    assert done.stdout.startswith("not as before: others_total is left: others_total exists already as CREATE INDEX")
     assert theirs.indexes() == {"others_total": True}
 
 
@@ -190,7 +190,9 @@ def test_an_interrupt_says_what_is_dropped_and_what_is_left_and_the_next_run_goe
         out, err = running.communicate(timeout=30)
         reader.execute("ROLLBACK")
     assert (running.returncode, out) == (105, "")
-    said = "orders_customer: stopped; dropped: others_total; run it again to go on; left: orders_customer (invalid)"
+    said = (
+        "orders_customer: stopped; dropped: others_total; run this again to continue; left: orders_customer (invalid)"
+    )
     assert err.splitlines()[-1] == f"perfkit: {theirs.set}:1: {said}"
     done = theirs.rollback()
     assert done.returncode == 0 and "orders_customer: dropped in " in done.stdout, done.stderr

@@ -40,13 +40,13 @@ from perfkit.indexes import use as index_use
 from perfkit.indexes.coverage import MIN_AGE
 from perfkit.indexes.designs import ablation
 from perfkit.indexes.tables import index_use as use_table
-from perfkit.postgres import index_changes, sqltext
-from perfkit.postgres.index_sets import read_set
+from perfkit.postgres import index_builds, sqltext
+from perfkit.postgres.index_sets import read_set, rollback_script, script
 from perfkit.runs import targets
 from perfkit.runs.janitor import Janitor
 
 if TYPE_CHECKING:
-    from perfkit.postgres.index_changes import Applied, Dropped
+    from perfkit.postgres.index_builds import Applied, Dropped
 
 
 @click.group()
@@ -150,17 +150,17 @@ def apply(file: Path, db: str, dry_run: bool, tls: bool, confirm: tuple[str, ...
     index_set = read_set(file)
     if not db:
         _require_dry(dry_run)
-        click.echo(index_changes.script(index_set), nl=False)
+        click.echo(script(index_set), nl=False)
         return
     external = opened(db, tls, confirm, production)
     if dry_run:
-        present = index_changes.survey(external, external.address.dbname, index_set)
-        click.echo(index_changes.script(index_set, present), nl=False)
+        present = index_builds.survey(external, external.address.dbname, index_set)
+        click.echo(script(index_set, present), nl=False)
         return
     janitor = Janitor()
     try:
         with progress() as say:
-            applied = index_changes.apply(external, external.address.dbname, index_set, say, keeper=janitor)
+            applied = index_builds.apply(external, external.address.dbname, index_set, say, keeper=janitor)
     finally:
         janitor.close()
     for index in applied:
@@ -188,15 +188,15 @@ def rollback(
     index_set = read_set(file)
     if not db:
         _require_dry(dry_run)
-        click.echo(index_changes.rollback_script(index_set), nl=False)
+        click.echo(rollback_script(index_set), nl=False)
         return
     external = opened(db, tls, confirm, production)
     if dry_run:
-        present = index_changes.look(external, external.address.dbname, index_set)
-        click.echo(index_changes.rollback_script(index_set, present), nl=False)
+        present = index_builds.inspect_set(external, external.address.dbname, index_set)
+        click.echo(rollback_script(index_set, present), nl=False)
         return
     with progress() as say:
-        dropped = index_changes.rollback(external, external.address.dbname, index_set, say)
+        dropped = index_builds.rollback(external, external.address.dbname, index_set, say)
     for index in dropped:
         echo(_dropped(index))
 
