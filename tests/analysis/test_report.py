@@ -86,17 +86,17 @@ def test_it_answers_in_the_agreed_order(report: Path) -> None:
     heads = re.findall(r"<h[12][^>]*>(?:<svg.*?</svg>)?(?:<span>)?([^<]*)", text, re.DOTALL)
     assert heads[0] == "GO"
     assert heads[1:] == [
-        "What weakens this result",
+        "Limitations",
         "Before and after, by load level",
         "Expected and measured",
         "Queries",
-        "What the indexes cost",
-        "How the response times are distributed",
+        "Cost of the indexes",
+        "Distribution of response times",
         "Rounds over time",
         "Plans",
         "Errors",
         "Method and environment",
-        "Measure it again",
+        "Reproduce this run",
     ]
     assert "perfkit report --profile quick --seed 1" in text
     assert "api.run" not in text and "In&nbsp;[" not in text

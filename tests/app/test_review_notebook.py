@@ -74,7 +74,7 @@ def test_a_day_is_reviewed_on_one_page_that_asks_for_nothing(day: tuple[Path, Re
     assert "✕ Investigate" in done.stdout and done.stdout.rstrip().endswith("review.html")
     html = (watch / "review.html").read_text()
     heads = re.findall(r"<h[12][^>]*>(?:<span>)?([^<]*)", html)
-    titles = ["Availability", "Incidents", "Latency over time", "Before the release and since", "How it was judged"]
+    titles = ["Availability", "Incidents", "Latency over time", "Before and after the release", "Method"]
     assert heads == ["✕ Investigate", *titles]
     assert all(f">{target.name}</th>" in html for target in config.load().review.target)
     assert "Content-Security-Policy" in html and "api.review" not in html

@@ -238,16 +238,16 @@ def test_the_page_answers_in_order_and_runs_nothing(live: Path) -> None:
     heads = re.findall(r"<h[12][^>]*>(?:<svg.*?</svg>)?(?:<span>)?([^<]*)", text, re.DOTALL)
     assert heads[0] in ("HOLDS", "UNPROVEN")
     assert heads[1:] == [
-        "What weakens this result",
-        "Under each load",
+        "Limitations",
+        "Results by load level",
         "Limits and checks",
         "Latency over time",
-        "How the response times are distributed",
+        "Distribution of response times",
         "Errors",
-        "Client, server and machine meanwhile",
+        "Client, server and machine during the run",
         "Plans",
         "Method and environment",
-        "Measure it again",
+        "Reproduce this run",
     ]
     assert "<script" not in text and "api.measure" not in text
     assert "perfkit measure --config" in text and "--blocks 2" in text and "Holm" not in text
