@@ -12,11 +12,12 @@ OPTIONS ?=
 report: $(STAMP)
 	@$(BIN)/perfkit report --profile $(PROFILE) $(OPTIONS)
 
+# A process for each processor, up to four; a file's tests stay together and share their servers.
 test: $(STAMP)
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(STAMP)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(STAMP) .venv-bench/.installed
 	@$(BIN)/python -m benchmarks $(NAME)
