@@ -31,6 +31,7 @@ from perfkit.explain.findings.resources import (
 )
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
+from perfkit.postgres.commands import Extended
 from perfkit.postgres.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.slow  # the pages' examples of every rule are in test_findings
@@ -977,11 +978,18 @@ def system() -> Iterator[Hosted]:
         yield running
 
 
+def extended(system: Hosted, dbname: str = "shop") -> psycopg.Connection[Any]:
+    """A connection whose cursors know the extended protocol alone, as perfkit's own do."""
+    connection = system.connect("postgres", dbname)
+    connection.cursor_factory = Extended
+    return connection
+
+
 @pytest.mark.system
 def test_the_pages_that_need_a_system_server_hold_on_it(system: Hosted) -> None:
     class Named:
         def connect(self, dbname: str) -> psycopg.Connection[Any]:
-            connection = system.connect("postgres", dbname)
+            connection = extended(system, dbname)
             connection.execute("SET search_path = pg_temp, public")
             return connection
 
@@ -1003,7 +1011,7 @@ def test_the_pages_that_need_a_system_server_hold_on_it(system: Hosted) -> None:
 def test_an_older_server_gets_advice_that_cures_too(system: Hosted) -> None:
     setup = TABLES.split("CREATE TABLE clinics")[0]
     system.run(*[part for part in setup.split(";\n") if part.strip()], "ANALYZE", dbname="shop")
-    db = Database(lambda: system.connect("postgres"))
+    db = Database(lambda: extended(system))
     for rule, sql in (
         ("sort-spill", "SELECT * FROM visits ORDER BY note"),
         ("sort-spill", "SELECT day FROM visits ORDER BY day"),

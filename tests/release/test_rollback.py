@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from orders import QUERY, SET, TABLES
+from scripts import run_all
 
 from perfkit import config
 from perfkit.analysis.results import Comparison
@@ -294,7 +295,7 @@ def test_rows_that_are_changed_and_changed_back_are_other_versions_of_the_same(
 
         said, places = look()
         for number, write in enumerate(updates):
-            connection.execute(round_trip(write, number).encode())
+            run_all(connection, round_trip(write, number))
         after, moved = look()
     databases.drop(server, "churn_test")
     assert after == said and len(updates) >= 3

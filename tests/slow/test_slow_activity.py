@@ -143,7 +143,9 @@ def test_what_runs_is_told_with_its_text_and_wait_but_not_who_asks_or_idles(
 
 
 def test_the_longest_comes_first(server: EmbeddedServer, opened: Callable) -> None:
-    first, second = send(opened(), "SELECT pg_sleep(30)"), send(opened(), "SELECT pg_sleep(31)")
+    first = send(opened(), "SELECT pg_sleep(30)")
+    seen(server, lambda found: len(found.running) == 1)
+    second = send(opened(), "SELECT pg_sleep(31)")
     found = seen(server, lambda found: len(found.running) == 2)
     assert [r.key for r in found.running] == [first, second]
 

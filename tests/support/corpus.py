@@ -174,7 +174,8 @@ def capture(connect: Connect, version: int, *, system: bool = False) -> Iterator
 
 def explained(connection: psycopg.Connection[Any], case: Case, version: int, form: str) -> str:
     """EXPLAIN's output, in lines."""
-    cursor = connection.cursor(row_factory=tuple_row)
+    # GENERIC_PLAN takes no values, which the extended protocol demands.
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
     cursor.execute("BEGIN")
     try:
         for name, value in case.settings.items():
