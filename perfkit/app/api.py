@@ -30,7 +30,7 @@ from perfkit.indexes.tables import IndexLab
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.monitor import loop as watching
-from perfkit.monitor.incidents import duration
+from perfkit.monitor.incidents import parse_duration
 from perfkit.postgres.guards import Permission
 from perfkit.postgres.sqltext import read, split
 from perfkit.release import report
@@ -46,7 +46,7 @@ from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
 if TYPE_CHECKING:
     from perfkit.app.session import SlowTable
     from perfkit.indexes.advice import Advice
-    from perfkit.monitor.notifications import Ended
+    from perfkit.monitor.notifications import WatchSummary
     from perfkit.monitor.review_report import Review
     from perfkit.release.report import GoNoGo
     from perfkit.runs.targets import Text
@@ -400,7 +400,7 @@ def watch(
     confirm: Names = (),
     production: Names = (),
     ask: Ask | None = None,
-) -> Ended:
+) -> WatchSummary:
     """Watch a live service and its database for so long (`90s`, `24h`), into a new folder, or on in the one given.
 
     A service and a database of yours, as the configuration names them, need not answer yet; otherwise perfkit starts
@@ -412,18 +412,18 @@ def watch(
         command = shlex.split(notify)
     except ValueError as error:
         raise UsageError(f"notify = {notify!r}: {error}; expected a command and its arguments") from None
-    changed = watching.settled(settings.watch, duration(every, "every") if every else 0.0, rate, command)
+    changed = watching.with_overrides(settings.watch, parse_duration(every, "every") if every else 0.0, rate, command)
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
-    seconds = duration(lasts, "for")
+    seconds = parse_duration(lasts, "for")
     where = Path(folder) if folder else new_folder(reports, "watch")
     options = watching.WatchSpec(where, seconds, arm, scale, metrics)
     try:
         with progress() as say:
             shown = (lambda _: None) if quiet else say
-            told = (lambda _: None) if quiet else watching.printed
+            told = (lambda _: None) if quiet else watching.print_line
             return watching.watch(settings.model_copy(update={"watch": changed}), permission, options, shown, told)
     except BaseException:
-        if not folder and not (where / "audit.jsonl").exists() and not watching.begun(where):
+        if not folder and not (where / "audit.jsonl").exists() and not watching.has_record(where):
             shutil.rmtree(where)  # nothing was watched
         raise
 
@@ -445,11 +445,11 @@ def review(
     before the release, `arm` what of it was shipped. From `since` to `until` (ISO 8601, UTC), or the `last` "24h".
     Raises PerfkitError.
     """
-    from perfkit.monitor.review_report import opened
+    from perfkit.monitor.review_report import open_review  # notebook execution and matplotlib
 
     if not isinstance(values, str):
         values = "\n".join(f"{name}={value}" for name, value in values.items())
-    return opened(
+    return open_review(
         Path(folder),
         against=str(against),
         arm=arm,

@@ -25,9 +25,9 @@ from math import log
 from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor import figures as monitor_figures
 from perfkit.monitor import model, notifications
-from perfkit.monitor.figures import Baseline, baseline, chosen, figures, healthy, parted, probes, window
-from perfkit.monitor.incidents import Alert, Period, alerts, lasting
-from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, good_again, gravity, limit, subject
+from perfkit.monitor.figures import Baseline, baseline, figures, healthy, item_names, probes, unwatched_between, window
+from perfkit.monitor.incidents import Alert, Period, alerts, duration_text
+from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
 from perfkit.monitor.store import settings
 
 LASTS = ("service_down_s", "database_down_s", "lock_wait_s", "transaction_s")  # figures that say how long it has been
@@ -71,7 +71,7 @@ def _counted(
     rule: WatchRule, tick: Tick, kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> tuple[float, int, int]:
     """For a figure that is a share of samples: the share at the limit, how many are bad here, of how many."""
-    own = probes([tick], chosen(kinds, rule.item or ""))
+    own = probes([tick], item_names(kinds, rule.item or ""))
     if rule.above is not None and rule.metric == "error_rate":
         return rule.above, sum(probe.failed for probe in own), sum(probe.sent for probe in own)
     if rule.above is not None and rule.metric in _TAIL:
@@ -121,7 +121,7 @@ class Alerts:
             self._restore(record)
 
     @property
-    def open(self) -> list[Event]:
+    def active(self) -> list[Event]:
         """The alerts that stand, as they were raised: the gravest first, of these the oldest."""
         told = [state.told for state in self._states if state.told]
         return sorted(told, key=lambda event: (event.level, event.since))
@@ -140,7 +140,7 @@ class Alerts:
             self._learn(tick)
         for tick in window(record.ticks, 2 * self._horizon):
             self._advance(tick)
-        standing = {event.rule: event for event in record.standing}
+        standing = {event.rule: event for event in record.active}
         for state in self._states:
             if state.rule.name in standing:
                 event = standing.pop(state.rule.name)
@@ -156,7 +156,7 @@ class Alerts:
 
     def _advance(self, tick: Tick) -> None:
         """What every rule's figure is now, and what has come to stand or to an end."""
-        if self._ticks and parted(self._ticks[-1], tick):
+        if self._ticks and unwatched_between(self._ticks[-1], tick):
             for state in self._states:
                 state.bad_t = state.good_t = None
         self._ticks = [*window(self._ticks, self._horizon), tick]
@@ -173,7 +173,7 @@ class Alerts:
 
     def _judge(self, state: _State, value: float, tick: Tick) -> None:
         rule, soon = state.rule, tick.t + _JITTER * tick.seconds
-        bad, good = beyond(rule, value), good_again(rule, value)
+        bad, good = beyond(rule, value), clears(rule, value)
         state.bad_t = (tick.t if state.bad_t is None else state.bad_t) if bad else None
         state.good_t = (tick.t if state.good_t is None else state.good_t) if good else None
         if state.bad_t is not None and state.began is None and soon - state.bad_t >= rule.for_s:
@@ -186,7 +186,7 @@ class Alerts:
         """The intervals since then, up to now, between which somebody always watched."""
         ticks = window(self._ticks, self._ticks[-1].t - start)
         for place in range(len(ticks) - 1, 0, -1):
-            if parted(ticks[place - 1], ticks[place]):
+            if unwatched_between(ticks[place - 1], ticks[place]):
                 return ticks[place:]
         return ticks
 
@@ -205,14 +205,14 @@ class Alerts:
     def _raised(self, state: _State, began: float, tick: Tick) -> Event:
         rule, value = state.rule, state.value or 0.0
         at = tick.at - (tick.t - began)
-        text = notifications.raised(rule, value, self._watch.window_s, at, tick.at)
+        text = notifications.raised_text(rule, value, self._watch.window_s, at, tick.at)
         name = hashlib.sha256(f"{self._about.id}\n{rule.name}\n{began:.3f}".encode()).hexdigest()[:12]
         common = (rule.name, rule.level, began, value, limit(rule), rule.action)
         return Event("raised", name, tick.t, tick.at, text, *common)
 
     def _cleared(self, state: _State, told: Event, tick: Tick) -> Event:
         lasted = max(state.eased - told.since, 0.0)
-        text = notifications.cleared(state.rule, state.value, self._watch.window_s, lasted)
+        text = notifications.cleared_text(state.rule, state.value, self._watch.window_s, lasted)
         return _taken_back(told, tick, text, state.value)
 
     def _forget(self, tick: Tick) -> Iterator[Event]:
@@ -234,7 +234,7 @@ Values = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WatchStatus:
     """A watch as of `now` (wall clock, seconds since 1970) that has at least one interval."""
 
     record: Record
@@ -272,7 +272,7 @@ class Standing:
         return count if count >= MISSED else 0
 
     @property
-    def open(self) -> Sequence[Alert]:
+    def active(self) -> Sequence[Alert]:
         """The alerts that stand."""
         return [alert for alert in self.alerts if alert.ended is None]
 
@@ -302,7 +302,7 @@ class Standing:
         return broken.level if broken else ""
 
 
-def standing(record: Record, now: float, *, running: bool) -> Standing:
+def watch_status(record: Record, now: float, *, running: bool) -> WatchStatus:
     """A watch as of `now`. Raises BundleError for settings that are none, and ValueError without an interval."""
     about, ticks = record.about, record.ticks
     if not ticks:
@@ -316,13 +316,13 @@ def standing(record: Record, now: float, *, running: bool) -> Standing:
         name: monitor_figures.figures(monitor_figures.window(ticks, seconds), about.kinds, baseline)
         for name, seconds in _spans(watch.window_s, ticks[-1].t - ticks[0].start)
     }
-    return Standing(record, watch, baseline, now, running, found, spans)
+    return WatchStatus(record, watch, baseline, now, running, found, spans)
 
 
 def _spans(window_s: float, whole_s: float) -> Iterator[tuple[str, float]]:
     """The rules' window, the last hour and the whole, as far as they differ."""
     if whole_s > window_s:
-        yield f"last {lasting(window_s)}", window_s
+        yield f"last {duration_text(window_s)}", window_s
     if whole_s > HOUR_S > window_s:
-        yield f"last {lasting(HOUR_S)}", HOUR_S
-    yield f"all {lasting(whole_s)}", whole_s + 1
+        yield f"last {duration_text(HOUR_S)}", HOUR_S
+    yield f"all {duration_text(whole_s)}", whole_s + 1

@@ -22,9 +22,9 @@ from perfkit.base.stats import MIN_SAMPLES, supported
 from perfkit.config.judging import Metric
 from perfkit.monitor import figures
 from perfkit.monitor.figures import PERCENTILES
-from perfkit.monitor.incidents import DAY_S, Period, clock, lasting, stamp
+from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
 from perfkit.monitor.model import OK, About
-from perfkit.monitor.notifications import said, share
+from perfkit.monitor.notifications import formatted, percentage
 from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import INK, draw_svg
 from perfkit.show.html import Block, escape, explained
@@ -49,7 +49,7 @@ class WatchSeries:
     """The figures of everything that counts in a period, cut on demand."""
 
     def __init__(self, period: Period, about: About) -> None:
-        names = figures.chosen(about.kinds)
+        names = figures.item_names(about.kinds)
         own = [figures.probes([tick], names) for tick in period.ticks]
         self._middle = np.array([tick.t - tick.seconds / 2 for tick in period.ticks])
         self._seconds = np.array([tick.seconds for tick in period.ticks])
@@ -172,7 +172,7 @@ def finding(panel: Panel, period: Period) -> str:
     low, high = (f"{units.significant(float(v))}" for v in (y.min(), y.max()))
     word = "lowest" if panel.unit == "per second" else "highest"
     moved = f"{low} to {high} {panel.unit}, {word} about {at}" if low != high else f"{low} {panel.unit} all the time"
-    return f"{moved}; a point is {lasting(panel.line.width)}."
+    return f"{moved}; a point is {duration_text(panel.line.width)}."
 
 
 def _draw(ax: Axes, panel: Panel, period: Period) -> None:
@@ -286,11 +286,11 @@ def latency_over_time(found: Reviewed) -> Block:
     ]
     spans += [span for span in _stretches(found) if span.what != "up"]
     panels = [_panel(found, metric, spans) for metric in PERCENTILES]
-    width = lasting(panels[0].line.width)
+    width = duration_text(panels[0].line.width)
+    names = " and ".join(figures.item_names(found.about.kinds))
     note = (
-        f"Response times of {' and '.join(figures.chosen(found.about.kinds))} in ms, logarithmic: a step is {width} "
-        "with its own percentile, where it has the samples for one. Shaded: incidents, by their gravest level; "
-        "hatched: nobody watched."
+        f"Response times of {names} in ms, logarithmic: each step is the percentile of {width}, if it has enough "
+        "samples for one. Shaded: incidents, by their gravest level; hatched: not watched."
     )
     html = f'<p class="note">{escape(note)}</p><div class="gallery">'
     html += f"{''.join(draw(panel, found.period) for panel in panels)}</div>"
@@ -302,13 +302,13 @@ def _panel(found: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
     line = WatchSeries(found.period, found.about).percentile(q, found.period.width)
     rows = [row for row in found.rows if row.target.metric == metric and not row.target.item]
     limits = [Limit(row.target.at_most, "target") for row in rows if row.target.at_most is not None]
-    whole = next((said(metric, row.actual.value) for row in rows if row.actual.value is not None), "")
+    whole = next((formatted(metric, row.actual.value) for row in rows if row.actual.value is not None), "")
     return Panel(f"review-p{q}", f"p{q}", f"{whole} over the whole time" if whole else "", "ms", line, limits, spans)
 
 
 def _stretches(found: Reviewed) -> list[Span]:
     """The time in stretches that were up, unwatched or down, in this order: what is short and bad is drawn last."""
-    names, ticks = figures.chosen(found.about.kinds), found.period.ticks
+    names, ticks = figures.item_names(found.about.kinds), found.period.ticks
     up = figures.stretches(ticks, lambda tick: not figures.is_down(tick, names))
     down = figures.stretches(ticks, lambda tick: figures.is_down(tick, names) or False)
     named = {"up": up, "unwatched": found.gaps, "down": down}
@@ -321,7 +321,7 @@ def availability(found: Reviewed) -> Block:
     told = [_told(found, span) for span in sorted(spans, key=lambda span: span.since) if span.what != "up"]
     more = [f"and {len(told) - 12} more"] if len(told) > 12 else []
     shares = (own.actual.value for own in found.rows if own.target.metric == "availability")
-    value = next((f"{share(own)} available. " for own in shares if own is not None), "")
+    value = next((f"{percentage(own)} available. " for own in shares if own is not None), "")
     words = value + ("; ".join([*told[:12], *more]) + "." if told else "Answered all the time that was watched.")
     scrolled = f'<div class="scroll" role="region" tabindex="0" aria-label="Availability">{_strip(found, spans, words)}'
     return Block(f'<figure>{scrolled}</div><p class="note">{escape(words)}</p></figure>', words)
@@ -330,7 +330,7 @@ def availability(found: Reviewed) -> Block:
 def _told(found: Reviewed, span: Span) -> str:
     since, until = (clock(found.period.wall(t), day=False) for t in (span.since, span.until))
     what = "nobody watched" if span.what == "unwatched" else span.what
-    return f"{since} to {until} {what}, {lasting(span.until - span.since)}"
+    return f"{since} to {until} {what}, {duration_text(span.until - span.since)}"
 
 
 def _strip(found: Reviewed, spans: Sequence[Span], words: str) -> str:

@@ -18,13 +18,13 @@ from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import PerfkitError, visible
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor import figures, model, store
-from perfkit.monitor.alerts import HOUR_S, Standing, standing
+from perfkit.monitor.alerts import HOUR_S, WatchStatus, watch_status
 from perfkit.monitor.charts import LEVELS as CHARTS_LEVELS
 from perfkit.monitor.charts import Limit, Line, Panel, Span, WatchSeries, draw, legend
-from perfkit.monitor.figures import grown
-from perfkit.monitor.incidents import DAY_S, Alert, Period, clock, lasting, stamp
+from perfkit.monitor.figures import increase
+from perfkit.monitor.incidents import DAY_S, Alert, Period, clock, duration_text, stamp
 from perfkit.monitor.model import Event, Record, limit
-from perfkit.monitor.notifications import against, said
+from perfkit.monitor.notifications import formatted, limit_text
 from perfkit.show.html import Block, Cell, Table, escape, headed, listed
 from perfkit.show.html import page as html_page
 
@@ -40,7 +40,7 @@ FIGURES: dict[Metric, str] = {
 LEVELS = {"P1": "bad", "P2": "bad", "P3": "unsure"}
 
 
-def banner(found: Standing, every_s: float) -> Block:
+def banner(found: WatchStatus, every_s: float) -> Block:
     """What stands, since when, how fresh that is; `every_s` is how often the page is written."""
     state, word = _word(found)
     told = [*_silence(found), *_alerts(found)]
@@ -49,19 +49,19 @@ def banner(found: Standing, every_s: float) -> Block:
     return Block(html, "\n".join([word, *told, meta]))
 
 
-def _word(found: Standing) -> tuple[str, str]:
+def _word(found: WatchStatus) -> tuple[str, str]:
     """The state of the style sheet and the word for it: an alert that stands outweighs a watch that ended."""
     if found.missed and found.running:
         return "bad", "NOT WATCHING"
-    if found.open:
-        level = found.open[0].level
-        return LEVELS.get(level, "bad"), f"{level} {found.open[0].rule}"
+    if found.active:
+        level = found.active[0].level
+        return LEVELS.get(level, "bad"), f"{level} {found.active[0].rule}"
     if not found.running:
         return "unsure", "ENDED"
     return "good", "ALL QUIET"
 
 
-def _silence(found: Standing) -> Iterator[str]:
+def _silence(found: WatchStatus) -> Iterator[str]:
     at = f"{_clock(found.last.at)} UTC"
     if not found.running:
         yield f"The watch has ended: its last interval was at {at}, and nobody has watched since."
@@ -72,31 +72,31 @@ def _silence(found: Standing) -> Iterator[str]:
         )
 
 
-def _alerts(found: Standing) -> Iterator[str]:
-    for alert in found.open:
-        lasted = lasting(found.last.t - alert.since)
+def _alerts(found: WatchStatus) -> Iterator[str]:
+    for alert in found.active:
+        lasted = duration_text(found.last.t - alert.since)
         rule = next((rule for rule in found.watch.rule if rule.name == alert.rule and not rule.item), None)
         value = found.values[rule.metric] if rule else None
-        now = f", now {said(rule.metric, value)}" if rule and value is not None else ""
+        now = f", now {formatted(rule.metric, value)}" if rule and value is not None else ""
         yield f"{alert.level} {alert.rule}, for {lasted}{now}: {alert.text}"
-    if not found.open:
+    if not found.active:
         since = found.whole.wall(found.quiet_since)
-        lasted = lasting(found.last.t - found.quiet_since)
+        lasted = duration_text(found.last.t - found.quiet_since)
         yield f"No alert {'has stood ' if found.alerts else ''}since {clock(since)} UTC, for {lasted}."
 
 
-def _meta(found: Standing, every_s: float) -> Iterator[str]:
+def _meta(found: WatchStatus, every_s: float) -> Iterator[str]:
     about = found.record.about
     yield about.target
-    yield f"watched since {clock(about.began)} UTC, every {lasting(about.every_s)}"
-    yield f"this page is of {_clock(found.now)} UTC, {lasting(found.age_s)} after the last interval ended"
+    yield f"watched since {clock(about.began)} UTC, every {duration_text(about.every_s)}"
+    yield f"this page is of {_clock(found.now)} UTC, {duration_text(found.age_s)} after the last interval ended"
     if found.running:
-        yield f"it is written anew about every {lasting(every_s)}: if yours is much older, nobody watches"
+        yield f"it is written anew about every {duration_text(every_s)}: if yours is much older, nobody watches"
     if found.record.damaged:
         yield f"{found.record.damaged} lines of the record could not be read"
 
 
-def overview(found: Standing) -> Table:
+def overview(found: WatchStatus) -> Table:
     """The figures of the last minutes, the last hour and the whole watch, beside their limits."""
     rows = tuple(
         (
@@ -106,27 +106,27 @@ def overview(found: Standing) -> Table:
         )
         for metric, name in FIGURES.items()
     )
-    names = figures.chosen(found.record.about.kinds)
+    names = figures.item_names(found.record.about.kinds)
     note = (
-        f"Of {', '.join(names)}, from when each was due. Rules look at the last {lasting(found.watch.window_s)}. "
+        f"Of {', '.join(names)}, from when each was due. Rules look at the last {duration_text(found.watch.window_s)}. "
         "A dash: not enough samples for it."
     )
     columns = ("figure", *found.spans, "limits")
     return Table("Now and before", columns, rows, frozenset(found.spans), note=note)
 
 
-def _cell(found: Standing, metric: Metric, value: float | None, judged: bool) -> Cell:
+def _cell(found: WatchStatus, metric: Metric, value: float | None, judged: bool) -> Cell:
     level = found.level(metric) if judged else ""
-    return Cell(said(metric, value), level, LEVELS.get(level, "") if level else "")
+    return Cell(formatted(metric, value), level, LEVELS.get(level, "") if level else "")
 
 
-def _limits(found: Standing, metric: Metric) -> str:
+def _limits(found: WatchStatus, metric: Metric) -> str:
     """The limits of the rules about everything, the gravest first."""
     rules = [rule for rule in found.watch.rule if rule.metric == metric and not rule.item]
-    return ", ".join(f"{rule.level} {against(rule)}" for rule in sorted(rules, key=model.gravity))
+    return ", ".join(f"{rule.level} {limit_text(rule)}" for rule in sorted(rules, key=model.gravity))
 
 
-def items(found: Standing) -> Table:
+def items(found: WatchStatus) -> Table:
     """Each request and query over the last minutes."""
     about, recent = found.record.about, found.recent
     columns = ("request or query", "P50", "P95", "P99", "error rate", "answered", "unanswered")
@@ -134,22 +134,22 @@ def items(found: Standing) -> Table:
     for name, kind in about.kinds.items():
         own = figures.figures(recent, about.kinds, None, name)
         pending = found.last.probes[name].pending if name in found.last.probes else 0
-        latency = (Cell(said(metric, own[metric])) for metric in ("p50_ms", "p95_ms", "p99_ms"))
-        failed = Cell(said("error_rate", own["error_rate"]), state="bad" if own["error_rate"] else "")
+        latency = (Cell(formatted(metric, own[metric])) for metric in ("p50_ms", "p95_ms", "p99_ms"))
+        failed = Cell(formatted("error_rate", own["error_rate"]), state="bad" if own["error_rate"] else "")
         rows.append(
-            (Cell(name, kind), *latency, failed, Cell(said("throughput", own["throughput"])), Cell(str(pending)))
+            (Cell(name, kind), *latency, failed, Cell(formatted("throughput", own["throughput"])), Cell(str(pending)))
         )
     return Table(f"By request and query, {next(iter(found.spans))}", columns, tuple(rows), frozenset(columns[1:]))
 
 
-def events(found: Standing) -> Table:
+def events(found: WatchStatus) -> Table:
     """Alerts and the watch's own notes, those that stand first, then the latest."""
     wall = found.whole.wall
     rows = [(alert.noticed, _alert(found, alert, wall)) for alert in found.alerts]
-    standing = [row for _, row in rows[: len(found.open)]]
+    standing = [row for _, row in rows[: len(found.active)]]
     notes = [(event.t, _note(event)) for event in found.record.events if event.what == "note"]
     gaps = [(until, _gap(since, until, wall)) for since, until in figures.gaps(found.record.ticks)]
-    past = [row for _, row in sorted([*rows[len(found.open) :], *notes, *gaps], key=lambda own: -own[0])]
+    past = [row for _, row in sorted([*rows[len(found.active) :], *notes, *gaps], key=lambda own: -own[0])]
     columns = ("level", "what", "since", "until", "value", "limit", "action")
     left = len(standing) + len(past) - EVENTS
     note = f"{units.count(left)} earlier ones are in events.jsonl." if left > 0 else ""
@@ -162,7 +162,7 @@ def events(found: Standing) -> Table:
     )
 
 
-def _alert(found: Standing, alert: Alert, wall: Callable[[float], float]) -> tuple[Cell, ...]:
+def _alert(found: WatchStatus, alert: Alert, wall: Callable[[float], float]) -> tuple[Cell, ...]:
     metric = next((rule.metric for rule in found.watch.rule if rule.name == alert.rule), None)
     until = Cell("stands", state="bad") if alert.ended is None else Cell(_clock(wall(alert.ended)))
     return (
@@ -170,14 +170,14 @@ def _alert(found: Standing, alert: Alert, wall: Callable[[float], float]) -> tup
         Cell(alert.rule, alert.text),
         Cell(_clock(wall(alert.since))),
         until,
-        Cell(said(metric, alert.value)),
-        Cell(said(metric, alert.limit)),
+        Cell(formatted(metric, alert.value)),
+        Cell(formatted(metric, alert.limit)),
         Cell(alert.action),
     )
 
 
 def _gap(since: float, until: float, wall: Callable[[float], float]) -> tuple[Cell, ...]:
-    what = Cell(f"nobody watched for {lasting(until - since)}")
+    what = Cell(f"not watched for {duration_text(until - since)}")
     times = Cell(_clock(wall(since))), Cell(_clock(wall(until)))
     return (Cell("gap", state="unsure"), what, *times, *[Cell("")] * 3)
 
@@ -193,7 +193,7 @@ def _clock(at: float) -> str:
 # The database server on a watch's page: what it says of itself, and how much of it happened in the last minutes.
 
 
-def server(found: Standing) -> Table:
+def server(found: WatchStatus) -> Table:
     """What the database server says of itself, and how much of it happened in the last minutes."""
     span = next(iter(found.spans))
     rows = tuple(_server(found)) if found.last.server else ()
@@ -202,7 +202,7 @@ def server(found: Standing) -> Table:
     return Table(f"Database server, {span}", ("figure", "value"), rows, note=note)
 
 
-def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
+def _server(found: WatchStatus) -> Iterator[tuple[Cell, Cell]]:
     now, values = found.last.server or {}, found.values
     readings = [tick.server for tick in found.recent if tick.server]
     seconds = found.recent[-1].t - found.recent[0].t
@@ -216,7 +216,7 @@ def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
 
     def metric(name: str, key: Metric) -> Iterator[tuple[Cell, Cell]]:
         if values[key] is not None:
-            yield row(name, said(key, values[key]), key)
+            yield row(name, formatted(key, values[key]), key)
 
     if "connections" in now:
         limit = f" of {count('connections_max')}" if "connections_max" in now else ""
@@ -228,14 +228,14 @@ def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
     yield from metric("Oldest transaction", "transaction_s")
     if "locks_held" in now:
         yield row("Locks on tables and indexes", count("locks_held"))
-    commits = grown(readings, "commits")
+    commits = increase(readings, "commits")
     if commits is not None and seconds:
         yield row("Transactions committed", f"{units.significant(commits / seconds)}/s")
     yield from metric("Rolled back", "rollback_rate")
     if (misses := values["cache_misses"]) is not None:
         yield row("Pages found in shared buffers", units.percent(1 - misses), "cache_misses")
     yield from metric("Temporary files", "temp_mb")
-    wal = grown(readings, "wal_bytes")
+    wal = increase(readings, "wal_bytes")
     if wal is not None and seconds:
         yield row("WAL", f"{units.size(wal / seconds)}/s")
     yield from metric("Deadlocks", "deadlocks")
@@ -245,12 +245,12 @@ def _server(found: Standing) -> Iterator[tuple[Cell, Cell]]:
     yield from _scans(found)
 
 
-def _scans(found: Standing) -> Iterator[tuple[Cell, Cell]]:
+def _scans(found: WatchStatus) -> Iterator[tuple[Cell, Cell]]:
     """How many indexes were scanned since the watch began, and which were not."""
     known = [tick.scans for tick in found.record.ticks if tick.scans]
     if not known:
         return
-    idle = [name for name in known[-1] if not grown(known, name)]
+    idle = [name for name in known[-1] if not increase(known, name)]
     text = f"{len(known[-1]) - len(idle)} of {len(known[-1])} since the watch began"
     yield Cell("Indexes used"), Cell(text, f"not used: {', '.join(sorted(idle))}" if idle else "")
 
@@ -267,7 +267,7 @@ _RULES: Mapping[Metric, tuple[Metric, ...]] = {
 }
 
 
-def panels(found: Standing, period: Period, slug: str) -> Iterator[Panel]:
+def panels(found: WatchStatus, period: Period, slug: str) -> Iterator[Panel]:
     """The panels of one period of the watch; `slug` tells them from those of another."""
     series, everywhere = WatchSeries(period, found.record.about), [*_unwatched(period), *_down(found, period)]
     for metric, line in _lines(series):
@@ -284,9 +284,9 @@ def panels(found: Standing, period: Period, slug: str) -> Iterator[Panel]:
         )
 
 
-def _now(found: Standing, metric: Metric) -> str:
+def _now(found: WatchStatus, metric: Metric) -> str:
     value = found.values[metric]
-    return "not enough samples" if value is None else said(metric, value)
+    return "not enough samples" if value is None else formatted(metric, value)
 
 
 def _lines(series: WatchSeries) -> Iterator[tuple[Metric, Line]]:
@@ -298,14 +298,14 @@ def _lines(series: WatchSeries) -> Iterator[tuple[Metric, Line]]:
     yield "throughput", series.throughput()
 
 
-def _panel_limits(found: Standing, metric: Metric) -> Iterator[Limit]:
+def _panel_limits(found: WatchStatus, metric: Metric) -> Iterator[Limit]:
     """Limits about everything, in the unit of the panel; a multiple of what is usual needs to know what that is."""
     for rule in found.watch.rule:
         if rule.metric in _RULES[metric] and not rule.item and (value := _in_panel(found, rule)) is not None:
             yield Limit(value, rule.level)
 
 
-def _in_panel(found: Standing, rule: WatchRule) -> float | None:
+def _in_panel(found: WatchStatus, rule: WatchRule) -> float | None:
     usual = found.baseline
     match rule.metric:
         case "error_rate":
@@ -317,7 +317,7 @@ def _in_panel(found: Standing, rule: WatchRule) -> float | None:
     return limit(rule)
 
 
-def _panel_alerts(found: Standing, metric: Metric) -> Iterator[Span]:
+def _panel_alerts(found: WatchStatus, metric: Metric) -> Iterator[Span]:
     """Alerts about the panel's figure, and those that no panel is about."""
     metrics = {rule.name: rule.metric for rule in found.watch.rule}
     elsewhere = {own for name, others in _RULES.items() if name != metric for own in others}
@@ -332,7 +332,7 @@ def _unwatched(period: Period) -> Iterator[Span]:
         yield Span(since, until, "unwatched")
 
 
-def _down(found: Standing, period: Period) -> Iterator[Span]:
+def _down(found: WatchStatus, period: Period) -> Iterator[Span]:
     """Where the service or the database was down."""
     kinds = found.record.about.kinds
     for since, until in figures.stretches(
@@ -365,11 +365,11 @@ def page(record: Record, now: float, *, running: bool) -> str:
     if not record.ticks:
         content = f"<h1>{escape(title)}</h1><p>The watch has no interval yet.</p>"
     else:
-        content = "".join(_sections(standing(record, now, running=running), every_s))
+        content = "".join(_sections(watch_status(record, now, running=running), every_s))
     return html_page(f"{title}: watch", f"<main>{content}</main>", again_s=every_s if running else 0.0)
 
 
-def _sections(found: Standing, every_s: float) -> Iterator[str]:
+def _sections(found: WatchStatus, every_s: float) -> Iterator[str]:
     yield banner(found, every_s).html
     now = f"{overview(found).to_html()}{items(found).to_html()}"
     yield f'<div class="columns"><div>{now}</div><div>{server(found).to_html()}</div></div>'
@@ -379,15 +379,15 @@ def _sections(found: Standing, every_s: float) -> Iterator[str]:
     yield from (_panels(found, period, "day") for period in day)
 
 
-def _panels(found: Standing, period: Period, slug: str) -> str:
+def _panels(found: WatchStatus, period: Period, slug: str) -> str:
     drawn = "".join(draw(panel, period) for panel in panels(found, period, slug))
-    title = escape(f"Last {lasting(period.seconds)}")
+    title = escape(f"Last {duration_text(period.seconds)}")
     return (
         f'<section aria-label="{title}"><h2>{title}</h2><div class="gallery panels">{drawn}{legend()}</div></section>'
     )
 
 
-def _periods(found: Standing) -> Iterator[Period]:
+def _periods(found: WatchStatus) -> Iterator[Period]:
     """The last hour, and the last day where the watch is longer than an hour."""
     yield found.period(HOUR_S)
     if found.whole.seconds > HOUR_S + found.last.seconds:

@@ -77,7 +77,7 @@ class Period:
         return list(found.values())
 
 
-def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Period:
+def select_period(record: Record, since: str = "", until: str = "", last: str = "") -> Period:
     """The intervals from one time to another (ISO 8601, UTC where they name no zone), or the `last` "24h"; else all.
 
     Raises UsageError for what is no time, and where no interval is left.
@@ -86,9 +86,9 @@ def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Per
         raise UsageError("last and since or until; expected one way to say when")
     ticks = record.ticks
     if last and ticks:
-        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - duration(last, "last") - tick.seconds / 2]
-    low = moment(since, "since") if since else float("-inf")
-    high = moment(until, "until") if until else float("inf")
+        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - parse_duration(last, "last") - tick.seconds / 2]
+    low = parse_time(since, "since") if since else float("-inf")
+    high = parse_time(until, "until") if until else float("inf")
     kept = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
     if not kept:
         whole = Period(record.ticks) if record.ticks else None
@@ -97,10 +97,10 @@ def cut(record: Record, since: str = "", until: str = "", last: str = "") -> Per
     return Period(ticks[kept[0] : kept[-1] + 1])  # whole, though the clock was put back meanwhile
 
 
-def duration(text: str, name: str) -> float:
+def parse_duration(text: str, name: str) -> float:
     """Seconds of "90s", "30min", "24h" or "2d"; `name` is what was given so. Raises UsageError.
 
-    >>> duration("1.5h", "last")
+    >>> parse_duration("1.5h", "last")
     5400.0
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
@@ -109,7 +109,7 @@ def duration(text: str, name: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def moment(text: str, name: str) -> float:
+def parse_time(text: str, name: str) -> float:
     """Seconds since 1970 of a time in ISO 8601, UTC where it names no zone. Raises UsageError."""
     try:
         found = datetime.fromisoformat(text)
@@ -137,11 +137,11 @@ def stamp(at: float) -> str:
     return f"{clock(at)[:10]} {clock(at, day=False)}"
 
 
-def lasting(seconds: float) -> str:
-    """A duration for people.
+def duration_text(seconds: float) -> str:
+    """Return a duration in words, in at most two units.
 
-    >>> lasting(0.25), lasting(1.5), lasting(42), lasting(150), lasting(3 * 3600 + 240), lasting(DAY_S), lasting(9e5)
-    ('0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h', '10 days 10 h')
+    >>> [duration_text(s) for s in (0.25, 1.5, 42, 150, 3 * 3600 + 240, DAY_S, 9e5)]
+    ['0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h', '10 days 10 h']
     """
     whole = round(seconds)
     if whole < 60:

@@ -28,8 +28,16 @@ from perfkit.monitor.figures import figures
 from perfkit.monitor.incidents import clock
 from perfkit.monitor.metrics import QUERIES, Metrics, ServerProbe, ServerReading, endpoint
 from perfkit.monitor.model import METRICS, About, Event, Kind, Probe, Tick
-from perfkit.monitor.notifications import Ended, Notifier, Renewal, last_page, line, require_program, status
-from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, opened, planned
+from perfkit.monitor.notifications import (
+    Notifier,
+    Renewal,
+    WatchSummary,
+    event_line,
+    last_page,
+    require_program,
+    status_line,
+)
+from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, open_target, plan_probes
 from perfkit.monitor.store import Store, read, timeline
 from perfkit.postgres.guards import Audit, Permission
 
@@ -192,7 +200,7 @@ class Loop:
         self._look(now, wall, server or {})
         self.drain()
         for told in self.on_tick:
-            told(self._recent, self._alerts.open)
+            told(self._recent, self._alerts.active)
 
     def _reading(self) -> ServerReading | None:
         """The server's figures; None where it does not answer, nothing where it could not in the time that was left."""
@@ -270,7 +278,7 @@ class WatchSpec:
     metrics: str = ""
 
 
-def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
+def with_overrides(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
     """The settings with what the command line gave in place of the file's; 0 and nothing for the file's own.
 
     Raises UsageError for what cannot be meant.
@@ -283,7 +291,7 @@ def settled(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Seque
         raise UsageError(mistakes("watch", error)) from None
 
 
-def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> Ended:
+def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> WatchSummary:
     """Watch for so long, into a new folder or one that is gone on with. `say` rewrites a line, `echo` prints one.
 
     Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
@@ -291,33 +299,33 @@ def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, 
     require_program(config.watch.notify)
     endpoint(options.metrics or "0")  # what is wrong shows before anything is started
     say, echo = _surviving(say), _surviving(echo)
-    plan = planned(config, permission, options.arm, options.scale)
+    plan = plan_probes(config, permission, options.arm, options.scale)
     store = Store.open(options.folder, _about(config, plan))
     try:
         alerts = Alerts(config.watch, store.about, read(options.folder) if store.last else None)
         audit = Audit(options.folder / "audit.jsonl")
-        with opened(plan, audit, say) as target, _audited(plan, target, audit) as sent:
+        with open_target(plan, audit, say) as target, _audited(plan, target, audit) as sent:
             whole = _watched(config, target, store, alerts, options, say, echo, sent)
     finally:
         store.close()
-        if begun(options.folder):
+        if has_record(options.folder):
             say("writing the dashboard")
             last_page(options.folder)  # now that nobody watches, which it says
             say("")
     record = read(options.folder)
-    ended = Ended.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.open)
+    ended = WatchSummary.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.active)
     if not whole:
         raise Interrupted(f"stopped; {ended}")
     return ended
 
 
-def begun(folder: Path) -> bool:
+def has_record(folder: Path) -> bool:
     """Whether anything was recorded there."""
     ticks = folder / "ticks.jsonl"
     return ticks.exists() and ticks.stat().st_size > 0
 
 
-def printed(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line of its own, at once."""
     print(text, flush=True)  # noqa: T201
 
@@ -369,11 +377,11 @@ def _watched(
 
         def told(event: Event) -> None:
             say("")
-            echo(line(event))
+            echo(event_line(event))
             notifier.tell(event)
 
         def shown(recent: Sequence[Tick], standing: Sequence[Event]) -> None:
-            say(status(loop.seconds, figures(recent, about.kinds, None), standing))
+            say(status_line(loop.seconds, figures(recent, about.kinds, None), standing))
             metrics.update(recent[-1], standing)
             sent.update({name: probe.sent for name, probe in recent[-1].probes.items()})
             renewal.due(recent[-1].t)
@@ -401,7 +409,7 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     if not plan.live:
         yield sent
         return
-    begun = time.monotonic()
+    has_record = time.monotonic()
     texts = [
         target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}"
         for name, item in plan.items.items()
@@ -410,7 +418,7 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     audit.load(plan.name, "watch", target.arm.name, [*texts, *own], None, 0.0)
     yield sent
     with suppress(BundleError):  # of a full disk; the watch's own record says so too
-        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - begun)
+        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - has_record)
 
 
 def _about(config: Config, plan: ProbePlan) -> About:

@@ -44,7 +44,7 @@ def beyond(rule: WatchRule, value: float) -> bool:
     return value > limit(rule) if rule.above is not None else value < limit(rule)
 
 
-def good_again(rule: WatchRule, value: float) -> bool:
+def clears(rule: WatchRule, value: float) -> bool:
     """Whether a figure is good enough to take an alert back: beyond `clear`, by default a tenth of the limit."""
     clear = rule.clear if rule.clear is not None else limit(rule) - (abs(limit(rule)) / 10 * _side(rule))
     return (clear - value) * _side(rule) >= 0
@@ -198,7 +198,7 @@ class Record:
     damaged: int = 0  # lines that could not be read: at most the last one after a crash
 
     @property
-    def standing(self) -> list[Event]:
+    def active(self) -> list[Event]:
         """The events that raised the alerts that stand, the oldest first."""
         found: dict[str, Event] = {}
         for event in self.events:

@@ -19,14 +19,14 @@ from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import MODULE, spawn, stop
 from perfkit.base.units import NONE, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
-from perfkit.monitor.incidents import clock, lasting, stamp
+from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.model import Event, Record, limit
 
 
-def share(value: float) -> str:
+def percentage(value: float) -> str:
     """A share of one as a percentage that is 100 % only where nothing is missing.
 
-    >>> share(0.99957), share(1.0), share(0.98), share(0.0004)
+    >>> percentage(0.99957), percentage(1.0), percentage(0.98), percentage(0.0004)
     ('99.957 %', '100 %', '98.0 %', '0.0400 %')
     """
     missing = 100 * (1 - value)
@@ -35,7 +35,7 @@ def share(value: float) -> str:
     return f"{100 * value:.{max(1 - math.floor(math.log10(missing)), 0)}f} %"
 
 
-def count(value: float) -> str:
+def count_text(value: float) -> str:
     """A count, or a figure without a unit."""
     return str(int(value)) if value == int(value) and abs(value) < 1e6 else significant(value)
 
@@ -46,73 +46,73 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
     "p95_ms": ("p95", "{} ms", True),
     "p99_ms": ("p99", "{} ms", True),
     "mean_ms": ("mean latency", "{} ms", True),
-    "error_rate": ("error rate", share, True),
+    "error_rate": ("error rate", percentage, True),
     "throughput": ("throughput", "{}/s", True),
-    "throughput_drop": ("throughput below the usual by", share, True),
+    "throughput_drop": ("throughput below the usual by", percentage, True),
     "slowdown": ("p50 against the usual", "×{}", True),
-    "success_rate": ("success rate", share, True),
-    "availability": ("availability", share, True),
-    "service_down_s": ("service down for", lasting, False),
-    "database_down_s": ("database down for", lasting, False),
-    "connections_share": ("connections in use", share, False),
-    "lock_wait_s": ("longest wait for a lock", lasting, False),
-    "transaction_s": ("oldest transaction open for", lasting, False),
-    "deadlocks": ("deadlocks:", count, True),
-    "checksum_failures": ("pages with a wrong checksum:", count, True),
-    "invalid_indexes": ("invalid indexes:", count, False),
-    "cache_misses": ("pages not found in cache", share, True),
+    "success_rate": ("success rate", percentage, True),
+    "availability": ("availability", percentage, True),
+    "service_down_s": ("service down for", duration_text, False),
+    "database_down_s": ("database down for", duration_text, False),
+    "connections_share": ("connections in use", percentage, False),
+    "lock_wait_s": ("longest wait for a lock", duration_text, False),
+    "transaction_s": ("oldest transaction open for", duration_text, False),
+    "deadlocks": ("deadlocks:", count_text, True),
+    "checksum_failures": ("pages with a wrong checksum:", count_text, True),
+    "invalid_indexes": ("invalid indexes:", count_text, False),
+    "cache_misses": ("pages not found in cache", percentage, True),
     "temp_mb": ("temporary files", "{} MB", True),
-    "rollback_rate": ("transactions rolled back", share, True),
+    "rollback_rate": ("transactions rolled back", percentage, True),
 }
 
 
-def said(metric: Metric | None, value: float | None, unit: str = "") -> str:
+def formatted(metric: Metric | None, value: float | None, unit: str = "") -> str:
     """A figure with its unit on one line, a dash for none; without a metric, what a person says, in the unit given."""
     if value is None:
         return NONE
     return unbroken(_measured(metric, value) if metric else f"{value:g} {unit}".strip())
 
 
-def bound(metric: Metric | None, value: float, unit: str = "") -> str:
-    """A target as it was written, with its unit: no digits that say nothing.
+def formatted_limit(metric: Metric | None, value: float, unit: str = "") -> str:
+    """Return a limit or target with its unit, with the digits that the configuration has.
 
-    >>> bound("availability", 0.999).split(), bound("p95_ms", 500).split(), bound("throughput", 30)
-    (['99.9', '%'], ['500', 'ms'], '30/s')
+    >>> formatted_limit("availability", 0.999).split(), formatted_limit("throughput", 30)
+    (['99.9', '%'], '30/s')
     """
-    return unbroken(_written(metric, value)) if metric else said(metric, value, unit)
+    return unbroken(_written(metric, value)) if metric else formatted(metric, value, unit)
 
 
-def figure(rule: WatchRule, value: float | None, window_s: float) -> str:
+def figure_text(rule: WatchRule, value: float | None, window_s: float) -> str:
     """The figure of a rule, and of how long."""
     name, _, windowed = METRICS[rule.metric]
     whose = f"{rule.item}: " if rule.item else ""
-    over = f" over the last {lasting(window_s)}" if windowed else ""
+    over = f" over the last {duration_text(window_s)}" if windowed else ""
     return f"{whose}{name} {'unknown' if value is None else _measured(rule.metric, value)}{over}"
 
 
-def against(rule: WatchRule) -> str:
+def limit_text(rule: WatchRule) -> str:
     """The limit in words; nothing for a limit of none at all."""
     if not limit(rule):
         return ""
     return f"{'above' if rule.above is not None else 'below'} {_written(rule.metric, limit(rule))}"
 
 
-def raised(rule: WatchRule, value: float, window_s: float, since: float, now: float) -> str:
+def raised_text(rule: WatchRule, value: float, window_s: float, since: float, now: float) -> str:
     """That it is bad, since when (wall clock, seconds since 1970), and what to do."""
     at = clock(since, day=False) if clock(since)[:10] == clock(now)[:10] else stamp(since)
-    parts = (figure(rule, value, window_s), against(rule), f"since {at} UTC")
+    parts = (figure_text(rule, value, window_s), limit_text(rule), f"since {at} UTC")
     return ", ".join(part for part in parts if part) + (f": {rule.action}" if rule.action else "")
 
 
-def cleared(rule: WatchRule, value: float | None, window_s: float, lasted_s: float) -> str:
+def cleared_text(rule: WatchRule, value: float | None, window_s: float, lasted_s: float) -> str:
     """That it is good again, and how long it was not."""
-    after = f"after {lasting(lasted_s)}"
+    after = f"after {duration_text(lasted_s)}"
     name, unit, _ = METRICS[rule.metric]
-    if against(rule):
-        return f"{figure(rule, value, window_s)}, no longer {against(rule)} {after}"
-    if unit is lasting:
+    if limit_text(rule):
+        return f"{figure_text(rule, value, window_s)}, no longer {limit_text(rule)} {after}"
+    if unit is duration_text:
         return f"{name.removesuffix(' for')}: over {after}"
-    return f"{figure(rule, value, window_s)}, good again {after}"
+    return f"{figure_text(rule, value, window_s)}, good again {after}"
 
 
 def _measured(metric: Metric, value: float) -> str:
@@ -122,7 +122,7 @@ def _measured(metric: Metric, value: float) -> str:
 
 def _written(metric: Metric, value: float) -> str:
     unit = METRICS[metric][1]
-    if unit is share:
+    if unit is percentage:
         return f"{100 * value:.10g} %"
     return unit.format(f"{value:.10g}") if isinstance(unit, str) else unit(value)
 
@@ -214,47 +214,46 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 TerminalFigures = Mapping[str, float | None]
 
 
-def status(seconds: float, figures: TerminalFigures, standing: Sequence[Event]) -> str:
+def status_line(seconds: float, figures: TerminalFigures, active: Sequence[Event]) -> str:
     """The line that is rewritten: how long, the last window's figures, and what stands."""
     p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
     rate, answered = figures.get("error_rate"), figures.get("throughput")
     errors = NONE if rate is None else f"{100 * rate:.2g} %"
     served = NONE if answered is None else f"{significant(answered)}/s"
-    alerts = ", ".join(f"{event.level} {event.rule}" for event in standing) or "no alert"
-    return f"watching: {lasting(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
+    alerts = ", ".join(f"{event.level} {event.rule}" for event in active) or "no alert"
+    return f"watching: {duration_text(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
 
 
-def line(event: Event) -> str:
+def event_line(event: Event) -> str:
     """One event: when and what; of an alert its text says what to do."""
     what = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
     return visible(f"{clock(event.at, day=False)}  {what}  {event.text}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ended:
+class WatchSummary:
     """How a watch ended: its folder, and what the whole of it shows."""
 
     folder: Path
     seconds: float  # in which somebody watched, over all its runs
     availability: float | None  # a share
     raised: Mapping[str, int]  # alerts by level
-    standing: tuple[str, ...]  # rules whose alerts stand
+    standing: tuple[str, ...]  # rules whose alerts are active
 
     @classmethod
-    def of(cls, folder: Path, record: Record, figures: TerminalFigures, standing: Sequence[Event]) -> Ended:
+    def of(cls, folder: Path, record: Record, figures: TerminalFigures, active: Sequence[Event]) -> WatchSummary:
         """From what is on disk."""
         events = [event for event in record.events if event.what == "raised"]
         raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}
         seconds = sum(tick.seconds for tick in record.ticks)
-        return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in standing))
+        return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in active))
 
     def __repr__(self) -> str:
         available = "not known" if self.availability is None else f"{100 * self.availability:.4g} %"
         alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
-        stands = f" ({', '.join(self.standing)} standing)" if self.standing else ""
-        return visible(
-            f"watched for {lasting(self.seconds)}: availability {available}; alerts: {alerts}{stands}; {self.folder}"
-        )
+        active = f" ({', '.join(self.standing)} active)" if self.standing else ""
+        watched = duration_text(self.seconds)
+        return visible(f"watched for {watched}: availability {available}; alerts: {alerts}{active}; {self.folder}")
 
 
 def _ms(value: float | None) -> str:

@@ -55,7 +55,7 @@ class Supply:
         self._draws[source] = Draw({source: rows}, f"watch/{monotonic_ns()}")  # a watch begun again books other slots
         self._sizes[source], self._used[source] = len(rows), 0
 
-    def again(self, source: str) -> None:
+    def reuse(self, source: str) -> None:
         """Use the same rows once more."""
         self._used[source] = 0
 
@@ -67,7 +67,7 @@ class Supply:
         self._used[source] += 1
         return self._draws[source](source)
 
-    def worn(self, source: str) -> bool:
+    def nearly_used_up(self, source: str) -> bool:
         """Whether most of a source's rows have been used."""
         return self._used[source] >= WORN * self._sizes[source]
 
@@ -98,7 +98,7 @@ class WatchedTarget:
         """Parameter rows that need no database. Raises UsageError."""
         return {name: selection.rows(name, source, None, SEED) for name, source in self._sources(sql=False)}
 
-    def drawn(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
+    def draw(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
         """The database and the parameter rows from it, once what is sent there is known to harm nothing.
 
         Raises ServerError as long as it does not answer, TargetRefused, UsageError, PlanError.
@@ -157,7 +157,7 @@ class ProbePlan:
         return " and ".join([*(origin.name for origin in services), *(address.name for address in databases)])
 
 
-def planned(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
+def plan_probes(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
     """The variant that is watched, and what is sent: `send`, or requests that only read and every query.
 
     Raises UsageError, TargetRefused, and ServerError for a name without an address.
@@ -181,7 +181,7 @@ def planned(config: Config, permission: Permission, arm: str = "", scale: str = 
 
 
 @contextmanager
-def opened(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
+def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
     """What was planned, running; what perfkit started ends with the context. What runs already need not answer yet.
 
     Raises UsageError, and ServerError or ServiceError for what perfkit cannot start.
@@ -331,7 +331,7 @@ class Prober:
         """Draw parameter rows and get ready to send queries as soon as the database answers. Raises PerfkitError."""
         while True:
             try:
-                place, rows = await _apart(lambda: self._target.drawn(reach))
+                place, rows = await _in_thread(lambda: self._target.draw(reach))
                 break
             except ServerError as error:
                 self._note("database", f"not reached yet: {error}")
@@ -355,11 +355,11 @@ class Prober:
         """Ask for other rows, for ever, before those of a source come again: what was booked cannot be booked twice."""
         while True:
             await asyncio.sleep(RENEW_S)
-            for source in filter(self._supply.worn, sources):
+            for source in filter(self._supply.nearly_used_up, sources):
                 try:
-                    self._supply.put(source, await _apart(partial(self._target.source, place, source)))
+                    self._supply.put(source, await _in_thread(partial(self._target.source, place, source)))
                 except (ServerError, UsageError) as error:
-                    self._supply.again(source)
+                    self._supply.reuse(source)
                     self._note(f"rows of {source}", f"the same parameter rows come again: {error}")
 
     async def _pace(self, clock: Clock) -> None:
@@ -425,7 +425,7 @@ class Prober:
         return sender, message
 
 
-async def _apart(work: Callable[[], _Result]) -> _Result:
+async def _in_thread(work: Callable[[], _Result]) -> _Result:
     """What a function gives that may wait for ever: in a thread that keeps nobody from ending."""
     found: Future[_Result] = Future()
     found.set_running_or_notify_cancel()  # or a result that comes after everything has ended would be an error

@@ -1,251 +1,243 @@
-"""A review as a notebook shows it, and the files that are kept of it."""
+"""A review as tables and text for a notebook, and as the files review.html, review.json and review.md."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from perfkit.analysis.report import finite
 from perfkit.base.bundle import Bundle, require_spare, write_atomically
-from perfkit.base.errors import BundleError, UsageError
+from perfkit.base.errors import BundleError, UsageError, name_of
 from perfkit.config import load
 from perfkit.monitor import charts
 from perfkit.monitor.dashboard import LEVELS
-from perfkit.monitor.incidents import Incident, clock, lasting, stamp
-from perfkit.monitor.notifications import against as limit
-from perfkit.monitor.review import DIFFERENT_LOAD, Result, Reviewed, before_release, review, values_of
+from perfkit.monitor.incidents import clock, duration_text, stamp
+from perfkit.monitor.notifications import limit_text
+from perfkit.monitor.review import DIFFERENT_LOAD, ReportedValue, Result, Reviewed, before_release, review
 from perfkit.monitor.store import read
 from perfkit.show.html import MARKS, Block, Cell, OpenedPage, Table, explained, headed, listed, markdown, marked
 from perfkit.show.render import REVIEW, page_of
 
 _STATES = {Result.MET: "good", Result.MISSED: "bad", Result.UNPROVEN: "unsure"}
-NOTES = 20  # of the watch on itself, shown
+MAX_NOTES = 20  # of the watch about itself
 _METRICS = {"p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "error_rate": "error rate"}
 
 
-def recommendation(found: Reviewed) -> Block:
-    """What to do, why, and of what time that is said."""
-    state = _STATES[found.recommendation.result]
-    why = reasons(found)
-    counts, headline = summary(found), f"{MARKS[state]} {found.recommendation.headline}"
-    title = f"{found.about.title}: recommendation after the release"
-    html = headed(state, title, headline, counts, listed(why), when(found))
-    lines = [headline, counts, *(f"- {reason}" for reason in why), when(found)]
+def recommendation(reviewed: Reviewed) -> Block:
+    """Return what to do, why, and the period that was reviewed."""
+    state = _STATES[reviewed.recommendation.result]
+    why, period = reasons(reviewed), period_text(reviewed)
+    counts, headline = summary(reviewed), f"{MARKS[state]} {reviewed.recommendation.headline}"
+    title = f"{reviewed.about.title}: recommendation after the release"
+    html = headed(state, title, headline, counts, listed(why), period)
+    lines = [headline, counts, *(f"- {reason}" for reason in why), period]
     return Block(html, "\n".join(lines))
 
 
-def reasons(found: Reviewed) -> list[str]:
-    """Why, what weakens it, and everything that the broken rules say where that is more than the headline."""
-    told = found.recommendation
-    more = [f"what the broken rules say: {', then '.join(told.actions)}"] if len(told.actions) > 1 else []
-    return [*told.reasons, *found.cautions, *more]
+def reasons(reviewed: Reviewed) -> list[str]:
+    """Return the reasons of the recommendation, its caveats and, if there are several, the actions of broken rules."""
+    recommended = reviewed.recommendation
+    actions = recommended.actions
+    more = [f"actions of the broken rules: {', then '.join(actions)}"] if len(actions) > 1 else []
+    return [*recommended.reasons, *reviewed.caveats, *more]
 
 
-def summary(found: Reviewed) -> str:
-    """How many targets are met, missed and unproven, and how many incidents there were, in one sentence."""
-    counts = {result: sum(row.result is result for row in found.rows) for result in Result}
-    told = ", ".join(f"{count} {result}" for result, count in counts.items() if count)
-    incidents = len(found.incidents)
-    many = "no incident" if not incidents else "1 incident" if incidents == 1 else f"{incidents} incidents"
-    return f"Of {len(found.rows)} targets {told}; {many}." if found.rows else f"No target is configured; {many}."
+def summary(reviewed: Reviewed) -> str:
+    """Return the number of targets that are met, missed and unproven, and of incidents, in one sentence."""
+    counts = {result: sum(row.result is result for row in reviewed.rows) for result in Result}
+    results = ", ".join(f"{count} {result}" for result, count in counts.items() if count)
+    number = len(reviewed.incidents)
+    happened = "no incidents" if not number else "1 incident" if number == 1 else f"{number} incidents"
+    if not reviewed.rows:
+        return f"No target is configured; {happened}."
+    return f"{len(reviewed.rows)} target{'s'[: len(reviewed.rows) > 1]}: {results}; {happened}."
 
 
-def when(found: Reviewed) -> str:
-    """What was watched, from when to when."""
-    period = found.period
+def period_text(reviewed: Reviewed) -> str:
+    """Return what was watched, from when to when, and for how long."""
+    period = reviewed.period
     began, ended = clock(period.wall(period.start)), clock(period.wall(period.end))
-    return f"{found.about.target} · {began} to {ended} UTC · {lasting(period.seconds)}"
+    return f"{reviewed.about.target} · {began} to {ended} UTC · {duration_text(period.seconds)}"
 
 
-def review_table(found: Reviewed) -> Table:
-    """Metric, target, actual and status as the checklist has them, each with its evidence."""
+def review_table(reviewed: Reviewed) -> Table:
+    """Return the targets with their actual values, results and evidence."""
     rows = tuple(
         (
-            Cell(row.name),
-            Cell(row.aim),
-            Cell(row.said, row.range),
+            Cell(row.target.name),
+            Cell(row.target_text),
+            Cell(row.value_text, row.interval_text),
             marked(_STATES[row.result], row.result),
-            Cell(row.actual.how or row.takes, row.takes if row.actual.how else ""),
+            Cell(row.actual.how or row.needed, row.needed if row.actual.how else ""),
         )
-        for row in found.rows
+        for row in reviewed.rows
     )
-    note = "Below an actual value: where the true one is, 95 % sure. Met: all of that is within the target."
+    note = "Below an actual value: its 95 % confidence interval. Met: the whole interval is within the target."
     columns = ("Metric", "Target", "Actual", "Status", "Evidence")
     empty = "no [[review.target]] in the configuration"
     return Table("Targets and actuals", columns, rows, frozenset({"Target", "Actual"}), note=note if rows else empty)
 
 
-def incidents(found: Reviewed) -> Block:
-    """Every incident in a line, then what became of each, what the watch noted of itself, and when nobody watched."""
-    parts = [incident_table(found), *([_timelines(found)] if found.incidents else [])]
-    notes = [f"{_at(found, note.t)} {note.text}" for note in found.notes[:NOTES]]
-    notes += [f"and {len(found.notes) - NOTES} more"] if len(found.notes) > NOTES else []
+def incidents(reviewed: Reviewed) -> Block:
+    """Return the incidents with their timelines, the times without a watch, and the notes of the watch about itself."""
+    parts = [incident_table(reviewed), *([_timelines(reviewed)] if reviewed.incidents else [])]
+    notes = [f"{_at(reviewed, note.t)} {note.text}" for note in reviewed.notes[:MAX_NOTES]]
+    notes += [f"and {len(reviewed.notes) - MAX_NOTES} more"] if len(reviewed.notes) > MAX_NOTES else []
     gaps = [
-        f"{_at(found, start)} to {_at(found, end)} ({lasting(end - start)}): nobody watched"
-        for start, end in found.gaps
+        f"{_at(reviewed, start)} to {_at(reviewed, end)} ({duration_text(end - start)}): not watched"
+        for start, end in reviewed.gaps
     ]
     html = "".join(part.to_html() for part in parts) + listed((*gaps, *notes), "weak")
     text = "\n\n".join(part.to_text() for part in parts)
     return Block(html, "\n".join([text, *(f"- {line}" for line in (*gaps, *notes))]))
 
 
-def incident_table(found: Reviewed) -> Table:
-    """Every incident in a line."""
+def incident_table(reviewed: Reviewed) -> Table:
+    """Return one line for each incident."""
     rows = tuple(
         (
             Cell(f"{number}"),
-            Cell(own.level, state=LEVELS.get(own.level, "")),
-            Cell(_at(found, own.since)),
-            Cell(lasting(max(own.noticed - own.since, 0.0))),
-            Cell(_at(found, own.ended) if own.ended is not None else "still stands", state="" if own.ended else "bad"),
-            Cell(lasting(own.lasted(found.period.end))),
-            Cell(", ".join(dict.fromkeys(alert.rule for alert in own.alerts))),
-            Cell("; ".join(own.actions)),
+            Cell(incident.level, state=LEVELS.get(incident.level, "")),
+            Cell(_at(reviewed, incident.since)),
+            Cell(duration_text(max(incident.noticed - incident.since, 0.0))),
+            Cell(
+                _at(reviewed, incident.ended) if incident.ended is not None else "still active",
+                state="" if incident.ended else "bad",
+            ),
+            Cell(duration_text(incident.lasted(reviewed.period.end))),
+            Cell(", ".join(dict.fromkeys(alert.rule for alert in incident.alerts))),
+            Cell("; ".join(incident.actions)),
         )
-        for number, own in enumerate(found.incidents, 1)
+        for number, incident in enumerate(reviewed.incidents, 1)
     )
     columns = ("", "Level", "Began", "Noticed after", "Ended", "Lasted", "Rules", "What to do")
     return Table("Each incident", columns, rows, frozenset({"Noticed after", "Lasted"}), note="" if rows else "none")
 
 
-def _timelines(found: Reviewed) -> Table:
+def _timelines(reviewed: Reviewed) -> Table:
     rows = tuple(
-        (Cell(_name(number, own)), Cell(_at(found, moment.t)), Cell(moment.stage), Cell(moment.text))
-        for number, own in enumerate(found.incidents, 1)
-        for moment in own.timeline()
+        (Cell(f"{number}: {incident.level}"), Cell(_at(reviewed, moment.t)), Cell(moment.stage), Cell(moment.text))
+        for number, incident in enumerate(reviewed.incidents, 1)
+        for moment in incident.timeline()
     )
     return Table("What became of it", ("Incident", "UTC", "", "What"), rows, headers=2, grouped=True)
 
 
-def _name(number: int, incident: Incident) -> str:
-    return f"{number}: {incident.level}"
-
-
-def _at(found: Reviewed, t: float) -> str:
-    """Time of day; with the date where the review is of more than one."""
-    at, first, last = (stamp(found.period.wall(when)) for when in (t, found.period.start, found.period.end))
+def _at(reviewed: Reviewed, t: float) -> str:
+    """Return the time of day, with the date if the period covers more than one day."""
+    at, first, last = (stamp(reviewed.period.wall(when)) for when in (t, reviewed.period.start, reviewed.period.end))
     return at[11:] if first[:10] == last[:10] else at[5:]
 
 
-def against(found: Reviewed) -> Table:
-    """The same figures before the release and since."""
-    before = found.before
+def against(reviewed: Reviewed) -> Table:
+    """Return the same figures before the release and since."""
+    before = reviewed.before
     if before is None:
-        return Table("The same figures", (), (), note="no run was named: --against RUN")
+        return Table("The same figures", (), (), note="no run was given: --against RUN")
     rows = tuple(
         (
-            Cell(own.item),
-            Cell(_METRICS[own.metric]),
-            Cell(*own.lightest),
-            Cell(*own.highest),
-            Cell(*own.since),
+            Cell(comparison.item),
+            Cell(_METRICS[comparison.metric]),
+            Cell(*comparison.lightest),
+            Cell(*comparison.highest),
+            Cell(*comparison.since),
         )
-        for own in found.beside
+        for comparison in reviewed.comparisons
     )
     columns = ("Request or query", "Figure", "Before: lightest load", "Before: highest load", "Since: probes")
     note = f"Run {before.name}, arm {before.arm}: {DIFFERENT_LOAD}."
     if not rows:
-        note = f"Run {before.name} sent none of what the watch sends: {', '.join(found.about.kinds)}."
+        note = f"Run {before.name} sent none of the requests of the watch: {', '.join(reviewed.about.kinds)}."
     return Table("The same figures", columns, rows, frozenset(columns[2:]), headers=2, grouped=True, note=note)
 
 
-def rules(found: Reviewed) -> Table:
-    """The rules that raise alerts."""
+def rules(reviewed: Reviewed) -> Table:
+    """Return the rules that raise alerts, with the number of alerts of each."""
     rows = tuple(
         (
             Cell(rule.name),
             Cell(rule.level),
-            Cell(f"{rule.metric}{f' of {rule.item}' if rule.item else ''} {limit(rule) or 'above 0'}"),
-            Cell(lasting(rule.for_s)),
+            Cell(f"{rule.metric}{f' of {rule.item}' if rule.item else ''} {limit_text(rule) or 'above 0'}"),
+            Cell(duration_text(rule.for_s)),
             Cell(rule.action),
-            Cell(str(sum(alert.rule == rule.name for own in found.incidents for alert in own.alerts))),
+            Cell(str(sum(alert.rule == rule.name for incident in reviewed.incidents for alert in incident.alerts))),
         )
-        for rule in found.watch.rule
+        for rule in reviewed.watch.rule
     )
     columns = ("Rule", "Level", "When", "For", "What to do", "Alerts")
     return Table("Rules of the watch", columns, rows, frozenset({"For", "Alerts"}))
 
 
-def method(found: Reviewed) -> Block:
-    """What was watched and how it was judged."""
-    words, shown = list(_words(found)), rules(found)
-    text = "\n".join(f"{name}: {text}" for name, text in words)
-    return Block(f"{explained(words)}{shown.to_html()}", f"{text}\n\n{shown.to_text()}")
+def method(reviewed: Reviewed) -> Block:
+    """Return how the watch measured, and how the review judged."""
+    methods, table = list(_methods(reviewed)), rules(reviewed)
+    text = "\n".join(f"{name}: {text}" for name, text in methods)
+    return Block(f"{explained(methods)}{table.to_html()}", f"{text}\n\n{table.to_text()}")
 
 
-def _words(found: Reviewed) -> Iterator[tuple[str, str]]:
-    about, period = found.about, found.period
+def _methods(reviewed: Reviewed) -> Iterator[tuple[str, str]]:
+    about, period = reviewed.about, reviewed.period
     yield (
         "probes",
-        (
-            f"{', '.join(about.kinds)}: {about.rate:g} per second of each, evenly spaced, whatever the answers take; "
-            "times count from when a probe was due. Nothing is known of the users' own requests"
-        ),
+        f"{', '.join(about.kinds)}: {about.rate:g} per second of each, evenly spaced, however long the answers take; "
+        "times count from when a probe was due. The users' own requests are not measured",
     )
     yield (
         "percentiles, mean",
-        (
-            f"over all answers of the time; their intervals are from blocks of {lasting(period.width)}, "
-            "since neighbouring probes resemble each other"
-        ),
+        f"over all answers of the period; the intervals come from blocks of {duration_text(period.width)}, "
+        "because consecutive probes resemble each other",
     )
-    yield "error rate", "unexpected outcomes among all probes; met where this many exclude more than the target"
+    yield "error rate", "share of probes with an unexpected outcome; met if the upper bound is within the target"
     yield (
         "availability",
-        (
-            f"share of the time, in intervals of {about.every_s:g} s: one is down where something was due and nothing "
-            "was answered as expected, so an outage that only touches an interval does not count"
-        ),
+        f"share of the time, in intervals of {about.every_s:g} s: an interval is down if a probe was due and none was "
+        "answered as expected, so an outage shorter than an interval may not count",
     )
     yield (
         "met, missed, unproven",
-        ("both ends of the 95 % interval are within the target; the value itself is not; neither"),
+        "met: the whole 95 % interval is within the target; missed: the value is not; unproven: all else",
     )
     yield (
         "incident",
-        (
-            "alerts that overlap in time; it began with the first interval beyond the limit, was noticed when the "
-            "rule's time had passed, and ended when it had been good for long enough"
-        ),
+        "alerts that overlap in time. An incident begins with the first interval beyond the limit, is noticed once "
+        "the rule's time has passed, and ends once the figure has been good for long enough",
     )
     yield (
         "recommendation",
-        (
-            "an alert that stands comes first, then a P1 incident that ended, then what was missed, then what is "
-            "unproven; what to do is what the broken rules say"
-        ),
+        "an active alert comes first, then a P1 incident that has ended, a missed target, an unproven target; the "
+        "actions are those of the broken rules",
     )
 
-
-# A review as a notebook shows it, and the files that are kept of it.
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Review(OpenedPage):
-    """A watch held against its targets; nothing here measures. `asked` is what its notebook is given."""
+    """A reviewed watch; `parameters` are those of its notebook. Opening and rendering a review measures nothing."""
 
     folder: Path
     found: Reviewed
-    asked: Mapping[str, str]
+    parameters: Mapping[str, str]
 
     def render(self, out: Path | None = None) -> Path:
-        """Write review.html, review.json and review.md into the watch's folder, or `out` and two beside it.
+        """Write review.html, review.json and review.md into the watch's folder, or `out` and two files beside it.
 
-        Returns the page. The same record gives the same bytes. Raises BundleError, UsageError.
+        Returns the path of the page. The same record gives the same bytes. Raises BundleError, UsageError.
         """
         out = require_spare(out or self.folder / "review.html", "review")
         if out.suffix != ".html":
-            raise UsageError(f"{out}; expected a name that ends in .html")
+            raise UsageError(f"{out}: expected a name that ends in .html")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BundleError(f"{out}: cannot be written ({error.strerror}); expected a writable folder") from None
         title = f"{self.found.recommendation.headline}: {self.found.about.title}"
-        page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.asked}, out, title)  # a second or two: first
+        # The slowest file, and the only one that may fail to render, comes first.
+        page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.parameters}, out, title)
         write_atomically(out.with_suffix(".json"), as_json(self.found))
         write_atomically(out.with_suffix(".md"), as_markdown(self.found))
         return out
@@ -262,104 +254,104 @@ class Review(OpenedPage):
 
     @property
     def incidents(self) -> Block:
-        """What happened, and when nobody watched."""
+        """The incidents, and the times without a watch."""
         return incidents(self.found)
 
     @property
     def against(self) -> Table:
-        """Before the release and since."""
+        """The same figures before the release and since."""
         return against(self.found)
 
     @property
     def latency_over_time(self) -> Block:
-        """Percentiles of every half hour."""
+        """Percentiles over time, with targets and incidents."""
         return charts.latency_over_time(self.found)
 
     @property
     def availability(self) -> Block:
-        """When it was down."""
+        """When the service was down."""
         return charts.availability(self.found)
 
     @property
     def method(self) -> Block:
-        """How it was judged."""
+        """How the watch measured, and how the review judged."""
         return method(self.found)
 
     def __repr__(self) -> str:
-        return f"{self.found.about.title}: review of {when(self.found)}, in {self.folder}"
+        return f"{self.found.about.title}: review of {period_text(self.found)}, in {self.folder}"
 
 
-def as_json(found: Reviewed) -> str:
-    """The review for machines: times on the wall clock in ISO 8601, shares of one, null where there is no number."""
-    period = found.period
+def as_json(reviewed: Reviewed) -> str:
+    """Return the review as JSON: wall-clock times in ISO 8601, shares from 0 to 1, null for a missing number."""
+    period = reviewed.period
 
     def at(t: float | None) -> str | None:
         return None if t is None else f"{stamp(period.wall(t)).replace(' ', 'T')}Z"
 
-    told = {
+    content = {
         "format": FORMAT,
-        "title": found.about.title,
-        "watch": found.about.id,
-        "target": found.about.target,
+        "title": reviewed.about.title,
+        "watch": reviewed.about.id,
+        "target": reviewed.about.target,
         "from": at(period.start),
         "until": at(period.end),
         "seconds": period.seconds,
         "watched_s": period.watched,
-        "recommendation": asdict(found.recommendation),
+        "recommendation": asdict(reviewed.recommendation),
         "rows": [
             {
                 "target": row.target.model_dump(),
                 "actual": asdict(row.actual),
                 "result": row.result,
-                "takes": row.takes,
+                "takes": row.needed,
             }
-            for row in found.rows
+            for row in reviewed.rows
         ],
         "incidents": [
             {
-                "level": own.level,
-                "began": at(own.since),
-                "noticed": at(own.noticed),
-                "eased": at(own.eased),
-                "ended": at(own.ended),
-                "seconds": own.lasted(period.end),
-                "rules": [alert.rule for alert in own.alerts],
-                "alerts": [alert.id for alert in own.alerts],
-                "actions": list(own.actions),
-                "timeline": [{"at": at(m.t), "stage": m.stage, "text": m.text} for m in own.timeline()],
+                "level": incident.level,
+                "began": at(incident.since),
+                "noticed": at(incident.noticed),
+                "eased": at(incident.eased),
+                "ended": at(incident.ended),
+                "seconds": incident.lasted(period.end),
+                "rules": [alert.rule for alert in incident.alerts],
+                "alerts": [alert.id for alert in incident.alerts],
+                "actions": list(incident.actions),
+                "timeline": [{"at": at(m.t), "stage": m.stage, "text": m.text} for m in incident.timeline()],
             }
-            for own in found.incidents
+            for incident in reviewed.incidents
         ],
-        "gaps": [{"from": at(start), "until": at(end)} for start, end in found.gaps],
-        "cautions": list(found.cautions),
-        "before": {"run": found.before.name, "arm": found.before.arm} if found.before else None,
-        "beside": [asdict(own) for own in found.beside],
+        "gaps": [{"from": at(start), "until": at(end)} for start, end in reviewed.gaps],
+        "cautions": list(reviewed.caveats),
+        "before": {"run": reviewed.before.name, "arm": reviewed.before.arm} if reviewed.before else None,
+        "beside": [asdict(comparison) for comparison in reviewed.comparisons],
     }
-    return json.dumps(finite(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def as_markdown(found: Reviewed) -> str:
-    """The recommendation, the table and the incidents as Markdown."""
+def as_markdown(reviewed: Reviewed) -> str:
+    """Return the recommendation, the targets, the incidents and the comparison as Markdown."""
     lines = [
-        f"**{markdown(found.recommendation.headline)}** · {markdown(found.about.title)}",
+        f"**{markdown(reviewed.recommendation.headline)}** · {markdown(reviewed.about.title)}",
         "",
-        summary(found),
+        summary(reviewed),
         "",
     ]
-    why = reasons(found)
+    why = reasons(reviewed)
     lines += [
         *(f"- {markdown(reason)}" for reason in why),
         *([""] if why else []),
-        markdown(when(found)),
+        markdown(period_text(reviewed)),
         "",
     ]
-    tables = [review_table(found), incident_table(found), *([against(found)] if found.before else [])]
+    tables = [review_table(reviewed), incident_table(reviewed), *([against(reviewed)] if reviewed.before else [])]
     for table in tables:
         lines += [table.caption, "", table.to_markdown(), ""] if table.rows else [f"{table.caption}: {table.note}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def opened(
+def open_review(
     folder: Path,
     *,
     against: str = "",
@@ -371,25 +363,50 @@ def opened(
     until: str = "",
     last: str = "",
 ) -> Review:
-    """A watch's folder held against its targets, or those of a configuration.
+    """Open the folder of a watch and review it against its targets, or those of the configuration file `config`.
 
-    `values` are lines of NAME=X. Raises BundleError for a folder that is no watch's, UsageError for wrong values.
+    `values` are lines of NAME=X, reported by `by`. Raises BundleError if the folder is not that of a watch, and
+    UsageError for wrong values.
     """
     if (folder / "run.json").exists() and not (folder / "watch.json").exists():
-        raise BundleError(f"{folder}: the folder of a run; expected that of a watch, and a run as --against")
+        raise BundleError(f"{folder}: holds a run; expected the folder of a watch, and the run as --against RUN")
     if arm and not against:
-        raise UsageError(f"arm = '{arm}'; expected with it the run that it is of: --against RUN")
+        raise UsageError(f"arm = '{arm}'; expected the run of this arm too: --against RUN")
     record = read(folder)
-    found = review(
+    reviewed = review(
         record,
-        values=values_of(values, by),
+        values=reported_values(values, by),
         before=before_release(Bundle.open(Path(against)), arm) if against else None,
         settings=load(Path(config)) if config else None,
         since=since,
         until=until,
         last=last,
     )
-    asked = {"values": values, "by": by, "arm": arm, "since": since, "until": until, "last": last}
-    paths = {"against": against, "config": config}  # the notebook runs elsewhere
-    whole = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
-    return Review(folder, found, {**asked, **whole})
+    parameters = {"values": values, "by": by, "arm": arm, "since": since, "until": until, "last": last}
+    # The notebook runs in another folder, so its paths are absolute.
+    paths = {"against": against, "config": config}
+    absolute = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
+    return Review(folder, reviewed, {**parameters, **absolute})
+
+
+def reported_values(text: str, by: str) -> dict[str, ReportedValue]:
+    """Return the values that `by` reports, from lines of NAME=X. Raises UsageError."""
+    values: dict[str, ReportedValue] = {}
+    who = name_of(by)
+    for line in filter(str.strip, text.splitlines()):
+        name, _, number_text = line.rpartition("=")
+        name = name.strip()
+        try:
+            number = float(number_text)
+        except ValueError:
+            number = math.nan
+        if not name or not math.isfinite(number):
+            raise UsageError(f"value '{line}'; expected NAME=X with a number, like User rating=4.3")
+        if name in values:
+            raise UsageError(f"value '{line}': '{name}' is given twice; expected one value")
+        if not who:
+            raise UsageError(f"value '{line}' names nobody who reports it; expected --by WHO")
+        values[name] = ReportedValue(number, who)
+    if who and not values:
+        raise UsageError(f"--by {who} has no value to report; expected --value NAME=X")
+    return values

@@ -564,7 +564,7 @@ def look(folder: Path, now: Callable[[], float] = time.time) -> WatchState:
 
 def _alerts(record: Record) -> str:
     """The alerts that stand: they forbid nothing, for the watch may be of what is to be replaced."""
-    names = some(f"{event.level} {event.rule}" for event in record.standing)
+    names = some(f"{event.level} {event.rule}" for event in record.active)
     return f"Alerts that stand: {names}." if names else "No alert stands."
 
 

@@ -19,8 +19,8 @@ from perfkit.monitor import review_report as reports
 from perfkit.monitor import store
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.model import Event, Tick
-from perfkit.monitor.review import Said, values_of
-from perfkit.show import render
+from perfkit.monitor.review import ReportedValue
+from perfkit.monitor.review_report import reported_values
 
 HOSTILE = "</pre><script>alert(1)</script>\x1b[31m\u202etxt|`*"
 RATING = ["--value", "User rating=4.3", "--by", "Product Lead"]
@@ -133,14 +133,14 @@ def test_the_table_has_actuals_evidence_and_what_is_still_to_be_shown(hours: Pat
         r"Throughput +≥ 30/s +\d+/s .*✓ met +before the release, under load: 30 at once, after-full", table
     )
     assert re.search(r"Availability +≥ 99.9 % +98.\d+ % +✕ missed", table)
-    assert re.search(r"User rating +≥ 4 stars +4.3 stars +✓ met +said by Product Lead", table)
+    assert re.search(r"User rating +≥ 4 stars +4.3 stars +✓ met +reported by Product Lead", table)
     assert "less than 24 h" in repr(found.recommendation)
 
 
 def test_the_run_before_the_release_stands_beside_and_is_no_verdict(hours: Path, run: Path) -> None:
     shown = repr(perfkit.review(hours, against=run, arm="after-index").against)
     assert re.search(r"book +p95 +.*ms \(1 request at a time\) +.*ms \(30 at once\)", shown.replace("\xa0", " "))
-    assert "arm after-index" in shown and "different load, so no verdict" in shown
+    assert "arm after-index" in shown and "not the same load, so not compared" in shown
     assert "--against RUN" in repr(perfkit.review(hours).against)
 
 
@@ -181,9 +181,9 @@ def test_a_restarted_watch_gives_the_same_figures(tmp_path: Path, monkeypatch: p
 
 
 def test_values_are_said_by_somebody() -> None:
-    assert values_of("User rating=4.3\nA=b=-1e2", " QA ") == {
-        "User rating": Said(4.3, "QA"),
-        "A=b": Said(-100.0, "QA"),
+    assert reported_values("User rating=4.3\nA=b=-1e2", " QA ") == {
+        "User rating": ReportedValue(4.3, "QA"),
+        "A=b": ReportedValue(-100.0, "QA"),
     }
 
 
@@ -193,7 +193,7 @@ def test_a_page_that_is_interrupted_leaves_nothing_beside_an_older_one(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(render, "page_of", interrupted)
+    monkeypatch.setattr(reports, "page_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         perfkit.review(hours).render(tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
@@ -205,22 +205,26 @@ def test_a_page_that_is_interrupted_leaves_nothing_beside_an_older_one(
         (["{watch}", "--value", "User rating=good", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "User rating=nan", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "4.3", "--by", "QA"], 2, "expected NAME=X with a number"),
-        (["{watch}", "--value", "User rating=4.3"], 2, "is said by nobody; expected --by WHO"),
-        (["{watch}", "--value", "User rating=4", "--value", "User rating=3", "--by", "QA"], 2, "not two"),
-        (["{watch}", "--by", "QA"], 2, "--by QA; expected a --value with it"),
+        (["{watch}", "--value", "User rating=4.3"], 2, "names nobody who reports it; expected --by WHO"),
+        (
+            ["{watch}", "--value", "User rating=4", "--value", "User rating=3", "--by", "QA"],
+            2,
+            "'User rating' is given twice; expected one value",
+        ),
+        (["{watch}", "--by", "QA"], 2, "--by QA has no value to report; expected --value NAME=X"),
         (["{watch}", "--value", "User rating=4", "--by", "Q\x1b[31m"], 2, "expected a name in one line"),
-        (["{watch}", "--value", "Stars=4.3", "--by", "QA"], 2, "value 'Stars' is no row of the table"),
-        (["{watch}", "--value", "P95 latency=4", "--by", "QA"], 2, "is measured; expected one of a row that is not"),
+        (["{watch}", "--value", "Stars=4.3", "--by", "QA"], 2, "value 'Stars': no such target"),
+        (["{watch}", "--value", "P95 latency=4", "--by", "QA"], 2, "this target is measured; expected one that is not"),
         (["{watch}", "--since", "2027-01-01"], 2, "no interval of the watch in that time"),
         (["{watch}", "--last", "a day"], 2, "expected a time like 90s, 24h or 2d"),
         (["{watch}", "--config", "gone.toml"], 2, "gone.toml: no such file"),
-        (["{watch}", "--arm", "after-full"], 2, "expected with it the run that it is of: --against RUN"),
+        (["{watch}", "--arm", "after-full"], 2, "expected the run of this arm too: --against RUN"),
         (["{watch}", "--against", "{run}", "--arm", "later"], 2, "arm 'later' is unknown; expected one of: before"),
         (["{watch}", "--against", "{watch}"], 1, "run.json: no such file; expected a bundle's folder"),
-        (["{run}"], 1, "the folder of a run; expected that of a watch, and a run as --against"),
+        (["{run}"], 1, "holds a run; expected the folder of a watch, and the run as --against RUN"),
         (["gone"], 1, "gone"),
         (["{watch}", "--out", "/proc/gone/page.html"], 1, "cannot be written"),
-        (["{watch}", "--out", "page.json"], 2, "page.json; expected a name that ends in .html"),
+        (["{watch}", "--out", "page.json"], 2, "page.json: expected a name that ends in .html"),
         (["{watch}", "--out", "{watch}/watch.html"], 2, "expected review... there, or elsewhere"),
         (["{watch}", "--out", "{watch}/ticks.jsonl"], 2, "expected review... there, or elsewhere"),
         (["{watch}", "--out", "{run}/decision.html"], 2, "expected review... there, or elsewhere"),

@@ -18,10 +18,10 @@ from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.config import Watch
 from perfkit.monitor import notifications
-from perfkit.monitor.loop import Loop, settled, stopping
+from perfkit.monitor.loop import Loop, stopping, with_overrides
 from perfkit.monitor.model import Event
-from perfkit.monitor.notifications import Ended, Renewal, line, status
-from perfkit.monitor.prober import planned
+from perfkit.monitor.notifications import Renewal, WatchSummary, event_line, status_line
+from perfkit.monitor.prober import plan_probes
 from perfkit.monitor.store import Store, read
 from perfkit.postgres.guards import Permission
 
@@ -109,20 +109,20 @@ def test_a_target_that_nobody_confirmed_is_refused_and_nothing_is_left(
 def test_it_does_not_start_a_service_on_a_database_of_the_users(live: Callable[..., Path]) -> None:
     settings = config.load(live(service='command = ["{python}"]'))
     with pytest.raises(UsageError, match=r"\[service\] is started by perfkit on a database of yours; expected its url"):
-        planned(settings, CONFIRMED)
+        plan_probes(settings, CONFIRMED)
 
 
 def test_probes_keep_to_the_rate_that_the_target_is_limited_to(live: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match=r"watch: 1 x 2/s; expected at most limits.rate = 1.5/s"):
-        planned(config.load(live("[limits]\nrate = 1.5")), CONFIRMED)
+        plan_probes(config.load(live("[limits]\nrate = 1.5")), CONFIRMED)
 
 
 def test_only_requests_that_are_sent_need_a_permission(live: Callable[..., Path]) -> None:
-    plan = planned(config.load(live()), CONFIRMED)
+    plan = plan_probes(config.load(live()), CONFIRMED)
     assert (list(plan.items), plan.live, plan.name) == (["page"], True, "http://127.0.0.1:9 and 127.0.0.1:9/shop")
     with pytest.raises(TargetRefused, match="request order may change data there"):
-        planned(config.load(live('[watch]\nsend = ["order"]')), CONFIRMED)
-    planned(config.load(live('[watch]\nsend = ["order"]', 'url = "http://127.0.0.1:9"\nwrites = true')), CONFIRMED)
+        plan_probes(config.load(live('[watch]\nsend = ["order"]')), CONFIRMED)
+    plan_probes(config.load(live('[watch]\nsend = ["order"]', 'url = "http://127.0.0.1:9"\nwrites = true')), CONFIRMED)
 
 
 def test_there_must_be_something_to_send(live: Callable[..., Path]) -> None:
@@ -131,20 +131,20 @@ def test_there_must_be_something_to_send(live: Callable[..., Path]) -> None:
         path.read_text().replace('name = "page"\npath = "/page"', 'name = "page"\npath = "/"\nmethod = "PUT"')
     )
     with pytest.raises(UsageError, match="watch: nothing to send; expected requests in 'send', or a GET or a query"):
-        planned(config.load(path), CONFIRMED)
+        plan_probes(config.load(path), CONFIRMED)
 
 
 def test_the_command_line_outranks_the_file_and_leaves_the_rest() -> None:
     own = Watch(every_s=20, rate=1, timeout_s=3)
-    assert settled(own) == own
-    assert settled(own, 5, 4, ["page-me"]) == Watch(every_s=5, rate=4, timeout_s=3, notify=("page-me",))
+    assert with_overrides(own) == own
+    assert with_overrides(own, 5, 4, ["page-me"]) == Watch(every_s=5, rate=4, timeout_s=3, notify=("page-me",))
 
 
 def test_the_line_that_is_rewritten_says_what_is_known() -> None:
     figures = {"p50_ms": 12.34, "p95_ms": None, "error_rate": 0.0123, "throughput": 3.996}
-    assert status(150, figures, []) == "watching: 2 min 30 s, p50 12.3 ms, p95 –, errors 1.2 %, 4.00/s; no alert"
+    assert status_line(150, figures, []) == "watching: 2 min 30 s, p50 12.3 ms, p95 –, errors 1.2 %, 4.00/s; no alert"
     standing = [event(rule="latency-1000", level="P1"), event(rule="\x1b[2J", level="P2")]
-    assert status(5, {}, standing).endswith("errors –, –; P1 latency-1000, P2 ⟨1B⟩[2J")
+    assert status_line(5, {}, standing).endswith("errors –, –; P1 latency-1000, P2 ⟨1B⟩[2J")
 
 
 def event(text: str = "p95 is 1,200 ms", **more: str) -> Event:
@@ -152,16 +152,16 @@ def event(text: str = "p95 is 1,200 ms", **more: str) -> Event:
 
 
 def test_an_event_is_one_line_and_holds_nothing_that_a_terminal_obeys() -> None:
-    assert line(event(level="P1", action="roll back")) == "09:00:30  P1 raised  p95 is 1,200 ms"
-    assert line(event("\x1b]0;x\x07", level="P1")) == "09:00:30  P1 raised  ⟨1B⟩]0;x⟨07⟩"
+    assert event_line(event(level="P1", action="roll back")) == "09:00:30  P1 raised  p95 is 1,200 ms"
+    assert event_line(event("\x1b]0;x\x07", level="P1")) == "09:00:30  P1 raised  ⟨1B⟩]0;x⟨07⟩"
 
 
 def test_the_last_line_says_how_long_how_available_and_which_alerts() -> None:
     events = [event(rule="a", level="P1"), event(rule="b", level="P3"), event(rule="c", level="P3")]
     record = watching.record(watching.quiet(1.0), events)
-    ended = Ended.of(Path("live"), record, {"availability": 0.99954}, events[:1])
-    assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.95 %; alerts: 1 P1, 2 P3 (a standing); live")
-    assert "availability not known; alerts: none; " in str(Ended.of(Path("live"), watching.record([]), {}, []))
+    ended = WatchSummary.of(Path("live"), record, {"availability": 0.99954}, events[:1])
+    assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.95 %; alerts: 1 P1, 2 P3 (a active); live")
+    assert "availability not known; alerts: none; " in str(WatchSummary.of(Path("live"), watching.record([]), {}, []))
 
 
 # The dashboard's process

@@ -16,11 +16,11 @@ from perfkit.config import Target, Watch
 from perfkit.monitor import figures
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import Actual
-from perfkit.monitor.incidents import Alert, Incident, Period, clock, cut, lasting
+from perfkit.monitor.incidents import Alert, Incident, Period, clock, duration_text, select_period
 from perfkit.monitor.model import About, Probe, Record, Tick
-from perfkit.monitor.review import Result, Reviewed, Row, Said, judged, recommend, review, row
+from perfkit.monitor.review import ReportedValue, Result, Reviewed, ReviewRow, judged_row, recommend, result_of, review
 
-RATED = {"User rating": Said(4.3, "Product Lead")}
+RATED = {"User rating": ReportedValue(4.3, "Product Lead")}
 MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN
 SAMPLED = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "error_rate", "success_rate", "throughput")
 
@@ -32,8 +32,8 @@ def watched(ticks: list[Tick]) -> Record:
     return record(ticks, [event for tick in ticks for event in watcher.step(tick)], booking)
 
 
-def named(found: Reviewed, name: str) -> Row:
-    return next(own for own in found.rows if own.name == name)
+def named(found: Reviewed, name: str) -> ReviewRow:
+    return next(row for row in found.rows if row.target.name == name)
 
 
 def plain(text: str) -> str:
@@ -41,9 +41,9 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def judge(ticks: Sequence[Tick], said: About | None = None, **target: object) -> Row:
+def judge(ticks: Sequence[Tick], said: About | None = None, **target: object) -> ReviewRow:
     """One target on some intervals."""
-    return row(Target.model_validate({"name": "it", **target}), Period(ticks), said or about(), None)
+    return judged_row(Target.model_validate({"name": "it", **target}), Period(ticks), said or about(), None)
 
 
 # Rows
@@ -70,41 +70,41 @@ def test_a_bound_proves_and_only_an_estimate_breaks(
     target: dict[str, float], value: float | None, lo: float, hi: float, result: Result
 ) -> None:
     found = Actual(value, lo, hi, 100, "")
-    assert judged(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
+    assert result_of(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
 
 
 @pytest.mark.slow
 def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_say() -> None:
     found = review(watched(quiet(24)), values=RATED)
-    assert {own.name for own in found.rows if own.result is not MET} == {"Throughput"}
+    assert {row.target.name for row in found.rows if row.result is not MET} == {"Throughput"}
     assert "48 × 30 min" in named(found, "P95 latency").actual.how
-    assert (found.cautions, found.incidents, found.gaps) == ((), (), ())
-    assert found.recommendation.headline == "Watch on: Throughput unproven"
+    assert (found.caveats, found.incidents, found.gaps) == ((), (), ())
+    assert found.recommendation.headline == "Keep watching: Throughput not yet proven"
 
 
 def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
     own = judge(quiet(24)[:5], metric="p99_ms", at_most=800)
-    assert (own.result, own.said) == (UNPROVEN, "–")
-    assert plain(own.takes) == "not enough samples (200 of 368): about 1 min 32 s of watching in all"
+    assert (own.result, own.value_text) == (UNPROVEN, "–")
+    assert plain(own.needed) == "not enough samples (200 of 368); about 1 min 32 s of watching in total is needed"
 
 
 def test_one_block_of_time_bounds_nothing_and_says_what_it_would_take() -> None:
     one = judge(quiet(1)[:1], metric="p50_ms", at_most=300)
-    assert (one.result, plain(one.range)) == (UNPROVEN, "no bound")
-    assert "about " in one.takes and "of watching in all" in one.takes
+    assert (one.result, plain(one.interval_text)) == (UNPROVEN, "no bound")
+    assert "about " in one.needed and "of watching in total is needed" in one.needed
 
 
 def test_an_error_rate_is_met_where_so_many_probes_exclude_more() -> None:
     ticks = [replace(tick, probes={"book": Probe({"ok": 20}, {"201": 20}, (1.0,) * 20)}) for tick in quiet(1)]
     own = judge(ticks[:149], metric="error_rate", at_most=0.001)
     assert (own.result, own.actual.value, own.actual.n) == (UNPROVEN, 0, 2980)
-    assert "about 27 min" in own.takes  # 3 of 0.1 % are 3,000 probes
+    assert "about 27 min" in own.needed  # 3 of 0.1 % are 3,000 probes
     assert judge(ticks[:150], metric="error_rate", at_most=0.001).result is MET
 
 
 def test_one_in_a_hundred_failed_misses_one_in_a_thousand() -> None:
     own = judge(with_incident(quiet(1), "errors", 0, 3600, 0.01), metric="error_rate", at_most=0.001)
-    assert (own.result, plain(own.said)) == (MISSED, "1.00 %")
+    assert (own.result, plain(own.value_text)) == (MISSED, "1.00 %")
 
 
 def test_success_of_a_request_is_its_2xx_even_where_a_conflict_was_expected() -> None:
@@ -114,7 +114,7 @@ def test_success_of_a_request_is_its_2xx_even_where_a_conflict_was_expected() ->
 
 def test_probes_cannot_reach_a_throughput_that_they_do_not_offer() -> None:
     own = judge(quiet(1), metric="throughput", at_least=30)
-    assert own.result is UNPROVEN and "offers 4/s and cannot reach 30/s" in own.takes
+    assert own.result is UNPROVEN and "sends only 4/s and cannot prove 30/s" in own.needed
 
 
 def test_probes_that_offer_enough_judge_the_throughput() -> None:
@@ -129,12 +129,12 @@ def test_availability_is_a_share_of_the_day_and_86_seconds_are_too_much(down: in
     ticks = with_incident(quiet(24), "service-down", 3600, down) if down else quiet(24)
     own = judge(ticks, metric="availability", at_least=0.999)
     assert (own.result, own.actual.value) == (result, 1 - down / 86400)
-    assert "one weighs 0.0116 %" in own.actual.how
+    assert "one interval is 0.0116 % of the time" in own.actual.how
 
 
 def test_time_in_which_nobody_watched_leaves_availability_open() -> None:
     own = judge(without(quiet(24), 3600, 7200), metric="availability", at_least=0.999)
-    assert own.result is UNPROVEN and "nobody watched for 1 h" in own.takes
+    assert own.result is UNPROVEN and "not watched for 1 h" in own.needed
     assert own.actual.value == 1 and own.actual.lo == pytest.approx(23 / 24)
 
 
@@ -145,7 +145,7 @@ def test_an_outage_that_a_gap_cannot_make_good_is_missed() -> None:
 
 def test_intervals_too_coarse_for_the_target_prove_no_availability() -> None:
     own = judge(quiet(1), metric="availability", at_least=0.999)
-    assert own.result is UNPROVEN and "2 h 46 min" in own.takes  # one interval of 10 s is 0.1 % of 10,000 s
+    assert own.result is UNPROVEN and "2 h 46 min" in own.needed  # one interval of 10 s is 0.1 % of 10,000 s
 
 
 def test_what_the_server_said_is_judged_by_its_worst_moment() -> None:
@@ -153,28 +153,31 @@ def test_what_the_server_said_is_judged_by_its_worst_moment() -> None:
     assert judge(ticks, metric="lock_wait_s", at_most=5).result is MISSED
     assert judge(quiet(1), metric="lock_wait_s", at_most=5).result is MET
     down = judge(with_incident(quiet(1), "service-down", 600, 60), metric="service_down_s", at_most=30)
-    assert (down.result, plain(down.said)) == (MISSED, "1 min")
+    assert (down.result, plain(down.value_text)) == (MISSED, "1 min")
 
 
 def test_a_request_that_is_not_sent_is_unproven() -> None:
     own = judge(quiet(1), metric="success_rate", item="cancel", at_least=0.98)
-    assert (own.result, own.takes) == (UNPROVEN, "the watch does not send cancel")
+    assert (own.result, own.needed) == (UNPROVEN, "the watch does not send cancel")
 
 
 def test_what_a_person_says_is_judged_and_named() -> None:
-    own = named(review(watched(quiet(1)), values={"User rating": Said(3.9, "Ops Lead")}), "User rating")
-    assert (own.result, plain(own.said), own.actual.how) == (MISSED, "3.9 stars", "said by Ops Lead")
+    own = named(review(watched(quiet(1)), values={"User rating": ReportedValue(3.9, "Ops Lead")}), "User rating")
+    assert (own.result, plain(own.value_text), own.actual.how) == (MISSED, "3.9 stars", "reported by Ops Lead")
     unsaid = named(review(watched(quiet(1))), "User rating")
-    assert unsaid.result is UNPROVEN and "--value" in unsaid.takes
+    assert unsaid.result is UNPROVEN and "--value" in unsaid.needed
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("Stars", "is no row of the table; expected one of: P50 latency, P95"), ("P95 latency", "is measured; expected")],
+    [
+        ("Stars", ": no such target; expected one of: P50 latency, P95"),
+        ("P95 latency", "this target is measured; expected"),
+    ],
 )
 def test_what_a_person_says_of_no_row_or_of_a_measured_one_is_refused(name: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        review(watched(quiet(1)), values={name: Said(1, "Ops Lead")})
+        review(watched(quiet(1)), values={name: ReportedValue(1, "Ops Lead")})
 
 
 def test_targets_of_another_configuration_can_be_held_against_the_same_record() -> None:
@@ -183,7 +186,7 @@ def test_targets_of_another_configuration_can_be_held_against_the_same_record() 
         update={"review": config.ReviewConfig(target=(Target(name="fast", metric="p50_ms", at_most=1),))}
     )
     found = review(watched(quiet(1)), settings=strict)
-    assert [(own.name, own.result) for own in found.rows] == [("fast", MISSED)]
+    assert [(own.target.name, own.result) for own in found.rows] == [("fast", MISSED)]
 
 
 @pytest.mark.parametrize("metric", ["mean_ms", "p50_ms"])
@@ -211,12 +214,12 @@ def test_a_record_with_other_settings_than_perfkit_writes_is_one_line() -> None:
 
 def test_where_nothing_was_to_be_answered_nothing_is_known_of_availability() -> None:
     found = judge([replace(tick, probes={}) for tick in quiet(25)], metric="availability", at_least=0.999)
-    assert (found.actual.value, found.result, found.actual.lacks) == (None, UNPROVEN, "nothing was to be answered")
+    assert (found.actual.value, found.result, found.actual.lacks) == (None, UNPROVEN, "no probe was due")
 
 
 def test_a_period_in_which_the_clock_was_put_back_has_no_gap() -> None:
     ticks = [replace(tick, at=tick.at - 1800 * (tick.t > 3600)) for tick in quiet(2)]
-    found = cut(record(ticks), since="2026-01-15T09:40", until="2026-01-15T09:50")
+    found = select_period(record(ticks), since="2026-01-15T09:40", until="2026-01-15T09:50")
     assert (found.start, found.end) == (2400, 4800)
     assert not figures.gaps(found.ticks)
 
@@ -224,7 +227,7 @@ def test_a_period_in_which_the_clock_was_put_back_has_no_gap() -> None:
 def test_the_last_hours_are_cut_along_the_time_line_and_less_than_a_day_is_said() -> None:
     found = review(watched(quiet(3)), last="90min")
     assert (found.period.start, found.period.end) == (5400, 10800)
-    assert found.cautions == ("1 h 30 min are reviewed, less than 24 h: load of the rest of a day is not in it",)
+    assert found.caveats == ("covers 1 h 30 min, less than 24 h: the load of the rest of a day is not included",)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_a_block_of_time_is_half_an_hour_of_a_day_and_never_less_than_an_interva
 
 
 def test_from_one_time_to_another_by_the_clock() -> None:
-    found = cut(record(quiet(3)), since="2026-01-15T10:00", until="2026-01-15T12:00:00+01:00")
+    found = select_period(record(quiet(3)), since="2026-01-15T10:00", until="2026-01-15T12:00:00+01:00")
     assert (found.start, found.end, clock(found.wall(3600))) == (3600, 7200, "2026-01-15 10:00")
     assert clock(BEGAN) == "2026-01-15 09:00"
 
@@ -259,7 +262,7 @@ def test_from_one_time_to_another_by_the_clock() -> None:
 )
 def test_a_time_that_cannot_be_meant_is_one_line(when: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        cut(record(quiet(1)), **when)
+        select_period(record(quiet(1)), **when)
 
 
 def test_a_watch_that_has_just_begun_has_nothing_to_review() -> None:
@@ -283,7 +286,7 @@ def test_the_order_of_answers_within_an_interval_changes_nothing(seed: int) -> N
         for tick in ticks
     ]
     for one, other in zip(review(record(ticks)).rows, review(record(mixed)).rows, strict=True):
-        assert one.said == other.said and one.result is other.result
+        assert one.value_text == other.value_text and one.result is other.result
         assert one.actual.lo == pytest.approx(other.actual.lo) and one.actual.hi == pytest.approx(other.actual.hi)
 
 
@@ -325,16 +328,16 @@ def test_two_parts_of_a_record_together_are_the_whole(place: int) -> None:
 
 @given(st.floats(0, 1e6))
 def test_a_duration_in_words_has_at_most_two_units(seconds: float) -> None:
-    words = lasting(seconds).split()
+    words = duration_text(seconds).split()
     assert words[1] in ("s", "min", "h", "days") and len(words) in (2, 4)
 
 
 # What to do
 
 
-def line(metric: str | None, value: float | None, result: Result) -> Row:
+def line(metric: str | None, value: float | None, result: Result) -> ReviewRow:
     target = Target.model_validate({"name": str(metric or "User rating"), "metric": metric, "at_most": 1})
-    return Row(target, Actual(value, 0, 0, 1, ""), result, "more" if result is UNPROVEN else "")
+    return ReviewRow(target, Actual(value, 0, 0, 1, ""), result, "more" if result is UNPROVEN else "")
 
 
 def incident(level: str, rule: str, action: str, *, stands: bool = False) -> Incident:
@@ -368,15 +371,15 @@ DOWN = incident("P1", "service-down", "roll back")
         ([line("p95_ms", 650, MISSED), line("error_rate", 0.02, MISSED)], [], "Investigate", MISSED),
         ([line("p95_ms", 650, MISSED)], [incident("P3", "r", "wait", stands=True)], "Wait", MISSED),
         ([GOOD], [incident("P3", "long-transaction", "find out", stands=True)], "Find out", UNPROVEN),
-        ([GOOD, line("p99_ms", 1, UNPROVEN)], [], "Watch on: p99_ms unproven", UNPROVEN),
-        ([line("p99_ms", 1, UNPROVEN)] * 4, [], "Watch on: 4 targets unproven", UNPROVEN),
-        ([line(None, None, UNPROVEN)], [], "Ask for what is missing: User rating", UNPROVEN),
-        ([], [], "Say what it is held against", UNPROVEN),
+        ([GOOD, line("p99_ms", 1, UNPROVEN)], [], "Keep watching: p99_ms not yet proven", UNPROVEN),
+        ([line("p99_ms", 1, UNPROVEN)] * 4, [], "Keep watching: 4 targets not yet proven", UNPROVEN),
+        ([line(None, None, UNPROVEN)], [], "Report the missing values: User rating", UNPROVEN),
+        ([], [], "Configure targets", UNPROVEN),
         ([line("p95_ms", 650, MISSED), line("p99_ms", 1, UNPROVEN)], [], "Deploy the optimised handler", MISSED),
     ],
 )
 def test_what_to_do_follows_from_what_was_broken(
-    rows: list[Row], incidents: list[Incident], headline: str, result: Result
+    rows: list[ReviewRow], incidents: list[Incident], headline: str, result: Result
 ) -> None:
     found = recommend(rows, incidents, WATCH, Period(quiet(1)))
     assert (found.headline, found.result) == (headline, result)

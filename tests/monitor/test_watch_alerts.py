@@ -14,7 +14,7 @@ from perfkit import config
 from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor import notifications
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.model import Event, Probe, Record, Tick, good_again
+from perfkit.monitor.model import Event, Probe, Record, Tick, clears
 
 WATCH = config.load().watch
 ABOUT = watching.about()
@@ -88,7 +88,7 @@ def test_it_is_good_again_only_a_tenth_beyond_the_limit_so_that_it_does_not_flap
     ],
 )
 def test_where_it_is_good_again(given: dict[str, float], value: float, good: bool) -> None:
-    assert good_again(rule(**given), value) is good
+    assert clears(rule(**given), value) is good
 
 
 def test_what_is_not_known_neither_raises_nor_clears_nor_breaks_a_run() -> None:
@@ -224,10 +224,10 @@ def test_what_was_raised_before_it_became_worse_stays_open() -> None:
     alerts = Alerts(one(*LEVELS), ABOUT)
     found = [event for tick in said([60, 75, 95]) for event in alerts.step(tick)]
     assert [event.level for event in found] == ["P3", "P2", "P1"]
-    assert [event.level for event in alerts.open] == ["P1", "P2", "P3"]
+    assert [event.level for event in alerts.active] == ["P1", "P2", "P3"]
     found = [event for tick in said([10] * 4, start=3) for event in alerts.step(tick)]
     assert [(event.what, event.level) for event in found] == [("cleared", "P1"), ("cleared", "P2"), ("cleared", "P3")]
-    assert alerts.open == []
+    assert alerts.active == []
 
 
 def test_rules_on_other_figures_or_items_are_not_held_back() -> None:
@@ -263,7 +263,7 @@ def test_a_restart_after_a_gap_raises_nothing_twice_and_clears_under_the_same_id
     before = [tick for tick in ticks if tick.t <= 1300]
     first = events(WATCH, before)
     alerts = Alerts(WATCH, ABOUT, watching.record(before, first))
-    assert [event.rule for event in alerts.open] == ["errors-5-percent", "service-down"]
+    assert [event.rule for event in alerts.active] == ["errors-5-percent", "service-down"]
     again = [event for tick in ticks[len(before) :] for event in alerts.step(tick)]
     raised = [event.rule for event in [*first, *again] if event.what == "raised"]
     assert sorted(raised) == ["errors-5-percent", "service-down", "throughput-drop"]
@@ -301,10 +301,10 @@ def test_what_is_usual_is_still_known_after_a_restart() -> None:
 def test_an_alert_is_one_sentence_with_its_numbers_and_what_to_do() -> None:
     given = next(rule for rule in WATCH.rule if rule.name == "latency-600")
     at = watching.BEGAN + 3730
-    assert notifications.raised(given, 712.4, 300, at, at + 90) == (
+    assert notifications.raised_text(given, 712.4, 300, at, at + 90) == (
         "p95 712 ms over the last 5 min, above 600 ms, since 10:02:10 UTC: deploy the optimised handler"
     )
-    assert notifications.cleared(given, 412.0, 300, 730) == (
+    assert notifications.cleared_text(given, 412.0, 300, 730) == (
         "p95 412 ms over the last 5 min, no longer above 600 ms after 12 min 10 s"
     )
 
@@ -332,15 +332,15 @@ def test_an_alert_is_one_sentence_with_its_numbers_and_what_to_do() -> None:
     ],
 )
 def test_each_figure_has_its_unit(given: dict[str, Any], value: float, text: str) -> None:
-    assert notifications.raised(rule(**given), value, 300, watching.BEGAN, watching.BEGAN + 60) == text
+    assert notifications.raised_text(rule(**given), value, 300, watching.BEGAN, watching.BEGAN + 60) == text
 
 
 def test_every_metric_can_be_said() -> None:
     for metric in notifications.METRICS:
-        assert notifications.figure(rule(metric=metric, above=1), None, 300)
-        assert notifications.cleared(rule(metric=metric, above=0), 0.0, 300, 60).endswith("after 1 min")
+        assert notifications.figure_text(rule(metric=metric, above=1), None, 300)
+        assert notifications.cleared_text(rule(metric=metric, above=0), 0.0, 300, 60).endswith("after 1 min")
 
 
 def test_what_began_on_another_day_has_its_date() -> None:
-    text = notifications.raised(rule(metric="p95_ms", above=1), 2, 300, watching.BEGAN, watching.BEGAN + 86400)
+    text = notifications.raised_text(rule(metric="p95_ms", above=1), 2, 300, watching.BEGAN, watching.BEGAN + 86400)
     assert text.endswith("since 2026-01-15 09:00:00 UTC")

@@ -12,7 +12,7 @@ from perfkit import config
 from perfkit.base.stats import percentile
 from perfkit.config.judging import Metric, Watch
 from perfkit.monitor import figures
-from perfkit.monitor.figures import grown
+from perfkit.monitor.figures import increase
 from perfkit.monitor.model import Probe, Tick, gravest
 
 KINDS = {"book": "request", "upcoming": "request", "conflict_check": "query"}
@@ -227,7 +227,7 @@ def test_a_crash_of_the_server_begins_a_counter_anew_and_an_orderly_restart_does
 def test_a_counter_grows_by_the_same_in_one_window_and_in_two_that_meet(values: list[int], data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, len(values) - 1))
     whole, *parts = ([{"n": value} for value in part] for part in (values, values[: cut + 1], values[cut:]))
-    assert grown(whole, "n") == sum(grown(part, "n") or 0 for part in parts)
+    assert increase(whole, "n") == sum(increase(part, "n") or 0 for part in parts)
 
 
 def test_pages_read_are_a_share_of_pages_asked_for() -> None:

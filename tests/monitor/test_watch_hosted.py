@@ -11,7 +11,7 @@ from watched import until
 
 from perfkit import config
 from perfkit.monitor.metrics import ServerProbe
-from perfkit.monitor.prober import Prober, opened, planned
+from perfkit.monitor.prober import Prober, open_target, plan_probes
 from perfkit.postgres.guards import Audit, Permission
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -61,11 +61,11 @@ def test_probes_and_figures_come_from_it_and_the_audit_says_what_was_done(
     (tmp_path / "orders.sql").write_text("SELECT count(*) FROM sales.orders WHERE customer_id = %(customer)s")
     (tmp_path / "perfkit.toml").write_text(CONFIG.format(port=port, direct=server.port, user="shop"))
     settings = config.load(tmp_path / "perfkit.toml")
-    plan = planned(settings, Permission(confirm=(server.name(port=port), server.name())))
+    plan = plan_probes(settings, Permission(confirm=(server.name(port=port), server.name())))
     seen: list[tuple[str, str, float]] = []
     notes: list[tuple[str, str]] = []
     audit = tmp_path / "audit.jsonl"
-    with opened(plan, Audit(audit), lambda _: None) as target:
+    with open_target(plan, Audit(audit), lambda _: None) as target:
         assert target.reach
         figures = ServerProbe(target.reach, 1.0, lambda *note: notes.append(note))
         prober = Prober(target, settings.watch, lambda *one: seen.append(one), lambda *note: notes.append(note))
@@ -102,8 +102,8 @@ def test_a_role_that_may_not_read_the_table_is_told_so_at_the_start(server: Host
     (tmp_path / "orders.sql").write_text("SELECT %(customer)s")
     (tmp_path / "perfkit.toml").write_text(CONFIG.format(port=server.port, direct=server.port, user="clerk"))
     settings = config.load(tmp_path / "perfkit.toml")
-    plan = planned(settings, Permission(confirm=(server.name(),)))
-    with opened(plan, Audit(None), lambda _: None) as target:
+    plan = plan_probes(settings, Permission(confirm=(server.name(),)))
+    with open_target(plan, Audit(None), lambda _: None) as target:
         prober = Prober(target, settings.watch, lambda *_: None, lambda *_: None)
         try:
             with pytest.raises(Exception, match="permission denied for table orders"):

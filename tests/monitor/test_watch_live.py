@@ -179,11 +179,11 @@ class Watch:
     def quiet(self) -> None:
         """Wait until no alert stands."""
 
-        def standing() -> set[str]:
+        def active() -> set[str]:
             state = {event.rule: event.what for event in self.record.events if event.what != "note"}
             return {rule for rule, what in state.items() if what == "raised"}
 
-        self.until(lambda: not standing(), 60)
+        self.until(lambda: not active(), 60)
 
 
 @pytest.fixture(scope="module")

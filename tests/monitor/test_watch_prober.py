@@ -15,7 +15,7 @@ from watched import Postgres, Web, permission, postgres, until, web, written
 from perfkit import config
 from perfkit.base.errors import ServerError, TargetRefused, UsageError
 from perfkit.monitor.model import Probe
-from perfkit.monitor.prober import CONNECTIONS, Prober, _apart, opened, planned
+from perfkit.monitor.prober import CONNECTIONS, Prober, _in_thread, open_target, plan_probes
 from perfkit.postgres.guards import Audit
 
 PAGES = """
@@ -61,7 +61,7 @@ class Watching:
         (folder / "read.sql").write_text(query or "SELECT * FROM t WHERE id = %(id)s")
         path = written(folder, f"{PAGES}\n[watch]\n{watch}", http=service.port, sql=server.port, first="page")
         self.settings = config.load(path)
-        self.plan = planned(self.settings, permission(service.port, server.port))
+        self.plan = plan_probes(self.settings, permission(service.port, server.port))
         self.notes: list[tuple[str, str]] = []
         self.observed: list[tuple[str, str, float]] = []
         self.counted: dict[str, Probe] = {}
@@ -69,7 +69,7 @@ class Watching:
 
     @contextmanager
     def begun(self) -> Iterator[Prober]:
-        with opened(self.plan, Audit(self.audit), lambda _: None) as target:
+        with open_target(self.plan, Audit(self.audit), lambda _: None) as target:
             prober = Prober(
                 target,
                 self.settings.watch,
@@ -286,7 +286,7 @@ def test_rows_that_come_when_the_watch_has_ended_are_nobodys_trouble(late: Serve
             raise late
 
     async def given_up() -> None:
-        task = asyncio.create_task(_apart(work))
+        task = asyncio.create_task(_in_thread(work))
         await asyncio.to_thread(asked.wait, 10)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -310,6 +310,6 @@ def test_what_is_in_flight_at_the_end_is_given_up_and_counts_as_nothing(
 
 
 def test_what_reads_only_one_arms_rewrite_is_sent_as_that_arm_has_it() -> None:
-    plan = planned(config.load(), permission(0, 0), scale="seed")
+    plan = plan_probes(config.load(), permission(0, 0), scale="seed")
     assert (plan.live, list(plan.items)) == (False, ["book", "upcoming", "conflict_check"])
     assert plan.name == "after-full, started by perfkit"

@@ -192,7 +192,7 @@ def writer(folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def grown(path: Path, least: int) -> None:
+def increase(path: Path, least: int) -> None:
     deadline = time.monotonic() + 60
     while not path.exists() or path.stat().st_size < least:
         assert time.monotonic() < deadline
@@ -202,7 +202,7 @@ def grown(path: Path, least: int) -> None:
 def test_kill_9_in_the_middle_of_writing_loses_at_most_one_interval_each_time(tmp_path: Path) -> None:
     for size in (30_000, 90_000, 200_000):
         process = writer(tmp_path)
-        grown(tmp_path / "ticks.jsonl", size)
+        increase(tmp_path / "ticks.jsonl", size)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         found = read(tmp_path)
@@ -224,7 +224,7 @@ def test_a_second_watcher_is_told_which_folder_is_taken(tmp_path: Path) -> None:
 
 def test_a_watcher_in_another_process_holds_the_folder_until_it_is_killed(tmp_path: Path) -> None:
     process = writer(tmp_path)
-    grown(tmp_path / "ticks.jsonl", 2_000)
+    increase(tmp_path / "ticks.jsonl", 2_000)
     with pytest.raises(UsageError, match="another watch"):
         Store.open(tmp_path, ABOUT)
     process.kill()
@@ -429,4 +429,4 @@ def test_a_record_read_back_gives_back_the_alerts_that_stand(tmp_path: Path) -> 
         for event in alerts.step(tick):
             store.add(event)
     store.close()
-    assert Alerts(watching.config.load().watch, ABOUT, read(tmp_path)).open == alerts.open != []
+    assert Alerts(watching.config.load().watch, ABOUT, read(tmp_path)).active == alerts.active != []
