@@ -324,7 +324,7 @@ def require_harmless(
     """Raise TargetRefused for effects that nobody allowed; `allow` is the command with which an owner allows writes."""
     if (found.writes or found.locks) and not writes_allowed:
         what = "writes" if found.writes else "locks rows"
-        raise TargetRefused(f"{where}: a statement {what}; its owner can allow that with: {allow}")
+        raise TargetRefused(f"{where}: a statement {what}; the owner can allow this with: {allow}")
     allowed = {name.lower() for name in volatile_allowed}
     unknown = [name for name in found.volatile if not {name.lower(), name.lower().split(".")[-1]} & allowed]
     if unknown:

@@ -107,7 +107,7 @@ def test_the_result_can_be_kept(connected: InteractiveShell) -> None:
     [
         ("", " ", "%explain: no statement; expected %%explain, and the statement below it"),
         ("", "SELECT * FROM nothing", 'EXPLAIN failed: relation "nothing" does not exist'),
-        ("--analyze", "DELETE FROM visits", "a statement writes; its owner can allow that"),
+        ("--analyze", "DELETE FROM visits", "a statement writes; the owner can allow this"),
         ("", "SELECT %(absent)s", "%%explain: no variable 'absent'; expected one for %(absent)s"),
         ("--wrong", "SELECT 1", "%%explain: unrecognized arguments: --wrong (see %%explain --help)"),
         ("--generic --analyze", "SELECT $1", "generic with analyze: a plan for any values cannot be executed"),

@@ -151,7 +151,7 @@ def test_a_target_that_nobody_confirmed_is_left_alone(mine: Mine) -> None:
 @pytest.mark.parametrize(
     ("sql", "said"),
     [
-        ("DELETE FROM visits", "a statement writes; its owner can allow that with: perfkit allow"),
+        ("DELETE FROM visits", "a statement writes; the owner can allow this with: perfkit allow"),
         ("SELECT touch()", "a statement calls volatile public.touch"),
         ("SELECT * FROM visits FOR UPDATE", "a statement locks rows"),
     ],

@@ -27,7 +27,7 @@ from perfkit.app.starter import capabilities
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PlanError, TargetRefused
 from perfkit.explain.capture import ExplainSpec, capture, effects, require_harmless
-from perfkit.postgres.capabilities import Capabilities, Capability, Way, judge
+from perfkit.postgres.capabilities import Capabilities, Capability, ConnectionFacts, judge
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import External, open_external
 
@@ -188,7 +188,7 @@ def test_the_owner_of_the_database_may_read_and_copy_but_has_allowed_nothing_yet
         "private copy": "yes", "clones beside it": "no", "indexes in place": "no", "writes in place": "no",
         "slow statements": "partly", "hypothetical indexes": "yes", "query logging": "partly",
     }  # fmt: skip
-    assert found["clones beside it"][1] == "shop may not create databases, has no permission for it"
+    assert found["clones beside it"][1] == "shop cannot create databases, has no permission for DDL"
     assert found["hypothetical indexes"][1] == "hypopg in schema extensions"
     assert found["timeouts"][1].startswith("statement 3s, lock none, ")
     assert " as shop, encrypted, " in found["reach it"][1]
@@ -207,8 +207,8 @@ def test_a_superuser_lacks_only_the_owners_word(server: Hosted) -> None:
 
 def test_a_role_that_owns_nothing_is_told_what_it_lacks(server: Hosted) -> None:
     found, _ = doctor(server, server.db("clerk"))
-    assert found["private copy"] == ("no", "sales.orders cannot be read")
-    assert "is not shop, who owns it" in found["clones beside it"][1]
+    assert found["private copy"] == ("no", "clerk cannot read sales.orders")
+    assert "does not own the database (shop does)" in found["clones beside it"][1]
     assert "does not own sales.orders, customers" in found["indexes in place"][1]
 
 
@@ -301,15 +301,17 @@ FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def judged(way: Way | None = None, allowed: frozenset[str] = frozenset({"ddl"}), **facts: Any) -> dict[str, Capability]:
-    way = way or Way("10.0.0.1", "encrypted", False, 1.0, 0.0, 0.001)
+def judged(
+    way: ConnectionFacts | None = None, allowed: frozenset[str] = frozenset({"ddl"}), **facts: Any
+) -> dict[str, Capability]:
+    way = way or ConnectionFacts("10.0.0.1", "encrypted", False, 1.0, 0.0, 0.001)
     return {found.name: found for found in judge(FACTS | facts, way, allowed)}
 
 
 def test_a_standby_is_only_read() -> None:
     found = judged(standby=True, allowed=frozenset({"ddl", "writes"}))
     for name in ("clones beside it", "indexes in place", "writes in place"):
-        assert (found[name].state, found[name].detail, found[name].allow) == ("no", "a standby", ())
+        assert (found[name].state, found[name].detail, found[name].allow) == ("no", "the server is a standby", ())
     assert found["private copy"].state == "yes"
 
 
@@ -329,12 +331,12 @@ def test_only_servers_that_the_embedded_pg_dump_reads_can_be_copied(version: str
 )
 def test_the_tightest_limit_decides_how_many_users_fit(facts: dict[str, int], state: str, users: int) -> None:
     found = judged(**facts)["connections"]
-    assert (found.state, f"at most {users} users" in found.detail) == (state, True)
+    assert (found.state, f"enough for {users} simultaneous users" in found.detail) == (state, True)
 
 
 def test_clocks_that_differ_are_told_unless_the_way_is_too_long_to_know() -> None:
-    assert judged(Way("10.0.0.1", "", False, 5.0, -90.0, 0.003))["clock"].state == "partly"
-    assert judged(Way("10.0.0.1", "", False, 4000.0, 1.5, 2.0))["clock"].state == "yes"
+    assert judged(ConnectionFacts("10.0.0.1", "", False, 5.0, -90.0, 0.003))["clock"].state == "partly"
+    assert judged(ConnectionFacts("10.0.0.1", "", False, 4000.0, 1.5, 2.0))["clock"].state == "yes"
 
 
 def test_nobody_is_offered_the_role_of_a_superuser() -> None:
@@ -409,7 +411,7 @@ def test_indexes_in_place_need_the_owners_word_and_the_refusal_says_how_to_give_
 ) -> None:
     done = compare("--way", "in-place", "--index", INDEX)
     assert done.code == 97 and done.loads == []  # before anything was measured
-    command = re.search(r"its owner can allow that with: perfkit (allow .*)", done.error)
+    command = re.search(r"the owner can allow this with: perfkit (allow .*)", done.error)
     assert command, done.error
     given = CliRunner().invoke(main, [*shlex.split(command[1]), "--confirm", server.name()])
     try:
@@ -510,7 +512,7 @@ def test_clones_need_a_role_that_may_create_databases(
 
 def test_clones_need_the_owners_word(compare: Callable[..., Done]) -> None:
     done = compare("--way", "clone", "--index", INDEX)
-    assert done.code == 97 and re.search(r"its owner can allow that with: perfkit allow --db .* --ddl$", done.error)
+    assert done.code == 97 and re.search(r"the owner can allow this with: perfkit allow --db .* --ddl$", done.error)
 
 
 def test_clones_are_made_beside_the_database_and_removed(
@@ -609,7 +611,7 @@ def test_a_burst_that_would_take_the_last_connections_is_refused_before_it_begin
             held.enter_context(server.connect("clerk"))
         done = compare("--way", "in-place", "--set", "work_mem=8MB")
     assert done.code == 97
-    assert re.search(r": [2-5] connections are free; expected 6 for 1 users and 5 to spare", done.error)
+    assert re.search(r": [2-5] connections are free; expected 6 for 1 users and 5 in reserve", done.error)
     assert done.loads == []
 
 

@@ -879,7 +879,7 @@ class TestOnAServerOfTheUsers:
         for options in ([], ["--dry-run"]):
             done = command(theirs, "apply", path, *options)
             assert (done.returncode, done.stdout, done.stderr.count("\n")) == (97, "", 1)
-            assert "indexes may not be built in it; its owner can allow that with: perfkit allow" in done.stderr
+            assert "indexes may not be built in it; the owner can allow this with: perfkit allow" in done.stderr
 
     def test_a_set_is_built_found_there_and_taken_back(self, theirs: Hosted, sales: Path) -> None:
         done = command(theirs, "apply", sales, "--dry-run")

@@ -87,7 +87,7 @@ def test_nothing_is_dropped_without_its_owners_permission(theirs: Theirs) -> Non
     assert theirs.perfkit("allow", "--revoke").returncode == 0
     done = theirs.rollback("--query", QUERY)
     assert (done.returncode, done.stdout) == (97, "")
-    assert "its owner can allow that with: perfkit allow" in done.stderr
+    assert "the owner can allow this with: perfkit allow" in done.stderr
     assert len(theirs.indexes()) == 2 and not (theirs.folder / "reports").exists()
 
 

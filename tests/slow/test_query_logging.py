@@ -334,7 +334,7 @@ def rows(system: hosted.Hosted) -> list[tuple[Any, ...]]:
 def test_without_the_owners_word_nothing_is_changed(system: hosted.Hosted, home: Path) -> None:
     before = rows(system)
     with pytest.raises(
-        TargetRefused, match=r"may not be changed; its owner can allow that with: perfkit allow --db .*--ddl"
+        TargetRefused, match=r"may not be changed; the owner can allow this with: perfkit allow --db .*--ddl"
     ):
         logging_on(site(system), "shop")
     assert rows(system) == before and not list(home.iterdir())
