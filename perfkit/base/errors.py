@@ -1,13 +1,13 @@
-"""Errors with their exit codes, and text from elsewhere made safe to show.
+"""Errors with their exit codes, and functions that make text from elsewhere safe to show.
 
 PerfkitError                  1   base: one clear line saying what, where and what was expected
-├── UsageError                2   an argument, a parameter or a configuration that cannot be meant
+├── UsageError                2   an argument, a parameter or a configuration value that makes no sense
 ├── ServerError               1   PostgreSQL could not be started, reached, or died
 ├── ServiceError              1   the HTTP service could not be started, or died
 ├── BundleError               1   a run on disk that is damaged, missing or of another version
 ├── PlanError                 1   a plan that cannot be captured or read
 ├── LoadError                 1   the load workers failed as such (requests that fail are samples, not errors)
-├── TargetRefused            97   a guard stopped something nobody allowed
+├── TargetRefused            97   a guard stopped something that nobody allowed
 └── Interrupted             105   the user stopped it
 """
 
@@ -20,22 +20,9 @@ _CONTROL = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
-_CLIENTS_HEADERS = re.compile(
-    r"host|connection|content-length|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*|x-forwarded-host",
-    re.IGNORECASE,
-)
-
-
-def require_header(name: str, value: str) -> None:
-    """Raise ValueError for a header that could lead a request elsewhere, or make two of it."""
-    if _CLIENTS_HEADERS.fullmatch(name):
-        raise ValueError(f"no header {name!r}: the client sets it")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or re.search(r"[\r\n\0]", value):
-        raise ValueError(f"header {name!r} of letters, digits, '_' and '-', with a value of one line")
-
 
 def visible(text: object) -> str:
-    r"""Text with every control or direction-changing character written as its code point; \n, \t stay.
+    r"""Return the text with control and direction-changing characters as code points; keep \n and \t.
 
     >>> visible("\x1b[31mred\u202e")
     '⟨1B⟩[31mred⟨202E⟩'
@@ -44,55 +31,52 @@ def visible(text: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, and its kind where it says nothing."""
+    """Return the first line of an error's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def redact_home(text: str) -> str:
-    """A message without the name of anybody's home folder, for what is mailed."""
+    """Return the text with `~` in place of the home folder: a report may be mailed and must not name its user."""
     return text.replace(str(Path.home()), "~")
 
 
-# Everything perfkit raises on purpose, and the exit code the command line gives it.
-
-
 class PerfkitError(Exception):
-    """Base class of every error perfkit raises on purpose; its text is one line for a person.
+    """Base class of every error that perfkit raises on purpose; the message is one line for a person.
 
-    Notes (`add_note`) say more where there is room: the place in a statement, the server's hint.
+    Notes (`add_note`) hold details: the position in a statement, the server's hint.
     """
 
     exit_code = 1
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback."""
+        """Return the lines that IPython shows instead of a traceback."""
         return [visible(text) for text in (self, *getattr(self, "__notes__", ()))]
 
 
 class UsageError(PerfkitError):
-    """An argument, notebook parameter or configuration value that cannot be meant."""
+    """An argument, notebook parameter or configuration value makes no sense."""
 
     exit_code = 2
 
 
 class ServerError(PerfkitError):
-    """PostgreSQL could not be started, reached, or died on the way."""
+    """PostgreSQL could not be started or reached, or died."""
 
 
 class ServiceError(PerfkitError):
-    """The HTTP service could not be started, or died on the way."""
+    """The HTTP service could not be started, or died."""
 
 
 class BundleError(PerfkitError):
-    """A bundle that is missing, damaged or written by another version."""
+    """A bundle is missing, damaged or written by another version."""
 
 
 class PlanError(PerfkitError):
-    """A plan that could not be captured, or text that is no plan."""
+    """A plan could not be captured, or a text is not a plan."""
 
 
 class LoadError(PerfkitError):
-    """The load workers failed as such; a request that fails is a sample, never this."""
+    """The load workers themselves failed; a failed request is a sample and never raises this."""
 
 
 class TargetRefused(PerfkitError):
@@ -107,14 +91,13 @@ class Interrupted(PerfkitError):
     exit_code = 105
 
 
-# Names of people who say something: what is kept of a decision or a review is said by somebody.
-
-LONG = 100  # characters of a person's or a role's name
+_NAME_LENGTH = 100  # characters, of a person's or a role's name
 
 
 def name_of(by: str) -> str:
-    """Who says something, as it was typed after --by. Raises UsageError for what is no name."""
-    who = by.strip()
-    if len(who) > LONG or who != visible(who) or "\n" in who:
-        raise UsageError(f"--by {visible(who[:LONG])!r}; expected a name in one line of at most {LONG} characters")
-    return who
+    """Return the person or role given with --by. Raises UsageError if the text is not a name."""
+    name = by.strip()
+    if len(name) > _NAME_LENGTH or name != visible(name) or "\n" in name:
+        shown = visible(name[:_NAME_LENGTH])
+        raise UsageError(f"--by {shown!r}; expected a name in one line of at most {_NAME_LENGTH} characters")
+    return name

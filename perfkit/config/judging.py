@@ -20,7 +20,7 @@ class Arm(Model):
     name: Name
     """The arm's name in reports and options."""
     role: Literal["before", "control", "after"]
-    """`before`: the baseline, exactly one arm; `control`: a copy of it, to show chance; `after`: the variant to ship."""
+    """`before`: the baseline, exactly one arm; `control`: a copy of it, to show chance; `after`: what to ship."""
     title: str = ""
     """What is different, in a few words."""
     prepare: tuple[File, ...] = ()

@@ -23,8 +23,8 @@ from pydantic import (
 )
 
 from perfkit.base import resources
-from perfkit.base.errors import UsageError, require_header
-from perfkit.base.harmless import require_harmless, require_settable
+from perfkit.base.errors import UsageError
+from perfkit.base.refusals import require_harmless_commands, require_header, require_settable
 
 FOLDER = "folder"  # key in pydantic's context: the folder of the file that is being read
 
@@ -249,7 +249,7 @@ class Scenario(Model):
     """With a `rate` of queries, the number of connections that the queries share; by default one for each query in
     flight."""
     retries: Annotated[int, Field(ge=0, le=100)] = 0
-    """Maximum number of retries after a serialization failure or a deadlock; the latency of a query includes its retries."""
+    """Maximum number of retries after a serialization failure or a deadlock; latency includes the retries."""
     engine: Literal["asyncio", "pgbench"] = "asyncio"
     """The client that sends queries: perfkit's own workers, or pgbench, which uses less CPU."""
     script: tuple[File, ...] = ()
@@ -305,7 +305,7 @@ def _require_harmless(path: Path) -> None:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise ValueError(f"{path} to be UTF-8 text") from None
-    require_harmless(text, path)
+    require_harmless_commands(text, path)
 
 
 class Preset(Model):

@@ -23,8 +23,8 @@ from urllib.parse import quote
 from aiohttp.http import HttpProcessingError, HttpResponseParser
 from yarl import URL
 
-from perfkit.base.errors import require_header
 from perfkit.base.process import run
+from perfkit.base.refusals import require_header
 from perfkit.load.samples import OK, Answer, first_words
 
 _WHOLE = 1 << 30  # bytes of a body that are kept before the parser would stop reading

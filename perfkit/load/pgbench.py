@@ -38,8 +38,8 @@ from psycopg.conninfo import make_conninfo
 
 from perfkit.base.bundle import COLUMNS
 from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
-from perfkit.base.harmless import COMMAND, HARMLESS, PROGRAMS, require_harmless
 from perfkit.base.process import spawn, stop
+from perfkit.base.refusals import COMMAND, HARMLESS, PROGRAMS, require_harmless_commands
 from perfkit.config import Scenario
 from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target
 from perfkit.load.samples import OK, Rest
@@ -401,7 +401,7 @@ def _file(folder: Path, own: ScriptQuery | Path, number: int, made: Script | Non
     if isinstance(own, Path):  # read once: pgbench must not find another text than the one that was looked at
         text = read_script(own)
         try:
-            require_harmless(text, own)
+            require_harmless_commands(text, own)
         except ValueError as error:
             raise UsageError(f"expected {error}") from None
     else:

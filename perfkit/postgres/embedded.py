@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from perfkit.base.errors import ServerError, UsageError, visible
-from perfkit.base.harmless import require_settable
+from perfkit.base.refusals import require_settable
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import Extended
 

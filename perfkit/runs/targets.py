@@ -14,7 +14,7 @@ import tomlkit
 
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError, PlanError, TargetRefused, UsageError
-from perfkit.base.harmless import require_settable
+from perfkit.base.refusals import require_settable
 from perfkit.config import Arm, Config
 from perfkit.config.workload import require_no_password
 from perfkit.explain.capture import single

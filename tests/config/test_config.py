@@ -181,7 +181,7 @@ WRONG = {
     "a path of two lines": (changed(more=SERVICE + REQUEST.replace('"/r"', '"/r\\r\\nHost: x"')), "request.0: expected path '/r\\r\\nHost: x' to begin with one '/'"),
     "a header of two lines": (changed(more=f'{SERVICE}{REQUEST}headers = {{ X = "1\\r\\nHost: x" }}\n'), "request.0: expected header 'X' of letters, digits"),
     "a header with a colon": (changed(more=f'{SERVICE}{REQUEST}headers = {{ "X: y" = "1" }}\n'), "request.0: expected header 'X: y' of letters, digits"),
-    "a host header": (changed(more=f'{SERVICE}{REQUEST}headers = {{ hOSt = "x" }}\n'), "request.0: expected no header 'hOSt': the client sets it"),
+    "a host header": (changed(more=f'{SERVICE}{REQUEST}headers = {{ hOSt = "x" }}\n'), "request.0: expected no header 'hOSt': the client sets this header"),
     "an unknown method": (changed(more=f'{SERVICE}{REQUEST}method = "TRACE"\n'), "request.0.method = 'TRACE'; expected: "),
     "queries and requests at once": (changed(('send = ["by_id"]', 'send = ["by_id", "r"]'), more=SERVICE + REQUEST), "scenario 'alone': send mixes requests and queries; expected one kind"),
     "turns of several users": (changed(('send = ["by_id"]', 'send = ["by_id"]\nalternate = true\nusers = 2')), "scenario.0: expected alternate with one user and one batch"),

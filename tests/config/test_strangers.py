@@ -9,11 +9,11 @@ import tomlkit
 import perfkit
 from perfkit import config
 from perfkit.base.errors import UsageError
-from perfkit.base.harmless import REFUSED, require_harmless, require_settable
+from perfkit.base.refusals import REFUSED, require_harmless_commands, require_settable
 from perfkit.load.pgbench import ScriptQuery, _file, script
 from perfkit.postgres import embedded
 
-RUNS, LOADS, FILES = "runs programs or code", "loads libraries", "names files"
+RUNS, LOADS, FILES = "run programs or code", "load libraries", "names files"
 HARMFUL = {
     "archive_command": RUNS,
     "Restore_Command": RUNS,
@@ -29,24 +29,24 @@ HARMFUL = {
     "data_directory": FILES,
     "include": FILES,
     "include_dir": FILES,
-    "Listen_Addresses": "who reaches the server",
-    "port": "who reaches the server",
-    "unix_socket_directories": "who reaches the server",
-    "primary_conninfo": "who reaches the server",
+    "Listen_Addresses": "who can reach the server",
+    "port": "who can reach the server",
+    "unix_socket_directories": "who can reach the server",
+    "primary_conninfo": "who can reach the server",
     "statement_timeout": "time limits",
     "LOCK_TIMEOUT": "time limits",
     "idle_in_transaction_session_timeout": "time limits",
     "transaction_timeout": "time limits",
     "default_transaction_read_only": "read-only transactions",
     "transaction_read_only": "read-only transactions",
-    "role": "as whom perfkit acts",
-    "session_authorization": "as whom perfkit acts",
+    "role": "as which role perfkit acts",
+    "session_authorization": "as which role perfkit acts",
     "row_security": "which rows",
     "session_replication_role": "which rows",
     "event_triggers": "which rows",
-    "standard_conforming_strings": "read a statement alike",
-    "backslash_quote": "read a statement alike",
-    "client_encoding": "read a statement alike",
+    "standard_conforming_strings": "read a statement in the same way",
+    "backslash_quote": "read a statement in the same way",
+    "client_encoding": "read a statement in the same way",
     "log_directory": "reads the log",
 }
 NO_NAMES = ["", " port", "port ", '"port"', "'port'", "work_mem = 1\nport", "a=b", "a\0b", "naïve", "work_mem--"]
@@ -178,7 +178,8 @@ def test_a_script_that_runs_programs_is_refused_when_it_is_read(tmp_path: Path, 
 @pytest.mark.parametrize("command", [r"\exec ls", r"\i /etc/passwd", r"\copy t to program 'x'", r"  \!", r"\o |sh"])
 def test_a_command_that_is_not_known_to_be_harmless_is_refused(tmp_path: Path, command: str) -> None:
     (tmp_path / "own.sql").write_text(f"SELECT 1;\n{command}\n")
-    assert f"{tmp_path / 'own.sql'}:2, which is not among those" in mistake(toml(tmp_path, scripts=["own.sql"]))
+    said = mistake(toml(tmp_path, scripts=["own.sql"]))
+    assert f"{tmp_path / 'own.sql'}:2, which is not known to be harmless" in said
 
 
 def test_harmless_commands_and_backslashes_in_strings_are_taken(tmp_path: Path) -> None:
@@ -201,4 +202,4 @@ def test_a_query_that_is_made_a_script_brings_no_command(text: str) -> None:
 
 
 def test_a_long_script_is_read_in_linear_time() -> None:
-    require_harmless(" " * 1_000_000 + "\n" + "\\ " * 500_000 + "a" * 1_000_000, "own.sql")
+    require_harmless_commands(" " * 1_000_000 + "\n" + "\\ " * 500_000 + "a" * 1_000_000, "own.sql")

@@ -1,8 +1,8 @@
-"""The server settings and pgbench commands that a configuration may hold, and those that perfkit refuses.
+"""The server settings, pgbench commands and HTTP headers that perfkit refuses in a configuration.
 
-A configuration may come from a stranger. A server that perfkit starts with it must run no program, load no library,
-open no file and listen to nobody because of a setting; and no setting may loosen what perfkit's guards rest on.
-`search_path` may be set: statements of a workload need it. Guards look names up without it.
+A configuration may come from a stranger. No setting may make a server that perfkit starts run a program, load a
+library, open a file or listen on the network, and no setting may weaken perfkit's guards. `search_path` is allowed
+because statements of a workload need it; guards look names up without it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from collections.abc import Mapping
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.$]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CLIENT_HEADERS = re.compile(
+    r"host|connection|content-length|transfer-encoding|te|trailer|upgrade|expect|keep-alive|proxy-.*|x-forwarded-host",
+    re.IGNORECASE,
+)
 
-_PROGRAM = "the server runs programs or code because of it"
-_LIBRARY = "the server loads libraries because of it"
-_FILE = "it names files of the server"
-_NETWORK = "it decides who reaches the server"
-_LIMIT = "perfkit's own time limits rest on it ([limits] has those that can be chosen)"
-_READ_ONLY = "perfkit's read-only transactions rest on it"
-_IDENTITY = "it decides as whom perfkit acts"
-_ROWS = "it decides which rows, rules and triggers count"
-_READING = "perfkit and the server must read a statement alike"
+_PROGRAM = "the setting makes the server run programs or code"
+_LIBRARY = "the setting makes the server load libraries"
+_FILE = "the setting names files of the server"
+_NETWORK = "the setting decides who can reach the server"
+_LIMIT = "perfkit's own time limits depend on the setting (choose limits in [limits])"
+_READ_ONLY = "perfkit's read-only transactions depend on the setting"
+_IDENTITY = "the setting decides as which role perfkit acts"
+_ROWS = "the setting decides which rows, rules and triggers apply"
+_READING = "perfkit and the server must read a statement in the same way"
 _LOG = "perfkit reads the log of the server that it starts"
 
 _REASONS: Mapping[str, str] = {
@@ -44,28 +48,28 @@ _REASONS: Mapping[str, str] = {
     _LOG: "logging_collector log_destination log_directory log_filename log_file_mode log_rotation_age "
     "log_rotation_size log_truncate_on_rotation event_source syslog_facility syslog_ident",
 }
-#: By name, in lower case: why perfkit refuses it.
+#: The reason for refusing a setting, by its name in lower case.
 REFUSED: Mapping[str, str] = {name: reason for reason, names in _REASONS.items() for name in names.split()}
-# Settings of languages: `plperl.on_init` is Perl that runs when the language is loaded.
+# Settings of procedural languages: `plperl.on_init` is Perl code that runs when the language is loaded.
 _LANGUAGES = re.compile(r"(?:plperlu?|plpython\w*|pltclu?|plv8)\.|.*\.(?:on_\w*init|start_proc)$")
-#: Libraries of PostgreSQL itself, which it may load when it starts.
+#: Libraries that come with PostgreSQL and that a server may load when it starts.
 LIBRARIES = frozenset({"auto_explain", "pg_stat_statements"})
-# A backslash, blanks or continued lines, and a word, as pgbench reads a meta command; `first` begins a line.
+# A meta command as pgbench reads it: a backslash, blanks or continued lines, and a word. `first` matches at the start
+# of a line.
 COMMAND = re.compile(r"(?P<first>^[ \t\r\f\v]*+)?\\(?:[ \t\r\f\v]|\\\r?\n)*+(?P<word>[^\s\\]+)", re.MULTILINE)
-HARMLESS = frozenset(
-    "set sleep if elif else endif gset aset startpipeline syncpipeline endpipeline".split()  # neither run nor read
-)
+# These commands neither run programs nor read files.
+HARMLESS = frozenset("set sleep if elif else endif gset aset startpipeline syncpipeline endpipeline".split())
 PROGRAMS = frozenset({"shell", "setshell"})
 
 
 def require_settable(settings: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the settings. Raise ValueError for a name or value that is none, and for one that perfkit refuses.
+    """Return the settings. Raises ValueError for an invalid name or value, and for a setting that perfkit refuses.
 
     >>> require_settable({"work_mem": "64MB"})
     {'work_mem': '64MB'}
     >>> require_settable({"Archive_Command": "true"})
     Traceback (most recent call last):
-    ValueError: a setting other than 'Archive_Command': the server runs programs or code because of it
+    ValueError: a setting other than 'Archive_Command': the setting makes the server run programs or code
     """
     for name, value in settings.items():
         if not _NAME.fullmatch(name):
@@ -78,21 +82,29 @@ def require_settable(settings: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _refusal(name: str, value: str) -> str:
-    """Why perfkit refuses a setting; "" if it does not."""
+    """Return the reason for refusing a setting, or "" if the setting is allowed."""
     if name == "shared_preload_libraries" and {part.strip() for part in value.split(",")} <= LIBRARIES:
         return ""
     return _PROGRAM if _LANGUAGES.match(name) else REFUSED.get(name, "")
 
 
-def require_harmless(text: str, where: object) -> None:
-    r"""Raise ValueError naming the line of a meta command that is not known to be harmless: `\\shell` runs programs.
+def require_harmless_commands(text: str, where: object) -> None:
+    r"""Raise ValueError naming the line if a pgbench script has a command that is not known to be harmless.
 
-    The commands that run programs are refused in strings and comments too, so that no way of quoting hides one.
+    Commands that run programs (`\\shell`) are refused in strings and comments too, so that no quoting hides one.
     """
-    for found in COMMAND.finditer(text):
-        word = found["word"].lower()
-        if word in PROGRAMS or (found["first"] is not None and word not in HARMLESS):
-            line = text.count("\n", 0, found.end("first") if found["first"] else found.start()) + 1
-            why = "which runs programs" if word in PROGRAMS else "which is not among those that are harmless"
+    for command in COMMAND.finditer(text):
+        word = command["word"].lower()
+        if word in PROGRAMS or (command["first"] is not None and word not in HARMLESS):
+            line = text.count("\n", 0, command.end("first") if command["first"] else command.start()) + 1
+            reason = "which runs programs" if word in PROGRAMS else "which is not known to be harmless"
             expected = ", ".join(rf"\{name}" for name in sorted(HARMLESS))
-            raise ValueError(rf"no \{word} at {where}:{line}, {why}; pgbench scripts may use {expected}")
+            raise ValueError(rf"no \{word} at {where}:{line}, {reason}; pgbench scripts may use {expected}")
+
+
+def require_header(name: str, value: str) -> None:
+    """Raise ValueError for a header that could redirect a request or split it into two."""
+    if _CLIENT_HEADERS.fullmatch(name):
+        raise ValueError(f"no header {name!r}: the client sets this header")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or re.search(r"[\r\n\0]", value):
+        raise ValueError(f"header {name!r} of letters, digits, '_' and '-', with a value in one line")
