@@ -1,4 +1,4 @@
-"""Conditions on something made of a column, which an index on the column itself cannot serve."""
+"""Findings on conditions that no index on their column can serve, because they compare an expression."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import UNITS, Condition, Rewrite, as_condition, operand, rewritten
 
 _SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
-# Functions of which every variant is IMMUTABLE, so that an index on them can be made.
+# Functions of which every variant is IMMUTABLE, so that they can be indexed.
 _IMMUTABLE = frozenset(
     "abs ascii bit_length btrim ceil ceiling char_length character_length chr coalesce decode encode floor greatest "
     "initcap least left length lower lpad ltrim md5 mod nullif octet_length repeat replace reverse right round rpad "
@@ -37,7 +37,7 @@ _SAFE_CASTS = frozenset(
      "character varying")
 )  # fmt: skip
 _TS, _TZ = "timestamp without time zone", "timestamp with time zone"
-# What depends on no setting, for types of which other functions and casts do.
+# Functions and casts that depend on no setting, for types where others do.
 _OF_TIMES = {
     _TS: (frozenset({"date_trunc", "date_part", "extract", "date"}), frozenset({"date", "time without time zone"})),
     "date": (frozenset({"date_part", "extract"}), frozenset({_TS})),
@@ -52,23 +52,23 @@ _CALCULATED = re.compile(r"(?P<column>\w+) (?P<sign>[-+]) (?P<by>\d{1,9})|(?P<fi
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """What stands between a condition and an index: the rewrite, or the expression that an index can be made on."""
+    """What keeps an index from serving a condition, and the cure: a rewrite, or an index on the expression."""
 
-    what: str
+    what: str  # the compared expression, in words
     rewrite: str = ""  # the condition that returns the same rows
-    key: str = ""
-    hint: str = ""  # what else can be written, and which rows that would change
+    key: str = ""  # of an index on the expression
+    hint: str = ""  # another way to write the condition, and which rows it would change
     found: Rewrite | None = None
 
 
 def blocked_condition(look: FindingContext) -> Iterator[Finding]:
-    """A function, cast, calculation, collation or pattern that keeps a condition from an index on its column."""
+    """Find conditions on an expression, collation or pattern, which an index on the column alone cannot serve."""
     for node in look.plan.nodes:
         if node.kind not in _SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
             continue
         every = conditions(look, node, "Filter")
         if explained(every, look.facts.of(node)) <= 2 * found.share:
-            continue  # the other conditions alone keep so few
+            continue  # the other conditions explain the few rows
         for p in every:
             if not (block := blocks(look, node, p)) or added(block, p, every):
                 continue
@@ -78,14 +78,14 @@ def blocked_condition(look: FindingContext) -> Iterator[Finding]:
                 node,
                 f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
                 f"{counted(found.seen, 'row')} of {node.relation} {'were' if look.plan.analyzed else 'will be'} "
-                f"looked at to keep {found.few}.",
+                f"read to keep {found.few}.",
                 advice,
                 sql=sql,
             )
 
 
 def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
-    """Return why no index on the column serves a condition that one could serve; None for all others."""
+    """Return what keeps an index on the column from serving a condition; None if nothing does, or no index could."""
     if len(p.columns) != 1 or p.operator.startswith("IS "):
         return None
     (name,) = p.columns
@@ -94,7 +94,7 @@ def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     c = condition(look, node, p)
     if c.operator == "IS NOT DISTINCT FROM":
         found = rewritten(c)
-        other = "" if found else f"{c.subject} = {c.value} returns the same rows only where neither side is null."
+        other = "" if found else f"{c.subject} = {c.value} returns the same rows only if neither side is null."
         return Blocker("with IS NOT DISTINCT FROM", _filled(found, name, c), hint=other, found=found)
     if not (p.equality or p.range or p.operator == "~~"):
         return None
@@ -108,22 +108,22 @@ def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     if subject.lower().startswith(("position(", "strpos(")):
         return None  # a search inside a text, which a B-tree would not help
     if p.cast == "text" and c.type == "text":
-        return Blocker(f"{name} in another collation", hint=f"Leave out COLLATE, or make an index on {name} with it.")
+        return Blocker(f"{name} in another collation", hint=f"Omit COLLATE, or create an index on {name} with it.")
     what = _what(c, quoted(name), p.cast)
     found = rewritten(c)
     itself = _expression(p, c, what, quoted(name), placed(look, node))
-    # An index on the expression needs no other statement; one on the column that is there needs no other index.
+    # An index on the expression leaves the statement as it is; an existing index on the column needs only a rewrite.
     if found and found.sides and itself.key and not _ready(look, node, name):
         return itself
     if found:
         return Blocker(what, _filled(found, name, c), found=found)
     if c.type in _INTEGERS and p.cast in ("numeric", "double precision", "real") and p.operator == "=":
-        return None  # a constant that no integer equals
+        return None  # no integer equals this constant
     return itself
 
 
 def condition(look: FindingContext, node: Node, p: Predicate) -> Condition:
-    """Return a predicate on one column as the rules of rewriting see it."""
+    """Return a predicate on one column in the form that rewrite rules read."""
     (name,) = p.columns
     alias, table = node.text("Alias"), look.facts.of(node)
     column = table.column(name) if table else None
@@ -131,7 +131,7 @@ def condition(look: FindingContext, node: Node, p: Predicate) -> Condition:
 
 
 def added(block: Blocker, p: Predicate, others: Iterable[Predicate]) -> bool:
-    """Return whether the conditions that a rewrite adds are there already."""
+    """Return whether the statement already has the conditions that a rewrite adds."""
     there = {q.operator[0] for q in others if q.column in p.columns and (q.range or q.operator == "=")}
     return block.found is not None and bool(block.found.sides) and block.found.sides <= there
 
@@ -147,8 +147,8 @@ def _advice(look: FindingContext, node: Node, p: Predicate, block: Blocker) -> t
     (name,) = p.columns
     if block.rewrite:
         if ready := _ready(look, node, name):
-            return f"Write {block.rewrite}: the index {ready.name} serves that.", ""
-        return f"Write {block.rewrite}, and CREATE INDEX ON {placed(look, node)} ({quoted(name)}) for it.", ""
+            return f"Write {block.rewrite}, which the index {ready.name} serves.", ""
+        return f"Write {block.rewrite}, and CREATE INDEX ON {placed(look, node)} ({quoted(name)}) to serve it.", ""
     if not block.key:
         return block.hint, ""
     wanted = squeezed(block.key.removesuffix(" text_pattern_ops"))
@@ -160,21 +160,21 @@ def _advice(look: FindingContext, node: Node, p: Predicate, block: Blocker) -> t
             patterns and "text_pattern_ops" not in index.definition
         ):  # fmt: skip
             return why_unused(look, node, index)
-    what = "An index with that operator class" if p.column and p.prefix else "An index on the expression itself"
-    what = f"An index in that collation on {name}" if " COLLATE " in block.key else what
+    what = "An index with this operator class" if p.column and p.prefix else "An index on the expression itself"
+    what = f"An index on {name} in that collation" if " COLLATE " in block.key else what
     more = f" {block.hint}" if block.hint else ""
     return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(look, node)} ({block.key})"
 
 
 def _ready(look: FindingContext, node: Node, name: str) -> Index | None:
-    """Return a whole index whose first key is a column."""
+    """Return a valid index, not partial, whose first key is the column."""
     table = look.facts.of(node)
     own = (i for i in (table.indexes if table else ()) if i.keys[:1] == (quoted(name),))
     return next((i for i in own if i.valid and not i.predicate), None)
 
 
 def _pattern(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
-    """LIKE 'x%' with an index that is there, but sorted in the order of a language."""
+    """Return the blocker of LIKE 'x%' if the column has an index, but in the order of a language."""
     table = look.facts.of(node)
     if not p.prefix or not (name := column_of(p, table)):
         return None
@@ -186,7 +186,7 @@ def _pattern(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
 
 
 def _what(c: Condition, name: str, cast: str) -> str:
-    """Return what of the column is compared, in words."""
+    """Return the compared expression in words."""
     if cast == "date" or c.subject == f"date({name})":
         return f"the day of {name}"
     if cast:
@@ -199,7 +199,7 @@ def _what(c: Condition, name: str, cast: str) -> str:
 
 
 def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Blocker:
-    """Return the index on the expression itself, and how other conditions would differ."""
+    """Return a blocker with an index on the expression, if it can be indexed, and a hint at other conditions."""
     bare = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
     bare = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", bare)
     functions = {name.strip('"').lower() for name in re.findall(r'([\w."]+)\(', bare)}
@@ -216,17 +216,22 @@ def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) ->
     moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare)
     if known and not moving and ("||" not in bare or c.type.startswith(("text", "character"))):
         return Blocker(what, key=key, hint=hint)
-    hint = hint or f"Comparing {name} with a range returns the same rows only if every row in it meets the condition."
+    hint = (
+        hint
+        or f"Comparing {name} with a range returns the same rows only if every row in the range meets the condition."
+    )
     if kind == _TZ:
-        return Blocker(what, hint=f"{hint} The expression cannot be indexed: it may depend on the session's TimeZone.")
+        return Blocker(
+            what, hint=f"{hint} The expression cannot be indexed, because it may depend on the session's TimeZone."
+        )
     if moving:
         return Blocker(what, hint=hint)
-    possible = f"CREATE INDEX ON {where} ({key}), which is possible if everything in it is IMMUTABLE."
+    possible = f"CREATE INDEX ON {where} ({key}), which is possible if all its functions are IMMUTABLE."
     return Blocker(what, hint=f"{hint} Or {possible}")
 
 
 def _otherwise(c: Condition, name: str, cast: str) -> str:
-    """Return what may be written instead, and which rows it would change; "" where nothing is known."""
+    """Return another way to write the condition, and which rows it would change; "" if none is known."""
     if found := _TRUNCATED.fullmatch(c.subject):
         unit, step = found["unit"], "3 months" if found["unit"] == "quarter" else f"1 {found['unit']}"
         if c.value.startswith("'") and c.type == _TS and c.operator == "=":
@@ -238,26 +243,26 @@ def _otherwise(c: Condition, name: str, cast: str) -> str:
     if cast:
         of = f" ({c.type})" if c.type else ""
         return (
-            f"Comparing {name} itself, with a value of its own type{of}, returns other rows wherever the cast to "
-            f"{cast} changes a value."
+            f"Comparing {name} with a value of its own type{of} returns different rows if the cast to {cast} changes "
+            "a value."
         )
     if "age(" in c.subject or "::interval" in c.subject:
         return (
-            f"Comparing {name} itself, with the calculation on the other side, returns other rows if it has months or "
-            "days, which differ in length."
+            f"Comparing {name} with the calculation on the other side returns different rows if it has months or days, "
+            "which differ in length."
         )
     found, value = _CALCULATED.fullmatch(c.subject), re.fullmatch(r"-?\d{1,9}", c.value)
     if c.type in _INTEGERS and found and value:
         by = int(found["by"] or found["first"]) * (-1 if found["sign"] == "-" else 1)
         return (
-            f"{name} {c.operator} {int(c.value) - by} returns the same rows by an index on {name}; only the error "
-            f"where the calculation is out of range for {c.type} goes."
+            f"{name} {c.operator} {int(c.value) - by} returns the same rows and can use an index on {name}; it only "
+            f"avoids the error if the calculation is out of range for {c.type}."
         )
     return ""
 
 
 def _closes(subject: str) -> bool:
-    """Whether the first parenthesis is closed by the last character."""
+    """Return whether the last character closes the first parenthesis."""
     depth = 0
     bare = re.sub(r"'(?:[^']|'')*'", "''", subject)
     for at, letter in enumerate(bare):

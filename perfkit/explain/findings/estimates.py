@@ -1,4 +1,4 @@
-"""Findings on estimates that are wrong, and on joins."""
+"""Findings on wrong row estimates, and on nested loops and subqueries that they lead to."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from perfkit.explain.plan import Node
 
 JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 CONDITIONS = ("Index Cond", "Recheck Cond", "Filter")
-# They hand on what they get, or count otherwise than they estimate.
+# Nodes that pass their rows on, or count them differently from the estimate.
 _PASSING = frozenset(
     "Sort,Incremental Sort,Materialize,Memoize,Hash,Gather,Gather Merge,Limit,LockRows,Result,WindowAgg,ModifyTable,"
     "BitmapAnd,BitmapOr,Bitmap Index Scan,Recursive Union,WorkTable Scan".split(",")
 )
-# Immutable, as statistics on an expression have to be; of others a name does not tell it.
+# Known to be IMMUTABLE, which statistics on an expression require.
 _IMMUTABLE = frozenset(
     "abs btrim ceil char_length coalesce date_part date_trunc extract floor greatest least left length lower ltrim md5 "
     "mod nullif replace reverse right round rtrim sign split_part strpos substr substring trunc upper".split()
 )
-_MOST_COLUMNS = 8  # of a CREATE STATISTICS
+_MOST_COLUMNS = 8  # that CREATE STATISTICS accepts
 _NAME_BYTES = 63
 
 
 def misestimate(look: FindingContext) -> Iterator[Finding]:
-    """Row estimates that were far off, at the lowest node, where something above was planned for them."""
+    """Find wrong row estimates at the lowest node, if a node above was chosen because of them."""
     nodes = look.plan.nodes
     parallel = any(node.kind in GATHERS for node in nodes)
     off = {node.number for node in nodes if node.executed and _off(look, node, parallel)}
@@ -52,12 +52,14 @@ def misestimate(look: FindingContext) -> Iterator[Finding]:
         rate, under = start.misestimate, start.misestimate > 1
         rounds = f" in {counted(start.loops, 'execution')}" if start.loops > start.processes else ""
         depends = (
-            "that is why its groups went through disk" if top is node else f"the {top.name} above was planned for that"
+            "its groups therefore spilled to disk"
+            if top is node
+            else f"the {top.name} above was chosen for that estimate"
         )
         yield look.finding(
             "misestimate",
             start,
-            f"{start.title} gave {counted(start.rows, 'row')}{rounds} where the planner expected"
+            f"{start.title} returned {counted(start.rows, 'row')}{rounds}, but the planner expected"
             f" {start.estimated:,.0f}, {rate if under else 1 / rate:,.0f} times too {'few' if under else 'many'};"
             f" {depends}{took(look, spent)}.",
             advice,
@@ -67,54 +69,54 @@ def misestimate(look: FindingContext) -> Iterator[Finding]:
 
 
 def cure(look: FindingContext, node: Node) -> tuple[str, str]:
-    """What makes the estimate of a node better: advice, and the statement where one does it."""
+    """Return advice on how to improve the estimate of a node, and the SQL that does it; "" if no statement can."""
     if node.text("Relation Name"):
         return _of_table(look, node)
     if node.kind == "Aggregate":
         return _of_groups(look, node)
     if node.kind in JOINS:
         return (
-            "The joined columns depend on each other in a way that statistics of single tables do not show: see that"
-            " both tables are analysed, and materialise the join's input in a temporary table with ANALYZE if not.",
+            "The joined columns depend on each other in a way that statistics of single tables do not show: ANALYZE"
+            " both tables; if that does not help, put the join's input into a temporary table and ANALYZE it.",
             "",
         )
     if node.kind in ("Function Scan", "Table Function Scan", "ProjectSet"):
-        return "Tell the planner how many rows the function gives: ALTER FUNCTION ... ROWS.", ""
+        return "Tell the planner how many rows the function returns: ALTER FUNCTION ... ROWS.", ""
     if node.kind in ("Append", "Merge Append"):
-        return "Each part was estimated a little wrong, and that adds up: analyse the tables below.", ""
-    return "The planner cannot know it: put these rows into a temporary table, ANALYZE it and go on from there.", ""
+        return "Small errors in the parts add up: ANALYZE the tables below.", ""
+    return "The planner cannot estimate this: put these rows into a temporary table, ANALYZE it and query it.", ""
 
 
 def conditions(
     node: Node, table: TableFacts | None, keys: Iterable[str] = CONDITIONS, more: str = ""
 ) -> list[Predicate]:
-    """The conditions of a scan, each once, and `more`, that of a join."""
+    """Return the distinct conditions of a scan, and those of a join, `more`."""
     names = frozenset(column.name for column in table.columns) if table and table.columns else None
     texts = [text for key in keys if (text := node.text(key))] + ([more] if more else [])
     return list(dict.fromkeys(p for text in texts for p in predicates(text, node.text("Alias"), names)))
 
 
 def qualified(schema: str, relation: str) -> str:
-    """A table's name as a statement needs it."""
+    """Return a table's name as SQL needs it."""
     return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
 
 
 def _off(look: FindingContext, node: Node, parallel: bool) -> bool:
-    """Whether an estimate is far off, and the rows are what the node really had to give."""
+    """Return whether an estimate is far off for a node that was not stopped early."""
     limits, parent, rows = look.limits, node.parent, node.rows
-    expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # the same, and quick
+    expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # equal, and faster
     if max(rows, expected) < limits.misestimate_rows:
         return False
     rate = node.misestimate
     if 1 / limits.misestimate < rate < limits.misestimate:
         return False
-    if rate > 1:  # the inner side of a merge join is read again for equal keys
+    if rate > 1:  # a merge join reads its inner side again for equal keys
         return not (parent and parent.kind == "Merge Join" and node.relationship == "Inner")
     return not node.cut_short and not _unwanted(node)
 
 
 def _unwanted(node: Node) -> bool:
-    """Whether a hash join found nothing to look into and so read no further."""
+    """Return whether a hash join above had an empty hash table and therefore stopped reading."""
     for above in node.above():
         inner = child(above, "Inner") if above.kind == "Hash Join" and node.relationship == "Outer" else None
         if inner and not inner.rows:
@@ -124,7 +126,7 @@ def _unwanted(node: Node) -> bool:
 
 
 def _fed(nodes: Sequence[Node], off: set[int]) -> set[int]:
-    """The nodes that get their rows from one whose estimate is far off."""
+    """Return the nodes whose rows come from a node with a wrong estimate."""
     found: set[int] = set()
     for node in reversed(nodes):
         wrong = node.number in found or (node.number in off and node.kind not in _PASSING)
@@ -134,7 +136,7 @@ def _fed(nodes: Sequence[Node], off: set[int]) -> set[int]:
 
 
 def _in_cte(node: Node, off: set[int]) -> Node | None:
-    """Where in a CTE the estimate of its scan went wrong."""
+    """Return the node of a CTE where the estimate of its scan went wrong."""
     name = f"CTE {node.text('CTE Name')}" if node.kind == "CTE Scan" else ""
     ctes = (c for above in node.above() for c in above.children if name and c.text("Subplan Name") == name)
     if (cte := next(ctes, None)) is None:
@@ -145,7 +147,7 @@ def _in_cte(node: Node, off: set[int]) -> Node | None:
 
 
 def _planned_for(node: Node, off: set[int]) -> Node | None:
-    """The last node above that was chosen by this estimate, as far up as the estimates are wrong."""
+    """Return the last node above that this estimate decided, as far up as the estimates are wrong."""
     under = node.misestimate > 1
     last = node if under and node.kind == "Aggregate" and node.value("HashAgg Batches") > 1 else None
     for above in node.above():
@@ -168,18 +170,17 @@ def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
     analyze = f"ANALYZE {name}"
     if table is None:
         return (
-            f"Renew the statistics of {relation}; if that does not help, its columns depend on each other: see CREATE"
-            " STATISTICS.",
+            f"ANALYZE {relation}; if that does not help, its columns depend on each other: see CREATE STATISTICS.",
             analyze,
         )
     if because := stale(table, look.limits.stale_share):
-        often = ", and let autovacuum do so more often (autovacuum_analyze_scale_factor)" if table.analyzed else ""
-        return f"{because}: analyse it{often}.", analyze
+        often = ", and make autovacuum do so more often (autovacuum_analyze_scale_factor)" if table.analyzed else ""
+        return f"{because}: ANALYZE it{often}.", analyze
     found = conditions(node, table)
     if any(re.search(r"\$\d", p.value) for p in found):
         return (
-            "The plan was made without the parameters' values: SET plan_cache_mode = force_custom_plan lets them"
-            " be seen.",
+            "The plan was made without the parameters' values: SET plan_cache_mode = force_custom_plan makes the"
+            " planner use them.",
             "",
         )
     if expression := next((p for p in found if not p.column and p.operator not in ("", "OR") and not p.cast), None):
@@ -188,27 +189,27 @@ def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
     if len(columns) > 1:
         listed = " and ".join(columns)
         return (
-            f"The planner takes {listed} for independent of each other: let it learn how they go together.",
+            f"The planner assumes that {listed} are independent: create statistics on how they depend on each other.",
             _statistics(node, "(dependencies, mcv) ", columns[:_MOST_COLUMNS]),
         )
     if any(p.joined for p in found) or not columns:
         return (
             f"The values come from another table, and the planner expects an average number of rows of {relation} for"
-            " each: see that the tables are analysed; very uneven values are better handled by a statement of their"
-            " own."
+            " each: ANALYZE both tables; query very uneven values by a separate statement."
             if found
-            else f"Renew the statistics of {relation}.",
+            else f"ANALYZE {relation}.",
             "" if found else analyze,
         )
     return (
-        f"The statistics of {columns[0]} are too coarse: collect more of its values.",
+        f"The statistics of {columns[0]} are too coarse: raise its statistics target.",
         _finer(node, columns[0]),
     )
 
 
 def _of_expression(look: FindingContext, node: Node, table: TableFacts, found: Predicate) -> tuple[str, str]:
     advice = (
-        f"The planner has no statistics of {found.subject} and guesses: compare the column as it is, or collect them."
+        f"The planner has no statistics on {found.subject} and guesses: compare the column itself, or create"
+        " statistics."
     )
     types = {column.type for name in found.columns if (column := table.column(name))}
     functions = {
@@ -224,7 +225,7 @@ def _of_expression(look: FindingContext, node: Node, table: TableFacts, found: P
 
 
 def _of_groups(look: FindingContext, node: Node) -> tuple[str, str]:
-    """The number of groups; their columns are of one table as a rule."""
+    """Return advice and SQL for a wrong number of groups; their columns are usually of one table."""
     keys = node.texts("Group Key")
     scans = {n.text("Alias"): n for n in node.below() if n.text("Relation Name")}
     for alias, scan in scans.items():
@@ -236,19 +237,19 @@ def _of_groups(look: FindingContext, node: Node) -> tuple[str, str]:
         columns = [p.column for p in found]
         if len(columns) > 1:
             return (
-                f"The planner does not know how many combinations of {' and '.join(columns)} there are: let it count"
-                " them.",
+                f"The planner does not know how many combinations of {' and '.join(columns)} exist: create statistics"
+                " that count them.",
                 _statistics(scan, "(ndistinct) ", columns[:_MOST_COLUMNS]),
             )
         return (
-            f"The number of different values of {columns[0]} is not known well enough: collect more of them.",
+            f"The number of distinct values of {columns[0]} is estimated poorly: raise its statistics target.",
             _finer(scan, columns[0]),
         )
-    return "The planner has no statistics of what is grouped by: group by columns as they are.", ""
+    return "The planner has no statistics on the expression in GROUP BY: group by plain columns.", ""
 
 
 def _statistics(node: Node, kinds: str, columns: Sequence[str], what: str = "") -> str:
-    """CREATE STATISTICS with a name, which servers before 16 demand."""
+    """Return CREATE STATISTICS with a name, which PostgreSQL requires before 16."""
     relation = node.text("Relation Name")
     name = "_".join([relation, *columns]).encode()[: _NAME_BYTES - 6].decode(errors="ignore") + "_stats"
     table = qualified(node.text("Schema"), relation)
@@ -261,14 +262,14 @@ def _finer(node: Node, column: str) -> str:
     return f"ALTER TABLE {table} ALTER COLUMN {quoted(column)} SET STATISTICS 1000;\nANALYZE {table}"
 
 
-# Parts of a plan that are executed again for every row of another.
+# Parts of a plan that are executed again for every row of another part.
 
 _KEEPING = frozenset({"Materialize", "Memoize"})
 _INDEXED = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 
 
 def nested_loop(look: FindingContext) -> Iterator[Finding]:
-    """Nested loops whose inner side is executed very often."""
+    """Find nested loops whose inner side is executed very often."""
     for node in look.plan.nodes:
         if node.kind != "Nested Loop" or not node.executed:
             continue
@@ -285,7 +286,7 @@ def nested_loop(look: FindingContext) -> Iterator[Finding]:
 
 
 def correlated_subplan(look: FindingContext) -> Iterator[Finding]:
-    """Subqueries that are executed once for every row of the outer query."""
+    """Find subqueries that are executed once for every row of the outer query."""
     for node in look.plan.nodes:
         if node.relationship != "SubPlan" or node.loops < look.limits.repeats or node.parent is None:
             continue
@@ -306,9 +307,7 @@ def correlated_subplan(look: FindingContext) -> Iterator[Finding]:
             found = candidate(scan.text("Schema"), scan.text("Relation Name"), compared, table)
             useful = found and any(p.joined and p.equality for p in compared if p.column in found.columns)
             sql = found.sql if found and useful and not found.existing and scan.kind == "Seq Scan" else ""
-        reads = (
-            f" and reads {_of(scan)} from end to end each time, {counted(_looked(scan), 'row')} in all" if scan else ""
-        )
+        reads = f", and reads all of {_of(scan)} each time, {counted(_looked(scan), 'row')} in total" if scan else ""
         yield look.finding(
             "correlated-subplan",
             node,
@@ -321,7 +320,7 @@ def correlated_subplan(look: FindingContext) -> Iterator[Finding]:
 
 
 def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
-    """An inner side that is read from end to end each time."""
+    """Return a finding on an inner side that is read in full each time."""
     real = _real(scan)
     table = look.facts.of(real)
     relation = real.text("Relation Name")
@@ -330,34 +329,36 @@ def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: flo
     index = candidate(real.text("Schema"), relation, [*joined, *(p for p in found if not p.joined)], table)
     sql = ""
     if not relation:
-        advice = "Put what is read again and again into a temporary table with an index on what it is joined by."
+        advice = (
+            "Put the rows that are read again and again into a temporary table, indexed on the columns of the join."
+        )
     elif not node.text("Join Filter") and not joined:
         advice = (
-            "Nothing joins the two sides: every row is combined with every other; see whether a condition is missing."
+            "Nothing joins the two sides, so every row is combined with every other: check for a missing condition."
         )
     elif index is None or not any(p.column in index.columns for p in joined):
         split = any(p.operator == "OR" for p in joined) or " OR " in node.text("Join Filter")
         advice = (
-            "Alternatives joined by OR can use no index and no hash: write a UNION of a join for each."
+            "A join on alternatives (OR) can use neither an index nor a hash: write a UNION of one join for each."
             if split
-            else f"The join's condition ({node.text('Join Filter') or real.text('Filter')}) can use no index as it is"
-            f" written: compare the columns of {relation} as they are, by equality if possible."
+            else f"The join's condition ({node.text('Join Filter') or real.text('Filter')}) can use no index as"
+            f" written: compare plain columns of {relation}, by equality if possible."
         )
     elif index.existing:
         advice = (
-            f"{index.existing.name} would serve the join and was not used: see that both sides have the same type, and"
-            " that the tables are analysed."
+            f"{index.existing.name} could serve the join but was not used: check that both sides have the same type,"
+            " and ANALYZE the tables."
         )
     else:
         advice, sql = (
-            f"An index on {', '.join(index.columns)} finds the rows of {relation} without reading it all.",
+            f"An index on {', '.join(index.columns)} finds the rows of {relation} without reading all of it.",
             index.sql,
         )
     return look.finding(
         "nested-loop",
         node,
-        f"{_of(scan)} is gone through {counted(inner.loops, 'time')}, once for each row of the other side:"
-        f" {counted(_looked(scan), 'row')} looked at for {counted(node.rows, 'row')} of the result{took(look, spent)}.",
+        f"{_of(scan)} is read in full {counted(inner.loops, 'time')}, once for each row of the other side:"
+        f" {counted(_looked(scan), 'row')} read for {counted(node.rows, 'row')} of the result{took(look, spent)}.",
         advice,
         sql=sql,
         ms=spent,
@@ -365,7 +366,7 @@ def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: flo
 
 
 def _searched(look: FindingContext, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
-    """An index that is searched far more often than was planned for."""
+    """Return a finding on an index that is searched far more often than planned."""
     real = _real(inner)
     start = next(
         (n for n in reversed([*outer.below()]) if _misled(look, n) and not n.kind.startswith("Bitmap I")), outer
@@ -374,45 +375,45 @@ def _searched(look: FindingContext, node: Node, outer: Node, inner: Node, spent:
     return look.finding(
         "nested-loop",
         node,
-        f"{real.title} is searched {counted(inner.loops, 'time')} where the planner expected"
+        f"{real.title} is searched {counted(inner.loops, 'time')}, though the planner expected"
         f" {counted(outer.estimated, 'time')}, and touches {counted(inner.pages, 'page')}{took(look, spent)}.",
-        f"With the right number the planner could join by a hash, reading {_of(real)} once. {advice}",
+        f"With a correct estimate the planner could use a hash join, which reads {_of(real)} once. {advice}",
         sql=sql,
         ms=spent,
     )
 
 
 def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
-    """The rewrite of a subquery, by what it is used for."""
+    """Return how to rewrite a subquery, depending on its use."""
     columns = ", ".join(p.column for p in compared if p.joined and p.equality and p.column)
     parent = node.parent
     uses = " ".join(parent.text(key) for key in ("Filter", "Join Filter")) if parent else ""
-    index = "An index finds its rows without reading them all. " if indexed else ""
+    index = "An index finds its rows without reading all of them. " if indexed else ""
     if "NOT (ANY" in uses or (node.kind == "Materialize" and "NOT" in uses):
         return (
-            f"{index}Write NOT EXISTS instead of NOT IN, which can be joined. If the subquery can return a null, the "
-            "rows differ: NOT IN returns none then."
+            f"{index}Write NOT EXISTS instead of NOT IN, so that the planner can join. If the subquery can return a "
+            "null, the result differs: NOT IN then returns no rows."
         )
     name = re.escape(node.text("Subplan Name"))  # alone between AND and OR, as EXISTS was printed until 16
     alone = re.search(rf"(?:^|NOT |OR |AND )\(*{name}\)+\s*(?:$| OR | AND )", uses)
     if "EXISTS" in uses or "ANY" in uses or alone:
         return (
-            f"{index}Take EXISTS or IN out of the OR or CASE that it stands in, and it can be joined: by a UNION, for "
-            "instance, which returns equal rows once."
+            f"{index}Take EXISTS or IN out of the OR or CASE around it, so that the planner can join: by a UNION, for "
+            "example, which returns equal rows once."
         )
     if node.kind == "Aggregate":
-        by = columns or "the columns it is compared by"
+        by = columns or "the columns that it is compared by"
         return (
-            f"{index}Once for all rows: LEFT JOIN a subquery that aggregates with GROUP BY {by}; where it has no row, "
+            f"{index}Aggregate once for all rows: LEFT JOIN a subquery with GROUP BY {by}; where it has no row, "
             "coalesce makes a count 0."
         )
     if node.kind == "Limit":
-        return f"{index}LEFT JOIN a subquery with DISTINCT ON, to find the rows for all at once."
-    return f"{index}Write it as a LEFT JOIN{' by ' + columns if columns else ''}, to find the rows for all at once."
+        return f"{index}LEFT JOIN a subquery with DISTINCT ON, which finds all rows at once."
+    return f"{index}Write it as a LEFT JOIN{' on ' + columns if columns else ''}, which finds all rows at once."
 
 
 def _read_whole(look: FindingContext, top: Node) -> Node | None:
-    """What is gone through from end to end each time: a sequential scan, or rows kept from one."""
+    """Return the node that is read in full each time: a sequential scan, or its stored rows; None if there is none."""
     if top.kind in _KEEPING and top.kind != "Memoize":
         return top if _looked(top) >= look.limits.repeat_rows * top.loops else None
     waiting = [top]
@@ -427,25 +428,25 @@ def _read_whole(look: FindingContext, top: Node) -> Node | None:
 
 
 def _looked(node: Node) -> float:
-    """Rows looked at in all loops."""
+    """Return the rows read in all loops."""
     return node.rows + node.value("Rows Removed by Filter") * node.loops
 
 
 def _real(node: Node) -> Node:
-    """What is under nodes that only keep rows."""
+    """Return the node under nodes that only store rows."""
     while node.kind in _KEEPING and node.children:
         node = node.children[0]
     return node
 
 
 def _of(node: Node) -> str:
-    """What it reads."""
+    """Return the name of what a node reads."""
     real = _real(node)
     return real.relation or f"the result of {real.name}"
 
 
 def _misled(look: FindingContext, node: Node) -> bool:
-    """Whether far more rows came than expected."""
+    """Return whether far more rows came than expected."""
     return node.executed and node.misestimate >= look.limits.misestimate and node.rows >= look.limits.misestimate_rows
 
 

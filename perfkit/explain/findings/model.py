@@ -1,4 +1,4 @@
-"""Findings and what they rest on: context, limits, words, and columns of conditions."""
+"""A finding, the context and the limits of its rule, and what rules share: wording and the columns of conditions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perfkit.explain.plan import Node, Plan
 
 
 class Severity(StrEnum):
-    """How much of the execution is at stake, by share of its time and by the time itself."""
+    """How much of the execution's time is at stake."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -35,56 +35,58 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FindingLimits:
-    """Thresholds of all rules, in one place; each is the least for which its rule speaks."""
+    """Thresholds of all rules; each is the minimum for which its rule reports."""
 
     high_share: float = 0.4  # of the execution's time, for HIGH
-    high_ms: float = 10.0  # and at least so many ms
+    high_ms: float = 10.0  # minimum ms, for HIGH
     medium_share: float = 0.1
     medium_ms: float = 1.0
-    worth_share: float = 0.05  # of the time, and
-    worth_ms: float = 1.0  # ms: for less, nobody should change anything
-    memory_mb: int = 1024  # more work_mem than this for a statement is advised to nobody
-    misestimate: float = 10.0  # times off; less rarely makes another plan the better one
-    misestimate_rows: float = 1000  # the larger of estimate and rows: 2 instead of 40 matter to nobody
-    stale_share: float = 0.1  # of a table's rows changed since ANALYZE, where autovacuum would renew the statistics
-    repeats: float = 100  # executions of a scan that reads everything
-    repeat_rows: float = 100  # looked at in each of them: going through a handful again costs less than a hash table
-    lookups: float = 10_000  # executions of an index scan: each is a few pages, only very many add up
-    repeat_share: float = 0.2  # of the time in what is repeated
+    worth_share: float = 0.05  # of the time: a smaller gain is not worth a change
+    worth_ms: float = 1.0
+    memory_mb: int = 1024  # largest work_mem that is advised for one statement
+    misestimate: float = 10.0  # factor; smaller errors rarely make another plan better
+    misestimate_rows: float = 1000  # the larger of estimated and actual rows: 2 instead of 40 changes no plan
+    stale_share: float = 0.1  # of a table's rows changed since ANALYZE; autovacuum renews statistics at this share
+    repeats: float = 100  # executions of a scan that reads the whole table
+    repeat_rows: float = 100  # rows of each execution: reading a few rows again costs less than a hash table
+    lookups: float = 10_000  # executions of an index scan: each reads few pages, so only very many add up
+    repeat_share: float = 0.2  # of the time in the repeated part
     workers_share: float = 0.2  # of the time in a part that got fewer workers than planned
-    jit_share: float = 0.25  # of the time in compiling: it should be paid back several times over
-    jit_ms: float = 5.0  # compiling less is not felt
+    jit_share: float = 0.25  # of the time in compilation, which should pay for itself several times over
+    jit_ms: float = 5.0  # a shorter compilation is not noticed
     trigger_share: float = 0.2  # of the time
-    trigger_call_ms: float = 0.2  # of a foreign key's check: one that finds its rows by an index takes a tenth
-    planning_share: float = 0.5  # of planning and execution: longer planned than executed
+    trigger_call_ms: float = 0.2  # per check of a foreign key; a check that uses an index takes a tenth of this
+    planning_share: float = 0.5  # of planning and execution: planning took longer than execution
     planning_ms: float = 5.0  # a new connection plans its first statement in 1 to 3 ms
-    sifted_rows: float = 5_000  # looked at by a scan, in all loops: fewer take less than a millisecond
-    sifted_share: float = 0.05  # kept of them, at most: with more, most pages are needed in any case
-    unused_share: float = 0.01  # for an index that is there and was not taken: above it the planner may be right
-    scan_rows: float = 400  # in each execution of a sequential scan: fewer fit into a few pages, quicker than an index
+    sifted_rows: float = 5_000  # rows read by a scan, in all loops: fewer take less than a millisecond
+    sifted_share: float = 0.05  # maximum share of them that is kept; above it most pages are needed anyway
+    unused_share: float = (
+        0.01  # maximum share for an existing index that was not used; above it the planner may be right
+    )
+    scan_rows: float = 400  # rows of one sequential scan: fewer fit into a few pages, which beats an index
     heap_fetches: float = 1_000  # rows that an index-only scan looks up: fewer take less than a millisecond
-    heap_fetch_share: float = 0.1  # of its rows: the last changes before the next VACUUM are always there
-    lossy_pages: float = 500  # of a bitmap: some 50,000 rows are checked again
+    heap_fetch_share: float = 0.1  # of its rows; the changes since the last VACUUM always cause some
+    lossy_pages: float = 500  # of a bitmap: about 50,000 rows are rechecked
     lossy_share: float = 0.1  # of its pages
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about a plan that costs time and can be changed, or that should be known before it is believed."""
+    """A problem in a plan that costs time and can be solved, or that limits what the plan proves."""
 
     rule: str  # its page is docs/findings/<rule>.md
     severity: Severity
     node: int | None  # the node's number; None: the statement as a whole
-    text: str  # what is wrong, one sentence with its numbers
+    text: str  # the problem: one sentence with its numbers
     advice: str  # what to do
-    sql: str = ""  # the statement that does it, where one can
+    sql: str = ""  # the statement that does it, if one can
     share: float = 0.0  # of the execution's time that is at stake, 0 to 1
     ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class FindingContext:
-    """What rules look at: a plan, what the catalogue said of its tables, and the thresholds."""
+    """What a rule reads: a plan, the catalogue's facts about its tables, and the limits."""
 
     plan: Plan
     facts: PlanFacts = NO_FACTS
@@ -93,7 +95,7 @@ class FindingContext:
     def finding(
         self, rule: str, node: Node | None, text: str, advice: str, *, sql: str = "", ms: float | None = None
     ) -> Finding:
-        """A finding with its weight: the node's own time, or `ms`."""
+        """Return a finding weighted by the node's own time, or by `ms`."""
         whole = self.plan.execution_ms
         spent = ms if ms is not None else (node.exclusive_ms or 0.0) if node else 0.0
         share = min(1.0, spent / whole) if whole else 0.0
@@ -108,13 +110,13 @@ class FindingContext:
         return Severity.MEDIUM if share >= limits.medium_share and ms >= limits.medium_ms else Severity.LOW
 
 
-# Numbers as findings say them, and whether a cost is worth a word.
+# Numbers as findings write them, and whether a cost is worth reporting.
 
 _UNITS = {"": 1.0, "kb": 1.0, "b": 1 / 1024, "mb": 1024.0, "gb": 1024.0**2, "tb": 1024.0**3}  # of work_mem, in kB
 
 
 def worth(look: FindingContext, ms: float) -> bool:
-    """Whether a cost matters to the execution as a whole; without times, nothing says that it does not."""
+    """Return whether a cost matters to the whole execution; always true for a plan without times."""
     if not look.plan.timed:
         return True
     limits = look.limits
@@ -122,17 +124,17 @@ def worth(look: FindingContext, ms: float) -> bool:
 
 
 def counted(number: float, noun: str) -> str:
-    """A number with its noun.
+    """Return a number with its noun.
 
-    >>> counted(1, "row"), counted(12345, "row"), counted(2, "index")
-    ('1 row', '12,345 rows', '2 indexes')
+    >>> counted(1, "row"), counted(12345, "row"), counted(2, "index"), counted(8, "batch")
+    ('1 row', '12,345 rows', '2 indexes', '8 batches')
     """
-    plural = "" if round(number) == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    plural = "" if round(number) == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
     return f"{number:,.0f} {noun}{plural}"
 
 
 def size(kb: float) -> str:
-    """Memory or disk space.
+    """Return an amount of memory or disk space given in kB.
 
     >>> size(12), size(4096), size(3.5 * 1024 * 1024)
     ('12 kB', '4 MB', '3.5 GB')
@@ -142,14 +144,14 @@ def size(kb: float) -> str:
 
 
 def took(look: FindingContext, ms: float) -> str:
-    """A time and its share of the execution, as the end of a sentence; nothing where the plan has no times."""
+    """Return a time and its share of the execution as the end of a sentence; "" for a plan without times."""
     if not ms or not look.plan.execution_ms:
         return ""
     return f", {millis(ms)} ({percent(min(1.0, ms / look.plan.execution_ms))} of the execution)"
 
 
 def percent(share: float) -> str:
-    """A share, with two digits that count.
+    """Return a share with two significant digits.
 
     >>> percent(0.4567), percent(0.00012)
     ('46 %', '0.012 %')
@@ -158,28 +160,28 @@ def percent(share: float) -> str:
 
 
 def memory(settings: Mapping[str, str]) -> float:
-    """work_mem in kB: of the plan's settings, which leave out the server's own default of 4 MB."""
+    """Return work_mem in kB from a plan's settings, which omit PostgreSQL's default of 4 MB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", settings.get("work_mem", "4MB").strip().lower())
     kb = float(found[1]) * _UNITS.get(found[2], 1.0) if found else 4096.0
     return min(max(kb, 64.0), 2.0**31)  # what the server accepts
 
 
 def rounded(kb: float) -> int:
-    """MB, as a power of two that is at least so much."""
+    """Return the smallest power of two, in MB, that holds this many kB."""
     return 1 << max(0, (max(1, int(-(-kb // 1024))) - 1).bit_length())
 
 
 def inclusive(node: Node) -> float:
-    """Time of a node with all below; 0 without times."""
+    """Return the time of a node and everything below, in ms; 0 without times."""
     return node.inclusive_ms or 0.0
 
 
 def child(node: Node, relationship: str) -> Node | None:
-    """The child of a kind; None where the plan has none."""
+    """Return the child with this relationship; None if the node has none."""
     return next((below for below in node.children if below.relationship == relationship), None)
 
 
-# What a scan's conditions let through, and the index that would find it.
+# The rows that a scan's conditions keep, and the index that would find them.
 
 COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
 _UNSTABLE = re.compile(r"\b(?:random|clock_timestamp|nextval|timeofday|gen_random_uuid)\(")
@@ -190,7 +192,7 @@ _SETTINGS = ("enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan")
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """How many rows a scan looked at, all loops and processes together, and how many it kept."""
+    """Number of rows that a scan read and kept, in all loops and processes."""
 
     kept: float
     seen: float
@@ -198,17 +200,17 @@ class Sifted:
 
     @property
     def share(self) -> float:
-        """Kept of those seen."""
+        """The share of the rows read that was kept."""
         return self.kept / self.seen if self.seen else 1.0
 
     @property
     def few(self) -> str:
-        """How many it kept, in words."""
+        """The number of rows kept, as text."""
         return f"{self.kept:,.0f} ({percent(self.share)})" if round(self.kept) else "none"
 
 
 def sifted(look: FindingContext, node: Node) -> Sifted | None:
-    """What a scan kept; expected where nothing was executed, None where nothing is known."""
+    """Return the rows that a scan kept, or is expected to keep; None if unknown."""
     if "Filter" not in node.raw:
         return None
     if look.plan.analyzed:
@@ -220,13 +222,13 @@ def sifted(look: FindingContext, node: Node) -> Sifted | None:
 
 
 def wasteful(look: FindingContext, node: Node, found: Sifted) -> bool:
-    """Whether a scan looked at many rows to keep few, in a time that matters."""
+    """Return whether a scan read many rows to keep few, in a time that matters."""
     limits = look.limits
     return found.seen >= limits.sifted_rows and found.share <= limits.sifted_share and worth(look, found.ms)
 
 
 def conditions(look: FindingContext, node: Node, *keys: str) -> tuple[Predicate, ...]:
-    """A scan's conditions of some kinds, taken apart."""
+    """Return a scan's conditions of these kinds, parsed."""
     table = look.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     alias = node.text("Alias") or node.text("Relation Name")
@@ -234,7 +236,7 @@ def conditions(look: FindingContext, node: Node, *keys: str) -> tuple[Predicate,
 
 
 def column_of(predicate: Predicate, table: TableFacts | None) -> str:
-    """The column whose plain index serves a condition; "" where a collation or a volatile value is in the way."""
+    """Return the column whose plain index serves a condition; "" if a collation or a volatile value prevents it."""
     if COLLATED.match(predicate.subject + " " + predicate.value) or _UNSTABLE.search(predicate.value):
         return ""
     column = table.column(predicate.column) if table and predicate.column else None
@@ -244,12 +246,12 @@ def column_of(predicate: Predicate, table: TableFacts | None) -> str:
 
 
 def usable(found: Iterable[Predicate], table: TableFacts | None) -> list[Predicate]:
-    """The conditions that an index on the plain column would serve."""
+    """Return the conditions that an index on the plain column serves."""
     return [p for p in found if (p.equality or p.range or p.prefix) and column_of(p, table)]
 
 
 def home(look: FindingContext, node: Node) -> tuple[str, str]:
-    """Schema and name of the table that gets an index: of a partition, the whole."""
+    """Return schema and name of the table to index: for a partition, the partitioned table."""
     table = look.facts.of(node)
     if table and table.parent:
         return table.parent
@@ -257,7 +259,7 @@ def home(look: FindingContext, node: Node) -> tuple[str, str]:
 
 
 def placed(look: FindingContext, node: Node) -> str:
-    """That table as SQL writes it."""
+    """Return the table to index as SQL writes its name."""
     schema, name = home(look, node)
     return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
 
@@ -265,7 +267,7 @@ def placed(look: FindingContext, node: Node) -> str:
 def index_for(
     look: FindingContext, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()
 ) -> Candidate | None:
-    """An index that serves conditions, or the one that is there and would."""
+    """Return an index that serves the conditions, whether it exists or not."""
     table = look.facts.of(node)
     if len(found) == 1 and (row := _row(found[0], table)):
         found, order = (), row
@@ -282,30 +284,30 @@ def index_for(
 
 
 def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
-    """An index on these columns that a failed CREATE INDEX CONCURRENTLY left invalid."""
+    """Return an index on these columns that a failed CREATE INDEX CONCURRENTLY left invalid."""
     keys = tuple(quoted(name) for name in columns)
     return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
 
 
 def why_unused(look: FindingContext, node: Node, index: Index) -> tuple[str, str]:
-    """What may keep the planner from an index that is there, and what to do: advice and SQL."""
-    there = f"There is an index for it, {index.name}, which the planner did not take"
+    """Return advice and SQL for an existing index that the planner did not use."""
+    there = f"The planner did not use the existing index {index.name}"
     table, settings = look.facts.of(node), look.plan.settings
     if off := [name for name in _SETTINGS if settings.get(name) == "off"]:
         return f"{there}: {' and '.join(off)} is off.", ";\n".join(f"RESET {name}" for name in off)
     old = table is not None and stale(table, look.limits.stale_share)
     if old or (look.plan.analyzed and node.misestimate <= 1 / look.limits.misestimate):
         expected = f" because it expected {node.estimated:,.0f} rows" if look.plan.analyzed else ""
-        return f"{there}{expected}: its statistics should be renewed.", f"ANALYZE {placed(look, node)}"
+        return f"{there}{expected}: renew the statistics.", f"ANALYZE {placed(look, node)}"
     return (
-        f"{there}. See with SET enable_seqscan = off whether it is faster; if it is, random_page_cost is too high for "
+        f"{there}. Test with SET enable_seqscan = off whether it is faster; if so, random_page_cost is too high for "
         "this server (1.1 suits SSDs and data that is in memory).",
         "",
     )
 
 
 def explained(found: Sequence[Predicate], table: TableFacts | None) -> float:
-    """The share of rows that equality with columns lets through, as far as the statistics tell; 1 for not at all."""
+    """Return the share of rows that equality conditions keep, by the statistics; 1 if these know nothing."""
     columns = {p.column for p in usable(found, table) if p.operator == "="}
     known = [table.column(name) for name in columns] if table else []
     counts = [c.distinct if c.distinct > 0 else -c.distinct * (table.rows if table else 0.0) for c in known
@@ -314,7 +316,7 @@ def explained(found: Sequence[Predicate], table: TableFacts | None) -> float:
 
 
 def plain(text: str, alias: str) -> str:
-    """An expression without the table's name in front of its columns.
+    """Return an expression without the table's name in front of its columns.
 
     >>> plain("lower(v.note) = 'v.x'::text", "v")
     "lower(note) = 'v.x'::text"
@@ -324,7 +326,7 @@ def plain(text: str, alias: str) -> str:
 
 
 def wanted_order(node: Node, alias: str) -> tuple[str, ...]:
-    """The columns of the ORDER BY above a scan whose first rows are all that is wanted; () for anything else."""
+    """Return the columns of the ORDER BY above a scan if a LIMIT needs only the first rows; else ()."""
     sort = node.parent
     if sort is None or sort.kind != "Sort":
         return ()
@@ -338,7 +340,7 @@ def wanted_order(node: Node, alias: str) -> tuple[str, ...]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
+    """Return names as a list in a sentence.
 
     >>> listed(["a", "b", "c"])
     'a, b and c'
@@ -347,7 +349,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _row(predicate: Predicate, table: TableFacts | None) -> tuple[str, ...]:
-    """The columns of a comparison of rows, `ROW(a, b) > ROW(1, 2)`, which is one range over them."""
+    """Return the columns of a row comparison, `ROW(a, b) > ROW(1, 2)`, which is one range over them."""
     found = re.fullmatch(r"ROW\(([^()']+)\)", predicate.subject) if predicate.range else None
     names = [_KEY.fullmatch(name) for name in found[1].split(", ")] if found else []
     return tuple(name[1].strip('"') for name in names if name) if all(names) else ()

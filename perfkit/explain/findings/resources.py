@@ -36,7 +36,7 @@ _GROUP_GROWS = 4  # times the disk that narrow rows take in memory
 
 
 def sort_spill(look: FindingContext) -> Iterator[Finding]:
-    """Sorts that wrote their rows to disk."""
+    """Find sorts that spilled to disk."""
     for node in look.plan.nodes:
         if node.kind not in ("Sort", "Incremental Sort") or not (spilled := _spilled(node)):
             continue
@@ -52,12 +52,12 @@ def sort_spill(look: FindingContext) -> Iterator[Finding]:
         keys = ", ".join(node.texts("Sort Key"))
         each = f" in {counted(len(spilled), 'process')}" if len(spilled) > 1 else ""
         limited = any(above.kind == "Limit" for above in node.above())
-        index = f"Only the first rows are wanted: an index on ({keys}) would give them in order. " if limited else ""
+        index = f"Only the first rows are needed: an index on ({keys}) returns them in order. " if limited else ""
         yield _advised(
             look,
             "sort-spill",
             node,
-            f"{counted(_input(node) * node.loops, 'row')} were sorted by {keys or 'their key'} with {size(whole)} on"
+            f"Sorting {counted(_input(node) * node.loops, 'row')} by {keys or 'their key'} spilled {size(whole)} to"
             f" disk{each}, because they did not fit into work_mem ({size(memory(look.plan.settings))})"
             f"{took(look, spent)}.",
             kb,
@@ -67,7 +67,7 @@ def sort_spill(look: FindingContext) -> Iterator[Finding]:
 
 
 def hash_batches(look: FindingContext) -> Iterator[Finding]:
-    """Hash tables, hashed groups and kept rows that were written to disk in part."""
+    """Find hash tables, hashed groups and stored rows that spilled to disk."""
     looks = {"Hash": _hash_table, "Aggregate": _groups}
     for node in look.plan.nodes:
         rule = looks.get(node.kind) or (_stored if node.kind in _KEPT else None)
@@ -76,7 +76,7 @@ def hash_batches(look: FindingContext) -> Iterator[Finding]:
 
 
 def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
-    """The build side of a hash join."""
+    """Find a hash join whose build side spilled."""
     join = node.parent
     if join is None or (batches := _largest(node, "Hash Batches")) <= 1:
         return
@@ -91,8 +91,8 @@ def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
     needed = max(rows * (_aligned(built.value("Plan Width")) + _HASHED) / 1024, peak * batches / 2)
     grown = batches > node.value("Original Hash Batches") > 0
     text = (
-        f"The hash table of {counted(built.rows, 'row')} did not fit into memory, so that it and the rows that look"
-        f" into it went through disk in {counted(batches, 'batch').replace('batchs', 'batches')}"
+        f"The hash table of {counted(built.rows, 'row')} did not fit into memory, so it and the rows that probe it"
+        f" spilled to disk in {counted(batches, 'batch')}"
         f"{' (' + format(node.value('Original Hash Batches'), ',.0f') + ' were planned)' if grown else ''}"
         f"{took(look, spent)}."
     )
@@ -100,7 +100,7 @@ def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
 
 
 def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
-    """A hashed aggregate."""
+    """Find a hashed aggregate that spilled."""
     batches, disk = _largest(node, "HashAgg Batches"), _largest(node, "Disk Usage")
     spent = node.exclusive_ms or 0.0
     if batches <= 1 or not disk or not worth(look, spent):
@@ -110,14 +110,14 @@ def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
     needed = max(rows * (2 * _aligned(node.value("Plan Width")) + _GROUPED) / 1024, _largest(node, "Peak Memory Usage"))
     keys = ", ".join(node.texts("Group Key"))
     text = (
-        f"{counted(found * node.loops, 'group')} of {keys or 'the statement'} did not fit into memory:"
-        f" {size(disk)} went through disk in {counted(batches, 'part')}{took(look, spent)}."
+        f"{counted(found * node.loops, 'group')} of {keys or 'the statement'} did not fit into memory and"
+        f" spilled {size(disk)} to disk in {counted(batches, 'batch')}{took(look, spent)}."
     )
     yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
 
 
 def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
-    """Rows kept to be read again; how much is told since 18, before that by the pages written."""
+    """Find stored rows that spilled; PostgreSQL 18 reports the space, older servers only the pages written."""
     disk = _PAGE_KB * node.own.get("Temp Written Blocks", 0.0)
     if node.text("Storage") == "Disk":
         disk = max(disk, node.value("Maximum Storage"))
@@ -128,7 +128,7 @@ def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
     rows = rows or node.value("Actual Rows") + node.value("Rows Removed by Filter")
     needed = disk / max(1.0, node.loops if node.kind == "WindowAgg" else 1.0) + rows * _STORED / 1024
     text = (
-        f"{node.title} kept its {counted(rows, 'row')} with {size(disk)} on disk, because they did not fit into"
+        f"{node.title} stored {counted(rows, 'row')} and spilled {size(disk)} to disk, because they did not fit into"
         f" work_mem ({size(memory(look.plan.settings))}){took(look, spent)}."
     )
     yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent)
@@ -137,7 +137,7 @@ def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
 def _advised(
     look: FindingContext, rule: str, node: Node, text: str, kb: float, first: str, spent: float, *, hashed: bool = False
 ) -> Finding:
-    """A finding with the memory that would do; a hash may use work_mem times hash_mem_multiplier."""
+    """Return a finding that names the memory needed; a hash may use work_mem times hash_mem_multiplier."""
     now = memory(look.plan.settings)
     times = max(1, math.ceil(kb / now))
     setting, mb = f"work_mem = '{rounded(kb)}MB'", rounded(kb)
@@ -145,19 +145,19 @@ def _advised(
         setting, mb = f"hash_mem_multiplier = {times}", math.ceil(times * now / 1024)
     if mb > look.limits.memory_mb:
         advice = (
-            f"{first}In memory this takes about {size(kb)}, too much to give to a statement: fewer or narrower rows"
-            " should get here (a condition, a grouping or only the columns that are needed, earlier)."
+            f"{first}In memory this takes about {size(kb)}, too much for one statement: let fewer or narrower rows get"
+            " here (filter or group earlier, and select only the columns that are needed)."
         )
         return look.finding(rule, node, text, advice, ms=spent)
     advice = (
-        f"{first}{size(mb * 1024.0)} would do; set it for this statement's session or role, not for the whole server,"
-        " for every operation in every process may use so much."
+        f"{first}{size(mb * 1024.0)} is enough. Set it for this statement's session or role, not for the server: every"
+        " operation in every process can use this much."
     )
     return look.finding(rule, node, text, advice, sql=f"SET {setting}", ms=spent)
 
 
 def _spilled(node: Node) -> list[float]:
-    """Of each process that sorted on disk, the kB there."""
+    """Return the kB on disk of each process that spilled."""
     found = []
     for part in _parts(node):
         kb = number(part, "Sort Space Used") if part.get("Sort Space Type") == "Disk" else 0.0
@@ -170,13 +170,13 @@ def _spilled(node: Node) -> list[float]:
 
 
 def _input(node: Node) -> float:
-    """Rows that a process got at a time; a sort under LIMIT hands on fewer."""
+    """Return the rows that one execution received; a sort under LIMIT returns fewer."""
     below = child(node, "Outer")
     return below.value("Actual Rows") if below else node.value("Actual Rows")
 
 
 def _parts(node: Node) -> list[Raw]:
-    """What the leader did, and each worker."""
+    """Return the figures of the leader and of each worker."""
     workers = node.raw.get("Workers")
     return [node.raw, *(w for w in (workers if isinstance(workers, list) else ()) if isinstance(w, dict))]
 
@@ -189,22 +189,22 @@ def _aligned(width: float) -> float:
     return 8.0 * math.ceil(width / 8)
 
 
-# What costs time outside of the plan's nodes, and what kept the planner from its own choice.
+# Time spent outside the plan's nodes, and settings that forced the plan.
 
 _NAME = re.compile(r'(?:(?:[a-z_][\w$]*|"(?:[^"]|"")+")\.)?(?:[a-z_][\w$]*|"(?:[^"]|"")+")')  # as regclass prints it
 _JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 _MANY_JOINS, _MANY_PARTS = 6, 20  # planning time grows with each
 _OWN = (
-    "Its function runs once for each row: let it do less, skip rows with a WHEN condition, or handle all rows at once"
-    " in a statement-level trigger with a transition table."
+    "Its function runs once per row: make it do less, skip rows with a WHEN condition, or handle all rows at once in a"
+    " statement-level trigger with a transition table."
 )
 _LOADED = (
-    "Each new row is looked up in the table that it refers to, which takes long: see whether that waits for locks or"
-    " reads from disk, and load large amounts before the foreign key is added."
+    "Each new row is looked up in the referenced table, which takes long: check whether the lookup waits for locks or"
+    " reads from disk, and load large amounts of data before adding the foreign key."
 )
 _REFERRED = (
-    "Each changed row is looked up in the table that refers to it: see that its columns there are indexed and that few"
-    " rows refer to it, or change fewer rows at a time."
+    "Each changed row is looked up in the referencing table: check that its columns there are indexed and that few rows"
+    " refer to it, or change fewer rows at a time."
 )
 _FORCED_BY = {
     "Seq Scan": "enable_seqscan",
@@ -223,7 +223,7 @@ _FORCED_BY = {
 
 
 def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
-    """Parallel parts that had to do with fewer workers than planned."""
+    """Find parallel parts that ran with fewer workers than planned."""
     for node in look.plan.nodes:
         if node.kind not in GATHERS or not node.executed or "Workers Launched" not in node.raw:
             continue
@@ -238,19 +238,19 @@ def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
         yield look.finding(
             "workers-not-launched",
             node,
-            f"{node.name} planned {counted(planned, 'worker')} and got {launched:,.0f}, so that fewer processes shared"
-            f" the work below it{took(look, spent)}.",
-            f"max_parallel_workers is {allowed}; let it be at least {planned:.0f}."
+            f"{node.name} planned {counted(planned, 'worker')} but got {launched:,.0f}, so fewer processes shared the"
+            f" work below it{took(look, spent)}.",
+            f"max_parallel_workers is {allowed}; set it to at least {planned:.0f}."
             if short
-            else "All workers were taken by other statements: raise max_parallel_workers (and max_worker_processes),"
-            " or lower max_parallel_workers_per_gather, so that one statement plans for fewer.",
+            else "Other statements used all workers: raise max_parallel_workers (and max_worker_processes), or lower"
+            " max_parallel_workers_per_gather so that each statement plans fewer.",
             sql=f"SET max_parallel_workers = {planned:.0f}" if short else "",
             ms=lost,
         )
 
 
 def jit_share(look: FindingContext) -> Iterator[Finding]:
-    """Compiling expressions took a large part of the execution."""
+    """Find a compilation of expressions that took a large part of the execution."""
     plan, limits = look.plan, look.limits
     if not plan.jit_ms:
         return
@@ -264,15 +264,15 @@ def jit_share(look: FindingContext) -> Iterator[Finding]:
         "jit-share",
         None,
         f"Compiling {counted(functions, 'expression')} to machine code (JIT) took {millis(spent)}"
-        f" ({percent(min(1.0, spent / max(plan.execution_ms, spent)))} of the execution) and did not pay.",
-        f"Turn it off for this statement's session or role, or raise jit_above_cost above this plan's {cost:,.0f}.",
+        f" ({percent(min(1.0, spent / max(plan.execution_ms, spent)))} of the execution) and did not pay off.",
+        f"Turn JIT off for this statement's session or role, or raise jit_above_cost above this plan's {cost:,.0f}.",
         sql="SET jit = off",
         ms=spent,
     )
 
 
 def trigger_time(look: FindingContext) -> Iterator[Finding]:
-    """Triggers that took a large part of the execution."""
+    """Find triggers that took a large part of the execution."""
     plan = look.plan
     for trigger in plan.triggers:
         spent, calls = number(trigger, "Time"), number(trigger, "Calls")
@@ -297,7 +297,7 @@ def trigger_time(look: FindingContext) -> Iterator[Finding]:
 
 
 def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
-    """What makes its check faster; nothing where it is as fast as checks are, `each` of them in ms."""
+    """Return advice and SQL for a slow foreign key; empty if its checks, `each` in ms, are as fast as usual."""
     if name.startswith("RI_ConstraintTrigger_c"):  # on the table that refers to another, which has a unique index
         return (_LOADED if each >= look.limits.trigger_call_ms else ""), ""
     tables = [table for table in look.facts.tables if table.name == relation]
@@ -306,24 +306,24 @@ def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str
         columns = ", ".join(reference.columns)
         where = reference.table if _NAME.fullmatch(reference.table) else quoted(reference.table)
         return (
-            f"{reference.table} has no index that begins with {columns}: for each row all of it is read.",
+            f"{reference.table} has no index that begins with {columns}: the whole table is read for each row.",
             f"CREATE INDEX ON {where} ({', '.join(quoted(column) for column in reference.columns)})",
         )
     return (_REFERRED if each >= look.limits.trigger_call_ms else ""), ""
 
 
 def planning_share(look: FindingContext) -> Iterator[Finding]:
-    """Planning took longer than the execution."""
+    """Find planning that took longer than the execution."""
     plan, limits = look.plan, look.limits
     spent, whole = plan.planning_ms, plan.planning_ms + plan.execution_ms
     if not plan.analyzed or spent < limits.planning_ms or spent < limits.planning_share * whole:
         return
     joins = sum(node.kind in _JOINS for node in plan.nodes)
     parts = max(_overhead_parts(node) for node in plan.nodes)
-    reasons, advice = [], "Prepare the statement once for a connection and execute it often, so that its plan is kept."
+    reasons, advice = [], "Prepare the statement once per connection and execute it often, so that its plan is reused."
     if parts >= _MANY_PARTS:
         reasons.append(counted(parts, "partition"))
-        advice = "Have fewer, larger partitions, or name the partition key's values in the condition. " + advice
+        advice = "Use fewer, larger partitions, or compare the partition key with values in the condition. " + advice
     if joins >= _MANY_JOINS:
         reasons.append(counted(joins, "join"))
         advice = (
@@ -342,7 +342,7 @@ def planning_share(look: FindingContext) -> Iterator[Finding]:
 
 
 def planner_setting(look: FindingContext) -> Iterator[Finding]:
-    """The planner was not free to choose: an enable_ setting is off."""
+    """Find enable_ settings that are off and forced the plan."""
     off = {
         name for name, value in look.plan.settings.items() if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
     }
@@ -351,21 +351,20 @@ def planner_setting(look: FindingContext) -> Iterator[Finding]:
     if not names and not disabled:
         return
     first = disabled[0] if disabled else None
-    listed = ", ".join(names) or "what allows it"
-    forced = f"; nothing else was possible for {first.title}, which is used all the same" if first else ""
+    off_names = f": {', '.join(names)} {'are' if len(names) > 1 else 'is'} off" if names else ""
+    forced = f"; {first.title} is used anyway, because nothing else was possible" if first else ""
     yield look.finding(
         "planner-setting",
         first,
-        f"The planner was not free in its choice: {listed} {'are' if len(names) > 1 else 'is'} off{forced}.",
-        "Plan it without; where the setting comes from ALTER ROLE, ALTER DATABASE or the configuration, remove it"
-        " there.",
+        f"A planner setting forced this plan{off_names}{forced}.",
+        "Reset the setting; if it comes from ALTER ROLE, ALTER DATABASE or the configuration, remove it there.",
         sql=";\n".join(f"RESET {name}" for name in names),
         ms=0.0,
     )
 
 
 def _overhead_parts(node: Node) -> float:
-    """Partitions that a node reads, with those that were left out."""
+    """Return the number of partitions of a node, including those that were pruned."""
     if node.kind not in ("Append", "Merge Append"):
         return 0
     return len(node.children) + node.value("Subplans Removed")

@@ -1,4 +1,4 @@
-"""Findings on scans, and on order that an index would give."""
+"""Findings on scans: rows read in vain, and the index that would find or sort them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Remedy = tuple[str, str]  # advice and SQL
 
 
 def sequential_scan(look: FindingContext) -> Iterator[Finding]:
-    """A table read from end to end for a few rows."""
+    """Find tables that are read in full for a few rows."""
     for nodes in _together(look):
         node = nodes[0]
         parts = [found for part in nodes if (found := sifted(look, part))]
@@ -54,21 +54,22 @@ def sequential_scan(look: FindingContext) -> Iterator[Finding]:
         if not (remedy := _remedy(look, node, total.share)):
             continue
         pages = sum(part.own_pages for part in nodes) or (_known_pages(look, nodes) if scans == 1 else 0.0)
-        expected = "" if look.plan.analyzed else "expected to be "
+        read = "read" if look.plan.analyzed else "to be read"
         where = f" in {len(nodes)} partitions" if len(nodes) > 1 else ""
-        often = f" {scans:,.0f} times" if scans > 1 else ""
+        often = f", {scans:,.0f} times" if scans > 1 else ""
         about = "about " if node.loops != 1 else ""
         kept = about + total.few if round(total.kept) else total.few
-        touched = f", {counted(pages, 'page')}" if pages else ""
+        touched = f"; {counted(pages, 'page')}" if pages else ""
+        matched = "matched" if look.plan.analyzed else "expected to match"
         text = (
-            f"{_whole(look, nodes)} is {expected}read from end to end{where}{often}: {counted(total.seen, 'row')} "
-            f"to find {kept}{touched}."
+            f"Full scan of {_whole(look, nodes)}{where}{often}: {counted(total.seen, 'row')} {read}, "
+            f"{kept} {matched}{touched}."
         )
         yield look.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
 
 
 def index_filter(look: FindingContext) -> Iterator[Finding]:
-    """An index that finds many rows of which a filter keeps few."""
+    """Find indexes that return many rows of which a filter keeps few."""
     for node in look.plan.nodes:
         if node.kind not in INDEX_SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
             continue
@@ -79,15 +80,15 @@ def index_filter(look: FindingContext) -> Iterator[Finding]:
             yield look.finding(
                 "index-filter",
                 node,
-                f"{_indexes(node)} {'find' if ' and ' in _indexes(node) else 'finds'} {counted(found.seen, 'row')} of "
-                f"{node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} keeps {found.few}.",
+                f"{_indexes(node)} {'return' if ' and ' in _indexes(node) else 'returns'} {counted(found.seen, 'row')} "
+                f"of {node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} keeps {found.few}.",
                 remedy[0],
                 sql=remedy[1],
             )
 
 
 def heap_fetches(look: FindingContext) -> Iterator[Finding]:
-    """An index-only scan that has to look into the table all the same."""
+    """Find index-only scans that visit the table anyway."""
     for node in look.plan.nodes:
         fetches = node.value("Heap Fetches") if node.kind == "Index Only Scan" else 0.0  # of all loops already
         if fetches < look.limits.heap_fetches or not worth(look, node.exclusive_ms or 0.0):
@@ -101,17 +102,17 @@ def heap_fetches(look: FindingContext) -> Iterator[Finding]:
         yield look.finding(
             "heap-fetches",
             node,
-            f"{node.text('Index Name')} holds all that is asked, and yet {counted(fetches, 'row')} of {seen:,.0f} were "
-            f"looked up in {node.relation}, because its pages have changed since the last VACUUM.",
-            f"VACUUM {node.relation}, and let autovacuum do it sooner on this table (autovacuum_vacuum_scale_factor, "
-            "or autovacuum_vacuum_insert_scale_factor where rows are only added). If it does not help, a transaction "
-            "that has been open for long holds it up.",
+            f"{node.text('Index Name')} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
+            f"in {node.relation}, because its pages have changed since the last VACUUM.",
+            f"VACUUM {node.relation}, and make autovacuum run sooner on this table (autovacuum_vacuum_scale_factor, "
+            "or autovacuum_vacuum_insert_scale_factor if rows are only inserted). If that does not help, look for a "
+            "transaction that has been open for a long time.",
             sql=f"VACUUM {name}",
         )
 
 
 def lossy_bitmap(look: FindingContext) -> Iterator[Finding]:
-    """A bitmap that no longer fits into work_mem and remembers pages instead of rows."""
+    """Find bitmaps that do not fit into work_mem and record pages instead of rows."""
     for node in look.plan.nodes:
         if node.kind != "Bitmap Heap Scan":
             continue
@@ -124,29 +125,29 @@ def lossy_bitmap(look: FindingContext) -> Iterator[Finding]:
         rechecked = node.value("Rows Removed by Index Recheck") * node.loops
         fits = mb <= look.limits.memory_mb and mb * 1024 > memory(look.plan.settings)
         advice = (
-            f"With work_mem = {mb} MB the bitmap keeps every row."
+            f"With work_mem = {mb} MB the bitmap records every row."
             if fits
-            else "Make the bitmap smaller: an index on more of the conditions, or fewer rows at a time."
+            else "Make the bitmap smaller: index more of the conditions, or read fewer rows at a time."
         )
         yield look.finding(
             "lossy-bitmap",
             node,
-            f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')} it could "
-            f"only say for {lossy:,.0f} that something is there, and {counted(rechecked, 'row')} were read in vain.",
+            f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')}, "
+            f"{lossy:,.0f} were recorded without their rows, and {counted(rechecked, 'row')} were read in vain.",
             advice,
             sql=f"SET work_mem = '{mb}MB'" if fits else "",
         )
 
 
 def walks(node: Node) -> bool:
-    """Whether an index is read in its order until a LIMIT above has enough, with no value to look for."""
+    """Return whether an index is read in order, without a value to look up, until a LIMIT above has enough rows."""
     if node.kind not in ("Index Scan", "Index Only Scan") or not limited(node):
         return False
     return not any(p.equality for p in predicates(node.text("Index Cond"), node.text("Alias")))
 
 
 def limited(node: Node) -> Node | None:
-    """The LIMIT that stops a scan, where nothing in between collects its rows."""
+    """Return the LIMIT that stops a scan; None if a node in between collects all rows."""
     for above in node.above():
         if above.kind == "Limit":
             return above
@@ -159,7 +160,7 @@ def limited(node: Node) -> Node | None:
 
 
 def _together(look: FindingContext) -> Iterator[list[Node]]:
-    """Sequential scans with a filter; those of one table's partitions together."""
+    """Yield sequential scans with a filter, grouping the partitions of one table."""
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in look.plan.nodes:
         if node.kind != "Seq Scan" or "Filter" not in node.raw or (look.plan.analyzed and not node.executed):
@@ -177,7 +178,7 @@ def _together(look: FindingContext) -> Iterator[list[Node]]:
 
 
 def _whole(look: FindingContext, nodes: Sequence[Node]) -> str:
-    """The name of what is read: a table, or the partitioned table of several parts."""
+    """Return the name of the table, or of the partitioned table, that the nodes read."""
     table = look.facts.of(nodes[0])
     if len(nodes) > 1:
         return table.parent[1] if table and table.parent else listed([node.relation for node in nodes[:3]])
@@ -189,7 +190,7 @@ def _known_pages(look: FindingContext, nodes: Sequence[Node]) -> float:
 
 
 def _remedy(look: FindingContext, node: Node, share: float) -> Remedy | None:
-    """What would find the rows of a scan; None where nothing is better than reading them all."""
+    """Return what would find the rows of a scan; None if nothing beats reading the whole table."""
     found, table = conditions(look, node, "Filter"), look.facts.of(node)
     good = usable(found, table)
     others = [p for p in found if p not in good]
@@ -197,7 +198,7 @@ def _remedy(look: FindingContext, node: Node, share: float) -> Remedy | None:
     if not vague and (remedy := _index(look, node, found, good, share)):
         return remedy
     if not good and any(blocks(look, node, p) for p in found):
-        return None  # blocked-condition says it
+        return None  # blocked-condition reports it
     for p in others:
         if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
             return remedy
@@ -207,7 +208,7 @@ def _remedy(look: FindingContext, node: Node, share: float) -> Remedy | None:
 def _index(
     look: FindingContext, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
 ) -> Remedy | None:
-    """The B-tree for what is compared as it is."""
+    """Return the B-tree for the columns that are compared unchanged."""
     table = look.facts.of(node)
     fixed = {column_of(p, table) for p in good if p.equality}
     ranged = [column_of(p, table) for p in good if not p.equality]
@@ -220,13 +221,13 @@ def _index(
         return why_unused(look, node, best.existing) if share <= look.limits.unused_share else None
     if table and (left := broken(table, best.columns)):
         again = f"REINDEX INDEX {quoted(table.schema)}.{quoted(left.name)}"
-        return f"{left.name} is on these columns, and invalid: the command that made it failed. Build it again.", again
-    first = ", and the first of them in the order that is wanted" if order else ""
+        return f"{left.name} is on these columns but invalid: the command that built it failed. Rebuild it.", again
+    first = ", already in the requested order" if order else ""
     return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
 
 
 def _either(look: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
-    """An index for each of the conditions of an OR."""
+    """Return an index for each condition of an OR."""
     table = look.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
@@ -241,23 +242,27 @@ def _either(look: FindingContext, node: Node, predicate: Predicate) -> Remedy | 
     if len(columns) == 1:
         return f"An index on {columns[0]} finds these rows without reading the others.", missing[0]
     return (
-        f"An OR over several columns needs an index for each part of it: {'; '.join(columns)}. Two statements joined "
-        "by UNION are the other way; UNION returns equal rows once.",
+        f"An OR over several columns needs an index for each part: {'; '.join(columns)}. Alternatively, join two "
+        "statements by UNION, which returns equal rows once.",
         ";\n".join(missing),
     )
 
 
 def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
-    """The index for what no B-tree serves: patterns, documents, arrays, ranges, full text."""
+    """Return the index for conditions that no B-tree serves: patterns, JSON, arrays, ranges, full text."""
     key, table = plain(p.subject, node.text("Alias")), look.facts.of(node)
     name = quoted(column_of(p, table))
     if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
         ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
         made = f"CREATE INDEX ON {placed(look, node)} ({name} text_pattern_ops)"
-        return None if ready else (f"An index on {name} that knows patterns finds what begins like this.", made)
+        return (
+            None
+            if ready
+            else (f"An index on {name} with text_pattern_ops finds values that begin with this text.", made)
+        )
     if p.operator in _PATTERNS and not p.prefix and name != '""':
         return (
-            f"A pattern that may begin with anything needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
+            f"A pattern without a fixed beginning needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
             f"INDEX ON {placed(look, node)} USING gin ({name} gin_trgm_ops).",
             "",
         )
@@ -276,7 +281,7 @@ def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None
         found = rewritten(condition(look, node, p))
         rewrite = (
             f" Write {found.filled(key, p.value, '')} for {p.value} = ANY ({key}), which no index serves."
-            if (found)
+            if found
             else f" No index serves {p.value} = ANY ({key}): write it with @> and an array of the column's type."
         )
         return f"A GIN index on {key} finds these rows.{rewrite}", ""
@@ -287,14 +292,14 @@ def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None
 
 
 def _partial(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
-    """An index of the few rows that differ from a constant."""
+    """Return a partial index of the few rows that differ from a constant."""
     if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
         return None
     table, condition = look.facts.of(node), plain(p.text, node.text("Alias"))
     if table and any(_same(i.predicate, condition) for i in table.indexes):
         return None
     made = f"CREATE INDEX ON {placed(look, node)} ({quoted(p.column)}) WHERE {condition}"
-    return f"Few rows are meant by {condition}: an index of those alone is small and finds them.", made
+    return f"Few rows meet {condition}: a partial index of only those rows is small and finds them.", made
 
 
 def _same(one: str, other: str) -> bool:
@@ -302,7 +307,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _sharper(look: FindingContext, node: Node) -> Remedy | None:
-    """An index that also has the filter's columns."""
+    """Return an index that has the filter's columns too."""
     table = look.facts.of(node)
     found, bitmaps = conditions(look, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
     by = conditions(look, node, "Recheck Cond" if bitmaps else "Index Cond")
@@ -310,7 +315,7 @@ def _sharper(look: FindingContext, node: Node) -> Remedy | None:
         return None if any(blocks(look, node, p) for p in found) else _beside(look, node, found)
     if any(p.operator == "OR" for p in by):
         columns = listed(sorted({p.column for p in usable(found, table)}))
-        return f"Add {columns} to the indexes of the OR, {_indexes(node)}, before any column with a range.", ""
+        return f"Add {columns} to the indexes of the OR, {_indexes(node)}, before any column compared with a range.", ""
     both = usable([*by, *found], table)
     ranged = list(dict.fromkeys(column_of(p, table) for p in both if not p.equality))
     order = ranged if len(ranged) > 1 or not any(p.prefix for p in both) else []
@@ -319,7 +324,7 @@ def _sharper(look: FindingContext, node: Node) -> Remedy | None:
         return None
     if best.existing:
         return why_unused(look, node, best.existing)
-    return f"An index on {listed(best.columns)} finds only the rows that are wanted.", best.sql
+    return f"An index on {listed(best.columns)} finds only the matching rows.", best.sql
 
 
 def _beside(look: FindingContext, node: Node, found: Sequence[Predicate]) -> Remedy | None:
@@ -336,7 +341,7 @@ def _indexes(node: Node) -> str:
 
 def _rounds(node: Node) -> str:
     scans = node.loops / node.processes
-    return f" in {scans:,.0f} rounds" if scans > 1 else ""
+    return f" in {scans:,.0f} executions" if scans > 1 else ""
 
 
 def _quoted_filter(node: Node) -> str:
@@ -345,7 +350,7 @@ def _quoted_filter(node: Node) -> str:
 
 
 def _blocks(node: Node, key: str) -> float:
-    """Pages of a bitmap, with those of workers, which are counted beside the leader's since 18."""
+    """Return the pages of a bitmap, including those of workers (PostgreSQL 18 counts them separately)."""
     workers = node.raw.get("Workers")
     known = [w for w in workers if isinstance(w, dict)] if isinstance(workers, list) else []
     own = [w.get(key) for w in known]
@@ -356,7 +361,7 @@ def _blocks(node: Node, key: str) -> float:
 
 
 def _bitmap_mb(look: FindingContext, node: Node, pages: float) -> int:
-    """work_mem in MB, a power of two, for one execution's bitmap; each of several may cover more than their AND."""
+    """Return work_mem in MB, a power of two, for one execution's bitmap; each of ANDed bitmaps may cover more pages."""
     scans = max(1.0, node.loops / node.processes)
     table = look.facts.of(node)
     several = node.processes > 1 or any(below.kind == "BitmapAnd" for below in node.below())
@@ -364,16 +369,16 @@ def _bitmap_mb(look: FindingContext, node: Node, pages: float) -> int:
     return rounded(ceil(most * _ENTRY / 1024))
 
 
-# Rows wanted in an order: the index that gives it, and what it costs to wait for enough of them.
+# Rows requested in an order, and the index that returns them in it.
 
 _OTHERWISE = (
-    "To keep the planner from walking this index, find the rows in a WITH ... AS MATERIALIZED and sort those, or "
-    "order by an expression (+ 0 for a number)."
+    "To keep the planner from reading this index in order, find the rows in a WITH ... AS MATERIALIZED and sort them, "
+    "or order by an expression (+ 0 for a number)."
 )
 
 
 def ordered_limit(look: FindingContext) -> Iterator[Finding]:
-    """An index walked in the order that is wanted, past many rows that the filter does not want."""
+    """Find indexes read in the requested order, past many rows that the filter discards."""
     for node in look.plan.nodes:
         if node.kind not in ("Index Scan", "Index Only Scan") or not look.plan.analyzed:
             continue
@@ -383,15 +388,15 @@ def ordered_limit(look: FindingContext) -> Iterator[Finding]:
         yield look.finding(
             "ordered-limit",
             node,
-            f"{node.text('Index Name')} was walked in its order until enough rows were found: "
-            f"{counted(found.seen, 'row')} of {node.relation} went by, and the filter keeps {found.few}.",
+            f"{node.text('Index Name')} was read in order until enough rows matched: "
+            f"{counted(found.seen, 'row')} of {node.relation} were read, and the filter kept {found.few}.",
             advice,
             sql=sql,
         )
 
 
 def _order_remedy(look: FindingContext, node: Node) -> tuple[str, str]:
-    """The filter's columns first, then the order's."""
+    """Return advice and SQL for an index on the filter's columns, followed by those of the order."""
     table = look.facts.of(node)
     filters = conditions(look, node, "Filter")
     fixed = [p for p in usable(filters, table) if p.operator == "=" or p.operator.startswith("IS ")]
@@ -401,11 +406,11 @@ def _order_remedy(look: FindingContext, node: Node) -> tuple[str, str]:
     order = [known.get(key, "") for key in walked.keys[:2]] if walked else []
     order = [name for name in (order if all(order) else []) if name not in columns]
     if not fixed:
-        return f"No index on the filter's columns can replace it as they are compared. {_OTHERWISE}", ""
+        return f"The filter's columns are compared in a way that no index serves. {_OTHERWISE}", ""
     if not order:
         walked_by = node.text("Index Name")
-        return f"Make an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
+        return f"Create an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
     best = index_for(look, node, fixed, order)
     if best is None or best.existing:
         return f"The index {best.existing.name if best and best.existing else ''} serves both. {_OTHERWISE}", ""
-    return f"An index on {listed(best.columns)} has the wanted rows side by side, in order. {_OTHERWISE}", best.sql
+    return f"An index on {listed(best.columns)} has the matching rows together, in order. {_OTHERWISE}", best.sql
