@@ -78,10 +78,10 @@ LONGEST = 100_000  # characters of a statement that are looked at
 PLAN = 1_000_000  # characters of a plan
 HELD = 48_000_000  # characters of examples and plans together
 WIDTH = 0.04  # of a class of times, as a part of the time: a percentile is off by half of it at most
-UNPAIRED = "duration without its statement (parse, bind, or log_duration alone)"
-NOT_JSON_PLAN = "auto_explain's plan that is not JSON; expected auto_explain.log_format = json"
-BROKEN_PLAN = "auto_explain's plan that was cut off"
-NO_STATEMENT = "duration of something that is no statement"
+UNPAIRED = "durations had no statement (parse, bind, or log_duration alone)"
+NOT_JSON_PLAN = "auto_explain plans were not JSON (set auto_explain.log_format = json)"
+BROKEN_PLAN = "auto_explain plans were truncated"
+NO_STATEMENT = "entries were durations of something other than a statement"
 
 
 @dataclass(slots=True)
@@ -335,24 +335,24 @@ class Digest:
     def _notes(self) -> Iterator[str]:
         if not self._groups:
             yield (
-                "no statement's duration is in it; expected log_min_duration_statement or auto_explain switched on, "
-                "and messages in English"
+                "the log has no durations of statements; set log_min_duration_statement or load auto_explain, and log "
+                "in English"
             )
             return
-        below = f" (here nothing below {self._fastest:g} ms)" if self._fastest < float("inf") else ""
+        fastest = f" (fastest: {self._fastest:g} ms)" if self._fastest < float("inf") else ""
         yield (
-            f"only what the server logged{below}: log_min_duration_statement and log_statement_sample_rate leave "
-            "statements out, and a log does not say so"
+            f"only logged statements{fastest}; log_min_duration_statement and log_statement_sample_rate may leave out "
+            "others"
         )
         if self._prepared[0]:
             count, ms = self._prepared
-            yield f"preparing (parse and bind) took {ms:,.0f} ms more, in {count:,} records; not counted"
+            yield f"excludes {ms:,.0f} ms of parse and bind time ({count:,} entries)"
         if self._folded:
             yield f"more than {self.limit:,} statements: those with the smallest totals are one line, others"
         if self._dropped:
-            yield f"{self._dropped:,} examples or plans were too large to be kept"
+            yield f"{self._dropped:,} examples or plans were too large to keep"
         if (zone := self.until.rpartition(" ")[2]) and offset_of(zone) is None:
-            yield f"times are {zone}'s, of which only the server knows the distance to UTC; shown as UTC"
+            yield f"the log's time zone ({zone}) has an unknown offset; times are shown as if they were UTC"
 
 
 def _statement(key: str, group: _Group) -> SlowStatement:

@@ -25,10 +25,10 @@ from perfkit.slow.digest import STATEMENTS, Digest, statement
 from perfkit.slow.statements import SlowQueries, own
 
 BEGINS = b'{"timestamp":"'
-NO_RECORD = "line that is no record of a jsonlog"
-CUT = "record that the log's end cut off"
-TOO_LARGE = "record of more than 32 MB"
-LARGEST = 32_000_000  # bytes of a record
+UNKNOWN_LINES = "lines were not recognised as log entries"
+CUT = "entries were cut off at the end of the log"
+TOO_LARGE = "entries were larger than 32 MB"
+LARGEST = 32_000_000  # bytes of an entry
 _MESSAGE = b'"message":"'
 _WANTED = frozenset((b"dura", b"stat", b"exec"))  # as the messages begin that are read
 _EXECUTION = re.compile(
@@ -59,8 +59,8 @@ class JsonLog:
         """Where the first record behind this one begins; 0 where none does."""
         return data.find(b"\n") + 1
 
-    def take(self, block: bytes, digest: Digest, reason: str = NO_RECORD) -> None:
-        """Whole lines. What cannot be read is counted, for this reason."""
+    def take(self, block: bytes, digest: Digest, reason: str = UNKNOWN_LINES) -> None:
+        """Add whole lines to the digest; count the lines that cannot be read under `reason`."""
         first = last = b""
         quick = not self._database
         for line in block.split(b"\n"):
@@ -147,7 +147,6 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 # PostgreSQL's plain log (log_destination = stderr), parsed by pgtoolkit.
 
-NO_LINE = "line that is no record of PostgreSQL's log"
 # PostgreSQL's default and Debian's, pgBadger's, RDS's, Supabase's, and some that are common.
 PREFIXES = (
     "%m [%p] %q%u@%d ",
@@ -204,7 +203,7 @@ class StderrLog:
             [line.removesuffix("\r") for line in lines if line.strip() or line[:1] == "\t"]
         ):
             if isinstance(found, UnknownData):
-                digest.unread[NO_LINE] += len(found.lines)
+                digest.unread[UNKNOWN_LINES] += len(found.lines)
             elif found.severity == "DETAIL":
                 self._give(digest, _message(found))
             else:

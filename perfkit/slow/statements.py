@@ -21,6 +21,7 @@ from perfkit.base.errors import ServerError, UsageError, first_line, visible
 from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
 from perfkit.explain.findings.model import FindingContext, conditions, home
 from perfkit.explain.plan import Node
+from perfkit.explain.text import plural
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.sqltext import lexemes, placeholders
@@ -134,7 +135,10 @@ def snapshot(connection: Connection, name: str = "") -> Snapshot:
         raise ServerError(f"{here}: {visible(first_line(error))}; expected {NAME} to answer") from None
     hidden = sum(row["id"] is None for row in rows)
     lost = sum(row["id"] is not None and row["text"] is None for row in rows)
-    unread = {f"statements of other roles ({GRANT} {found['user']} shows them)": hidden, "texts that are lost": lost}
+    unread = {
+        f"statements of other roles were hidden ({GRANT} {found['user']} shows them)": hidden,
+        "statement texts were lost": lost,
+    }
     told = {(r["user"], r["id"], r["toplevel"]): r for r in rows if r["id"] is not None and r["text"] is not None}
     counted = {reason: count for reason, count in unread.items() if count}
     return Snapshot(f"{NAME} of {here}", at, told, counted, **(since or {}), most=found["most"])
@@ -150,7 +154,7 @@ def between(before: Snapshot | None, after: Snapshot) -> SlowQueries:
         notes = _general(after, after.dropped or 0)
         return SlowQueries(after.source, _merged(after.entries.values()), after.reset, after.at, after.unread, notes)
     if before.source != after.source:
-        raise UsageError(f"{before.source} and {after.source}; expected two looks at one database")
+        raise UsageError(f"{before.source} and {after.source}; expected two snapshots of one database")
     anew = before.reset != after.reset
     known: Mapping[Key, Entry] = {} if anew else before.entries
     grown, restarted = [], 0
@@ -163,12 +167,12 @@ def between(before: Snapshot | None, after: Snapshot) -> SlowQueries:
     gone = len(known.keys() - after.entries.keys())
     unread = dict(after.unread)
     if gone or restarted:
-        unread["entries that were dropped or reset between the two looks, in part"] = gone + restarted
+        unread["entries were dropped or reset between the two snapshots (counted in part)"] = gone + restarted
     notes = _general(after, (after.dropped or 0) - (0 if anew else before.dropped or 0))
     since = before.at
     if anew and after.reset:
         since = max(before.at, after.reset)
-        notes = (f"{NAME} was reset at {after.reset:%H:%M:%S}: what was before is not in it", *notes)
+        notes = (f"{NAME} was reset at {after.reset:%H:%M:%S}; earlier statements are not included", *notes)
     return SlowQueries(after.source, _merged(grown), since, after.at, unread, notes)
 
 
@@ -226,11 +230,11 @@ def _general(after: Snapshot, dropped: int) -> tuple[str, ...]:
     notes = []
     if dropped:
         notes.append(
-            f"{NAME} dropped its least used entries {dropped:,} time{'s' * (dropped > 1)} to make room for others "
+            f"{NAME} dropped its least used entries {dropped:,} time{'s' * (dropped > 1)} to make room "
             f"({NAME}.max = {after.most})"
         )
     if any(toplevel is False for _, _, toplevel in after.entries):
-        notes.append("statements inside functions also count in the time of the statement that called them")
+        notes.append("the time of a statement inside a function is also part of the statement that called the function")
     return tuple(notes)
 
 
@@ -450,15 +454,15 @@ def now(connection: Connection, name: str = "") -> Activity:
         prepared = catalog.rows(connection, "slow_prepared")
         said = catalog.row(connection, "slow_clock")
     except psycopg.Error as error:
-        raise ServerError(f"{visible(here)}: {visible(first_line(error))}; expected to see what runs there") from None
+        raise ServerError(f"{visible(here)}: {visible(first_line(error))}; expected to read its activity") from None
     sessions = [_session(row) for row in rows]
     blockers = {key for session in sessions for key in session.blocked_by}
     held = [found for row in prepared if (found := _prepared(row)).key in blockers]
     shown = [s for s in sessions if s.database == said["database"] and s.state not in ("", "idle")]
     hidden = sum(session.hidden for session in sessions)
-    notes = (f"{hidden} statements cannot be seen; {GRANT} {said['user']} shows them",) if hidden else ()
+    notes = (f"{plural(hidden, 'statement')} hidden; {GRANT} {said['user']} shows them",) if hidden else ()
     running = tuple(sorted(shown, key=lambda r: -(r.seconds or 0)))
-    return Activity(f"what runs in {here}", said["at"], running, tree([*sessions, *held]), hidden, notes)
+    return Activity(f"activity in {here}", said["at"], running, tree([*sessions, *held]), hidden, notes)
 
 
 def tree(everything: Iterable[Running]) -> tuple[Branch, ...]:

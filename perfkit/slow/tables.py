@@ -1,4 +1,4 @@
-"""Slow statements and activity as they show themselves."""
+"""Slow statements and current activity as tables, pictures and text."""
 
 from __future__ import annotations
 
@@ -16,63 +16,64 @@ from perfkit.show.html import Cell, Table, View, code, escape
 from perfkit.slow.statements import Activity, Branch, Running, SlowQueries, SlowStatement
 
 WIDTH = 100  # columns of text
-_SUMMARY = 80  # characters of a statement that are seen before it is opened
-_MOST = 20_000  # characters of one that is opened; a statement can be a hundred megabytes of VALUES
+_SUMMARY = 80  # characters of a folded statement
+# Characters of an unfolded statement: a single INSERT can be a hundred megabytes of VALUES.
+_LONGEST = 20_000
 _CELL = 20  # characters of any other cell in text
-_SEGMENTS = 8
-_ACROSS, _HIGH = 720, 22  # of the picture
+_SEGMENTS = 8  # statements with a segment of their own in the picture
+_ACROSS, _HIGH = 720, 22  # width and height of the picture
 
 
 @dataclass(frozen=True, slots=True)
 class Text(Cell):
-    """A statement on one line, that opens to the whole of it."""
+    """A statement on one line that unfolds to its full text."""
 
     id: str = ""
 
     def html(self) -> str:
-        """The line, and the whole behind it where there is more."""
-        line, whole = one_line(self.text, _SUMMARY), cut(self.text)
-        named = f"<small>id {escape(self.id)}</small>" if self.id else ""
-        return f"<details><summary><code>{escape(line)}</code></summary>{code(whole, name='SQL')}{named}</details>"
+        """Return the line with the full text folded below."""
+        line, whole = one_line(self.text, _SUMMARY), shortened(self.text)
+        label = f"<small>id {escape(self.id)}</small>" if self.id else ""
+        return f"<details><summary><code>{escape(line)}</code></summary>{code(whole, name='SQL')}{label}</details>"
 
 
 @dataclass(frozen=True, slots=True)
 class TimeShare(Cell):
-    """A part of the whole, with a bar."""
+    """A share of the total time, with a bar."""
 
     part: float = 0.0
 
     def html(self) -> str:
-        """The percentage on its bar."""
+        """Return the percentage on its bar."""
         return f'<span class="bar" style="--p:{min(1.0, max(0.0, self.part)):.3g}">{escape(self.text)}</span>'
 
 
 @dataclass(frozen=True, repr=False)
 class SlowView(View):
-    """What a source told of slow statements, the first `limit` of them."""
+    """The slow statements of one source; at most `limit` of them."""
 
     found: SlowQueries
     limit: int = 20
 
     @property
     def shown(self) -> Sequence[SlowStatement]:
-        """The statements that are shown, the largest total first."""
+        """Return the statements that are shown, the largest total time first."""
         return self.found.statements[: self.limit]
 
     def html(self) -> str:
-        """Where it is from, the picture, the table and what has to be known of it, for a page that has the style."""
-        first, *rest = self._above()
-        above = f"<p><strong>{escape(first)}</strong>{''.join(f' · {escape(part)}' for part in rest)}</p>"
-        below = "".join(f'<p class="note">{escape(line)}</p>' for line in self._below())
-        return f"{above}{picture(self.found)}{self.table().to_html()}{below}"
+        """Return source, picture, table and notes for a page that has the style sheet."""
+        first, *rest = self._heading()
+        heading = f"<p><strong>{escape(first)}</strong>{''.join(f' · {escape(part)}' for part in rest)}</p>"
+        notes = "".join(f'<p class="note">{escape(line)}</p>' for line in self._notes())
+        return f"{heading}{picture(self.found)}{self.table().to_html()}{notes}"
 
     def text(self, width: int = WIDTH) -> str:
-        """The table's first columns in text, `width` characters wide."""
-        below = [line for said in self._below() for line in wrap(visible(said), width)]
-        return "\n".join([*wrap(visible(" · ".join(self._above())), width), "", *self._lines(width), *below])
+        """Return the most important columns as text, `width` characters wide."""
+        notes = [line for note in self._notes() for line in wrap(visible(note), width)]
+        return "\n".join([*wrap(visible(" · ".join(self._heading())), width), "", *self._lines(width), *notes])
 
     def table(self) -> Table:
-        """One row for each statement; what is known of none has no column."""
+        """Return one row for each statement, without the columns that are empty for all statements."""
         columns = [column for column in self._columns() if any(column.known(s) for s in self.shown)]
         rows = tuple(
             (Cell(str(position)), Text(statement.text, id=statement.id), *(c.cell(statement) for c in columns))
@@ -82,14 +83,14 @@ class SlowView(View):
         return Table("Statements by total time", ("", "statement", *names), rows, frozenset(names) - {"share"})
 
     def _lines(self, width: int) -> list[str]:
-        """The statement last, in what its figures leave of the width."""
+        """Return the table in text, with the statement in the width that the figures leave."""
         columns = [c for c in self._columns() if c.name in _IN_TEXT and any(c.known(s) for s in self.shown)]
         names = ("", *(column.name for column in columns))
         rows = [(Cell(str(n)), *(column.cell(s) for column in columns)) for n, s in enumerate(self.shown, 1)]
         return fitted(names, rows, [statement.text for statement in self.shown], frozenset(names), width)
 
     def _columns(self) -> Iterator[_Column]:
-        """All columns that there could be, in their order."""
+        """Yield all possible columns in their order."""
         unit, scale = ("s", 1000.0) if any(s.total_ms >= 1000 for s in self.shown) else ("ms", 1.0)
         yield _Column("calls", lambda s: Cell(units.count(s.calls)))
         yield _Column("mean, ms", lambda s: Cell(ms(s.mean_ms)))
@@ -103,41 +104,62 @@ class SlowView(View):
         yield _Column("first seen", lambda s: _cell(s.first, moment), lambda s: s.first is not None)
         yield _Column("last seen", lambda s: _cell(s.last, moment), lambda s: s.last is not None)
 
-    def _above(self) -> Iterator[str]:
-        """The source, the time that it covers, and how much there is."""
+    def _heading(self) -> Iterator[str]:
+        """Yield the source, the time it covers, and the totals."""
         found = self.found
         yield found.source
         if found.since and found.until:
-            lasted = duration((found.until - found.since).total_seconds() * 1000)
-            yield f"{moment(found.since)} to {moment(found.until)} ({lasted})"
+            length = duration((found.until - found.since).total_seconds() * 1000)
+            yield f"{moment(found.since)} to {moment(found.until)} ({length})"
         elif when := found.since or found.until:
             yield f"{'since' if found.since else 'until'} {moment(when)}"
         calls = sum(statement.calls for statement in found.statements)
         yield f"{plural(len(found.statements), 'statement')}, {plural(calls, 'call')}, {duration(found.total_ms)}"
 
-    def _below(self) -> Iterator[str]:
-        """What is not shown, what could not be read, and what else a reader has to know."""
+    def _notes(self) -> Iterator[str]:
+        """Yield what the table leaves out, the entries that were not read, and the notes of the source."""
         if rest := self.found.statements[self.limit :]:
             part = sum(statement.total_ms for statement in rest) / (self.found.total_ms or 1.0)
             yield f"and {units.count(len(rest))} more, {share(part)} of the time"
-        if unread := {reason: count for reason, count in self.found.unread.items() if count}:
-            told = (f"{units.count(count)} ({reason})" for reason, count in unread.items())
-            yield f"Could not be read: {', '.join(told)}."
+        if unread := [_unread(number, reason) for reason, number in self.found.unread.items() if number]:
+            yield f"{'; '.join(unread)}."
         yield from self.found.notes
 
 
+# The reasons of `SlowQueries.unread` are plural: 43 "lines were not recognised as log entries".
+_SINGULAR = (
+    ("lines were not recognised as log entries", "line was not recognised as a log entry"),
+    ("entries were", "entry was"),
+    ("durations had no", "duration had no"),
+    ("plans were", "plan was"),
+    ("statements of other roles were", "statement of another role was"),
+    ("texts were", "text was"),
+)
+
+
+def _unread(number: int, reason: str) -> str:
+    """Return how many entries were not read, and why, as a clause.
+
+    >>> _unread(1, "entries were cut off"), _unread(43, "entries were cut off")
+    ('1 entry was cut off', '43 entries were cut off')
+    """
+    for plurals, singular in _SINGULAR if number == 1 else ():
+        reason = reason.replace(plurals, singular, 1)
+    return f"{units.count(number)} {reason}"
+
+
 def picture(found: SlowQueries) -> str:
-    """The total time as one bar, a part for each of the first statements and one for the rest; "" without any."""
+    """Return the total time as one bar with a segment for each of the first statements; "" without statements."""
     parts = [(str(n), found.share(s), s.text) for n, s in enumerate(found.statements[:_SEGMENTS], 1)]
     parts = [part for part in parts if part[1] > 0]
     if not parts:
         return ""
     if (left := 1.0 - sum(part for _, part, _ in parts)) > 0.0005:
         parts.append(("others", left, "all other statements"))
-    said = ", ".join(f"{name} {share(part)}" for name, part, _ in parts)
+    shares = ", ".join(f"{name} {share(part)}" for name, part, _ in parts)
     return (
         f'<svg class="chart shares" viewBox="0 0 {_ACROSS} {_HIGH + 18}" role="img" '
-        f'aria-label="{escape(f"Share of the total time by statement: {said}")}">{"".join(_segments(parts))}</svg>'
+        f'aria-label="{escape(f"Share of the total time by statement: {shares}")}">{"".join(_segments(parts))}</svg>'
     )
 
 
@@ -159,18 +181,18 @@ def _segments(parts: Sequence[tuple[str, float, str]]) -> Iterator[str]:
 def fitted(
     names: Sequence[str], rows: Sequence[tuple[Cell, ...]], texts: Sequence[str], numeric: frozenset[str], width: int
 ) -> list[str]:
-    """Lines of a table in text, whose last column is a statement in what the others leave of the width."""
+    """Return the lines of a table in text; its last column, the statement, gets the width that the others leave."""
     if not rows:
         return ["none"]
     short = [tuple(Cell(one_line(cell.plain(), _CELL)) for cell in row) for row in rows]
-    taken = sum(max(len(name), *(len(row[i].text) for row in short)) + 2 for i, name in enumerate(names))
-    whole = zip(short, (Cell(one_line(text, max(20, width - taken))) for text in texts), strict=True)
-    table = Table("", (*names, "statement"), tuple((*row, text) for row, text in whole), numeric)
+    used = sum(max(len(name), *(len(row[i].text) for row in short)) + 2 for i, name in enumerate(names))
+    complete = zip(short, (Cell(one_line(text, max(20, width - used))) for text in texts), strict=True)
+    table = Table("", (*names, "statement"), tuple((*row, text) for row, text in complete), numeric)
     return [line if len(line) <= width else f"{line[: width - 1]}…" for line in table.to_text().split("\n")[2:]]
 
 
 def one_line(text: str, most: int) -> str:
-    r"""A statement's beginning on one line of at most so many characters.
+    r"""Return the beginning of a statement on one line of at most `most` characters.
 
     >>> one_line("SELECT *\n  FROM visits", 40), one_line("SELECT * FROM visits", 10)
     ('SELECT * FROM visits', 'SELECT *…')
@@ -179,13 +201,14 @@ def one_line(text: str, most: int) -> str:
     return line if len(line) <= most and len(text) <= 8 * most else line[: most - 1].rstrip() + "…"
 
 
-def cut(text: str) -> str:
-    """A statement, of one that is very long the beginning."""
-    return text if len(text) <= _MOST else f"{text[:_MOST]}\n… and {units.count(len(text) - _MOST)} more characters"
+def shortened(text: str) -> str:
+    """Return a statement, or the beginning of one that is very long."""
+    rest = len(text) - _LONGEST
+    return text if rest <= 0 else f"{text[:_LONGEST]}\n… and {units.count(rest)} more characters"
 
 
 def moment(when: datetime) -> str:
-    """A time to the second, in the zone that it came in, on one line.
+    """Return a time to the second, in its own time zone, without a line break.
 
     >>> moment(datetime(2026, 3, 1, 9, 5, 7)).split()
     ['2026-03-01', '09:05:07']
@@ -204,11 +227,11 @@ _IN_TEXT = frozenset({"calls", "mean, ms", "p95, ms", "total, ms", "total, s", "
 
 
 def _each(name: str, value: Callable[[SlowStatement], int | None], shown: Callable[[float], str]) -> _Column:
-    """A column of what one call takes in the mean."""
+    """Return a column of means per call."""
 
     def cell(statement: SlowStatement) -> Cell:
-        whole = value(statement)
-        return Cell(units.NONE if whole is None else shown(whole / (statement.calls or 1)))
+        total = value(statement)
+        return Cell(units.NONE if total is None else shown(total / (statement.calls or 1)))
 
     return _Column(name, cell, lambda statement: value(statement) is not None)
 
@@ -217,10 +240,8 @@ def _cell(value: Any, shown: Callable[[Any], str]) -> Cell:
     return Cell(units.NONE if value is None else shown(value))
 
 
-# What runs in a database now, as it shows itself: a table, and who waits for whom as a tree.
-
-_HIDDEN = "may not be seen"
-_LEVELS = 12  # that are indented
+_HIDDEN = "hidden from this role"
+_LEVELS = 12  # of the tree that are indented
 _COLUMNS = ("session", "who", "state", "for", "waits for")
 _TREE = ("session", "blocked by", *_COLUMNS[1:])
 _NUMERIC = frozenset({"for"})
@@ -228,80 +249,83 @@ _NUMERIC = frozenset({"for"})
 
 @dataclass(frozen=True, repr=False)
 class ActivityView(View):
-    """What runs, the longest first, and the tree of those who wait; of each at most `limit` lines."""
+    """The active sessions, the longest running first, and the tree of blocked ones; at most `limit` lines of each."""
 
     found: Activity
     limit: int = 50
 
     @property
     def sentence(self) -> str:
-        """`what runs in app, 2026-03-01 09:05:07 UTC: 3 statements, 1 waits for another session`."""
+        """Return a summary such as `activity in app, 2026-03-01 09:05:07 UTC: 3 active sessions, 1 blocked`."""
+        number = len(self.found.running)
+        active = plural(number, "active session") if number else "no active sessions"
         waiting = {branch.running.key for branch in self.found.blocking if branch.running.blocked_by}
-        wait = f"{count(len(waiting))} {'waits' if len(waiting) == 1 else 'wait'} for another session"
-        running = plural(len(self.found.running), "session")
-        return (
-            f"{self.found.source}, {moment(self.found.at)}: {running}, {wait if waiting else 'none waits for another'}"
-        )
+        blocked = f", {count(len(waiting))} blocked" if waiting else ", none blocked" if number else ""
+        return f"{self.found.source}, {moment(self.found.at)}: {active}{blocked}"
 
     def html(self) -> str:
-        """The sentence, the tree and the table, for a page that has the style sheet."""
+        """Return the summary, the tree and the table for a page that has the style sheet."""
         parts = [f"<p><strong>{escape(self.sentence)}</strong></p>"]
         if self.found.blocking:
             branches = self.found.blocking[: self.limit]
             rows = tuple((*_branch(branch), _statement(branch.running)) for branch in branches)
-            parts.append(Table("Who waits for whom", (*_TREE, "statement"), rows, _NUMERIC).to_html())
+            parts.append(
+                Table(
+                    "Blocked sessions, below the session that blocks them", (*_TREE, "statement"), rows, _NUMERIC
+                ).to_html()
+            )
         if self.found.running:
             rows = tuple((*_session(running), _statement(running)) for running in self.found.running[: self.limit])
-            parts.append(Table("What runs", (*_COLUMNS, "statement"), rows, _NUMERIC).to_html())
-        return "".join([*parts, *(f'<p class="note">{escape(line)}</p>' for line in self._below())])
+            parts.append(Table("Active sessions", (*_COLUMNS, "statement"), rows, _NUMERIC).to_html())
+        return "".join([*parts, *(f'<p class="note">{escape(line)}</p>' for line in self._notes())])
 
     def text(self, width: int = WIDTH) -> str:
-        """The same in text, `width` characters wide."""
+        """Return summary, tree and table as text, `width` characters wide."""
         parts = [wrap(visible(self.sentence), width)]
         if branches := self.found.blocking[: self.limit]:
-            texts = [_said(branch.running) for branch in branches]
-            rows = [(key, by, *rest) for key, by, _, *rest in map(_branch, branches)]  # who it is says the table below
+            texts = [_text(branch.running) for branch in branches]
+            rows = [(key, by, *rest) for key, by, _, *rest in map(_branch, branches)]  # the table below has the user
             parts.append(fitted([*_TREE[:2], *_TREE[3:]], rows, texts, _NUMERIC, width))
-        if running := self.found.running[: self.limit]:
-            texts = [_said(one) for one in running]
-            parts.append(fitted(_COLUMNS, [_session(one) for one in running], texts, _NUMERIC, width))
-        if below := [line for said in self._below() for line in wrap(visible(said), width)]:
-            parts.append(below)
+        if sessions := self.found.running[: self.limit]:
+            texts = [_text(session) for session in sessions]
+            parts.append(fitted(_COLUMNS, [_session(session) for session in sessions], texts, _NUMERIC, width))
+        if notes := [line for note in self._notes() for line in wrap(visible(note), width)]:
+            parts.append(notes)
         return "\n\n".join("\n".join(part) for part in parts)
 
-    def _below(self) -> Iterator[str]:
-        for name, lines in (("who wait", self.found.blocking), ("that run", self.found.running)):
+    def _notes(self) -> Iterator[str]:
+        for kind, lines in (("blocked", self.found.blocking), ("active", self.found.running)):
             if len(lines) > self.limit:
-                yield f"and {count(len(lines) - self.limit)} more {name}"
+                yield f"and {count(len(lines) - self.limit)} more {kind} sessions"
         yield from self.found.notes
 
 
 def _session(running: Running) -> tuple[Cell, ...]:
-    """Who it is, what it does and since when."""
-    holds = running.state.startswith("idle in transaction")
+    """Return the cells of a session: key, user, state, duration and wait."""
+    holds_locks = running.state.startswith("idle in transaction")
     return (
         Cell(one_line(running.key, 28)),
         Cell(one_line(running.user or running.kind, 20), one_line(running.application, 20) if running.user else ""),
-        Cell(running.state or NONE, state="unsure" if holds else ""),
+        Cell(running.state or NONE, state="unsure" if holds_locks else ""),
         Cell(NONE if running.seconds is None else duration(max(0.0, running.seconds) * 1000)),
         Cell(running.wait or NONE, state="bad" if running.blocked_by else ""),
     )
 
 
 def _branch(branch: Branch) -> tuple[Cell, ...]:
-    """The same, moved in below the one that it waits for."""
+    """Return the cells of a session, indented below the session that blocks it."""
     key, *rest = _session(branch.running)
     line = f"└{'─' * min(branch.depth, _LEVELS)} " if branch.depth else ""
     blockers = ", ".join(branch.running.blocked_by[:5]) + (", …" if len(branch.running.blocked_by) > 5 else "")
-    by = Cell(one_line(blockers, 28) or NONE, "in a circle" if branch.circle else "", "bad" if branch.circle else "")
+    by = Cell(one_line(blockers, 28) or NONE, "deadlock" if branch.circle else "", "bad" if branch.circle else "")
     return (Cell(f"{line}{key.text}"), by, *rest)
 
 
-def _said(running: Running) -> str:
+def _text(running: Running) -> str:
     return _HIDDEN if running.hidden else running.text
 
 
 def _statement(running: Running) -> Cell:
     if running.hidden or not running.text:
-        return Cell(_said(running) or NONE, state="quiet")
+        return Cell(_text(running) or NONE, state="quiet")
     return Text(running.text, id=running.id)

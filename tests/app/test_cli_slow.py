@@ -95,7 +95,7 @@ def test_a_log_is_told_by_total_time_with_what_could_not_be_read(log: Path) -> N
     text = spoken("log", log)
     assert "postgresql.json" in text and "2 statements, 11 calls" in text
     assert text.index("FROM often") < text.index("FROM big")
-    assert "Could not be read: 1" in text
+    assert "1 entry was cut off at the end of the log." in " ".join(text.split())
 
 
 def test_the_json_object_has_the_keys_that_help_promises(log: Path) -> None:
@@ -207,7 +207,7 @@ role = "before"
     )
     config = ("--config", tmp_path / "perfkit.toml")
     assert "--confirm" in refusal(97, "watch", *config, "--for", "0.1")
-    assert "what runs in" in spoken("watch", *config, *where[2:], "--for", "0.1")
+    assert "activity in" in spoken("watch", *config, *where[2:], "--for", "0.1")
     made = tmp_path / "made.toml"
     made.write_text(
         (tmp_path / "perfkit.toml").read_text().replace("target =", 'prepare = ["query.sql"]  #').replace("way", "#")
@@ -252,7 +252,7 @@ def test_an_interrupt_ends_watching_with_one_line(where: tuple[str, ...]) -> Non
     command = [sys.executable, "-m", "perfkit", "slow", "watch", *where, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stderr
-        assert json.loads(process.stdout.readline())["source"].startswith("what runs in")
+        assert json.loads(process.stdout.readline())["source"].startswith("activity in")
         process.send_signal(signal.SIGINT)
         assert (process.wait(20), process.stderr.read()) == (105, "perfkit: stopped\n")
 

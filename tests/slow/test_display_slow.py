@@ -96,14 +96,14 @@ def test_source_window_notes_and_what_could_not_be_read_are_said() -> None:
         2000.0,
         since=NOON,
         until=NOON + timedelta(seconds=90),
-        unread={"cut in mid-record": 1, "not text": 1200, "of others": 0},
+        unread={"entries were cut off": 1, "lines were not recognised as log entries": 1200, "texts were lost": 0},
         notes=("only statements of 100 ms and more were logged",),
     )
     for shown in (SlowView(found).html(), SlowView(found).text()):
         shown = shown.replace("\N{NO-BREAK SPACE}", " ")
         assert "the log server.json" in shown
         assert "2026-03-01 12:00:00 UTC to 2026-03-01 12:01:30 UTC (90.0 s)" in shown
-        assert "Could not be read: 1 (cut in mid-record), 1,200 (not text)." in shown
+        assert "1 entry was cut off; 1,200 lines were not recognised as log entries." in " ".join(shown.split())
         assert "only statements of 100 ms and more were logged" in shown
 
 
@@ -174,7 +174,7 @@ def session(key: str, *blockers: str, seconds: float = 1.0, state: str = "active
 
 
 def activity(*running: Running, **told: object) -> ActivityView:
-    return ActivityView(Activity("what runs in clinic", NOON, running, tree(running), **told))  # type: ignore[arg-type]
+    return ActivityView(Activity("activity in clinic", NOON, running, tree(running), **told))  # type: ignore[arg-type]
 
 
 QUEUE = (
@@ -189,7 +189,7 @@ def test_who_waits_stands_below_the_one_that_it_waits_for() -> None:
     lines = view.text().split("\n")
     found = [line.split()[:2] for line in lines if "UPDATE" in line]
     assert found[:3] == [["11", "–"], ["└─", "12"], ["└──", "13"]]
-    assert "3 wait" not in view.text() and "4 sessions, 2 wait for another session" in view.text()
+    assert "3 blocked" not in view.text() and "4 active sessions, 2 blocked" in view.text()
     html = view.html()
     assert re.findall(r'<th scope="row">(.*?)</th>', html)[:3] == ["11", "└─ 12", "└── 13"]
     assert html.count("<caption>") == 2
@@ -204,32 +204,30 @@ def test_an_open_transaction_that_blocks_is_marked_with_its_last_statement_and_t
 
 def test_where_nobody_waits_there_is_no_tree() -> None:
     view = activity(session("1"))
-    assert "1 session, none waits for another" in view.text()
-    assert "Who waits" not in view.html() and view.html().count("<caption>") == 1
+    assert "1 active session, none blocked" in view.text()
+    assert "Blocked sessions" not in view.html() and view.html().count("<caption>") == 1
 
 
 def test_where_nothing_runs_it_says_so() -> None:
     (said,) = repr(activity()).replace("\N{NO-BREAK SPACE}", " ").split("\n")
-    assert said == "what runs in clinic, 2026-03-01 12:00:00 UTC: 0 sessions, none waits for another"
+    assert said == "activity in clinic, 2026-03-01 12:00:00 UTC: no active sessions"
 
 
-def test_a_circle_is_called_one() -> None:
+def test_a_circle_is_called_a_deadlock() -> None:
     view = activity(session("1", "2", seconds=9.0), session("2", "1", seconds=1.0))
-    assert "in a circle" in view.html() and "in a circle" in view.text()
+    assert "deadlock" in view.html() and "deadlock" in view.text()
 
 
 def test_a_statement_that_may_not_be_seen_is_said_to_be_hidden() -> None:
-    view = activity(
-        session("1", text="", hidden=True, state="active"), hidden=1, notes=("1 statements cannot be seen",)
-    )
-    assert "may not be seen" in view.html() and "may not be seen" in view.text()
-    assert "1 statements cannot be seen" in view.html() and "1 statements cannot be seen" in view.text()
+    view = activity(session("1", text="", hidden=True, state="active"), hidden=1, notes=("1 statement hidden",))
+    assert "hidden from this role" in view.html() and "hidden from this role" in view.text()
+    assert "1 statement hidden" in view.html() and "1 statement hidden" in view.text()
 
 
 def test_a_long_queue_is_cut_and_counted() -> None:
     queue = [session("0"), *(session(str(n), str(n - 1)) for n in range(1, 1000))]
     view = activity(*queue)
-    assert "and 950 more who wait" in view.html() and "and 950 more that run" in view.text()
+    assert "and 950 more blocked sessions" in view.html() and "and 950 more active sessions" in view.text()
     assert max(map(len, repr(view).split("\n"))) <= 100
 
 

@@ -139,7 +139,7 @@ def test_what_runs_is_told_with_its_text_and_wait_but_not_who_asks_or_idles(
     assert (only.state, only.wait, only.text) == ("active", "Timeout: PgSleep", "SELECT pg_sleep(30)")
     assert int(only.id) and only.seconds is not None and 0 <= only.seconds < 30 and only.transaction_s is not None
     assert only.blocked_by == () and only.client == "" and not only.hidden
-    assert found.source == "what runs in here" and found.blocking == () and found.notes == ()
+    assert found.source == "activity in here" and found.blocking == () and found.notes == ()
 
 
 def test_the_longest_comes_first(server: EmbeddedServer, opened: Callable) -> None:
@@ -218,7 +218,7 @@ def test_what_a_role_may_not_see_is_said_with_the_grant_and_the_tree_is_still_th
     assert shape(found.blocking) == [key(hidden), f"  {waits}"]
     assert all(b.running.hidden and b.running.text == "" and b.running.user == "postgres" for b in found.blocking)
     assert found.hidden == 2 and found.running == ()
-    assert found.notes == ("2 statements cannot be seen; GRANT pg_read_all_stats TO perfkit shows them",)
+    assert found.notes == ("2 statements hidden; GRANT pg_read_all_stats TO perfkit shows them",)
 
 
 def test_a_session_in_another_database_is_not_there(server: EmbeddedServer, opened: Callable) -> None:

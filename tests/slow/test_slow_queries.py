@@ -180,7 +180,7 @@ def test_where_no_values_can_be_had_the_plan_is_for_any(session: Session, monkey
 
     slow = table(session, text("status_counts"))[1]
     assert "$1" in repr(slow.explain(generic=True))
-    monkeypatch.setattr("perfkit.slow.examples.example_rows", refused)
+    monkeypatch.setattr("perfkit.app.session.example_rows", refused)
     found = slow.explain()
     assert found.note == "for any values: the generic plan" and "$1" in repr(found)
     with pytest.raises(PlanError, match=r"statement timeout; expected explain\(parameters=...\)"):

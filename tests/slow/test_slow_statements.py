@@ -72,7 +72,7 @@ def test_an_entry_that_began_anew_and_has_more_calls_by_now_is_known_by_its_begi
 def test_an_entry_that_is_gone_is_counted_as_unread() -> None:
     found = between(look(entry("1"), entry("2")), look(entry("2")))
     assert not found.statements
-    assert found.unread == {"entries that were dropped or reset between the two looks, in part": 1}
+    assert found.unread == {"entries were dropped or reset between the two snapshots (counted in part)": 1}
 
 
 def test_a_reset_between_the_looks_is_said_and_the_time_begins_there() -> None:
@@ -98,11 +98,11 @@ def test_one_statement_of_several_roles_is_one() -> None:
 
 def test_statements_inside_functions_are_there_and_it_is_said_that_they_count_twice() -> None:
     found = between(None, look(entry(), entry("2", toplevel=False)))
-    assert len(found.statements) == 2 and "inside functions" in found.notes[0]
+    assert len(found.statements) == 2 and "inside a function" in found.notes[0]
 
 
 def test_two_looks_at_two_databases_are_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match="two looks at one database"):
+    with pytest.raises(UsageError, match="two snapshots of one database"):
         between(replace(look(), source="there"), look())
 
 
@@ -327,7 +327,7 @@ def test_five_thousand_entries_come_in_one_query(fresh: hosted.Hosted) -> None:
     sys.stdout.write(f"{len(found.statements):,} statements in {took:.2f} s\n")
     assert len(found.statements) >= 4950
     assert len([query for query in sent if ".pg_stat_statements\n" in query]) == 1 and len(sent) == 4
-    assert "inside functions" in found.notes[0]
+    assert "inside a function" in found.notes[0]
 
 
 @pytest.mark.system
@@ -337,5 +337,5 @@ def test_entries_that_made_room_for_others_are_noticed(fresh: hosted.Hosted) -> 
     before = first_look(fresh)
     vary(fresh, 6000)
     found = seen(fresh, before)
-    assert "to make room for others (pg_stat_statements.max = 5000)" in found.notes[0]
+    assert "to make room (pg_stat_statements.max = 5000)" in found.notes[0]
     assert sum(found.unread.values()) > 0
