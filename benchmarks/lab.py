@@ -20,7 +20,7 @@ def main(profile: str = "quick") -> bool:
         lab = api.ablate(profile=profile, advised="auto", reports=folder)
         lab.render()
         seconds = time.perf_counter() - start
-        found, whole = lab.lab, sum(worth.bytes for worth in lab.lab.worths)
+        found, whole = lab.lab, sum(worth.bytes for worth in lab.lab.index_values)
         timings = Bundle.open(found.folder / "ablation").run["timings"]
         kept, advised = (
             (sum(size for size in sizes) / whole, max((c.ratio.hi for c in own if c.ratio), default=float("nan")))

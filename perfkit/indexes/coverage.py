@@ -1,8 +1,8 @@
-"""Which index replaces another, and how far counters can be trusted.
+"""Facts of indexes, foreign keys and usage counters, and which index can replace another.
 
 An index replaces another one if no plan is lost: it serves every condition, order and index-only scan of the other on
-the same rows, and costs little more to read. An index that a promise hangs on (uniqueness, a constraint, the replica
-identity, the order for CLUSTER) is never replaced without its owner's decision.
+the same rows, and costs little more to read. An index that does more than speed up reads (uniqueness, a constraint,
+the replica identity, the order for CLUSTER) is never replaced without its owner's decision.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-# Days of counting without which no index is dropped as unused: longer than any month, for what runs once in each.
+# Days of counting before an index is dropped as unused: longer than a month, because some jobs run once a month.
 MIN_AGE = 35.0
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """When counting began, and who else counts.
+    """When the server began to count, and whether standbys count too.
 
-    Use is counted at least since the day `since`, `days` ago; "" and None where that is unknown. `replicas` is the
+    Use is counted at least since the day `since`, `days` ago; "" and None if that is unknown. `replicas` is the
     number of standbys that the server knows of, `standbys` the number of those whose counters are included.
     """
 
@@ -33,7 +33,7 @@ class Counters:
     standbys: int = 0
 
     def including(self, standby: Counters) -> Self:
-        """Return the counters of a primary together with those of a standby: only as old as the younger ones."""
+        """Return the counters of a primary and a standby together; they are as old as the younger ones."""
         known = None not in (self.days, standby.days)
         return replace(
             self,
@@ -45,34 +45,32 @@ class Counters:
         )
 
     def doubt(self, min_age: float) -> str:
-        """Return why no index may be dropped for not being used; "" if the counters tell."""
+        """Return why the counters do not prove that an index is unused; "" if they do."""
         if not self.counted:
             return "use is not counted (track_counts is off)"
         if self.replica:
-            return "this is a standby, and other servers count their own use: ask the primary, with --standby"
+            return "this is a standby, and each server counts its own use: connect to the primary and add --standby"
         if self.replicas > self.standbys:
             return (
-                f"standbys count their own use, and {self.standbys} of {self.replicas} were asked: name each with "
+                f"standbys count their own use, and {self.standbys} of {self.replicas} were read: name each with "
                 "--standby, or look at idx_scan in its pg_stat_user_indexes"
             )
         if self.days is None and min_age > 0:
-            return "since when use is counted is not known: a restore, an upgrade and a crash begin anew"
+            return "the start of counting is unknown: a restore, an upgrade or a crash resets the counters"
         if self.days is not None and self.days < min_age:
             return f"the counters are {self.days:.1f} days old, less than {min_age:g}"
         return ""
 
 
-# Which index another one replaces, and which foreign keys an index serves: decided from definitions alone.
-
-MUCH_SMALLER = 4  # times; reading fewer pages may be what an index is for
-_BACKWARD = 3  # the bits DESC and NULLS FIRST, which reading backwards turns both
-# Classes for LIKE that share the equality operator of the default class, by which foreign keys are looked up.
+MUCH_SMALLER = 4  # times; an index may exist because it has fewer pages to read
+_BACKWARD = 3  # the bits DESC and NULLS FIRST; reading backwards inverts both
+# Classes for LIKE with the equality operator of the default class, which foreign keys use.
 PATTERN_CLASSES = ("text_pattern_ops", "varchar_pattern_ops", "bpchar_pattern_ops")
 
 
 @dataclass(frozen=True, slots=True)
 class IndexFacts:
-    """An index with all its partitions'; keys and `include` as SQL writes them, `parts`: bytes by its table's oid."""
+    """An index with those of its partitions; keys and `include` are SQL, `parts` are bytes by the table's oid."""
 
     oid: int
     name: str
@@ -93,13 +91,13 @@ class IndexFacts:
     primary: bool
     exclusion: bool
     immediate: bool
-    identity: bool  # logical replication knows the rows by it
+    identity: bool  # logical replication identifies rows by it
     clustered: bool
     nulls_equal: bool
     constraint: str
-    referenced: bool  # by foreign keys, or by what else depends on it
+    referenced: bool  # by foreign keys or other objects
     valid: bool
-    busy: bool  # something holds the lock of a build on its table
+    busy: bool  # a session holds the lock of a build on its table
     parts: Mapping[str, int]
     members: tuple[str, ...]
     scans: int
@@ -112,7 +110,7 @@ class IndexFacts:
 
     @property
     def promise(self) -> str:
-        """Return what the index is for beyond being read; "" for nothing."""
+        """Return what the index does besides speeding up reads; "" for nothing."""
         promises = {
             f"backs the constraint {self.constraint}": bool(self.constraint),
             "is unique": self.unique,
@@ -134,7 +132,7 @@ class IndexFacts:
 
     @property
     def create(self) -> str:
-        """Return the statement that makes the index anew."""
+        """Return the statement that creates the index again."""
         if self.partitioned:
             return self.definition.replace(" ON ONLY ", " ON ", 1)
         return self.definition.replace("INDEX ", "INDEX CONCURRENTLY ", 1)
@@ -142,7 +140,7 @@ class IndexFacts:
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """A foreign key of `table`; `parts`: bytes by its tables' oid; changes: rows of the parent updated or deleted."""
+    """A foreign key; `parts` are bytes by table oid, `changes` the rows of the parent updated or deleted."""
 
     name: str
     table: str
@@ -156,16 +154,16 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """An index and the one that replaces it."""
+    """An index and the index that replaces it."""
 
     index: IndexFacts
     by: IndexFacts
 
 
 def replaced(indexes: Iterable[IndexFacts]) -> list[Replaced]:
-    """Return the indexes that another one replaces. That other one is itself replaced by none, or has a promise.
+    """Return the indexes that another one replaces, each with an index that stays.
 
-    The broadest are looked at first, so that whatever replaces an index is known to stay.
+    The broadest indexes come first, so that the replacement of an index is already known to stay.
     """
     staying: list[IndexFacts] = []
     pairs = []
@@ -179,7 +177,7 @@ def replaced(indexes: Iterable[IndexFacts]) -> list[Replaced]:
 
 
 def covers(by: IndexFacts, index: IndexFacts) -> bool:
-    """Return whether one serves and promises all that the other does, on the rows that both hold."""
+    """Return whether `by` does everything that `index` does, on all of its rows."""
     if by.method != index.method or not index.parts.keys() <= by.parts.keys() or not _keeps_promise(by, index):
         return False
     if index.method != "btree":
@@ -191,7 +189,7 @@ def covers(by: IndexFacts, index: IndexFacts) -> bool:
 
 
 def alike(by: IndexFacts, index: IndexFacts) -> bool:
-    """Return whether two indexes are the same but for what they promise."""
+    """Return whether two indexes differ at most in what they do besides speeding up reads."""
     shapes = [(i.method, i.keys, i.kinds, i.collations, i.orders, {*i.include}, i.predicate) for i in (by, index)]
     return shapes[0] == shapes[1] and (index.method == "btree" or {*by.options} == {*index.options})
 
@@ -202,23 +200,23 @@ def size_on(by: IndexFacts, index: IndexFacts) -> int:
 
 
 def much_smaller(index: IndexFacts, by: IndexFacts) -> bool:
-    """Return whether an index takes so few bytes that the other one is no substitute for it."""
+    """Return whether an index is so small that the other one is no substitute for it."""
     return index.bytes * MUCH_SMALLER <= size_on(by, index)
 
 
 def alone_used(index: IndexFacts, by: IndexFacts) -> bool:
-    """Return whether an index was used and the other one was not: the planner prefers it."""
+    """Return whether only `index` was used: the planner prefers it."""
     return index.scans > 0 and by.scans == 0
 
 
 def served(key: ForeignKey, indexes: Iterable[IndexFacts]) -> bool:
-    """Return whether on all tables of a foreign key an index begins with its columns, in any order."""
+    """Return whether every table of a foreign key has an index that begins with its columns, in any order."""
     found = {table for index in indexes if _begins(index, key) for table in index.parts}
     return key.parts.keys() <= found
 
 
 def losing(keys: Iterable[ForeignKey], before: Sequence[IndexFacts], after: Sequence[IndexFacts]) -> list[ForeignKey]:
-    """Return the foreign keys that some indexes serve, all together, and others no longer do."""
+    """Return the foreign keys that have an index in `before` and none in `after`."""
     return [key for key in keys if served(key, before) and not served(key, after)]
 
 
@@ -229,7 +227,7 @@ def _rank(index: IndexFacts) -> tuple[Any, ...]:
 
 
 def _replacement(index: IndexFacts, staying: Sequence[IndexFacts]) -> IndexFacts | None:
-    """Return the index that does as well, if there is one; of several one that is the same."""
+    """Return the index that can replace this one, an equal one if possible; None if there is none."""
     above = [by for by in staying if covers(by, index) and by.predicate == index.predicate]
     above.sort(key=lambda by: not alike(by, index))
     return next(

@@ -217,20 +217,22 @@ class Lab:
         return MeasuredSets(alone, ratios[NONE], sizes, missed)
 
     @cached_property
-    def worths(self) -> tuple[IndexValue, ...]:
+    def index_values(self) -> tuple[IndexValue, ...]:
         """Every index, in the set's order."""
         by_name = {index["name"]: index for index in self._built}
-        return tuple(self._worth(own, by_name[own["name"]]) for own in self.record["indexes"] if own["name"] in by_name)
+        return tuple(
+            self._index_value(own, by_name[own["name"]]) for own in self.record["indexes"] if own["name"] in by_name
+        )
 
     @property
     def kept(self) -> list[IndexValue]:
         """The indexes to keep."""
-        return [worth for worth in self.worths if worth.kept]
+        return [worth for worth in self.index_values if worth.kept]
 
     @property
     def dropped(self) -> list[IndexValue]:
         """The others."""
-        return [worth for worth in self.worths if not worth.kept]
+        return [worth for worth in self.index_values if not worth.kept]
 
     @property
     def whole(self) -> tuple[Comparison, ...]:
@@ -380,7 +382,7 @@ class Lab:
     def _ratios(self, found: Sequence[Comparison]) -> dict[str, float]:
         return {c.item: c.ratio.value if c.ratio else 1.0 for c in self._reads(found)}
 
-    def _worth(self, own: Mapping[str, Any], built: Mapping[str, Any]) -> IndexValue:
+    def _index_value(self, own: Mapping[str, Any], built: Mapping[str, Any]) -> IndexValue:
         name, table = own["name"], built["table"]
         churned = {w["index"]: w["churn"] for w in self.record.get("wear", ()) if w["churn"]}
         written = [c for c in self._alone(name) if c.item in self._items and self._items[c.item]["table"] == table]
@@ -421,7 +423,7 @@ def read(folder: Path) -> Lab:
     lab = Lab(folder, read_object(folder / "lab.json", "the folder of an index lab", "a lab", FORMAT))
     if (folder / "ablation").exists():
         with reading(folder):
-            _ = lab.worths, lab.confirmed
+            _ = lab.index_values, lab.confirmed
     return lab
 
 

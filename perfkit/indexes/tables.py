@@ -1,4 +1,4 @@
-"""Index use and the index lab as they show themselves."""
+"""Tables and sentences of an index lab, for its notebook and its page."""
 
 from __future__ import annotations
 
@@ -16,26 +16,24 @@ from perfkit.base.stats import Verdict
 from perfkit.base.units import NONE, count, size
 from perfkit.indexes.lab_results import IndexValue, Lab, judged, read
 from perfkit.indexes.use import CatalogueFacts, IndexUse, Remark, script
-from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed
-from perfkit.show.html import listed as html_listed
-from perfkit.show.render import LAB as RENDER_LAB
-from perfkit.show.render import page_of
+from perfkit.show import render
+from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed, listed
 
 _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
 
 
 def index_use(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Block:
-    """The remarks as a table, and below it their statements to copy."""
+    """Return the remarks as a table with their statements below it, to copy."""
     table, sql = remarks_table(facts, remarks), script(remarks)
     if not sql:
         return Block(table.to_html(), table.to_text())
-    title = "Statements, each to be weighed (one by one, for CONCURRENTLY runs in no transaction)"
+    title = "Statements to review (run them one by one: CONCURRENTLY cannot run in a transaction)"
     html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(sql), name=title)}"
     return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
 
 
 def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
-    """One row for each remark; the note says how many indexes there are and what is known of their use."""
+    """Return one row for each remark, with a note on the number of indexes and on their usage counters."""
     rows = tuple(
         (
             Cell(remark.kind, state=_STATES.get(remark.kind, "")),
@@ -45,127 +43,123 @@ def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
         )
         for remark in remarks
     )
-    whole = sum(index.bytes for index in facts.indexes)
+    total = sum(index.bytes for index in facts.indexes)
     since = facts.counters.since
-    counters = f"use is counted since {since}" if since else "since when use is counted is not known"
-    counters = counters if facts.counters.counted else "use is not counted here (track_counts is off)"
-    note = f"{count(len(facts.indexes))} indexes, {size(whole)}; {counters}."
-    note = note if rows else f"nothing to say against {note}"
-    return Table("Indexes", ("what", "table", "why", "frees"), rows, frozenset({"frees"}), note=note)
+    counters = f"use counted since {since}" if since else "the start of counting is unknown"
+    counters = counters if facts.counters.counted else "use is not counted (track_counts is off)"
+    note = f"{count(len(facts.indexes))} indexes, {size(total)}; {counters}."
+    note = note if rows else f"no problems found in {note}"
+    return Table("Indexes", ("finding", "table", "reason", "frees"), rows, frozenset({"frees"}), note=note)
 
 
-def uses(found: Sequence[IndexUse]) -> Table:
-    """How often each index was used under a workload."""
-    rows = tuple((Cell(use.index), Cell(use.table), Cell(count(use.scans))) for use in found)
+def uses(scanned: Sequence[IndexUse]) -> Table:
+    """Return how often each index was scanned under a workload."""
+    rows = tuple((Cell(use.index), Cell(use.table), Cell(count(use.scans))) for use in scanned)
     return Table("Scans under the workload", ("index", "table", "scans"), rows, frozenset({"scans"}))
 
 
-# What a lab found, in sentences.
-
-
 def sentence(lab: Lab) -> str:
-    """What to keep, what the rest costs, and how sure that is."""
+    """Return which indexes to keep, what the others cost, and how sure that is."""
     if not lab.confirmed:
-        return "Not measured to the end." if not lab.complete else "What each index costs; which to keep was not asked."
+        return "Incomplete." if not lab.complete else "This lab measured costs only, not which indexes to keep."
     kept, dropped = lab.kept, lab.dropped
-    within = f"by more than {100 * lab.margin:g} %"
+    margin = f"by more than {100 * lab.margin:g} %"
     if not dropped:
-        return f"Keep all {len(kept)}: without any of them a query becomes slower {within}."
-    names = ", ".join(worth.name for worth in kept) or "none"
-    keep = f"Keep {len(kept)} of {len(lab.worths)} ({names})" if kept else f"Keep none of {len(lab.worths)}"
-    size = units.size(sum(worth.bytes for worth in dropped))
-    others = "the other" if kept else "they"
-    rest = f"{others} {len(dropped)} add{'s' if len(dropped) == 1 else ''} {size}" if kept else f"they add {size}"
-    return f"{keep}: {rest}{_inserts(lab)}{_queries(lab, within)}."
+        return f"Keep all {len(kept)} indexes: without any one of them, a query becomes slower {margin}."
+    names = ", ".join(index.name for index in kept)
+    keep = f"Keep {len(kept)} of {len(lab.index_values)} indexes ({names})"
+    keep = keep if kept else f"Keep none of the {len(lab.index_values)} indexes"
+    others = f"The other {len(dropped)} add{'s' if len(dropped) == 1 else ''}" if kept else "They add"
+    size = units.size(sum(index.bytes for index in dropped))
+    return f"{keep}. {others} {size}{_inserts(lab)}{_queries(lab, margin)}."
 
 
 def _inserts(lab: Lab) -> str:
-    """What the dropped indexes add to an insert into the table that has most of them."""
+    """Return what the dropped indexes add to an insert into the table with most bytes of them, as a clause."""
     sizes = {t: sum(w.bytes for w in lab.dropped if w.table == t) for t in {w.table for w in lab.dropped}}
-    found = [c for c in lab.lighter if lab.is_insert(c) and sizes.get(lab.table_of(c.item))]
-    c = max(found, key=lambda c: sizes[lab.table_of(c.item)], default=None)
+    inserts = [c for c in lab.lighter if lab.is_insert(c) and sizes.get(lab.table_of(c.item))]
+    c = max(inserts, key=lambda c: sizes[lab.table_of(c.item)], default=None)
     if c is None or c.ratio is None or c.verdict is not Verdict.FASTER:
         return ""
     value, low, high = (units.percent(1 / r - 1) for r in (c.ratio.value, c.ratio.hi, c.ratio.lo))
     return f" and {value} ({low} to {high}) to the latency of inserts into {lab.table_of(c.item)}"
 
 
-def _queries(lab: Lab, within: str) -> str:
-    """Whether the kept set is as good as all, as far as fresh rounds tell."""
+def _queries(lab: Lab, margin: str) -> str:
+    """Return whether the kept indexes are as good as all, as far as the separate rounds tell, as a clause."""
     if lab.holds:
         faster = [c for c in lab.confirmed if c.verdict is Verdict.FASTER]
-        also = f"; without them {listed(faster)} is faster" if faster else ""
-        makes = "makes" if len(lab.dropped) == 1 else "make"
-        return f" and {makes} no query faster {within}, as fresh rounds confirm{also}"
+        also = f"; {queries_of(faster)} is faster without them" if faster else ""
+        speed = "speeds up" if len(lab.dropped) == 1 and lab.kept else "speed up"
+        return f", but {speed} no query {margin} (confirmed by separate rounds){also}"
     if slower := lab.slower:
-        return f"; without them {listed(slower)} may be slower {within}"
-    return f"; no query was seen to be slower {within} without them, but {_wide(lab)} not every interval excludes it"
+        return f"; without them, {queries_of(slower)} may be slower {margin}"
+    possible = [c for c in lab.confirmed if c.ratio and c.ratio.hi > 1 + lab.margin]
+    widest = max((c.ratio.hi for c in possible if c.ratio), default=1.0)
+    return (
+        f". Without them, no query was found to be slower {margin}, though up to {units.percent(widest - 1)} for "
+        f"{queries_of(possible)} cannot be ruled out"
+    )
 
 
-def _wide(lab: Lab) -> str:
-    open_ = [c for c in lab.confirmed if c.ratio and c.ratio.hi > 1 + lab.margin]
-    widest = max((c.ratio.hi for c in open_ if c.ratio), default=1.0)
-    return f"(up to {units.percent(widest - 1)} for {listed(open_)})"
-
-
-def why(lab: Lab, worth: IndexValue) -> str:
-    """Why an index is kept or not."""
-    if worth.kept:
-        own = [c for c in lab.needs.get(worth.name, ()) if c.verdict is Verdict.SLOWER]
-        if own:
-            return f"without it {_changes(own)}"
-        if worth.missed:
-            return f"missed where it alone is left out: {_changes(worth.missed)}"
-        return f"alone it does most for {listed(worth.faster)}" if worth.faster else "not shown to be spare"
-    if not worth.faster:
+def reason(lab: Lab, index: IndexValue) -> str:
+    """Return why an index is kept or removed."""
+    if index.kept:
+        slower = [c for c in lab.needs.get(index.name, ()) if c.verdict is Verdict.SLOWER]
+        if slower:
+            return f"without it, {_changes(slower)}"
+        if index.missed:
+            return f"needed even with all the other indexes: without it, {_changes(index.missed)}"
+        return f"the most useful index for {queries_of(index.faster)}" if index.faster else "not proven unnecessary"
+    if not index.faster:
         return "no query is faster with it alone"
-    others = [k.name for k in lab.kept if {c.item for c in k.faster} & {c.item for c in worth.faster}]
-    return f"what it does, {', '.join(others)} does as well" if others else "not missed where the others are"
+    others = [k.name for k in lab.kept if {c.item for c in k.faster} & {c.item for c in index.faster}]
+    return f"{', '.join(others)} can replace it" if others else "not needed with the other indexes"
 
 
-def doubts(lab: Lab) -> Iterator[str]:
-    """What a careful reader should hold against the result."""
+def caveats(lab: Lab) -> Iterator[str]:
+    """Yield what limits the result."""
     if not lab.complete:
-        yield f"The lab is {lab.record['status']}: {lab.record.get('message', 'it has not ended')}."
+        yield f"The lab is {lab.record['status']}: {lab.record.get('message', 'it has not finished')}."
     if lab.tried > 1:
-        yield f"Fresh rounds looked at {lab.tried} sets, and the last is shown: every look could find by chance."
+        yield (
+            f"Separate rounds tested {lab.tried} sets and the last is shown; every further test raises the chance of "
+            "a false result."
+        )
     if lab.confirmed and not lab.holds:
-        within = f"within {100 * lab.margin:g} % of all indexes"
-        yield f"The kept set is not known to be {within} for every query; more blocks (--profile thorough) would tell."
+        margin = f"within {100 * lab.margin:g} % of all indexes"
+        yield f"The kept indexes are not proven to be {margin} for every query; run more blocks (--profile thorough)."
     for c in lab.lighter:
         if c.verdict is Verdict.SLOWER and c.ratio:
             times = f"×{units.significant(c.ratio.value)}"
-            yield f"{lab.title_of(c.item)}: {times} with the kept set alone; no query of the workload does that."
+            yield f"{lab.title_of(c.item)}: {times} with only the kept indexes; not a statement of the workload."
     for line in lab.record.get("lacking", ()):
         yield f"Not measured: {line}."
     if near := lab.near_floor:
         yield (
-            f"Under {FLOOR_FACTOR:g} times what the client alone takes, so that the indexes' true gain is larger than "
+            f"Faster than {FLOOR_FACTOR:g} times the client's own time, so the true gain of the indexes is larger than "
             f"shown: {', '.join(near)}."
         )
     yield from lab.circumstances
 
 
-def listed(found: list[Comparison]) -> str:
-    """The queries of comparisons."""
-    return ", ".join(dict.fromkeys(c.item for c in found))
+def queries_of(comparisons: Sequence[Comparison]) -> str:
+    """Return the names of the compared queries, each once."""
+    return ", ".join(dict.fromkeys(c.item for c in comparisons))
 
 
-def _changes(found: list[Comparison]) -> str:
-    told = [f"{c.item} takes ×{units.significant(c.ratio.value)}" for c in found if c.ratio]
-    return ", ".join(told)
+def _changes(comparisons: Sequence[Comparison]) -> str:
+    return ", ".join(f"{c.item} takes {units.significant(c.ratio.value)}× as long" for c in comparisons if c.ratio)
 
-
-# The index lab as a reader sees it: the sentence, the verdict on each index, its costs, the proof, SQL to copy.
 
 _NOTE = (
-    "Latencies measured under load: medians of rounds in which all arms took turns, 95 % intervals, the control "
-    "arm beside them. Sizes and build times measured once."
+    "Latencies: medians under load from interleaved rounds, with 95 % intervals and a control arm. Sizes and build "
+    "times were measured once."
 )
 
 
 def answer(lab: Lab) -> Block:
-    """The sentence that the lab is for."""
+    """Return the lab's result as one sentence, with what was measured."""
     state = "good" if lab.holds else "unsure"
     run = lab.ablation.run
     rows = max(run.get("database", {}).get("rows", {"": 0}).items(), key=lambda item: item[1], default=("", 0))
@@ -182,87 +176,87 @@ def answer(lab: Lab) -> Block:
 
 
 def verdicts(lab: Lab) -> Table:
-    """One row for each index: keep it or not and why, what it does, what it takes."""
-    columns = ("index", "verdict", "alone it makes faster", "slower without it", "size", "inserts")
+    """Return one row for each index: keep or remove, the reason, its gain and its cost."""
+    columns = ("index", "verdict", "faster with it alone", "slower without it", "size", "inserts")
     rows = tuple(
         (
-            Cell(worth.name, _definition(worth)),
-            Cell("keep", why(lab, worth), "good") if worth.kept else Cell("remove", why(lab, worth), "unsure"),
-            _query_tables(worth.faster),
-            _query_tables(worth.missed),
-            Cell(units.size(worth.bytes), f"{_share(worth)} of {worth.table}"),
-            _latency(worth, "insert"),
+            Cell(index.name, f"{index.table}: {index.definition.partition(' USING ')[2]}"),
+            Cell("keep", reason(lab, index), "good") if index.kept else Cell("remove", reason(lab, index), "unsure"),
+            _factors(index.faster),
+            _factors(index.missed),
+            Cell(units.size(index.bytes), f"{_share(index)} of {index.table}"),
+            _latency(index, "insert"),
         )
-        for worth in sorted(lab.worths, key=lambda worth: (not worth.kept, -worth.bytes))
+        for index in sorted(lab.index_values, key=lambda index: (not index.kept, -index.bytes))
     )
     if not lab.queries:
         few = tuple((row[0], *row[4:]) for row in rows)
-        return Table("What each index takes", (columns[0], *columns[4:]), few, frozenset(columns[4:]), note=_NOTE)
+        return Table("What each index costs", (columns[0], *columns[4:]), few, frozenset(columns[4:]), note=_NOTE)
     if not lab.confirmed:
-        rows = tuple((row[0], Cell(units.NONE, "not asked", "quiet"), *row[2:]) for row in rows)
+        rows = tuple((row[0], Cell(units.NONE, "not tested", "quiet"), *row[2:]) for row in rows)
     return Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=_NOTE)
 
 
 def costs(lab: Lab) -> Block:
-    """What each index takes where rows change: by time, and by what the server counted."""
+    """Return what each index costs writes: in latency, and in WAL and HOT updates as the server counted them."""
     tables = (_latencies(lab), _counted(lab))
     return Block("".join(table.to_html() for table in tables), "\n\n".join(table.to_text() for table in tables))
 
 
 def _latencies(lab: Lab) -> Table:
-    columns = ("index", "insert", "update of its column", "update of another", "delete", "build")
+    columns = ("index", "insert", "update of its column", "update of another column", "delete", "build")
     rows = tuple(
         (
-            Cell(worth.name, f"{units.size(worth.bytes)} on {worth.table}"),
-            _latency(worth, "insert"),
-            _latency(worth, "update"),
-            _latency(worth, "update", own=False),
-            _latency(worth, "delete"),
-            Cell(units.seconds(worth.seconds), "measured once", "quiet"),
+            Cell(index.name, f"{units.size(index.bytes)} on {index.table}"),
+            _latency(index, "insert"),
+            _latency(index, "update"),
+            _latency(index, "update", own=False),
+            _latency(index, "delete"),
+            Cell(units.seconds(index.seconds), "measured once", "quiet"),
         )
-        for worth in lab.worths
+        for index in lab.index_values
     )
-    note = "Ratio of medians with the index alone and with none, under load: ×1.05 is 5 % slower."
-    return Table("Latency where rows change", columns, rows, frozenset(columns[1:]), note=note)
+    note = "Ratio of medians under load, with only this index to no index: ×1.05 is 5 % slower."
+    return Table("Latency of writes", columns, rows, frozenset(columns[1:]), note=note)
 
 
 def _counted(lab: Lab) -> Table:
-    columns = ("index", "WAL of its build", "WAL of an insert", "expected", "HOT updates of its column", "after churn")
+    columns = ("index", "WAL to build", "WAL per insert", "expected", "HOT updates of its column", "after churn")
     rows = tuple(
         (
-            Cell(worth.name),
-            Cell(units.size(worth.wal_bytes)),
-            _wal(worth),
-            Cell(units.NONE if worth.overhead is None else f"+{units.percent(worth.overhead)}"),
-            _hot(worth),
-            _churn(worth),
+            Cell(index.name),
+            Cell(units.size(index.wal_bytes)),
+            _wal(index),
+            Cell(units.NONE if index.overhead is None else f"+{units.percent(index.overhead)}"),
+            _hot(index),
+            _churn(index),
         )
-        for worth in lab.worths
+        for index in lab.index_values
     )
     note = (
-        "Counted by the server, once, with the index alone and with none; WAL without page images, which come on top "
-        "after a checkpoint. Expected: what pganalyze's formula takes an insert to add to the index, as a share of "
-        "what it adds to the table. HOT: updates that no index had to hear of. Churn: 5 % of the rows "
-        "changed in the index's column three times, with VACUUM after each."
+        "Counted once by the server, with only this index and with none. WAL excludes the full-page images that follow "
+        "a checkpoint. Expected: bytes that an insert adds to the index, as a share of the bytes it adds to the table "
+        "(pganalyze's formula). HOT: updates that change no index. Churn: 5 % of the rows get a new value in the "
+        "index's column, three times, each time followed by VACUUM."
     )
     return Table("WAL, HOT updates and growth", columns, rows, frozenset(columns[1:]), note=note)
 
 
 def alone(lab: Lab) -> Table:
-    """Every query with each index alone, compared with none."""
+    """Return every query with each index alone, compared with no index."""
     note = "Ratio of medians under load; ×0.10 is a tenth of the time."
-    return _matrix(lab, "Each alone, compared with no index", lambda w: w.alone, lab.whole, "all", note)
+    return _matrix(lab, "Each index alone, compared with no index", lambda w: w.alone, lab.whole, "all", note)
 
 
 def without(lab: Lab) -> Table:
-    """Every query without each index, compared with all."""
+    """Return every query without each index, compared with all indexes."""
     note = "Ratio of medians under load; ×2.00 is twice the time."
-    return _matrix(lab, "All but one, compared with all", lambda w: w.without, (), "", note)
+    return _matrix(lab, "All indexes but one, compared with all", lambda w: w.without, (), "", note)
 
 
 def confirmation(lab: Lab) -> Table:
-    """The chosen set by rounds that the search did not see, and what it loses without each of its indexes."""
-    needed = {name: own for name, own in lab.needs.items() if own}
+    """Return the chosen set in rounds that the search did not use, and the set without each of its indexes."""
+    needed = {name: comparisons for name, comparisons in lab.needs.items() if comparisons}
     columns = (
         "query",
         "all / none",
@@ -286,17 +280,17 @@ def confirmation(lab: Lab) -> Table:
     )
     blocks = len(lab.last.run["blocks"]) if lab.last else 0
     note = (
-        f"{blocks} blocks whose requests the search had not seen. Kept / all is known to hold where its whole interval "
-        f"is at most ×{units.significant(1 + lab.margin)}."
+        f"{blocks} blocks that the search did not use. Kept / all is proven if its whole interval is at most "
+        f"×{units.significant(1 + lab.margin)}."
     )
     if lab.advised:
-        size, whole = sum(i["bytes"] for i in lab.advised_indexes), sum(w.bytes for w in lab.worths)
+        size, whole = sum(i["bytes"] for i in lab.advised_indexes), sum(w.bytes for w in lab.index_values)
         note += f" The advised indexes take {units.size(size)}, {units.percent(size / whole)} of all."
-    return Table("Confirmed by fresh rounds", columns, (*rows, *changes), frozenset(), note=note)
+    return Table("Confirmation by separate rounds", columns, (*rows, *changes), frozenset(), note=note)
 
 
 def scans(lab: Lab) -> Table:
-    """How often each index was scanned while all were there, and what the catalogue says of it."""
+    """Return how often each index was scanned with all indexes present, and what the catalogue says of it."""
     remarks: Mapping[str, Sequence[str]] = {}
     for remark in lab.record.get("remarks", ()):
         remarks = {**remarks, remark["index"]: [*remarks.get(remark["index"], ()), remark["text"]]}
@@ -306,7 +300,7 @@ def scans(lab: Lab) -> Table:
             Cell(units.count(lab.scans.get(w.name, 0)), "", "" if lab.scans.get(w.name) else "unsure"),
             Cell("; ".join(remarks.get(w.name, ())) or units.NONE),
         )
-        for w in lab.worths
+        for w in lab.index_values
     )
     missing = tuple(
         (Cell(r["table"]), Cell(units.NONE), Cell(r["text"]))
@@ -314,10 +308,11 @@ def scans(lab: Lab) -> Table:
         if r["kind"] == "missing"
     )
     note = (
-        "Counted by the server on the arm that has all of them; an index that is scanned is not yet one that is missed."
+        "Counted by the server on the arm with all indexes. An index that is scanned is not necessarily an index that "
+        "is needed."
     )
     return Table(
-        "Used while all are there",
+        "Scans with all indexes present",
         ("index", "scans", "from the catalogue"),
         (*rows, *missing),
         frozenset({"scans"}),
@@ -326,12 +321,12 @@ def scans(lab: Lab) -> Table:
 
 
 def statements(lab: Lab) -> Block:
-    """The recommended set, its rollback, and what removes the others from a database that has them."""
+    """Return the SQL of the recommended set, of its rollback, and of the removal of the other indexes."""
     if not lab.confirmed:
         return Block("", "")
     parts = {
         "Keep": "\n".join(f"{w.sql};" for w in lab.kept),
-        "Rollback of these": "\n".join(f"{w.drop};" for w in reversed(lab.kept)),
+        "Roll back the kept indexes": "\n".join(f"{w.drop};" for w in reversed(lab.kept)),
         "Remove the others": "\n".join(f"{w.drop};" for w in lab.dropped),
         "The advised set, for comparison": str(lab.record.get("advised", "")).strip(),
     }
@@ -340,25 +335,25 @@ def statements(lab: Lab) -> Block:
 
 
 def claims(lab: Lab) -> Table:
-    """What was said beforehand beside what was measured."""
+    """Return the claims made beforehand beside the measurements."""
     return claims_table(judged(lab), "What was claimed, and what was measured")
 
 
-def weak(lab: Lab) -> Block:
-    """What weakens the result."""
-    lines = list(doubts(lab))
-    return Block(html_listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
+def limitations(lab: Lab) -> Block:
+    """Return the caveats as a list."""
+    lines = list(caveats(lab))
+    return Block(listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
 
 
 def details(lab: Lab) -> Block:
-    """Every index and query, folded."""
+    """Return every index and query, folded."""
     tables = (alone(lab), without(lab))
     html = "".join(folded(table.caption, table.to_html()) for table in tables if table.rows)
     return Block(html, "\n\n".join(table.to_text() for table in tables if table.rows))
 
 
 def summary(lab: Lab) -> dict[str, Any]:
-    """What a report on the change says of its indexes, as JSON values: see `database.index_lab`."""
+    """Return the lab's part of a report on a change, as JSON values."""
     table = verdicts(lab)
     rows = [[[cell.text, cell.note, cell.state] for cell in row] for row in table.rows]
     return {
@@ -378,140 +373,136 @@ def _matrix(
     name: str,
     note: str,
 ) -> Table:
-    rows = [(Cell(w.name), *(compared(_by_query(of(w)).get(q)) for q in lab.queries)) for w in lab.worths if of(w)]
+    rows = [
+        (Cell(w.name), *(compared(_by_query(of(w)).get(q)) for q in lab.queries)) for w in lab.index_values if of(w)
+    ]
     if last and rows:
         rows.append((Cell(name), *(compared(_by_query(last).get(q)) for q in lab.queries)))
     return Table(caption, ("index", *lab.queries), tuple(rows), frozenset(), note=note)
 
 
-def _by_query(found: Sequence[Comparison]) -> dict[str, Comparison]:
-    return {c.item: c for c in found}
+def _by_query(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    return {c.item: c for c in comparisons}
 
 
-def _definition(worth: IndexValue) -> str:
-    return f"{worth.table}: {worth.definition.partition(' USING ')[2]}"
+def _share(index: IndexValue) -> str:
+    return units.percent(index.bytes / index.table_bytes) if index.table_bytes else units.NONE
 
 
-def _share(worth: IndexValue) -> str:
-    return units.percent(worth.bytes / worth.table_bytes) if worth.table_bytes else units.NONE
+def _factors(comparisons: Sequence[Comparison]) -> Cell:
+    """Return by which factor each query is faster or slower."""
+    ratios = [(c.item, c.ratio.value) for c in comparisons if c.ratio]
+    factors = [f"{item} {units.significant(max(ratio, 1 / ratio))}×" for item, ratio in ratios]
+    return Cell("; ".join(factors) or units.NONE, "", "" if factors else "quiet")
 
 
-def _query_tables(found: Sequence[Comparison]) -> Cell:
-    told = [f"{c.item} {units.significant(max(c.ratio.value, 1 / c.ratio.value))} times" for c in found if c.ratio]
-    return Cell("; ".join(told) or units.NONE, "", "" if told else "quiet")
-
-
-def _latency(worth: IndexValue, kind: str, *, own: bool = True) -> Cell:
-    found = worth.write(kind, own=own)
-    if found is None:
+def _latency(index: IndexValue, kind: str, *, own: bool = True) -> Cell:
+    cost = index.write(kind, own=own)
+    if cost is None:
         return Cell(units.NONE, "", "quiet")
-    cell = compared(found.latency)
-    told = f"{cell.note} {found.column}".strip()
-    return Cell(cell.text, told, cell.state if found.latency.verdict is not Verdict.INCONCLUSIVE else "quiet")
+    cell = compared(cost.latency)
+    note = f"{cell.note} {cost.column}".strip()
+    return Cell(cell.text, note, cell.state if cost.latency.verdict is not Verdict.INCONCLUSIVE else "quiet")
 
 
-def _wal(worth: IndexValue) -> Cell:
-    found = worth.write("insert")
-    if found is None or found.wal is None:
+def _wal(index: IndexValue) -> Cell:
+    cost = index.write("insert")
+    if cost is None or cost.wal is None:
         return Cell(units.NONE, "", "quiet")
-    none, alone_ = found.wal
-    share = f", +{units.percent(alone_ / none - 1)}" if none else ""
-    return Cell(f"+{units.count(alone_ - none)} B", f"of {units.count(none)} B{share}")
+    without_index, with_index = cost.wal
+    share = f", +{units.percent(with_index / without_index - 1)}" if without_index else ""
+    return Cell(f"+{units.count(with_index - without_index)} B", f"of {units.count(without_index)} B{share}")
 
 
-def _hot(worth: IndexValue) -> Cell:
-    found = worth.write("update")
-    if found is None or found.hot is None:
+def _hot(index: IndexValue) -> Cell:
+    cost = index.write("update")
+    if cost is None or cost.hot is None:
         return Cell(units.NONE, "", "quiet")
-    before, after = (f"{100 * share:.0f} %" for share in found.hot)
-    return Cell(f"{before} → {after}", found.column, "bad" if found.hot[1] < found.hot[0] - 0.1 else "")
+    before, after = (f"{100 * share:.0f} %" for share in cost.hot)
+    return Cell(f"{before} → {after}", cost.column, "bad" if cost.hot[1] < cost.hot[0] - 0.1 else "")
 
 
-def _churn(worth: IndexValue) -> Cell:
-    if worth.churn is None:
+def _churn(index: IndexValue) -> Cell:
+    if index.churn is None:
         return Cell(units.NONE, "", "quiet")
-    before, after = worth.churn
+    before, after = index.churn
     return Cell(f"×{units.significant(after / before)}", f"{units.size(before)} → {units.size(after)}")
 
 
-# An index lab as a notebook shows it: every property is something to look at, in HTML or in text.
-
-
 class IndexLab(OpenedPage):
-    """A lab from its folder; nothing here measures."""
+    """A finished or stopped lab, read from its folder; every property displays itself in a notebook or as text."""
 
     def __init__(self, folder: Path) -> None:
         """Read a lab's folder. Raises BundleError where a file is damaged or missing."""
         self.lab: Lab = read(folder)
 
     def render(self) -> Path:
-        """Write index_lab.html, keep.sql and remove.sql; returns the page. Raises BundleError."""
+        """Write index_lab.html, keep.sql and remove.sql; return the path of the page. Raises BundleError."""
         lab = self.lab
         if lab.confirmed:
             write_atomically(lab.folder / "keep.sql", "".join(f"{w.sql};\n" for w in lab.kept))
             write_atomically(lab.folder / "remove.sql", "".join(f"{w.drop};\n" for w in lab.dropped))
-        return page_of(
-            RENDER_LAB, {"bundle": str(lab.folder.resolve())}, lab.folder / "index_lab.html", f"Index lab: {lab.title}"
-        )
+        page, title = lab.folder / "index_lab.html", f"Index lab: {lab.title}"
+        return render.page_of(render.LAB, {"bundle": str(lab.folder.resolve())}, page, title)
 
     @property
     def answer(self) -> Block:
-        """The sentence that the lab is for."""
+        """Return the lab's result as one sentence."""
         return answer(self.lab)
 
     @property
     def weaknesses(self) -> Block:
-        """What weakens it."""
-        return weak(self.lab)
+        """Return what limits the result."""
+        return limitations(self.lab)
 
     @property
     def verdicts(self) -> Table:
-        """The verdict on each index."""
+        """Return the verdict on each index."""
         return verdicts(self.lab)
 
     @property
     def picture(self) -> Block:
-        """Gain against cost."""
+        """Return the chart of gain against size."""
         from perfkit.indexes import lab_chart  # matplotlib takes a second to import
 
         return lab_chart.gain_against_cost(self.lab)
 
     @property
     def statements(self) -> Block:
-        """SQL to copy."""
+        """Return SQL to copy."""
         return statements(self.lab)
 
     @property
     def confirmation(self) -> Table:
-        """The chosen set by fresh rounds."""
+        """Return the chosen set as the separate rounds measured it."""
         return confirmation(self.lab)
 
     @property
     def costs(self) -> Block:
-        """What each index costs where rows change."""
+        """Return what each index costs writes."""
         return costs(self.lab)
 
     @property
     def scans(self) -> Table:
-        """How often each was used, and what the catalogue says."""
+        """Return how often each index was used, and what the catalogue says of it."""
         return scans(self.lab)
 
     @property
     def details(self) -> Block:
-        """Every index and query."""
+        """Return every index and query, folded."""
         return details(self.lab)
 
     @property
     def claims(self) -> Table:
-        """What was claimed, and what was measured."""
+        """Return the claims beside the measurements."""
         return claims(self.lab)
 
     @property
     def reproduce(self) -> Block:
-        """The command that measures it again."""
-        command = str(self.lab.record["command"]) or "# measured by a call in a notebook or a program"
-        beside = "Beside this file: lab.json, and a folder with the bundle of every run."
-        return Block(f"{code(command, name='command')}<p>{escape(beside)}</p>", f"{command}\n{beside}")
+        """Return the command that measures the lab again."""
+        command = str(self.lab.record["command"]) or "# measured from a notebook or a program"
+        files = "In the same folder: lab.json, and a folder with the bundle of each run."
+        return Block(f"{code(command, name='command')}<p>{escape(files)}</p>", f"{command}\n{files}")
 
     def __repr__(self) -> str:
         return f"{self.lab.title}: index lab, {self.lab.record['status']}, in {self.lab.folder}"

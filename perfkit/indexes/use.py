@@ -1,8 +1,8 @@
-"""Whether each index earns its keep: what another one does as well, nobody uses, is broken, or is missing.
+"""Duplicate, redundant, unused, broken and missing indexes.
 
-All statements of one judgement may be run together: every index that is dropped as a duplicate has one that is kept,
-every foreign key that an index serves stays served, and what a promise hangs on is not dropped. No statement rests on
-counters that are young, or that standbys count for themselves.
+All statements of one judgement can be run together: for every duplicate that is dropped another index stays, every
+foreign key that has an index keeps one, and an index that does more than speed up reads (a constraint, a replica
+identity) is never dropped. No statement relies on counters that are too young or that leave out a standby.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import Server
 
-SMALL = 32 * 1024  # bytes below which an unused index is not worth a word
+SMALL = 32 * 1024  # bytes below which an unused index is not reported
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond", "Join Filter", "Hash Cond", "Merge Cond")
 _TEXTS = (*_CONDITIONS, "Sort Key", "Group Key", "Presorted Key", "Output")
 _PATTERNS = frozenset({"~~", "~", "^@"})
 _EQUAL = frozenset({"=", "= ANY", "IS NULL", "IS NOT NULL"})
-_SERVED = {  # operators by operator class; of classes that are not here nothing is said
+_SERVED = {  # operators by operator class; other classes are never reported as unmatched
     **dict.fromkeys(
         PATTERN_CLASSES,
         _EQUAL | _PATTERNS | {"~<~", "~<=~", "~>~", "~>=~"},
     ),
     "jsonb_path_ops": frozenset({"@>", "@?", "@@"}),
 }
-KINDS = ("invalid", "duplicate", "redundant", "unmatched", "unused", "overlapping", "missing")  # the surest first
+KINDS = ("invalid", "duplicate", "redundant", "unmatched", "unused", "overlapping", "missing")  # the most certain first
 _Fact = TypeVar("_Fact", IndexFacts, ForeignKey)
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogueFacts:
-    """What the catalogue says, and how far its counters can be trusted."""
+    """The indexes and foreign keys of a database, with its usage counters."""
 
     indexes: tuple[IndexFacts, ...]
     foreign_keys: tuple[ForeignKey, ...]
@@ -63,9 +63,9 @@ class CatalogueFacts:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One statement about an index or, where one is missing, a foreign key; `bytes` are what `sql` frees.
+    """One finding on an index or, if an index is missing, on a foreign key; `bytes` are what `sql` frees.
 
-    `kept` is the index, with its schema, for whose sake `sql` drops another; `undo` says how to take `sql` back.
+    `kept` names the index, with its schema, that replaces the dropped one; `undo` says how to undo `sql`.
     """
 
     kind: str  # one of KINDS
@@ -81,7 +81,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class IndexUse:
-    """How often an index was scanned between two looks at the counters."""
+    """How often an index was scanned between two readings of the counters."""
 
     index: str
     table: str
@@ -89,7 +89,7 @@ class IndexUse:
 
 
 def ask(site: Server, database: str = "") -> CatalogueFacts:
-    """The facts of a database, as any role may see them. Raises ServerError."""
+    """Return the facts of a database; any role may read them. Raises ServerError."""
     with connected(site, database) as connection:
         row = connection.execute(catalog.get("index_use").encode()).fetchone() or {}
     return CatalogueFacts(
@@ -100,15 +100,15 @@ def ask(site: Server, database: str = "") -> CatalogueFacts:
 
 
 def joined(primary: CatalogueFacts, standbys: Mapping[str, CatalogueFacts]) -> CatalogueFacts:
-    """Return the facts of a primary with the use that its standbys count. Raises UsageError for any other server."""
-    seen = {primary.counters.server: "the one of --db"}
+    """Return the facts of a primary plus the scans on its standbys. Raises UsageError for any other server."""
+    seen = {primary.counters.server: "--db"}
     whole = primary
     for name, standby in standbys.items():
         theirs = standby.counters
         if primary.counters.replica or not theirs.replica or theirs.database != primary.counters.database:
             raise UsageError(f"{name}: expected a standby of the database that --db names, which is the primary")
         if theirs.server in seen:
-            raise UsageError(f"{name}: the same server as {seen[theirs.server]}; expected every standby once")
+            raise UsageError(f"{name}: the same server as {seen[theirs.server]}; expected each standby only once")
         seen[theirs.server] = name
         there = {index.oid: index for index in standby.indexes}
         indexes = tuple(_with(index, there.get(index.oid)) for index in whole.indexes)
@@ -117,9 +117,10 @@ def joined(primary: CatalogueFacts, standbys: Mapping[str, CatalogueFacts]) -> C
 
 
 def judge(facts: CatalogueFacts, plans: Sequence[Plan] = (), min_age: float = MIN_AGE) -> list[Remark]:
-    """Return what is to be said of the indexes, what frees most bytes first.
+    """Return remarks on the indexes, those that free most bytes first.
 
-    With `plans` also what these cannot use. Counters younger than `min_age` days are no reason to drop an index.
+    With `plans`, also report indexes that the plans cannot use. Counters younger than `min_age` days are no reason to
+    drop an index.
     """
     broken = [_broken(index) for index in facts.indexes if not index.valid]
     whole = [index for index in facts.indexes if index.valid]
@@ -146,32 +147,31 @@ def judge(facts: CatalogueFacts, plans: Sequence[Plan] = (), min_age: float = MI
 
 
 def script(remarks: Sequence[Remark]) -> list[str]:
-    """Return the statements as lines for psql: what makes an index before what drops one, each below its reason."""
+    """Return the statements as lines for psql, each below its reason; CREATE INDEX comes before DROP INDEX."""
     lines = []
     for remark in sorted((r for r in remarks if r.sql), key=lambda r: r.sql.startswith("DROP ")):
         lines += [f"-- {_one_line(remark.text)}", f"-- to undo: {_one_line(remark.undo)}"]
-        # Only CONCURRENTLY holds up nobody while it waits.
-        waits = remark.sql.split(" ")[2] == "CONCURRENTLY"
-        brief = [] if waits else ["SET lock_timeout = '5s';"]
-        lines += [*brief, f"{remark.sql};", *(["RESET lock_timeout;"] if brief else [])]
+        # Other sessions queue behind a statement that waits for its lock, except with CONCURRENTLY.
+        timeout = [] if remark.sql.split(" ")[2] == "CONCURRENTLY" else ["SET lock_timeout = '5s';"]
+        lines += [*timeout, f"{remark.sql};", *(["RESET lock_timeout;"] if timeout else [])]
     return lines
 
 
 def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[IndexFacts]) -> list[IndexUse]:
-    """How often each index was used between two of `databases.scans`, the most used first.
+    """Return how often each index was used between two results of `databases.scans`, the most used first.
 
-    The counters are by name: indexes of one name in several schemas count together. Raises UsageError where a
-    counter went back.
+    The counters are by name: indexes of one name in several schemas count together. Raises UsageError if a counter
+    went back.
     """
     if reset := next((name for name in before if after.get(name, before[name]) < before[name]), ""):
         counts = f"{before[reset]} scans before and {after[reset]} after"
-        raise UsageError(f"{reset}: {counts}; expected statistics that nobody resets meanwhile")
+        raise UsageError(f"{reset}: {counts}; expected statistics that are not reset meanwhile")
     uses = [IndexUse(i.name, i.table, sum(after.get(m, 0) - before.get(m, 0) for m in i.members)) for i in indexes]
     return sorted(uses, key=lambda use: (-use.scans, use.table, use.index))
 
 
 def _with(index: IndexFacts, other: IndexFacts | None) -> IndexFacts:
-    """Return an index with the scans of the same one on another server."""
+    """Return an index plus its scans on another server."""
     if other is None:
         return index
     return replace(index, scans=index.scans + other.scans, table_scans=index.table_scans + other.table_scans)
@@ -184,7 +184,7 @@ def _made(kind: type[_Fact], found: Mapping[str, Any]) -> _Fact:
 
 
 def _one_line(text: str) -> str:
-    """Return text for a comment, which the end of a line would end."""
+    """Return text for an SQL comment, which a line break would end."""
     return " ".join(text.splitlines())
 
 
@@ -209,11 +209,11 @@ def _covered(pair: Replaced) -> Remark:
 
 
 def _preference(index: IndexFacts, by: IndexFacts) -> str:
-    """Return why the one of two that are the same is kept."""
+    """Return why one of two equal indexes is kept."""
     if by.promise:
         return f"it {by.promise}"
     if len(by.parts) > len(index.parts):
-        return "its table is the whole"
+        return "it is on the partitioned table, not on a partition"
     return f"it is used more ({by.scans} scans, {index.scans})" if by.scans > index.scans else "it is the older"
 
 
@@ -222,10 +222,10 @@ def _dropping(kind: str, index: IndexFacts, text: str, evidence: str, kept: str 
 
 
 def _withheld(remark: Remark, needed: Sequence[ForeignKey], doubt: str) -> Remark:
-    """Return a remark without its statement where a foreign key needs the index, or use is in doubt."""
+    """Return a remark without its statement if a foreign key needs the index, or if its use is in doubt."""
     if needed:
         key = needed[0]
-        text = f"{remark.text}, and is the only one for the foreign key {key.name}: changes of {key.parent} need it"
+        text = f"{remark.text}, but is the only index for the foreign key {key.name}: changes of {key.parent} need it"
         return Remark(remark.kind, remark.index, remark.table, text, remark.evidence)
     if doubt:
         evidence = f"{remark.evidence}; no statement, because {doubt}"
@@ -239,13 +239,13 @@ def _read(index: IndexFacts, facts: CatalogueFacts) -> bool:
 
 
 def _overlapping(index: IndexFacts, staying: Sequence[IndexFacts]) -> Remark | None:
-    """Of one that is nearly covered: it alone is used, holds a part of the rows, or takes far fewer bytes."""
+    """Return a remark on an index that is nearly covered: only it is used, or it is partial or far smaller."""
     evidence = f"catalogue: {index.shown} beside "
     for by in (by for by in staying if by is not index and covers(by, index) and size_on(by, index) >= SMALL):
         times = size_on(by, index) / max(index.bytes, 1)
         smaller = f"{times:.1f} times smaller: it may still be worth it" if times >= 1.5 else "and hardly smaller"
         if by.predicate == index.predicate and alone_used(index, by):
-            text = f"{index.name} is covered by {by.name}, but it is the one that is used ({index.scans} scans)"
+            text = f"{index.name} is covered by {by.name}, but only {index.name} is used ({index.scans} scans)"
         elif by.predicate == index.predicate and much_smaller(index, by):
             text = f"{index.name} is covered by {by.name}, and {smaller}"
         elif index.predicate and not by.predicate:
@@ -259,19 +259,19 @@ def _overlapping(index: IndexFacts, staying: Sequence[IndexFacts]) -> Remark | N
 def _broken(index: IndexFacts) -> Remark:
     evidence = "catalogue: indisvalid, indisready or indislive is false; it is never read, and may be written to"
     text = f"{index.name} is invalid: a build failed or was interrupted"
-    sql, undo = f"REINDEX INDEX CONCURRENTLY {index.quoted}", "nothing; the index is what it was, and valid"
+    sql, undo = f"REINDEX INDEX CONCURRENTLY {index.quoted}", "nothing to undo; the index is rebuilt unchanged"
     freed = 0
     if index.busy:
-        text = f"{index.name} is invalid, and may just be being built: look again when nothing works on its table"
+        text = f"{index.name} is invalid, but a build may still be running: check again when its table is idle"
         sql = undo = ""
         evidence += "; ShareUpdateExclusiveLock is held on its table"
     elif index.partitioned:
         text = f"{index.name} is invalid: a partition has no index attached to it, or an invalid one"
         sql = undo = ""
     elif index.exclusion:
-        sql = f"REINDEX INDEX {index.quoted}"  # which cannot be done beside writers
+        sql = f"REINDEX INDEX {index.quoted}"  # CONCURRENTLY does not support exclusion constraints
     elif _LEFTOVER.search(index.name):
-        text = f"{index.name} is what an interrupted REINDEX CONCURRENTLY left"
+        text = f"{index.name} was left behind by an interrupted REINDEX CONCURRENTLY"
         return _dropping("invalid", index, text, evidence)
     return Remark("invalid", index.name, index.table, text, evidence, sql, freed, undo=undo)
 
@@ -279,20 +279,20 @@ def _broken(index: IndexFacts) -> Remark:
 def _unused(index: IndexFacts, facts: CatalogueFacts) -> Remark | None:
     if index.bytes < SMALL or not facts.counters.counted:
         return None
-    # The catalogue does not date an index; one that was built since has been counted for less long.
+    # The catalogue has no creation dates: an index that is younger than the counters was counted for less time.
     since = facts.counters.since
-    text = f"{index.name} was not used " + (f"since {since}, if it is that old" if since else "since use is counted")
+    text = f"{index.name} was not used since " + (f"{since} or since it was built" if since else "counting began")
     evidence = "counters: no scan" + (
         f"; standbys that were asked too: {facts.counters.standbys}" if facts.counters.standbys else ""
     )
     if any(not re.fullmatch(r'"(?:[^"]|"")*"|\w[\w$]*', key) for key in index.keys):
-        evidence += "; the planner may use the statistics of its expression, which CREATE STATISTICS can keep"
-        text += "; its expression's statistics go with it"
+        evidence += "; the planner may use the statistics of its expression, which CREATE STATISTICS can replace"
+        text += "; dropping it also drops the statistics of its expression"
     return _dropping("unused", index, text, evidence)
 
 
 def _missing(keys: Sequence[ForeignKey]) -> list[Remark]:
-    """Return one remark for all foreign keys that one index would serve, those of the largest tables first."""
+    """Return one remark for each group of foreign keys that one index would serve, the largest tables first."""
     groups: list[list[ForeignKey]] = []
     for key in sorted(keys, key=lambda key: (-len(key.columns), -len(key.parts))):
         if group := next((group for group in groups if _also_serves(group[0], key)), None):
@@ -304,7 +304,7 @@ def _missing(keys: Sequence[ForeignKey]) -> list[Remark]:
 
 
 def _also_serves(first: ForeignKey, key: ForeignKey) -> bool:
-    """Return whether an index for one foreign key would serve another: of the same table, or of its partition."""
+    """Return whether an index for one foreign key would serve another one of the same table or of its partition."""
     return key.parts.keys() <= first.parts.keys() and {*first.columns[: len(key.columns)]} == {*key.columns}
 
 
@@ -315,14 +315,14 @@ def _missing_for(keys: Sequence[ForeignKey]) -> Remark:
     changes, size = sum({each.parent: each.changes for each in keys}.values()), sum(key.parts.values())
     plural, look = ("s", "look") if len(keys) > 1 else ("", "looks")
     text = f"no index begins with ({columns}), which the foreign key{plural} {names} {look} up for rows of {parents}"
-    text += "; building it on a partitioned table holds up writers" if key.partitioned else ""
-    evidence = f"catalogue; {changes} rows of {parents} were changed or deleted, {size} bytes would be read for each"
+    text += "; building the index blocks writes, because the table is partitioned" if key.partitioned else ""
+    evidence = f"catalogue; {changes} rows of {parents} were changed or deleted, and each would read {size} bytes"
     sql = f"CREATE INDEX {'' if key.partitioned else 'CONCURRENTLY '}ON {key.quoted_table} ({columns})"
-    return Remark("missing", "", key.table, text, evidence, sql, undo="drop the index that this makes")
+    return Remark("missing", "", key.table, text, evidence, sql, undo="drop the index that this statement creates")
 
 
 def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
-    """Of one whose first key the plans' conditions compare, but never in the way that it is made for."""
+    """Return a remark on an index whose first key the plans compare, but never with an operator of its class."""
     leading = predicates(f"(({index.keys[0]}) = 0)")
     plain = bool(leading and leading[0].column)
     kind, collation = index.kinds[0], index.collations[0]
@@ -338,12 +338,12 @@ def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
         return None
     made = index.keys[0] if not plain else f"{index.keys[0]} {kind}" if kind else f"{index.keys[0]} in {collation}"
     seen = "; ".join(list(dict.fromkeys(p.text for p in compared))[:3])
-    text = f"{index.name} is on {made}, and no condition of the statements given is"
+    text = f"{index.name} is on {made}, but no condition of the given statements can use that"
     return _dropping("unmatched", index, text, f"conditions in {len(plans)} plans: {seen}")
 
 
 def _about(index: IndexFacts, facts: CatalogueFacts, plans: Sequence[Plan]) -> list[Plan]:
-    """The plans that read its table; none where plans, which name no schema, could mean another of that name."""
+    """Return the plans that read the table; none if a plan, which names no schema, could mean another table."""
     tables = {other.table for other in facts.indexes}
     alike = [table for table in tables if table.rpartition(".")[2] == index.table.rpartition(".")[2]]
     return [plan for plan in plans if len(alike) == 1 and any(_reads(node, index) for node in plan.nodes)]
@@ -359,7 +359,7 @@ def _texts(plan: Plan) -> Iterator[str]:
 
 
 def _compared(plan: Plan, index: IndexFacts) -> Iterator[Predicate]:
-    """The conditions on its table: at the scan without a qualifier, elsewhere with the table's alias."""
+    """Yield the conditions on the table: unqualified at its scan, with the table's alias elsewhere."""
     for scan in (node for node in plan.nodes if _reads(node, index)):
         alias = scan.text("Alias")
         below = [*scan.below()]
@@ -370,7 +370,7 @@ def _compared(plan: Plan, index: IndexFacts) -> Iterator[Predicate]:
 
 
 def _matches(p: Predicate, kind: str, collation: str) -> bool:
-    """Whether an index on the plain column can serve it; what is not understood might be."""
+    """Return whether an index on the plain column can serve the condition; if in doubt, it can."""
     if not p.operator or p.operator == "OR":
         return True
     if collation:
@@ -379,5 +379,5 @@ def _matches(p: Predicate, kind: str, collation: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    """Without qualifiers, parentheses and spaces, which depend on where an expression stands."""
+    """Return an expression without qualifiers, parentheses and spaces, which differ from place to place."""
     return re.sub(r"""("(?:[^"]|"")*"|[A-Za-z_][\w$]*)\.(?=["A-Za-z_])|[() ]""", "", text)

@@ -147,10 +147,10 @@ def found(held: Held) -> IndexLab:
 class TestALabOfFourIndexes:
     def test_keeps_the_one_that_both_queries_need(self, found: IndexLab) -> None:
         assert [worth.name for worth in found.lab.kept] == ["orders_customer_placed"]
-        assert sentence(found.lab).startswith("Keep 1 of 4 (orders_customer_placed): the other 3 add ")
+        assert sentence(found.lab).startswith("Keep 1 of 4 indexes (orders_customer_placed). The other 3 add ")
 
     def test_shows_what_each_does_alone_with_intervals_and_verdicts(self, found: IndexLab) -> None:
-        by_name = {worth.name: worth for worth in found.lab.worths}
+        by_name = {worth.name: worth for worth in found.lab.index_values}
         assert {c.item for c in by_name["orders_customer_placed"].faster} == {"of_customer", "latest"}
         assert {c.item for c in by_name["orders_customer"].faster} == {"of_customer", "latest"}
         for name in ("orders_state", "customers_id"):
@@ -166,7 +166,7 @@ class TestALabOfFourIndexes:
         assert [c.item for c in found.lab.whole] == ["of_customer", "latest"]
 
     def test_measures_inserts_updates_and_deletes_and_counts_what_they_leave(self, found: IndexLab) -> None:
-        worth = next(worth for worth in found.lab.worths if worth.name == "orders_customer_placed")
+        worth = next(worth for worth in found.lab.index_values if worth.name == "orders_customer_placed")
         kinds = {(w.kind, w.column) for w in worth.writes}
         assert {("insert", ""), ("delete", ""), ("update", "placed_at"), ("update", "note")} <= kinds
         insert, moved, other = worth.write("insert"), worth.write("update"), worth.write("update", own=False)
@@ -208,7 +208,7 @@ class TestALabOfFourIndexes:
     def test_is_one_page_that_requests_nothing_and_comes_out_the_same_again(self, found: IndexLab) -> None:
         page = found.render().read_text()
         assert "Content-Security-Policy" in page and "src=" not in page.replace("data:", "")
-        assert all(worth.name in page for worth in found.lab.worths)
+        assert all(worth.name in page for worth in found.lab.index_values)
         assert found.render().read_text() == page
 
     def test_its_summary_is_taken_into_a_report(self, found: IndexLab, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ class TestALabOfFourIndexes:
         record |= {"status": "interrupted", "message": "stopped by the user", "confirmations": []}
         (tmp_path / "lab" / "lab.json").write_text(json.dumps(record))
         lab = IndexLab(tmp_path / "lab")
-        assert "Not measured to the end" in repr(lab.answer)
+        assert "Incomplete." in repr(lab.answer)
         assert "The lab is interrupted: stopped by the user." in repr(lab.weaknesses)
         assert "orders_state" in repr(lab.verdicts) and "remove" not in repr(lab.verdicts)
         assert lab.render().exists()

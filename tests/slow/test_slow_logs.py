@@ -200,7 +200,10 @@ class TestAJsonLog:
         assert any(note.startswith("more than 10 statements") for note in found.notes)
 
     def test_it_says_that_a_log_holds_only_what_was_logged(self) -> None:
-        assert "only logged statements (fastest: 250.5 ms)" in of(record("duration: 250.500 ms  statement: SELECT 1")).notes[0]
+        assert (
+            "only logged statements (fastest: 250.5 ms)"
+            in of(record("duration: 250.500 ms  statement: SELECT 1")).notes[0]
+        )
         assert "no durations of statements" in of(record("connection received")).notes[0]
 
 
@@ -298,7 +301,8 @@ class TestAPlainLog:
 
     def test_a_zone_that_has_no_one_meaning_is_said(self) -> None:
         assert any(
-            "time zone (IST) has an unknown offset" in note for note in of(line("duration: 1 ms  statement: SELECT 1", zone="IST")).notes
+            "time zone (IST) has an unknown offset" in note
+            for note in of(line("duration: 1 ms  statement: SELECT 1", zone="IST")).notes
         )
 
     def test_a_prefix_that_cannot_be_read_back_is_refused(self) -> None:
