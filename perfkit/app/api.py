@@ -22,11 +22,10 @@ from perfkit.base import resources
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.base.process import progress
 from perfkit.explain.capture import Capture, read_documents
-from perfkit.indexes.advise import advise as advise_advise
 from perfkit.indexes.designs import workload
-from perfkit.indexes.lab import AUTO, LabSpec
-from perfkit.indexes.lab import ablate as lab_ablate
-from perfkit.indexes.tables import IndexLab
+from perfkit.indexes.lab import AUTO, LabSpec, run_lab
+from perfkit.indexes.lab_tables import IndexLab
+from perfkit.indexes.search import index_advice
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.monitor import loop as watching
@@ -256,11 +255,11 @@ def ablate(
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     try:
         with progress() as say:
-            lab_ablate(
+            run_lab(
                 asked,
                 folder,
                 permission,
-                lambda base, queries, say: advise_advise(Session(base), queries, say=say),
+                lambda base, queries, say: index_advice(Session(base), queries, say=say),
                 say,
             )
     except PerfkitError:
@@ -303,7 +302,7 @@ def advise(
             session = sessions.made(config, scale, postgres=postgres, say=say, permission=permission)
         with session:
             queries = workload(settings, session.place, seed)
-            return advise_advise(session, queries, analyze=analyze, say=say)
+            return index_advice(session, queries, analyze=analyze, say=say)
 
 
 def rollback(

@@ -20,7 +20,7 @@ from perfkit.config import Config
 from perfkit.config.model import show
 from perfkit.config.workload import FOLDER
 from perfkit.explain.html import PlanView, WhatIfView
-from perfkit.indexes.advice import Advice, advice
+from perfkit.indexes.advice import Advice, advice_block
 from perfkit.indexes.trial import one_index
 from perfkit.postgres.index_sets import read_set
 from perfkit.runs.arms import ExistingDatabaseArms
@@ -82,7 +82,7 @@ class StatementEvidence:
         for plan in self.plans:
             yield f"<h2>Plan</h2>{plan.html()}"
         for made in self.advice:
-            yield f"<h2>Advice</h2>{advice(made).html}"
+            yield f"<h2>Advice</h2>{advice_block(made).html}"
         for index, trial in self.trials:
             yield f"<h2>What if</h2>{code(index, name='SQL')}{trial.html()}"
         for run in self.runs:

@@ -15,7 +15,7 @@ from perfkit.base.bundle import Bundle
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.base.process import progress
 from perfkit.indexes.lab_results import read
-from perfkit.indexes.tables import summary
+from perfkit.indexes.lab_tables import summary
 from perfkit.postgres.guards import Permission
 from perfkit.release.report import RehearsedRun
 from perfkit.runs.experiment import measure as experiment_measure

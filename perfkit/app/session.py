@@ -24,7 +24,7 @@ from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.html import DiffView, PlanView, WhatIfView
 from perfkit.explain.plan import Plan
 from perfkit.indexes.advice import Advice
-from perfkit.indexes.advise import advise, analyze_first
+from perfkit.indexes.search import analyze_first, index_advice
 from perfkit.indexes.trial import Made, one_index, trying
 from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.guards import Audit, Permission, resolve
@@ -37,7 +37,6 @@ from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import admitted
 from perfkit.show.html import Table, code, style
 from perfkit.slow import logs, statements
-from perfkit.slow import logs as server_log
 from perfkit.slow.examples import Value, example_rows, preparable, prepared
 from perfkit.slow.query_logging import LoggingSpec, logging_on
 from perfkit.slow.statements import SlowQueries, SlowStatement, now
@@ -413,7 +412,7 @@ class SlowQuery:
         filled = self._filled()
         with progress() as say:
             queries = {self.name: (filled.text, filled.parameters)}
-            self.advice.append(advise(self.session, queries, analyze=analyze, say=say))
+            self.advice.append(index_advice(self.session, queries, analyze=analyze, say=say))
         return self.advice[-1]
 
     def whatif(self, index: str, parameters: Given | None = None, *, analyze: bool | None = None) -> WhatIf:
@@ -625,9 +624,9 @@ def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
 def _log(session: Session, seconds: float, say: Say) -> SlowQueries:
     place, stopped = session.place, tuple[str, ...]()
     if not seconds:
-        found = server_log.read_server_log(place.site, place.name)
+        found = logs.read_server_log(place.site, place.name)
     else:
-        looks = server_log.follow_server_log(place.site, place.name, every_s=0.0)
+        looks = logs.follow_server_log(place.site, place.name, every_s=0.0)
         next(looks)  # where it ends now
         stopped = _wait(seconds, say)
         found = next(looks)

@@ -81,7 +81,7 @@ class Writes:
     lacking: tuple[str, ...] = ()
 
 
-def design(site: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
+def design_writes(site: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
     """The statements for the tables of a set, each tried and rolled back. Raises ServerError."""
     tables = list(dict.fromkeys(index.table for index in indexes))
     found: list[Writes] = []

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from psycopg import sql
 
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, redact_home
@@ -33,15 +35,17 @@ from perfkit.indexes.designs import (
     NONE,
     LabDesign,
     Sets,
+    Write,
     Writes,
     ablation,
+    design_writes,
     require_unique_names,
     workload,
 )
-from perfkit.indexes.designs import design as design_writes
-from perfkit.indexes.lab_results import FORMAT, Lab, read, write_cost
+from perfkit.indexes.lab_results import FORMAT, Lab, read
 from perfkit.indexes.use import ask, judge
 from perfkit.postgres import catalog, databases
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission
@@ -51,6 +55,8 @@ from perfkit.runs.experiment import measure, open_workbench
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import admitted
 
+STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
+SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
 TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
 AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
 PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
@@ -79,7 +85,7 @@ class LabSpec:
             raise UsageError(f"budget = {self.budget / 1024 / 1024:g} MB; expected more than 0")
 
 
-def ablate(asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
+def run_lab(asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
     """Run a lab into a new folder. Whatever happens, what was measured stays readable.
 
     `advise` finds the set to compare with where `asked.advised` is AUTO.
@@ -252,6 +258,66 @@ def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
     tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
     said = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]
     return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in said if r.kind != "unused"]
+
+
+def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """By arm: WAL in bytes a statement and HOT updates as a share; bytes of its only index before and after churn."""
+    rows = {}
+    for write in design.writes.writes:
+        every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
+        rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
+    found = []
+    for arm in stage.config.arm:
+        name = design.alone(arm.name)
+        own = [write for write in design.writes.writes if design.concerns(arm.name, write.table)]
+        if arm.role == "control" or arm.name.startswith("without-") or not own:
+            continue
+        say(f"counting what {arm.title} cost where rows change")
+        stage.refresh(arm)
+        place = stage.database(arm)
+        assert place
+        with databases.connected(place.site, place.name) as connection:
+            counted = {write.item: _counted(connection, write, rows[write.item]) for write in own}
+            found.append({"arm": arm.name, "index": name, "counted": counted, "churn": _churned(connection, name, own)})
+    return found
+
+
+def _counted(connection: Connection, write: Write, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Sums over the statements of one kind, and how many there were."""
+    before, sent = _look(connection, write), 0
+    for row in rows:
+        connection.execute(write.sql.encode(), row)
+        sent += 1
+    return {key: value - before[key] for key, value in _look(connection, write).items()} | {"sent": sent}
+
+
+def _look(connection: Connection, write: Write) -> dict[str, float]:
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    return connection.execute(catalog.get("written").encode(), {"table": write.quoted}).fetchone() or {}
+
+
+def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[str, Any] | None:
+    """An index's bytes before and after rows got each other's values in a column that it has."""
+    change = next((w for w in reversed(own) if w.kind == "update" and name in w.indexes), None)
+    if change is None:
+        return None
+    before = _bytes(connection, name)
+    for number in range(PASSES):
+        connection.execute(_change(change, number).encode())
+        connection.execute(sql.SQL("VACUUM {}").format(sql.SQL(change.quoted)))
+    return {"column": change.column, "before": before, "after": _bytes(connection, name)}
+
+
+def _change(write: Write, number: int) -> str:
+    """A twentieth of the rows get each other's value; others in each pass."""
+    column, table = write.quoted_column, write.quoted
+    sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
+    pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"
+    return f"UPDATE {table} t SET {column} = p.other FROM ({pairs}) p WHERE t.ctid = p.place AND p.other IS NOT NULL"
+
+
+def _bytes(connection: Connection, name: str) -> int:
+    return next(int(row["bytes"]) for row in catalog.rows(connection, "indexes") if row["name"] == name)
 
 
 def _require_room(base: Database, sets: int) -> None:

@@ -1,97 +1,23 @@
-"""Results of an index lab: the value and the write cost of each index, and claims on them.
-
-Counted by the server on a clone of each arm, one arm after the other; time plays no part in it.
-"""
+"""Results of an index lab, read from its folder: the value and the write cost of each index, and the conclusion."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from psycopg import sql
-
 from perfkit.analysis.caveats import circumstances
 from perfkit.analysis.claims import Judged, MeasuredClaim, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
+from perfkit.base import units
 from perfkit.base.bundle import FLOOR, Bundle, read_object, reading
 from perfkit.base.stats import Interval, Verdict
 from perfkit.explain.facts import quoted
-from perfkit.indexes.designs import ADVISED, ALL, CHOSEN, CONTROL, NONE, LabDesign, MeasuredSets, Write, within, worse
-from perfkit.postgres import catalog, databases
-from perfkit.postgres.catalog import Connection
-from perfkit.postgres.databases import Database
-from perfkit.runs.arms import Workbench
-
-STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
-SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
-
-
-def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """By arm: WAL in bytes a statement and HOT updates as a share; bytes of its only index before and after churn."""
-    rows = {}
-    for write in design.writes.writes:
-        every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
-        rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
-    found = []
-    for arm in stage.config.arm:
-        name = design.alone(arm.name)
-        own = [write for write in design.writes.writes if design.concerns(arm.name, write.table)]
-        if arm.role == "control" or arm.name.startswith("without-") or not own:
-            continue
-        say(f"counting what {arm.title} cost where rows change")
-        stage.refresh(arm)
-        place = stage.database(arm)
-        assert place
-        with databases.connected(place.site, place.name) as connection:
-            counted = {write.item: _counted(connection, write, rows[write.item]) for write in own}
-            found.append({"arm": arm.name, "index": name, "counted": counted, "churn": _churned(connection, name, own)})
-    return found
-
-
-def _counted(connection: Connection, write: Write, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Sums over the statements of one kind, and how many there were."""
-    before, sent = _look(connection, write), 0
-    for row in rows:
-        connection.execute(write.sql.encode(), row)
-        sent += 1
-    return {key: value - before[key] for key, value in _look(connection, write).items()} | {"sent": sent}
-
-
-def _look(connection: Connection, write: Write) -> dict[str, float]:
-    connection.execute("SELECT pg_stat_force_next_flush()")
-    return connection.execute(catalog.get("written").encode(), {"table": write.quoted}).fetchone() or {}
-
-
-def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[str, Any] | None:
-    """An index's bytes before and after rows got each other's values in a column that it has."""
-    change = next((w for w in reversed(own) if w.kind == "update" and name in w.indexes), None)
-    if change is None:
-        return None
-    before = _bytes(connection, name)
-    for number in range(PASSES):
-        connection.execute(_change(change, number).encode())
-        connection.execute(sql.SQL("VACUUM {}").format(sql.SQL(change.quoted)))
-    return {"column": change.column, "before": before, "after": _bytes(connection, name)}
-
-
-def _change(write: Write, number: int) -> str:
-    """A twentieth of the rows get each other's value; others in each pass."""
-    column, table = write.quoted_column, write.quoted
-    sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
-    pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"
-    return f"UPDATE {table} t SET {column} = p.other FROM ({pairs}) p WHERE t.ctid = p.place AND p.other IS NOT NULL"
-
-
-def _bytes(connection: Connection, name: str) -> int:
-    return next(int(row["bytes"]) for row in catalog.rows(connection, "indexes") if row["name"] == name)
-
-
-# What a lab found, from its folder; nothing here measures.
+from perfkit.indexes.designs import ADVISED, ALL, CHOSEN, CONTROL, NONE, MeasuredSets, within, worse
 
 FORMAT = 1
 
@@ -438,9 +364,6 @@ def _medians(bundle: Bundle, baseline: str) -> dict[str, list[Comparison]]:
     return found
 
 
-# What was claimed of an index set beforehand, held against what the lab measured.
-
-
 def judged(lab: Lab) -> list[Judged]:
     """The claims that a lab can judge: not those on load levels, on failures or on one set-up.
 
@@ -453,3 +376,97 @@ def judged(lab: Lab) -> list[Judged]:
     ]
     inserts = [c.item for c in lab.changes if lab.is_insert(c)]
     return judge(claims, MeasuredClaim(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))
+
+
+def sentence(lab: Lab) -> str:
+    """Return which indexes to keep, what the others cost, and how sure that is."""
+    if not lab.confirmed:
+        return "Incomplete." if not lab.complete else "This lab measured costs only, not which indexes to keep."
+    kept, dropped = lab.kept, lab.dropped
+    margin = f"by more than {100 * lab.margin:g} %"
+    if not dropped:
+        return f"Keep all {len(kept)} indexes: without any one of them, a query becomes slower {margin}."
+    names = ", ".join(index.name for index in kept)
+    keep = f"Keep {len(kept)} of {len(lab.index_values)} indexes ({names})"
+    keep = keep if kept else f"Keep none of the {len(lab.index_values)} indexes"
+    others = f"The other {len(dropped)} add{'s' if len(dropped) == 1 else ''}" if kept else "They add"
+    size = units.size(sum(index.bytes for index in dropped))
+    return f"{keep}. {others} {size}{_inserts(lab)}{_queries(lab, margin)}."
+
+
+def _inserts(lab: Lab) -> str:
+    """Return what the dropped indexes add to an insert into the table with most bytes of them, as a clause."""
+    sizes = {t: sum(w.bytes for w in lab.dropped if w.table == t) for t in {w.table for w in lab.dropped}}
+    inserts = [c for c in lab.lighter if lab.is_insert(c) and sizes.get(lab.table_of(c.item))]
+    c = max(inserts, key=lambda c: sizes[lab.table_of(c.item)], default=None)
+    if c is None or c.ratio is None or c.verdict is not Verdict.FASTER:
+        return ""
+    value, low, high = (units.percent(1 / r - 1) for r in (c.ratio.value, c.ratio.hi, c.ratio.lo))
+    return f" and {value} ({low} to {high}) to the latency of inserts into {lab.table_of(c.item)}"
+
+
+def _queries(lab: Lab, margin: str) -> str:
+    """Return whether the kept indexes are as good as all, as far as the separate rounds tell, as a clause."""
+    if lab.holds:
+        faster = [c for c in lab.confirmed if c.verdict is Verdict.FASTER]
+        also = f"; {queries_of(faster)} is faster without them" if faster else ""
+        speed = "speeds up" if len(lab.dropped) == 1 and lab.kept else "speed up"
+        return f", but {speed} no query {margin} (confirmed by separate rounds){also}"
+    if slower := lab.slower:
+        return f"; without them, {queries_of(slower)} may be slower {margin}"
+    possible = [c for c in lab.confirmed if c.ratio and c.ratio.hi > 1 + lab.margin]
+    widest = max((c.ratio.hi for c in possible if c.ratio), default=1.0)
+    return (
+        f". Without them, no query was found to be slower {margin}, though up to {units.percent(widest - 1)} for "
+        f"{queries_of(possible)} cannot be ruled out"
+    )
+
+
+def reason(lab: Lab, index: IndexValue) -> str:
+    """Return why an index is kept or removed."""
+    if index.kept:
+        slower = [c for c in lab.needs.get(index.name, ()) if c.verdict is Verdict.SLOWER]
+        if slower:
+            return f"without it, {_changes(slower)}"
+        if index.missed:
+            return f"needed even with all the other indexes: without it, {_changes(index.missed)}"
+        return f"the most useful index for {queries_of(index.faster)}" if index.faster else "not proven unnecessary"
+    if not index.faster:
+        return "no query is faster with it alone"
+    others = [k.name for k in lab.kept if {c.item for c in k.faster} & {c.item for c in index.faster}]
+    return f"{', '.join(others)} can replace it" if others else "not needed with the other indexes"
+
+
+def caveats(lab: Lab) -> Iterator[str]:
+    """Yield what limits the result."""
+    if not lab.complete:
+        yield f"The lab is {lab.record['status']}: {lab.record.get('message', 'it has not finished')}."
+    if lab.tried > 1:
+        yield (
+            f"Separate rounds tested {lab.tried} sets and the last is shown; every further test raises the chance of "
+            "a false result."
+        )
+    if lab.confirmed and not lab.holds:
+        margin = f"within {100 * lab.margin:g} % of all indexes"
+        yield f"The kept indexes are not proven to be {margin} for every query; run more blocks (--profile thorough)."
+    for c in lab.lighter:
+        if c.verdict is Verdict.SLOWER and c.ratio:
+            times = f"×{units.significant(c.ratio.value)}"
+            yield f"{lab.title_of(c.item)}: {times} with only the kept indexes; not a statement of the workload."
+    for line in lab.record.get("lacking", ()):
+        yield f"Not measured: {line}."
+    if near := lab.near_floor:
+        yield (
+            f"Queries that take less than {FLOOR_FACTOR:g} times the client's own time, so that the true gain of the "
+            f"indexes is larger than shown: {', '.join(near)}."
+        )
+    yield from lab.circumstances
+
+
+def queries_of(comparisons: Sequence[Comparison]) -> str:
+    """Return the names of the compared queries, each once."""
+    return ", ".join(dict.fromkeys(c.item for c in comparisons))
+
+
+def _changes(comparisons: Sequence[Comparison]) -> str:
+    return ", ".join(f"{c.item} takes {units.significant(c.ratio.value)}× as long" for c in comparisons if c.ratio)

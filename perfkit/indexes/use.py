@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from perfkit.base.errors import UsageError
+from perfkit.base.units import NONE, count, size
 from perfkit.explain.facts import Predicate, predicates
 from perfkit.explain.plan import Node, Plan
 from perfkit.indexes.coverage import (
@@ -34,6 +35,7 @@ from perfkit.indexes.coverage import (
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import Server
+from perfkit.show.html import Block, Cell, Table, code, escape
 
 SMALL = 32 * 1024  # bytes below which an unused index is not reported
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")
@@ -49,6 +51,7 @@ _SERVED = {  # operators by operator class; other classes are never reported as 
     "jsonb_path_ops": frozenset({"@>", "@?", "@@"}),
 }
 KINDS = ("invalid", "duplicate", "redundant", "unmatched", "unused", "overlapping", "missing")  # the most certain first
+_STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
 _Fact = TypeVar("_Fact", IndexFacts, ForeignKey)
 
 
@@ -77,15 +80,6 @@ class Remark:
     bytes: int = 0
     kept: str = ""
     undo: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexUse:
-    """How often an index was scanned between two readings of the counters."""
-
-    index: str
-    table: str
-    scans: int
 
 
 def ask(site: Server, database: str = "") -> CatalogueFacts:
@@ -157,17 +151,34 @@ def script(remarks: Sequence[Remark]) -> list[str]:
     return lines
 
 
-def used(before: Mapping[str, int], after: Mapping[str, int], indexes: Sequence[IndexFacts]) -> list[IndexUse]:
-    """Return how often each index was used between two results of `databases.scans`, the most used first.
+def remarks_block(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Block:
+    """Return the remarks as a table with their statements below it, to copy."""
+    table, sql = remarks_table(facts, remarks), script(remarks)
+    if not sql:
+        return Block(table.to_html(), table.to_text())
+    title = "Statements to review (run them one by one: CONCURRENTLY cannot run in a transaction)"
+    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(sql), name=title)}"
+    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
 
-    The counters are by name: indexes of one name in several schemas count together. Raises UsageError if a counter
-    went back.
-    """
-    if reset := next((name for name in before if after.get(name, before[name]) < before[name]), ""):
-        counts = f"{before[reset]} scans before and {after[reset]} after"
-        raise UsageError(f"{reset}: {counts}; expected statistics that are not reset meanwhile")
-    uses = [IndexUse(i.name, i.table, sum(after.get(m, 0) - before.get(m, 0) for m in i.members)) for i in indexes]
-    return sorted(uses, key=lambda use: (-use.scans, use.table, use.index))
+
+def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
+    """Return one row for each remark, with a note on the number of indexes and on their usage counters."""
+    rows = tuple(
+        (
+            Cell(remark.kind, state=_STATES.get(remark.kind, "")),
+            Cell(remark.table),
+            Cell(remark.text, remark.evidence),
+            Cell(size(remark.bytes) if remark.bytes else NONE),
+        )
+        for remark in remarks
+    )
+    total = sum(index.bytes for index in facts.indexes)
+    since = facts.counters.since
+    counters = f"use counted since {since}" if since else "the start of counting is unknown"
+    counters = counters if facts.counters.counted else "use is not counted (track_counts is off)"
+    note = f"{count(len(facts.indexes))} indexes, {size(total)}; {counters}."
+    note = note if rows else f"no problems found in {note}"
+    return Table("Indexes", ("finding", "table", "reason", "frees"), rows, frozenset({"frees"}), note=note)
 
 
 def _with(index: IndexFacts, other: IndexFacts | None) -> IndexFacts:

@@ -32,7 +32,7 @@ from perfkit.explain.capture import named
 from perfkit.explain.comparison import PLANNED, diff
 from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
-from perfkit.indexes.designs import Write, Writes, design
+from perfkit.indexes.designs import Write, Writes, design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve
@@ -267,7 +267,7 @@ def rehearse(asked: RehearsalSpec, folder: Path, permission: Permission, say: Sa
         say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
         base = stage.base(chosen.scale)
         assert base
-        writes = design(base.site, base.name, wanted.indexes)
+        writes = design_writes(base.site, base.name, wanted.indexes)
         chosen = Selection(_config(asked.settings, wanted, tuple(_written(writes, folder))), asked.options)
         bundle = measure(chosen, folder, say, targets, stage)
         found = _proof(bundle, stage, wanted, writes)

@@ -14,7 +14,8 @@ from perfkit.explain.findings.blocked import blocks, condition
 from perfkit.explain.findings.model import FindingContext, conditions
 from perfkit.explain.plan import read_plan
 from perfkit.explain.rewrites import RULES, UNITS, WHY, operand, rewritten
-from perfkit.indexes.advice import either, reason, replaced
+from perfkit.indexes.advice import reason
+from perfkit.indexes.rewriting import either, replaced
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 

@@ -14,7 +14,7 @@ from perfkit.app.session import Session
 from perfkit.base.errors import PlanError
 from perfkit.base.resources import CHECKOUT
 from perfkit.indexes.advice import Advice
-from perfkit.indexes.advise import advise
+from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases, sqltext
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
@@ -36,7 +36,7 @@ class Shop:
             return sorted(tuple(row.values()) for row in run_all(connection, sql.encode()))
 
     def advise(self, sql: str, parameters: Any = None) -> Advice:
-        return advise(self.session, {"query": (sql, parameters)})
+        return index_advice(self.session, {"query": (sql, parameters)})
 
     def assert_index(self, sql: str, *titles: str, parameters: Any = None) -> Advice:
         found = self.advise(sql, parameters)
@@ -105,11 +105,11 @@ def test_a_name_that_is_taken_is_not_used_again(shop: Shop) -> None:
 
 def test_advice_shows_itself_and_escapes_what_it_shows(shop: Shop) -> None:
     queries = {"<b>one</b>": ("SELECT * FROM orders WHERE customer_id = 7", None), "two": (EVERY, None)}
-    found = advise(shop.session, queries)
+    found = index_advice(shop.session, queries)
     html, text = found._repr_html_(), repr(found)
     assert "&lt;b&gt;one" in html and "<b>one" not in html
     assert "CREATE INDEX idx_orders_customer_id ON orders (customer_id);" in text
-    assert "No index will help, because it reads every row" in text and "reads every row" in html
+    assert "No index will help: it reads every row" in text and "reads every row" in html
 
 
 def test_nothing_of_a_trial_stays(shop: Shop) -> None:
@@ -119,7 +119,7 @@ def test_nothing_of_a_trial_stays(shop: Shop) -> None:
 
 
 def test_one_index_serves_several_queries(shop: Shop) -> None:
-    found = advise(
+    found = index_advice(
         shop.session,
         {
             "all": ("SELECT * FROM orders WHERE customer_id = %s", [7]),
@@ -135,7 +135,7 @@ def test_one_index_serves_several_queries(shop: Shop) -> None:
 
 def test_a_query_that_cannot_be_planned_is_named(shop: Shop) -> None:
     with pytest.raises(PlanError, match=r'^broken: EXPLAIN failed: relation "nowhere" does not exist$'):
-        advise(shop.session, {"broken": ("SELECT * FROM nowhere", None)})
+        index_advice(shop.session, {"broken": ("SELECT * FROM nowhere", None)})
 
 
 def test_equality_gets_an_index_on_its_column(shop: Shop) -> None:
@@ -296,7 +296,7 @@ def test_a_tiny_table_is_read_as_quickly(shop: Shop) -> None:
 
 
 def test_a_condition_that_most_rows_meet_needs_most_pages(shop: Shop) -> None:
-    found = shop.assert_no_index("SELECT * FROM orders WHERE status = 'delivered'", because="selects too much")
+    found = shop.assert_no_index("SELECT * FROM orders WHERE status = 'delivered'", because="selects too many rows")
     assert "95 % of orders" in found.refusals[0].because
 
 
@@ -385,7 +385,7 @@ def test_statistics_are_made_first(shop: Shop) -> None:
     with shop.session.place.connect() as connection:
         connection.execute("CREATE TABLE fresh AS SELECT n, n % 2 AS half FROM generate_series(1, 50000) n")
     try:
-        found = shop.assert_no_index("SELECT * FROM fresh WHERE half = 1", because="selects too much")
+        found = shop.assert_no_index("SELECT * FROM fresh WHERE half = 1", because="selects too many rows")
         assert found.limitations[0].startswith("fresh has no statistics yet: analysed here first")
     finally:
         with shop.session.place.connect() as connection:
@@ -427,7 +427,7 @@ def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Pa
             queries[query.name] = (sqltext.read(query.file), rows[0])
         databases.create(server, "seven", "advised")
         whole = sum(built.bytes for built in build(server, "seven", CHECKOUT / "sql/indexes/performance_indexes.sql"))
-        found = advise(Session(Database(server, "advised")), queries, max_bytes=whole / 2)
+        found = index_advice(Session(Database(server, "advised")), queries, max_bytes=whole / 2)
     finally:
         databases.drop(server, "seven")
         databases.drop(server, "advised")

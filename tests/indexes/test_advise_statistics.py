@@ -12,7 +12,7 @@ from perfkit.base.errors import UsageError
 from perfkit.explain.facts import ColumnFacts, TableFacts, doubt, stale
 from perfkit.indexes import trial
 from perfkit.indexes.advice import Advice, Refusal
-from perfkit.indexes.advise import advise, tried_in_vain
+from perfkit.indexes.search import index_advice, tried_in_vain
 from perfkit.indexes.trial import CostFigures, helps
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
@@ -82,7 +82,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 def asked(session: Session, *texts: str) -> Advice:
-    return advise(session, {f"query {n}": (text, None) for n, text in enumerate(texts, 1)})
+    return index_advice(session, {f"query {n}": (text, None) for n, text in enumerate(texts, 1)})
 
 
 def titles(found: Advice) -> list[str]:
@@ -114,7 +114,7 @@ def test_a_copy_is_analysed_before_it_is_asked(own: Session, before: tuple[str, 
     load(own, "CREATE TABLE shipments (id int, state text) WITH (autovacuum_enabled = off)", *before)
     load(own, "INSERT INTO shipments SELECT n, 'active' FROM generate_series(1, 50000) n")
     found = asked(own, "SELECT * FROM shipments WHERE state = 'active'")
-    assert not found.proposals and "selects too much" in found.refusals[0].sentence
+    assert not found.proposals and "selects too many rows" in found.refusals[0].sentence
     (limitation,) = found.limitations
     assert "shipments" in limitation and "analysed here first" in limitation and limitation in repr(found)
 
@@ -219,7 +219,7 @@ def test_elsewhere_reasons_have_the_figures_of_the_table(system: Hosted, foreign
     found = asked(foreign, "SELECT name FROM people WHERE id = 7 AND town > 7", "SELECT * FROM customers")
     first, second = (refusal.sentence for refusal in found.refusals)
     assert "tiny" not in first and "0 pages" not in first
-    assert "reading the 200 rows in its 2 pages is as quick" in second
+    assert "reading the 200 rows in its 2 pages is just as fast" in second
 
 
 @pytest.mark.system
@@ -234,7 +234,7 @@ def test_elsewhere_a_tiny_table_gets_no_index_unless_it_is_read_again_and_again(
     assert [proposal.design.table for proposal in asked(foreign, often).proposals] == ["people"]
     found = asked(foreign, once)
     assert not found.proposals
-    assert "people is tiny: reading the 3,000 rows in its 14 pages is as quick" in found.refusals[0].sentence
+    assert "people is tiny: reading the 3,000 rows in its 14 pages is just as fast" in found.refusals[0].sentence
 
 
 # what came of the candidates
@@ -245,9 +245,9 @@ def test_elsewhere_a_tiny_table_gets_no_index_unless_it_is_read_again_and_again(
     [
         (277, 5, 0, "None of 5 candidate indexes reduced the pages read (277)"),
         (277, 1, 0, "The one candidate index did not reduce the pages read (277)"),
-        (200, 5, 0, "The best of 5 candidate indexes reduces the pages read from 277 to 200: too little"),
+        (200, 5, 0, "The best of 5 candidate indexes reduces the pages read only from 277 to 200"),
         (None, 0, 3, "Not decided: 3 candidate indexes could not be tried"),
-        (None, 0, 0, "Its plan suggests no index that is not there already"),
+        (None, 0, 0, "Its plan suggests no index that does not exist already"),
     ],
 )
 def test_candidates_that_did_not_help_are_counted(best: float | None, tried: int, left_out: int, says: str) -> None:
@@ -394,7 +394,7 @@ def test_advice_says_what_was_not_tried_and_where_it_can_be(system: Hosted, fore
         "direct": ("SELECT * FROM people WHERE lower(name) = 'x'", None),
     }
     try:
-        found = advise(foreign, queries)
+        found = index_advice(foreign, queries)
     finally:
         system.run("DROP VIEW townsfolk", user="shop")
     assert titles(found) == ["people (lower(name))"]
@@ -404,4 +404,6 @@ def test_advice_says_what_was_not_tried_and_where_it_can_be(system: Hosted, fore
     ]
     (limitation,) = found.limitations
     assert limitation.startswith("Not tried for behind: 3 partial or expression indexes. HypoPG 1.3.1 can ignore")
-    assert limitation.endswith("Try on a copy: --way whole") and limitation in repr(found) and limitation in found.sql
+    assert (
+        limitation.endswith("Use a copy instead: --way whole") and limitation in repr(found) and limitation in found.sql
+    )

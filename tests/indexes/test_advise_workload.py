@@ -10,7 +10,7 @@ from scripts import run_all
 from perfkit.app.session import Session, connect
 from perfkit.base.errors import PlanError
 from perfkit.indexes.advice import Advice
-from perfkit.indexes.advise import advise
+from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
@@ -48,7 +48,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def advised(library: Session, **queries: str) -> Advice:
-    return advise(library, {name: (sql, None) for name, sql in queries.items()})
+    return index_advice(library, {name: (sql, None) for name, sql in queries.items()})
 
 
 def titles(found: Advice) -> list[str]:
@@ -80,7 +80,7 @@ def test_a_query_that_is_not_helped_is_served_by_nothing_and_is_told_why(library
     )
     assert served(found) == {"loans (reader)": {"one"}}
     assert [refusal.query for refusal in found.refusals] == ["most", "every"]
-    assert "selects too much" in found.refusals[0].because and "90 % of loans" in found.refusals[0].because
+    assert "selects too many rows" in found.refusals[0].because and "90 % of loans" in found.refusals[0].because
 
 
 def test_one_index_serves_all_queries_that_begin_alike(library: Session) -> None:
@@ -149,7 +149,7 @@ def test_what_is_imagined_needs_no_more_than_reading_and_is_forgotten_whatever_h
             with server.connect("shop") as owner, owner.transaction(force_rollback=True):
                 owner.execute("LOCK TABLE visits IN EXCLUSIVE MODE")  # beside which only reading is possible
                 assert session.whatif(query[0], "CREATE INDEX ON visits (clinic)").used
-                assert titles(advise(session, {"one": query})) == ["visits (clinic)"]
+                assert titles(index_advice(session, {"one": query})) == ["visits (clinic)"]
             with pytest.raises(PlanError, match="does not exist"):
                 session.whatif("SELECT nothing FROM visits", "CREATE INDEX ON visits (clinic)")
             for _ in range(3):  # on the backends that the pooler hands out again

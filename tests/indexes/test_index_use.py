@@ -25,8 +25,7 @@ from perfkit.app.cli.indexes import indexes as command
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.coverage import MIN_AGE
-from perfkit.indexes.tables import index_use, remarks_table, uses
-from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, script, used
+from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, remarks_table, script
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve
@@ -612,24 +611,10 @@ def test_a_plan_that_names_no_schema_says_nothing_of_two_tables_of_one_name(newe
     assert "unmatched" not in {remark.kind for remark in found}
 
 
-def test_the_counters_before_and_after_tell_which_index_a_workload_used_how_often(mine: Mine) -> None:
-    mine.do(PARTS + "CREATE INDEX whole ON days (a); CREATE INDEX visits_a ON visits (a)")
-    before = databases.scans(mine.server, mine.name, terminate=True)
-    for a in (1, 2, 3):
-        mine.scan(f"SELECT * FROM visits WHERE a = {a}")
-    mine.scan("SELECT * FROM days WHERE a = 7")  # one scan of each part
-    after = databases.scans(mine.server, mine.name, terminate=True)
-    found = used(before, after, mine.facts().indexes)
-    assert [(use.index, use.scans) for use in found] == [("visits_a", 3), ("whole", 2), ("clinics_pkey", 0)]
-    assert re.search(r"visits_a +visits +3", uses(found).to_text())
-    with pytest.raises(UsageError, match=r"\w+: \d scans before and 0 after; expected statistics that are not reset"):
-        used(after, before, mine.facts().indexes)
-
-
 def test_it_is_shown_as_a_table_with_its_statements_and_nothing_in_it_is_markup(newest: Mine) -> None:
     newest.do('CREATE INDEX "<b>i</b>" ON visits (a); CREATE INDEX wide ON visits (a, b)')
     facts, remarks = newest.facts(), newest.remarks()
-    shown = index_use(facts, remarks)
+    shown = remarks_block(facts, remarks)
     assert "<b>" not in shown.html and "&lt;b&gt;i&lt;/b&gt;" in shown.html
     assert '  DROP INDEX CONCURRENTLY public."<b>i</b>";' in shown.text.splitlines()
     assert "3 indexes, " in shown.text and "use counted since" in shown.text

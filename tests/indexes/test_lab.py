@@ -27,10 +27,9 @@ from perfkit.base.resources import CHECKOUT
 from perfkit.base.stats import Interval, Ratio
 from perfkit.config import Scenario
 from perfkit.indexes import designs
-from perfkit.indexes.designs import MeasuredSets, Writes, ablation, choose, latencies
-from perfkit.indexes.designs import design as designed
-from perfkit.indexes.lab_results import read
-from perfkit.indexes.tables import IndexLab, sentence
+from perfkit.indexes.designs import MeasuredSets, Writes, ablation, choose, design_writes, latencies
+from perfkit.indexes.lab_results import read, sentence
+from perfkit.indexes.lab_tables import IndexLab
 from perfkit.load.schedule import MIN_TURNS, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
@@ -421,7 +420,7 @@ def _designed(running: EmbeddedServer, schema: str, index: str, folder: Path) ->
     databases.create(running, "writes_test")
     try:
         databases.prepare(running, "writes_test", [folder / "schema.sql"], {})
-        return designed(running, "writes_test", read_set(folder / "indexes.sql").indexes)
+        return design_writes(running, "writes_test", read_set(folder / "indexes.sql").indexes)
     finally:
         databases.drop(running, "writes_test")
 

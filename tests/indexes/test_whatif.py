@@ -11,7 +11,7 @@ from scripts import run_all
 from perfkit.app.session import Session, connect
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.base.resources import CHECKOUT
-from perfkit.indexes.advise import advise
+from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
@@ -191,7 +191,7 @@ def test_elsewhere_no_lock_is_taken_that_anybody_could_feel(foreign: Session, sy
     try:
         for _ in range(5):
             foreign.whatif(QUERY, INDEX)
-            advise(foreign, {"query": (QUERY, None)})
+            index_advice(foreign, {"query": (QUERY, None)})
     finally:
         done.set()
         watcher.join()
@@ -228,7 +228,7 @@ def test_elsewhere_advice_without_hypopg_is_not_verified(system: Hosted, monkeyp
         "three": ("SELECT avg(total) FROM orders", None),
     }
     with opened(system, "bare", 0, monkeypatch) as session:
-        found = advise(session, queries)
+        found = index_advice(session, queries)
     assert [p.design.title for p in found.proposals] == ["orders (customer_id, total)"]
     assert found.evidence == found.proposals[0].evidence == "not verified" and found.proposals[0].bytes is None
     assert [r.query for r in found.refusals] == ["three"] and "not verified" in found.sql
@@ -247,7 +247,7 @@ def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkey
                 "SELECT * FROM orders WHERE shipped_at IS NULL": "orders (shipped_at) WHERE shipped_at IS NULL",
                 "SELECT * FROM customers WHERE lower(email) = 'x'": "customers (lower(email))",
             }.items():
-                found = advise(session, {"query": (sql, None)})
+                found = index_advice(session, {"query": (sql, None)})
                 assert [p.design.title for p in found.proposals] == [title], found
                 (proposal,) = found.proposals
                 assert proposal.evidence == "estimated" and proposal.bytes
@@ -256,10 +256,10 @@ def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkey
             for sql, because in {
                 "SELECT avg(total) FROM orders": "reads every row",
                 "SELECT * FROM countries WHERE name = 'Country 7'": "tiny",
-                "SELECT * FROM orders WHERE status = 'delivered'": "selects too much",
+                "SELECT * FROM orders WHERE status = 'delivered'": "selects too many rows",
                 "SELECT * FROM orders WHERE id = 7": "orders_pkey already finds",
             }.items():
-                found = advise(session, {"query": (sql, None)})
+                found = index_advice(session, {"query": (sql, None)})
                 assert not found.proposals and because in found.refusals[0].sentence, found
             assert catalogue(session.place) == before
     finally:

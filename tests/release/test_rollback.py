@@ -20,7 +20,7 @@ from perfkit.base.errors import BundleError, UsageError
 from perfkit.base.stats import Ratio, Verdict
 from perfkit.config import Arm
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.indexes.designs import design
+from perfkit.indexes.designs import design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_builds import Dropped
@@ -282,7 +282,7 @@ def test_rows_that_are_changed_and_changed_back_are_other_versions_of_the_same(
     (tmp_path / "tables.sql").write_text(TABLES)
     (tmp_path / "set.sql").write_text(SET)
     databases.prepare(server, "churn_test", [tmp_path / "tables.sql"], {})
-    writes = design(server, "churn_test", read_set(tmp_path / "set.sql").indexes)
+    writes = design_writes(server, "churn_test", read_set(tmp_path / "set.sql").indexes)
     updates = [write for write in writes.writes if write.kind == "update"]
     with server.connect("churn_test") as connection:
 

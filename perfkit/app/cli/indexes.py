@@ -39,7 +39,6 @@ from perfkit.explain.plan import read_plan
 from perfkit.indexes import use as index_use
 from perfkit.indexes.coverage import MIN_AGE
 from perfkit.indexes.designs import ablation
-from perfkit.indexes.tables import index_use as use_table
 from perfkit.postgres import index_builds, sqltext
 from perfkit.postgres.index_sets import read_set, rollback_script, script
 from perfkit.runs import targets
@@ -119,7 +118,7 @@ def use(
         document = {"counters": counters, "indexes": present, "remarks": [asdict(remark) for remark in remarks]}
         click.echo(dumps(document, ascii_only=True))
     else:
-        echo(repr(use_table(facts, remarks)))
+        echo(repr(index_use.remarks_block(facts, remarks)))
 
 
 def _set_options(work: str) -> Decorator:

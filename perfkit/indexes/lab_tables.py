@@ -2,156 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfkit.analysis.claims import LAB, claims_table
-from perfkit.analysis.results import FLOOR_FACTOR, Comparison
+from perfkit.analysis.results import Comparison
 from perfkit.analysis.tables import compared
 from perfkit.base import units
 from perfkit.base.bundle import write_atomically
 from perfkit.base.stats import Verdict
-from perfkit.base.units import NONE, count, size
-from perfkit.indexes.lab_results import IndexValue, Lab, judged, read
-from perfkit.indexes.use import CatalogueFacts, IndexUse, Remark, script
+from perfkit.indexes.lab_results import IndexValue, Lab, caveats, judged, read, reason, sentence
 from perfkit.show import render
 from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed, listed
 
-_STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-
-def index_use(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Block:
-    """Return the remarks as a table with their statements below it, to copy."""
-    table, sql = remarks_table(facts, remarks), script(remarks)
-    if not sql:
-        return Block(table.to_html(), table.to_text())
-    title = "Statements to review (run them one by one: CONCURRENTLY cannot run in a transaction)"
-    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(sql), name=title)}"
-    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
-
-
-def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
-    """Return one row for each remark, with a note on the number of indexes and on their usage counters."""
-    rows = tuple(
-        (
-            Cell(remark.kind, state=_STATES.get(remark.kind, "")),
-            Cell(remark.table),
-            Cell(remark.text, remark.evidence),
-            Cell(size(remark.bytes) if remark.bytes else NONE),
-        )
-        for remark in remarks
-    )
-    total = sum(index.bytes for index in facts.indexes)
-    since = facts.counters.since
-    counters = f"use counted since {since}" if since else "the start of counting is unknown"
-    counters = counters if facts.counters.counted else "use is not counted (track_counts is off)"
-    note = f"{count(len(facts.indexes))} indexes, {size(total)}; {counters}."
-    note = note if rows else f"no problems found in {note}"
-    return Table("Indexes", ("finding", "table", "reason", "frees"), rows, frozenset({"frees"}), note=note)
-
-
-def uses(scanned: Sequence[IndexUse]) -> Table:
-    """Return how often each index was scanned under a workload."""
-    rows = tuple((Cell(use.index), Cell(use.table), Cell(count(use.scans))) for use in scanned)
-    return Table("Scans under the workload", ("index", "table", "scans"), rows, frozenset({"scans"}))
-
-
-def sentence(lab: Lab) -> str:
-    """Return which indexes to keep, what the others cost, and how sure that is."""
-    if not lab.confirmed:
-        return "Incomplete." if not lab.complete else "This lab measured costs only, not which indexes to keep."
-    kept, dropped = lab.kept, lab.dropped
-    margin = f"by more than {100 * lab.margin:g} %"
-    if not dropped:
-        return f"Keep all {len(kept)} indexes: without any one of them, a query becomes slower {margin}."
-    names = ", ".join(index.name for index in kept)
-    keep = f"Keep {len(kept)} of {len(lab.index_values)} indexes ({names})"
-    keep = keep if kept else f"Keep none of the {len(lab.index_values)} indexes"
-    others = f"The other {len(dropped)} add{'s' if len(dropped) == 1 else ''}" if kept else "They add"
-    size = units.size(sum(index.bytes for index in dropped))
-    return f"{keep}. {others} {size}{_inserts(lab)}{_queries(lab, margin)}."
-
-
-def _inserts(lab: Lab) -> str:
-    """Return what the dropped indexes add to an insert into the table with most bytes of them, as a clause."""
-    sizes = {t: sum(w.bytes for w in lab.dropped if w.table == t) for t in {w.table for w in lab.dropped}}
-    inserts = [c for c in lab.lighter if lab.is_insert(c) and sizes.get(lab.table_of(c.item))]
-    c = max(inserts, key=lambda c: sizes[lab.table_of(c.item)], default=None)
-    if c is None or c.ratio is None or c.verdict is not Verdict.FASTER:
-        return ""
-    value, low, high = (units.percent(1 / r - 1) for r in (c.ratio.value, c.ratio.hi, c.ratio.lo))
-    return f" and {value} ({low} to {high}) to the latency of inserts into {lab.table_of(c.item)}"
-
-
-def _queries(lab: Lab, margin: str) -> str:
-    """Return whether the kept indexes are as good as all, as far as the separate rounds tell, as a clause."""
-    if lab.holds:
-        faster = [c for c in lab.confirmed if c.verdict is Verdict.FASTER]
-        also = f"; {queries_of(faster)} is faster without them" if faster else ""
-        speed = "speeds up" if len(lab.dropped) == 1 and lab.kept else "speed up"
-        return f", but {speed} no query {margin} (confirmed by separate rounds){also}"
-    if slower := lab.slower:
-        return f"; without them, {queries_of(slower)} may be slower {margin}"
-    possible = [c for c in lab.confirmed if c.ratio and c.ratio.hi > 1 + lab.margin]
-    widest = max((c.ratio.hi for c in possible if c.ratio), default=1.0)
-    return (
-        f". Without them, no query was found to be slower {margin}, though up to {units.percent(widest - 1)} for "
-        f"{queries_of(possible)} cannot be ruled out"
-    )
-
-
-def reason(lab: Lab, index: IndexValue) -> str:
-    """Return why an index is kept or removed."""
-    if index.kept:
-        slower = [c for c in lab.needs.get(index.name, ()) if c.verdict is Verdict.SLOWER]
-        if slower:
-            return f"without it, {_changes(slower)}"
-        if index.missed:
-            return f"needed even with all the other indexes: without it, {_changes(index.missed)}"
-        return f"the most useful index for {queries_of(index.faster)}" if index.faster else "not proven unnecessary"
-    if not index.faster:
-        return "no query is faster with it alone"
-    others = [k.name for k in lab.kept if {c.item for c in k.faster} & {c.item for c in index.faster}]
-    return f"{', '.join(others)} can replace it" if others else "not needed with the other indexes"
-
-
-def caveats(lab: Lab) -> Iterator[str]:
-    """Yield what limits the result."""
-    if not lab.complete:
-        yield f"The lab is {lab.record['status']}: {lab.record.get('message', 'it has not finished')}."
-    if lab.tried > 1:
-        yield (
-            f"Separate rounds tested {lab.tried} sets and the last is shown; every further test raises the chance of "
-            "a false result."
-        )
-    if lab.confirmed and not lab.holds:
-        margin = f"within {100 * lab.margin:g} % of all indexes"
-        yield f"The kept indexes are not proven to be {margin} for every query; run more blocks (--profile thorough)."
-    for c in lab.lighter:
-        if c.verdict is Verdict.SLOWER and c.ratio:
-            times = f"×{units.significant(c.ratio.value)}"
-            yield f"{lab.title_of(c.item)}: {times} with only the kept indexes; not a statement of the workload."
-    for line in lab.record.get("lacking", ()):
-        yield f"Not measured: {line}."
-    if near := lab.near_floor:
-        yield (
-            f"Faster than {FLOOR_FACTOR:g} times the client's own time, so the true gain of the indexes is larger than "
-            f"shown: {', '.join(near)}."
-        )
-    yield from lab.circumstances
-
-
-def queries_of(comparisons: Sequence[Comparison]) -> str:
-    """Return the names of the compared queries, each once."""
-    return ", ".join(dict.fromkeys(c.item for c in comparisons))
-
-
-def _changes(comparisons: Sequence[Comparison]) -> str:
-    return ", ".join(f"{c.item} takes {units.significant(c.ratio.value)}× as long" for c in comparisons if c.ratio)
-
-
+KEPT, DROPPED = "#1f9d6b", "#c2571a"
+CAPTION = (
+    "Largest speed-up of any query with only this index (logarithmic), against the index's size. Higher is more "
+    "useful, further right is larger. Filled: kept."
+)
 _NOTE = (
     "Latencies: medians under load from interleaved rounds, with 95 % intervals and a control arm. Sizes and build "
     "times were measured once."
@@ -429,6 +303,54 @@ def _churn(index: IndexValue) -> Cell:
     return Cell(f"×{units.significant(after / before)}", f"{units.size(before)} → {units.size(after)}")
 
 
+def gain_against_cost(lab: Lab) -> Block:
+    """Return a chart with a point for each index, and the same figures in words."""
+    from perfkit.show.charts import draw_svg  # matplotlib takes a second to import
+
+    index_values = [index for index in lab.index_values if index.alone]
+    if not index_values:
+        return Block("", "")
+    finding = "; ".join(f"{w.name}: ×{units.significant(_gain(w))} for {units.size(w.bytes)}" for w in index_values)
+    svg = draw_svg("gain-against-cost", "Gain against cost", finding, lambda ax: _draw(ax, index_values))
+    html = f'<p class="note">{escape(CAPTION)}</p><div class="gallery"><figure>{svg}</figure></div>'
+    return Block(html, f"{CAPTION}\n{finding}")
+
+
+def _gain(index: IndexValue) -> float:
+    """Return the largest speed-up of any query, at least 1."""
+    return max([1.0, *(1 / c.ratio.value for c in index.alone if c.ratio)])
+
+
+def _draw(ax: Axes, index_values: Sequence[IndexValue]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # as above
+
+    sizes, gains = [w.bytes / 1024 / 1024 for w in index_values], [_gain(w) for w in index_values]
+    top = max(*gains, 2.0) ** 1.25
+    ax.set_yscale("log")
+    ax.set_ylim(min(0.9, 1 / top**0.06), top)
+    ax.set_xlim(-0.03 * max(sizes), 1.5 * max(sizes))
+    heights = _spread_labels([math.log(g) for g in gains], 0.1 * math.log(top))
+    for index, size, gain, height in zip(index_values, sizes, gains, heights, strict=True):
+        colour = KEPT if index.kept else DROPPED
+        ax.plot([size], [gain], "o", color=colour, markerfacecolor=colour if index.kept else "none", markersize=7)
+        name = index.name.replace("$", r"\$")
+        side, shift = ("right", -0.03) if size > 0.6 * max(sizes) else ("left", 0.03)
+        at = (size + shift * max(sizes), math.exp(height))
+        ax.annotate(name, (size, gain), at, color=colour, ha=side, va="center", fontsize=8)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("size, MB")
+
+
+def _spread_labels(heights: Sequence[float], distance: float) -> list[float]:
+    """Return the heights, some of them raised so that all are at least `distance` apart."""
+    spread: dict[int, float] = {}
+    for index in sorted(range(len(heights)), key=heights.__getitem__):
+        spread[index] = max(heights[index], max(spread.values(), default=-math.inf) + distance)
+    return [spread[index] for index in range(len(heights))]
+
+
 class IndexLab(OpenedPage):
     """A finished or stopped lab, read from its folder; every property displays itself in a notebook or as text."""
 
@@ -463,9 +385,7 @@ class IndexLab(OpenedPage):
     @property
     def picture(self) -> Block:
         """Return the chart of gain against size."""
-        from perfkit.indexes import lab_chart  # matplotlib takes a second to import
-
-        return lab_chart.gain_against_cost(self.lab)
+        return gain_against_cost(self.lab)
 
     @property
     def statements(self) -> Block:

@@ -1,4 +1,4 @@
-"""Advice found for a workload: candidates tried, and the ones kept that help."""
+"""The search for the indexes that a workload needs: candidates are tried, and those that help are kept."""
 
 from __future__ import annotations
 
@@ -34,21 +34,20 @@ if TYPE_CHECKING:
     from perfkit.app.session import Session
 
 
-LEAST = 1000.0  # rows that have to be changed: for fewer, no other index is the right one
-
-COMMON = 100.0  # rows of each value that the statistics know: another one with none is a surprise
+LEAST = 1000.0  # changed rows before statistics count as stale: fewer rows do not change which index is best
+COMMON = 100.0  # rows per known value from which on an unknown value is suspicious
 
 
 def analyze_first(look: FindingContext) -> str:
-    """Return the sentence that asks for statistics before advice; "" where those of all tables fit."""
-    found = _stale(look)
-    if not found:
+    """Return the sentence that asks for fresh statistics before advice; "" if no table's statistics are stale."""
+    reasons = _stale(look)
+    if not reasons:
         return ""
-    return f"ANALYZE {', '.join(dict.fromkeys(map(_named, found)))} first: {' and '.join(found.values())}"
+    return f"ANALYZE {', '.join(dict.fromkeys(map(_named, reasons)))} first: {' and '.join(reasons.values())}"
 
 
-def doubts(look: FindingContext) -> Iterator[str]:
-    """Yield a sentence for each table of which nothing tells whether its statistics fit, or the asked value."""
+def caveats(look: FindingContext) -> Iterator[str]:
+    """Yield a sentence for each table whose statistics may be stale or may lack the value of a condition."""
     for table in _read(look):
         if because := doubt(table, look.limits.stale_share, LEAST):
             yield f"{because}: if after, ANALYZE {_named(table)} and ask again"
@@ -62,23 +61,22 @@ def doubts(look: FindingContext) -> Iterator[str]:
 
 
 def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
-    """Analyse the tables whose statistics are stale, in a database of perfkit's own, and yield a sentence for each."""
-    found: dict[str, str] = {}
+    """Analyse the tables with stale statistics in a database that perfkit made, and yield a sentence for each."""
+    stale_tables: dict[str, str] = {}
     for text, parameters in queries.values():
-        with suppress(PlanError):  # which is raised again, with the query's name, when advice is sought
+        with suppress(PlanError):  # the search explains the query again and raises the error with the query's name
             capture = session.explain(text, parameters).capture
-            found |= {
-                _named(table): because for table, because in _stale(FindingContext(capture.plan, capture.facts)).items()
-            }
-    if found:
+            reasons = _stale(FindingContext(capture.plan, capture.facts))
+            stale_tables |= {_named(table): because for table, because in reasons.items()}
+    if stale_tables:
         with connected(session.place.site, session.place.name) as connection:
-            for table, because in found.items():
+            for table, because in stale_tables.items():
                 connection.execute(f"ANALYZE {table}".encode())
-                yield f"{because}: analysed here first. Where that is so in production too, ANALYZE {table} there"
+                yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
 
 
 def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list[str]:
-    """Conditions on values of which the statistics know none, where each value they know has many rows."""
+    """Return the conditions on values unknown to the statistics, of columns whose known values have many rows."""
     if not table.changed and (table.size or 0.0) <= table.pages:
         return []
     return [
@@ -90,9 +88,9 @@ def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list
 
 
 def _stale(look: FindingContext) -> dict[TableFacts, str]:
-    """The tables with stale statistics, and why each is one."""
-    found = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
-    return {table: because for table, because in found if because}
+    """Return the tables with stale statistics, each with its reason."""
+    reasons = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
+    return {table: because for table, because in reasons if because}
 
 
 def _read(look: FindingContext) -> Iterator[TableFacts]:
@@ -102,32 +100,31 @@ def _read(look: FindingContext) -> Iterator[TableFacts]:
 
 
 def _named(table: TableFacts) -> str:
-    """A table as SQL writes it; of a partition, the whole."""
+    """Return the table as SQL; for a partition, its partitioned table."""
     schema, name = table.parent or (table.schema, table.name)
     return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
 
 
-# Which of the candidates a workload needs, by what its plans cost with each set of them that was tried.
-
 Say = Callable[[str], None]
-PRICE = 4.0  # doublings that an index as large as its table must bring, all queries together, to be worth its bytes
+# An index as large as its table must make the queries, all together, this many times twice as cheap.
+PRICE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class AdvisedQuery:
-    """A query of the workload, its plan as things are, and the checks of foreign keys that it causes."""
+    """A query of the workload with its current plan and the foreign-key checks that it causes."""
 
     name: str
     text: str
     parameters: Parameters
     look: FindingContext
-    generic: FindingContext | None  # the plan for any values, of a query with parameters
-    probes: tuple[tuple[str, float], ...]  # statements, and how often each is executed
+    generic: FindingContext | None  # the generic plan of a query with parameters
+    probes: tuple[tuple[str, float], ...]  # the checks as statements, with the number of their executions
     references: tuple[Reference, ...]
 
     @property
     def variable(self) -> frozenset[tuple[str, str]]:
-        """Alias and column of the conditions whose value is a parameter; of all where that cannot be told."""
+        """Return alias and column of the conditions whose value is a parameter; if unsure, of all conditions."""
         look = self.generic or self.look
         return frozenset(
             (node.text("Alias"), column)
@@ -140,14 +137,14 @@ class AdvisedQuery:
 
     @property
     def tables(self) -> frozenset[tuple[str, str]]:
-        """Schema and name of the tables whose indexes matter to it."""
-        own = {t.parent or (t.schema, t.name) for t in self.look.facts.tables}
-        return frozenset(own | {(r.schema, r.table) for r in self.references})
+        """Return schema and name of the tables whose indexes matter to the query."""
+        read = {t.parent or (t.schema, t.name) for t in self.look.facts.tables}
+        return frozenset(read | {(r.schema, r.table) for r in self.references})
 
 
 @dataclass(eq=False)
 class IndexSearch:
-    """Add what gains most until nothing helps, then leave out what is no longer needed."""
+    """A greedy search: add the index that gains most until none helps, then drop those no longer needed."""
 
     trial: IndexTrial
     asked: Sequence[AdvisedQuery]
@@ -156,17 +153,17 @@ class IndexSearch:
     say: Say
     max_bytes: float
     _known: dict[Any, tuple[CostFigures, frozenset[str]]] = field(default_factory=dict)
-    _worths: dict[frozenset[IndexDesign], float] = field(default_factory=dict)
+    _values: dict[frozenset[IndexDesign], float] = field(default_factory=dict)
 
     def advice(self, target: str) -> Advice:
-        """The chosen indexes for a database of that name, and why the other queries get none."""
+        """Return the chosen indexes for the database `target`, and why the other queries get none."""
         chosen = self._pruned(self._improved(self._fitted(self._pruned(self._grown()))))
         proposals = [self._proposal(design, chosen) for design in sorted(chosen, key=lambda d: self.names[d])]
         refusals = [one for asked in self.asked if (one := self._refusal(asked, chosen))]
         return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals), tuple(self._limitations()))
 
     def _refusal(self, one: AdvisedQuery, chosen: frozenset[IndexDesign]) -> Refusal | None:
-        """Why a query gets no index; None where one helps it."""
+        """Return why a query gets no index; None if one helps it."""
         before = self._figures(one, frozenset())
         if helps(before, self._figures(one, chosen)):
             return None
@@ -178,37 +175,37 @@ class IndexSearch:
         return Refusal(one.name, tried_in_vain(before, best, len(tried), len(left_out)), certain=False)
 
     def _left_out(self, one: AdvisedQuery) -> frozenset[IndexDesign]:
-        """The indexes that were not tried for a query, because the server might not survive it."""
+        """Return the indexes that were not tried for a query because they could crash the server."""
         of_tables = (d for d in self._made() if (d.schema, d.table) in one.tables)
         return frozenset(d for d in of_tables if self.trial.avoided(one.text, d.statement(self.names[d])))
 
     def _limitations(self) -> Iterator[str]:
-        """What was not tried, for which queries, and why."""
+        """Yield which indexes were not tried, for which queries, and why."""
         left_out = [(one, design) for one in self.asked for design in self._left_out(one)]
         if left_out:
             one, design = left_out[0]
             fault = self.trial.avoided(one.text, design.statement(self.names[design]))
             several = counted(len({design for _, design in left_out}), "partial or expression index")
             names = ", ".join(dict.fromkeys(one.name for one, _ in left_out))
-            yield f"Not tried for {names}: {several}. {fault}. Try on a copy: --way whole"
+            yield f"Not tried for {names}: {several}. {fault}. Use a copy instead: --way whole"
 
     def _grown(self) -> frozenset[IndexDesign]:
         chosen: frozenset[IndexDesign] = frozenset()
         together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
         self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
         while True:
-            now, helped = self._worth(chosen), self._helped(chosen)
+            value, helped = self._value(chosen), self._helped(chosen)
             larger = (chosen | set(move) for move in self._open(chosen))
-            worth = {own: self._worth(own) for own in larger}
-            better = [own for own in worth if worth[own] > now or self._helped(own) > helped]
+            values = {designs: self._value(designs) for designs in larger}
+            better = [designs for designs in values if values[designs] > value or self._helped(designs) > helped]
             if not better:
                 return chosen
-            best = max(better, key=lambda own: worth[own])
+            best = max(better, key=lambda designs: values[designs])
             self.say(f"{', '.join(design.title for design in best - chosen)} helps")
             chosen = best
 
     def _helped(self, chosen: frozenset[IndexDesign]) -> frozenset[str]:
-        """The queries that these indexes help."""
+        """Return the names of the queries that these indexes help."""
         none: frozenset[IndexDesign] = frozenset()
         return frozenset(one.name for one in self.asked if helps(self._figures(one, none), self._figures(one, chosen)))
 
@@ -216,14 +213,14 @@ class IndexSearch:
         return sum(self._made()[design] for design in chosen)
 
     def _fitted(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
-        """With indexes exchanged for smaller ones, or left out, until they are small enough together."""
+        """Return the set with indexes left out or exchanged for smaller ones until it fits into `max_bytes`."""
         while (size := self._bytes(chosen)) > self.max_bytes:
-            smaller = [own for own in self._others(chosen) if self._bytes(own) < size]
-            chosen = max(smaller, key=lambda own: (len(self._helped(own)), self._worth(own)))
+            smaller = [designs for designs in self._others(chosen) if self._bytes(designs) < size]
+            chosen = max(smaller, key=lambda designs: (len(self._helped(designs)), self._value(designs)))
         return chosen
 
     def _others(self, chosen: frozenset[IndexDesign]) -> list[frozenset[IndexDesign]]:
-        """The sets with one index left out, or exchanged for another move."""
+        """Return the sets with one index left out or exchanged for another candidate."""
         others = []
         for design in sorted(chosen, key=lambda d: self.names[d]):
             rest = chosen - {design}
@@ -231,11 +228,11 @@ class IndexSearch:
         return others
 
     def _used_of_all(self, one: AdvisedQuery) -> frozenset[str]:
-        """What a query uses where all are there: it may need two of which neither alone helps it."""
+        """Return what a query uses if all candidates exist: some queries need two indexes at once."""
         return self._tried(one, frozenset(self._made()))[1]
 
     def _open(self, chosen: frozenset[IndexDesign]) -> list[Move]:
-        """The moves that help a query, given what is chosen."""
+        """Return the candidates that help any query, given the chosen indexes."""
         return [
             move
             for move in self.moves
@@ -244,25 +241,25 @@ class IndexSearch:
         ]
 
     def _improved(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
-        """With an index exchanged for another, or left out, as long as that is worth more."""
+        """Return the set with indexes exchanged or left out as long as that raises its value."""
         while True:
             helped = self._helped(chosen)
-            others = [own for own in self._others(chosen) if self._bytes(own) <= self.max_bytes]
-            others = [own for own in others if self._helped(own) >= helped]
-            best = max(others, key=self._worth, default=chosen)
-            if self._worth(best) <= self._worth(chosen):
+            others = [designs for designs in self._others(chosen) if self._bytes(designs) <= self.max_bytes]
+            others = [designs for designs in others if self._helped(designs) >= helped]
+            best = max(others, key=self._value, default=chosen)
+            if self._value(best) <= self._value(chosen):
                 return chosen
             chosen = best
 
-    def _worth(self, chosen: frozenset[IndexDesign]) -> float:
-        """What all queries gain, less the price of the indexes' bytes."""
-        if chosen not in self._worths:
+    def _value(self, chosen: frozenset[IndexDesign]) -> float:
+        """Return what all queries gain, minus the price of the indexes' bytes."""
+        if chosen not in self._values:
             gained = sum(gain(self._figures(one, frozenset()), self._figures(one, chosen)) for one in self.asked)
-            self._worths[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
-        return self._worths[chosen]
+            self._values[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
+        return self._values[chosen]
 
     def _share(self, design: IndexDesign) -> float:
-        """Its bytes as a share of its table's."""
+        """Return the index's bytes as a share of its table's."""
         tables = (t for one in self.asked for t in one.look.facts.tables)
         pages = next((t.pages for t in tables if (t.schema, t.name) == (design.schema, design.table)), 0.0)
         pages = pages or next((r.pages for one in self.asked for r in one.references
@@ -270,7 +267,7 @@ class IndexSearch:
         return self._made()[design] / (8192 * pages) if pages else 0.0
 
     def _pruned(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
-        """Without those whose absence, given the others, no query feels."""
+        """Return the set without the indexes that no query misses, given the others."""
         full = chosen
         for design in sorted(chosen, key=lambda d: -self._made()[d]):
             rest = chosen - {design}
@@ -289,7 +286,7 @@ class IndexSearch:
         return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
 
     def _made(self) -> dict[IndexDesign, int]:
-        """Those that could be made, and their bytes."""
+        """Return the candidates that could be built, with their bytes."""
         every = self.trial.made
         return {d: every[s].bytes for d, name in self.names.items() if (s := d.statement(name)) in every}
 
@@ -297,7 +294,7 @@ class IndexSearch:
         return self._tried(one, present)[0]
 
     def _tried(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> tuple[CostFigures, frozenset[str]]:
-        """What a query costs with some of the indexes, and which of them its plans use."""
+        """Return what a query costs with some of the indexes, and which of them its plans use."""
         present = frozenset(d for d in present if (d.schema, d.table) in one.tables)
         if (key := (one.name, present)) not in self._known:
             statements = [d.statement(self.names[d]) for d in self.names if d in present]
@@ -313,27 +310,25 @@ class IndexSearch:
 
 
 def tried_in_vain(before: CostFigures, best: CostFigures | None, tried: int, left_out: int = 0) -> str:
-    """Return what came of the candidates for a query, where its plan does not tell why none helps."""
+    """Return what the candidates achieved for a query whose plan does not tell why no index helps."""
     if best is None:
         return (
             f"Not decided: {counted(left_out, 'candidate index')} could not be tried"
             if left_out
-            else "Its plan suggests no index that is not there already"
+            else "Its plan suggests no index that does not exist already"
         )
     what = "the cost" if before.pages is None else "the pages read"
     if best.work < before.work:
         best_of = "The one candidate index" if tried == 1 else f"The best of {tried} candidate indexes"
-        return f"{best_of} reduces {what} from {before.work:,.0f} to {best.work:,.0f}: too little"
+        return f"{best_of} reduces {what} only from {before.work:,.0f} to {best.work:,.0f}"
     none = "The one candidate index did not reduce" if tried == 1 else f"None of {tried} candidate indexes reduced"
     return f"{none} {what} ({before.work:,.0f})"
 
 
-# Which indexes a workload needs: derived from its plans, tried, and kept only where a plan uses them and it helps.
-
-MOST = 60  # candidates that are tried
+MOST = 60  # candidates to try
 
 
-def advise(
+def index_advice(
     session: Session,
     queries: Mapping[str, tuple[str, Parameters]],
     *,
@@ -342,25 +337,24 @@ def advise(
     timeout_s: float = 60.0,
     say: Say = lambda text: None,
 ) -> Advice:
-    """Advice for queries, each SQL with typical parameters.
+    """Return advice for queries, each given as SQL with typical parameters.
 
-    On a server that perfkit started tables with stale statistics are analysed, indexes built and rolled back, and
-    queries executed. On any other nothing is built, and a query of a table with stale statistics gets no advice but to
-    analyse it; with `analyze` the queries as they are are executed, behind the guards of `Session.explain`; HypoPG
-    tells what an index would bring where it is installed. All indexes together have at most `max_bytes`. Raises
-    PlanError with the query's name, UsageError, TargetRefused.
+    On a server that perfkit started, stale statistics are renewed, indexes are built and rolled back, and queries are
+    executed. On any other server nothing is built: HypoPG, if it is installed, tells what an index would gain, and a
+    query of a table with stale statistics gets no advice except to analyse the table. With `analyze` the queries are
+    executed there too, without new indexes and behind the guards of `Session.explain`. All indexes together take at
+    most `max_bytes`. Raises PlanError with the query's name, UsageError, TargetRefused.
     """
-    own = not session.place.site.foreign
-    executed = own if analyze is None else analyze
-    renewed = [*renew(session, queries)] if own else []
+    own_server = not session.place.site.foreign
+    executed = own_server if analyze is None else analyze
+    renewed = [*renew(session, queries)] if own_server else []
     with connected(session.place.site, session.place.name) as connection:
         pointing, taken = references(connection), {row["name"] for row in catalog.rows(connection, "relation_names")}
     asked = [_asked(session, name, *query, executed, timeout_s, pointing) for name, query in queries.items()]
-    refused = (
-        [] if own else [Refusal(one.name, old, certain=False) for one in asked if (old := analyze_first(one.look))]
-    )
+    stale_ones = [] if own_server else [(one.name, sentence) for one in asked if (sentence := analyze_first(one.look))]
+    refused = [Refusal(name, sentence, certain=False) for name, sentence in stale_ones]
     asked = [one for one in asked if one.name not in {refusal.query for refusal in refused}]
-    limitations = [*renewed, *dict.fromkeys(line for one in asked for line in doubts(one.look) if not executed)]
+    limitations = [*renewed, *dict.fromkeys(line for one in asked for line in caveats(one.look) if not executed)]
     advice = _advice(session, asked, taken, timeout_s, max_bytes, say)
     order = list(queries)
     refusals = sorted([*refused, *advice.refusals], key=lambda refusal: order.index(refusal.query))
@@ -370,7 +364,7 @@ def advise(
 def _advice(
     session: Session, asked: Sequence[AdvisedQuery], taken: set[str], timeout_s: float, max_bytes: float, say: Say
 ) -> Advice:
-    """Advice by what the candidates bring, where they can be tried."""
+    """Return advice from trying the candidates, or unverified advice if they cannot be tried."""
     moves = _moves(session, asked)
     names = _names([design for move in moves for design in move], taken)
     statements = [design.statement(name) for design, name in names.items()]
@@ -391,21 +385,21 @@ def _asked(
     pointing: Sequence[Reference],
 ) -> AdvisedQuery:
     try:
-        found = session.explain(text, parameters, analyze=executed, repeats=1, timeout_s=timeout_s).capture
+        capture = session.explain(text, parameters, analyze=executed, repeats=1, timeout_s=timeout_s).capture
     except PlanError as error:
         raise PlanError(f"{name}: {error}") from None
-    look = FindingContext(found.plan, found.facts)
-    caused = probes(text, look, pointing) if first_word(text) in WRITING else {}
+    look = FindingContext(capture.plan, capture.facts)
+    checks = probes(text, look, pointing) if first_word(text) in WRITING else {}
     generic = None
     if parameters:
         with suppress(PlanError):  # some statements cannot be planned without values
-            found = session.explain(positional(text, parameters), generic=True).capture
-            generic = FindingContext(found.plan, found.facts)
-    return AdvisedQuery(name, text, parameters, look, generic, tuple(caused.values()), tuple(caused))
+            capture = session.explain(positional(text, parameters), generic=True).capture
+            generic = FindingContext(capture.plan, capture.facts)
+    return AdvisedQuery(name, text, parameters, look, generic, tuple(checks.values()), tuple(checks))
 
 
 def _moves(session: Session, asked: Sequence[AdvisedQuery]) -> list[Move]:
-    """What might help any of the queries, without what an index that is there does already."""
+    """Return the candidates for all queries, without those that an existing index covers."""
     known: dict[tuple[str, str, str], float] = {}
 
     def share(schema: str, table: str, condition: str) -> float:
@@ -432,7 +426,7 @@ def _moves(session: Session, asked: Sequence[AdvisedQuery]) -> list[Move]:
 
 
 def _names(designs: Sequence[IndexDesign], taken: set[str]) -> dict[IndexDesign, str]:
-    """A name for each that nothing else has."""
+    """Return an unused name for each index."""
     names: dict[IndexDesign, str] = {}
     used = set(taken)
     for design in dict.fromkeys(designs):
@@ -445,21 +439,21 @@ def _names(designs: Sequence[IndexDesign], taken: set[str]) -> dict[IndexDesign,
 def _unverified(
     session: Session, asked: Sequence[AdvisedQuery], names: Mapping[IndexDesign, str], moves: Sequence[Move]
 ) -> Advice:
-    """For each query what looks best in its plan; nothing could be tried."""
+    """Return for each query the index that looks best by its plan, without a trial."""
     serving: dict[IndexDesign, list[Served]] = {}
     refusals = []
     for one in asked:
-        now = figures(one.look)
-        own = [move for move in derive(one.look, one.variable, lambda *_: 1.0) if move in moves]
-        own += [(IndexDesign(r.schema, r.table, r.keys),) for r in one.references]
+        cost = figures(one.look)
+        candidates = [move for move in derive(one.look, one.variable, lambda *_: 1.0) if move in moves]
+        candidates += [(IndexDesign(r.schema, r.table, r.keys),) for r in one.references]
         because = reason(one.text, one.look, one.generic)
         if because:
             refusals.append(Refusal(one.name, *because))
-        elif own:
-            for design in own[0]:
-                serving.setdefault(design, []).append(Served(one.name, now, now))
+        elif candidates:
+            for design in candidates[0]:
+                serving.setdefault(design, []).append(Served(one.name, cost, cost))
         else:
-            refusals.append(Refusal(one.name, tried_in_vain(now, None, 0), certain=False))
+            refusals.append(Refusal(one.name, tried_in_vain(cost, None, 0), certain=False))
     kept = [d for d in serving if not any(d is not other and d.begins(other) for other in serving)]
     for design in serving.keys() - set(kept):
         longer = next(other for other in kept if design.begins(other))
