@@ -1,4 +1,4 @@
-"""Guards: where a target really is, whether it may be used, and the audit of what was done."""
+"""Guards: the real address of a target, whether perfkit may use it, and the audit of everything sent to it."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from perfkit.postgres.commands import Extended
 
 _SECRETS = {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
 _SAFE_MODES = ("require", "verify-ca", "verify-full")
-# What belongs to others: settings to the arms, and nobody wants TLS keys in a file or a replication stream.
+# Settings belong to the arms; TLS keys in a file and a replication stream are never needed.
 _UNWANTED = ("options", "replication", "sslkeylogfile")
-# Networks whose addresses stand for an IPv4 address in their last bits: IPv4-compatible, NAT64, 6to4.
+# Networks whose addresses contain an IPv4 address: IPv4-compatible, NAT64, 6to4; with its distance from the last bit.
 _TRANSLATED = ((ipaddress.IPv6Network("::/96"), 0), (ipaddress.IPv6Network("64:ff9b::/96"), 0),
                (ipaddress.IPv6Network("2002::/16"), 80))  # fmt: skip
-# What libpq may add by itself from the environment or a service file, and must not.
+# Parameters that libpq must not take from the environment or a service file.
 _PINNED = ("host", "hostaddr", "port", "dbname", "user", "sslmode", "options", "target_session_attrs")
 _environment = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One database: as it was named, and the IP address that every connection to it goes to."""
+    """One database: its name, and the IP address that every connection to it uses."""
 
     host: str
     address: str  # "" for a socket folder
@@ -50,49 +50,50 @@ class Address:
     user: str
     service: str
     aliases: tuple[str, ...]  # other names of the host
-    parameters: Mapping[str, str]  # the rest for libpq, without secrets
+    parameters: Mapping[str, str]  # other libpq parameters, without secrets
 
     @property
     def name(self) -> str:
-        """`host:port/dbname`: what the user allows and confirms."""
+        """`host:port/dbname`: the name that the user allows and confirms."""
         return f"{bracketed(self.host)}:{self.port}/{self.dbname}"
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What could say that it is production."""
+        """The names that could contain a word for production."""
         return (self.host, *self.aliases, self.dbname, self.service, self.user)
 
     @property
     def local(self) -> bool:
-        """Whether connections do not leave this machine, as far as the address tells."""
+        """Whether the address belongs to this machine."""
         return not self.address or ipaddress.ip_address(self.address).is_loopback
 
     def conninfo(self, dbname: str = "") -> str:
-        """For libpq, with everything given that could lead elsewhere; a password it finds by itself."""
-        given = dict(self.parameters) | {"host": self.host, "port": str(self.port), "user": self.user}
-        given["dbname"] = dbname or self.dbname
-        given |= {"hostaddr": self.address, "options": "", "target_session_attrs": "any"}  # "" outranks PGHOSTADDR
-        if self.service:
-            given["service"] = self.service  # it may hold the password; what is given here outranks it
-        return make_conninfo("", **given)
+        """Return a libpq string that sets every parameter that could lead elsewhere; libpq finds the password."""
+        parameters = dict(self.parameters) | {"host": self.host, "port": str(self.port), "user": self.user}
+        parameters["dbname"] = dbname or self.dbname
+        # An empty hostaddr overrides PGHOSTADDR.
+        parameters |= {"hostaddr": self.address, "options": "", "target_session_attrs": "any"}
+        if self.service:  # which may hold the password; explicit parameters override its others
+            parameters["service"] = self.service
+        return make_conninfo("", **parameters)
 
 
 def resolve(db: str, tls: bool = True) -> Address:
-    """The address that a libpq string, URI or `service=NAME` means here, with the environment as libpq reads it.
+    """Return the address for a libpq string, URI or `service=NAME`, with the environment as libpq reads it.
 
-    `tls=False` is the user's word that the way there needs none.
-    Raises UsageError for what cannot be meant, TargetRefused for what could lead astray, ServerError for a
-    name that has no address.
+    `tls=False` states that the user accepts an unencrypted connection.
+    Raises UsageError for an invalid value, TargetRefused for a value that could lead to another target, ServerError
+    for a host name without an address.
     """
     given = _read(db)
     for key in ("host", "hostaddr", "port"):
         if "," in given.get(key, ""):
-            raise TargetRefused(f"{key} = {given[key]!r}; expected one host, for load must know where it goes")
+            raise TargetRefused(f"{key} = {given[key]!r}; expected one host, so that load reaches no other")
     for key in _UNWANTED:
         if given.get(key):
-            raise TargetRefused(f"{key} = {given[key]!r}; expected none: it changes what a session is")
+            raise TargetRefused(f"{key} = {given[key]!r}; expected no {key}: it changes the kind of session")
     if not given.get("dbname"):
-        raise UsageError("no database is named; expected dbname=... or a service that has one")
+        raise UsageError("db names no database; expected dbname=... or a service with a dbname")
     port = given.get("port") or "5432"
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"port = {port!r}; expected a number from 1 to 65535")
@@ -106,33 +107,35 @@ def resolve(db: str, tls: bool = True) -> Address:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands before a port."""
+    """Return a host in the form used before a port: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host and not host.startswith("/") else host
 
 
 def canonical(host: str) -> str:
-    """A host's one spelling: lower case, no final dot, and an address in its usual form."""
+    """Return the canonical spelling of a host: lower case, no final dot, addresses in standard notation."""
     text = host.strip().lower().rstrip(".").removeprefix("[").removesuffix("]")
     found = _numeric(text)
     return str(found) if found else text
 
 
 def addresses(host: str, port: int) -> tuple[list[str], tuple[str, ...]]:
-    """The addresses of a host, first choice first, and its other names. Raises ServerError."""
+    """Return the addresses of a host, the preferred one first, and its other names. Raises ServerError."""
     if literal := _numeric(host):
         return [str(literal)], ()
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
     except (OSError, ValueError):
-        raise ServerError(f"{host!r} has no address here; expected a host that can be resolved") from None
-    if canonical(host) == "localhost":  # many listen on 127.0.0.1 only, and only one address will be used
+        raise ServerError(f"{host!r} cannot be resolved; expected a host name with an address") from None
+    if canonical(host) == "localhost":  # many servers listen on 127.0.0.1 only, and perfkit uses one address
         found.sort(key=lambda entry: entry[0] != socket.AF_INET)
     others = {canonical(name) for _, _, _, name, _ in found if name} - {canonical(host)}
-    return list(dict.fromkeys(_plain(str(entry[4][0])) for entry in found)), tuple(sorted(others))
+    return list(dict.fromkeys(str(_numeric(address := str(entry[4][0])) or address) for entry in found)), tuple(
+        sorted(others)
+    )
 
 
 def here(address: str) -> bool:
-    """Whether an address is one of this machine's: only then can it be bound."""
+    """Whether an address belongs to this machine: only then can a socket bind to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -143,38 +146,38 @@ def here(address: str) -> bool:
 
 
 def require_sensible(host: str, address: str) -> None:
-    """Raise TargetRefused for addresses that are nobody's, or that only a trick would lead to."""
+    """Raise TargetRefused for addresses of no single machine, and for names that hide this machine."""
     ip = ipaddress.ip_address(address)
     if inner := _translated(ip):
         require_sensible(f"{host} ({address})", inner)
     elif ip.is_multicast or (ip.version == 4 and (ip.is_reserved or int(ip) < 1 << 24)) or ip.is_unspecified:
         raise TargetRefused(f"{host} is {address}; expected the address of one machine")
     if ip.is_link_local:
-        raise TargetRefused(f"{host} is {address}, a link-local address; expected a database's or a service's")
+        raise TargetRefused(f"{host} is {address}, a link-local address; expected the address of a database or service")
     if host == "localhost" and not ip.is_loopback:
-        raise TargetRefused(f"localhost is {address}, which is not this machine; expected a loopback address")
+        raise TargetRefused(f"localhost is {address}, not this machine; expected a loopback address")
     if ip.is_loopback and host != "localhost" and not _numeric(host):
         raise TargetRefused(
-            f"{host} is {address}, this machine; expected 'localhost' where that is meant (a tunnel, a pooler?)"
+            f"{host} is {address}, this machine; expected 'localhost' for a server, tunnel or pooler on this machine"
         )
 
 
 def _require_plain(given: Mapping[str, str]) -> None:
-    """Raise UsageError for a connection string where a name belongs; it may hold a password and is not repeated."""
+    """Raise UsageError for a connection string in place of a name; do not repeat it, as it may hold a password."""
     for key in ("host", "hostaddr", "port", "dbname", "user", "service"):
         text = given.get(key, "")
         if "://" in text or re.search(r"\bpassword\s*=", text) or ("@" in text[1:] and key in ("host", "hostaddr")):
-            raise UsageError(f"{key} holds a connection string or a password; expected a name")
+            raise UsageError(f"{key} contains a connection string or a password; expected a name")
 
 
 def _read(db: str) -> dict[str, str]:
-    """Explicit values before the service's before the environment's, as in libpq."""
+    """Return libpq's parameters: explicit values first, then the service's, then the environment's."""
     try:
         explicit = {key: str(value) for key, value in conninfo_to_dict(db).items() if value is not None}
     except psycopg.Error:
-        raise UsageError("db cannot be read; expected service=NAME, a libpq string or a postgresql:// URI") from None
+        raise UsageError("db is invalid; expected service=NAME, a libpq string or a postgresql:// URI") from None
     if explicit.keys() & _SECRETS:
-        raise UsageError("db holds a password; expected none: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
+        raise UsageError("db contains a password; expected no password: use ~/.pgpass, PGPASSFILE or PGPASSWORD")
     service = explicit.get("service") or os.environ.get("PGSERVICE", "")
     _require_plain(explicit | {"service": service})
     with _environment:
@@ -204,7 +207,7 @@ def _read(db: str) -> dict[str, str]:
 
 
 def _defined(service: str) -> bool:
-    """Whether libpq finds the service: it says so only when it begins to connect."""
+    """Whether libpq finds the service, which it reports only when it starts to connect."""
     try:
         psycopg.connect(f"service={service} host=/nonexistent hostaddr='' port=1", connect_timeout=2).close()
     except psycopg.OperationalError as error:
@@ -213,17 +216,17 @@ def _defined(service: str) -> bool:
 
 
 def _located(host: str, hostaddr: str, port: int) -> tuple[str, str, tuple[str, ...]]:
-    """The host in its one spelling, the address to use, and other names."""
+    """Return the canonical host, the address to use, and other names of the host."""
     if not host and not hostaddr:
         host = next((p for p in ("/var/run/postgresql", "/tmp") if Path(p).is_dir()), "localhost")
     if host.startswith("@"):
         raise TargetRefused(f"host = {host!r}, an abstract socket; expected a folder or a host name")
     if host.startswith("/"):
         if hostaddr:
-            raise TargetRefused(f"hostaddr = {hostaddr!r} beside a socket folder; expected one of them")
+            raise TargetRefused(f"hostaddr = {hostaddr!r} with a socket folder as host; expected only one of them")
         return os.path.normpath(host), "", ()
     if not (host or hostaddr).isascii():
-        raise TargetRefused(f"host = {host or hostaddr!r}; expected it in ASCII: other letters can look alike")
+        raise TargetRefused(f"host = {host or hostaddr!r}; expected a name in ASCII: other letters can look alike")
     host = canonical(host or hostaddr)
     found, aliases = addresses(host, port)
     chosen = found[0]
@@ -236,7 +239,7 @@ def _located(host: str, hostaddr: str, port: int) -> tuple[str, str, tuple[str, 
 
 
 def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
-    """How far TLS is insisted on: beyond this machine it must be, unless the user said otherwise."""
+    """Return the sslmode: connections to other machines are encrypted unless the user chose `tls = false`."""
     mode = given.get("sslmode", "")
     if not address or ipaddress.ip_address(address).is_loopback or not tls:
         return mode or "prefer"
@@ -244,13 +247,13 @@ def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
         return "verify-full" if given.get("sslrootcert") else "require"
     if mode not in _SAFE_MODES:
         raise TargetRefused(
-            f"sslmode = {mode!r}; expected {', '.join(_SAFE_MODES)} beyond this machine, or tls = false"
+            f"sslmode = {mode!r}; expected {', '.join(_SAFE_MODES)} for another machine, or tls = false"
         )
     return mode
 
 
 def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address in any of the ways to write one: 127.1, 2130706433, 0x7f.1 and ::ffff:127.0.0.1 too."""
+    """Return an address from any notation: also 127.1, 2130706433, 0x7f.1 and ::ffff:127.0.0.1."""
     try:
         found = ipaddress.ip_address(text.split("%")[0] if ":" in text else text)
     except ValueError:
@@ -265,7 +268,7 @@ def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _translated(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """The IPv4 address to which a gateway would translate this one; "" for most."""
+    """Return the IPv4 address to which a gateway translates this address; "" if none does."""
     if ip.version == 4 or int(ip) < 2:
         return ""
     return next(
@@ -273,18 +276,14 @@ def _translated(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     )
 
 
-def _plain(address: str) -> str:
-    return str(_numeric(address) or address)
-
-
-# Where an HTTP service is: scheme, host and port of a URL, resolved once.
+# The origin of an HTTP service: scheme, host and port of a URL, resolved once.
 
 _PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One service: as it was named, and the IP address that every connection to it goes to."""
+    """One service: its name, and the IP address that every connection to it uses."""
 
     scheme: str
     host: str
@@ -294,22 +293,22 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """`scheme://host:port`: what the user allows and confirms."""
+        """`scheme://host:port`: the name that the user allows and confirms."""
         return f"{self.scheme}://{bracketed(self.host)}:{self.port}"
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What could say that it is production."""
+        """The names that could contain a word for production."""
         return (self.host, *self.aliases)
 
     @property
     def local(self) -> bool:
-        """Whether connections do not leave this machine, as far as the address tells."""
+        """Whether the address belongs to this machine."""
         return ipaddress.ip_address(self.address).is_loopback
 
 
 def resolve_origin(url: str) -> Origin:
-    """The origin of a base URL. Raises UsageError for more than an origin, ServerError, TargetRefused."""
+    """Return the origin of a base URL. Raises UsageError for more than an origin, ServerError, TargetRefused."""
     try:
         if not re.fullmatch(r"https?://[A-Za-z0-9.\-_:\[\]]+/?", url):
             raise ValueError
@@ -325,11 +324,11 @@ def resolve_origin(url: str) -> Origin:
 
 
 def _shown(url: str) -> str:
-    """A URL that may be shown: without what may be a password or a token."""
+    """Return a URL without parts that may be a password or a token."""
     return re.sub(r"[?#].*", "?...", re.sub(r"//.*@", "//...@", url))
 
 
-# Who may be loaded: a target that was named and confirmed, and meant even if it looks like production.
+# Admission: a target must be named and confirmed, and confirmed again if it looks like production.
 
 _PRODUCTION = re.compile(
     r"(?<!pre)(?<!non)(production|(prod|prd)(?![a-z]))"  # at the end of a word too: appprod
@@ -339,9 +338,9 @@ _PRODUCTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What the user said: `allow` in the configuration, `confirm` on the command line, or typed when asked.
+    """The user's consent: `allow` in the configuration, `confirm` on the command line, or typed when asked.
 
-    Each text is a target's name: `host:port/database` or `https://host:port`.
+    Each text is the name of a target: `host:port/database` or `https://host:port`.
     """
 
     allow: tuple[str, ...] = ()
@@ -351,7 +350,7 @@ class Permission:
 
 
 def admit(target: Address | Origin, permission: Permission) -> None:
-    """Raise TargetRefused, saying what to do, unless this database or service may be used."""
+    """Raise TargetRefused, naming the option to use, unless perfkit may use this database or service."""
     name, allow = target.name, set(map(normal, permission.allow))
     shown = f"{name} ({target.address})" if target.address not in ("", target.host) else name
     if allow and name not in allow:
@@ -359,20 +358,20 @@ def admit(target: Address | Origin, permission: Permission) -> None:
     suspect = looks_like_production(target.words)
     if suspect and name not in map(normal, permission.production):
         raise TargetRefused(
-            f"{shown} looks like production ({suspect!r}); if it is meant: --production {name}, or "
+            f"{shown} looks like production ({suspect!r}); to use it anyway: --production {name}, or "
             "'production' in the configuration"
         )
     if name not in map(normal, permission.confirm):
         if permission.ask is None:
-            raise TargetRefused(f"{shown} was not started by perfkit; if it may be used: --confirm {name}")
+            raise TargetRefused(f"{shown} was not started by perfkit; to use it: --confirm {name}")
         if normal(permission.ask(f"{shown} was not started by perfkit. To use it, type its name")) != name:
-            raise TargetRefused(f"{shown}: something else was typed; nothing was sent to it")
+            raise TargetRefused(f"{shown}: the typed name differs; nothing was sent to it")
     if isinstance(target, Origin) and target.scheme == "http" and not target.local and name not in allow:
-        raise TargetRefused(f"{name}: not encrypted; expected https, or this very text in 'allow'")
+        raise TargetRefused(f"{name}: not encrypted; expected https, or this exact text in 'allow'")
 
 
 def normal(text: str) -> str:
-    """A target's name in its one spelling; what is none stays as it is and matches nothing."""
+    """Return a target's name in canonical spelling; return any other text unchanged, which matches no target."""
     if found := re.fullmatch(r"(https?)://(\[[^\]]+\]|[^/:\[\]]+)(?::(\d+))?/?", text.strip(), re.IGNORECASE):
         scheme = found[1].lower()
         port = int(found[3] or (443 if scheme == "https" else 80))
@@ -384,17 +383,17 @@ def normal(text: str) -> str:
 
 
 def looks_like_production(names: Iterable[str]) -> str:
-    """The first of the names that holds a word for production; "" if none does."""
+    """Return the first name that contains a word for production; "" if none does."""
     return next((name for name in names if _PRODUCTION.search(name.lower())), "")
 
 
-# What was done to a target that perfkit did not start: statements and times, never data.
+# The audit: what perfkit sent to a target that it did not start; statements and times, never data.
 
 
 class Audit:
-    """`audit.jsonl`, one JSON object a line: a statement (`n`) before it is sent, and its end (`done`) after.
+    """Writer of `audit.jsonl`, one JSON object per line: each statement (`n`) before it is sent, then its end (`done`).
 
-    Without a path, nowhere.
+    Without a path, nothing is written.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -402,7 +401,7 @@ class Audit:
 
     @contextmanager
     def noted(self, target: str, statement: str) -> Iterator[None]:
-        """A statement as it is sent, without its parameters' values; then how long it took, and how it failed."""
+        """Record a statement without its parameters' values; afterwards its duration and error."""
         number, start, error = next(self._numbers), perf_counter(), ""
         self._write({"n": number, "target": target, "statement": statement})
         try:
@@ -416,12 +415,12 @@ class Audit:
     def load(
         self, target: str, scenario: str, arm: str, statements: Sequence[str], requests: int | None, seconds: float
     ) -> None:
-        """A round of load: what was sent, how often, and how long the round took."""
-        what = {"scenario": scenario, "arm": arm, "statements": list(statements), "requests": requests}
-        self._write({"target": target, "load": what, "seconds": round(seconds, 4)})
+        """Record a round of load: its statements, the number of requests, and the duration."""
+        load = {"scenario": scenario, "arm": arm, "statements": list(statements), "requests": requests}
+        self._write({"target": target, "load": load, "seconds": round(seconds, 4)})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """Append and flush. Raises BundleError: what cannot be recorded must not go on."""
+        """Append an entry and flush. Raises BundleError, because a run that cannot be audited must stop."""
         if self.path is None:
             return
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -429,11 +428,11 @@ class Audit:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"at": at, **{k: v for k, v in entry.items() if v != ""}}) + "\n")
         except OSError as error:
-            raise BundleError(f"{self.path}: cannot be written ({error.strerror}); the run ends here") from None
+            raise BundleError(f"{self.path}: cannot be written ({error.strerror}); the run stops here") from None
 
 
 def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
-    """A cursor class whose statements are all noted; its rows are dictionaries."""
+    """Return a cursor class that records every statement; its rows are dictionaries."""
 
     class Noted(Extended[dict[str, Any]]):
         def __init__(self, connection: Any, *, row_factory: Any = None) -> None:

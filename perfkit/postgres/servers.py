@@ -1,7 +1,7 @@
-"""Servers that perfkit did not start: how they are opened, and the owner's marker.
+"""Servers: what every server offers, those that perfkit did not start, and the owner's permission on them.
 
-A schema `perfkit_allowed` whose comment names what is allowed, in which database of which cluster and until
-when: a restored dump, a clone or a copy carries the schema but not the permission.
+The permission is a schema `perfkit_allowed`. Its comment names the kinds of change that are allowed, the database, the
+cluster and the last day: a restored dump, a clone or a copy has the schema, but not the permission.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from perfkit.postgres.guards import (
 
 
 class Server(Protocol):
-    """The embedded server, or one of the user's that the guards let through."""
+    """The embedded server, or a server of the user's that the guards admitted."""
 
     @property
     def name(self) -> str:
-        """What reports and the audit call it."""
+        """The name in reports and in the audit."""
 
     @property
     def version(self) -> int:
@@ -54,58 +54,58 @@ class Server(Protocol):
 
     @property
     def foreign(self) -> bool:
-        """Whether somebody else started it."""
+        """Whether perfkit did not start this server."""
 
     @property
     def pooler(self) -> bool:
-        """Whether sessions end with their transaction: nothing that belongs to a session can be relied on."""
+        """Whether a pooler is in between: session state is lost after each transaction."""
 
     @property
     def permissions(self) -> frozenset[str]:
-        """What may be done there: of "writes" and "ddl"."""
+        """The kinds of change that are allowed: "writes", "ddl"."""
 
     def conninfo(self, dbname: str = "", user: str = "") -> str:
-        """Connection string for libpq, without a password."""
+        """Return a connection string for libpq, without a password."""
 
     def connect(self, dbname: str = "", user: str = "") -> Connection:
-        """A connection in autocommit mode; rows come as dictionaries. Raises psycopg.Error."""
+        """Open a connection in autocommit mode whose rows are dictionaries. Raises psycopg.Error."""
 
     def alive(self) -> bool:
-        """Whether it still runs, as far as perfkit can tell without asking it."""
+        """Whether the server still runs, as far as perfkit can tell without a query."""
 
     def log_tail(self, lines: int = 5) -> str:
-        """The last messages of its log, where perfkit can read that."""
+        """Return the last messages of the server's log if perfkit can read the log."""
 
 
-# The owner's marker.
+# The owner's permission.
 
 SCHEMA = "perfkit_allowed"
 KINDS = frozenset({"writes", "ddl"})
 
 
 def permissions(connection: Connection) -> frozenset[str]:
-    """What the owner allowed here and now, of "writes" and "ddl"."""
+    """Return the kinds of change that the owner allows in this database today: "writes", "ddl"."""
     row = catalog.row(connection, "marker")
     if not row["by_owner"]:
         return frozenset()
     try:
-        said = json.loads(row["comment"] or "")
-        here = (row["database"], cluster(connection, row["identifiable"]))
-        valid = (said["database"], said["system"]) == here and date.fromisoformat(said["until"]) >= _today()
-        return KINDS & frozenset(said["permissions"]) if valid and "" not in here else frozenset()
+        marker = json.loads(row["comment"] or "")
+        identity = (row["database"], cluster(connection, row["identifiable"]))
+        valid = (marker["database"], marker["system"]) == identity and date.fromisoformat(marker["until"]) >= _today()
+        return KINDS & frozenset(marker["permissions"]) if valid and "" not in identity else frozenset()
     except (ValueError, KeyError, TypeError):
         return frozenset()
 
 
 def cluster(connection: Connection, identifiable: bool) -> str:
-    """The identity of the cluster; "" where this role may not see it."""
+    """Return the identity of the cluster; "" if this role cannot see it."""
     return str(catalog.row(connection, "cluster").get("system", "")) if identifiable else ""
 
 
 def grant(connection: Connection, kinds: Collection[str], days: int) -> str:
-    """Give the permission for `days` from today; returns the day until which it holds.
+    """Grant the permission for `days` from today; return the last day on which it holds.
 
-    Raises UsageError; TargetRefused with SQL for the owner, or where the permission could not be told from a copy's.
+    Raises UsageError; TargetRefused with SQL for the owner, or if the cluster cannot be told from a copy.
     """
     if days < 1:
         raise UsageError(f"days = {days}; expected at least 1")
@@ -114,10 +114,10 @@ def grant(connection: Connection, kinds: Collection[str], days: int) -> str:
     if not (system := cluster(connection, row["identifiable"])):
         function = "EXECUTE ON FUNCTION pg_control_system()"
         raise TargetRefused(f"this cluster cannot be told from a copy; expected its owner to run: GRANT {function} ...")
-    said = {"permissions": sorted(kinds), "database": row["database"], "system": system, "until": until}
+    marker = {"permissions": sorted(kinds), "database": row["database"], "system": system, "until": until}
     owned = sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}")
     made = owned.format(sql.Identifier(SCHEMA), sql.Identifier(row["owner"]))
-    marked = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(SCHEMA), sql.Literal(json.dumps(said)))
+    marked = sql.SQL("COMMENT ON SCHEMA {} IS {}").format(sql.Identifier(SCHEMA), sql.Literal(json.dumps(marker)))
     statements = sql.SQL("; ").join([made, marked]).as_string(connection)
     try:
         with connection.transaction():
@@ -126,12 +126,12 @@ def grant(connection: Connection, kinds: Collection[str], days: int) -> str:
     except psycopg.Error as error:
         raise TargetRefused(f"{first_line(error)}; expected the database's owner to run: {statements}") from None
     if permissions(connection) != frozenset(kinds):
-        raise TargetRefused(f"a schema {SCHEMA} of somebody else is in the way; expected it to be dropped")
+        raise TargetRefused(f"another role owns the schema {SCHEMA}; expected its owner to drop it")
     return until
 
 
 def revoke(connection: Connection) -> None:
-    """Take every permission back. Raises TargetRefused."""
+    """Revoke every permission. Raises TargetRefused."""
     try:
         connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {}").format(sql.Identifier(SCHEMA)))
     except psycopg.Error as error:
@@ -142,7 +142,7 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-# A PostgreSQL server of the user's: admitted, reached at one address, and known again when it answers.
+# A PostgreSQL server of the user's: admitted, reached at one address, and recognised by its identity.
 
 CONNECT_TIMEOUT = 5  # seconds
 _ASK_S = 2.0
@@ -150,15 +150,15 @@ _ASK_S = 2.0
 
 @dataclass(slots=True)
 class External:
-    """One database of a server that somebody else runs; every statement to it is in the audit."""
+    """One database of a server that perfkit did not start; every statement to it is in the audit."""
 
     address: Address
     audit: Audit
     version: int = 0
-    pooler: bool = True  # until it is known that there is none
+    pooler: bool = True  # until perfkit knows that there is none
     permissions: frozenset[str] = frozenset()
-    system: str = ""  # what tells it from another server that might answer in its place
-    answered: float = 0.0  # when it was last asked whether it lives, on the monotonic clock
+    system: str = ""  # identifies the server if another one answers at its address
+    answered: float = 0.0  # the time of the last answer, on the monotonic clock
 
     @property
     def name(self) -> str:
@@ -167,17 +167,17 @@ class External:
 
     @property
     def foreign(self) -> bool:
-        """It is not perfkit's own."""
+        """True: perfkit did not start this server."""
         return True
 
     def conninfo(self, dbname: str = "", user: str = "") -> str:
-        """For libpq, pinned to the address; without a password. There is one user, whatever is asked for."""
+        """Return a libpq string pinned to the address, without a password. `user` is ignored: there is only one."""
         return self.address.conninfo(dbname)
 
     def connect(self, dbname: str = "", user: str = "") -> Connection:
-        """A connection in autocommit mode, with time limits for all that is sent.
+        """Open a connection in autocommit mode, with time limits for every statement.
 
-        Raises psycopg.Error, TargetRefused where another server answers.
+        Raises psycopg.Error; TargetRefused if another server answers.
         """
         kind = Pooled if self.pooler else psycopg.Connection[dict[str, Any]]
         connection: Connection = kind.connect(
@@ -188,7 +188,7 @@ class External:
             cursor_factory=audited(self.audit, self.name),
             application_name="perfkit",
             connect_timeout=CONNECT_TIMEOUT,
-            client_encoding="utf8",  # or a database in SQL_ASCII gives bytes for text
+            client_encoding="utf8",  # otherwise a database in SQL_ASCII returns bytes for text
         )
         try:
             if isinstance(connection, Pooled):
@@ -196,14 +196,14 @@ class External:
             else:
                 limit(connection)
             if self.system and _system(connection, catalog.row(connection, "answering")) != self.system:
-                raise TargetRefused(f"{self.name}: another server answers than before; nothing more was sent to it")
+                raise TargetRefused(f"{self.name}: a different server answers than before; nothing more was sent to it")
         except BaseException:
             connection.close()
             raise
         return connection
 
     def alive(self) -> bool:
-        """Whether anything answers at its address, asked every other second at most; once more before it is lost."""
+        """Whether the address answers; ping at most every 2 s, and twice before reporting a failure."""
         if monotonic() - self.answered < _ASK_S:
             return True
         conninfo = make_conninfo(self.conninfo(), connect_timeout=CONNECT_TIMEOUT).encode()
@@ -215,73 +215,78 @@ class External:
         return True
 
     def log_tail(self, lines: int = 5) -> str:
-        """Its log is not perfkit's to read."""
+        """Return nothing: perfkit does not read this server's log."""
         return ""
 
 
 def open_external(address: Address, permission: Permission, audit: Audit) -> External:
-    """Admit, connect, and see that what answers is what was named.
+    """Admit the address, connect, and check that the named server answers.
 
-    Raises TargetRefused, or ServerError with the server's words.
+    Raises TargetRefused, or ServerError with the server's message.
     """
     admit(address, permission)
     external = External(address, audit)
     try:
         with external.connect() as connection:
-            found = catalog.row(connection, "answering")
-            _require_same(address, found, _direct(connection, found), permission)
+            answer = catalog.row(connection, "answering")
+            _require_same(address, answer, _direct(connection, answer), permission)
             external.version = connection.info.server_version // 10000
-            external.pooler = connection.info.backend_pid != found["pid"]
-            external.system = _system(connection, found)
+            external.pooler = connection.info.backend_pid != answer["pid"]
+            external.system = _system(connection, answer)
             external.permissions = permissions(connection)
     except psycopg.Error as error:
-        expected = "expected a server that can be reached and a login that works"
+        expected = "expected a reachable server and a working login"
         raise ServerError(f"{address.name}: {visible(first_line(error))}; {expected}") from None
     if external.version < 13:
         raise ServerError(f"{address.name}: PostgreSQL {external.version}; expected 13 or later")
     return external
 
 
-def _system(connection: Connection, found: dict[str, Any]) -> str:
-    """The cluster's identity, or where that may not be seen, where the server itself says it is."""
-    system = cluster(connection, found["identifiable"])
-    return system or f"{found['address']}:{found['listens']}"
+def _system(connection: Connection, answer: dict[str, Any]) -> str:
+    """Return the cluster's identity, or the address that the server reports if this role cannot see it."""
+    system = cluster(connection, answer["identifiable"])
+    return system or f"{answer['address']}:{answer['listens']}"
 
 
-def _direct(connection: Connection, found: dict[str, Any]) -> bool:
-    """Whether nothing is in between: the server sees the very socket that is held here."""
-    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as own:
-        if own.family == socket.AF_UNIX:
-            return found["client_address"] is None and _listener(own) in ("postgres", "postmaster")
-        address, port = own.getsockname()[:2]
-    return (canonical(found["client_address"] or ""), found["client_port"]) == (canonical(address), port)
+def _direct(connection: Connection, answer: dict[str, Any]) -> bool:
+    """Whether the connection is direct: the server reports the same socket as this process."""
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as local_socket:
+        if local_socket.family == socket.AF_UNIX:
+            return answer["client_address"] is None and _listener(local_socket) in ("postgres", "postmaster")
+        address, port = local_socket.getsockname()[:2]
+    return (canonical(answer["client_address"] or ""), answer["client_port"]) == (canonical(address), port)
 
 
-def _listener(own: socket.socket) -> str:
-    """The program that listens at a socket folder; "" where that cannot be seen."""
-    if not hasattr(socket, "SO_PEERCRED"):  # macOS tells nothing
+def _listener(local_socket: socket.socket) -> str:
+    """Return the program that listens in a socket folder; "" if that is not visible."""
+    if not hasattr(socket, "SO_PEERCRED"):  # macOS does not tell
         return "postgres"
-    pid, _, _ = struct.unpack("3i", own.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    pid, _, _ = struct.unpack(
+        "3i", local_socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
     try:
         return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
 
-def _require_same(address: Address, found: dict[str, Any], direct: bool, permission: Permission) -> None:
-    """Behind an address of this machine may be a tunnel or a pooler: what answers must have been named too."""
-    if found["database"] != address.dbname:
-        name = f"{bracketed(address.host)}:{address.port}/{found['database']}"
+def _require_same(address: Address, answer: dict[str, Any], direct: bool, permission: Permission) -> None:
+    """Raise TargetRefused if a tunnel or pooler leads to a server that the user did not name as well."""
+    if answer["database"] != address.dbname:
+        name = f"{bracketed(address.host)}:{address.port}/{answer['database']}"
         _require_named(address, name, permission)
     if not direct and (address.local or here(address.address)):
-        _require_named(address, _behind(address, found), permission)
+        _require_named(address, _behind(address, answer), permission)
 
 
-def _behind(address: Address, found: dict[str, Any]) -> str:
-    """What to call a server behind something: where it says it is, unless the way to it could be called the same."""
-    port = found["port"] or found["listens"]
-    host = canonical(found["address"]) if found["address"] else "unix"
-    name = f"{bracketed(host)}:{port}/{found['database']}"
+def _behind(address: Address, answer: dict[str, Any]) -> str:
+    """Return the name of a server behind a tunnel or pooler: the address that the server reports.
+
+    The prefix `tunnel:` keeps the name apart from that of the tunnel itself.
+    """
+    port = answer["port"] or answer["listens"]
+    host = canonical(answer["address"]) if answer["address"] else "unix"
+    name = f"{bracketed(host)}:{port}/{answer['database']}"
     alike = port == address.port and (host == "unix" or ipaddress.ip_address(host).is_loopback)
     return f"tunnel:{name}" if alike else name
 
@@ -289,6 +294,6 @@ def _behind(address: Address, found: dict[str, Any]) -> str:
 def _require_named(address: Address, name: str, permission: Permission) -> None:
     leads, shown = f"{address.name} leads to {visible(name)}", visible(name)
     if normal(name) not in map(normal, (*permission.allow, *permission.confirm)):
-        raise TargetRefused(f"{leads} (a tunnel, a proxy, a pooler?); if that is meant: --confirm {shown}")
+        raise TargetRefused(f"{leads} (a tunnel, a proxy, a pooler?); to use it: --confirm {shown}")
     if looks_like_production([name]) and normal(name) not in map(normal, permission.production):
-        raise TargetRefused(f"{leads}, which looks like production; if that is meant: --production {shown}")
+        raise TargetRefused(f"{leads}, which looks like production; to use it anyway: --production {shown}")

@@ -171,7 +171,7 @@ def test_what_cannot_be_meant_is_one_line(args: list[str], said: str) -> None:
 def test_nobody_elses_server_is_looked_at_unasked(where: tuple[str, ...]) -> None:
     for command in ("top", "watch", "logging"):
         said = refusal(97, command, *where[:2], *(["--on"] if command == "logging" else []))
-        assert f"was not started by perfkit; if it may be used: --confirm {where[3]}" in said
+        assert f"was not started by perfkit; to use it: --confirm {where[3]}" in said
 
 
 def test_the_top_of_a_servers_log(where: tuple[str, ...], server: EmbeddedServer) -> None:

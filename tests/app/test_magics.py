@@ -195,7 +195,7 @@ def test_a_target_that_nobody_confirmed_is_asked_for(
 ) -> None:
     conninfo, name = where
     monkeypatch.setattr("builtins.input", lambda question: "no")
-    with pytest.raises(TargetRefused, match="something else was typed; nothing was sent to it"):
+    with pytest.raises(TargetRefused, match="the typed name differs; nothing was sent to it"):
         shell.run_line_magic("perfkit", f"connect {conninfo}")
     monkeypatch.setattr("builtins.input", lambda question: name)
     shell.run_line_magic("perfkit", f"connect {conninfo}")

@@ -100,7 +100,7 @@ def test_a_target_that_nobody_confirmed_is_refused_and_nothing_is_left(
     live: Callable[..., Path], tmp_path: Path
 ) -> None:
     code, said = refusal("--config", live(), "--folder", tmp_path / "watch")
-    assert code == 97 and "was not started by perfkit; if it may be used: --confirm" in said
+    assert code == 97 and "was not started by perfkit; to use it: --confirm" in said
     with pytest.raises(TargetRefused):
         perfkit.watch(config=live(), reports=tmp_path / "reports")
     assert list((tmp_path / "reports").iterdir()) == []

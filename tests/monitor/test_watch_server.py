@@ -227,7 +227,7 @@ def test_another_server_in_its_place_is_asked_nothing(
     try:
         server16.start()
         until(lambda: own.now() is None and own.notes)
-        assert own.notes[0][0] == "server" and "another server answers than before" in own.notes[0][1]
+        assert own.notes[0][0] == "server" and "a different server answers than before" in own.notes[0][1]
     finally:
         server16.stop()
         server16.port, server18.port = kept, port

@@ -387,7 +387,7 @@ WRONG = {
     "a password": ({"db": "host=db password=hunter2 dbname=x"}, "db: expected no password in it: use ~/.pgpass"),
     "a password in a URI": ({"db": "postgresql://me:hunter2@db/x"}, "db: expected no password in it"),
     "no conninfo": ({"db": "staging"}, "db: expected a libpq connection string, postgresql:// URI or service=NAME"),
-    "no database": ({"db": "host=/tmp user=perfkit dbname="}, "no database is named; expected dbname=..."),
+    "no database": ({"db": "host=/tmp user=perfkit dbname="}, "db names no database; expected dbname=..."),
 }
 
 
@@ -405,7 +405,7 @@ def test_whatever_cannot_be_meant_is_one_line_and_leaves_nothing(
 
 
 def test_what_nobody_confirmed_is_refused_and_leaves_nothing(given: dict[str, Any]) -> None:
-    with pytest.raises(TargetRefused, match="was not started by perfkit; if it may be used: --confirm "):
+    with pytest.raises(TargetRefused, match="was not started by perfkit; to use it: --confirm "):
         perfkit.compare(query=BY_NOTE, index=INDEX, **{**given, "confirm": []})
     assert left_in(given["reports"]) == []
 
