@@ -1,7 +1,8 @@
 """Charts of a watch and of its review.
 
-Pure functions over one part of the record. A stretch is so many seconds of the time line, the same however often the
-page is written; its percentiles are of its own samples, and missing where it has too few of them.
+Pure functions of one period of the record. A chart has one point per step: a fixed number of seconds that begins at a
+multiple of it on the time line, so that rewriting the page moves no point. The percentiles of a step come from its own
+samples, and are missing if there are too few.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import INK, draw_svg
 from perfkit.show.html import Block, escape, explained
 
-POINTS = 300  # at most so many stretches in a chart
-#: Seconds of a stretch, and between the times at an axis.
+MAX_POINTS = 300  # steps in a chart
+#: Widths of a step, and of the distance between times at an axis, in seconds.
 ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 14_400, 21_600, 43_200, 86_400)
 
 Values = NDArray[np.float64]
@@ -38,59 +39,59 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A figure over time: at `x` (seconds of the time line, a stretch's middle) `y`, NaN where it is not known."""
+    """A figure over time: `x` is the middle of a step on the time line, `y` is NaN if the figure is unknown."""
 
     x: Values
     y: Values
-    width: float  # seconds of a stretch
+    width: float  # of a step, in seconds
 
 
 class WatchSeries:
-    """The figures of everything that counts in a period, cut on demand."""
+    """The figures of all requests (or of all queries) in a period, computed per step on demand."""
 
     def __init__(self, period: Period, about: About) -> None:
         names = figures.item_names(about.kinds)
-        own = [figures.probes([tick], names) for tick in period.ticks]
+        per_tick = [figures.probes([tick], names) for tick in period.ticks]
         self._middle = np.array([tick.t - tick.seconds / 2 for tick in period.ticks])
         self._seconds = np.array([tick.seconds for tick in period.ticks])
-        self._ok = np.array([sum(probe.outcomes.get(OK, 0) for probe in probes) for probes in own], dtype=float)
-        self._sent = np.array([sum(probe.sent for probe in probes) for probes in own], dtype=float)
-        samples = [[ms for probe in probes for ms in probe.ms] for probes in own]
+        self._ok = np.array([sum(probe.outcomes.get(OK, 0) for probe in probes) for probes in per_tick], dtype=float)
+        self._sent = np.array([sum(probe.sent for probe in probes) for probes in per_tick], dtype=float)
+        samples = [[ms for probe in probes for ms in probe.ms] for probes in per_tick]
         self._ends = np.cumsum([0, *map(len, samples)])
         self._ms = np.fromiter((ms for part in samples for ms in part), float, int(self._ends[-1]))
-        self._least = max(period.seconds / POINTS, float(np.median(self._seconds)))
+        self._least = max(period.seconds / MAX_POINTS, float(np.median(self._seconds)))
 
     def percentile(self, q: int, width: float = 0.0) -> Line:
-        """The q-th percentile in ms, of stretches of a `width` in seconds; else wide enough to usually have one."""
+        """Return the q-th percentile in ms, in steps of `width` seconds, by default wide enough for a percentile."""
         rate = len(self._ms) / float(self._seconds.sum())
         needed = 1.2 * MIN_SAMPLES[q] / rate if rate else 0.0
         return self._line(
             width or max(self._least, needed),
-            lambda own: float(np.percentile(ms, q)) if supported(len(ms := self._samples(own)), q) else math.nan,
+            lambda step: float(np.percentile(ms, q)) if supported(len(ms := self._samples(step)), q) else math.nan,
         )
 
     def slowest(self) -> Line:
-        """The slowest answer of each stretch in ms."""
-        return self._line(self._least, lambda own: float(self._samples(own).max(initial=-math.inf)))
+        """Return the slowest answer of each step in ms."""
+        return self._line(self._least, lambda step: float(self._samples(step).max(initial=-math.inf)))
 
     def error_rate(self) -> Line:
-        """Of the probes that ended those that failed, as a share of one."""
-        return self._line(self._least, lambda own: _share((self._sent - self._ok)[own].sum(), self._sent[own].sum()))
+        """Return the share of completed probes that failed, from 0 to 1."""
+        return self._line(self._least, lambda step: _share((self._sent - self._ok)[step].sum(), self._sent[step].sum()))
 
     def throughput(self) -> Line:
-        """Answers as expected per second of watched time."""
-        return self._line(self._least, lambda own: _share(self._ok[own].sum(), self._seconds[own].sum()))
+        """Return the answers as expected per second of watched time."""
+        return self._line(self._least, lambda step: _share(self._ok[step].sum(), self._seconds[step].sum()))
 
-    def _samples(self, own: slice) -> Values:
-        return self._ms[self._ends[own.start] : self._ends[own.stop]]
+    def _samples(self, step: slice) -> Values:
+        return self._ms[self._ends[step.start] : self._ends[step.stop]]
 
     def _line(self, least: float, value: Callable[[slice], float]) -> Line:
-        """The figure of each stretch at least so wide; one without intervals, where nobody watched, has none."""
+        """Return the figure of each step of at least this width; NaN for a step without intervals."""
         width = float(next((width for width in ROUND_S if width >= least), least))
-        place = np.floor(self._middle / width)
-        edges = [0, *(np.flatnonzero(np.diff(place)) + 1), len(place)]
-        known = {place[lo]: value(slice(lo, hi)) for lo, hi in pairwise(edges)}
-        every = np.arange(place[0], place[-1] + 1)
+        number = np.floor(self._middle / width)
+        edges = [0, *(np.flatnonzero(np.diff(number)) + 1), len(number)]
+        known = {number[lo]: value(slice(lo, hi)) for lo, hi in pairwise(edges)}
+        every = np.arange(number[0], number[-1] + 1)
         y = np.array([known.get(n, math.nan) for n in every])
         return Line((every + 0.5) * width, np.where(np.isfinite(y), y, math.nan), width)
 
@@ -99,17 +100,15 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.nan
 
 
-# The panels of a watch's page: one figure each, with its limits, alerts, downtime and gaps.
-
-# Mid tones, 3:1 on white and on near-black; a level is also written.
+# Mid tones with a contrast of 3:1 on white and on near-black. Colour is not the only sign: the level is also written.
 LEVELS = {"P1": "#d1495b", "P2": "#c2571a", "P3": "#b58900"}
 _LINE = "#2f7fd6"
-APART = 0.06  # of an axis, between two names
+LABEL_DISTANCE = 0.06  # minimum share of an axis between two labels
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time of the time line, in seconds, and what was then: a level of alert, `down` or `unwatched`."""
+    """A time on the time line, in seconds, with the level of an alert, `down` or `unwatched`."""
 
     since: float
     until: float
@@ -118,7 +117,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Where a rule's limit lies in a panel, in the panel's unit."""
+    """The limit of a rule, in the unit of a panel."""
 
     value: float
     level: str
@@ -126,11 +125,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure over time. `unit` is ms (drawn on a logarithmic scale), % or "per second"."""
+    """One figure over time; `unit` is ms (drawn on a logarithmic scale), % or "per second"."""
 
     slug: str
     title: str
-    now: str  # the figure as the rules see it now, in words
+    now: str  # the current figure, as the rules use it, in words
     unit: str
     line: Line
     limits: Sequence[Limit] = ()
@@ -139,44 +138,45 @@ class Panel:
 
 
 def draw(panel: Panel, period: Period) -> str:
-    """The panel as a figure of HTML: its name and value now, the picture, and what it shows in words."""
-    said = finding(panel, period)
-    svg = draw_svg(panel.slug, panel.title, said, lambda ax: _draw(ax, panel, period))
+    """Return the panel as an HTML figure: title, current value, picture, and the finding in words."""
+    text = finding(panel, period)
+    svg = draw_svg(panel.slug, panel.title, text, lambda ax: _draw(ax, panel, period))
     return (
         f"<figure><figcaption>{escape(panel.title)} <span>{escape(panel.now)}</span></figcaption>{svg}"
-        f'<p class="note">{escape(said)}</p></figure>'
+        f'<p class="note">{escape(text)}</p></figure>'
     )
 
 
 def legend() -> str:
-    """What lines and shades mean, as HTML."""
-    said = {
-        "blue": "the figure; percentiles are of all answers of a stretch, where it holds the samples for one",
+    """Return the meaning of lines and shades, as HTML."""
+    meanings = {
+        "blue": "the figure; a percentile covers all answers of a step, if there are enough",
         "dashed": "limits of rules",
-        "shaded": "an alert stood, with its level",
+        "shaded": "an alert was active, with its level",
         "dark foot": "the service or the database was down",
-        "hatched": "nobody watched",
-        "grey dots": "the slowest answer of each stretch",
+        "hatched": "not watched",
+        "grey dots": "the slowest answer of each step",
     }
-    return explained(said.items())
+    return explained(meanings.items())
 
 
 def finding(panel: Panel, period: Period) -> str:
-    """Between what it moved and when it was worst, and how wide a stretch is."""
+    """Return the range of the figure, when it was worst, and the width of a step, in words."""
     known = np.flatnonzero(np.isfinite(panel.line.y))
     if not len(known):
-        return "Not enough samples for it yet."
+        return "Not enough samples yet."
     y = panel.line.y[known]
     worst = known[y.argmin() if panel.unit == "per second" else y.argmax()]
     at = clock(period.wall(float(panel.line.x[worst])), day=False)
     low, high = (f"{units.significant(float(v))}" for v in (y.min(), y.max()))
-    word = "lowest" if panel.unit == "per second" else "highest"
-    moved = f"{low} to {high} {panel.unit}, {word} about {at}" if low != high else f"{low} {panel.unit} all the time"
-    return f"{moved}; a point is {duration_text(panel.line.width)}."
+    extreme = "lowest" if panel.unit == "per second" else "highest"
+    varied = f"{low} to {high} {panel.unit}, {extreme} about {at}" if low != high else f"{low} {panel.unit} throughout"
+    return f"{varied}; each point covers {duration_text(panel.line.width)}."
 
 
 def _draw(ax: Axes, panel: Panel, period: Period) -> None:
-    ax.set_xlim(period.start, period.end + 0.02 * period.seconds)  # room for the last tick's label
+    # The margin is room for the label of the last time.
+    ax.set_xlim(period.start, period.end + 0.02 * period.seconds)
     low, high = _range(panel)
     if panel.unit == "ms":
         ax.set_yscale("log")
@@ -197,21 +197,21 @@ def _draw(ax: Axes, panel: Panel, period: Period) -> None:
 
 
 def _mark(ax: Axes, limits: Sequence[Limit], period: Period) -> None:
-    """Limits within the picture as lines, named where there is room for it."""
-    named = -math.inf
+    """Draw the limits that lie within the picture as lines, labelled if there is room."""
+    labelled = -math.inf
     for limit in sorted(limits, key=lambda limit: limit.value):
         height = float(ax.transAxes.inverted().transform(ax.transData.transform((0, limit.value)))[1])
         if not 0 < height < 1:
             continue
         ax.axhline(limit.value, color=LEVELS.get(limit.level, INK), linewidth=0.9, linestyle=(0, (4, 2)))
-        if height > named + APART:
-            named, text = height, f"{limit.level} {units.significant(limit.value)}"
+        if height > labelled + LABEL_DISTANCE:
+            labelled, text = height, f"{limit.level} {units.significant(limit.value)}"
             ax.text(period.start + 0.01 * period.seconds, limit.value, text, va="bottom", fontsize=8)
 
 
 def _range(panel: Panel) -> tuple[float, float]:
-    """From the lowest to the highest, with room; the limit nearest to good is always in the picture."""
-    y = np.concatenate([own.y[np.isfinite(own.y)] for own in (panel.line, panel.dots) if own])
+    """Return the range of the axis: all values, and the limit that is broken first."""
+    y = np.concatenate([line.y[np.isfinite(line.y)] for line in (panel.line, panel.dots) if line])
     limits = [limit.value for limit in panel.limits]
     if panel.unit == "ms":
         seen = [*y, *([min(limits)] if limits else [])] or [1.0, 1000.0]
@@ -221,8 +221,8 @@ def _range(panel: Panel) -> tuple[float, float]:
 
 
 def _shade(ax: Axes, spans: Sequence[Span], period: Period) -> None:
-    """Spans within the period, the gravest named first; a name that would lie on another's is left out."""
-    where, names = ax.get_xaxis_transform(), list[tuple[float, float]]()
+    """Draw the spans within the period, the gravest first; a label that would overlap another is left out."""
+    transform, labels = ax.get_xaxis_transform(), list[tuple[float, float]]()
     for span in visible_spans(spans, period):
         if span.what == "unwatched":
             ax.axvspan(span.since, span.until, facecolor="none", edgecolor=INK, alpha=0.35, hatch="////", linewidth=0)
@@ -231,116 +231,120 @@ def _shade(ax: Axes, spans: Sequence[Span], period: Period) -> None:
         else:
             ax.axvspan(span.since, span.until, facecolor=LEVELS.get(span.what, INK), alpha=0.2, linewidth=0)
         middle, height = (span.since + span.until) / 2, 0.06 if span.what == "down" else 0.94
-        if all(height != own or abs(middle - other) > APART * period.seconds for other, own in names):
-            names.append((middle, height))
-            ax.text(middle, height, span.what, ha="center", va="center", fontsize=8, transform=where)
+        if all(height != y or abs(middle - x) > LABEL_DISTANCE * period.seconds for x, y in labels):
+            labels.append((middle, height))
+            ax.text(middle, height, span.what, ha="center", va="center", fontsize=8, transform=transform)
 
 
 def visible_spans(spans: Sequence[Span], period: Period) -> list[Span]:
-    """What of the spans can be seen: cut to the period, none too narrow, those too near to be told apart as one."""
+    """Return the spans as drawn: cut to the period, wide enough to see, and joined if they would touch."""
     least = period.seconds / 300
-    found: list[Span] = []
+    visible: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.what, span.since)):
         since, until = max(span.since, period.start), min(max(span.until, span.since + least), period.end)
         if until <= since:
             continue
-        last = found[-1] if found else None
+        last = visible[-1] if visible else None
         if last and last.what == span.what and min(abs(since - last.until), since - last.since) < least:
-            found[-1] = Span(last.since, max(last.until, until), last.what)
+            visible[-1] = Span(last.since, max(last.until, until), last.what)
         else:
-            found.append(Span(since, until, span.what))
-    return found
+            visible.append(Span(since, until, span.what))
+    return visible
 
 
 def _clock(ax: Axes, period: Period) -> None:
-    places = round_times(period)
-    ax.set_xticks([t for t, _ in places], [text for _, text in places])
+    times = round_times(period)
+    ax.set_xticks([t for t, _ in times], [text for _, text in times])
     ax.set_xlabel(f"{stamp(period.wall(period.end))[:10]}, UTC")
 
 
 def round_times(period: Period) -> list[tuple[float, str]]:
-    """Round times of the wall clock, in UTC as it is at the end: where they lie on the time line, and in words."""
-    ahead = period.wall(period.end) - period.end
+    """Return round times of the wall clock in UTC: their position on the time line, and their text.
+
+    The offset between the two clocks is that of the period's end, even if the clock was set meanwhile.
+    """
+    offset = period.wall(period.end) - period.end
     weeks = DAY_S * math.ceil(period.seconds / DAY_S / 7)
     step = next((step for step in ROUND_S if period.seconds / step <= (7 if step >= 60 else 4)), weeks)
     shown = slice(5, 16) if step >= DAY_S else slice(11, 16) if step >= 60 else slice(11, 19)
-    first, last = math.ceil((period.start + ahead) / step), math.floor((period.end + ahead) / step)
-    return [(n * step - ahead, stamp(n * step)[shown]) for n in range(first, last + 1)]
+    first, last = math.ceil((period.start + offset) / step), math.floor((period.end + offset) / step)
+    return [(n * step - offset, stamp(n * step)[shown]) for n in range(first, last + 1)]
 
 
-# The reviewed time as pictures: percentiles of every half hour against their targets, and when it was down.
-
-WIDTH, HEIGHT = 1000, 64  # of the strip, in its own units
-LEAST = 2.0  # of its units, so that one interval of a day can be seen
-_LOOKS = {
+WIDTH, HEIGHT = 1000, 64  # of the availability strip, in its own units
+LEAST = 2.0  # minimum width of downtime, so that one interval of a day is visible
+_STYLES = {
     "up": 'fill="#1f9d6b" fill-opacity="0.45"',
     "unwatched": 'fill="none" stroke="currentColor" stroke-width="0.6" stroke-dasharray="3 3"',
     "down": 'fill="#d1495b"',
 }
 
 
-def latency_over_time(found: Reviewed) -> Block:
-    """p50, p95 and p99 of every block of time, their targets as lines, incidents and gaps shaded."""
+def latency_over_time(reviewed: Reviewed) -> Block:
+    """Return p50, p95 and p99 over time, with their targets as lines and incidents and gaps shaded."""
     spans = [
-        Span(own.since, found.period.end if own.eased is None else own.eased, own.level) for own in found.incidents
+        Span(incident.since, reviewed.period.end if incident.eased is None else incident.eased, incident.level)
+        for incident in reviewed.incidents
     ]
-    spans += [span for span in _stretches(found) if span.what != "up"]
-    panels = [_panel(found, metric, spans) for metric in PERCENTILES]
+    spans += [span for span in _stretches(reviewed) if span.what != "up"]
+    panels = [_panel(reviewed, metric, spans) for metric in PERCENTILES]
     width = duration_text(panels[0].line.width)
-    names = " and ".join(figures.item_names(found.about.kinds))
+    names = " and ".join(figures.item_names(reviewed.about.kinds))
     note = (
         f"Response times of {names} in ms, logarithmic: each step is the percentile of {width}, if it has enough "
         "samples for one. Shaded: incidents, by their gravest level; hatched: not watched."
     )
     html = f'<p class="note">{escape(note)}</p><div class="gallery">'
-    html += f"{''.join(draw(panel, found.period) for panel in panels)}</div>"
-    return Block(html, "\n".join([note, *(f"{p.title}: {finding(p, found.period)}" for p in panels)]))
+    html += f"{''.join(draw(panel, reviewed.period) for panel in panels)}</div>"
+    return Block(html, "\n".join([note, *(f"{p.title}: {finding(p, reviewed.period)}" for p in panels)]))
 
 
-def _panel(found: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
+def _panel(reviewed: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
     q = PERCENTILES[metric]
-    line = WatchSeries(found.period, found.about).percentile(q, found.period.width)
-    rows = [row for row in found.rows if row.target.metric == metric and not row.target.item]
+    line = WatchSeries(reviewed.period, reviewed.about).percentile(q, reviewed.period.width)
+    rows = [row for row in reviewed.rows if row.target.metric == metric and not row.target.item]
     limits = [Limit(row.target.at_most, "target") for row in rows if row.target.at_most is not None]
     whole = next((formatted(metric, row.actual.value) for row in rows if row.actual.value is not None), "")
-    return Panel(f"review-p{q}", f"p{q}", f"{whole} over the whole time" if whole else "", "ms", line, limits, spans)
+    return Panel(f"review-p{q}", f"p{q}", f"{whole} over the whole period" if whole else "", "ms", line, limits, spans)
 
 
-def _stretches(found: Reviewed) -> list[Span]:
-    """The time in stretches that were up, unwatched or down, in this order: what is short and bad is drawn last."""
-    names, ticks = figures.item_names(found.about.kinds), found.period.ticks
+def _stretches(reviewed: Reviewed) -> list[Span]:
+    """Return the times that were up, unwatched or down, in this order: short downtime must not be drawn over."""
+    names, ticks = figures.item_names(reviewed.about.kinds), reviewed.period.ticks
     up = figures.stretches(ticks, lambda tick: not figures.is_down(tick, names))
     down = figures.stretches(ticks, lambda tick: figures.is_down(tick, names) or False)
-    named = {"up": up, "unwatched": found.gaps, "down": down}
-    return [Span(since, until, what) for what, own in named.items() for since, until in own]
+    named = {"up": up, "unwatched": reviewed.gaps, "down": down}
+    return [Span(since, until, what) for what, times in named.items() for since, until in times]
 
 
-def availability(found: Reviewed) -> Block:
-    """The time as one strip: where it answered, where nothing was answered, where nobody watched."""
-    spans = _stretches(found)
-    told = [_told(found, span) for span in sorted(spans, key=lambda span: span.since) if span.what != "up"]
-    more = [f"and {len(told) - 12} more"] if len(told) > 12 else []
-    shares = (own.actual.value for own in found.rows if own.target.metric == "availability")
-    value = next((f"{percentage(own)} available. " for own in shares if own is not None), "")
-    words = value + ("; ".join([*told[:12], *more]) + "." if told else "Answered all the time that was watched.")
-    scrolled = f'<div class="scroll" role="region" tabindex="0" aria-label="Availability">{_strip(found, spans, words)}'
+def availability(reviewed: Reviewed) -> Block:
+    """Return the period as a strip: up, down, and not watched."""
+    spans = _stretches(reviewed)
+    exceptions = [_span_text(reviewed, span) for span in sorted(spans, key=lambda s: s.since) if span.what != "up"]
+    more = [f"and {len(exceptions) - 12} more"] if len(exceptions) > 12 else []
+    shares = (row.actual.value for row in reviewed.rows if row.target.metric == "availability")
+    value = next((f"{percentage(share)} available. " for share in shares if share is not None), "")
+    words = value + ("; ".join([*exceptions[:12], *more]) + "." if exceptions else "Up whenever it was watched.")
+    scrolled = (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Availability">{_strip(reviewed, spans, words)}'
+    )
     return Block(f'<figure>{scrolled}</div><p class="note">{escape(words)}</p></figure>', words)
 
 
-def _told(found: Reviewed, span: Span) -> str:
-    since, until = (clock(found.period.wall(t), day=False) for t in (span.since, span.until))
-    what = "nobody watched" if span.what == "unwatched" else span.what
+def _span_text(reviewed: Reviewed, span: Span) -> str:
+    since, until = (clock(reviewed.period.wall(t), day=False) for t in (span.since, span.until))
+    what = "not watched" if span.what == "unwatched" else span.what
     return f"{since} to {until} {what}, {duration_text(span.until - span.since)}"
 
 
-def _strip(found: Reviewed, spans: Sequence[Span], words: str) -> str:
-    period = found.period
+def _strip(reviewed: Reviewed, spans: Sequence[Span], words: str) -> str:
+    period = reviewed.period
     scale = WIDTH / period.seconds
     parts = []
     for span in spans:
         x, width = (span.since - period.start) * scale, (span.until - span.since) * scale
         width = max(width, LEAST if span.what == "down" else 0.0)
-        parts.append(f'<rect x="{x:.2f}" y="4" height="32" width="{width:.2f}" {_LOOKS[span.what]}/>')
+        parts.append(f'<rect x="{x:.2f}" y="4" height="32" width="{width:.2f}" {_STYLES[span.what]}/>')
     for t, text in round_times(period):
         x = (t - period.start) * scale
         side = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"

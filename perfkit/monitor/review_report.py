@@ -13,7 +13,7 @@ from perfkit.base.bundle import Bundle, require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
 from perfkit.config import load
 from perfkit.monitor import charts
-from perfkit.monitor.dashboard import LEVELS
+from perfkit.monitor.dashboard import STATES
 from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.notifications import limit_text
 from perfkit.monitor.review import DIFFERENT_LOAD, ReportedValue, Result, Reviewed, before_release, review
@@ -100,7 +100,7 @@ def incident_table(reviewed: Reviewed) -> Table:
     rows = tuple(
         (
             Cell(f"{number}"),
-            Cell(incident.level, state=LEVELS.get(incident.level, "")),
+            Cell(incident.level, state=STATES.get(incident.level, "")),
             Cell(_at(reviewed, incident.since)),
             Cell(duration_text(max(incident.noticed - incident.since, 0.0))),
             Cell(

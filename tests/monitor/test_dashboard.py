@@ -20,7 +20,7 @@ from perfkit.base.errors import BundleError
 from perfkit.base.stats import MIN_SAMPLES
 from perfkit.monitor import dashboard
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.charts import POINTS, Line, WatchSeries
+from perfkit.monitor.charts import MAX_POINTS, Line, WatchSeries
 from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import About, Event, Probe, Record, Tick
 from perfkit.monitor.store import Store
@@ -107,7 +107,7 @@ def hostile_page() -> str:
 def test_a_quiet_watch_says_so_and_for_how_long(quiet: Record) -> None:
     said = plain(page(quiet))
     assert "ALL QUIET No alert since 2026-01-15 09:00 UTC, for 1 h." in said
-    assert "4 s after the last interval ended" in said and "written anew about every 30 s" in said
+    assert "4 s after the last interval ended" in said and "rewritten about every 30 s" in said
 
 
 def test_what_stands_comes_first_with_its_numbers_and_what_to_do(eventful_page: str) -> None:
@@ -123,7 +123,7 @@ def test_an_alert_of_the_gravest_level_is_the_word(eventful_page: str) -> None:
 
 def test_a_watch_that_is_late_or_gone_is_not_all_quiet(quiet: Record) -> None:
     late = plain(page(quiet, 400))
-    assert "NOT WATCHING" in late and "has not written for 40 intervals, since 2026-01-15 10:00:00 UTC" in late
+    assert "NOT WATCHING" in late and "has written nothing for 40 intervals, since 2026-01-15 10:00:00 UTC" in late
     ended = page(quiet, 4000, running=False)
     assert "ENDED The watch has ended: its last interval was at 2026-01-15 10:00:00 UTC" in plain(ended)
     assert "ALL QUIET" not in late + ended
@@ -179,7 +179,7 @@ def test_the_page_of_a_day_without_a_quiet_minute_is_small_too(day: Record) -> N
 def test_alerts_are_listed_from_since_to_until(eventful_page: str) -> None:
     said = plain(eventful_page)
     rows = said[said.index("level what since until") :]
-    assert re.search(r"P1 service-down .*?2026-01-15 10:58:00 stands", rows)
+    assert re.search(r"P1 service-down .*?2026-01-15 10:58:00 active", rows)
     assert re.search(r"P2 latency-600 p95 [^:]+.*?2026-01-15 10:\d\d:\d\d 2026-01-15 10:\d\d:\d\d", rows)
 
 
@@ -202,7 +202,7 @@ def test_indexes_that_nobody_used_are_named(quiet: Record) -> None:
 def test_a_watch_without_an_interval_or_with_one_has_a_page(quiet: Record) -> None:
     assert "has no interval yet" in plain(page(replace(quiet, ticks=[], events=[])))
     one = plain(page(replace(quiet, ticks=quiet.ticks[:1], events=[])))
-    assert "ALL QUIET" in one and "Not enough samples for it yet." in one
+    assert "ALL QUIET" in one and "Not enough samples yet." in one
     empty = Tick(0, 10.0, watching.BEGAN + 10, 10.0, {}, {})
     assert "ALL QUIET" in plain(page(replace(quiet, ticks=[empty], events=[])))
 
@@ -259,7 +259,7 @@ def test_a_line_is_short_and_within_its_samples(ms: list[list[float]]) -> None:
     series, every = probes(ms), [value for own in ms for value in own]
     for q in (50, 95, 99):
         line = series.percentile(q)
-        assert len(line.x) <= POINTS + 1 and line.width >= 10
+        assert len(line.x) <= MAX_POINTS + 1 and line.width >= 10
         if len(found := values(line)):
             assert min(every) <= found.min() and found.max() <= max(every) and len(every) >= MIN_SAMPLES[q]
     slowest = values(series.slowest())
