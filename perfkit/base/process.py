@@ -1,8 +1,8 @@
-"""Processes that perfkit starts, the machine that they run on, and the line that shows progress.
+"""Child processes, facts about the machine, the life of a helper process, and the line that shows progress.
 
-A child started here has its own session, so a terminal's Ctrl-C reaches only its parent, and on Linux the
-kernel kills it when its parent dies, however that dies. macOS has no such signal: there a child of a parent
-killed with SIGKILL lives on until it notices (its stdin at end of file, say).
+A child has its own session, so that Ctrl-C in a terminal reaches only the parent. On Linux the kernel kills the child
+when the parent dies for any reason. macOS has no such signal: if the parent is killed with SIGKILL, the child lives on
+until it notices, for example by the end of its stdin.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import IO, Any, TypeVar
 
 from perfkit.base.errors import LoadError
 
-# Runs in the child before the program itself. A separate interpreter rather than `preexec_fn`, which forks a
-# process full of threads (BLAS, uvloop) and may deadlock in it. Python ignores two signals, and exec would
-# hand that down. The parent may have died before its death was asked for.
+# Runs in the child before the program itself. `preexec_fn` would run in a fork of a process with threads (BLAS, uvloop)
+# and may deadlock, so a separate interpreter does the work. The parent may have died before prctl: check its id.
+# Python ignores two signals, and exec would pass that on: restore their defaults.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
@@ -42,11 +42,11 @@ for number in (signal.SIGPIPE, signal.SIGXFSZ):
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
-#: The start of a command that runs one of perfkit's modules: -P, or whatever lies in the current folder is imported.
+#: The start of a command that runs one of perfkit's modules. Without -P, Python would import from the current folder.
 MODULE = (sys.executable, "-P", "-m")
 
-# The kernel's "parent" is the thread that forked, so a child asked for by a short-lived thread is forked by
-# this one, which lives as long as the process.
+# For the kernel, the parent is the thread that forked. This thread lives as long as the process, and forks the
+# children that short-lived threads ask for.
 _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="perfkit-spawn")
 
 
@@ -59,10 +59,10 @@ def spawn(
     stderr: int | IO[bytes] | None = None,
     die_with_parent: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start `args` in a new session; FileNotFoundError if there is no such program.
+    """Start `args` in a new session. Raises FileNotFoundError if there is no such program.
 
-    With `die_with_parent` (Linux only; macOS ignores it) the child is killed when this process ends. Any
-    thread may call this.
+    With `die_with_parent` (Linux only; macOS ignores it) the kernel kills the child when this process ends. Any
+    thread may call this function.
     """
     if shutil.which(args[0], path=None if env is None else env.get("PATH")) is None:
         raise FileNotFoundError(f"no program {args[0]!r}")
@@ -80,13 +80,16 @@ def spawn(
 
 
 def stop(proc: subprocess.Popen[bytes], grace: float = 1.0) -> None:
-    """SIGTERM to the child, within `grace` seconds SIGKILL to its whole group; reaps it and never raises."""
-    # Once reaped by someone else its id may belong to another.
+    """End a child with SIGTERM and, after at most `grace` seconds, its process group with SIGKILL; never raise.
+
+    Reaps the child and closes its streams.
+    """
+    # After someone else reaped the child, its id may belong to another process.
     if proc.returncode is None:
         _quietly(proc.terminate)
         with contextlib.suppress(subprocess.TimeoutExpired):
             proc.wait(grace)
-        # After a clean exit too: what the child started may still be there.
+        # After a clean exit too: processes that the child started may still run.
         _quietly(lambda: os.killpg(proc.pid, signal.SIGKILL))
         proc.wait()
     for stream in (proc.stdin, proc.stdout, proc.stderr):
@@ -96,14 +99,14 @@ def stop(proc: subprocess.Popen[bytes], grace: float = 1.0) -> None:
 
 @contextlib.contextmanager
 def alone(say: Callable[[str], None]) -> Iterator[None]:
-    """Wait until no other run of this user measures on this machine: two at once would measure each other."""
-    import fcntl
+    """Wait until no other run of this user measures on this machine: two runs would disturb each other."""
+    import fcntl  # Unix only; the rest of the module must import elsewhere
 
     path = Path(tempfile.gettempdir()) / f"perfkit-measuring-{os.getuid()}"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise LoadError(f"{path}: cannot be opened ({error.strerror}); expected a file of yours, or none") from None
+        raise LoadError(f"{path}: cannot be opened ({error.strerror}); expected your own file, or none") from None
     try:
         while True:
             try:
@@ -122,8 +125,7 @@ def _quietly(action: Callable[[], None]) -> None:
         action()
 
 
-# Facts about the machine and the software that a number depends on.
-
+#: Packages whose versions a measurement depends on.
 PACKAGES = (
     "perfkit",
     "psycopg",
@@ -138,7 +140,7 @@ PACKAGES = (
 
 
 def facts() -> dict[str, Any]:
-    """CPU, cores, memory in GB, system and Python version; nothing that names a person or a machine."""
+    """Return CPU, cores, memory in GB, system and Python version; nothing that names a person or a machine."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -149,19 +151,17 @@ def facts() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packages() -> dict[str, str]:
-    """Installed versions of what takes part in a measurement."""
-    found = {}
+    """Return the installed versions of PACKAGES."""
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _cpu() -> str:
@@ -172,13 +172,11 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-# How a helper process lives: on uvloop where there is one, until told to stop or its parent is gone.
-
 _Result = TypeVar("_Result")
 
 
 def run(main: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of `main`, run on uvloop or, where that is missing, on asyncio's own loop."""
+    """Run a coroutine on uvloop or, if that is not installed, on asyncio's own loop; return its result."""
     try:
         import uvloop
     except ImportError:
@@ -187,33 +185,35 @@ def run(main: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 def stop_event(watch_stdin: bool) -> asyncio.Event:
-    """An event set by SIGTERM, SIGINT and, if asked, the end of stdin (a parent's death brings it)."""
+    """Return an event that SIGTERM, SIGINT and, with `watch_stdin`, the end of stdin set.
+
+    Stdin ends when the parent dies.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if watch_stdin:
-        # A thread, because an event loop cannot watch every kind of stdin (a file, /dev/null).
+        # A thread: an event loop cannot watch every kind of stdin (a file, /dev/null).
         threading.Thread(target=_wait_for_end, args=(loop, stop), daemon=True).start()
     return stop
 
 
 def _wait_for_end(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    # os.read, because sys.stdin holds a lock that an exiting interpreter stumbles over.
+    # os.read: sys.stdin holds a lock that would block an exiting interpreter.
     while os.read(0, 4096):
         pass
     if not loop.is_closed():
         loop.call_soon_threadsafe(stop.set)
 
 
-# One transient line of progress: on the terminal, or in a notebook, where it clears itself.
-
-Say = Callable[[str], None]
-AFTER_S = 2.0  # what ends sooner shows nothing in a notebook, where a line that comes and goes moves all below it
+Say = Callable[[str], None]  # shows a line of progress
+# A line that comes and goes moves the whole notebook below it, so a call that ends sooner shows none.
+AFTER_S = 2.0
 
 
 @contextmanager
 def progress() -> Iterator[Say]:
-    """A function that shows a line in place of the one before; an empty line clears it."""
+    """Yield a function that replaces the line of progress; an empty line, and the end of the block, clear it."""
     say = _in_notebook() or _on_terminal()
     try:
         yield say
@@ -222,7 +222,7 @@ def progress() -> Iterator[Say]:
 
 
 def _on_terminal() -> Say:
-    """Rewrites one line of a terminal; elsewhere (a log) prints a line for each new phase or block."""
+    """Return a function that rewrites one line of a terminal, and prints each new phase or block to a log."""
     last = ""
 
     def say(line: str) -> None:
@@ -239,9 +239,10 @@ def _on_terminal() -> Say:
 
 
 def _in_notebook() -> Say | None:
-    """Updates one display of a kernel; None outside of one."""
+    """Return a function that updates one display of a notebook; None outside a notebook."""
     if "IPython" not in sys.modules:
         return None
+    # IPython takes long to import; inside a kernel it already is.
     from IPython import get_ipython
     from IPython.display import display
 
@@ -252,7 +253,7 @@ def _in_notebook() -> Say | None:
     handle: Any = None
 
     def say(line: str | None) -> None:
-        """None: what was said last, which now has lasted."""
+        """Show the line; the timer passes None to show the last line once AFTER_S have passed."""
         nonlocal handle, last
         with lock:
             last = last if line is None else line

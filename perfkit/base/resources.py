@@ -1,6 +1,6 @@
-"""Files that come with perfkit and are no modules: SQL, notebooks, an example to start from.
+"""Files that come with perfkit and are not modules: SQL, notebooks, and an example to start from.
 
-A built package carries copies of them; a checkout, and so an editable install, has the folders themselves.
+A built package contains copies; a checkout, and so an editable install, has the original folders.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent  # of an installed package: site-packages
-IN_CHECKOUT = "sql/catalog/settings.sql"  # tells a checkout from other folders, site-packages among them
+IN_CHECKOUT = "sql/catalog/settings.sql"  # only a checkout has this file; site-packages does not
 FOLDERS = ("sql", "notebooks", "docs/examples/orders")  # setup.py copies them into a built package
 PREFIX = "perfkit:"  # how a configuration names one of these files
 
 
 def path(name: str) -> Path:
-    """Return the file or folder that comes with perfkit under this name.
+    """Return the path of a file or folder that comes with perfkit.
 
     >>> path("sql/catalog/settings.sql").is_file()
     True
@@ -24,7 +24,7 @@ def path(name: str) -> Path:
 
 
 def name_of(file: Path) -> str | None:
-    """Return the name of a file that comes with perfkit, as a configuration has it; None for any other file.
+    """Return the name by which a configuration refers to a file that comes with perfkit; None for other files.
 
     >>> name_of(path("sql/booking/schema.sql"))
     'perfkit:sql/booking/schema.sql'

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, the unit named, infinity and absence in words."""
+"""Numbers as people read them: three significant digits, with a unit, and a sign for infinity and for no value."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NONE = "–"
 
 
 def unbroken(text: str) -> str:
-    """Text that stays on one line."""
+    """Return the text with no-break spaces, so that it stays on one line."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with three significant digits and no exponent, thousands grouped.
+    """Return a number with three significant digits, grouped thousands and no exponent.
 
     >>> [significant(v) for v in (0.04567, 0.4, 12.34, 999.6, 12345.0, 0.0, math.inf)]
     ['0.0457', '0.400', '12.3', '1,000', '12,300', '0', '∞']
@@ -30,7 +30,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def interval(lo: float, hi: float) -> str:
-    """Both ends of a 95 % interval, which no line break may part.
+    """Return both ends of a 95 % interval, without a place for a line break.
 
     >>> interval(1.234, math.inf).split()
     ['[1.23,', '∞]']
@@ -38,18 +38,18 @@ def interval(lo: float, hi: float) -> str:
     return unbroken(f"[{significant(lo)}, {significant(hi)}]")
 
 
-def estimate(found: Interval | None) -> tuple[str, str]:
-    """An estimate in its own unit and its interval; dashes where there is none."""
-    return (significant(found.value), interval(found.lo, found.hi)) if found else (NONE, "")
+def estimate(value: Interval | None) -> tuple[str, str]:
+    """Return an estimate without its unit, and its interval; a dash if there is no estimate."""
+    return (significant(value.value), interval(value.lo, value.hi)) if value else (NONE, "")
 
 
-def ratio(found: Ratio | None) -> tuple[str, str]:
-    """A ratio after/before and its interval; a dash where there is none."""
-    return (f"×{significant(found.value)}", interval(found.lo, found.hi)) if found else (NONE, "")
+def ratio(value: Ratio | None) -> tuple[str, str]:
+    """Return a ratio after/before, and its interval; a dash if there is no ratio."""
+    return (f"×{significant(value.value)}", interval(value.lo, value.hi)) if value else (NONE, "")
 
 
 def too_few(n: int, q: int) -> str:
-    """Why a percentile is missing.
+    """Return the reason why a percentile is missing.
 
     >>> " ".join(too_few(40, 95).split())
     'not enough samples (40 of 72)'
@@ -58,12 +58,12 @@ def too_few(n: int, q: int) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number, thousands grouped."""
+    """Return a whole number with grouped thousands."""
     return f"{value:,.0f}"
 
 
 def percent(share: float) -> str:
-    """A share of one as a percentage.
+    """Return a share of 1 as a percentage.
 
     >>> percent(0.001), percent(0.0)
     ('0.100 %', '0 %')
@@ -72,7 +72,7 @@ def percent(share: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in the unit PostgreSQL would use (1 kB = 1024 bytes).
+    """Return a number of bytes in the unit that PostgreSQL would use (1 kB = 1024 bytes).
 
     >>> size(340 * 1024), size(512), size(96_000_000)
     ('340 kB', '512 B', '91.6 MB')
@@ -85,7 +85,7 @@ def size(number: float) -> str:
 
 
 def millis(ms: float) -> str:
-    """A time in ms with as many digits as a sentence needs.
+    """Return a time in ms with as many digits as a sentence needs.
 
     >>> millis(0.1234), millis(12.34), millis(12345)
     ('0.12 ms', '12 ms', '12,345 ms')
@@ -94,7 +94,7 @@ def millis(ms: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration given in seconds, in ms below one second.
+    """Return a duration in seconds, or in ms below one second.
 
     >>> seconds(0.0123), seconds(75.2)
     ('12.3 ms', '75.2 s')

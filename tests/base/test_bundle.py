@@ -78,7 +78,7 @@ def test_a_file_is_replaced_whole_and_nothing_temporary_stays(tmp_path: Path) ->
 def test_a_write_that_fails_keeps_what_was_there_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "content").write_text("kept")
-    with pytest.raises(BundleError, match=f"{tmp_path}/taken: cannot be written .*; what came before is kept"):
+    with pytest.raises(BundleError, match=f"{tmp_path}/taken: cannot be written .*; nothing was overwritten"):
         write_atomically(tmp_path / "taken", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
     assert (tmp_path / "taken" / "content").read_text() == "kept"
@@ -86,7 +86,7 @@ def test_a_write_that_fails_keeps_what_was_there_and_leaves_no_temporary_file(tm
 
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BundleError, match=r"pipe: cannot be written \(not a regular file\); what came before is kept"):
+    with pytest.raises(BundleError, match=r"pipe: cannot be written \(not a regular file\); nothing was overwritten"):
         write_atomically(tmp_path / "pipe", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"] and (tmp_path / "pipe").is_fifo()
 

@@ -219,7 +219,7 @@ def test_files_written_into_the_runs_own_folder_are_sealed_with_it(run: Path) ->
 def test_a_file_of_the_run_is_never_written_over(run: Path, name: str) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = refusal(2, "gate", run, "--json", run / name)
-    assert said == f"{run / name}: among the files of a run or a watch; expected gate... there, or elsewhere"
+    assert said == f"{run / name}: in the folder of a run or a watch; expected gate... there, or another folder"
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert "named twice" in refusal(2, "gate", run, "--json", "gate.out", "--junit", "gate.out")
 
