@@ -25,15 +25,15 @@ from yarl import URL
 
 from perfkit.base.process import run
 from perfkit.base.refusals import require_header
-from perfkit.load.samples import OK, Answer, first_words
+from perfkit.load.samples import OK, REFUSED, RESET, TIMEOUT, UNEXPECTED_BODY, Answer, first_words
 
-_WHOLE = 1 << 30  # bytes of a body that are kept before the parser would stop reading
+_WHOLE = 1 << 30  # bytes of a body that the parser buffers before it would stop reading
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connection that sends one request at a time. Once `broken` it is closed, and another must be opened."""
+    """A connection that sends one request at a time. Once `broken` it is closed and must be replaced."""
 
-    _reading_paused = False  # the parser asks its protocol, which never pauses
+    _reading_paused = False  # the parser reads this attribute of its protocol
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -43,18 +43,19 @@ class HttpConnection(asyncio.Protocol):
         self._payload: Any = None
         self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
         self.broken = False
-        self.answering = False  # something of the answer has come
+        self.answering = False  # part of the answer has arrived
 
     @classmethod
     async def open(cls, host: str, port: int, tls: ssl.SSLContext | None, name: str) -> HttpConnection:
-        """Connect to an address; `name` is whom its certificate must belong to. Raises OSError."""
-        loop, whose = asyncio.get_running_loop(), name if tls else None
-        return (await loop.create_connection(cls, host, port, ssl=tls, server_hostname=whose))[1]
+        """Connect to an address; with TLS, its certificate must belong to `name`. Raises OSError."""
+        loop, hostname = asyncio.get_running_loop(), name if tls else None
+        return (await loop.create_connection(cls, host, port, ssl=tls, server_hostname=hostname))[1]
 
     def run(self, request: bytes, *, head: bool = False) -> asyncio.Future[tuple[int, bytes]]:
-        """Send a request; its future brings the status and the whole body.
+        """Send a request; return a future that brings the status and the whole body.
 
-        It raises ConnectionError where the connection is lost or the answer is not HTTP, TimeoutError when expired.
+        The future raises ConnectionError if the connection is lost or the answer is not HTTP, TimeoutError if the
+        request expires.
         """
         if self._parser is None or head is not self._bodiless:
             self._bodiless = head
@@ -70,25 +71,25 @@ class HttpConnection(asyncio.Protocol):
         return self._waiting
 
     def expire(self) -> None:
-        """Wait no longer: whoever does gets a TimeoutError."""
+        """Give up the answer: the pending `run` raises TimeoutError."""
         self._lost(TimeoutError("no answer in time"))
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection; a pending `run` raises ConnectionAbortedError."""
         self._lost(ConnectionAbortedError("closed"))
 
     def pause_reading(self, *_: Any, **__: Any) -> None:
-        """The parser would like to wait; every body is read whole."""
+        """Ignore the parser's request to pause: every body is read whole."""
 
     def resume_reading(self, *_: Any, **__: Any) -> None:
-        """Nothing was paused."""
+        """Do nothing: reading never pauses."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
+        """Keep the transport of the open connection."""
         self._transport: Any = transport
 
     def data_received(self, data: bytes) -> None:
-        """A part of an answer has come."""
+        """Parse a part of an answer."""
         if self._waiting is None or self._waiting.done():
             self._lost(ConnectionResetError("an answer that nothing asked for"))
             return
@@ -99,7 +100,7 @@ class HttpConnection(asyncio.Protocol):
             self._lost(ConnectionResetError(f"an answer that is not HTTP: {error.message}"))
             return
         for message, payload in messages:
-            if message.code >= 200 and self._message is None:  # before it there may be others, which announce it
+            if message.code >= 200 and self._message is None:  # informational responses (1xx) may come first
                 self._message, self._payload = message, payload
         if upgraded or rest:
             self._lost(ConnectionResetError("the server changed the protocol"))
@@ -107,7 +108,7 @@ class HttpConnection(asyncio.Protocol):
             self._finish()
 
     def eof_received(self) -> None:
-        """Nothing more will come, which ends a body of unknown length."""
+        """End a body of unknown length, which lasts until the server closes."""
         if self._message is None:
             return
         try:
@@ -119,11 +120,11 @@ class HttpConnection(asyncio.Protocol):
         self._finish()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It is gone."""
+        """Give up the answer, if one is pending."""
         self._lost(ConnectionResetError(str(error) if error else "the server closed the connection"))
 
     def _finish(self) -> None:
-        """Give the answer to whoever waits, if it is whole."""
+        """Resolve the pending future if the answer is complete."""
         if error := self._payload.exception():
             self._lost(ConnectionResetError(f"a body that cannot be read: {error}"))
         elif self._payload.is_eof() and self._waiting and not self._waiting.done():
@@ -139,21 +140,19 @@ class HttpConnection(asyncio.Protocol):
             self._waiting.set_exception(error)
 
 
-# How one HTTP request is sent and timed. Runs inside a load worker only.
-
-_SAFE = "!$%&'()*+,/:;=?@[]~"  # what of a path stays as it was written
+_SAFE = "!$%&'()*+,/:;=?@[]~"  # characters of a path that are not encoded
 _SECRET = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _BODILESS = ("GET", "HEAD", "OPTIONS", "TRACE")
-_REPEATABLE = (*_BODILESS, "PUT", "DELETE")  # RFC 9110, 9.2.2: sent twice they do what they do once
+_REPEATABLE = (*_BODILESS, "PUT", "DELETE")  # idempotent methods (RFC 9110, 9.2.2): safe to send a second time
 
 
 class HttpSender:
-    """HTTP/1.1, keep-alive, as many connections as users; every request stays at the target's origin.
+    """Sends HTTP/1.1 requests over kept-alive connections, one for each user; they stay at the target's origin.
 
-    No proxy, whatever the environment says; no cookies, no redirects.
+    The sender uses no proxy, whatever the environment says, keeps no cookies and follows no redirects.
     """
 
-    pids: Sequence[int] = ()  # a service's processes are its own
+    pids: Sequence[int] = ()  # unknown for a service
 
     def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
         self._base, self._timeout_s, self._address = base, timeout_s, address
@@ -163,13 +162,16 @@ class HttpSender:
         self._free: list[HttpConnection] = []
 
     async def open(self, users: int) -> None:
-        """Get ready; connections are opened when they are wanted."""
+        """Prepare for sending; connections are opened when they are needed."""
         url, self._loop = URL(self._base), asyncio.get_running_loop()
         self._name, self._port = url.host or "", url.port or 80
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
 
     async def send(self, message: dict[str, Any]) -> Answer:
-        """Send one HTTP request and read its body; once more where a kept connection turns out to be closed."""
+        """Send a request and read its body; send it once more if a kept connection turns out to be closed.
+
+        A request without an answer after `timeout_s` expires: its connection is closed, its outcome is TIMEOUT.
+        """
         acquired, attempts, until = monotonic_ns(), 0, self._loop.time() + self._timeout_s
         try:
             while True:
@@ -199,29 +201,29 @@ class HttpSender:
         if status not in message["expect"]:
             return Answer(acquired, done, f"http_{status}", text[:200], text, attempts)
         if any(needle not in text for needle in message.get("contains", ())):
-            return Answer(acquired, done, "unexpected_body", text[:200], text, attempts)
+            return Answer(acquired, done, UNEXPECTED_BODY, text[:200], text, attempts)
         return Answer(acquired, done, OK, str(status), text, attempts)
 
     def _kept(self) -> HttpConnection | None:
-        """The connection used last of those that still stand."""
+        """Return the open connection that was used last."""
         while self._free:
             if not (connection := self._free.pop()).broken:
                 return connection
         return None
 
     async def _connected(self) -> HttpConnection:
-        """Another connection. Raises _Unreachable, TimeoutError."""
+        """Open a connection. Raises _Unreachable, TimeoutError."""
         try:
             return await HttpConnection.open(self._address or self._name, self._port, self._tls, self._name)
         except TimeoutError:
             raise
-        except (OSError, ValueError) as error:  # the latter for a name or a certificate that is none
+        except (OSError, ValueError) as error:  # ValueError: an invalid host name or certificate
             raise _Unreachable(f"no connection to {self._base}: {error}") from None
 
     def check(self, message: dict[str, Any]) -> None:
-        """Turn the request into what is sent.
+        """Prepare the request for sending.
 
-        Raises ValueError for one that could leave the target's origin, or lacks a secret it names.
+        Raises ValueError if the request could leave the target's origin or names a secret that is not set.
         """
         where, path = f"request {message['item']}", message["path"]
         if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path):
@@ -241,15 +243,15 @@ class HttpSender:
         message["wire"] = self._wire(url, message)
 
     def _wire(self, url: URL, message: dict[str, Any]) -> bytes:
-        """A request as it is sent; headers of its own take the place of ours."""
+        """Return the request's bytes; its own headers override the default ones."""
         method, body = message["method"], b""
         headers = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
         headers["User-Agent"] = "perfkit"
         if message["json"] is not None:
             body, headers["Content-Type"] = json.dumps(message["json"]).encode(), "application/json"
-        own = {name: self._filled(value) for name, value in message.get("headers", {}).items()}
-        taken = {name.lower() for name in own}
-        headers = {name: value for name, value in headers.items() if name.lower() not in taken} | own
+        custom = {name: self._filled(value) for name, value in message.get("headers", {}).items()}
+        overridden = {name.lower() for name in custom}
+        headers = {name: value for name, value in headers.items() if name.lower() not in overridden} | custom
         if body or method not in _BODILESS:
             headers["Content-Length"] = str(len(body))
         path = quote(message["path"].partition("#")[0], safe=_SAFE)
@@ -257,11 +259,11 @@ class HttpSender:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     def _filled(self, value: str) -> str:
-        """A header with the secrets it names."""
+        """Return a header with the secrets that it names."""
         return _SECRET.sub(lambda match: self._secrets[match[1]], value)
 
     def _clean(self, text: str) -> str:
-        """Text from a target without the secrets it was sent."""
+        """Return a text from the target with every secret replaced by ***."""
         for secret in self._secrets.values():
             text = text.replace(secret, "***") if secret else text
         return text
@@ -271,17 +273,17 @@ class HttpSender:
         for connection in self._free:
             connection.close()
         self._free.clear()
-        await asyncio.sleep(0)  # the loop closes them in its next turn
+        await asyncio.sleep(0)  # the loop closes the connections in its next turn
 
 
 class _Unreachable(Exception):
-    """No connection could be had."""
+    """No connection could be opened."""
 
 
 def _failure(error: Exception) -> str:
     if isinstance(error, _Unreachable):
-        return "refused"
-    return "timeout" if isinstance(error, TimeoutError) else "reset"
+        return REFUSED
+    return TIMEOUT if isinstance(error, TimeoutError) else RESET
 
 
 NULL_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"

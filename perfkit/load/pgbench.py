@@ -84,7 +84,7 @@ def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Scr
         text = _statement(query, placed.text, placed.names)
         columns = {name: [row[name] for row in query.rows] for name in placed.names}
     except KeyError as error:
-        raise UsageError(f"query '{query.item}': {error} is no column of its parameters") from None
+        raise UsageError(f"query '{query.item}': {error} is not a column of its parameters") from None
     except ValueError as error:
         raise UsageError(f"query '{query.item}': {error}") from None
     if not placed.names:

@@ -1,15 +1,4 @@
-"""Samples of requests: outcomes, buffers, clocks, limits and the client's health.
-
-A scheduler leaves a connection where it first came to lie. On its client's own processor it answers a statement of
-30 µs in half the time that it takes on another one, which has to be woken. By that chance alone two arms of one plan
-may differ by a factor of two for a whole round.
-
-Sleep until shortly before it, then look at the clock at every turn of the loop, so that answers are still read.
-On Linux a timer of the kernel ends the sleep within about 0.1 ms; elsewhere the loop's own does, in good time.
-
-A histogram is an HDR histogram of response times in microseconds, three digits, in the encoding that every
-implementation of it reads and that can be merged without loss. What is beyond its range is an error, never lost.
-"""
+"""Samples of requests as a load worker takes them: outcomes, buffers, the clock, limits and the client's health."""
 
 from __future__ import annotations
 
@@ -28,13 +17,27 @@ from typing import Any, Self
 
 from hdrh.histogram import HdrHistogram
 
+# Outcomes of a request. Every outcome except OK is an error; besides these there are `http_<status>` and
+# `sqlstate_<code>` for answers that were not expected, and pgbench's own two, see `pgbench`.
+OK = "ok"
+TIMEOUT = "timeout"  # no answer within the request timeout
+POOL_TIMEOUT = "pool_timeout"  # no free connection within the request timeout
+REFUSED = "refused"  # no connection
+RESET = "reset"  # the connection was lost, or the answer broke the protocol
+UNEXPECTED_BODY = "unexpected_body"  # an HTTP body without a text that it must contain
+OVER_RANGE = "over_range"  # answered, but later than a histogram can hold
+DROPPED = "dropped"  # arrived when the maximum number of requests was in flight, and was never sent
+
 
 def pin_to_processors(pids: Sequence[int]) -> Callable[[], None] | None:
-    """Keep this process to the first of its processors and the server's `pids` to the next; returns the way back.
+    """Pin this process to the first of its processors and the server's `pids` to the next; return the way back.
 
-    None, and nothing moves, where there is one processor, where the system has no say in it (macOS), and where a
-    process is another user's. What moved of the server ends with its connection.
+    Returns None and moves nothing if there is only one processor, if the system cannot pin (macOS), or if a process
+    belongs to another user. The server's processes end with their connections, so only this one has to be moved back.
     """
+    # A scheduler leaves a connection on the processor where it started. On its client's own processor it answers a
+    # statement of 30 µs in half the time that it takes on another, which has to be woken. By that chance alone, two
+    # arms with the same plan could differ by a factor of two for a whole round.
     if not hasattr(os, "sched_setaffinity"):
         return None
     allowed = os.sched_getaffinity(0)
@@ -50,16 +53,14 @@ def pin_to_processors(pids: Sequence[int]) -> Callable[[], None] | None:
     return partial(os.sched_setaffinity, 0, allowed)
 
 
-# Whether a round's numbers are the target's: what the client did wrong, by the limits of the configuration. Pure.
-
 LATE = "the typical request left {:.3g} ms late"
 BUSY = "a worker was busy {:.0f} % of the time"
 
 
 def faults(health: Mapping[str, float], p50_ms: float, limits: Mapping[str, float]) -> dict[str, float]:
-    """The reasons for which a round is invalid, as texts to be filled with their number; empty where it is healthy.
+    """Return why a round is invalid, as texts with a placeholder and their numbers; empty if the client was healthy.
 
-    Schedule lag counts beyond `lag_ms` and beyond a share of the round's own median.
+    Schedule lag is a fault if it exceeds both `lag_ms` and `lag_share` of the round's median response time.
 
     >>> limits = {"lag_ms": 5, "lag_share": 0.25, "worker_cpu": 0.95}
     >>> faults({"lag_p50_ms": 6, "worker_cpu": 0.5}, 100, limits)
@@ -67,24 +68,27 @@ def faults(health: Mapping[str, float], p50_ms: float, limits: Mapping[str, floa
     >>> faults({"lag_p50_ms": 6, "worker_cpu": 0.5}, 10, limits)
     {'the typical request left {:.3g} ms late': 6}
     """
-    found = {}
+    reasons = {}
     if health["lag_p50_ms"] > max(limits["lag_ms"], limits["lag_share"] * p50_ms):
-        found[LATE] = health["lag_p50_ms"]
+        reasons[LATE] = health["lag_p50_ms"]
     if health["worker_cpu"] > limits["worker_cpu"]:
-        found[BUSY] = 100 * health["worker_cpu"]
-    return found
+        reasons[BUSY] = 100 * health["worker_cpu"]
+    return reasons
 
 
-# Waiting for an instant of the monotonic clock, more exactly than an event loop's timers, which count in ms.
-
-EARLY_NS = 150_000  # what a kernel's timer may be late
+EARLY_NS = 150_000  # the time by which a kernel's timer may be late
 EARLY_LOOP_NS = 2_000_000
-TURN_NS = 20_000  # a turn of the loop that took longer did some work
+TURN_NS = 20_000  # a turn of the loop that takes longer than this has done some work
 _MONOTONIC, _ABSOLUTE = 1, 1
 
 
 class Clock:
-    """One sleeper of one event loop. `spun_ns`: time spent looking at the clock, which is no work."""
+    """Waits for instants more exactly than an event loop's timers, which count in ms.
+
+    The clock sleeps until shortly before the instant, then reads the time at every turn of the loop, so that answers
+    are still read meanwhile. On Linux a timer of the kernel ends the sleep within about 0.1 ms; elsewhere the loop's
+    own timer does, 2 ms early. `spun_ns` is the time spent reading the clock, which is not work.
+    """
 
     def __init__(self) -> None:
         self.spun_ns = 0
@@ -96,7 +100,7 @@ class Clock:
             self._loop.add_reader(self._fd, self._rang)
 
     async def until(self, at: int) -> None:
-        """Return at the instant `at` (ns of the monotonic clock), or at once where that is over."""
+        """Return at the instant `at` (ns of the monotonic clock), or at once if it has passed."""
         await self._sleep(at)
         before = monotonic_ns()
         while before < at:
@@ -127,7 +131,7 @@ class Clock:
             self._wake.set_result(None)
 
     def close(self) -> None:
-        """Give the timer back."""
+        """Close the timer."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -135,27 +139,24 @@ class Clock:
 
 
 def _timer(libc: ctypes.CDLL) -> int:
-    """A file descriptor that can be read when the time has come; -1 where there is none."""
+    """Return a file descriptor that becomes readable when the timer ends; -1 if the system has none."""
     if sys.platform != "linux":
         return -1
     flags = os.O_NONBLOCK | os.O_CLOEXEC
     return int(libc.timerfd_create(_MONOTONIC, flags))
 
 
-# What bounds load on a target that perfkit did not start. Each worker keeps its share by itself.
-
-OK = "ok"
-NOTHING = -1  # of requests: which is not the same as no bound
+NOTHING = -1  # a limit of no requests at all; 0 means no limit
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Bounds by name; 0 means none.
+    """Limits of the load on a target that perfkit did not start; 0 means no limit.
 
-    Requests per second (each worker may send its first at once), requests in flight, requests in the run, an
-    instant of the monotonic clock (ns) after which nothing is sent; and the circuit breaker, which every worker
-    has for itself: it opens when of the last `breaker_window` responses, after the first `grace`, a share of
-    `breaker_errors` failed or more than half took longer than `breaker_ms`.
+    `rate` is requests per second (each worker may send its first at once), `in_flight` requests at a time, `total`
+    requests in the run, `deadline_ns` an instant of the monotonic clock after which nothing is sent. Each worker
+    keeps its own share, and has a circuit breaker of its own: it opens if, after the first `grace` responses, a share
+    of `breaker_errors` of the last `breaker_window` failed, or more than half of them took longer than `breaker_ms`.
     """
 
     budget: str = ""
@@ -169,15 +170,15 @@ class Caps:
     grace: int = 20
 
     def workers(self, most: int) -> int:
-        """How many workers can share this, each with a request in flight."""
+        """Return the number of workers, up to `most`, that can each have a request in flight."""
         return min(most, self.in_flight or most)
 
     def left(self, sent: int) -> Caps:
-        """What may still be done when so many requests of the run were sent."""
+        """Return the limits that remain after `sent` requests of the run."""
         return replace(self, total=max(self.total - sent, 0) or NOTHING) if self.total else self
 
     def share(self, worker: int, workers: int) -> Caps:
-        """What one of several workers may do; together never more than the whole."""
+        """Return one worker's share; all shares together never exceed the whole."""
         total, in_flight = (
             whole if whole <= 0 else whole // workers + (worker < whole % workers) or NOTHING
             for whole in (self.total, self.in_flight)
@@ -186,7 +187,7 @@ class Caps:
 
 
 class RateGate:
-    """Lets requests through one by one, or says why no more are. Pure: it is told the time, in ns."""
+    """Admits requests one by one, until a limit gives the reason to stop. Pure: the caller passes the time, in ns."""
 
     def __init__(self, caps: Caps) -> None:
         self._caps, self._next, self.sent, self.reason = caps, 0, 0, ""
@@ -194,11 +195,11 @@ class RateGate:
         self._last: deque[tuple[str, float]] = deque(maxlen=caps.breaker_window)
 
     def renew(self, caps: Caps) -> None:
-        """Another round, with its share of what is left; pace and circuit breaker go on."""
+        """Start another round with its share of the remaining limits; pace and circuit breaker continue."""
         self._caps, self.sent = caps, 0
 
     def admit(self, now: int) -> int | None:
-        """The instant at which one more request may be sent, or None when none may; `reason` says why."""
+        """Return the instant at which one more request may be sent, or None if none may; `reason` then says why."""
         caps = self._caps
         at = max(now, self._next)
         if not self.reason and caps.deadline_ns and at >= caps.deadline_ns:
@@ -213,7 +214,7 @@ class RateGate:
         return at
 
     def note(self, outcome: str, ms: float) -> None:
-        """An answer came; it may open the circuit breaker."""
+        """Record an answer, which may open the circuit breaker."""
         caps = self._caps
         self._last.append((outcome, ms))
         self._seen += 1
@@ -230,12 +231,9 @@ class RateGate:
             self.reason = f"circuit breaker: {slow} of the last {window} requests took longer than {limit}"
 
 
-# What came of one request.
-
-
 @dataclass(slots=True)
 class Answer:
-    """Stamps in ns of the monotonic clock, the outcome, its first message, and the body where it is kept."""
+    """What came of one request: stamps in ns of the monotonic clock, the outcome, its first message, the body."""
 
     acquired: int
     done: int
@@ -246,20 +244,21 @@ class Answer:
 
 
 def first_words(error: Exception) -> str:
-    """An error's kind and the beginning of what it says."""
+    """Return an error's class and the first line of its message, up to 200 characters."""
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
 
 
-# What a round's requests leave behind: every time up to a limit, beyond it histograms of bounded size.
-
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
-OVER_RANGE = "over_range"  # an outcome: answered, but later than a histogram can hold
-DROPPED = "dropped"  # an outcome: it arrived when as many as may be were in flight, and was never sent
 
 
 @dataclass(slots=True)
 class Rest:
-    """The requests of one item beyond those whose times are kept."""
+    """The requests of one item beyond those whose times are kept: their number by outcome, and a histogram.
+
+    The histogram is an HDR histogram of response times in microseconds with three significant digits, in the encoding
+    that every implementation reads; it has a bounded size and is merged without loss. A time beyond its range becomes
+    an error, so that no request is lost.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     times: HdrHistogram = field(default_factory=lambda: HdrHistogram(LOWEST_US, HIGHEST_US, DIGITS))
@@ -267,7 +266,7 @@ class Rest:
     last_ns: int = 0  # when the last of them was done
 
     def add(self, scheduled: int, done: int, outcome: str) -> None:
-        """One more; stamps in ns from the release."""
+        """Add a request; stamps in ns from the release."""
         if outcome == OK and not self.times.record_value(max((done - scheduled) // 1000, LOWEST_US)):
             outcome = OVER_RANGE
         self.first_ns = min(self.first_ns, scheduled) if self.outcomes else scheduled
@@ -275,7 +274,7 @@ class Rest:
         self.outcomes[outcome] += 1
 
     def merge(self, other: Rest) -> None:
-        """Take another's in."""
+        """Add the requests of another."""
         if not other.outcomes:
             return
         self.times.add(other.times)
@@ -284,47 +283,47 @@ class Rest:
         self.outcomes.update(other.outcomes)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the requests as a JSON object."""
         times = self.times.encode().decode() if self.outcomes[OK] else ""
         return {"outcomes": dict(self.outcomes), "times": times, "first_ns": self.first_ns, "last_ns": self.last_ns}
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        own = cls(Counter(found["outcomes"]), first_ns=found["first_ns"], last_ns=found["last_ns"])
-        if found["times"]:
-            own.times = HdrHistogram.decode(found["times"])
-        return own
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return the requests of a JSON object that `as_dict` made."""
+        rest = cls(Counter(record["outcomes"]), first_ns=record["first_ns"], last_ns=record["last_ns"])
+        if record["times"]:
+            rest.times = HdrHistogram.decode(record["times"])
+        return rest
 
     def values_ms(self, most: int) -> list[float]:
-        """The successes' response times in ms in order, thinned evenly where there are more than `most`."""
+        """Return the sorted response times of the successes in ms, thinned evenly if there are more than `most`."""
         total = self.times.get_total_count()
         if not total:
             return []
         share = min(1.0, most / total)
-        found: list[float] = []
+        values: list[float] = []
         seen = 0
         for item in self.times.get_recorded_iterator():
             seen += item.count_at_value_iterated_to
             value = (self.times.get_lowest_equivalent_value(item.value_iterated_to) + item.value_iterated_to) / 2000
-            found += [value] * (int(seen * share + 0.5) - len(found))
-        return found
+            values += [value] * (int(seen * share + 0.5) - len(values))
+        return values
 
 
 def merged(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """What several workers kept, by item."""
-    found: dict[str, Rest] = {}
+    """Merge the records of several workers, by item."""
+    rests: dict[str, Rest] = {}
     for part in parts:
-        for item, own in part.items():
-            found.setdefault(item, Rest()).merge(Rest.of(own))
-    return {item: own.as_dict() for item, own in found.items()}
-
-
-# What a worker writes down of each request while a batch runs: into columns that are there before it begins.
+        for item, record in part.items():
+            rests.setdefault(item, Rest()).merge(Rest.of(record))
+    return {item: rest.as_dict() for item, rest in rests.items()}
 
 
 class SampleBuffer:
-    """The requests of a batch, column by column, in ns from its release; those that do not fit, as histograms."""
+    """The requests of a batch, column by column, in ns from its release; those that do not fit, as histograms.
+
+    The columns are allocated before the batch begins, so that adding a request allocates nothing.
+    """
 
     def __init__(self, size: int, at: int, *, keep_body: bool = False) -> None:
         self._size, self._at, self._n = size, at, 0
@@ -335,7 +334,7 @@ class SampleBuffer:
         self.rest: dict[str, Rest] = {}
 
     def add(self, item: str, user: int, scheduled: int, started: int, answer: Answer) -> None:
-        """One request; stamps in ns of the monotonic clock."""
+        """Add a request; stamps in ns of the monotonic clock."""
         n, at = self._n, self._at
         if n == self._size:
             self.rest.setdefault(item, Rest()).add(scheduled - at, answer.done - at, answer.outcome)
@@ -349,10 +348,11 @@ class SampleBuffer:
         self._n = n + 1
 
     def columns(self) -> dict[str, list[Any]]:
-        """What was written, for JSON."""
+        """Return the columns as lists, for JSON."""
         n = self._n
         names = ("scheduled", "started", "acquired", "done")
-        found: dict[str, list[Any]] = {name: own[:n].tolist() for name, own in zip(names, self._stamps, strict=True)}
-        found |= {"user": self._users[:n].tolist(), "attempts": self._attempts[:n].tolist()}
-        found |= {"item": self._items[:n], "outcome": self._outcomes[:n], "detail": self._details[:n]}
-        return found if self._bodies is None else {**found, "body": self._bodies[:n]}
+        stamps = zip(names, self._stamps, strict=True)
+        columns: dict[str, list[Any]] = {name: values[:n].tolist() for name, values in stamps}
+        columns |= {"user": self._users[:n].tolist(), "attempts": self._attempts[:n].tolist()}
+        columns |= {"item": self._items[:n], "outcome": self._outcomes[:n], "detail": self._details[:n]}
+        return columns if self._bodies is None else {**columns, "body": self._bodies[:n]}

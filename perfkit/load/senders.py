@@ -1,11 +1,12 @@
-"""Senders of queries and requests, one for each connection.
+"""Senders of SQL: how one statement is sent and timed, and which sender a target needs. For load workers only.
 
-psycopg connects and writes parameters; between sending a statement and its last row only libpq and the event
-loop run, which costs far less than psycopg's own cursor. A statement is prepared when it has been sent
-as often as psycopg would wait before preparing it.
+psycopg connects and converts parameters. Between sending a statement and its last row only libpq and the event
+loop run, which costs far less than psycopg's cursor. A statement is prepared once it has been sent as often as
+psycopg would wait before preparing it.
 
-A sender stamps `acquired` when it holds a connection and `done` when the last byte of the answer is read;
-what the answer means is decided after the clock has stopped.
+A sender stamps `acquired` when it holds a connection and `done` when the last byte of the answer is read. It decides
+what the answer means after the clock has stopped. A request without an answer after `timeout_s` expires: the
+connection is given up, the server is asked to cancel the statement, and the outcome is `samples.TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from psycopg.pq import DiagnosticField, ExecStatus
 
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.load.http import HttpSender
-from perfkit.load.samples import OK, Answer, first_words
+from perfkit.load.samples import OK, POOL_TIMEOUT, REFUSED, RESET, TIMEOUT, Answer, first_words
 from perfkit.postgres.commands import exact, numbered, options, require_reading, sendable
 
 PREPARE_AFTER = 5
@@ -35,7 +36,7 @@ _COPY = {int(status) for status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, Exe
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A statement with its parameters, as libpq sends them."""
+    """A statement with its parameters in the form that libpq sends."""
 
     text: bytes
     values: list[Any] | None
@@ -44,7 +45,7 @@ class Bound:
 
 
 def bound(sql: str, params: Mapping[str, Any] | None) -> Bound:
-    """A statement and its values ready to be sent. Raises ValueError for what cannot be."""
+    """Return a statement and its values ready to be sent. Raises ValueError if they cannot be sent."""
     try:
         sendable(sql)
         row = exact(params)
@@ -55,10 +56,10 @@ def bound(sql: str, params: Mapping[str, Any] | None) -> Bound:
     placed = numbered(sql)
     assert isinstance(row, Mapping)
     if lacking := [name for name in placed.names if name not in row]:
-        raise ValueError(f"%({lacking[0]})s is no column of the parameters; expected one of: {', '.join(row)}")
-    given, transformer = [row[name] for name in placed.names], Transformer()
+        raise ValueError(f"%({lacking[0]})s is not a column of the parameters; expected one of: {', '.join(row)}")
+    parameters, transformer = [row[name] for name in placed.names], Transformer()
     try:
-        values = transformer.dump_sequence(given, [PyFormat.AUTO] * len(given))
+        values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
     except psycopg.Error as error:
         raise ValueError(f"parameters that cannot be sent: {first_line(error)}") from None
     formats = list(transformer.formats or ())
@@ -88,9 +89,9 @@ class LibpqConnection:
 
     @classmethod
     async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool, **options: Any) -> Self:
-        """Connect. Raises psycopg.Error, also where the server would misread a text."""
-        found = psycopg.AsyncConnection[Any]
-        owner = await found.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout_s)), **options)
+        """Connect. Raises psycopg.Error, also if the server would misread a text."""
+        kind = psycopg.AsyncConnection[Any]
+        owner = await kind.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout_s)), **options)
         try:
             require_reading(owner.pgconn)
         except ServerError as error:
@@ -100,16 +101,16 @@ class LibpqConnection:
 
     @property
     def pid(self) -> int:
-        """The server's process, on the server's machine."""
+        """The process of this connection on the server's machine."""
         return self._pg.backend_pid
 
     async def run(self, statement: Bound) -> int:
-        """Send a statement and read its whole answer; returns the number of rows.
+        """Send a statement and read its whole answer; return the number of rows.
 
-        Raises Failure where the server refuses it or would misread it, psycopg.OperationalError where the connection
-        is lost, TimeoutError where it expired.
+        Raises Failure if the server refuses the statement or would misread it, psycopg.OperationalError if the
+        connection is lost, TimeoutError if the statement expires.
         """
-        # As when the connection was opened: an earlier statement may have changed it.
+        # Checked before every statement, because an earlier one may have changed the setting.
         if (reported := self._pg.parameter_status(b"standard_conforming_strings")) != b"on":
             raise Failure(
                 _MISREAD, f"standard_conforming_strings: a statement left it {(reported or b'').decode()}; expected on"
@@ -129,14 +130,14 @@ class LibpqConnection:
         return await self._answer()
 
     def _answer(self) -> asyncio.Future[int]:
-        """The rows of what was sent, once they are there."""
+        """Return a future that brings the number of rows."""
         self._waiting, self._result = self._loop.create_future(), None
         if self._pg.flush():
             self._loop.add_writer(self._fd, self._writable)
         return self._waiting
 
     def expire(self) -> None:
-        """Wait no longer: whoever does gets a TimeoutError."""
+        """Give up the answer: the pending `run` raises TimeoutError."""
         self._lost(TimeoutError("no answer in time"))
 
     def _readable(self) -> None:
@@ -162,7 +163,7 @@ class LibpqConnection:
             self._lost(error)
 
     def _finish(self) -> None:
-        """Everything was read."""
+        """Resolve the pending future; the whole answer was read."""
         result, waiting = self._result, self._waiting
         if result is None or waiting is None or waiting.done():
             return
@@ -173,7 +174,7 @@ class LibpqConnection:
         waiting.set_exception(Failure((sqlstate or b"XX000").decode(), (message or b"").decode("utf-8", "replace")))
 
     def _lost(self, error: Exception) -> None:
-        """What still comes would answer the next statement."""
+        """Give up the connection: what still arrives would be taken for the next statement's answer."""
         self.broken = True
         self._detach()
         if self._waiting and not self._waiting.done():
@@ -186,7 +187,7 @@ class LibpqConnection:
             self._fd = -1
 
     async def cancel(self) -> None:
-        """Ask the server to stop what it is still doing for an expired statement."""
+        """Ask the server to cancel the expired statement."""
         with suppress(psycopg.Error):
             await self._owner.cancel_safe(timeout=2)
 
@@ -196,14 +197,12 @@ class LibpqConnection:
         await self._owner.close()
 
 
-# How one statement is sent and timed, and which sender a target needs. Runs inside a load worker only.
-
-AGAIN = ("40001", "40P01")  # serialization failure, deadlock: the same statement may succeed now
-_KINDS: dict[type[Exception], str] = {TimeoutError: "timeout", ConnectionError: "refused"}  # the rest: reset
+CONFLICTS = ("40001", "40P01")  # serialization failure, deadlock: the same statement may succeed now
+_OUTCOMES: dict[type[Exception], str] = {TimeoutError: TIMEOUT, ConnectionError: REFUSED}  # all others: RESET
 
 
 class SqlSender:
-    """libpq, autocommit; connections are taken and given back, the one used last first."""
+    """Sends statements in autocommit mode over a pool of connections; the one used last is used first."""
 
     warm: dict[str, Any] | None = None  # connecting is enough
 
@@ -221,22 +220,22 @@ class SqlSender:
         self._options: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
         if session:
             self._options["options"] = options(session)
-        self._free: deque[LibpqConnection | None] = deque()  # None: one that was lost
+        self._free: deque[LibpqConnection | None] = deque()  # None: a connection that was lost
         self._queue: deque[asyncio.Future[LibpqConnection | None]] = deque()
 
     async def open(self, users: int) -> None:
-        """Open a connection for each user, or as many as there may be. Raises ConnectionError in the server's words."""
-        self._loop, wanted = asyncio.get_running_loop(), min(users, self._most or users)
+        """Open a connection for each user, up to the limit. Raises ConnectionError with the server's message."""
+        self._loop, count = asyncio.get_running_loop(), min(users, self._most or users)
         try:
             self._free.append(await self.connect())
             async with asyncio.timeout(self._timeout_s):
-                self._free += await asyncio.gather(*(self.connect() for _ in range(wanted - 1)))
+                self._free += await asyncio.gather(*(self.connect() for _ in range(count - 1)))
         except TimeoutError:
-            raise ConnectionError(f"{wanted} connections could not be had within {self._timeout_s:g} s") from None
+            raise ConnectionError(f"{count} connections could not be opened within {self._timeout_s:g} s") from None
 
     @property
     def pids(self) -> list[int]:
-        """The server's processes of the connections that are open and free."""
+        """The server's processes of the open connections that are free."""
         return [connection.pid for connection in self._free if connection]
 
     def stand_by(self, users: int) -> None:
@@ -245,7 +244,7 @@ class SqlSender:
         self._free.extend([None] * users)
 
     async def connect(self) -> LibpqConnection:
-        """One connection. Raises ConnectionError with the server's words."""
+        """Open a connection. Raises ConnectionError with the server's message."""
         try:
             return await LibpqConnection.open(
                 self._conninfo, timeout_s=self._timeout_s, prepare=self._prepare, **self._options
@@ -254,20 +253,20 @@ class SqlSender:
             raise ConnectionError(first_words(error)) from None
 
     def check(self, message: dict[str, Any]) -> None:
-        """Turn the statement into what is sent. Raises ValueError for parameters that it cannot take."""
+        """Prepare the statement for sending. Raises ValueError if its parameters cannot be sent."""
         message["bound"] = bound(message["sql"], message["params"])
 
     async def send(self, message: dict[str, Any]) -> Answer:
-        """Run one statement and read every row, again where it met a conflict."""
+        """Run a statement and read every row; retry after a conflict."""
         acquired, attempts, statement = monotonic_ns(), 0, message["bound"]
         try:
             connection = self._free.pop() if self._free else await self._wait()
         except TimeoutError:
-            return Answer(acquired, monotonic_ns(), "pool_timeout", f"no connection within {self._timeout_s:g} s")
+            return Answer(acquired, monotonic_ns(), POOL_TIMEOUT, f"no connection within {self._timeout_s:g} s")
         late = None
         try:
             if connection is None or connection.broken:
-                connection = await self._anew(connection)
+                connection = await self._reconnect(connection)
             acquired = monotonic_ns()
             late = self._loop.call_later(self._timeout_s, connection.expire)
             while True:
@@ -276,27 +275,27 @@ class SqlSender:
                     rows = await connection.run(statement)
                     return Answer(acquired, monotonic_ns(), OK, f"{rows} rows", "", attempts)
                 except Failure as error:
-                    if error.sqlstate not in AGAIN or attempts > self._retries:
+                    if error.sqlstate not in CONFLICTS or attempts > self._retries:
                         outcome = f"sqlstate_{error.sqlstate}"
                         return Answer(acquired, monotonic_ns(), outcome, first_line(error), "", attempts)
         except (psycopg.Error, TimeoutError, ConnectionError) as error:
             done = monotonic_ns()
             if isinstance(error, TimeoutError) and connection:
                 await connection.cancel()
-            return Answer(acquired, done, _KINDS.get(type(error), "reset"), first_words(error), "", attempts)
+            return Answer(acquired, done, _OUTCOMES.get(type(error), RESET), first_words(error), "", attempts)
         finally:
             if late:
                 late.cancel()
             self._give_back(connection)
 
-    async def _anew(self, lost: LibpqConnection | None) -> LibpqConnection:
-        """Another connection for one that was lost. Raises ConnectionError."""
+    async def _reconnect(self, lost: LibpqConnection | None) -> LibpqConnection:
+        """Open a connection in place of one that was lost. Raises ConnectionError."""
         if lost:
             await lost.close()
         return await self.connect()
 
     async def _wait(self) -> LibpqConnection | None:
-        """The next connection that is given back. Raises TimeoutError."""
+        """Return the next connection that is given back. Raises TimeoutError."""
         waiter: asyncio.Future[LibpqConnection | None] = self._loop.create_future()
         self._queue.append(waiter)
         async with asyncio.timeout(self._timeout_s):
@@ -310,37 +309,37 @@ class SqlSender:
         self._free.append(connection)
 
     async def close(self) -> None:
-        """Close every connection; the server publishes their statistics with it."""
+        """Close every connection, upon which the server publishes their statistics."""
         await asyncio.gather(*(connection.close() for connection in self._free if connection))
         self._free.clear()
 
 
 class AlternatingSender:
-    """Several databases, a connection to each; a message names its own."""
+    """Sends to several databases over a connection to each; the key `arm` of a message names its database."""
 
     warm: dict[str, Any] | None = None
 
     def __init__(self, targets: dict[str, dict[str, Any]]) -> None:
-        self._senders = {name: SqlSender(**own) for name, own in targets.items()}
+        self._senders = {name: SqlSender(**options) for name, options in targets.items()}
 
     async def open(self, users: int) -> None:
-        """Open every connection, for the one user that there is. Raises ConnectionError with the server's words."""
+        """Open every connection, for a single user. Raises ConnectionError with the server's message."""
         if users != 1:
-            raise ConnectionError(f"{users} users; expected one, for the databases take turns")
+            raise ConnectionError(f"{users} users; expected one, because the databases take turns")
         for sender in self._senders.values():
             await sender.open(1)
 
     @property
     def pids(self) -> list[int]:
-        """The servers' processes of all connections."""
+        """The servers' processes of all open connections."""
         return [pid for sender in self._senders.values() for pid in sender.pids]
 
     def check(self, message: dict[str, Any]) -> None:
-        """As for one database."""
+        """Prepare the statement for sending. Raises ValueError if its parameters cannot be sent."""
         self._senders[message["arm"]].check(message)
 
     async def send(self, message: dict[str, Any]) -> Answer:
-        """Run one statement where it belongs and read every row."""
+        """Run a statement on its database and read every row."""
         return await self._senders[message["arm"]].send(message)
 
     async def close(self) -> None:
@@ -353,6 +352,6 @@ Sender = HttpSender | SqlSender | AlternatingSender
 
 
 def make(spec: dict[str, Any]) -> Sender:
-    """The sender that a target description from the parent asks for."""
+    """Return the sender for a target description from the parent."""
     kinds: dict[str, type[Sender]] = {"http": HttpSender, "sql": SqlSender, "alternating": AlternatingSender}
     return kinds[spec["kind"]](**spec["options"])

@@ -1,9 +1,9 @@
-"""A load worker process: takes requests from its parent, sends them when told, returns the samples.
+"""A load worker process: receives requests from its parent, sends them on command, returns the samples.
 
-One JSON object a line each way. `open` connects, `arm` takes a batch, `go` releases it at an absolute
-instant of the monotonic clock that all workers share, `close` disconnects; end of input ends the worker.
-Nothing is printed or logged while a batch runs. Garbage is collected on `close`, and of a long batch twice a
-minute, which is measured: what is there at the start is frozen.
+Parent and worker exchange JSON objects, one a line. `open` connects, `arm` receives a batch, `go` releases the batch at
+an absolute instant of the monotonic clock that all workers share, `close` disconnects; the end of the input ends the
+worker. Nothing is printed or logged while a batch runs. Garbage is collected on `close`, and during a long batch twice
+a minute, which is measured; the objects that exist at the start are frozen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from perfkit.load.samples import DROPPED, Answer, Caps, Clock, RateGate, SampleB
 from perfkit.load.schedule import instants
 from perfkit.load.senders import Sender, make
 
-SWEEP_S = 30.0
+SWEEP_S = 30.0  # between two garbage collections in a long batch
 
 
 class Worker:
@@ -33,21 +33,21 @@ class Worker:
         self._sender: Sender | None = None
         self._batch: dict[str, Any] = {}
         self._gate: RateGate | None = None
-        self._gates: dict[str, RateGate] = {}  # by budget: a run's bounds outlive its rounds
+        self._gates: dict[str, RateGate] = {}  # by budget: the limits hold for a whole run, not for a round
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
-        self._moved_back: Callable[[], None] | None = None  # to the processors that a round did without
+        self._moved_back: Callable[[], None] | None = None  # undoes the pinning to processors
 
     async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one command and return the answer to the parent."""
+        """Carry out a command; return the answer to the parent."""
         match command["do"]:
             case "open":
                 self._sender = make(command["target"])
-                self._bound(command["target"]["limits"])
+                self._limit(command["target"]["limits"])
                 await self._sender.open(command["users"])
                 if command["target"].get("pinned"):
                     self._moved_back = pin_to_processors(self._sender.pids)
-                if (warm := self._sender.warm) is not None:  # within the bounds, like any other request
+                if (warm := self._sender.warm) is not None:  # within the limits, like any other request
                     self._sender.check(warm)
                     await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))
             case "arm":
@@ -68,8 +68,8 @@ class Worker:
                 return {"sent": self._gate.sent if self._gate else 0}
         return {"ok": True}
 
-    def _bound(self, limits: dict[str, Any] | None) -> None:
-        """Keep to the target's bounds, where it has some."""
+    def _limit(self, limits: dict[str, Any] | None) -> None:
+        """Set up the limits of the target, if it has any."""
         self._gate = self._slots = None
         if limits:
             caps = Caps(**limits)
@@ -78,25 +78,25 @@ class Worker:
             self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight > 0 else None
 
     async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
-        """Release the batch at the instant `at`; returns columns with times in ns from it."""
-        tape, clock = SampleBuffer(self._batch["samples"], at, keep_body=keep_body), Clock()
+        """Release the batch at the instant `at`; return the columns, with times in ns from `at`."""
+        samples, clock = SampleBuffer(self._batch["samples"], at, keep_body=keep_body), Clock()
         try:
             async with _sweeping() as sweep:
                 if "queues" in self._batch:
-                    cpu = await self._closed(at, tape, clock)
+                    cpu = await self._closed(at, samples, clock)
                 else:
-                    cpu = await self._open(at, tape, clock)
+                    cpu = await self._open(at, samples, clock)
         finally:
             clock.close()
         health = {"cpu_ns": cpu, "wall_ns": monotonic_ns() - at, "gc_ns": sweep["ns"]}
-        rest = {item: own.as_dict() for item, own in tape.rest.items()}
+        rest = {item: requests.as_dict() for item, requests in samples.rest.items()}
         stopped = self._gate.reason if self._gate else ""
-        return {"columns": tape.columns(), "rest": rest, "health": health, "stopped": stopped}
+        return {"columns": samples.columns(), "rest": rest, "health": health, "stopped": stopped}
 
-    async def _closed(self, at: int, tape: SampleBuffer, clock: Clock) -> int:
-        """Every user at one instant; returns the CPU time in ns."""
+    async def _closed(self, at: int, samples: SampleBuffer, clock: Clock) -> int:
+        """Release all users at one instant; return the CPU time in ns."""
         release, queues = asyncio.Event(), self._batch["queues"].items()
-        users = [asyncio.create_task(self._user(int(user), queue, at, release, tape)) for user, queue in queues]
+        users = [asyncio.create_task(self._user(int(user), queue, at, release, samples)) for user, queue in queues]
         await clock.until(at)
         cpu = process_time_ns()
         release.set()
@@ -104,23 +104,23 @@ class Worker:
         return process_time_ns() - cpu
 
     async def _user(
-        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, tape: SampleBuffer
+        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, samples: SampleBuffer
     ) -> None:
-        """Send a user's requests one after the other; each is due when the one before it is done."""
+        """Send a user's requests one after the other; each is due when the previous one is done."""
         await release.wait()
         scheduled = at
         for message in queue:
             sent = await self._send(message, scheduled)
             if sent is None:
                 return
-            tape.add(message["item"], user, *sent)
+            samples.add(message["item"], user, *sent)
             scheduled = sent[2].done
 
-    async def _open(self, at: int, tape: SampleBuffer, clock: Clock) -> int:
-        """Requests at their instants, whether the ones before are answered or not; returns the CPU time in ns.
+    async def _open(self, at: int, samples: SampleBuffer, clock: Clock) -> int:
+        """Send requests at their instants, whether earlier ones are answered or not; return the CPU time in ns.
 
-        One that arrives when as many as may be are in flight is dropped. This worker's are those whose number
-        among all has its remainder.
+        A request that arrives when the maximum number is in flight is dropped. Arrivals are dealt to the workers by
+        their number: this worker sends those whose number modulo `parts` is `part`.
         """
         batch, messages = self._batch, self._batch["messages"]
         running: set[asyncio.Task[None]] = set()
@@ -134,25 +134,27 @@ class Worker:
                 break
             message = messages[number % len(messages)]
             if self._in_flight >= batch["in_flight"]:
-                tape.add(message["item"], number, at + due, at + due, Answer(at + due, at + due, DROPPED, attempts=0))
+                samples.add(
+                    message["item"], number, at + due, at + due, Answer(at + due, at + due, DROPPED, attempts=0)
+                )
                 continue
             self._in_flight += 1
-            task = asyncio.create_task(self._arrival(message, number, at + due, tape))
-            await asyncio.sleep(0)  # it is sent now; what follows can wait
+            task = asyncio.create_task(self._arrival(message, number, at + due, samples))
+            await asyncio.sleep(0)  # sends the request now, before the next instant is computed
             running.add(task)
             task.add_done_callback(running.discard)
         await asyncio.gather(*running)
         return process_time_ns() - cpu - (clock.spun_ns - spun)
 
-    async def _arrival(self, message: dict[str, Any], number: int, due: int, tape: SampleBuffer) -> None:
+    async def _arrival(self, message: dict[str, Any], number: int, due: int, samples: SampleBuffer) -> None:
         try:
             if sent := await self._send(message, due):
-                tape.add(message["item"], number, *sent)
+                samples.add(message["item"], number, *sent)
         finally:
             self._in_flight -= 1
 
     async def _send(self, message: dict[str, Any], scheduled: int) -> tuple[int, int, Answer] | None:
-        """One request within the bounds: when it was due, when it was sent, the answer. None: it may not be sent."""
+        """Send a request within the limits; return when it was due and sent, and the answer. None: not sent."""
         if self._gate is not None:
             due = await self._let_through(self._gate, scheduled)
             if due is None:
@@ -167,14 +169,17 @@ class Worker:
         return scheduled, started, answer
 
     async def _let_through(self, gate: RateGate, scheduled: int) -> int | None:
-        """When the next request is due: waiting for a bound is not the target's slowness. None: never."""
+        """Wait for the limits; return the instant from which the response time counts, or None if nothing may be sent.
+
+        Waiting for a limit is not the target's slowness, so the request is due that much later.
+        """
         began = monotonic_ns()
         if self._slots:
             await self._slots.acquire()
         at = gate.admit(monotonic_ns())
         if at is not None and (wait := at - monotonic_ns()) > 0:
             await asyncio.sleep(wait / 1e9)
-        if at is None or gate.reason:  # which may have come up meanwhile
+        if at is None or gate.reason:  # the reason may have come up during the wait
             if self._slots:
                 self._slots.release()
             return None
@@ -183,7 +188,7 @@ class Worker:
 
 @asynccontextmanager
 async def _sweeping() -> AsyncIterator[dict[str, int]]:
-    """Young garbage is collected now and then while the body lasts; `ns` is what that took."""
+    """Collect young garbage every `SWEEP_S` seconds while the body runs; `ns` is the time that it takes."""
     took = {"ns": 0}
 
     async def sweep() -> None:
@@ -202,7 +207,7 @@ async def _sweeping() -> AsyncIterator[dict[str, int]]:
 
 async def serve() -> None:
     """Answer the parent's commands until its end of the pipe closes."""
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # what it would log is in the outcomes
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())  # outcomes hold what psycopg would log
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -212,7 +217,7 @@ async def serve() -> None:
     while line := await reader.readline():
         try:
             answer = await worker.handle(json.loads(line))
-        except (ValueError, ConnectionError) as error:  # of check() and open(): a sentence for the user
+        except (ValueError, ConnectionError) as error:  # from check() and open(): a message for the user
             answer = {"refused": str(error)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
