@@ -34,7 +34,7 @@ from perfkit.postgres.guards import Audit, Permission
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones, InPlace, Workbench
 from perfkit.runs.block import BlockClock, Progress, Rows, RunBlock, RunContext
-from perfkit.runs.rounds import PILOT, RoundReading, planned
+from perfkit.runs.rounds import PILOT_BLOCKS, RoundReading, planned
 from perfkit.runs.selection import Selection, fitted
 from perfkit.runs.service import CheckResult, RelaySpec, run_checks
 from perfkit.runs.targets import LOADED, Targets, admitted, caps
@@ -153,13 +153,13 @@ class Experiment:
         if not options.plan_for:
             return context
         pilot = Bundle.create(bundle.path / "pilot", {**bundle.run, "blocks": []})
-        context = replace(context, chosen=replace(context.chosen, options=replace(options, blocks=PILOT)))
+        context = replace(context, chosen=replace(context.chosen, options=replace(options, blocks=PILOT_BLOCKS)))
         done = 0
-        for number in range(PILOT):
+        for number in range(PILOT_BLOCKS):
             done = RunBlock(context, number, arms, done, "pilot").run(pilot)
         pilot.update(status="complete")
         cells = RoundReading.of(pilot.rounds(), pilot.run).cells
-        block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT
+        block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT_BLOCKS
         before = context.chosen.config.baseline().name
         plan = planned(cells, before, options.plan_for / 100, block_s, 60 * options.max_minutes)
         if plan is None:

@@ -1,7 +1,8 @@
-"""Rounds read back by cell, and the number of blocks that a pilot asks for.
+"""Rounds read back into cells (one per arm, scenario and item), and the number of blocks that a pilot asks for.
 
-Memory is bounded by what is kept of a round: at most `MOST` times of an item beyond those with stamps, and no
-round's columns after it was read.
+An outcome other than `OK`, a timeout for instance, is an error of its cell and has no part in its response times.
+Memory is bounded: at most `MOST` times of an item beyond those with stamps are kept, and no columns of a round that
+was read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from perfkit.base.bundle import FLOOR, Round
 from perfkit.base.stats import Ratio, blocks_for, ratio
 from perfkit.load.samples import DROPPED, OK, Rest, faults
 
-MOST = 100_000  # of a round's requests beyond `limits.samples`, how many times are made of their histogram
+MOST = 100_000  # maximum number of times made from the histogram of a round's requests beyond `limits.samples`
 
 Key = tuple[str, str]  # scenario, item
 Use = tuple[Mapping[str, int], Mapping[str, int]]  # executions by query, scans by counter
@@ -31,49 +32,49 @@ _NO_REST = Rest()
 
 @dataclass(slots=True)
 class SampleCell:
-    """What one arm's rounds of one scenario and item hold; by block where it says so, times in ms.
+    """The requests of one arm, scenario and item in all rounds; dictionaries are by block, times in ms.
 
-    Of a scenario that searches for a rate only the requests of the step that held are in it: that the steps
-    above it fail is what they are for.
+    If the scenario searches for a rate, only the requests at the highest rate that held are included: the steps above
+    it are meant to fail.
     """
 
-    blocks: dict[int, Times] = field(default_factory=dict)  # response times of those answered as expected
+    blocks: dict[int, Times] = field(default_factory=dict)  # response times of the successes
     medians: dict[int, float] = field(default_factory=dict)
-    rates: dict[int, float] = field(default_factory=dict)  # answered per second, or the rate that a search found
+    rates: dict[int, float] = field(default_factory=dict)  # successes per second, or the rate that a search found
     counts: dict[int, tuple[int, int]] = field(default_factory=dict)  # failed, sent
     outcomes: Counter[str] = field(default_factory=Counter)
-    n: int = 0  # answered as expected and counted, those without a time of their own included
+    n: int = 0  # successes that count, including those without a time of their own
     attempts: int = 0  # of the requests with stamps
     stamped: int = 0
     maximum: float = float("nan")
-    lags: list[Times] = field(default_factory=list)  # scheduled to started; those without stamps are missing
+    lags: list[Times] = field(default_factory=list)  # scheduled to started, of requests with stamps
     waits: list[Times] = field(default_factory=list)  # started to a connection
     services: list[Times] = field(default_factory=list)  # started to done
-    faults: dict[int, Mapping[str, float]] = field(default_factory=dict)  # how far a client was over which limit
-    limited: int = 0  # rounds whose search ended at its bound or at the client
+    faults: dict[int, Mapping[str, float]] = field(default_factory=dict)  # why a round is invalid, see `samples.faults`
+    limited: int = 0  # rounds whose search ended at its upper bound or because of the client
     unheld: int = 0  # rounds in which no rate held
 
     @property
     def errors(self) -> int:
-        """Requests with an unexpected outcome, dropped ones included."""
+        """The number of requests with an outcome other than OK, including dropped ones."""
         return sum(count for outcome, count in self.outcomes.items() if outcome != OK)
 
     @property
     def fault(self) -> str:
-        """How many rounds are invalid and the worst of each reason; empty where none is."""
+        """The number of invalid rounds and the worst case of each reason; empty if every round is valid."""
         if not self.faults:
             return ""
         worst: dict[str, float] = {}
         for reasons in self.faults.values():
             for text, value in reasons.items():
                 worst[text] = max(value, worst.get(text, value))
-        said = "; ".join(text.format(value) for text, value in worst.items())
-        return f"{len(self.faults)} of {len(self.blocks)} rounds invalid: {said}"
+        reasons_text = "; ".join(text.format(value) for text, value in worst.items())
+        return f"{len(self.faults)} of {len(self.blocks)} rounds invalid: {reasons_text}"
 
 
 @dataclass(slots=True)
 class RoundReading:
-    """Everything that is kept of a bundle's rounds."""
+    """A bundle's rounds, read into cells, errors and uses of indexes."""
 
     cells: dict[tuple[str, Key], SampleCell] = field(default_factory=dict)  # by arm
     rounds: list[Round] = field(default_factory=list)  # without their columns
@@ -84,37 +85,37 @@ class RoundReading:
     def of(cls, rounds: Iterable[Round], run: Mapping[str, Any]) -> RoundReading:
         """Read rounds one by one, each once."""
         searches = {scenario["name"] for scenario in run["scenarios"] if scenario.get("search")}
-        found = cls()
+        reading = cls()
         for round_ in rounds:
-            found._take(round_, round_.scenario in searches and round_.arm != FLOOR, run["config"]["limits"])
-        return found
+            reading._add(round_, round_.scenario in searches and round_.arm != FLOOR, run["config"]["limits"])
+        return reading
 
-    def _take(self, round_: Round, searched: bool, limits: Mapping[str, float]) -> None:
+    def _add(self, round_: Round, searched: bool, limits: Mapping[str, float]) -> None:
         columns = round_.columns
-        wanted = [not searched or bool(counted) for counted in columns["counted"]]
-        rest = {item: Rest.of(own) for item, own in round_.rest.items()}
+        included = [not searched or bool(counted) for counted in columns["counted"]]
+        rest = {item: Rest.of(record) for item, record in round_.rest.items()}
         for item in dict.fromkeys([*columns["item"], *rest]):
-            own = [i for i, name in enumerate(columns["item"]) if name == item and wanted[i]]
+            indexes = [i for i, name in enumerate(columns["item"]) if name == item and included[i]]
             cell = self.cells.setdefault((round_.arm, (round_.scenario, item)), SampleCell())
-            _add(cell, round_, own, rest.get(item, _NO_REST))
+            _add_requests(cell, round_, indexes, rest.get(item, _NO_REST))
             if searched:
-                _found(cell, round_)
+                _add_search(cell, round_)
             elif (
                 round_.arm != FLOOR
                 and (p50 := cell.medians.get(round_.block))
                 and (reasons := faults(round_.health, p50, limits))
             ):
                 cell.faults[round_.block] = reasons
-        self._count_errors(round_, wanted, rest.values())
+        self._count_errors(round_, included, rest.values())
         answered = Counter(n for n, out in zip(columns["item"], columns["outcome"], strict=True) if out == OK)
-        answered.update({item: own.outcomes[OK] for item, own in rest.items()})
+        answered.update({item: requests.outcomes[OK] for item, requests in rest.items()})
         self.uses[round_.arm] += [({query: answered[query]}, scans) for query, scans in round_.usage.items()]
         self.rounds.append(replace(round_, columns={}, rest={}))
 
-    def _count_errors(self, round_: Round, wanted: Sequence[bool], rest: Iterable[Rest]) -> None:
+    def _count_errors(self, round_: Round, included: Sequence[bool], rest: Iterable[Rest]) -> None:
         c = round_.columns
-        seen = [(o, d, 1) for o, d, want in zip(c["outcome"], c["detail"], wanted, strict=True) if want]
-        seen += [(outcome, "", count) for own in rest for outcome, count in own.outcomes.items()]
+        seen = [(o, d, 1) for o, d, include in zip(c["outcome"], c["detail"], included, strict=True) if include]
+        seen += [(outcome, "", count) for requests in rest for outcome, count in requests.outcomes.items()]
         for outcome, detail, more in seen:
             if outcome != OK and more:
                 key = round_.arm, round_.scenario, outcome
@@ -122,20 +123,21 @@ class RoundReading:
                 self.errors[key] = count + more, first
 
 
-def _add(cell: SampleCell, round_: Round, own: Sequence[int], rest: Rest) -> None:
-    """One round's requests of one item: those with stamps, and the rest."""
+def _add_requests(cell: SampleCell, round_: Round, indexes: Sequence[int], rest: Rest) -> None:
+    """Add one round's requests of one item: those with stamps, by their indexes in the columns, and the rest."""
     c, block = round_.columns, round_.block
-    outcomes = Counter(c["outcome"][i] for i in own)
+    outcomes = Counter(c["outcome"][i] for i in indexes)
     outcomes.update(rest.outcomes)
-    counted = [i for i in own if c["counted"][i] and c["outcome"][i] == OK]
+    counted = [i for i in indexes if c["counted"][i] and c["outcome"][i] == OK]
     due, begun, done = (np.array([c[name][i] for i in counted], float) for name in ("scheduled", "started", "done"))
-    held = np.array([begun[k] if c["acquired"][i] is None else c["acquired"][i] for k, i in enumerate(counted)], float)
+    acquired = [begun[k] if c["acquired"][i] is None else c["acquired"][i] for k, i in enumerate(counted)]
+    held = np.array(acquired, float)
     times, answered = _with_rest((done - due) / 1e6, rest), len(counted) + rest.outcomes[OK]
     cell.blocks[block] = times
     cell.counts[block] = outcomes.total() - outcomes[OK], outcomes.total()
     cell.outcomes.update(outcomes)
     cell.n += answered
-    sent = [c["attempts"][i] for i in own if c["outcome"][i] != DROPPED]
+    sent = [c["attempts"][i] for i in indexes if c["outcome"][i] != DROPPED]
     cell.attempts, cell.stamped = cell.attempts + sum(sent), cell.stamped + len(sent)
     cell.lags.append((begun - due) / 1e6)
     cell.waits.append((held - begun) / 1e6)
@@ -148,18 +150,18 @@ def _add(cell: SampleCell, round_: Round, own: Sequence[int], rest: Rest) -> Non
 
 
 def _with_rest(times: Times, rest: Rest) -> Times:
-    """All times of a round, or of both parts the same share, so that neither weighs more than it should."""
+    """Return all times of a round; if the histogram is thinned, the other times are thinned by the same share."""
     total = rest.outcomes[OK]
     if not total:
         return times
     values = rest.values_ms(MOST)
     kept = round(len(times) * len(values) / total)
-    places = ((np.arange(kept) + 0.5) * len(times) / max(kept, 1)).astype(int)
-    return np.concatenate([np.sort(times)[places], values])
+    ranks = ((np.arange(kept) + 0.5) * len(times) / max(kept, 1)).astype(int)
+    return np.concatenate([np.sort(times)[ranks], values])
 
 
 def _seconds(columns: Mapping[str, list[Any]], counted: Sequence[int], rest: Rest) -> float:
-    """How long the counted requests took together, batch by batch; the rest goes on from the last."""
+    """Return the time that the counted requests took, batch by batch; the rest continues the last batch."""
     spans: dict[int, list[int]] = defaultdict(list)
     for i in counted:
         spans[columns["batch"][i]] += [columns["scheduled"][i], columns["done"][i]]
@@ -168,24 +170,24 @@ def _seconds(columns: Mapping[str, list[Any]], counted: Sequence[int], rest: Res
     return sum(max(span) - min(span) for span in spans.values()) / 1e9
 
 
-def _found(cell: SampleCell, round_: Round) -> None:
-    """What a round's search found in place of what was answered in a second."""
+def _add_search(cell: SampleCell, round_: Round) -> None:
+    """Replace a round's rate of successes by the rate that its search found."""
     rate = round_.health["rate"]
     cell.rates[round_.block] = rate
     cell.unheld += not rate
     cell.limited += bool(round_.health["limited"])
 
 
-# How many blocks a run needs, from a pilot's spread alone: what the pilot says of the effect is never looked at.
-
-PILOT = 4  # blocks
-LEAST = 6
-METRICS = 2  # of a load level that are compared, as a rule: p50 and p95
+# The number of blocks is planned from a pilot's spread alone. The effect that the pilot shows is never looked at: a
+# number of blocks that depends on the effect would make false findings more likely.
+PILOT_BLOCKS = 4
+MIN_PLANNED_BLOCKS = 6
+METRICS = 2  # number of metrics of a load level that are usually compared: p50 and p95
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The spread of one comparison's log ratio in the pilot, and the blocks that it asks for."""
+    """The spread of one comparison's log ratio in the pilot, and the number of blocks that it requires."""
 
     arm: str
     scenario: str
@@ -196,17 +198,17 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class PlannedBlocks:
-    """The blocks of a run: those that were asked for by the widest spread, and those that the time allows."""
+    """The number of blocks of a run: what the widest spread requires, and what the time allows."""
 
-    margin: float  # a change by so much of any median shall be found, four times in five
+    margin: float  # the change of any median that must be found with a probability of 80 %
     needed: int
     blocks: int
-    block_s: float  # seconds, as in the pilot
+    block_s: float  # seconds of a block in the pilot
     widest: Spread
 
     @property
     def sentence(self) -> str:
-        """What is planned and why, in one line."""
+        """The plan and its reason, in one line."""
         widest, seconds = self.widest, self.needed * self.block_s
         what = f"{widest.scenario} of {widest.item} on {widest.arm}"
         why = f"{what} varies by {100 * widest.sd_log:.2g} % from block to block"
@@ -216,36 +218,37 @@ class PlannedBlocks:
         return text
 
     def as_dict(self) -> dict[str, Any]:
-        """For `run.json`."""
-        return {**asdict(self), "pilot": PILOT, "sentence": self.sentence}
+        """Return the plan as `run.json` records it."""
+        return {**asdict(self), "pilot": PILOT_BLOCKS, "sentence": self.sentence}
 
 
 def planned(
     cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float, block_s: float, most_s: float
 ) -> PlannedBlocks | None:
-    """The plan for a run that shall not take longer than `most_s`; None where nothing was compared."""
+    """Plan a run that takes at most `most_s`; return None if nothing was compared."""
     spreads = list(_spreads(cells, before, margin))
     if not spreads:
         return None
     widest = max(spreads, key=lambda spread: (spread.blocks, spread.sd_log))
-    needed = max(LEAST, widest.blocks)
-    return PlannedBlocks(margin, needed, max(LEAST, min(needed, int(most_s / block_s))), round(block_s, 2), widest)
+    needed = max(MIN_PLANNED_BLOCKS, widest.blocks)
+    blocks = max(MIN_PLANNED_BLOCKS, min(needed, int(most_s / block_s)))
+    return PlannedBlocks(margin, needed, blocks, round(block_s, 2), widest)
 
 
 def _spreads(cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float) -> Iterator[Spread]:
-    """Of every arm's medians against those of `before`; its p95s will be corrected for together with them."""
-    found: dict[str, list[tuple[Key, Ratio]]] = defaultdict(list)
+    """Yield the spread of each arm's medians against those of `before`, corrected together with its p95s."""
+    by_arm: dict[str, list[tuple[Key, Ratio]]] = defaultdict(list)
     for (arm, key), cell in cells.items():
         other = cells.get((before, key))
         if arm in (before, FLOOR) or other is None:
             continue
         blocks = sorted(cell.medians.keys() & other.medians.keys())
-        if own := ratio([other.medians[b] for b in blocks], [cell.medians[b] for b in blocks]):
-            found[arm].append((key, own))
-    for arm, ratios in found.items():
-        for key, own in ratios:
-            needed = blocks_for(own.sd_log, margin, own.pairs, comparisons=METRICS * len(ratios))
-            yield Spread(arm, *key, own.sd_log, needed)
+        if change := ratio([other.medians[b] for b in blocks], [cell.medians[b] for b in blocks]):
+            by_arm[arm].append((key, change))
+    for arm, changes in by_arm.items():
+        for key, change in changes:
+            needed = blocks_for(change.sd_log, margin, change.pairs, comparisons=METRICS * len(changes))
+            yield Spread(arm, *key, change.sd_log, needed)
 
 
 def _time(seconds: float) -> str:

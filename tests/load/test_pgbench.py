@@ -21,7 +21,7 @@ from perfkit.base.bundle import COLUMNS
 from perfkit.base.errors import LoadError, ServerError, UsageError
 from perfkit.config import Scenario
 from perfkit.load import pgbench
-from perfkit.load.pgbench import Aborted, ScriptQuery, Written, read, script
+from perfkit.load.pgbench import AbortedClient, ScriptQuery, TransactionLog, read, script
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.samples import Caps, Rest
 from perfkit.load.schedule import Batch
@@ -141,8 +141,8 @@ class TestALogLine:
     def written(self, tmp_path, *lines, **kind):
         path = tmp_path / "log.1"
         path.write_text("".join(f"{line}\n" for line in lines))
-        given = {"paced": False, "retried": False, "warm": 0, "seconds": 60.0, "apart": (), **kind}
-        return Written([path], ["first", "second"], **given)
+        given = {"paced": False, "retried": False, "warm": 0, "seconds": 60.0, "separate_lookups": (), **kind}
+        return TransactionLog([path], ["first", "second"], **given)
 
     def test_counts_back_from_its_end_to_its_begin(self, tmp_path):
         written = self.written(tmp_path, "0 1 2000 0 100 500000", "1 1 1500 1 100 500700")
@@ -174,7 +174,7 @@ class TestALogLine:
     def test_of_a_lookup_is_no_sample_even_where_its_query_failed_and_came_again(self, tmp_path):
         took = ["11", "500", "12", "serialization", "501", "13", "502"]  # lookup, query, lookup, query twice, ...
         lines = [f"0 {n} {word} 0 100 {n * 1000}" for n, word in enumerate(took, 1)]
-        columns = read(self.written(tmp_path, *lines, apart={0}), [], 100).columns
+        columns = read(self.written(tmp_path, *lines, separate_lookups={0}), [], 100).columns
         spans = [done - due for due, done in zip(columns["scheduled"], columns["done"], strict=True)]
         assert spans == [500_000, 0, 501_000, 502_000]
 
@@ -185,7 +185,7 @@ class TestALogLine:
 
     def test_beyond_those_kept_goes_into_a_histogram(self, tmp_path):
         lines = [f"0 {n} {n * 1000} 0 100 {n * 1000}" for n in range(1, 101)]
-        found = read(self.written(tmp_path, *lines), [Aborted(0, 0, "gone", 100_200_000_000)], 10)
+        found = read(self.written(tmp_path, *lines), [AbortedClient(0, 0, "gone", 100_200_000_000)], 10)
         assert len(found.columns["item"]) == 10 + 1
         values = found.rest["first"].values_ms(1000)
         assert len(values) == 90

@@ -227,7 +227,7 @@ def test_queries_are_sent_in_sessions_that_read_only(tmp_path: Path, service: We
 def test_a_mistake_in_a_request_is_said_before_the_watch_begins(tmp_path: Path, service: Web, server: Postgres) -> None:
     watching = Watching(tmp_path, service, server, 'send = ["item"]')
     (tmp_path / "ids.sql").write_text("SELECT id AS number FROM t")
-    with pytest.raises(UsageError, match=r"request 'item': \{id\} is no column"), watching.begun():
+    with pytest.raises(UsageError, match=r"request 'item': \{id\} is not a column"), watching.begun():
         pass
 
 
@@ -239,7 +239,7 @@ def test_a_row_that_makes_no_request_is_noted_and_left_out(tmp_path: Path, servi
         until(lambda: watching.notes and len([one for one in watching.observed if one[0] == "item"]) > 5)
         prober.require_alive()
     assert {outcome for _, outcome, _ in watching.observed} == {"ok"}
-    assert watching.notes[0][0] == "probe item" and "{id} is no column" in watching.notes[0][1]
+    assert watching.notes[0][0] == "probe item" and "{id} is not a column" in watching.notes[0][1]
 
 
 @pytest.mark.slow

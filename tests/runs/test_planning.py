@@ -11,7 +11,7 @@ from perfkit import config
 from perfkit.base.errors import UsageError
 from perfkit.base.stats import blocks_for
 from perfkit.runs.experiment import measure
-from perfkit.runs.rounds import LEAST, PILOT, SampleCell, planned
+from perfkit.runs.rounds import MIN_PLANNED_BLOCKS, PILOT_BLOCKS, SampleCell, planned
 from perfkit.runs.selection import RunSpec, Selection
 
 LOAD = ("burst", "book")
@@ -21,7 +21,7 @@ def pilot(sd: float, effect: float = 1.0, seed: int = 1):
     """Medians of two arms over a pilot's blocks."""
     draw = np.random.default_rng(seed)
     before, after = SampleCell(), SampleCell()
-    for block in range(PILOT):
+    for block in range(PILOT_BLOCKS):
         before.medians[block] = 100 * float(np.exp(draw.normal(0, sd)))
         after.medians[block] = 100 * effect * float(np.exp(draw.normal(0, sd)))
     return {("before", LOAD): before, ("after", LOAD): after, ("floor", LOAD): SampleCell(medians={0: 1.0, 1: 900.0})}
@@ -34,7 +34,7 @@ class TestThePlan:
         cells |= {(arm, other): cell for (arm, _), cell in pilot(0.2, seed=2).items()}
         found = planned(cells, "before", 0.05, block_s=2, most_s=1e9)
         assert found.widest.item == "look"
-        assert found.needed == found.blocks == blocks_for(found.widest.sd_log, 0.05, PILOT, comparisons=4)
+        assert found.needed == found.blocks == blocks_for(found.widest.sd_log, 0.05, PILOT_BLOCKS, comparisons=4)
 
     @given(st.floats(0.01, 0.3), st.floats(0.1, 10))
     def test_does_not_know_the_effect(self, sd, effect):
@@ -48,7 +48,7 @@ class TestThePlan:
         assert found.sentence.endswith("; the time allows 30")
 
     def test_never_asks_for_fewer_blocks_than_could_settle_anything(self):
-        assert planned(pilot(1e-6), "before", 0.05, block_s=100, most_s=1).blocks == LEAST
+        assert planned(pilot(1e-6), "before", 0.05, block_s=100, most_s=1).blocks == MIN_PLANNED_BLOCKS
 
     def test_of_a_run_without_comparisons_is_none(self):
         alone = {key: cell for key, cell in pilot(0.1).items() if key[0] != "after"}
@@ -78,9 +78,9 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
         options = RunSpec(profile="quick", plan_for=5, max_minutes=0.2)
         bundle = measure(Selection(settings, options), tmp_path / "run", said.append)
         plan = bundle.run["planning"]
-        assert bundle.run["parameters"]["blocks"] == plan["blocks"] == len(bundle.run["blocks"]) >= LEAST
+        assert bundle.run["parameters"]["blocks"] == plan["blocks"] == len(bundle.run["blocks"]) >= MIN_PLANNED_BLOCKS
         assert plan["sentence"] in said
-        assert len(list((tmp_path / "run" / "pilot" / "rounds").glob("*.json"))) == 3 * PILOT
+        assert len(list((tmp_path / "run" / "pilot" / "rounds").glob("*.json"))) == 3 * PILOT_BLOCKS
         assert {round_.block for round_ in bundle.rounds()} == set(range(plan["blocks"]))
         assert "--plan-for 5 --max-time 0.2" in bundle.run["command"]
 
