@@ -1,4 +1,4 @@
-"""A plan, a change of plan and a what-if drawn as HTML."""
+"""Views of a plan, of a change between two plans, and of a what-if: HTML for pages, text for the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from functools import cached_property
 from perfkit.base import units
 from perfkit.base.errors import visible
 from perfkit.base.units import count, significant, size
-from perfkit.explain import text
-from perfkit.explain import text as plan_lines
+from perfkit.explain import text as plan_text
 from perfkit.explain.comparison import ChangeKind, Diff, PlanChange, diff
-from perfkit.explain.findings.model import Finding, Severity
+from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
 from perfkit.explain.plan import Node, Plan
 from perfkit.explain.text import (
     STATES,
@@ -21,64 +20,60 @@ from perfkit.explain.text import (
     badge,
     brief,
     details,
-    duration,
-    ms,
     pairs,
-    plural,
-    share,
 )
 from perfkit.show.html import Cell, Table, View, code, escape, explained
 
-Mark = Callable[[Node], str]  # HTML that stands at a node: what a diff says of it
-_NESTED = 40  # levels; below, nodes are listed one after the other, because browsers stop at 512 nested elements
+Mark = Callable[[Node], str]  # HTML before a node's title, such as its change in a diff
+_NESTED = 40  # levels; deeper nodes are listed flat, because browsers stop at 512 nested elements
 _WIDE_STEPS = 10  # levels that are indented in full
-_DRAWN = 2_000  # nodes from which those that hardly count are only numbered
-_FOLDED, _LEFT_OUT = "folded, and without details", "left out where they stand side by side"
-_TOLD = frozenset({"Plan", "Planning Time", "Execution Time", "Settings"})  # keys shown above the tree
+_DRAWN = 2_000  # number of nodes from which negligible ones are only counted
+_FOLDED, _LEFT_OUT = "folded, and without details", "left out if they are adjacent"
+_ABOVE = frozenset({"Plan", "Planning Time", "Execution Time", "Settings"})  # keys shown above the tree
 
 
 def drawn(figures: PlanFigures, title: str = "", *, whole: bool = True, mark: Mark = lambda node: "") -> str:
-    """A plan with what is said above its tree; without the figures of the `whole` where they stand elsewhere."""
+    """Return a plan as HTML; without the figures of the `whole` if the caller shows them elsewhere."""
     named = f"<h4>{escape(title)}</h4>" if title else ""
     parts = (named, _above(figures, whole=whole), *_tree(figures, mark), _below(figures))
     return f'<div class="plan">{"".join(parts)}</div>'
 
 
 def _above(figures: PlanFigures, *, whole: bool) -> str:
-    """The figures of the whole, what it cost aside from nodes, and findings about the statement."""
-    first, *rest = text.whole_plan(figures)
+    """Return the figures of the whole, costs outside the nodes, and findings on the statement."""
+    first, *rest = plan_text.whole_plan(figures)
     parts = []
     if whole:
-        told = "".join(f" · {escape(text)}" for text in rest)
-        parts.append(f'<p class="whole"><strong>{escape(first)}</strong>{told}</p>')
-    if aside := text.aside(figures):
+        others = "".join(f" · {escape(text)}" for text in rest)
+        parts.append(f'<p class="whole"><strong>{escape(first)}</strong>{others}</p>')
+    if aside := plan_text.aside(figures):
         parts.append(explained(aside))
     if whole:
-        parts.append(f'<p class="note">{escape(text.weakness(figures))}</p>')
-    if summary := text.summary(figures):
+        parts.append(f'<p class="note">{escape(plan_text.caveats(figures))}</p>')
+    if summary := plan_text.summary(figures):
         parts.append(f'<p class="found"><strong>{escape(summary)}</strong></p>')
-    parts += [_finding(finding) for finding in figures.found.get(None, ())]
+    parts += [_finding(finding) for finding in figures.findings.get(None, ())]
     return "".join(parts)
 
 
 def _below(figures: PlanFigures) -> str:
-    """What else EXPLAIN gave of the statement, folded."""
-    rest = list(pairs(figures.plan.document, set(_TOLD)))
+    """Return everything else that EXPLAIN reports on the statement, folded."""
+    rest = list(pairs(figures.plan.document, set(_ABOVE)))
     return (
         f'<details class="rest"><summary>more about the statement</summary>{explained(rest)}</details>' if rest else ""
     )
 
 
 def _tree(figures: PlanFigures, mark: Mark) -> Iterator[str]:
-    """Rows from the top down; what is open is closed from the same list, so that depth costs no recursion."""
+    """Yield rows from the top down; closing tags wait in the same list as nodes, so that depth needs no recursion."""
     analyzed, skip = figures.plan.analyzed, len(figures.plan.nodes) > _DRAWN
-    if figures.little:
-        yield f'<p class="note">{escape(text.folding(figures, _LEFT_OUT if skip else _FOLDED))}</p>'
+    if figures.negligible:
+        yield f'<p class="note">{escape(plan_text.folding(figures, _LEFT_OUT if skip else _FOLDED))}</p>'
     heads = ("own time, ms", "own pages") if analyzed else ("cost, with all below", "")
     rows = "rows: expected → came" if analyzed else "rows expected"
     columns = "".join(f"<span>{head}</span>" for head in ("step", *heads, rows) if head)
     yield f'<div class="tree{"" if analyzed else " guess"}"><div class="row head" aria-hidden="true">{columns}</div>'
-    yield f'<ul role="list" aria-label="{plural(len(figures.plan.nodes), "step")}">'
+    yield f'<ul role="list" aria-label="{counted(len(figures.plan.nodes), "step")}">'
     waiting: list[Node | FigureGroup | str] = [figures.plan.root]
     while waiting:
         item = waiting.pop()
@@ -97,7 +92,7 @@ def _tree(figures: PlanFigures, mark: Mark) -> Iterator[str]:
 
 
 def _step(figures: PlanFigures, node: Node, mark: Mark, waiting: list[Node | FigureGroup | str]) -> Iterator[str]:
-    slight, steps = node in figures.little, figures.steps(node)
+    slight, steps = node in figures.negligible, figures.steps(node)
     row, beneath = _row(figures, node, mark), _beneath(figures, node, slight=slight)
     if not steps or node.depth >= _NESTED:
         yield f'<li><div class="row">{row}</div>{beneath}</li>'
@@ -110,8 +105,8 @@ def _step(figures: PlanFigures, node: Node, mark: Mark, waiting: list[Node | Fig
 
 
 def _row(figures: PlanFigures, node: Node, mark: Mark) -> str:
-    """The title with its number, then the figures, each with its unit for who cannot see the column's head."""
-    said, label = figures.said(node), figures.label(node)
+    """Return a step's number, title and figures; each figure has its unit for readers without the column heads."""
+    said, label = figures.execution(node), node.text("Subplan Name")
     before = f"<em>{escape(label)}</em> " if label else ""
     after = f" <small>{escape(said)}</small>" if said else ""
     depth = f"<small>level {node.depth}</small> " if node.depth > _NESTED else ""
@@ -124,7 +119,7 @@ def _figures(figures: PlanFigures, node: Node) -> str:
     if not figures.plan.analyzed:
         part = node.value("Total Cost") / figures.highest_cost
         return f"{_bar(part)}<b>{figures.cost(node)}</b><i> cost</i></span><span>{expected}<i> rows expected</i></span>"
-    part, off = figures.plan.share(node), figures.off(node)
+    part, off = figures.plan.share(node), figures.row_error(node)
     time = _unit(figures.time(node), "ms")
     time = f"<b>{time}</b>" if part >= 0.1 else time
     rows = f"<span>{expected}<i> expected</i> → {_unit(came, 'came')}</span>"
@@ -136,12 +131,12 @@ def _figures(figures: PlanFigures, node: Node) -> str:
 
 
 def _unit(text: str, unit: str) -> str:
-    """A figure with its unit, which is seen where there is no room for columns."""
+    """Return a figure with its unit, which is visible if there is no room for columns."""
     return text if text == units.NONE else f"{text}<i> {unit}</i>"
 
 
 def _group(figures: PlanFigures, group: FigureGroup) -> str:
-    """The row of steps that hardly count one by one."""
+    """Return the row of a group of negligible steps."""
     name, spent, pages = figures.group(group)
     title = f'<span class="t">{name}</span>'
     if not figures.plan.analyzed:
@@ -157,18 +152,18 @@ def _bar(part: float) -> str:
 
 
 def _folded(figures: PlanFigures, node: Node) -> str:
-    """What is said of the steps below while they are folded."""
+    """Return the number, time and most severe finding of the steps below, shown while these are folded."""
     count, spent = figures.below[node]
     if not count:
         return ""
-    grave = figures.gravest.get(node)
-    told = [f"+ {plural(count, 'step')}", *([f"{ms(spent)} ms"] if figures.plan.timed else [])]
-    return f' <small class="shut">{", ".join([*told, *([badge(grave)] if grave else [])])}</small>'
+    grave = figures.worst.get(node)
+    parts = [f"+ {counted(count, 'step')}", *([f"{ms(spent)} ms"] if figures.plan.timed else [])]
+    return f' <small class="shut">{", ".join([*parts, *([badge(grave)] if grave else [])])}</small>'
 
 
 def _beneath(figures: PlanFigures, node: Node, *, slight: bool) -> str:
-    """Findings at a node, and its details."""
-    found = "".join(_finding(finding) for finding in figures.found.get(node.number, ()))
+    """Return the findings at a node, and its details."""
+    found = "".join(_finding(finding) for finding in figures.findings.get(node.number, ()))
     line = brief(node)
     if slight:
         more = f'<p class="c">{escape(line)}</p>' if line else ""
@@ -180,7 +175,7 @@ def _beneath(figures: PlanFigures, node: Node, *, slight: bool) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    """What is wrong and what to do; what is slight is folded."""
+    """Return a finding with its advice; one of low severity is folded."""
     head = f'<strong class="{STATES[finding.severity]}">{badge(finding)}</strong> {escape(finding.text)}'
     advice = f"<p>{escape(finding.advice)}</p>" if finding.advice else ""
     sql = code(finding.sql, name="SQL") if finding.sql else ""
@@ -189,7 +184,7 @@ def _finding(finding: Finding) -> str:
     return f'<div class="f {STATES[finding.severity]}"><p>{head}</p>{advice}{sql}</div>'
 
 
-# What changed between two plans, drawn: the sentence, the figures of both, and what became of every step.
+# The change between two plans: a sentence, the figures of both, and the change of every step.
 
 SIGNS = {
     ChangeKind.SAME: "=",
@@ -201,13 +196,13 @@ SIGNS = {
 
 
 def diff_drawn(diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> str:
-    """Both plans side by side below the sentence and the figures of the whole."""
+    """Return both plans side by side, below the sentence and the figures of the whole."""
     changes = _changes(diff)
     columns = "".join(
         drawn(figures, label, whole=False, mark=lambda node: _html(changes[node], node))
         for figures, label in zip((before, after), labels, strict=True)
     )
-    weakness = dict.fromkeys((text.weakness(before), text.weakness(after)))
+    weakness = dict.fromkeys((plan_text.caveats(before), plan_text.caveats(after)))
     return (
         f'<p class="changed"><strong>{escape(diff.sentence)}</strong></p>{_totals(before, after, labels).to_html()}'
         f'<p class="note">{escape(" ".join(weakness))} {escape(_legend(diff))}</p><div class="pair">{columns}</div>'
@@ -217,13 +212,13 @@ def diff_drawn(diff: Diff, before: PlanFigures, after: PlanFigures, labels: tupl
 def lines(
     diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str], width: int | None
 ) -> Iterator[str]:
-    """The second plan's tree with the figures of both; then what is gone, and what was found in each."""
+    """Yield the second plan's tree with the figures of both, then removed steps, and the findings of each plan."""
     changes = _changes(diff)
-    yield from plan_lines.wrapped(diff.sentence, width)
+    yield from plan_text.wrapped(diff.sentence, width)
     yield ""
     yield from _totals(before, after, labels).to_text().splitlines()[2:]
     yield ""
-    yield from plan_lines.lines(
+    yield from plan_text.lines(
         after,
         width,
         heads=("own ms", "pages", "rows") if diff.evidence != "estimated" else ("cost", "rows expected"),
@@ -233,13 +228,13 @@ def lines(
     gone = [change.before for change in diff.changes if change.before and not change.after]
     for node in gone:
         figures = f"{before.time(node)} ms, {before.pages(node)} pages" if before.plan.analyzed else before.cost(node)
-        yield from plan_lines.wrapped(
+        yield from plan_text.wrapped(
             f"{SIGNS[ChangeKind.REMOVED]} {node.title} ({figures}) {ChangeKind.REMOVED}", width, "  "
         )
     yield ""
-    yield from plan_lines.wrapped(_legend(diff), width)
+    yield from plan_text.wrapped(_legend(diff), width)
     for label, side in zip(labels, (before, after), strict=True):
-        if found := list(plan_lines.findings(side, width)):
+        if found := list(plan_text.findings(side, width)):
             yield from ("", f"{visible(label)}:", *found)
 
 
@@ -253,7 +248,7 @@ def _legend(diff: Diff) -> str:
 
 
 def _html(change: PlanChange, node: Node) -> str:
-    """What became of a node, and its number in the other plan."""
+    """Return the change of a node, and its number in the other plan."""
     other = change.before if node is change.after else change.after
     if change.kind == ChangeKind.SAME:
         return f'<em title="same as {other.number}">=</em> ' if other else ""
@@ -262,7 +257,7 @@ def _html(change: PlanChange, node: Node) -> str:
 
 
 def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> Table:
-    """The figures of the whole, one line each."""
+    """Return the figures of the whole, one line each."""
     pair = (before, after)
     rows: list[tuple[str, list[str]]] = []
     if all(figures.plan.analyzed for figures in pair):
@@ -281,7 +276,7 @@ def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) ->
 
 
 def _columns(change: PlanChange, before: PlanFigures, after: PlanFigures) -> tuple[str, ...]:
-    """A step's figures before and after."""
+    """Return a step's figures before and after."""
     old, new = change.before, change.after
     assert new
     if not (before.plan.analyzed and after.plan.analyzed):
@@ -296,41 +291,41 @@ def _to(before: str, after: str) -> str:
     return f"{before} → {after}".strip() if before != after else after
 
 
-# A plan, and what changed between two, as they show themselves in a notebook, a report and a terminal.
+# Views for a notebook, a report and a terminal.
 
-_KEPT = 400  # changed steps that are shown however little they count
+_PINNED = 400  # maximum number of changed steps that are never folded
 
 
 @dataclass(frozen=True, repr=False)
 class PlanView(View):
-    """A plan with what was found in it."""
+    """A plan with its findings."""
 
     plan: Plan
     findings: Sequence[Finding] = ()
     title: str = ""
-    first: Plan | None = None  # the first execution, where there was more than one
+    first: Plan | None = None  # of the first execution, if there was more than one
 
     def html(self) -> str:
-        """The drawing, for a page that has the style sheet."""
+        """Return the drawing, for a page with the style sheet."""
         return drawn(self.figures(), self.title)
 
     def text(self, width: int | None = None) -> str:
-        """The tree in text, `width` characters wide; None: as wide as needed."""
+        """Return the tree as text; without `width`, as wide as needed."""
         figures = self.figures()
-        parts = [[visible(self.title)] if self.title else [], plan_lines.above(figures, width)]
-        parts += [[""], plan_lines.lines(figures, width)]
-        if found := list(plan_lines.findings(figures, width)):
+        parts = [[visible(self.title)] if self.title else [], plan_text.above(figures, width)]
+        parts += [[""], plan_text.lines(figures, width)]
+        if found := list(plan_text.findings(figures, width)):
             parts += [[""], found]
         return "\n".join(line for part in parts for line in part)
 
-    def figures(self, kept: Collection[Node] = ()) -> PlanFigures:
-        """Its figures as text; `kept` are nodes that are never folded."""
-        return PlanFigures(self.plan, self.findings, kept, self.first)
+    def figures(self, pinned: Collection[Node] = ()) -> PlanFigures:
+        """Return the plan's figures as text; nodes in `pinned` are never folded."""
+        return PlanFigures(self.plan, self.findings, pinned, self.first)
 
 
 @dataclass(frozen=True, repr=False)
 class DiffView(View):
-    """What changed between two plans, each with what was found in it; their titles tell them apart."""
+    """The change between two plans, each with its findings and its title."""
 
     before: PlanView
     after: PlanView
@@ -341,11 +336,11 @@ class DiffView(View):
         return diff(self.before.plan, self.after.plan)
 
     def html(self) -> str:
-        """The sentence, the figures of both, and both plans side by side."""
+        """Return the sentence, the figures of both, and both plans side by side."""
         return diff_drawn(self.diff, *self._figures(), self._labels)
 
     def text(self, width: int | None = None) -> str:
-        """The sentence, and the second plan's tree with each step's figures before and after."""
+        """Return the sentence, and the second plan's tree with each step's figures before and after."""
         return "\n".join(lines(self.diff, *self._figures(), self._labels, width))
 
     @property
@@ -354,16 +349,13 @@ class DiffView(View):
 
     def _figures(self) -> tuple[PlanFigures, PlanFigures]:
         changed = [change for change in self.diff.changes if change.kind != ChangeKind.SAME]
-        kept = {node for change in changed[:_KEPT] for node in (change.before, change.after) if node}
-        return self.before.figures(kept), self.after.figures(kept)
-
-
-# What an index would change, as it shows itself: one sentence, and below it both plans.
+        pinned = {node for change in changed[:_PINNED] for node in (change.before, change.after) if node}
+        return self.before.figures(pinned), self.after.figures(pinned)
 
 
 @dataclass(frozen=True, repr=False)
 class WhatIfView(View):
-    """Plans without and with an index; `built`: it was real for a moment, else HypoPG's; `limitation` of both."""
+    """Plans without and with an index, which was built and rolled back (`built`) or hypothetical (HypoPG)."""
 
     plans: DiffView
     used: bool
@@ -381,12 +373,12 @@ class WhatIfView(View):
         return f"{verb}: {self._figures()}, {self.evidence} {how}; {about}{size(self.bytes)}"
 
     def html(self) -> str:
-        """The sentence and the plans, for a page that has the style sheet."""
+        """Return the sentence and the plans, for a page with the style sheet."""
         limitation = f"<p>{escape(self.limitation)}</p>" if self.limitation else ""
         return f"<p><strong>{escape(self.sentence)}</strong></p>{limitation}{self.plans.html()}"
 
     def text(self, width: int | None = None) -> str:
-        """The same in text."""
+        """Return the sentence and the plans as text."""
         return "\n\n".join(part for part in (self.sentence, self.limitation, self.plans.text(width)) if part)
 
     def _figures(self) -> str:

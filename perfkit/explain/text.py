@@ -1,4 +1,4 @@
-"""A plan drawn as text, with its numbers and details as people read them."""
+"""A plan as text: its figures and details as people read them, and its tree for the terminal."""
 
 from __future__ import annotations
 
@@ -13,58 +13,21 @@ from perfkit.base import units
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError, visible
 from perfkit.explain.comparison import CONDITIONS
-from perfkit.explain.findings.model import Finding, Severity
+from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
 from perfkit.explain.plan import COUNTERS, PAGES, Node, Plan, number
 
 SIGNS = {Severity.HIGH: "▲", Severity.MEDIUM: "△", Severity.LOW: "▹"}
 STATES = {Severity.HIGH: "bad", Severity.MEDIUM: "unsure", Severity.LOW: "quiet"}
 _RANKS = tuple(Severity)
-_OFF = 10.0  # how many times more or fewer rows than expected are marked
-_MANY = 400  # nodes from which what hardly counts is folded
-_GROUPED = 3  # steps side by side that become one line
-_LITTLE = 0.01  # of the time, the pages or the cost
-_NO_ROWS = frozenset({"BitmapAnd", "BitmapOr"})  # for which the server counts none
-
-
-def ms(value: float) -> str:
-    """Milliseconds to three digits, and never beyond the microsecond to which the server rounds them.
-
-    >>> ms(0.0174), ms(31.76), ms(12345.6), ms(0.0)
-    ('0.017', '31.8', '12,300', '0')
-    """
-    short = units.significant(value)
-    return short if value >= 1 else f"{value:.3f}" if value >= 0.0005 else "0"
-
-
-def duration(value: float) -> str:
-    """A duration given in ms, in seconds from one second.
-
-    >>> duration(0.064), duration(75_210)
-    ('0.064 ms', '75.2 s')
-    """
-    return f"{ms(value)} ms" if value < 1000 else f"{units.significant(value / 1000)} s"
-
-
-def share(part: float) -> str:
-    """A part of the whole as a percentage without decimals.
-
-    >>> share(0.826), share(0.004), share(0.0)
-    ('83 %', '<1 %', '0 %')
-    """
-    return f"{part * 100:.0f} %" if part >= 0.01 else "<1 %" if part >= 0.0001 else "0 %"
-
-
-def plural(count: float, one: str, many: str = "") -> str:
-    """A count with its noun; `many` is the plural where an s does not make it.
-
-    >>> plural(1, "loop"), plural(2000, "loop")
-    ('1 loop', '2,000 loops')
-    """
-    return f"{units.count(count)} {one if round(count) == 1 else many or one + 's'}"
+_OFF = 10.0  # factor from which a wrong row estimate is marked
+_MANY = 400  # number of nodes from which negligible ones are folded
+_GROUPED = 3  # number of adjacent negligible steps that become one line
+_LITTLE = 0.01  # share of the time, the pages or the cost below which a node is negligible
+_NO_ROWS = frozenset({"BitmapAnd", "BitmapOr"})  # the server counts no rows for these
 
 
 def far(factor: float) -> str:
-    """A factor of ten or more either way, in words.
+    """Return a factor in words if it is at least ten either way; else "".
 
     >>> far(3333.3), far(0.025), far(4)
     ('3,300× more', '40× fewer', '')
@@ -76,34 +39,34 @@ def far(factor: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FigureGroup:
-    """Steps side by side of which each hardly counts, with all below them."""
+    """Adjacent negligible steps, with everything below them."""
 
     steps: tuple[Node, ...]
 
 
 class PlanFigures:
-    """A plan's figures as text, with what was not measured left open as a dash."""
+    """A plan's figures as text; a dash stands for a figure that was not measured."""
 
     def __init__(
-        self, plan: Plan, findings: Sequence[Finding] = (), kept: Collection[Node] = (), first: Plan | None = None
+        self, plan: Plan, findings: Sequence[Finding] = (), pinned: Collection[Node] = (), first: Plan | None = None
     ) -> None:
-        """`kept` are nodes that are never folded, however little they count; `first` is the first execution's plan."""
+        """Keep the nodes in `pinned` unfolded, even negligible ones; `first` is the plan of the first execution."""
         self.plan, self.first = plan, first
-        self.kept = kept
-        self.found: dict[int | None, list[Finding]] = {}
+        self.pinned = pinned
+        self.findings: dict[int | None, list[Finding]] = {}
         numbered = {node.number for node in plan.nodes}
         for finding in findings:
-            self.found.setdefault(finding.node if finding.node in numbered else None, []).append(finding)
+            self.findings.setdefault(finding.node if finding.node in numbered else None, []).append(finding)
         self.paged = any(key in plan.root.raw for key in PAGES)
         self.large = len(plan.nodes) > _MANY
 
     @cached_property
     def highest_cost(self) -> float:
-        """The cost of the dearest node, above 0."""
+        """The highest cost of a node; above 0."""
         return max(node.value("Total Cost") for node in self.plan.nodes) or 1.0
 
     def time(self, node: Node) -> str:
-        """A node's own ms, with how far rounding may have taken them where that matters."""
+        """Return a node's own ms, with the rounding error if it matters."""
         if not self.plan.timed or not node.executed or node.exclusive_ms is None:
             return units.NONE
         off = node.rounding_ms
@@ -111,46 +74,42 @@ class PlanFigures:
         return f"{ms(node.exclusive_ms)} ± {units.significant(off, 2)}" if doubtful else ms(node.exclusive_ms)
 
     def share(self, node: Node) -> str:
-        """A node's own part of the execution's time."""
+        """Return a node's own share of the execution's time."""
         return share(self.plan.share(node)) if self.plan.timed and node.executed else units.NONE
 
     def pages(self, node: Node) -> str:
-        """The pages that a node touched itself."""
+        """Return the number of pages that the node itself touched."""
         return units.count(node.own_pages) if self.paged and node.executed else units.NONE
 
     def cost(self, node: Node) -> str:
-        """The planner's cost of a node, with everything below."""
+        """Return the planner's cost of a node and everything below."""
         return units.significant(node.value("Total Cost"))
 
     def rows(self, node: Node) -> tuple[str, str]:
-        """Rows expected, and rows that came, of all loops."""
+        """Return the expected and the actual rows of all loops."""
         came = units.count(node.rows) if node.executed and node.kind not in _NO_ROWS else units.NONE
         return units.count(node.estimated), came
 
-    def off(self, node: Node) -> str:
-        """How far the rows are from the estimate where that is far, and nothing above stopped asking for more."""
+    def row_error(self, node: Node) -> str:
+        """Return how far off the row estimate is; "" if it is close or a node above stopped reading early."""
         if node.kind in _NO_ROWS or (node.misestimate < 1 and node.cut_short):
             return ""
         return far(node.misestimate)
 
-    def said(self, node: Node) -> str:
-        """What else has to be said beside a node's name: how often and by how many it was executed."""
-        told = [plural(node.loops, "loop")] if node.loops > 1 else []
+    def execution(self, node: Node) -> str:
+        """Return a node's loops, processes and whether it ran, to be shown beside its name."""
+        parts = [counted(node.loops, "loop")] if node.loops > 1 else []
         if node.processes > 1:
-            told.append(f"{node.processes:.3g} processes")
+            parts.append(f"{node.processes:.3g} processes")
         if self.plan.analyzed and not node.executed:
-            told.append("never executed")
+            parts.append("never executed")
         if node.disabled:
-            told.append("disabled by a setting")
-        return ", ".join(told)
-
-    def label(self, node: Node) -> str:
-        """The subplan that begins here: `CTE a`, `InitPlan 1`, `SubPlan 2`."""
-        return node.text("Subplan Name")
+            parts.append("disabled by a setting")
+        return ", ".join(parts)
 
     @cached_property
     def below(self) -> Mapping[Node, tuple[int, float]]:
-        """Of each node: how many are under it, and the time spent there in ms."""
+        """The number of nodes below each node, and their time in ms."""
         counts = dict.fromkeys(self.plan.nodes, 0)
         spent = dict.fromkeys(self.plan.nodes, 0.0)
         for node in reversed(self.plan.nodes):
@@ -160,31 +119,31 @@ class PlanFigures:
         return {node: (counts[node], spent[node]) for node in self.plan.nodes}
 
     @cached_property
-    def gravest(self) -> Mapping[Node, Finding]:
-        """The gravest finding at or under each node that has one."""
+    def worst(self) -> Mapping[Node, Finding]:
+        """The most severe finding at or below each node that has one."""
         found: dict[Node, Finding] = {}
         for node in reversed(self.plan.nodes):
-            here = [*self.found.get(node.number, ()), *(found[child] for child in node.children if child in found)]
+            here = [*self.findings.get(node.number, ()), *(found[child] for child in node.children if child in found)]
             if here:
                 found[node] = min(here, key=rank)
         return found
 
     @cached_property
-    def little(self) -> frozenset[Node]:
-        """Nodes of a large plan that hardly count: with all below less than 1 % of it, and no grave finding."""
+    def negligible(self) -> frozenset[Node]:
+        """Nodes of a large plan that, with everything below, are less than 1 % of it and have no severe finding."""
         if not self.large:
             return frozenset()
-        grave = {n for n, found in self.found.items() if any(f.severity != Severity.LOW for f in found)}
+        grave = {n for n, found in self.findings.items() if any(f.severity != Severity.LOW for f in found)}
         weight: dict[Node, float] = {}
         for node in reversed(self.plan.nodes):
-            own = 1.0 if node.number in grave or node in self.kept else self._weight(node)
+            own = 1.0 if node.number in grave or node in self.pinned else self._weight(node)
             weight[node] = own + sum(weight[child] for child in node.children)
         return frozenset(node for node in self.plan.nodes if node.depth and weight[node] < _LITTLE)
 
     def steps(self, node: Node) -> list[Node | FigureGroup]:
-        """The steps right below, those that hardly count and stand side by side as one group."""
+        """Return the steps directly below a node, with adjacent negligible ones as one group."""
         found: list[Node | FigureGroup] = []
-        for slight, run in groupby(node.children, key=self.little.__contains__):
+        for slight, run in groupby(node.children, key=self.negligible.__contains__):
             members = tuple(run)
             found += [FigureGroup(members)] if slight and len(members) >= _GROUPED else members
         return found
@@ -197,7 +156,7 @@ class PlanFigures:
         return max(self.plan.share(node), self.page_part(node.own_pages))
 
     def group(self, group: FigureGroup) -> tuple[str, float, float]:
-        """What a group is called, the ms that it took with all below, and the pages."""
+        """Return a group's name, and the ms and pages of its steps and everything below."""
         steps = group.steps
         count = sum(1 + self.below[node][0] for node in steps)
         more = f", {units.count(count)} with all below" if count > len(steps) else ""
@@ -206,31 +165,31 @@ class PlanFigures:
         return f"{units.count(len(steps))} steps of less than 1 % each{more}", spent, pages
 
     def page_part(self, pages: float) -> float:
-        """Some pages as a part of those of the execution."""
+        """Return pages as a share of the execution's pages."""
         return pages / self.plan.buffers if self.plan.buffers else 0.0
 
     def part(self, spent: float) -> float:
-        """Some ms as a part of the execution."""
+        """Return ms as a share of the execution's time."""
         return spent / whole if (whole := max(self.plan.execution_ms, spent)) else 0.0
 
 
 def badge(finding: Finding) -> str:
-    """A finding's severity as a sign and a word."""
+    """Return a finding's severity as a sign and a word."""
     return f"{SIGNS[finding.severity]} {finding.severity}"
 
 
 def rank(finding: Finding) -> int:
-    """Where a finding's severity stands, the gravest first."""
+    """Return the rank of a finding's severity; 0 is the most severe."""
     return _RANKS.index(finding.severity)
 
 
-# What EXPLAIN gave beyond a node's figures: first the line that says most, then every other key.
+# The details of a node: one line with the most important ones, then every other key of EXPLAIN.
 
-SHORT = 160  # characters of a condition in the line that says most
+SHORT = 160  # characters of a condition in the brief line
 _LONG = 1_000  # characters of any value
-_OUTPUT = 6  # columns that are named
+_OUTPUT = 6  # number of columns that are named
 _WORKERS = 16
-_IN_TITLE = (  # texts that a node's title is made of
+_IN_TITLE = (  # keys that a node's title shows
     *("Node Type", "Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name"),
     *("Alias", "Index Name", "Join Type", "Strategy", "Partial Mode", "Scan Direction", "Subplan Name", "Command"),
 )
@@ -240,34 +199,34 @@ _REMOVED = {
     "Rows Removed by Index Recheck": "removed when rechecked",
     "Rows Removed by Conflict Filter": "removed by the conflict filter",
 }
-_SAID = (*_REMOVED, "Heap Fetches", "Workers Planned", "Workers Launched")  # numbers that the first line has
+_BRIEF = (*_REMOVED, "Heap Fetches", "Workers Planned", "Workers Launched")  # numbers in the brief line
 _KILOBYTES = {"Peak Memory Usage": "in memory", "Disk Usage": "on disk"}
 
 
 def brief(node: Node) -> str:
-    """The conditions, and what became of rows, memory and workers, in one line; "" for none of it."""
-    told = [f"{key}: {shortened(', '.join(texts), SHORT)}" for key in CONDITIONS if (texts := node.texts(key))]
+    """Return conditions, removed rows, memory and workers in one line; "" if the node has none of these."""
+    parts = [f"{key}: {shortened(', '.join(texts), SHORT)}" for key in CONDITIONS if (texts := node.texts(key))]
     for key, words in _REMOVED.items():
         if count := node.value(key) * max(node.loops, 1.0):
-            told.append(f"{plural(count, 'row')} {words}")
-    told += _memory(node)
+            parts.append(f"{counted(count, 'row')} {words}")
+    parts += _memory(node)
     if "Heap Fetches" in node.raw:
-        told.append(plural(node.value("Heap Fetches"), "heap fetch", "heap fetches"))
+        parts.append(counted(node.value("Heap Fetches"), "heap fetch"))
     if lossy := node.value("Lossy Heap Blocks"):
-        told.append(f"{plural(lossy, 'lossy page')}, {units.count(node.value('Exact Heap Blocks'))} exact")
+        parts.append(f"{counted(lossy, 'lossy page')}, {units.count(node.value('Exact Heap Blocks'))} exact")
     if hits := node.value("Cache Hits") + node.value("Cache Misses"):
-        told.append(f"{units.count(node.value('Cache Hits'))} of {units.count(hits)} found in the cache")
+        parts.append(f"{units.count(node.value('Cache Hits'))} of {units.count(hits)} found in the cache")
     if "Workers Planned" in node.raw:
         launched = f", {units.count(node.value('Workers Launched'))} launched" if node.executed else ""
-        told.append(f"{plural(node.value('Workers Planned'), 'worker')} planned{launched}")
-    return " · ".join(told)
+        parts.append(f"{counted(node.value('Workers Planned'), 'worker')} planned{launched}")
+    return " · ".join(parts)
 
 
 def details(node: Node) -> Iterator[tuple[str, str]]:
-    """Everything else that EXPLAIN gave of a node, named; counts of 0, `false` and what `brief` says in full aside."""
+    """Yield name and value of all other details; omit 0, `false` and values that `brief` shows in full."""
     raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.text(key))}
     done |= {key for key in CONDITIONS if (texts := node.texts(key)) and len(", ".join(texts)) <= SHORT}
-    done |= {key for key in _SAID if _plain(raw, key)}
+    done |= {key for key in _BRIEF if _plain(raw, key)}
     if node.text("Sort Method") and _plain(raw, "Sort Space Used"):
         done |= {"Sort Method", "Sort Space Used", "Sort Space Type"}
     if _plain(raw, "Total Cost"):
@@ -277,7 +236,7 @@ def details(node: Node) -> Iterator[tuple[str, str]]:
         yield "Each loop", _loop(node)
         done |= {"Actual Loops", "Actual Rows", "Actual Startup Time", "Actual Total Time"}
     if node.children and node.inclusive_ms is not None and node.executed:
-        yield "With all below", f"{ms(node.inclusive_ms)} ms, {plural(node.pages, 'page')}"
+        yield "With all below", f"{ms(node.inclusive_ms)} ms, {counted(node.pages, 'page')}"
     if buffers := _buffers(node):
         yield "Buffers, with all below", buffers
     done |= {key for key in COUNTERS if _plain(raw, key)}
@@ -289,7 +248,7 @@ def details(node: Node) -> Iterator[tuple[str, str]]:
 
 
 def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
-    """The other keys of a part of the document with their values as text; those of 0 and false are left out."""
+    """Yield the keys that are not in `done` with their values as text; omit 0 and false."""
     for key, value in raw.items():
         if key in done or not value:
             continue
@@ -310,7 +269,7 @@ def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def shortened(text: str, limit: int) -> str:
-    """A text on one line, cut where it is too long."""
+    """Return a text on one line, cut to the limit."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -321,7 +280,7 @@ def _memory(node: Node) -> Iterator[str]:
         yield f"{method}, {space} {'on disk' if node.text('Sort Space Type') == 'Disk' else 'in memory'}"
     batches = node.value("Hash Batches") or node.value("HashAgg Batches")
     if batches > 1:
-        yield plural(batches, "batch", "batches")
+        yield counted(batches, "batch")
     for key, words in _KILOBYTES.items():
         if used := node.value(key):
             yield f"{units.size(used * 1024)} {words}"
@@ -329,8 +288,8 @@ def _memory(node: Node) -> Iterator[str]:
 
 def _cost(node: Node) -> str:
     start, end = (f"{node.value(key):,.10g}" for key in ("Startup Cost", "Total Cost"))
-    rows = plural(node.value("Plan Rows"), "row")
-    return f"{start} to {end} for {rows} of {plural(node.value('Plan Width'), 'byte')}"
+    rows = counted(node.value("Plan Rows"), "row")
+    return f"{start} to {end} for {rows} of {counted(node.value('Plan Width'), 'byte')}"
 
 
 def _loop(node: Node) -> str:
@@ -351,12 +310,12 @@ def _buffers(node: Node) -> str:
 
 
 def _plain(raw: Mapping[str, Any], key: str) -> bool:
-    """Whether a value is the number that it ought to be, and has been said as one."""
+    """Return whether a value is a number, as EXPLAIN writes it."""
     return isinstance(raw.get(key), int | float) and not isinstance(raw[key], bool)
 
 
 def _flat(value: Any, depth: int = 3) -> str:
-    """Any value of a document on one line, without what is 0 or false in it."""
+    """Return any value of a document on one line, without parts that are 0 or false."""
     if isinstance(value, dict | list) and not depth:
         try:
             text = dumps(value)
@@ -371,106 +330,106 @@ def _flat(value: Any, depth: int = 3) -> str:
     return shortened(text if depth == 3 else f"({text})", _LONG)
 
 
-# What is said of a statement as a whole, in every form: its figures, what weakens them, and its findings.
+# The statement as a whole: its figures, their caveats, and its findings.
 
-_WEAK = "Pages repeat from one execution to the next; the time of a single execution is weak evidence."
-_GUESSED = "Costs, in the planner's own unit, and rows are what it expects."
+_MEASURED = "Page counts are reproducible; a single timing is not."
+_ESTIMATED = "Costs (in the planner's own unit) and rows are the planner's estimates."
 
 
 def whole_plan(figures: PlanFigures) -> list[str]:
-    """The figures of the statement, most important first."""
+    """Return the figures of the statement, most important first."""
     plan, document = figures.plan, figures.plan.document
-    told = []
+    parts = []
     if plan.analyzed:
         if plan.execution_ms:
-            told.append(f"{duration(plan.execution_ms)} executing")
+            parts.append(f"{duration(plan.execution_ms)} executing")
     else:
-        told.append(f"cost {figures.cost(plan.root)}")
+        parts.append(f"cost {figures.cost(plan.root)}")
     if "Planning Time" in document:
-        told.append(f"{duration(plan.planning_ms)} planning")
+        parts.append(f"{duration(plan.planning_ms)} planning")
     if figures.paged and plan.analyzed:
-        told.append(f"{plural(plan.buffers, 'page')} ({units.size(plan.buffers * 8192)})")
-    told.append(plural(plan.rows, "row") if plan.analyzed else f"{plural(plan.root.estimated, 'row')} expected")
-    return [*told, "measured once" if plan.analyzed else "estimated: the statement was not executed"]
+        parts.append(f"{counted(plan.buffers, 'page')} ({units.size(plan.buffers * 8192)})")
+    parts.append(counted(plan.rows, "row") if plan.analyzed else f"{counted(plan.root.estimated, 'row')} expected")
+    return [*parts, "measured once" if plan.analyzed else "estimated: the statement was not executed"]
 
 
-def weakness(figures: PlanFigures) -> str:
-    """How far the figures can be believed."""
-    told = [_WEAK if figures.plan.analyzed else _GUESSED]
+def caveats(figures: PlanFigures) -> str:
+    """Return how far the figures can be trusted."""
+    parts = [_MEASURED if figures.plan.analyzed else _ESTIMATED]
     if figures.plan.analyzed and not figures.plan.timed:
-        told.append("Nodes were not timed.")
+        parts.append("Nodes were not timed.")
     if figures.plan.analyzed and not figures.paged:
-        told.append("Pages were not counted.")
-    return " ".join(told)
+        parts.append("Pages were not counted.")
+    return " ".join(parts)
 
 
 def aside(figures: PlanFigures) -> list[tuple[str, str]]:
-    """What the statement cost beside its nodes, and the settings that shaped its plan."""
+    """Return the statement's costs outside its nodes, and the settings that shaped its plan."""
     plan, whole = figures.plan, figures.plan.execution_ms
-    told = [("Settings", "; ".join(f"{name} = {value}" for name, value in plan.settings.items()))]
-    told.append(("First execution", _first(figures.first) if figures.first else ""))
-    told.append(("Triggers", "; ".join(_triggers(plan.triggers, whole))))
+    parts = [("Settings", "; ".join(f"{name} = {value}" for name, value in plan.settings.items()))]
+    parts.append(("First execution", _first(figures.first) if figures.first else ""))
+    parts.append(("Triggers", "; ".join(_triggers(plan.triggers, whole))))
     for name, spent in (
         ("JIT compilation", plan.jit_ms),
         ("Serialization", plan.serialization_ms),
         ("After the last row", plan.outside_ms),
     ):
         of = f" ({share(spent / whole)} of the execution)" if whole and name != "Serialization" else ""
-        told.append((name, f"{duration(spent)}{of}" if spent else ""))
-    return [(name, text) for name, text in told if text]
+        parts.append((name, f"{duration(spent)}{of}" if spent else ""))
+    return [(name, text) for name, text in parts if text]
 
 
 def _first(plan: Plan) -> str:
-    """What the execution took that found the caches as they were."""
+    """Return the figures of the first execution, which found the caches as they were."""
     read = sum(plan.root.value(key) for key in ("Shared Read Blocks", "Local Read Blocks"))
-    return f"{duration(plan.execution_ms)}, {plural(read, 'page')} read into memory; what is shown is the last one"
+    return f"{duration(plan.execution_ms)}, {counted(read, 'page')} read into memory; the last one is shown"
 
 
 def folding(figures: PlanFigures, what: str) -> str:
-    """What is folded or left out of a large plan."""
-    little = units.count(len(figures.little))
+    """Return a sentence on the steps of a large plan that are folded or left out."""
+    little = units.count(len(figures.negligible))
     measure = "time and pages" if figures.plan.analyzed else "cost"
     return (
-        f"{plural(len(figures.plan.nodes), 'step')}, of which {little} with less than 1 % of {measure} each, "
-        f"all below included, are {what}; EXPLAIN's JSON has everything."
+        f"{counted(len(figures.plan.nodes), 'step')}, of which {little} with less than 1 % of {measure} each, "
+        f"everything below included, are {what}; EXPLAIN's JSON has all of them."
     )
 
 
 def summary(figures: PlanFigures) -> str:
-    """How many findings there are, and where: `2 findings: ▲ high at 4, △ medium at 7`."""
-    found = [f for nodes in figures.found.values() for f in nodes]
+    """Return the number of findings, and their steps: `2 findings: ▲ high at 4, △ medium at 7`."""
+    found = [f for nodes in figures.findings.values() for f in nodes]
     if not found:
         return ""
     ranked = sorted(found, key=lambda f: (rank(f), f.node or 0))
     places = dict.fromkeys(f"{badge(f)} {place(figures, f)}" for f in ranked)
-    return f"{plural(len(found), 'finding')}: {', '.join(places)}"
+    return f"{counted(len(found), 'finding')}: {', '.join(places)}"
 
 
 def place(figures: PlanFigures, finding: Finding) -> str:
-    """Where a finding stands."""
-    return "of the statement" if finding in figures.found.get(None, ()) else f"at {finding.node}"
+    """Return the step of a finding, in words."""
+    return "of the statement" if finding in figures.findings.get(None, ()) else f"at {finding.node}"
 
 
 def _triggers(triggers: Sequence[Mapping[str, object]], whole: float, limit: int = 12) -> list[str]:
-    told = []
+    parts = []
     for trigger in triggers[:limit]:
         name = trigger.get("Constraint Name") or trigger.get("Trigger Name") or "?"
         spent = number(trigger, "Time")
         of = f", {share(spent / whole)}" if whole and spent else ""
         where = f" on {trigger['Relation']}" if trigger.get("Relation") else ""
-        told.append(f"{name}{where}: {plural(number(trigger, 'Calls'), 'call')}, {ms(spent)} ms{of}")
-    return told + ([f"{len(triggers) - limit} more"] if len(triggers) > limit else [])
+        parts.append(f"{name}{where}: {counted(number(trigger, 'Calls'), 'call')}, {ms(spent)} ms{of}")
+    return parts + ([f"{len(triggers) - limit} more"] if len(triggers) > limit else [])
 
 
-# A plan for the terminal: a tree of lines with its figures in columns, findings below by their numbers.
+# A plan for the terminal: a tree with figures in columns, and findings below, by the numbers of their steps.
 
 Mark = Callable[[Node], str]
 Columns = Callable[[Node], tuple[str, ...]]
 _HEADS = {True: ("own ms", "", "pages", "expected → came"), False: ("cost", "rows expected")}
-_NARROWEST = 24  # characters of a title
+_NARROWEST = 24  # minimum characters of a title
 _WIDEST = 100
-_BRANCHES = 24  # characters of the tree's lines; deeper ones lose their beginning
-_LINE = 160  # characters of a line of words where no width is asked for
+_BRANCHES = 24  # maximum characters of the tree's branches; deeper ones lose their beginning
+_LINE = 160  # characters of a brief line without a given width
 
 
 def lines(
@@ -481,7 +440,7 @@ def lines(
     columns: Columns | None = None,
     mark: Mark = lambda node: "",
 ) -> Iterator[str]:
-    """The tree with its columns, a plan's own unless others are given; `width` None: as wide as needed."""
+    """Yield the tree with its columns, by default those of a plan; without `width`, as wide as needed."""
     analyzed = figures.plan.analyzed
     entries = list(_entries(figures))
     columns = columns or partial(_columns, figures)
@@ -502,32 +461,32 @@ def lines(
         first, *rest = _fitting(title, room, len(inner) - digits - 1)
         yield _line("" if isinstance(what, FigureGroup) else str(what.number), first, digits, room, row, widths)
         yield from (inner + line for line in rest)
-        if not isinstance(what, FigureGroup) and (told := brief(what)):
-            yield inner + shortened(visible(told), max(_NARROWEST, (width or _LINE) - len(inner)))
+        if not isinstance(what, FigureGroup) and (parts := brief(what)):
+            yield inner + shortened(visible(parts), max(_NARROWEST, (width or _LINE) - len(inner)))
 
 
 def above(figures: PlanFigures, width: int | None) -> Iterator[str]:
-    """What is said of the whole."""
+    """Yield the lines above the tree: figures, costs outside the nodes, and caveats."""
     yield from wrapped(" · ".join(whole_plan(figures)), width)
     for name, text in aside(figures):
         yield from wrapped(f"{name}: {text}", width, "  ")
-    yield from wrapped(weakness(figures), width)
-    if figures.little:
+    yield from wrapped(caveats(figures), width)
+    if figures.negligible:
         yield from wrapped(folding(figures, "left out"), width)
 
 
 def findings(figures: PlanFigures, width: int | None) -> Iterator[str]:
-    """Each finding with the number of its step, gravest first as they came."""
-    found = [f for key in sorted(figures.found, key=lambda n: n or 0) for f in figures.found[key]]
+    """Yield each finding with the number of its step, most severe first."""
+    found = [f for key in sorted(figures.findings, key=lambda n: n or 0) for f in figures.findings[key]]
     for finding in sorted(found, key=rank):
-        told = f"{badge(finding)} {place(figures, finding)}: {finding.text} {finding.advice}"
-        yield from wrapped(told, width, "  ")
+        parts = f"{badge(finding)} {place(figures, finding)}: {finding.text} {finding.advice}"
+        yield from wrapped(parts, width, "  ")
         for line in finding.sql.splitlines():
             yield f"    {visible(line)}"
 
 
 def wrapped(text: str, width: int | None, indent: str = "") -> Iterator[str]:
-    """Words in lines; a single word is never cut."""
+    """Yield a text in lines of at most `width`; a single word is never cut."""
     line = ""
     for word in visible(text).split():
         if line and width is not None and len(line) + 1 + len(word) > width:
@@ -543,13 +502,13 @@ def _columns(figures: PlanFigures, node: Node) -> tuple[str, ...]:
     expected, came = figures.rows(node)
     if not figures.plan.analyzed:
         return figures.cost(node), expected
-    off = figures.off(node)
+    off = figures.row_error(node)
     rows = f"{expected} → {came}"
     return figures.time(node), figures.share(node), figures.pages(node), f"≠ {off}  {rows}" if off else rows
 
 
 def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -> tuple[str, ...]:
-    """The columns of steps that hardly count one by one; empty beside columns that are not a plan's own."""
+    """Return the columns of a group; empty if the tree has other columns than a plan's."""
     _, spent, pages = figures.group(group)
     if heads != _HEADS[True]:
         return tuple("" for _ in heads)
@@ -560,18 +519,18 @@ def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -
 def _title(figures: PlanFigures, what: Node | FigureGroup) -> str:
     if isinstance(what, FigureGroup):
         return f"… {figures.group(what)[0]}"
-    told = ", ".join(text for text in (figures.said(what), _hidden(figures, what)) if text)
-    label = f"{figures.label(what)}: " if figures.label(what) else ""
-    return " ".join(visible(f"{label}{what.title}{f' ({told})' if told else ''}").split())
+    parts = ", ".join(text for text in (figures.execution(what), _hidden(figures, what)) if text)
+    label = f"{what.text('Subplan Name')}: " if what.text("Subplan Name") else ""
+    return " ".join(visible(f"{label}{what.title}{f' ({parts})' if parts else ''}").split())
 
 
 def _hidden(figures: PlanFigures, node: Node) -> str:
     count = figures.below[node][0]
-    return f"+ {plural(count, 'step')}" if count and node in figures.little else ""
+    return f"+ {counted(count, 'step')}" if count and node in figures.negligible else ""
 
 
 def _fitting(title: str, room: int, indent: int) -> list[str]:
-    """A title in lines that fit beside the figures; what has no space is cut at any character."""
+    """Return a title in lines that fit beside the figures; a text without spaces is cut anywhere."""
     if len(title) <= room:
         return [title]
     at = title.rfind(" ", indent + 1, room + 1)
@@ -585,11 +544,11 @@ def _line(number: str, title: str, digits: int, room: int, row: tuple[str, ...],
 
 
 def _entries(figures: PlanFigures) -> Iterator[tuple[Node | FigureGroup, str, str]]:
-    """Steps and groups from the top down, each with the tree's lines before it and those beside what follows it."""
+    """Yield steps and groups from the top down, with the branches before each and those before its next lines."""
     waiting: list[tuple[Node | FigureGroup, str, str]] = [(figures.plan.root, "", "")]
     while waiting:
         what, branch, stem = waiting.pop()
-        steps = [] if isinstance(what, FigureGroup) or what in figures.little else figures.steps(what)
+        steps = [] if isinstance(what, FigureGroup) or what in figures.negligible else figures.steps(what)
         yield what, branch, f"{stem}{'│' if steps else ' '}    "
         stem = stem if len(stem) < _BRANCHES else f"⋯  {stem[6 - _BRANCHES :]}"
         for step in reversed(steps):

@@ -19,9 +19,8 @@ from sqlglot.errors import SqlglotError
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
 from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
-from perfkit.explain.findings.model import FindingContext, conditions, home
+from perfkit.explain.findings.model import FindingContext, conditions, counted, home
 from perfkit.explain.plan import Node
-from perfkit.explain.text import plural
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.sqltext import lexemes, placeholders
@@ -460,7 +459,7 @@ def now(connection: Connection, name: str = "") -> Activity:
     held = [found for row in prepared if (found := _prepared(row)).key in blockers]
     shown = [s for s in sessions if s.database == said["database"] and s.state not in ("", "idle")]
     hidden = sum(session.hidden for session in sessions)
-    notes = (f"{plural(hidden, 'statement')} hidden; {GRANT} {said['user']} shows them",) if hidden else ()
+    notes = (f"{counted(hidden, 'statement')} hidden; {GRANT} {said['user']} shows them",) if hidden else ()
     running = tuple(sorted(shown, key=lambda r: -(r.seconds or 0)))
     return Activity(f"activity in {here}", said["at"], running, tree([*sessions, *held]), hidden, notes)
 

@@ -11,7 +11,7 @@ from typing import Any
 from perfkit.base import units
 from perfkit.base.errors import visible
 from perfkit.base.units import NONE, count
-from perfkit.explain.text import duration, ms, plural, share
+from perfkit.explain.findings.model import counted, duration, ms, share
 from perfkit.show.html import Cell, Table, View, code, escape
 from perfkit.slow.statements import Activity, Branch, Running, SlowQueries, SlowStatement
 
@@ -114,7 +114,7 @@ class SlowView(View):
         elif when := found.since or found.until:
             yield f"{'since' if found.since else 'until'} {moment(when)}"
         calls = sum(statement.calls for statement in found.statements)
-        yield f"{plural(len(found.statements), 'statement')}, {plural(calls, 'call')}, {duration(found.total_ms)}"
+        yield f"{counted(len(found.statements), 'statement')}, {counted(calls, 'call')}, {duration(found.total_ms)}"
 
     def _notes(self) -> Iterator[str]:
         """Yield what the table leaves out, the entries that were not read, and the notes of the source."""
@@ -258,7 +258,7 @@ class ActivityView(View):
     def sentence(self) -> str:
         """Return a summary such as `activity in app, 2026-03-01 09:05:07 UTC: 3 active sessions, 1 blocked`."""
         number = len(self.found.running)
-        active = plural(number, "active session") if number else "no active sessions"
+        active = counted(number, "active session") if number else "no active sessions"
         waiting = {branch.running.key for branch in self.found.blocking if branch.running.blocked_by}
         blocked = f", {count(len(waiting))} blocked" if waiting else ", none blocked" if number else ""
         return f"{self.found.source}, {moment(self.found.at)}: {active}{blocked}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import prod
 
-from perfkit.base.units import millis
+from perfkit.base.units import millis, significant
 from perfkit.explain.facts import (
     NO_FACTS,
     Candidate,
@@ -157,6 +157,34 @@ def percent(share: float) -> str:
     ('46 %', '0.012 %')
     """
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def ms(value: float) -> str:
+    """Return milliseconds with three digits, rounded to the microsecond as the server rounds them.
+
+    >>> ms(0.0174), ms(31.76), ms(12345.6), ms(0.0)
+    ('0.017', '31.8', '12,300', '0')
+    """
+    short = significant(value)
+    return short if value >= 1 else f"{value:.3f}" if value >= 0.0005 else "0"
+
+
+def duration(value: float) -> str:
+    """Return a duration given in ms; from one second in seconds.
+
+    >>> duration(0.064), duration(75_210)
+    ('0.064 ms', '75.2 s')
+    """
+    return f"{ms(value)} ms" if value < 1000 else f"{significant(value / 1000)} s"
+
+
+def share(part: float) -> str:
+    """Return a part of the whole as a percentage without decimals.
+
+    >>> share(0.826), share(0.004), share(0.0)
+    ('83 %', '<1 %', '0 %')
+    """
+    return f"{part * 100:.0f} %" if part >= 0.01 else "<1 %" if part >= 0.0001 else "0 %"
 
 
 def memory(settings: Mapping[str, str]) -> float:
