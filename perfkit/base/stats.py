@@ -1,11 +1,9 @@
-"""Statistics, pure: intervals, paired ratios, verdicts, and error rates by rounds.
+"""Statistics as pure functions: intervals, paired ratios, verdicts, and error rates by rounds.
 
-Pure functions. The unit of all statistics is the round, because requests inside a round resemble each other:
-samples come as one sequence per round, in any unit; rounds of two arms are paired by block. Every interval
-is a 95 % interval; every ratio is after/before, so a latency's below 1 is faster.
-
-Pure functions. Failures inside a round resemble each other (a pool is full, a server restarts), so the unit is
-the round and a test that counts requests would claim too much.
+The unit of all statistics is the round, because requests inside a round resemble each other, and so do their failures
+(a pool is full, a server restarts): a test that counts requests would claim too much. Samples come as one sequence per
+round, in any unit; rounds of two arms are paired by block. Every interval is a 95 % interval. Every ratio is
+after/before, so a latency ratio below 1 means faster.
 """
 
 from __future__ import annotations
@@ -21,14 +19,15 @@ from scipy import special
 
 ALPHA = 0.05
 MIN_SAMPLES = {50: 6, 95: 72, 99: 368}
-"""Smallest n at which both ends of a distribution-free 95 % interval are samples: max(p, 1-p)^n <= 0.025."""
+"""Smallest number of samples at which both ends of a distribution-free 95 % interval are samples:
+max(p, 1-p)^n <= 0.025."""
 
 Samples = Sequence[float] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A statistic of one arm in the samples' unit; `lo` 0 and `hi` infinite where the data set no bound."""
+    """A statistic of one arm in the samples' unit; without a bound from the data, `lo` is 0 and `hi` infinite."""
 
     value: float
     lo: float
@@ -38,26 +37,27 @@ class Interval:
 
 
 def percentile(samples: Samples, q: float) -> float:
-    """The q-th percentile (0..100) by linear interpolation (type 7); ValueError without samples."""
+    """Return the q-th percentile (0..100) by linear interpolation (type 7). Raises ValueError without samples."""
     if len(samples) == 0:
         raise ValueError(f"the {q:g}th percentile needs at least one sample")
+    # For the few samples of a round, plain Python takes a fortieth of numpy's time.
     ordered = sorted(map(float, samples))
-    place = (len(ordered) - 1) * q / 100
-    low = math.floor(place)
+    rank = (len(ordered) - 1) * q / 100
+    low = math.floor(rank)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)  # a fortieth of numpy's time for a round
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def supported(n: int, q: float) -> bool:
-    """Whether n samples carry the q-th percentile: a distribution-free 95 % interval is finite."""
+    """Return whether n samples give a finite distribution-free 95 % interval of the q-th percentile."""
     p = q / 100
     return n > 0 and max(p, 1 - p) ** n <= ALPHA / 2
 
 
 def typical(per_round: Samples, n: int) -> Interval | None:
-    """Geometric mean of a per-round statistic with its t interval on logs; n is the samples behind it.
+    """Return the geometric mean of a per-round statistic with its t interval on logs; n counts the samples behind it.
 
-    None without rounds, or where a round's value is not positive and finite: leaving it out would flatter.
+    None without rounds, or if a round's value is not positive and finite: leaving the round out would flatter the arm.
     """
     if len(per_round) == 0 or not all(positive(value) for value in per_round):
         return None
@@ -68,11 +68,12 @@ def typical(per_round: Samples, n: int) -> Interval | None:
 
 
 def median(per_round: Samples, n: int) -> Interval | None:
-    """The median of rounds' medians between two of them, by exact binomial ranks; n is the samples behind them.
+    """Return the median of rounds' medians, with two of them as its interval, by exact binomial ranks.
 
-    Assumes nothing of their distribution, as benchstat does (order statistics, David & Nagaraja 2003, 7.1); below
-    six rounds no two of them enclose the true one in 95 %, and `lo` is 0 and `hi` infinite. None without rounds.
-    A ratio's estimate is a geometric mean over pairs, so it is near the quotient of two of these, not equal to it.
+    n counts the samples behind the medians. The interval assumes nothing about their distribution, as benchstat's
+    (order statistics, David & Nagaraja 2003, 7.1). With fewer than six rounds no two medians enclose the true one with
+    95 % confidence: `lo` is 0 and `hi` infinite. None without rounds. A ratio's estimate is a geometric mean over
+    pairs, so the quotient of two such medians is close to the ratio, not equal.
     """
     rounds = len(per_round)
     if rounds == 0:
@@ -83,20 +84,20 @@ def median(per_round: Samples, n: int) -> Interval | None:
 
 
 def tail(rounds: Sequence[Samples], q: float) -> Interval | None:
-    """The pooled q-th percentile in an interval that respects rounds; None with too few samples.
+    """Return the pooled q-th percentile with an interval that respects rounds; None with too few samples.
 
-    The variance of the share of samples up to the percentile is linearised over rounds and gives an effective
-    number of samples, never above the true one (Woodruff 1952; Korn & Graubard 1998, with Satterthwaite's
-    degrees of freedom for the part between rounds); an exact binomial test with that many samples is inverted
-    through the pooled order statistics. One round bounds nothing. Where no order statistic is an upper end,
-    `hi` is the 97.5 % prediction bound of one more round's maximum: two to four times as far, and safe.
+    The variance of the share of samples up to the percentile, linearised over rounds, gives an effective number of
+    samples, never above the true one (Woodruff 1952; Korn & Graubard 1998, with Satterthwaite's degrees of freedom
+    for the part between rounds). An exact binomial test with that number is inverted through the pooled order
+    statistics. A single round gives no bounds. If no order statistic is an upper end, `hi` is the 97.5 % prediction
+    bound of one more round's maximum: two to four times as far, and safe.
 
-    Coverage of the p95 simulated at 6, 12 and 24 rounds of 15 to 300, round SD 0 to 0.3, lognormal SD 0.3 to
+    Simulated coverage of the p95 at 6, 12 and 24 rounds of 15 to 300, round SD 0 to 0.3, lognormal SD 0.3 to
     0.8: mean 96 %, worst cell 92 % (p99: 96, 89). Ignoring rounds: down to 19 %; logit interval: 79 %;
     jackknife: 80 %; Korn & Graubard as published: 93 to 99 %, but without an upper end up to twice as often.
     The order statistics leave `hi` open in 46 % of runs of 6 x 15 with round SD up to 0.1, 11 % of 6 x 30,
-    4 % of 6 x 60; where the prediction bound took over it missed in none of 9,600 simulated runs of 6 and 12
-    rounds of 30 and 60, and in under 1 % of as many of 15 and 20.
+    4 % of 6 x 60. The prediction bound that takes over then missed in none of 9,600 simulated runs of 6 and 12
+    rounds of 30 and 60, and in under 1 % of 9,600 runs with rounds of 15 and 20.
     """
     filled = [np.asarray(samples, dtype=float) for samples in rounds if len(samples)]
     pooled = np.sort(np.concatenate(filled)) if filled else np.empty(0)
@@ -108,16 +109,16 @@ def tail(rounds: Sequence[Samples], q: float) -> Interval | None:
         return Interval(value, 0.0, math.inf, n, 1)
     sizes = np.array([len(samples) for samples in filled], dtype=float)
     counts = np.array([np.count_nonzero(samples <= value) for samples in filled], dtype=float)
-    below, above = _ranks(n, _effective(counts, sizes), p)
+    below, above = _ranks(n, _effective_samples(counts, sizes), p)
     ends = np.concatenate(([0.0], pooled, [math.inf]))
     hi = float(ends[above]) if above <= n else _next_maximum(filled, p)
     return Interval(value, float(ends[below]), hi, n, len(filled))
 
 
 def _next_maximum(rounds: Sequence[NDArray[np.float64]], p: float) -> float:
-    """Upper 97.5 % prediction bound of one more round's maximum, log-normal between rounds.
+    """Return the upper 97.5 % prediction bound of one more round's maximum, log-normal between rounds.
 
-    Infinite where a round is so small that its maximum lies under the percentile more often than not.
+    Infinite if a round is so small that its maximum is more likely below the percentile than above.
     """
     maxima = np.array([samples.max() for samples in rounds])
     if p ** min(map(len, rounds)) > 0.5 or maxima.min() <= 0:
@@ -128,46 +129,46 @@ def _next_maximum(rounds: Sequence[NDArray[np.float64]], p: float) -> float:
 
 
 def share(rounds: Sequence[tuple[int, int]]) -> Interval | None:
-    """The pooled share of events in an interval that respects rounds, each given as (events, of how many).
+    """Return the pooled share of events with an interval that respects rounds; a round is (events, samples).
 
-    Clopper and Pearson's interval with the effective number of samples of `tail` (Korn & Graubard 1998). One round
-    bounds nothing: 0 to 1. None where there was nothing that could have been one.
+    Clopper and Pearson's interval with the effective number of samples of `tail` (Korn & Graubard 1998). A single
+    round gives the interval 0 to 1. None without samples.
 
     Simulated at 6, 12 and 24 rounds of 30 and 100, rates of 0.1 to 5 %: the lower end is above the true rate in 0 to
-    2.3 % of runs, with a correlation within rounds of up to 0.1 too. The upper end is below it in up to 6 % at a
-    correlation of 0.02; at 0.1, where few rounds hold most events, in up to 26 %.
+    2.3 % of runs, also with a correlation within rounds of up to 0.1. The upper end is below the true rate in up to
+    6 % at a correlation of 0.02; at 0.1, where few rounds hold most events, in up to 26 %.
     """
-    own = np.array([pair for pair in rounds if pair[1]], dtype=float).reshape(-1, 2)
-    if not len(own):
+    filled = np.array([pair for pair in rounds if pair[1]], dtype=float).reshape(-1, 2)
+    if not len(filled):
         return None
-    events, sizes = own.T
+    events, sizes = filled.T
     n = int(sizes.sum())
     value = float(events.sum()) / n
-    if len(own) == 1:
+    if len(filled) == 1:
         return Interval(value, 0.0, 1.0, n, 1)
-    effective = _effective(events, sizes)
-    seen, rest = value * effective, (1 - value) * effective
-    lo = float(special.betaincinv(seen, rest + 1, ALPHA / 2)) if seen else 0.0
-    hi = float(special.betaincinv(seen + 1, rest, 1 - ALPHA / 2)) if rest else 1.0
-    return Interval(value, lo, hi, n, len(own))
+    effective = _effective_samples(events, sizes)
+    with_event, without = value * effective, (1 - value) * effective
+    lo = float(special.betaincinv(with_event, without + 1, ALPHA / 2)) if with_event else 0.0
+    hi = float(special.betaincinv(with_event + 1, without, 1 - ALPHA / 2)) if without else 1.0
+    return Interval(value, lo, hi, n, len(filled))
 
 
-def _effective(counts: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
-    """How many independent samples tell a share as well as these rounds do: `counts` have what is looked for."""
+def _effective_samples(counts: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    """Return the number of independent samples that estimate a share as precisely as these rounds do."""
     n, rounds_n = int(sizes.sum()), len(sizes)
     pooled = counts.sum() / n
     binomial = pooled * (1 - pooled) / n
     clustered = rounds_n / (rounds_n - 1) * float(np.sum((counts - pooled * sizes) ** 2)) / n**2
     effect = max(1.0, clustered / binomial) if binomial else 1.0
-    # With few rounds the part between them is often estimated too small, and then its few degrees of freedom
-    # would not count; half a binomial variance more lifts the worst coverage from 89 to 92 %.
+    # With few rounds, the variance between them is often underestimated, and then its few degrees of freedom would
+    # not count. Half a binomial variance more lifts the worst coverage from 89 to 92 %.
     between = effect - 0.5
     df = effect**2 / (between**2 / (rounds_n - 1) + 1 / n)
     return float(n / effect * (t_limit(n - 1) / t_limit(min(df, n - 1))) ** 2)
 
 
 def _ranks(n: int, effective: float, p: float) -> tuple[int, int]:
-    """1-based ranks of the order statistics that enclose the p-quantile; 0 and n + 1 where none does."""
+    """Return the 1-based ranks of the order statistics that enclose the p-quantile; 0 and n + 1 if none does."""
     at_least = np.arange(1, n + 1) * effective / n
     fewer = np.arange(n) * effective / n
     too_high = special.betainc(at_least, effective - at_least + 1, p) <= ALPHA / 2
@@ -176,16 +177,13 @@ def _ranks(n: int, effective: float, p: float) -> tuple[int, int]:
 
 
 def positive(value: float) -> bool:
-    """Whether a logarithm can be had of it."""
+    """Return whether the value has a finite logarithm."""
     return math.isfinite(value) and value > 0
 
 
 def t_limit(df: float) -> float:
-    """The two-sided 95 % limit of the t distribution."""
+    """Return the two-sided 95 % limit of the t distribution."""
     return float(special.stdtrit(df, 1 - ALPHA / 2))
-
-
-# After/before over rounds that are paired by block, in an interval. Pure.
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +199,9 @@ class Ratio:
 
 
 def ratio(before: Samples, after: Samples) -> Ratio | None:
-    """Ratio of a per-round statistic: a paired t interval on log(after/before), one value per block and arm.
+    """Return the ratio of a per-round statistic: a paired t interval on log(after/before), one value per block and arm.
 
-    A block in which either value is not positive and finite does not count; None with fewer than two that do.
+    A block counts if both values are positive and finite; None with fewer than two such blocks.
     """
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if positive(a) and positive(b)]
     if len(pairs) < 2:
@@ -213,17 +211,17 @@ def ratio(before: Samples, after: Samples) -> Ratio | None:
 
 
 def tail_ratio(before_rounds: Sequence[Samples], after_rounds: Sequence[Samples], q: float) -> Ratio | None:
-    """Ratio of the pooled q-th percentiles, rounds paired by block; None with too few samples or blocks.
+    """Return the ratio of the pooled q-th percentiles, paired by block; None with too few samples or blocks.
 
     A t interval on the log ratio with R - 1 degrees of freedom, whose standard error is the larger of two: a
     delete-one-block jackknife of the Harrell-Davis estimate (the plain percentile jumps from one order
     statistic to the next; Harrell & Davis 1982) and the paired one of per-round percentiles.
 
-    Simulated p95 at 6, 12 and 24 blocks of 30 and 60, round SD 0 to 0.3, arms alike: claims a difference in
-    4.5 % (worst cell 6.7 %) and covers 95.3 % (worst 93.2 %) where the shapes differ. Jackknife of the plain
+    Simulated p95 at 6, 12 and 24 blocks of 30 and 60, round SD 0 to 0.3: with identical arms it claims a difference
+    in 4.5 % (worst cell 6.7 %); with different shapes it covers 95.3 % (worst 93.2 %). Jackknife of the plain
     percentile: 6.1 % (7.8 %) and 92.2 % (90.5 %); paired t on per-round percentiles: 4.9 % (5.9 %) but 91 %
-    (81 %), being biased for the pooled ratio; bootstrap-t over blocks: 7.8 % (13 %) and intervals 1.5 times
-    as wide. p99 at 12 and 24 blocks of 60: 5.9 % (7.7 %).
+    (81 %), biased for the pooled ratio; bootstrap-t over blocks: 7.8 % (13 %) and intervals 1.5 times as wide.
+    p99 at 12 and 24 blocks of 60: 5.9 % (7.7 %).
     """
     paired = zip(before_rounds, after_rounds, strict=True)
     blocks = [(np.asarray(a, float), np.asarray(b, float)) for a, b in paired if len(a) and len(b)]
@@ -238,7 +236,7 @@ def tail_ratio(before_rounds: Sequence[Samples], after_rounds: Sequence[Samples]
 
 
 def _jackknife_sd(blocks: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], p: float) -> float:
-    """Standard deviation that one block contributes to the log ratio of smooth pooled percentiles."""
+    """Return the standard deviation that one block adds to the log ratio of smooth pooled percentiles."""
     count = len(blocks)
     left_out = np.empty(count)
     for i in range(count):
@@ -263,20 +261,17 @@ def _t_ratio(centre: float, sd: float, pairs: int) -> Ratio:
 
 
 def known_within(r: Ratio, step: float) -> Ratio:
-    """The ratio of values that are known to within a factor `step` only: so much wider, and judged beyond it.
+    """Return the ratio of values that are known only to within a factor `step`: the interval widens by that factor.
 
-    The rates that a search tries lie `step` apart, and what is between two of them it cannot tell.
+    A search tries rates that lie `step` apart and cannot tell rates in between.
     """
     centre = math.copysign(max(abs(math.log(r.value)) - math.log(step), 0.0), math.log(r.value))
     p = _t_ratio(centre, r.sd_log, r.pairs).p
     return Ratio(r.value, r.lo / step, r.hi * step, p, r.pairs, r.sd_log)
 
 
-# What a ratio says: the tests, their correction over a table, the verdict, and how many blocks one needs. Pure.
-
-
 class Verdict(StrEnum):
-    """What a comparison says; faster is a shorter latency, or more requests per second."""
+    """The result of a comparison; faster means a shorter latency, or more requests per second."""
 
     FASTER = "faster"
     SLOWER = "slower"
@@ -286,54 +281,52 @@ class Verdict(StrEnum):
 
 
 def equivalence(r: Ratio, margin: float, step: float = 1.0) -> float:
-    """p-value of the ratio being outside 1 - margin to 1 + margin, by two one-sided tests (Schuirmann 1987).
+    """Return the p-value of the ratio being outside 1 - margin to 1 + margin, by two one-sided tests (Schuirmann 1987).
 
-    The larger of two t tests of the log ratio, against log(1 - margin) and log(1 + margin): the limits that "within
-    5 %" says, the lower a little farther from 0 in logs (by 0.0025 at 5 %). Below 0.05 exactly where the 90 %
-    interval is inside. Values known to within a factor `step` (see `known_within`) have so much less room.
+    The larger of two t tests of the log ratio, against log(1 - margin) and log(1 + margin): these are the limits of
+    "within 5 %"; in logs the lower is a little farther from 0 (by 0.0025 at 5 %). The value is below 0.05 exactly if
+    the 90 % interval is inside. A factor `step` (see `known_within`) narrows the limits.
     """
-    centre, error = math.log(r.value), r.sd_log / math.sqrt(r.pairs)
+    centre = math.log(r.value)
     low = (math.log1p(-margin) if margin < 1 else -math.inf) + math.log(step)
-    room = min(centre - low, math.log1p(margin) - math.log(step) - centre)
-    if not error:
-        return 0.0 if room >= 0 else 1.0
-    return float(special.stdtr(r.pairs - 1, -room / error))
+    return _one_sided(r, min(centre - low, math.log1p(margin) - math.log(step) - centre))
 
 
 def gain(r: Ratio, worth: float, step: float = 1.0, *, more_is_better: bool = False) -> float:
-    """p-value of a gain above `worth`: a ratio under 1 - worth, of a throughput over 1 + worth. One-sided.
+    """Return the one-sided p-value of a gain above `worth`: a ratio under 1 - worth, of a throughput over 1 + worth.
 
     The t test of the paired log ratio that is one half of `equivalence`; at 0.05 or less the one-sided 95 % bound
-    excludes such a gain. Values known to within a factor `step` (see `known_within`) have so much less room.
+    excludes such a gain. A factor `step` (see `known_within`) narrows the limit.
     """
-    seen, limit = _gained(r, more_is_better), _limit(worth, more_is_better)
-    room, error = limit - math.log(step) - seen, r.sd_log / math.sqrt(r.pairs)
-    if not error:
+    gained, limit = _log_gains(r, worth, more_is_better)
+    return _one_sided(r, limit - math.log(step) - gained)
+
+
+def _one_sided(r: Ratio, room: float) -> float:
+    """Return the p-value of a t test of the log ratio against a limit that is `room` away."""
+    if not r.sd_log:
         return 0.0 if room >= 0 else 1.0
-    return float(special.stdtr(r.pairs - 1, -room / error))
+    return float(special.stdtr(r.pairs - 1, -room / (r.sd_log / math.sqrt(r.pairs))))
 
 
-def _gained(r: Ratio, more_is_better: bool) -> float:
-    """The gain that was seen, as a logarithm above 0."""
-    return math.log(r.value) if more_is_better else -math.log(r.value)
-
-
-def _limit(worth: float, more_is_better: bool) -> float:
-    """The least gain that is worth having, as such a logarithm."""
-    return math.log1p(worth) if more_is_better else -math.log1p(-worth)
+def _log_gains(r: Ratio, worth: float, more_is_better: bool) -> tuple[float, float]:
+    """Return the measured gain and the smallest gain worth having, as logarithms; above 0 is better."""
+    if more_is_better:
+        return math.log(r.value), math.log1p(worth)
+    return -math.log(r.value), -math.log1p(-worth)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values in the order given, never above 1 (Holm 1979)."""
+    """Return Holm's adjusted p-values in the order of the input, never above 1 (Holm 1979)."""
     adjusted, running = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        running = max(running, min(1.0, (len(p_values) - place) * p_values[i]))
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
 
 
 def error_bound(errors: int, n: int) -> float:
-    """One-sided 95 % upper bound of a rate (Clopper & Pearson 1934); none in n requests gives about 3/n."""
+    """Return the one-sided 95 % upper bound of a rate (Clopper & Pearson 1934); about 3/n without errors."""
     return float(special.betaincinv(errors + 1, n - errors, 1 - ALPHA)) if errors < n else 1.0
 
 
@@ -348,12 +341,12 @@ def verdict(
     p_equivalent: float | None = None,
     more_is_better: bool = False,
 ) -> Verdict:
-    """The first that applies: invalid, equivalent, faster, slower, inconclusive.
+    """Return the first verdict that applies: invalid, equivalent, faster, slower, inconclusive.
 
-    `p_holm` and `p_equivalent` are those of a difference and of `equivalence`, corrected over the table; without
-    the second it is that of this ratio alone. Of a throughput `more_is_better`, and faster is above 1.
-    A margin that the control arm widened beyond the declared one must not hide a slowdown: an interval on the
-    slow side of 1 that is equivalent by the widened margin only is invalid.
+    `p_holm` and `p_equivalent` are the p-values of a difference and of `equivalence`, corrected over the table;
+    without `p_equivalent`, the value of this ratio alone is used. A throughput needs `more_is_better`: above 1 is then
+    faster. If the control arm widened the margin beyond the declared one, the wider margin must not hide a slowdown:
+    an interval on the slow side of 1 that is equivalent only by the wider margin is invalid.
     """
     if not healthy or r is None or r.pairs < min_pairs:
         return Verdict.INVALID
@@ -368,15 +361,14 @@ def verdict(
 
 
 def widened_margin(control: Sequence[Ratio], margin: float) -> float:
-    """The margin, widened to every interval of the control arm that excludes 1."""
-    off = [max(1 - r.lo, r.hi - 1) for r in control if r.lo > 1 or r.hi < 1]
-    return max([margin, *off])
+    """Return the margin, widened to every interval of the control arm that excludes 1."""
+    return max([margin, *(max(1 - r.lo, r.hi - 1) for r in control if r.lo > 1 or r.hi < 1)])
 
 
 def blocks_needed(r: Ratio, margin: float) -> int | None:
-    """About how many blocks in all, more than there were, until the interval excludes 1 or the arms are equivalent.
+    """Estimate the total number of blocks until the interval excludes 1 or the arms are equivalent.
 
-    Takes the estimate and its spread as they are, without Holm's correction; None where 1000 do not suffice.
+    Uses the estimate and its spread without Holm's correction; more than the run had, None if above 1000.
     """
     blocks = np.arange(max(r.pairs + 1, 6), 1001)
     error, centre = r.sd_log / np.sqrt(blocks), math.log(r.value)
@@ -388,26 +380,26 @@ def blocks_needed(r: Ratio, margin: float) -> int | None:
 
 
 def blocks_for_gain(r: Ratio, worth: float, *, more_is_better: bool = False) -> int | None:
-    """About how many blocks in all until a gain is proven, or one above `worth` is excluded.
+    """Estimate the total number of blocks until a gain is proven, or a gain above `worth` is excluded.
 
-    Takes the estimate and its spread as they are, without Holm's correction; None where 1000 do not suffice.
+    Uses the estimate and its spread without Holm's correction; more than the run had, None if above 1000.
     """
     blocks = np.arange(max(r.pairs + 1, 6), 1001)
-    error, seen = r.sd_log / np.sqrt(blocks), _gained(r, more_is_better)
-    excluded = seen + special.stdtrit(blocks - 1, 1 - ALPHA) * error <= _limit(worth, more_is_better)
-    decisive = blocks[excluded | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < seen)]
+    error, (gained, limit) = r.sd_log / np.sqrt(blocks), _log_gains(r, worth, more_is_better)
+    excluded = gained + special.stdtrit(blocks - 1, 1 - ALPHA) * error <= limit
+    decisive = blocks[excluded | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < gained)]
     return int(decisive[0]) if len(decisive) else None
 
 
 def blocks_for(sd_log: float, margin: float, pairs: int, *, comparisons: int = 1, power: float = 0.8) -> int:
-    """Blocks of a run that finds a change of a ratio by the margin with that power, one of several comparisons.
+    """Return the number of blocks (minimum 6) that finds a change of a ratio by the margin with the given power.
 
-    Planned from the spread alone: `sd_log` of one pair's log ratio in a pilot of `pairs` blocks; the effect it
-    showed is no argument. A t test at ALPHA shared out over the comparisons (Holm's first step). That the pilot's
-    spread is itself an estimate is in it: by the quantile of the noncentral t with the pilot's degrees of freedom
-    and the test's limit as noncentrality, log(1 + margin) * sqrt(n) / sd_log >= tinv(power; pairs - 1, t_limit)
-    (Julious & Owen 2006). At least 6. ValueError for fewer than two pairs, a spread that is no number, a margin
-    that is not above 0, or no comparison.
+    The plan uses only the spread of a pilot of `pairs` blocks (`sd_log` of one pair's log ratio), not the effect that
+    the pilot showed. The test is a t test at ALPHA divided by the number of comparisons (Holm's first step). The
+    pilot's spread is itself an estimate; the quantile of the noncentral t with the pilot's degrees of freedom and the
+    test's limit as noncentrality accounts for that: log(1 + margin) * sqrt(n) / sd_log >= tinv(power; pairs - 1,
+    t_limit) (Julious & Owen 2006). Raises ValueError for fewer than two pairs, an infinite or negative spread, a
+    margin that is not above 0, or no comparison.
     """
     if pairs < 2 or not (sd_log >= 0 and math.isfinite(sd_log)) or not margin > 0 or comparisons < 1:
         raise ValueError(
@@ -429,17 +421,15 @@ def blocks_for(sd_log: float, margin: float, pairs: int, *, comparisons: int = 1
     return most
 
 
-# Whether one arm fails more often than another: the difference of error rates, by permutation over rounds.
-
 EXACT_BLOCKS = 12
-"""Up to so many blocks every one of the 2^blocks ways to swap arms is tried."""
+"""The largest number of blocks for which all 2^blocks ways to swap arms are tried."""
 
-Counts = Sequence[tuple[int, int]]  # failed and sent, by block; (0, 0) where there was no round
+Counts = Sequence[tuple[int, int]]  # failed and sent requests, by block; (0, 0) for a missing round
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Rate after less rate before, over pooled counts; `p` is two-sided, `p_table` corrected over the table."""
+    """Error rate after minus before, over pooled counts; `p` is two-sided, `p_table` is corrected over the table."""
 
     value: float
     lo: float
@@ -450,46 +440,46 @@ class Difference:
 
 
 def differences(levels: Sequence[tuple[Counts, Counts]], seed: int = 1) -> list[Difference | None]:
-    """Before and after of every load level compared; None where an arm sent nothing.
+    """Compare the error rates before and after at every load level; None if an arm sent nothing.
 
-    Every level has the same blocks in the same order. If nothing but the label of an arm differs, both rounds of
-    a block may be swapped: `p` is the share of such swaps of whole blocks that differ as much as what was seen,
-    over all of them up to 12 blocks, else over 4095 drawn from the seed and the one seen (Phipson & Smyth 2010).
-    Six blocks are the fewest that can reach 5 %. `p_table` is that share for the largest standardised difference
-    of all levels, swapped together (Westfall & Young 1993): unlike Holm's correction it is not lost to levels
-    without a failure nor, with few blocks, to there being several levels that fail alike.
+    Every level has the same blocks in the same order. If only the labels of the arms differ, the two rounds of a block
+    can be swapped: `p` is the share of swaps of whole blocks whose difference is at least as large as the measured
+    one, over all swaps up to 12 blocks, else over 4095 random swaps and the measured order (Phipson & Smyth 2010).
+    At least six blocks are needed to reach 5 %. `p_table` is that share for the largest standardised difference of
+    all levels, swapped together (Westfall & Young 1993). Unlike Holm's correction, `p_table` loses no power to levels
+    without failures nor, with few blocks, to several levels that fail in the same way.
     """
     swaps = _swaps(len(levels[0][0]), seed) if levels else np.zeros((1, 0))
     swapped = [_swapped(np.array(before, float), np.array(after, float), swaps) for before, after in levels]
-    spreads = [float(np.sqrt(np.mean(found**2))) if found is not None else 0.0 for found in swapped]
-    scores = [np.abs(f) / spread for f, spread in zip(swapped, spreads, strict=True) if f is not None and spread]
+    spreads = [float(np.sqrt(np.mean(values**2))) if values is not None else 0.0 for values in swapped]
+    scores = [np.abs(v) / spread for v, spread in zip(swapped, spreads, strict=True) if v is not None and spread]
     largest = np.max(scores, axis=0) if scores else np.zeros(len(swaps))
-    found: list[Difference | None] = []
+    results: list[Difference | None] = []
     for (before, after), values, spread in zip(levels, swapped, spreads, strict=True):
         if values is None:
-            found.append(None)
+            results.append(None)
             continue
         p = _share(np.abs(values), abs(float(values[0]))) if spread else 1.0
         p_table = _share(largest, abs(float(values[0])) / spread) if spread else 1.0
         lo, hi = _interval(np.array(before, float), np.array(after, float))
         blocks = sum(b[1] > 0 and a[1] > 0 for b, a in zip(before, after, strict=True))
-        found.append(Difference(float(values[0]), lo, hi, p, p_table, blocks))
-    return found
+        results.append(Difference(float(values[0]), lo, hi, p, p_table, blocks))
+    return results
 
 
 def _swaps(blocks: int, seed: int) -> NDArray[np.float64]:
-    """One row a way to swap arms, 1 for a block that is; the first row swaps none."""
+    """Return a row for each way to swap arms, with 1 for a swapped block; the first row swaps no block."""
     if blocks <= EXACT_BLOCKS:
         return (np.arange(2**blocks)[:, None] >> np.arange(blocks) & 1).astype(float)
-    drawn = np.random.default_rng(seed).integers(0, 2, (2**EXACT_BLOCKS, blocks)).astype(float)
-    drawn[0] = 0
-    return drawn
+    swaps = np.random.default_rng(seed).integers(0, 2, (2**EXACT_BLOCKS, blocks)).astype(float)
+    swaps[0] = 0
+    return swaps
 
 
 def _swapped(
     before: NDArray[np.float64], after: NDArray[np.float64], swaps: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """The difference of pooled rates for every way to swap arms; a block with one arm only says nothing."""
+    """Return the difference of pooled rates for every way to swap arms, over the blocks that have both arms."""
     paired = (before[:, 1] > 0) & (after[:, 1] > 0) if len(before) else np.zeros(0, bool)
     if not paired.any():
         return None
@@ -499,17 +489,17 @@ def _swapped(
     return np.asarray(other[:, 0] / other[:, 1] - one[:, 0] / one[:, 1])
 
 
-def _share(values: NDArray[np.float64], seen: float) -> float:
-    return float(np.mean(values >= seen * (1 - 1e-9)))
+def _share(values: NDArray[np.float64], measured: float) -> float:
+    return float(np.mean(values >= measured * (1 - 1e-9)))
 
 
 def _interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the difference: at either end the farther of two.
+    """Return the 95 % interval of the difference: at each end, the wider of two intervals.
 
-    One takes requests as independent and so knows what no failure in n requests leaves open (Newcombe 1998,
-    method 10); the other, a t interval over blocks of the linearised rates (Cochran 1977, 6.3), knows what
-    differs between rounds, and nothing where none failed. Simulated at 6 and 12 rounds of 30 and 100, rates of 0.2
-    to 50 %, correlation in a round up to 0.3: 91 to 100 %; 89 % at 2 % in six rounds where whole rounds fail.
+    The first treats requests as independent, and so knows what n requests without a failure leave open (Newcombe 1998,
+    method 10). The second, a t interval over blocks of the linearised rates (Cochran 1977, 6.3), knows how much rounds
+    differ, and nothing if no request failed. Simulated coverage at 6 and 12 rounds of 30 and 100, rates of 0.2 to
+    50 %, correlation in a round up to 0.3: 91 to 100 %; 89 % at 2 % in six rounds where whole rounds fail.
     """
     paired = (before[:, 1] > 0) & (after[:, 1] > 0)
     before, after = before[paired], after[paired]
@@ -530,7 +520,7 @@ def _interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[
 
 
 def _wilson(failed: float, sent: float) -> tuple[float, float]:
-    """Score interval of one rate (Wilson 1927)."""
+    """Return the score interval of one rate (Wilson 1927)."""
     z = float(special.ndtri(1 - ALPHA / 2))
     rate = failed / sent
     centre, half = rate + z * z / (2 * sent), z * math.sqrt(rate * (1 - rate) / sent + z * z / (4 * sent * sent))
