@@ -1,4 +1,4 @@
-"""Inline SVG from matplotlib: no global state, coloured by the page, the same bytes every time."""
+"""Charts as inline SVG from matplotlib: without global state, in the page's colours, always the same bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from perfkit.show.html import escape
 
-INK = "#010203"  # stands for currentColor, which matplotlib does not know
+INK = "#010203"  # replaced by currentColor, which matplotlib does not know
 FONTS = "-apple-system, Segoe UI, Roboto, Liberation Sans, sans-serif"
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -30,7 +30,7 @@ _RC: dict[Any, Any] = {
 
 
 def draw_svg(slug: str, title: str, finding: str, draw: Callable[[Axes], None]) -> str:
-    """One figure as accessible inline SVG; ids are unique per slug, text and axes take the page's colour."""
+    """Return a figure as accessible inline SVG; `slug` makes its ids unique, text and axes take the page's colour."""
     with mpl.rc_context(_RC | {"svg.hashsalt": slug}):
         figure = Figure(figsize=(5.2, 2.9))
         figure.patch.set_alpha(0)
@@ -42,10 +42,10 @@ def draw_svg(slug: str, title: str, finding: str, draw: Callable[[Axes], None]) 
         draw(ax)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _page(out.getvalue(), slug, title, finding)
+    return _inline(out.getvalue(), slug, title, finding)
 
 
-def _page(svg: str, slug: str, title: str, finding: str) -> str:
+def _inline(svg: str, slug: str, title: str, finding: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(<g) id="[^"]*"', r"\1", body)

@@ -1,4 +1,4 @@
-"""HTML that is escaped, and tables as HTML, text and Markdown."""
+"""Escaped HTML, whole pages, and tables as HTML, text and Markdown."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from pathlib import Path
 from perfkit.base.errors import visible
 from perfkit.base.units import unbroken
 
-_NOTHING = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _BODY = "body { margin: 16px; background: var(--paper); }"
 
 
 def escape(text: object) -> str:
-    """Text as inert HTML, also inside a quoted attribute."""
+    """Return text as inert HTML, safe inside a quoted attribute too."""
     return html.escape(visible(text), quote=True)
 
 
 def folded(summary: str, content: str) -> str:
-    """A closed <details>; the summary is text, the content already HTML."""
+    """Return a closed <details>; the summary is text, the content is already HTML."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def code(text: object, *, name: str = "") -> str:
-    """A block of source text to scroll and copy; `name` is what a screen reader announces."""
+    """Return a block of source text to scroll and copy; a screen reader announces `name`."""
     label = f' role="region" aria-label="{escape(name)}"' if name else ""
     return f'<pre tabindex="0"{label}><code>{escape(text)}</code></pre>'
 
 
 def listed(lines: Iterable[str], kind: str = "") -> str:
-    """Lines of text as a list, of a class of the style sheet where one is named; nothing for none."""
+    """Return lines of text as a list; `kind` is a class of the style sheet. Without lines, return ""."""
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    named = f' class="{kind}"' if kind else ""
-    return f"<ul{named}>{items}</ul>" if items else ""
+    class_ = f' class="{kind}"' if kind else ""
+    return f"<ul{class_}>{items}</ul>" if items else ""
 
 
 def headed(state: str, title: str, word: str, sentence: str, more: str = "", meta: str = "", icon: str = "") -> str:
-    """What a page says first, in the colours of a state; `more` and `icon` are already HTML."""
+    """Return the header of a page in the colours of a state; `more` and `icon` are already HTML."""
     heading = f"<h1>{icon}<span>{escape(word)}</span></h1>" if word else ""
     small = f'<p class="meta">{escape(meta)}</p>' if meta else ""
     return (
@@ -51,16 +51,16 @@ def headed(state: str, title: str, word: str, sentence: str, more: str = "", met
 
 
 def explained(words: Iterable[tuple[str, str]]) -> str:
-    """Words with what they mean, as HTML."""
+    """Return words and their meanings as an HTML list."""
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in words)}</dl>"
 
 
 def page(title: str, content: str, *, again_s: float = 0.0) -> str:
-    """A whole page of its own: it requests nothing and runs nothing; with `again_s` it loads itself every so often."""
+    """Return a whole page that requests nothing and runs nothing; it reloads every `again_s` seconds, or never (0)."""
     again = f'<meta http-equiv="refresh" content="{again_s:.0f}">' if again_s else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
         f"<title>{escape(title)}</title><style>{style()}{_BODY}</style></head>"
         f'<body class="pk">{content}</body></html>\n'
@@ -69,20 +69,20 @@ def page(title: str, content: str, *, again_s: float = 0.0) -> str:
 
 @cache
 def style() -> str:
-    """The style sheet of everything shown here; all of it lives under the class `pk`."""
+    """Return the style sheet; all its rules apply under the class `pk` only."""
     return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 
 
 class View(ABC):
-    """What shows itself in a cell of any notebook, with the style sheet, and in a terminal."""
+    """Base class of results that show themselves in a notebook's cell, with the style sheet, and in a terminal."""
 
     @abstractmethod
     def html(self) -> str:
-        """Within the class `pk`."""
+        """Return HTML for a container of the class `pk`."""
 
     @abstractmethod
     def text(self) -> str:
-        """The same in words."""
+        """Return the same content as plain text."""
 
     def _repr_html_(self) -> str:
         return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
@@ -92,7 +92,7 @@ class View(ABC):
 
 
 class OpenedPage:
-    """What a notebook opens: in HTML the style sheet for everything below it, and its own words."""
+    """The result of a notebook's first cell: its text and, in HTML, the style sheet for the cells below."""
 
     __slots__ = ()
 
@@ -102,7 +102,7 @@ class OpenedPage:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Block:
-    """Something to show: HTML where that can be drawn, else the same in words."""
+    """A piece of output: HTML, and the same content as plain text."""
 
     html: str
     text: str
@@ -114,16 +114,14 @@ class Block:
         return visible(self.text)
 
 
-# One small table that shows itself as HTML, plain text and Markdown.
-
-#: The mark of a state, for where its colour is not seen.
+#: The mark of a state, for readers who do not see its colour.
 MARKS = {"good": "✓", "bad": "✕", "neutral": "○", "unsure": "?"}
-_LONG = 40  # characters of a row's header that keeps to one line; more would run into the next cell
+_LONG = 40  # characters; a longer row header wraps, because it would run into the next cell
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Text with an optional second, smaller line; `state` is good, bad, neutral, unsure, quiet or nothing."""
+    """Text with an optional second, smaller line; `state` is good, bad, neutral, unsure, quiet or empty."""
 
     text: str
     note: str = ""
@@ -131,23 +129,23 @@ class Cell:
     code: bool = False
 
     def html(self) -> str:
-        """The cell's content, escaped."""
+        """Return the cell's content, escaped."""
         text = f"<code>{escape(self.text)}</code>" if self.code else escape(self.text)
         text = f"<strong>{text}</strong>" if self.state in MARKS else text
         return text + (f"<small>{escape(self.note)}</small>" if self.note else "")
 
     def plain(self) -> str:
-        """Both lines as one line of text."""
+        """Return both lines as one line of text."""
         note = self.note if self.note.startswith("[") else f"({self.note})" if self.note else ""
         return " ".join(visible(f"{self.text} {note}").split())
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Table:
-    """Rows under named columns.
+    """Rows under named columns, shown as HTML, plain text or Markdown.
 
-    `numeric` names the columns aligned to the right. The first `headers` cells of a row name it; with
-    `grouped`, rows with the same first cell stand together under it.
+    `numeric` names the columns to align to the right. The first `headers` cells of a row are its headers; with
+    `grouped`, neighbouring rows with an equal first cell share that cell.
     """
 
     caption: str
@@ -159,7 +157,7 @@ class Table:
     note: str = ""
 
     def to_html(self) -> str:
-        """A captioned table with scoped headers inside a container that scrolls on its own."""
+        """Return a captioned table with scoped headers, inside a container that scrolls on its own."""
         if not self.rows:
             return f"<p><strong>{escape(self.caption)}:</strong> {escape(self.note or 'none')}</p>"
         head = "".join(f'<th scope="col"{self._class(i)}>{escape(c)}</th>' for i, c in enumerate(self.columns))
@@ -171,17 +169,17 @@ class Table:
         )
 
     def to_text(self) -> str:
-        """Aligned columns for a terminal."""
+        """Return aligned columns for a terminal."""
         if not self.rows:
             return visible(f"{self.caption}: {self.note or 'none'}")
         lines = [[visible(c) for c in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        drawn = ["  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines]
-        drawn.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([visible(self.caption), "", *drawn, *([visible(self.note)] if self.note else [])])
+        padded = ["  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines]
+        padded.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([visible(self.caption), "", *padded, *([visible(self.note)] if self.note else [])])
 
     def to_markdown(self) -> str:
-        """A pipe table whose cells cannot break out of it."""
+        """Return a pipe table whose cells cannot break out of it."""
         rule = ["---:" if c in self.numeric else "---" for c in self.columns]
         lines = [[markdown(c) for c in self.columns], rule]
         lines += [[markdown(cell.plain()) for cell in row] for row in self.rows]
@@ -219,11 +217,11 @@ class Table:
 
 
 def marked(state: str, word: str, note: str = "") -> Cell:
-    """A word in one of the states good, bad and unsure, with its mark."""
+    """Return a cell with a word and the mark of its state."""
     return Cell(unbroken(f"{MARKS[state]} {word}"), note, state)
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown and the HTML inside it leave as it is."""
+    """Return text on one line, escaped so that Markdown shows every character."""
     text = " ".join(visible(text).split())
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)

@@ -1,4 +1,4 @@
-"""A step of a notebook that may not be possible here: what it gives, or why it gives nothing."""
+"""Notebooks: steps that may fail, execution by papermill, and one HTML page from the outputs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from perfkit.show.html import Block, escape
 
 
 def attempt(step: Callable[[], Any], *, unless: str = "") -> Any:
-    """What a step gives; its error as a line to show, so that the rest of a page can follow. Raises Interrupted.
+    """Return the result of a step, or its error as a line to show, so that the rest of the page can follow.
 
-    With `unless`, a reason not to, it is not tried, and that is shown.
+    With `unless`, a reason for skipping the step, show the reason instead. Raises Interrupted.
     """
     try:
         return _line(unless) if unless else step()
@@ -34,32 +34,34 @@ def _line(text: str) -> Block:
     return Block(f'<p class="note">{escape(text)}</p>', text)
 
 
-# Execute a notebook and write its outputs as one HTML page.
-
 NOTEBOOK = resources.path("notebooks/before_after_index.ipynb")
 LOAD = resources.path("notebooks/load_scenarios.ipynb")
 LAB = resources.path("notebooks/index_lab.ipynb")
 GATE = resources.path("notebooks/go_no_go.ipynb")
 REVIEW = resources.path("notebooks/post_deployment_review.ipynb")
 TEMPLATES = resources.PACKAGE / "show" / "templates"
-DISPLAY = resources.PACKAGE / "show"  # its style sheet is part of the page
+DISPLAY = resources.PACKAGE / "show"  # the folder of style.css, which the template includes
 
 
 def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:
-    """Execute a notebook and write it as one page; returns where. Raises PerfkitError."""
+    """Execute a notebook and write its outputs as one page; return the page's path.
+
+    Raises PerfkitError if a cell fails or the page cannot be written.
+    """
     _papermill()
-    with ThreadPoolExecutor(1) as meanwhile:
-        meanwhile.submit(import_module, "nbconvert")  # takes a second, in which the kernel works
+    with ThreadPoolExecutor(1) as importer:
+        importer.submit(import_module, "nbconvert")  # takes a second: import it while the kernel works
         executed = execute(notebook, parameters, keep)
     write_atomically(out, page(executed, title))
     return out
 
 
 def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:
-    """Execute a notebook with this interpreter and return it with its outputs; `keep` stores it.
+    """Execute a notebook with this interpreter and return the notebook with its outputs; `keep` is a file to store it.
 
-    Raises PerfkitError with the notebook's own last line where a cell fails.
+    Raises PerfkitError with the error's last line if a cell fails.
     """
+    # Jupyter's packages take long to import, and commands that only print a help text import this module too.
     papermill = _papermill()
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
@@ -67,14 +69,14 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
     from traitlets.config import Config
 
     class ThisInterpreter(AsyncKernelManager):
-        """A kernel in the running interpreter, whatever kernels happen to be installed under its name."""
+        """A kernel in the running interpreter; another kernel may be installed under the name python3."""
 
         @property
         def kernel_spec(self) -> KernelSpec:
             return KernelSpec(**get_kernel_dict(python_arguments=["-Xfrozen_modules=off"]))
 
         def start_kernel(self, **options: Any) -> Any:
-            return super().start_kernel(**options, stderr=DEVNULL)  # a cell's errors come through the protocol
+            return super().start_kernel(**options, stderr=DEVNULL)  # errors of cells arrive through the protocol
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -97,19 +99,19 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
 
 
 def _papermill() -> Any:
-    """Papermill without the grammar of IRIs, which jsonschema compiles for a second and no notebook needs."""
+    """Import papermill without its grammar of IRIs, which takes jsonschema a second to compile and is never used."""
     modules: Any = sys.modules
-    spare = modules.setdefault("rfc3987_syntax") is None
+    not_imported = modules.setdefault("rfc3987_syntax") is None
     try:
         return import_module("papermill")
     finally:
-        if spare:
+        if not_imported:
             modules.pop("rfc3987_syntax", None)
 
 
 def page(notebook: Any, title: str) -> str:
-    """An executed notebook as one HTML file that requests nothing and runs nothing."""
-    import nbconvert
+    """Return an executed notebook as one HTML page that requests nothing and runs nothing."""
+    import nbconvert  # takes a second
     from traitlets.config import Config
 
     config = Config()
