@@ -1,18 +1,18 @@
-"""Alerts: when a change began, which are raised, which stand.
+"""Alerts: when a change began, which alerts are raised, and the status of a watch.
 
-A figure over five minutes is beyond its limit long after it began, and stays there long after it ended. So the
-intervals are looked at one by one, backwards from the one that raised the alert. Each scores for or against its
-samples being beyond the limit, and it began with the interval, itself beyond, at which the sum is largest. An
-interval's score for is no larger than a clean interval's against, so that one bad interval some time before is not
-taken for the beginning; where errors are so rare that a clean interval says little, one failure counts in full.
+A figure of the last five minutes crosses its limit some time after a change began, and stays there for a while after
+the change ended. So `since` looks at single intervals, backwards from the one that raised the alert. Each interval
+scores for or against its own samples being beyond the limit, and the change began at the interval beyond the limit
+where the sum of scores is largest. The score of a bad interval is no larger than that of a clean one, so that a single
+bad interval some time earlier is not taken for the start. If errors are so rare that a clean interval proves little,
+one failure counts in full.
 
-A rule stands once its figure has been bad for `for_s` without a break, and until it has been good, beyond `clear`,
-for `clear_for_s`. A figure that is not known changes nothing; a stretch in which nobody watched begins both runs
-anew.
+An alert is raised once its figure has been bad for `for_s` without a break, and cleared once it has been good, beyond
+`clear`, for `clear_for_s`. An unknown figure changes nothing; after a gap without a watch, both times start again.
 
-Of several rules on the same figure of the same item only the gravest that stands is raised. A lesser one is held back
-meanwhile; when the graver is taken back it is raised only if its own figure is bad at that moment. One that was
-raised before things got worse stays open until it is good itself: every alert is raised once and cleared once.
+Of several rules on the same figure of the same item, only the gravest is raised. A milder one is held back meanwhile;
+after the graver one is cleared, it is raised only if its own figure is bad at that moment. A milder alert that was
+raised before things got worse stays active until its own figure is good: every alert is raised once and cleared once.
 """
 
 from __future__ import annotations
@@ -30,74 +30,79 @@ from perfkit.monitor.incidents import Alert, Period, alerts, duration_text
 from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
 from perfkit.monitor.store import settings
 
-LASTS = ("service_down_s", "database_down_s", "lock_wait_s", "transaction_s")  # figures that say how long it has been
-_TAIL = {"p50_ms": 0.5, "slowdown": 0.5, "p95_ms": 0.05, "p99_ms": 0.01}  # share of samples over it, at the limit
+DURATIONS = (
+    "service_down_s",
+    "database_down_s",
+    "lock_wait_s",
+    "transaction_s",
+)  # durations of a state that still lasts
+_TAIL = {"p50_ms": 0.5, "slowdown": 0.5, "p95_ms": 0.05, "p99_ms": 0.01}  # share of samples above the percentile
 
 
 def since(
     rule: WatchRule, value: float, ticks: Sequence[Tick], kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> float:
-    """When it began, on the time line; `value` is the figure at the end of these intervals.
+    """Return when the change began, on the time line; `value` is the figure at the end of these intervals.
 
-    Right within one interval wherever one interval's samples can tell, else within the time of about one failure.
+    The result is right to within one interval if the samples of one interval can tell, else to within the usual time
+    between two failures.
     """
-    if rule.metric in LASTS:
+    if rule.metric in DURATIONS:
         known = (
             ticks[-1] if rule.metric.endswith("_down_s") else next((t for t in reversed(ticks) if t.server), ticks[-1])
         )
         return max(known.t - value, 0.0)
     best, began, total = float("-inf"), ticks[-1].start, 0.0
-    for place in range(len(ticks) - 1, -1, -1):
-        score = _score(rule, ticks[place], ticks[place - 1] if place else None, kinds, baseline)
+    for n in range(len(ticks) - 1, -1, -1):
+        score = _score(rule, ticks[n], ticks[n - 1] if n else None, kinds, baseline)
         total += score
         if score > 0 and total >= best:
-            best, began = total, ticks[place].start
+            best, began = total, ticks[n].start
     return began
 
 
 def _score(
     rule: WatchRule, tick: Tick, before: Tick | None, kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> float:
-    """Above 0 where this interval's own samples are beyond the limit, 0 where they do not say."""
+    """Return the score of an interval: above 0 if its samples are beyond the limit, 0 if they do not tell."""
     share, bad, n = _counted(rule, tick, kinds, baseline)
     if n and 0 < share < 1:
-        clean = log((1 - share) / (1 - share / 2))  # the log likelihood of the limit against half of it, per sample
+        # Log likelihood ratio of the limit against half of it: log(2) per bad sample, `clean` per good one.
+        clean = log((1 - share) / (1 - share / 2))
         return min(bad * log(2) + (n - bad) * clean, max(log(2), -n * clean))
-    own = figures([tick], kinds, baseline, rule.item or "", before=before, few=True)[rule.metric]
-    return 0.0 if own is None else 1.0 if beyond(rule, own) else -1.0
+    value = figures([tick], kinds, baseline, rule.item or "", before=before, few=True)[rule.metric]
+    return 0.0 if value is None else 1.0 if beyond(rule, value) else -1.0
 
 
 def _counted(
     rule: WatchRule, tick: Tick, kinds: Mapping[str, Kind], baseline: Baseline | None
 ) -> tuple[float, int, int]:
-    """For a figure that is a share of samples: the share at the limit, how many are bad here, of how many."""
-    own = probes([tick], item_names(kinds, rule.item or ""))
+    """Return for a share of samples: the share at the limit, the number of bad samples here, and of all samples."""
+    in_tick = probes([tick], item_names(kinds, rule.item or ""))
     if rule.above is not None and rule.metric == "error_rate":
-        return rule.above, sum(probe.failed for probe in own), sum(probe.sent for probe in own)
+        return rule.above, sum(probe.failed for probe in in_tick), sum(probe.sent for probe in in_tick)
     if rule.above is not None and rule.metric in _TAIL:
         usual = baseline.p50_ms if baseline else 0.0
         bound = rule.above * usual if rule.metric == "slowdown" else rule.above
-        slow = sum(ms > bound for probe in own for ms in probe.ms)
-        return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in own)
+        slow = sum(ms > bound for probe in in_tick for ms in probe.ms)
+        return _TAIL[rule.metric], slow, sum(len(probe.ms) for probe in in_tick)
     return 0.0, 0, 0
 
 
-# Alerts: rules that fire and clear as intervals come in.
-
-_JITTER = 0.1  # of an interval: how much earlier than its time an interval may end
+_JITTER = 0.1  # share of an interval by which it may end early
 
 
 @dataclass(slots=True)
 class _State:
-    """How far a rule is. All times are on the time line."""
+    """The state of a rule. All times are on the time line."""
 
     rule: WatchRule
-    value: float | None = None  # its figure, as of the last interval
-    bad_t: float | None = None  # when the first of the intervals ended that are bad without a break
-    good_t: float | None = None  # likewise, good enough to take it back
-    began: float | None = None  # when what stands began
-    eased: float = 0.0  # when what stood last was good again
-    told: Event | None = None  # that it was raised
+    value: float | None = None  # the figure at the last interval
+    bad_t: float | None = None  # end of the first of the current run of bad intervals
+    good_t: float | None = None  # end of the first of the current run of good intervals
+    began: float | None = None  # when the current change began
+    eased: float = 0.0  # when the last change was good again
+    raised: Event | None = None  # the event that raised the active alert
 
     @property
     def bad(self) -> bool:
@@ -112,9 +117,9 @@ class Alerts:
         self._states = [_State(rule) for rule in sorted(watch.rule, key=gravity)]
         self._items = sorted({rule.item or "" for rule in watch.rule})
         self._healthy: dict[str, list[Tick]] = {item: [] for item in self._items}
-        self._usual: dict[str, Baseline | None] = dict.fromkeys(self._items)
+        self._baselines: dict[str, Baseline | None] = dict.fromkeys(self._items)
         self._ticks: list[Tick] = []
-        self._forgotten: list[Event] = []  # alerts of rules that are no more
+        self._removed: list[Event] = []  # active alerts of rules that no longer exist
         self._horizon = watch.window_s + 2 * about.every_s
         self._horizon += max((max(rule.for_s, rule.clear_for_s) for rule in watch.rule), default=0.0)
         if record is not None:
@@ -122,20 +127,20 @@ class Alerts:
 
     @property
     def active(self) -> list[Event]:
-        """The alerts that stand, as they were raised: the gravest first, of these the oldest."""
-        told = [state.told for state in self._states if state.told]
-        return sorted(told, key=lambda event: (event.level, event.since))
+        """The events that raised the active alerts: the gravest first, then the oldest."""
+        raised = [state.raised for state in self._states if state.raised]
+        return sorted(raised, key=lambda event: (event.level, event.since))
 
     def step(self, tick: Tick) -> list[Event]:
-        """Take in an interval; the events that it brings."""
+        """Add an interval and return the events that it causes."""
         self._learn(tick)
         self._advance(tick)
-        return [*self._forget(tick), *self._tell(tick)]
+        return [*self._clear_removed(tick), *self._changes(tick)]
 
     def _restore(self, record: Record) -> None:
-        """The same state as before the restart: what stands from its events, the rest from the last intervals."""
+        """Restore the state before a restart: active alerts from their events, the rest from the last intervals."""
         for tick in record.ticks:
-            if all(self._usual.values()):
+            if all(self._baselines.values()):
                 break
             self._learn(tick)
         for tick in window(record.ticks, 2 * self._horizon):
@@ -144,32 +149,32 @@ class Alerts:
         for state in self._states:
             if state.rule.name in standing:
                 event = standing.pop(state.rule.name)
-                state.told, state.began = event, event.since
-        self._forgotten = list(standing.values())
+                state.raised, state.began = event, event.since
+        self._removed = list(standing.values())
 
     def _learn(self, tick: Tick) -> None:
-        """What is usual, from the first healthy intervals."""
+        """Extend the baselines with an interval, until each is complete."""
         for item in self._items:
-            if self._usual[item] is None and healthy(tick, self._about.kinds, item):
+            if self._baselines[item] is None and healthy(tick, self._about.kinds, item):
                 self._healthy[item].append(tick)
-                self._usual[item] = baseline(self._healthy[item], self._about.kinds, self._watch, item)
+                self._baselines[item] = baseline(self._healthy[item], self._about.kinds, self._watch, item)
 
     def _advance(self, tick: Tick) -> None:
-        """What every rule's figure is now, and what has come to stand or to an end."""
+        """Update the figure of every rule, and which changes have begun or ended."""
         if self._ticks and unwatched_between(self._ticks[-1], tick):
             for state in self._states:
                 state.bad_t = state.good_t = None
         self._ticks = [*window(self._ticks, self._horizon), tick]
-        said = {item: self._figures(item) for item in self._items}
+        values = {item: self._figures(item) for item in self._items}
         for state in self._states:
-            state.value = said[state.rule.item or ""][state.rule.metric]
+            state.value = values[state.rule.item or ""][state.rule.metric]
             if state.value is not None:
                 self._judge(state, state.value, tick)
 
     def _figures(self, item: str) -> Mapping[str, float | None]:
         ticks = window(self._ticks, self._watch.window_s)
         before = self._ticks[-len(ticks) - 1] if len(ticks) < len(self._ticks) else None
-        return figures(ticks, self._about.kinds, self._usual[item], item, before=before)
+        return figures(ticks, self._about.kinds, self._baselines[item], item, before=before)
 
     def _judge(self, state: _State, value: float, tick: Tick) -> None:
         rule, soon = state.rule, tick.t + _JITTER * tick.seconds
@@ -178,28 +183,28 @@ class Alerts:
         state.good_t = (tick.t if state.good_t is None else state.good_t) if good else None
         if state.bad_t is not None and state.began is None and soon - state.bad_t >= rule.for_s:
             run = self._run(max(state.bad_t - self._watch.window_s, state.eased))
-            state.began = since(rule, value, run, self._about.kinds, self._usual[rule.item or ""])
+            state.began = since(rule, value, run, self._about.kinds, self._baselines[rule.item or ""])
         if state.good_t is not None and state.began is not None and soon - state.good_t >= rule.clear_for_s:
             state.began, state.eased = None, state.good_t
 
     def _run(self, start: float) -> Sequence[Tick]:
-        """The intervals since then, up to now, between which somebody always watched."""
+        """Return the intervals since `start`, or since the last gap."""
         ticks = window(self._ticks, self._ticks[-1].t - start)
-        for place in range(len(ticks) - 1, 0, -1):
-            if unwatched_between(ticks[place - 1], ticks[place]):
-                return ticks[place:]
+        for n in range(len(ticks) - 1, 0, -1):
+            if unwatched_between(ticks[n - 1], ticks[n]):
+                return ticks[n:]
         return ticks
 
-    def _tell(self, tick: Tick) -> Iterator[Event]:
+    def _changes(self, tick: Tick) -> Iterator[Event]:
         graver = set()
         for state in self._states:
-            if state.told and state.began is None:
-                yield self._cleared(state, state.told, tick)
-                state.told = None
-            if not state.told and state.began is not None and state.bad and subject(state.rule) not in graver:
-                state.told = self._raised(state, state.began, tick)
-                yield state.told
-            if state.told:
+            if state.raised and state.began is None:
+                yield self._cleared(state, state.raised, tick)
+                state.raised = None
+            if not state.raised and state.began is not None and state.bad and subject(state.rule) not in graver:
+                state.raised = self._raised(state, state.began, tick)
+                yield state.raised
+            if state.raised:
                 graver.add(subject(state.rule))
 
     def _raised(self, state: _State, began: float, tick: Tick) -> Event:
@@ -210,40 +215,38 @@ class Alerts:
         common = (rule.name, rule.level, began, value, limit(rule), rule.action)
         return Event("raised", name, tick.t, tick.at, text, *common)
 
-    def _cleared(self, state: _State, told: Event, tick: Tick) -> Event:
-        lasted = max(state.eased - told.since, 0.0)
+    def _cleared(self, state: _State, raised: Event, tick: Tick) -> Event:
+        lasted = max(state.eased - raised.since, 0.0)
         text = notifications.cleared_text(state.rule, state.value, self._watch.window_s, lasted)
-        return _taken_back(told, tick, text, state.value)
+        return _clearing(raised, tick, text, state.value)
 
-    def _forget(self, tick: Tick) -> Iterator[Event]:
-        while self._forgotten:
-            told = self._forgotten.pop()
-            yield _taken_back(told, tick, f"{told.rule}: no longer among the rules")
-
-
-def _taken_back(told: Event, tick: Tick, text: str, value: float | None = None) -> Event:
-    return replace(told, what="cleared", t=tick.t, at=tick.at, text=text, value=value)
+    def _clear_removed(self, tick: Tick) -> Iterator[Event]:
+        while self._removed:
+            raised = self._removed.pop()
+            yield _clearing(raised, tick, f"{raised.rule}: no longer among the rules")
 
 
-# What a watch says now: its figures of the last minutes and before, what stands, and whether anybody still watches.
+def _clearing(raised: Event, tick: Tick, text: str, value: float | None = None) -> Event:
+    return replace(raised, what="cleared", t=tick.t, at=tick.at, text=text, value=value)
+
 
 HOUR_S = 3600.0
-MISSED = 3  # intervals without a word, and the watch is not merely late
+MISSED = 3  # missing intervals, from which on a watch is not merely late
 
 Values = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """A watch as of `now` (wall clock, seconds since 1970) that has at least one interval."""
+    """The status of a watch with at least one interval, as of `now` (wall clock, seconds since 1970)."""
 
     record: Record
     watch: Watch
     baseline: monitor_figures.Baseline | None
     now: float
-    running: bool  # whether somebody holds its folder to write
-    alerts: Sequence[Alert]  # the gravest first of those that stand, then the latest first
-    spans: Mapping[str, Values]  # figures of everything that counts, by the time they are of: the shortest first
+    running: bool  # whether a watch writes to its folder
+    alerts: Sequence[Alert]  # active alerts, the gravest first, then the latest first
+    spans: Mapping[str, Values]  # figures by the time they cover, the shortest first
 
     @property
     def last(self) -> Tick:
@@ -252,33 +255,33 @@ class WatchStatus:
 
     @property
     def recent(self) -> Sequence[Tick]:
-        """The intervals that rules look back on."""
+        """The intervals that the rules use."""
         return monitor_figures.window(self.record.ticks, self.watch.window_s)
 
     @property
     def values(self) -> Values:
-        """The figures that rules see."""
+        """The figures that the rules use."""
         return next(iter(self.spans.values()))
 
     @property
     def age_s(self) -> float:
-        """How long ago the last interval ended; never below 0, whatever the clock was set to."""
+        """Seconds since the last interval ended; 0 if the clock was set back."""
         return max(self.now - self.last.at, 0.0)
 
     @property
     def missed(self) -> int:
-        """How many intervals it should have written since, where that is more than being late; else 0."""
+        """The number of missing intervals since the last one; 0 if the watch is merely late."""
         count = int(self.age_s / self.record.about.every_s)
         return count if count >= MISSED else 0
 
     @property
     def active(self) -> Sequence[Alert]:
-        """The alerts that stand."""
+        """The active alerts."""
         return [alert for alert in self.alerts if alert.ended is None]
 
     @property
     def quiet_since(self) -> float:
-        """Since when no alert has stood, on the time line; of use only where none does."""
+        """Since when no alert has been active, on the time line; meaningless while one is."""
         return max((alert.ended for alert in self.alerts if alert.ended is not None), default=self.first.start)
 
     @property
@@ -292,35 +295,35 @@ class WatchStatus:
         return Period(self.record.ticks)
 
     def period(self, seconds: float) -> Period:
-        """The intervals of the last so many seconds."""
+        """Return the intervals of the last `seconds`."""
         return Period(monitor_figures.window(self.record.ticks, seconds))
 
     def level(self, metric: str) -> str:
-        """The gravest level whose limit for the figure of everything is broken now; nothing where none is."""
+        """Return the gravest level of a metric whose limit is broken now, without an item; empty if none is."""
         rules = [rule for rule in self.watch.rule if rule.metric == metric and not rule.item]
         broken = model.gravest(rules, self.values[metric])
         return broken.level if broken else ""
 
 
 def watch_status(record: Record, now: float, *, running: bool) -> WatchStatus:
-    """A watch as of `now`. Raises BundleError for settings that are none, and ValueError without an interval."""
+    """Return the status of a watch as of `now`. Raises BundleError for damaged settings, ValueError without ticks."""
     about, ticks = record.about, record.ticks
     if not ticks:
         raise ValueError("a watch with an interval")
     watch, _ = settings(about)
     baseline = monitor_figures.baseline(ticks, about.kinds, watch)
     clears = {rule.name: rule.clear_for_s for rule in watch.rule}
-    found = sorted(alerts(record.events, clears), key=lambda alert: -alert.noticed)
-    found.sort(key=lambda alert: (alert.ended is not None, alert.level if alert.ended is None else ""))
+    ordered = sorted(alerts(record.events, clears), key=lambda alert: -alert.noticed)
+    ordered.sort(key=lambda alert: (alert.ended is not None, alert.level if alert.ended is None else ""))
     spans = {
         name: monitor_figures.figures(monitor_figures.window(ticks, seconds), about.kinds, baseline)
         for name, seconds in _spans(watch.window_s, ticks[-1].t - ticks[0].start)
     }
-    return WatchStatus(record, watch, baseline, now, running, found, spans)
+    return WatchStatus(record, watch, baseline, now, running, ordered, spans)
 
 
 def _spans(window_s: float, whole_s: float) -> Iterator[tuple[str, float]]:
-    """The rules' window, the last hour and the whole, as far as they differ."""
+    """Yield the window of the rules, the last hour and the whole watch, as far as they differ."""
     if whole_s > window_s:
         yield f"last {duration_text(window_s)}", window_s
     if whole_s > HOUR_S > window_s:

@@ -1,7 +1,6 @@
-"""Periods of a record, and the incidents in them.
+"""Periods of a record, the incidents in them, and times in words.
 
-Pure functions. All times are seconds on the watch's time line; people are shown the wall clock
-(`perfkit.monitor.incidents`).
+Pure functions. All times are seconds on the time line of the watch; people see the wall clock.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from perfkit.base.errors import UsageError
 from perfkit.monitor.model import Event, Record, Tick
 
 DAY_S = 86_400.0
-BLOCKS = 12  # at least so many, where the intervals allow it: an interval from fewer says little
+BLOCKS = 12  # minimum number of blocks, if the intervals allow it: fewer give too wide a confidence interval
 _WIDTHS = (1800.0, 600.0, 300.0, 120.0, 60.0, 30.0, 10.0, 5.0, 1.0)  # seconds of a block, the widest that fits
 _UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
@@ -31,105 +30,108 @@ class Period:
 
     @property
     def start(self) -> float:
-        """Its beginning on the time line, seconds."""
+        """The start on the time line, in seconds."""
         return self.ticks[0].start
 
     @property
     def end(self) -> float:
-        """Its end on the time line."""
+        """The end on the time line, in seconds."""
         return self.ticks[-1].t
 
     @property
     def seconds(self) -> float:
-        """From its beginning to its end."""
+        """The time from start to end, gaps included."""
         return self.end - self.start
 
     @property
     def watched(self) -> float:
-        """Seconds of it in which somebody watched."""
+        """The watched time in seconds, without gaps."""
         return sum(tick.seconds for tick in self.ticks)
 
     @property
     def whole_day(self) -> bool:
-        """Whether it is 24 hours long, to within an interval."""
+        """Whether the period is 24 hours long, to within an interval."""
         return self.seconds + self.ticks[0].seconds >= DAY_S
 
     def wall(self, t: float) -> float:
-        """The wall clock, seconds since 1970, at a place of the time line."""
+        """Return the wall clock, in seconds since 1970, at a point of the time line."""
         at = bisect_left(self.ticks, t, key=lambda tick: tick.t)
         tick = self.ticks[min(at, len(self.ticks) - 1)]
         return tick.at - (tick.t - t)
 
     @property
     def width(self) -> float:
-        """Seconds of a block: half an hour of a day, less of a shorter time, never less than an interval."""
+        """The width of a block in seconds: 30 minutes for a day, less for a shorter period, at least an interval."""
         least = median_low(tick.seconds for tick in self.ticks)
         widths = [width for width in _WIDTHS if width >= least] or [least]
         return next((width for width in widths if self.seconds >= BLOCKS * width), widths[-1])
 
     def blocks(self) -> list[Sequence[Tick]]:
-        """Its intervals in blocks of equal time, those without any left out."""
+        """Return the intervals in blocks of equal time, without empty blocks."""
         width = self.width
-        found: dict[int, list[Tick]] = {}
+        blocks: dict[int, list[Tick]] = {}
         for tick in self.ticks:
-            # An interval belongs where its middle lies: its ends are only nearly round.
-            found.setdefault(int((tick.t - tick.seconds / 2 - self.start) / width), []).append(tick)
-        return list(found.values())
+            # The middle decides: the ends of an interval are not exactly at multiples of its length.
+            blocks.setdefault(int((tick.t - tick.seconds / 2 - self.start) / width), []).append(tick)
+        return list(blocks.values())
 
 
 def select_period(record: Record, since: str = "", until: str = "", last: str = "") -> Period:
-    """The intervals from one time to another (ISO 8601, UTC where they name no zone), or the `last` "24h"; else all.
+    """Return the intervals from `since` to `until` (ISO 8601, by default UTC), of the `last` "24h", or all.
 
-    Raises UsageError for what is no time, and where no interval is left.
+    Raises UsageError if a time is malformed, or if no interval is left.
     """
     if last and (since or until):
-        raise UsageError("last and since or until; expected one way to say when")
+        raise UsageError("last together with since or until; expected one way to choose the period")
     ticks = record.ticks
     if last and ticks:
         ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - parse_duration(last, "last") - tick.seconds / 2]
     low = parse_time(since, "since") if since else float("-inf")
     high = parse_time(until, "until") if until else float("inf")
-    kept = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
-    if not kept:
-        whole = Period(record.ticks) if record.ticks else None
-        there = f"{stamp(whole.wall(whole.start))} to {stamp(whole.wall(whole.end))}" if whole else "none yet"
-        raise UsageError(f"no interval of the watch in that time; expected some of what it has: {there}")
-    return Period(ticks[kept[0] : kept[-1] + 1])  # whole, though the clock was put back meanwhile
+    selected = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
+    if not selected:
+        if not record.ticks:
+            raise UsageError("the watch has no interval yet; expected a watch with at least one")
+        whole = Period(record.ticks)
+        available = f"{stamp(whole.wall(whole.start))} to {stamp(whole.wall(whole.end))}"
+        raise UsageError(f"no interval of the watch in that time; expected a time from {available}")
+    # A clock that was set back leaves holes in the selection; the period has none.
+    return Period(ticks[selected[0] : selected[-1] + 1])
 
 
 def parse_duration(text: str, name: str) -> float:
-    """Seconds of "90s", "30min", "24h" or "2d"; `name` is what was given so. Raises UsageError.
+    """Return the seconds of "90s", "30min", "24h" or "2d"; errors quote `name`. Raises UsageError.
 
     >>> parse_duration("1.5h", "last")
     5400.0
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
-    if not found or not float(found[1]):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
+    if not match or not float(match[1]):
         raise UsageError(f"{name} = '{text}'; expected a time like 90s, 24h or 2d")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def parse_time(text: str, name: str) -> float:
-    """Seconds since 1970 of a time in ISO 8601, UTC where it names no zone. Raises UsageError."""
+    """Return the seconds since 1970 of a time in ISO 8601, by default UTC. Raises UsageError."""
     try:
-        found = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{name} = '{text}'; expected a time like 2026-01-15T09:00") from None
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def clock(at: float, *, day: bool = True) -> str:
-    """Wall clock for people, UTC.
+    """Return date and time of day in UTC, or the time of day with seconds.
 
     >>> clock(0.0), clock(61.0, day=False)
     ('1970-01-01 00:00', '00:01:01')
     """
-    found = datetime.fromtimestamp(round(at), UTC)
-    return f"{found:%Y-%m-%d %H:%M}" if day else f"{found:%H:%M:%S}"
+    time = datetime.fromtimestamp(round(at), UTC)
+    return f"{time:%Y-%m-%d %H:%M}" if day else f"{time:%H:%M:%S}"
 
 
 def stamp(at: float) -> str:
-    """Date and time of day to the second, UTC; `at` in seconds since 1970.
+    """Return date and time of day to the second in UTC; `at` is in seconds since 1970.
 
     >>> stamp(61.0)
     '1970-01-01 00:01:01'
@@ -153,14 +155,12 @@ def duration_text(seconds: float) -> str:
     return f"{whole // size} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
 
 
-# From a watch's events to incidents: alerts that overlap are one, with what became of it in the order of time.
-
 Stage = Literal["began", "noticed", "note", "eased", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One rule that was broken, from when it began until it was taken back; `ended` is None while it stands."""
+    """One alert of a rule, from its start until it was cleared; `ended` is None while it is active."""
 
     id: str
     rule: str
@@ -169,10 +169,10 @@ class Alert:
     noticed: float
     text: str
     action: str
-    eased: float | None = None  # when the figure was good again; it is taken back only once that has lasted
+    eased: float | None = None  # when the figure was good again; the alert clears only after that has lasted
     ended: float | None = None
     ended_text: str = ""
-    notes: tuple[Event, ...] = ()  # that name it: that it could not be told
+    notes: tuple[Event, ...] = ()  # about this alert, such as a notification that failed
     value: float | None = None  # the figure when it was raised
     limit: float | None = None
 
@@ -194,22 +194,22 @@ class Incident:
 
     @property
     def level(self) -> str:
-        """The gravest of its alerts."""
+        """The level of the gravest alert."""
         return self.alerts[0].level
 
     @property
     def since(self) -> float:
-        """When the first of them began."""
+        """When the first alert began."""
         return min(alert.since for alert in self.alerts)
 
     @property
     def noticed(self) -> float:
-        """When the first of them was raised."""
+        """When the first alert was raised."""
         return min(alert.noticed for alert in self.alerts)
 
     @property
     def ended(self) -> float | None:
-        """When the last of them was taken back; None while one stands."""
+        """When the last alert was cleared; None while one is active."""
         ends = [alert.ended for alert in self.alerts if alert.ended is not None]
         return max(ends) if len(ends) == len(self.alerts) else None
 
@@ -221,22 +221,22 @@ class Incident:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """What its rules say to do, those of the gravest first."""
+        """The actions of the rules, those of the gravest alert first."""
         return tuple(dict.fromkeys(alert.action for alert in self.alerts if alert.action))
 
     def lasted(self, now: float) -> float:
-        """Seconds from when it began until the figures were good again, or until `now`."""
+        """Return the seconds from the start until the figures were good again, or until `now`."""
         return max((now if self.eased is None else self.eased) - self.since, 0.0)
 
     def timeline(self) -> list[Moment]:
-        """What became of it, in the order of time."""
+        """Return the course of the incident in the order of time."""
         return sorted((moment for alert in self.alerts for moment in _moments(alert)), key=lambda m: m.t)
 
 
 def incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s: float = 0.0) -> list[Incident]:
-    """The incidents of a record, the earliest first; `clear_for_s` by rule, alerts less than `join_s` apart are one.
+    """Return the incidents of a record, the earliest first; `clear_for_s` is by rule.
 
-    An alert that began while another stood belongs to its incident, whatever rule either is of.
+    Alerts of any rules that overlap, or are at most `join_s` apart, form one incident.
     """
     groups: list[list[Alert]] = []
     end = float("-inf")
@@ -250,15 +250,15 @@ def incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s:
 
 
 def alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) -> list[Alert]:
-    """One alert for each that was raised, with when it was taken back; one told twice is one.
+    """Return the alerts of a record; events with the same id are one alert.
 
-    Taken back without having been raised in these events, it is left out: nothing says when it began.
+    An alert that was cleared but not raised in these events is left out, since its start is unknown.
     """
     by_id: dict[str, list[Event]] = {}
     notes: list[Event] = []
     for event in sorted(events, key=lambda event: event.t):
         (notes if event.what == "note" else by_id.setdefault(event.id, [])).append(event)
-    return [found for own in by_id.values() if (found := _alert(own, notes, clear_for_s))]
+    return [alert for same_id in by_id.values() if (alert := _alert(same_id, notes, clear_for_s))]
 
 
 def _alert(events: Sequence[Event], notes: Sequence[Event], clear_for_s: Mapping[str, float]) -> Alert | None:

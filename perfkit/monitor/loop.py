@@ -1,7 +1,7 @@
-"""A watch from start to end: its loop, its line on the terminal, the renewal of its dashboard.
+"""A watch from start to end: set-up, the loop over its intervals, and shutdown.
 
-Probes and the server's figures come from threads of their own, dashboards from a process; here nothing waits but for
-the interval's end.
+Probes and server figures come from threads, dashboards from a process, so the loop waits for nothing but the end of
+the interval.
 """
 
 from __future__ import annotations
@@ -41,27 +41,29 @@ from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, open_target
 from perfkit.monitor.store import Store, read, timeline
 from perfkit.postgres.guards import Audit, Permission
 
-LEAD_S = 2.0  # before an interval's end the server is asked, but not before its middle
-LAST_S = 0.3  # that its answer may take at the very end
-SLICE_S = 0.2  # within which a stop is noticed
-CLOCK_S = 1.0  # a wall clock that moves by more than this against the other was set
+LEAD_S = 2.0  # the server is asked this long before an interval's end, at most half an interval
+LAST_S = 0.3  # for its answer when the watch stops
+SLICE_S = 0.2  # maximum time until a stop is noticed
+CLOCK_S = 1.0  # a wall clock that moves by more against the steady clock was set
+GIVEN_UP_S = 0.5  # for the notification command when the user stops the watch
+Say = Callable[[str], None]
 
 
 def _steady() -> float:
-    """Seconds that never go back, and on Linux go on while the machine sleeps."""
+    """Return seconds that never go back and, on Linux, count while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _wait(seconds: float, stopped: Callable[[], bool]) -> None:
-    """In slices: what a signal's handler may safely do is set a flag, which wakes nobody."""
-    until = time.monotonic() + seconds
-    while not stopped() and (left := until - time.monotonic()) > 0:
+    """Wait in slices: a signal handler can only set a flag safely, which does not end a sleep."""
+    end = time.monotonic() + seconds
+    while not stopped() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, SLICE_S))
 
 
 @dataclass(frozen=True, slots=True)
 class WatchClock:
-    """Where time comes from. `wait` returns after so many seconds, or soon after it is `stopped`."""
+    """The clocks of a watch; `wait` returns after some seconds, or soon after `stopped` returns True."""
 
     steady: Callable[[], float] = _steady
     wall: Callable[[], float] = time.time
@@ -69,45 +71,45 @@ class WatchClock:
 
 
 def lead_s(watch: Watch) -> float:
-    """How long before an interval's end the server is asked, in s: so long it has to answer."""
+    """Return how many seconds before an interval's end the server is asked, which is the time it has to answer."""
     return min(LEAD_S, watch.every_s / 2)
 
 
 class Probes(Protocol):
-    """What sends probes."""
+    """A source of probes."""
 
     def cut(self) -> Mapping[str, Probe]:
-        """The probes that ended since the last cut."""
+        """Return the probes that ended since the last call."""
 
     def require_alive(self) -> None:
-        """Raise what ended it."""
+        """Raise the error that ended the source."""
 
 
 class WatchFigures(Protocol):
-    """What asks the server."""
+    """A source of server figures."""
 
     def ask(self) -> None:
-        """Begin to ask."""
+        """Ask the server; return at once."""
 
     def answer(self, wait_s: float = 0.0) -> ServerReading | None:
-        """What it has said by then."""
+        """Return its answer; None if there is none within `wait_s`."""
 
 
 class Notes:
-    """What threads have to say, kept until the loop takes it; each kind of trouble once."""
+    """Notes from threads, kept until the loop takes them; only the first of each kind."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[tuple[str, str]] = SimpleQueue()
         self._kinds: set[str] = set()
 
     def __call__(self, kind: str, text: str) -> None:
-        """Say it, unless that kind was said before. For any thread."""
+        """Add a note, unless there was one of this kind before. Thread-safe."""
         if kind not in self._kinds:
             self._kinds.add(kind)
             self._queue.put((kind, text))
 
     def take(self) -> Iterator[tuple[str, str]]:
-        """What was said since the last time."""
+        """Yield the notes since the last call."""
         while True:
             try:
                 yield self._queue.get_nowait()
@@ -116,9 +118,10 @@ class Notes:
 
 
 class Loop:
-    """Takes what an interval brought, one after the other; `server` is None where there is no database.
+    """Records one interval after another; `server` is None if no database is watched.
 
-    `on_event` is called with every event, `on_tick` with the last window's intervals and the alerts that stand.
+    Each function of `on_event` receives every event, each of `on_tick` the intervals of the last window and the
+    active alerts.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class Loop:
         self._recent: deque[Tick] = deque()
         self.stopped = False
         self._number = store.last.n + 1 if store.last else 0
-        self._line = timeline(store.last, self._clock.wall())  # where this run begins on the time line
+        self._line = timeline(store.last, self._clock.wall())  # start of this run on the time line
         self._last = self._begun = self._clock.steady()
         self._offset = self._clock.wall() - self._begun
         self._silent = self._trouble = False
@@ -147,11 +150,11 @@ class Loop:
 
     @property
     def seconds(self) -> float:
-        """How long this run has gone on, at its last interval's end."""
+        """The time from the start of this run to the end of its last interval."""
         return self._last - self._begun
 
     def run(self, seconds: float) -> bool:
-        """Watch for so long, or until it is `stopped`; whether it was not. Raises what ended the probes."""
+        """Watch for some seconds, or until `stopped`; return whether the time is over. Raises what ended the probes."""
         end = self._begun + seconds
         while not self.stopped and self._last < end:
             self._until(min(self._following(), end))
@@ -160,18 +163,19 @@ class Loop:
         return not self.stopped
 
     def drain(self) -> None:
-        """Keep and pass on what was said meanwhile."""
+        """Record and publish the notes of threads."""
         for kind, text in self._notes.take():
             self._note(kind, text)
 
     def _following(self) -> float:
-        """The next interval's end: of a row of ends that begins with the run's start, whatever was missed."""
+        """Return the next interval's end: a multiple of the interval after the start, however many were missed."""
         every = self._watch.every_s
-        passed = int((self._last - self._begun) / every + 0.5)  # one that was cut a little early counts
+        # Rounded, so that an interval that ended a little early counts.
+        passed = int((self._last - self._begun) / every + 0.5)
         return self._begun + (passed + 1) * every
 
     def _until(self, at: float) -> None:
-        """Wait for an instant; ask the server shortly before it."""
+        """Wait until an instant, and ask the server shortly before it."""
         if self._server:
             self._wait(at - lead_s(self._watch))
             self._server.ask()
@@ -182,7 +186,7 @@ class Loop:
             self._clock.wait(left, lambda: self.stopped)
 
     def _interval(self) -> None:
-        """What the interval brought: first onto disk, then to the rules and the listeners."""
+        """Record an interval: first on disk, then in the rules and the listeners."""
         now, wall = self._clock.steady(), self._clock.wall()
         probes, reading = self._probes.cut(), self._reading()
         seconds, self._last = now - self._last, now
@@ -196,14 +200,14 @@ class Loop:
         while self._recent[0].t <= t - self._watch.window_s:
             self._recent.popleft()
         for event in self._alerts.step(tick):
-            self._pass_on(event)
-        self._look(now, wall, server or {})
+            self._publish(event)
+        self._notice(now, wall, server or {})
         self.drain()
-        for told in self.on_tick:
-            told(self._recent, self._alerts.active)
+        for listener in self.on_tick:
+            listener(self._recent, self._alerts.active)
 
     def _reading(self) -> ServerReading | None:
-        """The server's figures; None where it does not answer, nothing where it could not in the time that was left."""
+        """Return the server's figures; None if it does not answer, empty figures if it had too little time to."""
         if self._server is None:
             return ServerReading({})
         if not self.stopped:
@@ -214,8 +218,8 @@ class Loop:
         self._silent = reading is None
         return reading
 
-    def _look(self, now: float, wall: float, server: Mapping[str, float]) -> None:
-        """Notice a clock that was set, a server that was started again, and a disk that takes nothing."""
+    def _notice(self, now: float, wall: float, server: Mapping[str, float]) -> None:
+        """Note that the clock was set, that PostgreSQL was restarted, or that the disk cannot be written."""
         moved = wall - now - self._offset
         if abs(moved) > CLOCK_S:
             self._offset += moved
@@ -224,25 +228,25 @@ class Loop:
             )
         if (started := server.get("started", self._started)) != self._started:
             if self._started is not None and started is not None:
-                self._note("started", f"PostgreSQL was started again at {clock(started, day=False)} UTC")
+                self._note("started", f"PostgreSQL was restarted at {clock(started, day=False)} UTC")
             self._started = started
         if (trouble := bool(self._store.trouble)) is not self._trouble:
             self._trouble = trouble
-            self._note("disk", self._store.trouble or "what waited to be written is on disk now")
+            self._note("disk", self._store.trouble or "all waiting lines are on disk now")
 
     def _note(self, kind: str, text: str) -> None:
         t = round(self._line + self.seconds, 3)
-        self._pass_on(Event("note", f"note-{kind}-{t:.3f}", t, round(self._clock.wall(), 3), text, since=t))
+        self._publish(Event("note", f"note-{kind}-{t:.3f}", t, round(self._clock.wall(), 3), text, since=t))
 
-    def _pass_on(self, event: Event) -> None:
+    def _publish(self, event: Event) -> None:
         self._store.add(event)
-        for told in self.on_event:
-            told(event)
+        for listener in self.on_event:
+            listener(event)
 
 
 @contextmanager
 def stopping(loop: Loop) -> Iterator[None]:
-    """An interrupt stops the loop, so that everything ends in good order; a second one breaks that off."""
+    """Let an interrupt stop the loop in good order; a second one aborts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -252,8 +256,8 @@ def stopping(loop: Loop) -> Iterator[None]:
             raise KeyboardInterrupt
         loop.stopped = True
 
-    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in wanted}
+    signals = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in signals}
     try:
         yield
     finally:
@@ -261,15 +265,9 @@ def stopping(loop: Loop) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# A watch from its beginning to its end: what is watched, whoever is told, and the loop in between.
-
-GIVEN_UP_S = 0.5  # that a command may still take when the user stops the watch
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True, slots=True)
 class WatchSpec:
-    """How a watch is carried out; `metrics` is PORT or ADDRESS:PORT, 0 for a free one; empty for none."""
+    """How to run a watch; `metrics` is PORT or ADDRESS:PORT, 0 for a free port, empty for no metrics."""
 
     folder: Path
     seconds: float
@@ -279,12 +277,12 @@ class WatchSpec:
 
 
 def with_overrides(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
-    """The settings with what the command line gave in place of the file's; 0 and nothing for the file's own.
+    """Return the settings with the options of the command line; 0 and empty keep the value of the file.
 
-    Raises UsageError for what cannot be meant.
+    Raises UsageError if an option is out of range.
     """
-    given = {"every_s": every_s, "rate": rate, "notify": tuple(notify)}
-    changed = {name: value for name, value in given.items() if value}
+    overrides = {"every_s": every_s, "rate": rate, "notify": tuple(notify)}
+    changed = {name: value for name, value in overrides.items() if value}
     try:
         return Watch.model_validate({**watch.model_dump(), **changed})
     except ValidationError as error:
@@ -292,25 +290,27 @@ def with_overrides(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify
 
 
 def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> WatchSummary:
-    """Watch for so long, into a new folder or one that is gone on with. `say` rewrites a line, `echo` prints one.
+    """Watch into a new folder, or continue the watch of an existing one. `say` rewrites a line, `echo` prints one.
 
-    Raises PerfkitError: UsageError, TargetRefused, ServerError for what perfkit cannot start; Interrupted.
+    Raises UsageError, TargetRefused, ServerError if perfkit cannot start what is watched, and Interrupted if stopped.
     """
     require_program(config.watch.notify)
-    endpoint(options.metrics or "0")  # what is wrong shows before anything is started
-    say, echo = _surviving(say), _surviving(echo)
+    # A wrong option must fail before anything is started.
+    endpoint(options.metrics or "0")
+    say, echo = _ignoring_lost_terminal(say), _ignoring_lost_terminal(echo)
     plan = plan_probes(config, permission, options.arm, options.scale)
     store = Store.open(options.folder, _about(config, plan))
     try:
         alerts = Alerts(config.watch, store.about, read(options.folder) if store.last else None)
         audit = Audit(options.folder / "audit.jsonl")
         with open_target(plan, audit, say) as target, _audited(plan, target, audit) as sent:
-            whole = _watched(config, target, store, alerts, options, say, echo, sent)
+            whole = _run(config, target, store, alerts, options, say, echo, sent)
     finally:
         store.close()
         if has_record(options.folder):
             say("writing the dashboard")
-            last_page(options.folder)  # now that nobody watches, which it says
+            # Only after the store is closed does the page say that the watch has ended.
+            last_page(options.folder)
             say("")
     record = read(options.folder)
     ended = WatchSummary.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.active)
@@ -320,27 +320,27 @@ def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, 
 
 
 def has_record(folder: Path) -> bool:
-    """Whether anything was recorded there."""
+    """Return whether the folder holds at least one interval."""
     ticks = folder / "ticks.jsonl"
     return ticks.exists() and ticks.stat().st_size > 0
 
 
 def print_line(text: str) -> None:
-    """Print a line of its own, at once."""
+    """Print a line, unbuffered."""
     print(text, flush=True)  # noqa: T201
 
 
-def _surviving(say: Say) -> Say:
-    """The same, also when the terminal is gone: the watch goes on."""
+def _ignoring_lost_terminal(say: Say) -> Say:
+    """Return a function that does the same, but lets the watch continue when the terminal is gone."""
 
-    def said(text: str) -> None:
-        with suppress(OSError, ValueError):  # the latter of a stream that is closed
+    def quiet(text: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
             say(text)
 
-    return said
+    return quiet
 
 
-def _watched(
+def _run(
     config: Config,
     target: WatchedTarget,
     store: Store,
@@ -350,7 +350,7 @@ def _watched(
     echo: Say,
     sent: Counter[str],
 ) -> bool:
-    """Everything set up, the loop, and everything put away; whether it went on to the end."""
+    """Set everything up, run the loop and close everything; return whether the watch ran to its end."""
     settings, about, notes = config.watch, store.about, Notes()
     with ExitStack() as stack:
         metrics = Metrics(about)
@@ -358,7 +358,8 @@ def _watched(
             address, port = endpoint(options.metrics)
             port = metrics.serve(port, address)
             stack.callback(metrics.close)
-            notes(METRICS, f"metrics: http://{address}:{port}/metrics")  # the gate asks there whether they answer
+            # The gate reads the address from this note, and checks that the metrics answer.
+            notes(METRICS, f"metrics: http://{address}:{port}/metrics")
         elif store.last:
             notes(METRICS, "metrics: none")
         notifier = Notifier(settings.notify, settings.notify_timeout_s, notes)
@@ -366,28 +367,28 @@ def _watched(
         stack.callback(prober.close)
         server = None
         if target.reach:
-            server = ServerProbe(
-                target.reach, lead_s(settings) / 3, notes
-            )  # one slow answer leaves time for the others
+            # A third of the time for each query, so that a slow one leaves time for the others.
+            server = ServerProbe(target.reach, lead_s(settings) / 3, notes)
             stack.callback(server.close)
-            server.ask()  # so that its connection stands when the first interval ends
+            # The connection is then open when the first interval ends.
+            server.ask()
         prober.start()
         loop = Loop(settings, store, alerts, prober, server, notes)
         renewal = Renewal(options.folder, settings.every_s, notes)
 
-        def told(event: Event) -> None:
+        def tell(event: Event) -> None:
             say("")
             echo(event_line(event))
             notifier.tell(event)
 
-        def shown(recent: Sequence[Tick], standing: Sequence[Event]) -> None:
-            say(status_line(loop.seconds, figures(recent, about.kinds, None), standing))
-            metrics.update(recent[-1], standing)
+        def show(recent: Sequence[Tick], active: Sequence[Event]) -> None:
+            say(status_line(loop.seconds, figures(recent, about.kinds, None), active))
+            metrics.update(recent[-1], active)
             sent.update({name: probe.sent for name, probe in recent[-1].probes.items()})
             renewal.due(recent[-1].t)
 
-        loop.on_event.append(told)
-        loop.on_tick.append(shown)
+        loop.on_event.append(tell)
+        loop.on_tick.append(show)
         whole = False
         try:
             with stopping(loop):
@@ -404,7 +405,7 @@ def _watched(
 
 @contextmanager
 def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[Counter[str]]:
-    """In the audit of what perfkit did not start: what is sent there again and again, and how often it was."""
+    """Record in the audit what is sent to a target that perfkit did not start, before and, with counts, after."""
     sent: Counter[str] = Counter()
     if not plan.live:
         yield sent
@@ -414,15 +415,16 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
         target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}"
         for name, item in plan.items.items()
     ]
-    own = [f"perfkit: sql/catalog/{name}.sql" for name in QUERIES] if target.reach else []
-    audit.load(plan.name, "watch", target.arm.name, [*texts, *own], None, 0.0)
+    catalog = [f"perfkit: sql/catalog/{name}.sql" for name in QUERIES] if target.reach else []
+    audit.load(plan.name, "watch", target.arm.name, [*texts, *catalog], None, 0.0)
     yield sent
-    with suppress(BundleError):  # of a full disk; the watch's own record says so too
+    # A full disk raises BundleError; the record of the watch has a note about it.
+    with suppress(BundleError):
         audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - has_record)
 
 
 def _about(config: Config, plan: ProbePlan) -> About:
-    """What the folder says of the watch."""
+    """Return the description of the watch for its folder."""
     settings = {
         "watch": config.watch.model_dump(mode="json"),
         "review": config.review.model_dump(mode="json"),

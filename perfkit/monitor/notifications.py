@@ -1,4 +1,8 @@
-"""Alerts in words, and the command that is told of them."""
+"""What a watch tells people while it runs.
+
+Figures and alerts in words, the status line of the terminal, the notification command, and the process that rewrites
+the dashboard.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from perfkit.monitor.model import Event, Record, limit
 
 
 def percentage(value: float) -> str:
-    """A share of one as a percentage that is 100 % only where nothing is missing.
+    """Return a share from 0 to 1 as a percentage that is 100 % only if the share is 1.
 
     >>> percentage(0.99957), percentage(1.0), percentage(0.98), percentage(0.0004)
     ('99.957 %', '100 %', '98.0 %', '0.0400 %')
@@ -36,11 +40,11 @@ def percentage(value: float) -> str:
 
 
 def count_text(value: float) -> str:
-    """A count, or a figure without a unit."""
+    """Return a count, or a figure without a unit."""
     return str(int(value)) if value == int(value) and abs(value) < 1e6 else significant(value)
 
 
-#: The name of a figure, its unit around a number or how it is said, and whether it is of the whole window.
+#: For each metric: its name, a template or function for its value, and whether it covers the whole window.
 METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
     "p50_ms": ("p50", "{} ms", True),
     "p95_ms": ("p95", "{} ms", True),
@@ -67,7 +71,7 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
 
 
 def formatted(metric: Metric | None, value: float | None, unit: str = "") -> str:
-    """A figure with its unit on one line, a dash for none; without a metric, what a person says, in the unit given."""
+    """Return a value with its unit, without line breaks; a dash for None. `unit` is used if there is no metric."""
     if value is None:
         return NONE
     return unbroken(_measured(metric, value) if metric else f"{value:g} {unit}".strip())
@@ -83,29 +87,29 @@ def formatted_limit(metric: Metric | None, value: float, unit: str = "") -> str:
 
 
 def figure_text(rule: WatchRule, value: float | None, window_s: float) -> str:
-    """The figure of a rule, and of how long."""
+    """Return the figure of a rule with its item, name, value and window."""
     name, _, windowed = METRICS[rule.metric]
-    whose = f"{rule.item}: " if rule.item else ""
+    item = f"{rule.item}: " if rule.item else ""
     over = f" over the last {duration_text(window_s)}" if windowed else ""
-    return f"{whose}{name} {'unknown' if value is None else _measured(rule.metric, value)}{over}"
+    return f"{item}{name} {'unknown' if value is None else _measured(rule.metric, value)}{over}"
 
 
 def limit_text(rule: WatchRule) -> str:
-    """The limit in words; nothing for a limit of none at all."""
+    """Return the limit in words; empty for a limit of 0."""
     if not limit(rule):
         return ""
     return f"{'above' if rule.above is not None else 'below'} {_written(rule.metric, limit(rule))}"
 
 
 def raised_text(rule: WatchRule, value: float, window_s: float, since: float, now: float) -> str:
-    """That it is bad, since when (wall clock, seconds since 1970), and what to do."""
+    """Return the text of an alert: figure, limit, start, action. `since` and `now` are in seconds since 1970."""
     at = clock(since, day=False) if clock(since)[:10] == clock(now)[:10] else stamp(since)
     parts = (figure_text(rule, value, window_s), limit_text(rule), f"since {at} UTC")
     return ", ".join(part for part in parts if part) + (f": {rule.action}" if rule.action else "")
 
 
 def cleared_text(rule: WatchRule, value: float | None, window_s: float, lasted_s: float) -> str:
-    """That it is good again, and how long it was not."""
+    """Return the text of a cleared alert: the figure now, and how long the alert lasted."""
     after = f"after {duration_text(lasted_s)}"
     name, unit, _ = METRICS[rule.metric]
     if limit_text(rule):
@@ -127,23 +131,22 @@ def _written(metric: Metric, value: float) -> str:
     return unit.format(f"{value:.10g}") if isinstance(unit, str) else unit(value)
 
 
-# Telling a command of the user's of every alert, without ever waiting for it.
-
-WAITING = 100  # events that may wait to be told
-AGAIN_S = (1.0, 5.0)  # before it is told once more
+WAITING = 100  # events in the queue of the command
+AGAIN_S = (1.0, 5.0)  # before each retry
 
 
 def require_program(command: Sequence[str]) -> None:
-    """Raise UsageError where the command's program is not there."""
+    """Raise UsageError if the program of the command does not exist."""
     if command and shutil.which(command[0]) is None:
         raise UsageError(f"notify: no program {command[0]!r}; expected a command that can be run")
 
 
 class Notifier:
-    """Runs the command once for each event, in a thread; `note` is told of trouble by its kind.
+    """Runs the notification command for every alert, in a thread; `note` receives failures by their kind.
 
-    The event is JSON on its standard input; PERFKIT_EVENT_ID and PERFKIT_EVENT ("raised", "cleared") are in its
-    environment. A command that fails or takes too long is ended with everything it started, and told twice more.
+    The command receives the event as JSON on standard input, and PERFKIT_EVENT_ID and PERFKIT_EVENT ("raised" or
+    "cleared") in its environment. A command that fails or takes too long is killed with its children, and runs again
+    up to two times.
     """
 
     def __init__(self, command: Sequence[str], timeout_s: float, note: Callable[[str, str], None]) -> None:
@@ -155,16 +158,16 @@ class Notifier:
         self._thread.start()
 
     def tell(self, event: Event) -> None:
-        """Let the command know of an alert, as soon as it is its turn; notes are not told."""
+        """Queue an alert for the command; notes are ignored. Returns at once."""
         if not self._command or event.what == "note":
             return
         try:
             self._events.put_nowait(event)
         except queue.Full:
-            self._note("notify-full", f"more than {WAITING} alerts wait to be told; {event.id} is not told")
+            self._note("notify-full", f"more than {WAITING} alerts are waiting; {event.id} is dropped")
 
     def close(self, wait_s: float) -> None:
-        """Tell what is left, for so long at most; then end the command."""
+        """Work off the queue for at most `wait_s` seconds, then kill the command."""
         with suppress(queue.Full):
             self._events.put_nowait(None)
         self._thread.join(wait_s)
@@ -178,16 +181,20 @@ class Notifier:
             for pause in (*AGAIN_S, None):
                 if not (trouble := self._run(event)):
                     break
-                self._note(f"notify-{trouble.split()[0]}", f"notify: {self._command[0]} {trouble}; told of {event.id}")
+                self._note(
+                    f"notify-{trouble.split()[0]}", f"notify: {self._command[0]} {trouble}; for alert {event.id}"
+                )
                 if pause is None or self._closing.wait(pause):
                     break
 
     def _run(self, event: Event) -> str:
-        """Run it for one event; what went wrong, "" for nothing."""
-        own = {"PERFKIT_EVENT_ID": event.id, "PERFKIT_EVENT": event.what}
+        """Run the command for one event; return what went wrong, or an empty text."""
+        variables = {"PERFKIT_EVENT_ID": event.id, "PERFKIT_EVENT": event.what}
         null = subprocess.DEVNULL
         try:
-            process = spawn(self._command, env={**os.environ, **own}, stdin=subprocess.PIPE, stdout=null, stderr=null)
+            process = spawn(
+                self._command, env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=null, stderr=null
+            )
         except OSError as error:
             return f"cannot be run ({error.strerror or error})"
         self._running = process
@@ -204,18 +211,16 @@ class Notifier:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """The command and everything that it started."""
+    """Kill a process and its children."""
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
 
-
-# What a watch says in a terminal: one line that is rewritten, a line for each event, and how it ended.
 
 TerminalFigures = Mapping[str, float | None]
 
 
 def status_line(seconds: float, figures: TerminalFigures, active: Sequence[Event]) -> str:
-    """The line that is rewritten: how long, the last window's figures, and what stands."""
+    """Return the status line: time watched, the figures of the last window, and the active alerts."""
     p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
     rate, answered = figures.get("error_rate"), figures.get("throughput")
     errors = NONE if rate is None else f"{100 * rate:.2g} %"
@@ -225,31 +230,31 @@ def status_line(seconds: float, figures: TerminalFigures, active: Sequence[Event
 
 
 def event_line(event: Event) -> str:
-    """One event: when and what; of an alert its text says what to do."""
-    what = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
-    return visible(f"{clock(event.at, day=False)}  {what}  {event.text}")
+    """Return one event in one line; the text of an alert says what to do."""
+    kind = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
+    return visible(f"{clock(event.at, day=False)}  {kind}  {event.text}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class WatchSummary:
-    """How a watch ended: its folder, and what the whole of it shows."""
+    """The end of a watch: its folder, and what its whole record shows."""
 
     folder: Path
-    seconds: float  # in which somebody watched, over all its runs
+    seconds: float  # watched, over all its runs
     availability: float | None  # a share
-    raised: Mapping[str, int]  # alerts by level
+    raised: Mapping[str, int]  # number of alerts by level
     standing: tuple[str, ...]  # rules whose alerts are active
 
     @classmethod
     def of(cls, folder: Path, record: Record, figures: TerminalFigures, active: Sequence[Event]) -> WatchSummary:
-        """From what is on disk."""
+        """Return the summary of a record."""
         events = [event for event in record.events if event.what == "raised"]
         raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}
         seconds = sum(tick.seconds for tick in record.ticks)
         return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in active))
 
     def __repr__(self) -> str:
-        available = "not known" if self.availability is None else f"{100 * self.availability:.4g} %"
+        available = "unknown" if self.availability is None else f"{100 * self.availability:.4g} %"
         alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
         active = f" ({', '.join(self.standing)} active)" if self.standing else ""
         watched = duration_text(self.seconds)
@@ -260,57 +265,55 @@ def _ms(value: float | None) -> str:
     return NONE if value is None else f"{significant(value)} ms"
 
 
-# The dashboard of a watch, written anew now and then by a process of its own, which nobody waits for.
-
-RENEW_LEAST_S = 30.0  # between one dashboard and the next
-PATIENCE_S = 300.0  # a process that takes longer hangs
-RENEW_LAST_S = 60.0  # for the page of the whole, at the end
+RENEW_LEAST_S = 30.0  # between two versions of the dashboard
+PATIENCE_S = 300.0  # a process that takes longer is killed
+RENEW_LAST_S = 60.0  # for the last page
 
 
 class Renewal:
-    """Starts the process when it is due; `note` is told of a failure."""
+    """Rewrites the dashboard in a process of its own, which no probe waits for; `note` receives failures."""
 
     def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
         self._command = _command(folder)
-        self._apart, self._note = max(RENEW_LEAST_S, every_s), note
+        self._every_s, self._note = max(RENEW_LEAST_S, every_s), note
         self._begun: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def due(self, now: float) -> None:
-        """Write it anew where it is time to and the last one is done; `now` in seconds. Returns at once."""
+        """Rewrite the dashboard if it is due and no process runs; `now` is in seconds. Returns at once."""
         if self._running():
             if self._begun is not None and now - self._begun > PATIENCE_S:
                 self._end(f"took longer than {PATIENCE_S:g} s")
             return
-        if self._begun is None or now - self._begun >= self._apart:
+        if self._begun is None or now - self._begun >= self._every_s:
             self._begun = now
             self._start()
 
     def close(self) -> None:
-        """End it, done or not: `last_page` is to come."""
+        """Kill a running process: `last_page` follows."""
         if self._running():
             self._kill()
 
     def _start(self) -> None:
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has ended
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
         try:
-            self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._words)
+            self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._stderr)
         except OSError as error:
-            self._words.close()
+            self._stderr.close()
             self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
 
     def _running(self) -> bool:
-        """Whether it runs still; what it failed with is noted."""
+        """Return whether the process runs; note its failure if it has ended with one."""
         if self._process is None:
             return False
         if (status := self._process.poll()) is None:
             return True
-        self._words.seek(0)
-        said = self._words.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         self._process = None
-        self._words.close()
+        self._stderr.close()
         if status:
-            self._note("dashboard", f"the dashboard cannot be written: {said[-1] if said else f'status {status}'}")
+            self._note("dashboard", f"the dashboard cannot be written: {lines[-1] if lines else f'status {status}'}")
         return False
 
     def _end(self, why: str) -> None:
@@ -323,11 +326,11 @@ class Renewal:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
-        self._words.close()
+        self._stderr.close()
 
 
 def last_page(folder: Path) -> None:
-    """Write the dashboard of a watch that has ended, as far as that works: the record has all that is in it."""
+    """Write the dashboard of a watch that has ended. A failure is ignored: the record holds all that the page shows."""
     with suppress(OSError, subprocess.SubprocessError):
         process = spawn(_command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

@@ -161,7 +161,7 @@ def test_the_last_line_says_how_long_how_available_and_which_alerts() -> None:
     record = watching.record(watching.quiet(1.0), events)
     ended = WatchSummary.of(Path("live"), record, {"availability": 0.99954}, events[:1])
     assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.95 %; alerts: 1 P1, 2 P3 (a active); live")
-    assert "availability not known; alerts: none; " in str(WatchSummary.of(Path("live"), watching.record([]), {}, []))
+    assert "availability unknown; alerts: none; " in str(WatchSummary.of(Path("live"), watching.record([]), {}, []))
 
 
 # The dashboard's process

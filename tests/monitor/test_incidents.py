@@ -67,7 +67,7 @@ def test_alerts_apart_are_two_incidents_and_one_that_never_ended_takes_in_all_th
 
 
 def test_the_timeline_has_every_stage_in_the_order_of_time() -> None:
-    note = Event("note", "note-notify-1", 165, 165, "notify: send failed; told of a")
+    note = Event("note", "note-notify-1", 165, 165, "notify: send failed; for alert a")
     told = [raised("a", "slow", "P2", 100, 160), note, cleared("a", "slow", "P2", 100, 500)]
     (found,) = incidents(told, CLEARS)
     stages = [(moment.t, moment.stage) for moment in found.timeline()]

@@ -255,7 +255,7 @@ def test_from_one_time_to_another_by_the_clock() -> None:
         ({"since": "noon"}, "since = 'noon'; expected a time like 2026-01-15T09:00"),
         (
             {"since": "2027-01-01"},
-            "no interval .* expected some of what it has: 2026-01-15 09:00:00 to 2026-01-15 10:00:00",
+            "no interval .* expected a time from 2026-01-15 09:00:00 to 2026-01-15 10:00:00",
         ),
         ({"last": "1h", "since": "2026-01-15"}, "expected one way"),
     ],
@@ -266,7 +266,7 @@ def test_a_time_that_cannot_be_meant_is_one_line(when: dict[str, str], said: str
 
 
 def test_a_watch_that_has_just_begun_has_nothing_to_review() -> None:
-    with pytest.raises(UsageError, match="none yet"):
+    with pytest.raises(UsageError, match="no interval yet"):
         review(record([]))
 
 

@@ -245,7 +245,7 @@ def test_whatever_goes_wrong_is_an_alert_of_its_rule_from_when_it_began_and_is_t
         errors = watch.event("errors", "raised", restarted)
         assert watch.began(errors) == pytest.approx(restarted, abs=EVERY_S + 0.1)
         watch.quiet()
-        assert any(event.text.startswith("PostgreSQL was started again") for event in watch.record.events)
+        assert any(event.text.startswith("PostgreSQL was restarted") for event in watch.record.events)
 
         stopped = time.time()
         server.stop()
@@ -405,4 +405,4 @@ def test_a_full_disk_is_noted_and_loses_nothing_that_memory_holds(
     assert record.damaged == 0
     texts = [event.text for event in record.events if event.what == "note"]
     assert any("cannot be written" in text for text in texts)
-    assert "what waited to be written is on disk now" in texts
+    assert "all waiting lines are on disk now" in texts

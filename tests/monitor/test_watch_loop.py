@@ -162,9 +162,7 @@ def test_a_server_that_was_started_again_is_noted(watched: Watched) -> None:
     times = iter([0.0, 0.0, 3661.0, 3661.0])
     watched.server.answer = lambda wait_s=0.0: ServerReading({"started": next(times)})  # type: ignore[method-assign]
     watched.run(40)
-    assert [(event.t, event.text) for event in watched.events] == [
-        (30.0, "PostgreSQL was started again at 01:01:01 UTC")
-    ]
+    assert [(event.t, event.text) for event in watched.events] == [(30.0, "PostgreSQL was restarted at 01:01:01 UTC")]
 
 
 def test_a_stop_writes_what_there_is_of_the_interval(watched: Watched) -> None:

@@ -85,7 +85,7 @@ def test_a_command_that_fails_is_told_three_times_with_the_same_id(
     wait_for(lambda: len(notes) == 3)
     assert [environment["PERFKIT_EVENT_ID"] for _, environment in told(tmp_path / "told")] == ["w1-latency-3"] * 3
     assert {kind for kind, _ in notes} == {"notify-failed"}
-    assert notes[0][1].endswith("failed with status 3; told of w1-latency-3")
+    assert notes[0][1].endswith("failed with status 3; for alert w1-latency-3")
 
 
 def test_a_command_that_hangs_is_ended_with_what_it_started_and_delays_nobody(
@@ -97,7 +97,7 @@ def test_a_command_that_hangs_is_ended_with_what_it_started_and_delays_nobody(
     notifier.tell(event())
     assert time.monotonic() - began < 0.1
     wait_for(lambda: len(notes) == 3)
-    assert notes[0] == ("notify-took", "notify: /bin/sh took longer than 0.5 s; told of w1-latency-3")
+    assert notes[0] == ("notify-took", "notify: /bin/sh took longer than 0.5 s; for alert w1-latency-3")
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 6
     wait_for(lambda: not any(lives(pid) for pid in pids))
@@ -118,7 +118,7 @@ def test_more_events_than_can_wait_are_left_out_and_noted(
     for number in range(notifications.WAITING + 3):
         notifier.tell(event(f"w1-{number}"))
     assert {kind for kind, _ in notes} == {"notify-full"}
-    assert notes[-1][1].endswith(f"w1-{notifications.WAITING + 2} is not told")
+    assert notes[-1][1].endswith(f"w1-{notifications.WAITING + 2} is dropped")
 
 
 def test_a_program_that_is_gone_is_a_note(made: Callable[..., Notifier], notes: list[tuple[str, str]]) -> None:
