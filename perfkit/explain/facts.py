@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 from perfkit.base.errors import PlanError
 from perfkit.explain.plan import Node, Plan, document
 from perfkit.postgres import catalog
-from perfkit.postgres.databases import KEYWORDS
+from perfkit.postgres.sqltext import KEYWORDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Queries of sql/catalog by name, and the time limits of every statement to a server that perfkit did not start.
+"""Queries of sql/catalog by name, and the time limits of statements to servers that perfkit did not start.
 
 A statement that waits for a lock makes other sessions wait behind it, and one that runs long holds back VACUUM. So a
 session gets both limits as soon as it is connected. Behind a pooler, a session's settings would also reach the
@@ -24,7 +24,7 @@ Connection = psycopg.Connection[dict[str, Any]]
 
 @functools.cache
 def get(name: str) -> str:
-    """The text of a catalogue query.
+    """Return the text of a catalogue query.
 
     >>> get("settings").splitlines()[0][:2]
     '--'
@@ -33,33 +33,33 @@ def get(name: str) -> str:
 
 
 def rows(connection: Connection, name: str) -> list[dict[str, Any]]:
-    """Every row that a catalogue query gives."""
+    """Return every row of a catalogue query."""
     return connection.execute(get(name).encode()).fetchall()
 
 
 def row(connection: Connection, name: str) -> dict[str, Any]:
-    """The first row of a catalogue query; an empty one where there is none."""
+    """Return the first row of a catalogue query; an empty mapping if it has none."""
     return connection.execute(get(name).encode()).fetchone() or {}
 
 
 STATEMENT_S, LOCK_S = 60.0, 3.0
-# Two commands in one round trip; no name or value in them is anybody else's.
+# Two commands in one round trip: every name and value in them is a constant.
 _LOCAL = f"SET LOCAL statement_timeout = {STATEMENT_S * 1000:.0f}; SET LOCAL lock_timeout = {LOCK_S * 1000:.0f}"
 
 
 class Pooled(psycopg.Connection[dict[str, Any]]):
-    """A connection through a pooler, or perhaps so: every transaction has limits of its own."""
+    """A connection that may go through a pooler: each transaction sets its own limits."""
 
-    noted: Callable[[str], AbstractContextManager[Any]] = nullcontext  # writes an audit
+    noted: Callable[[str], AbstractContextManager[Any]] = nullcontext  # records a statement in the audit
 
     def limit_transaction(self) -> None:
-        """Give the transaction that begins here, or began just now, both limits."""
+        """Set both limits for the transaction that starts here or has just started."""
         with self.noted(_LOCAL):
             psycopg.Cursor(self).execute(_LOCAL)
 
     @contextmanager
     def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
-        """As psycopg's, with the limits where it begins one."""
+        """Open a transaction as psycopg does; set the limits if it is not a nested one."""
         begins = self.info.transaction_status == TransactionStatus.IDLE
         with super().transaction(*args, **options) as transaction:
             if begins:
@@ -68,14 +68,14 @@ class Pooled(psycopg.Connection[dict[str, Any]]):
 
 
 def limit(connection: psycopg.Connection[Any]) -> None:
-    """Set both limits for a session of perfkit's own."""
+    """Set both limits for a session without a pooler."""
     limits = {"statement": f"{STATEMENT_S:.0f}s", "lock": f"{LOCK_S:.0f}s"}
     connection.execute(get("limits").encode(), limits)
 
 
 @contextmanager
 def limited(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Give a statement's transaction the limits where a pooler may be in between and the statement begins it."""
+    """Set the limits for a statement's transaction if a pooler may be in between and the statement starts it."""
     if not isinstance(connection, Pooled) or connection.info.transaction_status != TransactionStatus.IDLE:
         yield
     elif connection.autocommit:
@@ -87,16 +87,16 @@ def limited(connection: psycopg.Connection[Any]) -> Iterator[None]:
 
 
 def holders(connect: Callable[[], psycopg.Connection[Any]], error: BaseException) -> str:
-    """Say who holds exclusive locks, in brackets, where an error is that of a lock which was not to be had."""
+    """Return the processes that hold exclusive locks, in brackets, if the error is a lock timeout; else ""."""
     if not isinstance(error, psycopg.errors.LockNotAvailable):
         return ""
     with suppress(psycopg.Error, PerfkitError), connect() as connection:
         cursor = connection.cursor(row_factory=dict_row)
-        rows = cursor.execute(get("exclusive_locks").encode()).fetchall()
-        said = [f"{visible(row['table'])} by process {row['pid']}{_since(row['seconds'])}" for row in rows]
-        return f" (locked: {', '.join(said)})" if said else ""
+        locks = cursor.execute(get("exclusive_locks").encode()).fetchall()
+        held = [f"{visible(lock['table'])} by process {lock['pid']}{_duration(lock['seconds'])}" for lock in locks]
+        return f" (locked: {', '.join(held)})" if held else ""
     return ""
 
 
-def _since(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else f" for {seconds:,.0f} s"

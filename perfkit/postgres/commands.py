@@ -25,20 +25,20 @@ from perfkit.postgres.catalog import Pooled
 
 Row = TypeVar("Row")
 
-# The settings that decide where a string ends, and thereby a command. The others that concern texts only refuse one
-# (backslash_quote), warn of one (escape_string_warning), or belong to the application whose plans are wanted
+# The settings that decide where a string ends, and therefore where a command ends. Other settings for texts only refuse
+# a text (backslash_quote), warn of one (escape_string_warning), or belong to the application whose plans are measured
 # (search_path, transform_null_equals).
 READING = {"standard_conforming_strings": "on", "client_encoding": "UTF8"}
 _PIN = "SELECT " + ", ".join(f"set_config('{name}', '{value}', %(local)s)" for name, value in READING.items())
 
 
 class Extended(psycopg.Cursor[Row]):
-    """A cursor that knows the extended protocol alone; every connection that perfkit opens makes such cursors."""
+    """A cursor that uses only the extended protocol; every connection that perfkit opens creates such cursors."""
 
-    parsed: bytes | None = None  # what the server has just taken as one command, see `send_unbound`
+    parsed: bytes | None = None  # the text that the server has just parsed as one command, see `send_unbound`
 
     def _execute_send(self, query: Any, *, force_extended: bool = False, binary: bool | None = None) -> None:
-        # The one place where psycopg chooses a protocol: the simple one for a statement without parameters.
+        # psycopg chooses the protocol only here: the simple one for a statement without parameters.
         super()._execute_send(query, force_extended=query.query != self.parsed, binary=binary)
 
 
@@ -49,17 +49,17 @@ if not hasattr(psycopg.Cursor[Any], "_execute_send"):
 
 def _cursor(cursor: psycopg.Cursor[Any]) -> Extended[Any]:
     if not isinstance(cursor, Extended):
-        raise TypeError(f"{type(cursor).__name__}; expected a cursor that knows the extended protocol alone")
+        raise TypeError(f"{type(cursor).__name__}; expected a cursor that uses only the extended protocol")
     return cursor
 
 
 def send(
     cursor: psycopg.Cursor[Any], text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
 ) -> psycopg.Cursor[Any]:
-    """Send a text that perfkit did not write, and return its cursor; without parameters `%` is itself.
+    """Send a text that perfkit did not write; return its cursor. Without parameters, `%` has no special meaning.
 
-    Raises UsageError for a text that no server takes, ServerError unless the server reads the text as perfkit does,
-    psycopg.Error where the server refuses the text, as it does a second command.
+    Raises UsageError for a text that no server accepts, ServerError unless the server reads the text as perfkit does,
+    psycopg.Error if the server refuses the text, for example because of a second command.
     """
     sent = sendable(text).encode()
     with _together(cursor.connection):
@@ -68,10 +68,11 @@ def send(
 
 
 def send_unbound(cursor: psycopg.Cursor[Any], text: str) -> psycopg.Cursor[Any]:
-    """Send a text with `$1`, `$2`, ... and no values for these, as EXPLAIN (GENERIC_PLAN) alone takes it.
+    """Send a text with `$1`, `$2`, ... but without values, which only EXPLAIN (GENERIC_PLAN) accepts.
 
-    The extended protocol demands values, by which the plan would not be generic. So the server first parses the very
-    same bytes by that protocol, in the same transaction, and refuses a second command there. Raises as `send`.
+    The extended protocol demands values, and with values the plan would not be generic. So the server first parses
+    exactly the same bytes by that protocol, in the same transaction, and refuses a second command there. Raises as
+    `send`.
     """
     unbound = _cursor(cursor)
     with _together(cursor.connection):
@@ -83,7 +84,7 @@ def send_unbound(cursor: psycopg.Cursor[Any], text: str) -> psycopg.Cursor[Any]:
 
 
 def parse(connection: psycopg.Connection[Any], text: str) -> bytes:
-    """Have the server parse a text as one command, which runs nothing; returns what was sent. Raises as `send`."""
+    """Have the server parse a text as one command without running it; return the bytes sent. Raises as `send`."""
     sent = sendable(text).encode()
     with _together(connection):
         pin(connection)
@@ -94,16 +95,16 @@ def parse(connection: psycopg.Connection[Any], text: str) -> bytes:
 
 
 def _together(connection: psycopg.Connection[Any]) -> AbstractContextManager[object]:
-    """One transaction for the settings and their text, where a pooler could give each of them another session."""
+    """Return a transaction for the settings and their text if a pooler could run them in different sessions."""
     alone = connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
     return connection.transaction() if alone and isinstance(connection, Pooled) else nullcontext()
 
 
 def pin(connection: psycopg.Connection[Any]) -> None:
-    """Have the server read texts as perfkit does: in this transaction, or outside of one in this session.
+    """Make the server read texts as perfkit does: for this transaction, or for this session outside a transaction.
 
-    The server is asked before each text, in the text's own transaction: what ran before may have changed a setting,
-    and behind a pooler the next transaction may be another session's. Raises ServerError for any other answer.
+    perfkit does this before each text, in the text's own transaction: an earlier statement may have changed a setting,
+    and behind a pooler the next transaction may run in another session. Raises ServerError for any other answer.
     """
     local = not connection.autocommit or connection.info.transaction_status != TransactionStatus.IDLE
     answer = connection.cursor(row_factory=tuple_row).execute(_PIN, {"local": local}).fetchone()
@@ -113,11 +114,13 @@ def pin(connection: psycopg.Connection[Any]) -> None:
 
 
 def require_reading(pgconn: Any) -> None:
-    """Raise ServerError unless the server has reported to this connection that it reads texts as perfkit does."""
+    """Raise ServerError unless the server has reported that it reads texts as perfkit does."""
     for name, value in READING.items():
         reported = (pgconn.parameter_status(name.encode()) or b"").decode("utf-8", "replace")
-        if reported.upper() != value.upper():  # a pooler repeats a client's own spelling
-            raise ServerError(f"{name}: the server reports {reported!r}; expected {value!r}, or it would misread texts")
+        if reported.upper() != value.upper():  # a pooler repeats the client's spelling
+            raise ServerError(
+                f"{name}: the server reports {reported!r}; expected {value!r}, so that it reads texts as perfkit does"
+            )
 
 
 # Values of parameters, and settings of a session, as the server takes them.
@@ -126,21 +129,21 @@ _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def sendable(text: str, what: str = "a text for the server") -> str:
-    """Return the text. Raises UsageError, with the line, for a character that no server takes: NUL, half a surrogate.
+    """Return the text. Raises UsageError, with the line, for a character that no server accepts: NUL, half a surrogate.
 
-    Cut off at a NUL, the text that is sent would not be the one that was looked at.
+    A NUL would cut the text off, and the server would get another text than perfkit checked.
     """
-    if found := _UNSENDABLE.search(text):
-        line, code = text.count("\n", 0, found.start()) + 1, ord(found[0])
+    if match := _UNSENDABLE.search(text):
+        line, code = text.count("\n", 0, match.start()) + 1, ord(match[0])
         raise UsageError(f"{what}: the character U+{code:04X} in line {line}; expected text in UTF-8 without it")
     return text
 
 
 def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
-    """The same with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
+    """Return the parameters with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
 
-    The server turns a decimal into whatever number a column holds, but never a column into a decimal's type.
-    Raises UsageError for text that no server takes.
+    The server converts a decimal to the type of a column, but never a column to the type of a decimal.
+    Raises UsageError for text that no server accepts.
     """
     if isinstance(row, Mapping):
         return {name: _exact(value) for name, value in row.items()}
@@ -148,7 +151,7 @@ def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | lis
 
 
 def texts(values: Sequence[Any]) -> tuple[str | None, ...]:
-    """Values as the server reads them in a text. Raises UsageError for one that has no such form.
+    """Return values in the server's text format. Raises UsageError for a value without such a format.
 
     >>> texts([7, None, True, [1, 2], "a'b"])
     ('7', None, 't', '{1,2}', "a'b")
@@ -161,7 +164,7 @@ def texts(values: Sequence[Any]) -> tuple[str | None, ...]:
 
 
 def options(settings: Mapping[str, str]) -> str:
-    r"""Settings as libpq's `options` take them.
+    r"""Return settings in the form of libpq's `options`.
 
     >>> options({"work_mem": "64MB", "search_path": "a, b"})
     '-c work_mem=64MB -c search_path=a,\\ b'
@@ -170,9 +173,9 @@ def options(settings: Mapping[str, str]) -> str:
 
 
 def number(text: str) -> float | str:
-    """A JSON number that is no integer; as text where a float would not hold all its digits."""
-    found = float(text)
-    return found if Decimal(repr(found)) == Decimal(text) else text
+    """Return a JSON number with a fraction or exponent; as text if a float cannot hold all its digits."""
+    value = float(text)
+    return value if Decimal(repr(value)) == Decimal(text) else text
 
 
 def _exact(value: Any) -> Any:
@@ -190,14 +193,14 @@ _PLACEHOLDER = re.compile(r"%(?:(%)|\((\w+)\)[stb]|.|$)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A statement with its placeholders replaced, and the names that it had, each once, in order."""
+    """A statement with its placeholders replaced, and their names, each once, in order."""
 
     text: str
     names: tuple[str, ...]
 
 
 def numbered(sql: str) -> Placed:
-    """Placeholders as the server takes them. Raises ValueError for one without a name.
+    """Replace placeholders by those of the server. Raises ValueError for a placeholder without a name.
 
     >>> numbered("SELECT %(b)s, %(a)s, %(b)s, 10 %% 3")
     Placed(text='SELECT $1, $2, $1, 10 % 3', names=('b', 'a'))
@@ -206,7 +209,7 @@ def numbered(sql: str) -> Placed:
 
 
 def named(sql: str) -> Placed:
-    """Placeholders as pgbench's variables. Raises ValueError for one without a name.
+    """Replace placeholders by variables of pgbench. Raises ValueError for a placeholder without a name.
 
     >>> named("SELECT %(b)s::int + %(b)s").text
     'SELECT :b::int + :b'

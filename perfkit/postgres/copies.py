@@ -1,4 +1,4 @@
-"""Private copies of a database: whole, a sample, or generated."""
+"""Private copies of a database: whole, a sample, or generated rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from perfkit.postgres.catalog import Connection
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.servers import External
 
-# Roles, storage and replication belong to the source's server; a compression it was built with may be missing here.
+# Roles, storage and replication belong to the source's server; its compression methods may be missing here.
 _DUMP = (
     "--format=custom",
     "--compress=0",
@@ -53,61 +53,60 @@ _UNKNOWN = re.compile(r"(type|function) .* does not exist")
 def transfer(
     source: External, server: EmbeddedServer, name: str, section: str = "", known: Sequence[str] = ()
 ) -> list[str]:
-    """Copy everything, or one section (pre-data, post-data); returns what could not be brought along.
+    """Copy everything, or one section (pre-data, post-data); return the objects that could not be copied.
 
-    What only lacks a table that is `known` to be missing is not named again.
-
-    Raises ServerError with the programs' words, also where a table or its rows would be missing.
+    An object that only lacks a table which is `known` to be missing is not named again.
+    Raises ServerError with the message of pg_dump or pg_restore, also if a table or its rows would be missing.
     """
     programs = _programs(source, server)
     with tempfile.TemporaryDirectory(prefix="perfkit-copy-") as folder:
-        archive, wanted = Path(folder) / "dump", Path(folder) / "list"
+        archive, toc = Path(folder) / "dump", Path(folder) / "list"
         _dump(source, programs, archive, section)
-        listed, _ = _run([str(programs / "pg_restore"), "--list", str(archive)])
-        lines = [line for line in listed.split("\n") if not _EXTENSION.match(line)]
-        wanted.write_text("\n".join(lines), encoding="utf-8")
-        missing = _extend(source, server, name, set(_EXTENSION.findall(listed)))
-        target = (f"--use-list={wanted}", f"--dbname={server.conninfo(name)}", str(archive))
-        # Statements that fail are judged one by one.
-        _, said = _run([str(programs / "pg_restore"), *_RESTORE, *target], tolerated=_ERROR)
-    return missing + _failures(said, [*known, *missing], source.version > server.version)
+        contents, _ = _run([str(programs / "pg_restore"), "--list", str(archive)])
+        lines = [line for line in contents.split("\n") if not _EXTENSION.match(line)]
+        toc.write_text("\n".join(lines), encoding="utf-8")
+        missing = _extend(source, server, name, set(_EXTENSION.findall(contents)))
+        target = (f"--use-list={toc}", f"--dbname={server.conninfo(name)}", str(archive))
+        # Failed statements are judged one by one: some of them are harmless.
+        _, errors = _run([str(programs / "pg_restore"), *_RESTORE, *target], tolerated=_ERROR)
+    return missing + _failures(errors, [*known, *missing], source.version > server.version)
 
 
 def _programs(source: External, server: EmbeddedServer) -> Path:
-    """Those that can read the one server and write to the other: as new as the newer of them."""
+    """Return the folder of client programs that fit both servers: as new as the newer server."""
     newest = max(source.version, server.version)
-    fitting = [version for version in (16, 18) if version >= newest]
-    if not fitting:
+    versions = [version for version in (16, 18) if version >= newest]
+    if not versions:
         raise TargetRefused(f"{source.name}: PostgreSQL {source.version}; expected at most 18 for a copy")
-    if fitting[0] <= server.version:
+    if versions[0] <= server.version:
         return server.bin_dir
-    return cluster.locate(fitting[0], server.data_dir.parent.parent)
+    return cluster.locate(versions[0], server.data_dir.parent.parent)
 
 
 def _dump(source: External, programs: Path, archive: Path, section: str) -> None:
-    """Run pg_dump; the audit names what it was asked for."""
-    asked = [*_DUMP, *([f"--section={section}"] if section else [])]
-    args = [str(programs / "pg_dump"), *asked, f"--file={archive}", f"--dbname={source.conninfo()}"]
-    with source.audit.noted(source.name, " ".join(["pg_dump", *asked])):
+    """Run pg_dump; record its options in the audit."""
+    options = [*_DUMP, *([f"--section={section}"] if section else [])]
+    args = [str(programs / "pg_dump"), *options, f"--file={archive}", f"--dbname={source.conninfo()}"]
+    with source.audit.noted(source.name, " ".join(["pg_dump", *options])):
         _run(args, env=_with_tls(), where=f"{source.name}: ")
 
 
-def _extend(source: External, server: EmbeddedServer, name: str, wanted: Collection[str]) -> list[str]:
-    """Make the extensions that the server has, as only a superuser may, and stand-ins for functions of others.
+def _extend(source: External, server: EmbeddedServer, name: str, required: Collection[str]) -> list[str]:
+    """Create the available extensions as a superuser, and stand-ins for functions of missing extensions.
 
-    Returns what is lacking. A table needs the functions that its columns' defaults call to exist.
+    Return the missing extensions and the stand-ins. A table can only be created if the functions in its defaults exist.
     """
-    if not wanted:
+    if not required:
         return []
     with source.connect() as read, server.connect(name) as write, server.connect(name, "postgres") as superuser:
         known = {row["name"] for row in write.execute("SELECT name FROM pg_available_extensions")}
         for row in catalog.rows(read, "copy_extensions"):
-            if row["name"] in known & set(wanted):
+            if row["name"] in known & set(required):
                 write.execute(f"CREATE SCHEMA IF NOT EXISTS {row['schema']}".encode())
                 extend = sql.SQL("CREATE EXTENSION IF NOT EXISTS {} SCHEMA {}")
                 superuser.execute(extend.format(sql.Identifier(row["name"]), sql.SQL(row["schema"])))
-        lacking = sorted(set(wanted) - known)
-        missing = [f"extension {visible(extension)}, and what needs it" for extension in lacking]
+        lacking = sorted(set(required) - known)
+        missing = [f"extension {visible(extension)}, and everything that needs it" for extension in lacking]
         stand_ins = catalog.rows(read, "copy_stand_ins")
         return missing + [_stand_in(write, row) for row in stand_ins if row["extension"] in lacking]
 
@@ -117,21 +116,21 @@ def _stand_in(write: Connection, function: Mapping[str, Any]) -> str:
     body = "pg_catalog.gen_random_uuid()" if returns == "uuid" else f"NULL::{returns}"
     write.execute(f"CREATE SCHEMA IF NOT EXISTS {function['schema']}".encode())
     write.execute(f"CREATE FUNCTION {signature} RETURNS {returns} LANGUAGE sql RETURN {body}".encode())
-    return f"function {visible(signature)} of {function['extension']}: here it gives {body}"
+    return f"function {visible(signature)} of {function['extension']}: in the copy it returns {body}"
 
 
-def _failures(said: str, known: Sequence[str], newer: bool) -> list[str]:
-    """What pg_restore could not do, one line each. Raises ServerError where that loses a table or its rows.
+def _failures(errors: str, known: Sequence[str], newer: bool) -> list[str]:
+    """Return what pg_restore could not restore, one line each. Raises ServerError if a table or its rows are lost.
 
-    A table that needs an extension which the server lacks is named, and not what refers to it.
+    A table that needs a missing extension is named; objects that refer to this table are not.
     """
     missing: list[str] = []
     lacking = any(line.startswith("extension ") for line in known)
-    for error in _ERROR.findall(said):
-        found = _FAILED.match(error)
-        if not found:
-            raise ServerError(f"pg_restore: the copy is not complete: {visible(error.splitlines()[0])}")
-        words, command = visible(found[1]), found[2]
+    for error in _ERROR.findall(errors):
+        failed = _FAILED.match(error)
+        if not failed:
+            raise ServerError(f"pg_restore: the copy is incomplete: {visible(error.splitlines()[0])}")
+        words, command = visible(failed[1]), failed[2]
         first = visible(" ".join(command.split())[:100])
         if re.fullmatch(r'schema ".*" already exists', words) or command.startswith("SET "):
             continue
@@ -140,7 +139,7 @@ def _failures(said: str, known: Sequence[str], newer: bool) -> list[str]:
             continue
         if table := _TABLE.match(command):
             if not (table[1] and lacking and _UNKNOWN.match(words)):
-                hint = "; the source is of a newer PostgreSQL" if newer else ""
+                hint = "; the source runs a newer PostgreSQL" if newer else ""
                 raise ServerError(f"pg_restore: the copy would lack a table: {first}: {words}{hint}")
             missing.append(f"table {visible(table[1])} ({words})")
         else:
@@ -149,9 +148,9 @@ def _failures(said: str, known: Sequence[str], newer: bool) -> list[str]:
 
 
 def _with_tls() -> dict[str, str]:
-    """The environment in which the embedded programs can encrypt: with psycopg's libpq in place of theirs.
+    """Return an environment in which the embedded programs load psycopg's libpq, because theirs lacks TLS.
 
-    What cannot be loaded is ignored by the loader; a connection that needs it then fails with libpq's words.
+    The loader ignores a library that it cannot load; a connection that needs TLS then fails with libpq's message.
     """
     found = find_spec("psycopg_binary")
     if sys.platform != "linux" or found is None or found.origin is None:
@@ -165,50 +164,50 @@ def _with_tls() -> dict[str, str]:
 def _run(
     args: Sequence[str], env: Mapping[str, str] = os.environ, where: str = "", tolerated: re.Pattern[str] | None = None
 ) -> tuple[str, str]:
-    """What a program wrote to its two outputs; it does not outlive an interrupt.
+    """Run a program and return its two outputs; stop it on an interrupt.
 
-    Raises ServerError with its words where it failed, unless these hold what is tolerated.
+    Raises ServerError with the program's message if it fails, unless the message matches `tolerated`.
     """
-    process = spawn(args, env={**env, "LC_ALL": "C"}, stdout=PIPE, stderr=PIPE)  # in English, for it is read here
+    process = spawn(args, env={**env, "LC_ALL": "C"}, stdout=PIPE, stderr=PIPE)  # perfkit parses the English messages
     try:
-        output, said = (text.decode("utf-8", "replace") for text in process.communicate())
+        output, errors = (text.decode("utf-8", "replace") for text in process.communicate())
     except BaseException:
         stop(process)
         raise
-    if process.returncode and not (tolerated and tolerated.search(said)):
+    if process.returncode and not (tolerated and tolerated.search(errors)):
         program = Path(args[0]).name
-        raise ServerError(f"{where}{program}: {_words(program, said)}")
-    return output, said
+        raise ServerError(f"{where}{program}: {_first_error(program, errors)}")
+    return output, errors
 
 
-def _words(program: str, said: str) -> str:
-    """A program's first error, with the detail where that is the server's message."""
-    lines = said.splitlines()
+def _first_error(program: str, errors: str) -> str:
+    """Return a program's first error, with the server's message if its detail has one."""
+    lines = errors.splitlines()
     error, detail = f"{program}: error: ", f"{program}: detail: Error message from server: "
     first = next((line for line in lines if line.startswith(error)), lines[-1] if lines else "")
     more = [line.removeprefix(detail) for line in lines if line.startswith(detail)][:1]
-    return visible("; ".join([first.removeprefix(error) or "it ended without a word", *more]))
+    return visible("; ".join([first.removeprefix(error) or "it ended without a message", *more]))
 
 
-# A sample of every large table, with each row that a sampled row refers to.
+# A sample of every large table, with every row that a sampled row refers to.
 
-_BATCH = 10_000  # rows named in one statement
-_WHOLE = 1000  # tables of no more rows are copied as they are
+_BATCH = 10_000  # rows per statement
+_WHOLE = 1000  # tables with at most this many rows are copied whole
 
 Row = tuple[str, str]  # table (quoted, with its schema) and ctid
 
 
-def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: Callable[[str], None]) -> None:
-    """Copy about `wanted` rows of the largest table, of others in proportion, and all they refer to.
+def rows(read: Connection, write: Connection, count: int, seed: int, progress: Callable[[str], None]) -> None:
+    """Copy about `count` rows of the largest table, other tables in proportion, and all rows that they refer to.
 
-    Everything is read in one repeatable-read transaction. The constraints that come later prove the rest.
+    Read everything in one repeatable-read transaction. The constraints that are restored later check the result.
     """
     read.autocommit = False
     read.isolation_level = IsolationLevel.REPEATABLE_READ
     made = {row["table"] for row in catalog.rows(write, "copy_tables")}
     tables = {row["table"]: row for row in catalog.rows(read, "copy_tables") if row["table"] in made}
     keys = catalog.rows(read, "copy_foreign_keys")
-    share = min(1.0, wanted / max([1, *(row["rows"] for row in tables.values())]))
+    share = min(1.0, count / max([1, *(row["rows"] for row in tables.values())]))
     chosen: dict[str, set[str]] = {table: set() for table in tables}
     fresh = [(table, ctid) for table, row in tables.items() for ctid in _sampled(read, table, row["rows"], share, seed)]
     while fresh:
@@ -226,7 +225,7 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
 
 
 def _sampled(read: Connection, table: str, count: int, share: float, seed: int) -> list[str]:
-    """The rows to begin with; a table that was never analysed counts as small."""
+    """Return the sampled rows of a table; a table without statistics counts as small."""
     query = f"SELECT ctid::text AS ctid FROM ONLY {table}"
     if count > _WHOLE and share < 1:
         percent = max(share, _WHOLE / count) * 100
@@ -235,7 +234,7 @@ def _sampled(read: Connection, table: str, count: int, share: float, seed: int) 
 
 
 def _referred(read: Connection, key: dict[str, Any], children: Iterable[str]) -> Iterator[Row]:
-    """The rows that these rows of a child refer to by one foreign key."""
+    """Yield the rows that these rows of a child table refer to by one foreign key."""
     pairs = " AND ".join(f"p.{p} = c.{c}" for p, c in zip(key["parent_columns"], key["columns"], strict=True))
     for batch in _batches(children):
         query = (
@@ -249,8 +248,8 @@ def _referred(read: Connection, key: dict[str, Any], children: Iterable[str]) ->
 
 
 def _transfer(read: Connection, write: Connection, table: str, columns: str | None, ctids: Iterable[str]) -> None:
-    """Rows by their place, through COPY on both sides."""
-    if columns is None:  # rows of nothing
+    """Copy rows by ctid, through COPY on both sides."""
+    if columns is None:  # a table without columns
         write.execute(f"INSERT INTO {table} SELECT FROM generate_series(1, {len(set(ctids))})".encode())
         return
     for batch in _batches(ctids):
@@ -274,27 +273,27 @@ def _literal(connection: Connection, ctids: list[str]) -> str:
     return sql.Literal(ctids).as_string(connection)
 
 
-# A private copy of a database of the user's, in a server that perfkit started.
+# A private copy of the user's database, in a server that perfkit started.
 
 _TELLS = {
     "whole": (
-        "how the arms compare on the same rows, tables and indexes as the source had when it was copied",
-        "what the source's own hardware, settings, bloat, cache and other load would add",
+        "how the arms compare on the source's rows, tables and indexes at the time of the copy",
+        "the effect of the source's hardware, settings, bloat, cache and other load",
     ),
     "sample": (
-        "how the arms compare on a sample of the rows with everything that they refer to",
-        "the times on the whole data, where tables are larger and plans may be others",
+        "how the arms compare on a sample of the rows and all rows that they refer to",
+        "the times on all data, where tables are larger and plans may differ",
     ),
     "generated": (
-        "which plans the arms get on rows made up to fit the planner's statistics of the source",
-        "the times on the real rows: how columns depend on one another was not known",
+        "which plans the arms get on generated rows that fit the planner's statistics of the source",
+        "the times on the real rows: the statistics do not describe how columns depend on each other",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Copying:
-    """How to copy: rows of the largest table for a sample or made-up rows; most bytes to copy whole."""
+    """How to copy: `rows` of the largest table for a sample or generated rows, `max_bytes` for a whole copy."""
 
     method: Literal["whole", "sample", "generated"]
     rows: int = 100_000
@@ -304,11 +303,11 @@ class Copying:
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What was copied, what could not be brought along, and what the copy can and cannot tell."""
+    """A finished copy: its rows, the objects that are missing, and what the copy can and cannot tell."""
 
     method: str
     rows: Mapping[str, int]
-    source_rows: Mapping[str, int]  # as the planner there estimates them
+    source_rows: Mapping[str, int]  # the planner's estimates in the source
     missing: tuple[str, ...]
     tells: str
     cannot_tell: str
@@ -317,53 +316,53 @@ class Copied:
 def copy_into(
     source: External, server: EmbeddedServer, name: str, how: Copying, progress: Callable[[str], None]
 ) -> Copied:
-    """Make the database `name` on `server` from `source`. Only reading happens there.
+    """Create the database `name` on `server` from `source`, which is only read.
 
-    Raises TargetRefused where it is too large or behind a pooler, ServerError with the servers' words; nothing
-    half made is left.
+    Raises TargetRefused if the source is too large or behind a pooler, ServerError with the servers' message. A
+    failed copy is dropped.
     """
     require_direct(source, "for a copy")
     sizes = _readable_sizes(source, how)
     total = sum(size["bytes"] + size["index_bytes"] for size in sizes.values())
     if how.method == "whole" and total > how.max_bytes:
         raise TargetRefused(
-            f"{source.name}: {total / 1e6:,.0f} MB; expected at most {how.max_bytes / 1e6:,.0f} MB to copy whole "
+            f"{source.name}: {total / 1e6:,.0f} MB; expected at most {how.max_bytes / 1e6:,.0f} MB for a whole copy "
             "(copy_limit_mb), or --way sample"
         )
     if not sizes:
-        raise ServerError(f"{source.name}: no table that can be seen; expected at least one to copy")
+        raise ServerError(f"{source.name}: no visible table; expected at least one table to copy")
     progress(f"copying {source.name} ({how.method}, {total / 1e6:,.0f} MB)")
     try:
         databases.create(server, name)
         missing = _copied(source, server, name, how, progress)
         rows = {table: size["rows"] for table, size in databases.sizes(server, name).items()}
     except BaseException as error:
-        with suppress(ServerError):  # where that server is gone, so is the database
+        with suppress(ServerError):  # if the server is gone, the database is gone too
             databases.drop(server, name)
         if isinstance(error, psycopg.Error | OSError):
-            said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-            raise ServerError(f"{source.name}: the copy failed: {visible(said)}") from None
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            raise ServerError(f"{source.name}: the copy failed: {visible(reason)}") from None
         raise
     tells, cannot = _TELLS[how.method]
-    there = {table: size["rows"] for table, size in sizes.items()}
-    return Copied(how.method, rows, there, tuple(missing), tells, cannot)
+    source_rows = {table: size["rows"] for table, size in sizes.items()}
+    return Copied(how.method, rows, source_rows, tuple(missing), tells, cannot)
 
 
 def _readable_sizes(source: External, how: Copying) -> dict[str, dict[str, Any]]:
-    """Rows and bytes by table. Raises TargetRefused naming what the role cannot see all of."""
+    """Return rows and bytes by table. Raises TargetRefused naming tables that the role cannot read fully."""
     with databases.connected(source) as connection:
         connection.execute(catalog.get("copy_session").encode())
         _require_readable(source, catalog.rows(connection, "copy_unreadable"), how)
         return {row["table"]: row for row in catalog.rows(connection, "sizes")}
 
 
-def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how: Copying) -> None:
-    hidden = [row for row in found if how.method == "whole" or not row["sequence"]]
+def _require_readable(source: External, relations: Sequence[Mapping[str, Any]], how: Copying) -> None:
+    hidden = [row for row in relations if how.method == "whole" or not row["sequence"]]
     filtered = [row["name"] for row in hidden if row["readable"]]
     unreadable = [row["name"] for row in hidden if not row["readable"]]
     if unreadable:
-        named, expected = visible(some(unreadable)), "USAGE on the schema and SELECT on all of it"
-        raise TargetRefused(f"{source.name}: {named} may not be read; expected {expected}")
+        named, expected = visible(some(unreadable)), "USAGE on the schema and SELECT on all its tables"
+        raise TargetRefused(f"{source.name}: this role cannot read {named}; expected {expected}")
     if filtered:
         named, expected = visible(some(filtered)), "the owner's login, or a role with BYPASSRLS"
         raise TargetRefused(f"{source.name}: row-level security hides rows of {named}; expected {expected}")
@@ -372,7 +371,7 @@ def _require_readable(source: External, found: Sequence[Mapping[str, Any]], how:
 def _copied(
     source: External, server: EmbeddedServer, name: str, how: Copying, progress: Callable[[str], None]
 ) -> list[str]:
-    """Copy by one of the methods; what could not be brought along."""
+    """Copy by the chosen method; return the objects that could not be copied."""
     missing = _order_of_text(source, server, name)
     if how.method == "whole":
         return missing + transfer(source, server, name)
@@ -390,15 +389,15 @@ def _copied(
 
 
 def _order_of_text(source: External, server: EmbeddedServer, name: str) -> list[str]:
-    """Where text sorts otherwise in the copy, in words: it decides which indexes can serve LIKE."""
+    """Describe a different sort order of text in the copy, which decides which indexes can serve LIKE."""
     query = b"SELECT datcollate AS name FROM pg_database WHERE datname = current_database()"
     with source.connect() as read, server.connect(name) as write:
         theirs, ours = (((c.execute(query).fetchone()) or {"name": ""})["name"] for c in (read, write))
-    return [] if theirs == ours else [f"the order of text, {visible(theirs)}; here it is {ours}"]
+    return [] if theirs == ours else [f"the sort order of text, {visible(theirs)}; the copy uses {ours}"]
 
 
 def _position(write: Connection, sequences: Sequence[Mapping[str, Any]]) -> None:
-    """Put every sequence where it stands in the source, and beyond the values of its own column."""
+    """Set every sequence to its position in the source, and beyond the values of its column."""
     known = {row["name"] for row in catalog.rows(write, "copy_sequences")}
     for row in (row for row in sequences if row["name"] in known):
         position: sql.Composable = sql.Literal(row["last_value"])

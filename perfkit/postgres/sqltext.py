@@ -1,4 +1,4 @@
-"""SQL text: single statements, their normal form, and placeholders in it."""
+"""SQL text: tokens, single statements, their normalised form, and their placeholders."""
 
 from __future__ import annotations
 
@@ -13,10 +13,32 @@ from typing import NamedTuple
 from perfkit.base.errors import UsageError
 from perfkit.postgres.commands import sendable
 
-# PostgreSQL's own lexical rules: its white space is ASCII, and every other character may be in a name.
+# The keywords that `quote_ident` quotes: SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'.
+# Some of them may name a column but not an index key (`left`, `verbose`), others the other way round (`coalesce`).
+# This is the list of PostgreSQL 18. Older versions have fewer keywords, and a quoted name is right in every version.
+KEYWORDS = frozenset(
+    """
+all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast
+char character check coalesce collate collation column concurrently constraint create cross current_catalog
+current_date current_role current_schema current_time current_timestamp current_user dec decimal default deferrable
+desc distinct do else end except exists extract false fetch float for foreign freeze from full grant greatest group
+grouping having ilike in initially inner inout int integer intersect interval into is isnull join json json_array
+json_arrayagg json_exists json_object json_objectagg json_query json_scalar json_serialize json_table json_value
+lateral leading least left like limit localtime localtimestamp merge_action national natural nchar none normalize
+not notnull null nullif numeric offset on only or order out outer overlaps overlay placing position precision
+primary real references returning right row select session_user setof similar smallint some substring symmetric
+system_user table tablesample then time timestamp to trailing treat trim true union unique user using values varchar
+variadic verbose when where window with xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces
+xmlparse xmlpi xmlroot xmlserialize xmltable
+""".split()
+)
+
+# PostgreSQL's lexical rules: white space is ASCII, and every character above ASCII may be part of a name.
 _LETTER = r"A-Za-z_\x80-\U0010ffff"
-_ESCAPED, _PLAIN = r"(?:[^'\\]|''|\\.)*+", r"(?:[^']|'')*+"  # possessive: a quote that is doubled ends nothing
-_NEXT_LINE = r"(?:[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"  # goes on as it began
+_ESCAPED, _PLAIN = r"(?:[^'\\]|''|\\.)*+", r"(?:[^']|'')*+"  # possessive: a doubled quote does not end a string
+_NEXT_LINE = (
+    r"(?:[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"  # a string continued on the next line
+)
 _TOKEN = re.compile(
     rf"""(?P<blank>[ \t\n\r\f\v]+|--[^\n\r]*)
     |(?P<comment>/\*)
@@ -28,10 +50,11 @@ _TOKEN = re.compile(
     |(?P<other>[0-9][A-Za-z0-9_.]*|\$[0-9]+|[-()\[\],;:.+*/<>=~!@#%^&|`?])""",
     re.VERBOSE | re.DOTALL,
 )
+_COMMENT = re.compile(r"/\*|\*/")
 
 
 class Token(NamedTuple):
-    """A word, a quoted name, a string or a sign; where it stands, and in which line."""
+    """A word, a quoted name, a string or a sign, with its position and line."""
 
     kind: str
     text: str
@@ -41,16 +64,16 @@ class Token(NamedTuple):
 
 
 def tokens(source: str, where: str = "") -> Iterator[Token]:
-    """Yield a text's tokens. Raises UsageError for a quote or comment that is not closed, or a strange sign."""
+    """Yield a text's tokens. Raises UsageError for an unclosed quote or comment, or an unknown sign."""
     place, line = 0, 1
     while place < len(source):
         match = _TOKEN.match(source, place)
         end = match and (_end_of_comment(source, place) if match["comment"] else match.end())
         if not match or not end:
-            found = source[place:].splitlines()[0][:40] or repr(source[place])
+            rest = source[place:].splitlines()[0][:40] or repr(source[place])
             expected = "expected SQL whose quotes and comments are closed"
             at = f"{where}:{line}" if where else f"line {line}"
-            raise UsageError(f"{at}: {found!r}: SQL that cannot be read; {expected}")
+            raise UsageError(f"{at}: {rest!r}: SQL that cannot be read; {expected}")
         if match.lastgroup not in ("blank", "comment"):
             kind = "string" if match["string"] else str(match.lastgroup)
             yield Token(kind, source[place:end], place, end, line)
@@ -58,31 +81,28 @@ def tokens(source: str, where: str = "") -> Iterator[Token]:
         place = end
 
 
-def _end_of_comment(source: str, place: int) -> int:
-    """Where the comment that begins here ends; 0 where it does not. Comments can be within comments."""
+def _end_of_comment(source: str, start: int) -> int:
+    """Return the end of the comment that starts here; 0 if it is not closed. Comments can be nested."""
     depth = 0
-    for mark in re.compile(r"/\*|\*/").finditer(source, place):
+    for mark in _COMMENT.finditer(source, start):
         depth += 1 if mark[0] == "/*" else -1
         if depth == 0:
             return mark.end()
     return 0
 
 
-# SQL files: split into statements with their lines, fill in `:variables`, read the comment on top.
-
-
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement as it stands in its file, without the semicolon, and the line it starts on."""
+    """One statement as written in its file, without the semicolon, and its first line."""
 
     text: str
     line: int
 
 
 def split(sql: str, where: str = "") -> list[Statement]:
-    r"""Return the statements of a text; a semicolon in a quote, a comment, parentheses or a routine's body ends none.
+    r"""Return the statements of a text. Semicolons in quotes, comments, parentheses and routine bodies end none.
 
-    Raises UsageError for a text that cannot be read, with `where` it is from.
+    Raises UsageError, with `where` the text is from, if the text cannot be read.
 
     >>> [s.text for s in split("SELECT ';' ; -- one; two\nSELECT $$;$$")]
     ["SELECT ';'", 'SELECT $$;$$']
@@ -91,14 +111,14 @@ def split(sql: str, where: str = "") -> list[Statement]:
     """
     sql = sendable(sql, where or "SQL")
     found: list[Statement] = []
-    first: Token | None = None  # of the statement that is read, and where it ends so far; a file may have millions
+    first: Token | None = None  # of the current statement; its tokens are not kept: a file may have millions
     end, parentheses, body, before = 0, 0, 0, ""
     for token in tokens(sql, where):
         word = token.text.upper() if token.kind in ("word", "other") else ""
         parentheses += (word == "(") - (word == ")")
         if (before, word) == ("BEGIN", "ATOMIC"):
             body = 1
-        elif body:  # which ends at an END that is no CASE's, as psql counts them
+        elif body:  # the body ends at an END that belongs to no CASE, as in psql
             body += (word == "CASE") - (word == "END")
         if word == ";" and parentheses <= 0 and not body:
             found += [Statement(sql[first.start : end], first.line)] if first else []
@@ -110,7 +130,7 @@ def split(sql: str, where: str = "") -> list[Statement]:
 
 
 def first_word(sql: str) -> str:
-    """Return the word a statement begins with, in capitals; parentheses and comments before it do not count.
+    """Return the first word of a statement in capitals, after any parentheses and comments.
 
     >>> first_word("/* all /* of it */ */ (select 1)")
     'SELECT'
@@ -119,7 +139,7 @@ def first_word(sql: str) -> str:
 
 
 def substitute(sql: str, variables: Mapping[str, int]) -> str:
-    """Replace `:name` by its number; `::type` casts and unknown names stay.
+    """Replace `:name` by its number; keep `::type` casts and unknown names.
 
     >>> substitute("SELECT :rows::int, :other", {"rows": 5})
     'SELECT 5::int, :other'
@@ -134,7 +154,7 @@ def comment(sql: str) -> str:
 
 
 def read(path: Path) -> str:
-    """A SQL file's text. Raises UsageError where it cannot be read."""
+    """Return the text of a SQL file. Raises UsageError if the file cannot be read."""
     try:
         return sendable(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -142,9 +162,9 @@ def read(path: Path) -> str:
         raise UsageError(f"{path}: cannot be read ({reason}); expected a file in UTF-8") from None
 
 
-# A statement's text without its values, so that executions of one statement can be recognised. Pure.
+# Normalised statements: texts without values, by which executions of the same statement are recognised.
 
-# PostgreSQL's own lexical rules, but nothing is refused: what a cut text leaves open reaches to its end.
+# PostgreSQL's lexical rules, but without refusals: a string that a truncated text leaves open reaches to the end.
 _SIGN = r"(?!--|/\*)[-+*/<>=]"
 _ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
 _NORMAL_TOKEN = re.compile(
@@ -162,28 +182,27 @@ _NORMAL_TOKEN = re.compile(
     |(?P<sign>::|(?:{_SIGN})*(?=[~!@#%^&|`?])(?:{_ANY_SIGN})+|(?:{_SIGN})*(?!/\*)[*/<>=]|[-+]|:=?|.)""",
     re.VERBOSE | re.DOTALL,
 )
-_COMMENT = re.compile(r"/\*|\*/")
-# After these a minus is part of the number behind it; after any other word it subtracts.
+# After these words a minus belongs to the number behind it; after any other word it subtracts.
 _BEFORE_A_VALUE = frozenset(
     "ALL AND ANY AS BETWEEN BY CASE DEFAULT DISTINCT ELSE FROM HAVING ILIKE IN IS LIKE LIMIT NOT OFFSET ON OR "
     "RETURNING SELECT SET THEN TO UNION USING VALUES WHEN WHERE".split()
 )
 _SPACED = _BEFORE_A_VALUE | {"EXCEPT", "EXISTS", "FILTER", "INTERSECT", "INTO", "JOIN", "LATERAL", "OVER", "WITH"}
 _ENDS_BY = frozenset("FETCH FOR FROM HAVING SELECT SET VALUES WHERE WINDOW".split())
-_MOST = 50_000  # tokens that are looked at
+_MOST = 50_000  # maximum number of tokens; the rest of a text is ignored
 _NORMAL_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
 _DOLLAR = re.compile(r"\$(?!\d)")
 _BY = re.compile(r"""\bBY\b(?:(?!(?<!")\b(?:LIMIT|OFFSET)\b).)*?(?<![\w$.])\d""", re.IGNORECASE | re.DOTALL)
-_REMEMBERED, _SHORT = 4_000, 4_000  # texts; characters of one
+_REMEMBERED, _SHORT = 4_000, 4_000  # number of cached texts; maximum length of a cached text
 
-_Item = str | int  # a value is the number of its parameter, 0 for one that is written out
+_Item = str | int  # an integer is a value: the number of its parameter, 0 for a constant
 
 
 def normal(text: str) -> str:
-    """The text with `$1`, `$2`, ... for its values in order of appearance, without comments, evenly spaced.
+    """Return the text with `$1`, `$2`, ... for its values in order of appearance, without comments, evenly spaced.
 
-    A list of values after IN or in ARRAY[] counts as one value, rows of values of one shape as one row. The numbers
-    of columns in ORDER BY and GROUP BY are no values. What was normalised stays as it is.
+    A list of values after IN or in ARRAY[] counts as one value, and rows of values with the same shape as one row.
+    Column numbers in ORDER BY and GROUP BY are not values. A normalised text stays unchanged.
 
     >>> normal("select * from t1 where id = -7 and day in ('a', 'b') -- now")
     'select * from t1 where id = $1 and day in ($2)'
@@ -192,12 +211,12 @@ def normal(text: str) -> str:
 
 
 def digest(text: str) -> str:
-    """Sixteen characters for a normalised text, as an id where the server gives none."""
+    """Return sixteen characters that identify a normalised text if the server has no id for it."""
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 class Normals:
-    """Normalised texts, remembered: most statements of a log come again, with other values at most."""
+    """A cache of normalised texts: most statements of a log repeat, often with other values."""
 
     __slots__ = ("_known",)
 
@@ -205,40 +224,40 @@ class Normals:
         self._known: dict[str, str] = {}
 
     def of(self, text: str) -> str:
-        """What `normal` gives."""
-        if (found := self._known.get(text)) is not None:
-            return found
+        """Return the normalised text, as `normal` does."""
+        if (cached := self._known.get(text)) is not None:
+            return cached
         if len(text) > _SHORT:
             return normal(text)
         key = _skeleton(text)
-        if (found := self._known.get(key)) is None:
+        if (cached := self._known.get(key)) is None:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            found = self._known[key] = normal(text)
-        return found
+            cached = self._known[key] = normal(text)
+        return cached
 
 
 def _skeleton(text: str) -> str:
-    """A text with its plain values replaced, quickly; the text itself where there is more to it than those.
+    """Return a text with its plain values replaced, quickly; the text itself if it has other values.
 
-    Texts of one skeleton are normalised to one text.
+    Texts with the same skeleton have the same normalised text.
     """
     if "\\" in text or "--" in text or "/*" in text or "\0" in text or _DOLLAR.search(text):
         return text
-    key = _NORMAL_PLAIN.sub(lambda found: found[1] or ("'" if found[0][0] == "'" else "0"), text)
+    key = _NORMAL_PLAIN.sub(lambda match: match[1] or ("'" if match[0][0] == "'" else "0"), text)
     return text if _BY.search(key) else key
 
 
 def _items(text: str) -> list[_Item]:
-    """What a text is made of, lists of values folded."""
+    """Return the items of a text, with lists of values folded."""
     out: list[_Item] = []
-    opened: list[int] = []  # where each bracket is
-    row = (0, 0)  # the first row after VALUES, from its bracket to behind it
-    by = -1  # how deep the ORDER BY or GROUP BY is, whose plain numbers are columns
+    opened: list[int] = []  # positions of the open brackets
+    row = (0, 0)  # the first row after VALUES, with its brackets
+    by = -1  # depth of the current ORDER BY or GROUP BY, whose plain numbers are columns
     after_string = False
     for kind, token in islice(_statement_tokens(text), _MOST):
         if kind == "string":
-            if not after_string:  # strings that follow each other are one
+            if not after_string:  # consecutive strings are one string
                 out.append(0)
         elif kind == "parameter":
             out.append(int(token))
@@ -276,22 +295,19 @@ def _items(text: str) -> list[_Item]:
 
 
 def _statement_tokens(text: str) -> Iterator[tuple[str, str]]:
-    """Each token with its kind; blanks and comments, which can be within comments, are left out."""
-    place = 0
-    while match := _NORMAL_TOKEN.match(text, place):
-        kind, place = match.lastgroup, match.end()
+    """Yield each token with its kind, without blanks and comments."""
+    position = 0
+    while match := _NORMAL_TOKEN.match(text, position):
+        kind, position = match.lastgroup, match.end()
         if kind == "comment":
-            depth = 1
-            while depth and (mark := _COMMENT.search(text, place)):
-                depth, place = depth + (1 if mark[0] == "/*" else -1), mark.end()
-            place = len(text) if depth else place
+            position = _end_of_comment(text, match.start()) or len(text)
         elif kind != "blank":
             kind = "string" if kind == "tag" else str(kind)
             yield kind, match[kind]
 
 
 def _fold(out: list[_Item], start: int) -> None:
-    """Leave the first of the values since a bracket, where there is nothing but values, with or without casts."""
+    """Keep only the first value since a bracket if it holds nothing but values, with or without casts."""
     at = begin = len(out)
     while True:
         cast = at >= 3 and out[at - 2] == "::" and isinstance(out[at - 3], int)
@@ -315,14 +331,14 @@ def _upper(item: _Item) -> str:
 
 
 def _operand(item: _Item) -> bool:
-    """Whether a minus behind it subtracts."""
+    """Whether a minus after this item subtracts."""
     if isinstance(item, int) or item in (")", "]") or item.endswith('"'):
         return True
     return (item[0].isalnum() or item[0] in '_"' or item[0] >= "\x80") and item.upper() not in _BEFORE_A_VALUE
 
 
 def _numbered(items: list[_Item]) -> Iterator[str]:
-    """Values numbered by their first appearance: a parameter keeps its number wherever it comes again."""
+    """Yield items with values numbered by first appearance; a repeated parameter keeps its number."""
     numbers: dict[int, int] = {}
     count = 0
     for item in items:
@@ -336,7 +352,7 @@ def _numbered(items: list[_Item]) -> Iterator[str]:
 
 
 def _spaced(items: Iterator[str]) -> str:
-    """One space between items, none where SQL is commonly written without."""
+    """Join items with one space, or without one where SQL usually has none."""
     parts: list[str] = []
     last = ""
     for item in items:
@@ -355,7 +371,7 @@ def _spaced(items: Iterator[str]) -> str:
     return "".join(parts)
 
 
-# A statement's text with `$1`, `$2`, ...: where they stand, what they stand for, and the form psycopg takes. Pure.
+# Placeholders `$1`, `$2`, ... in a statement: their positions, their values in an execution, and psycopg's form.
 
 _LEXEME = re.compile(
     r"""(?P<space>\s+|--[^\n]*)|(?P<comment>/\*)"""
@@ -371,35 +387,35 @@ _WORDS = {"true": "true", "false": "false", "null": None}
 
 @dataclass(frozen=True, slots=True)
 class Lexeme:
-    """A piece of SQL: space (comments too), string, name, placeholder, numeric or other."""
+    """A piece of SQL: space (also a comment), string, name, placeholder, numeric or other."""
 
     kind: str
     text: str
 
     @property
     def word(self) -> str:
-        """In lower case, where that means the same."""
+        """The text, in lower case unless it is quoted."""
         return self.text.lower() if self.kind == "name" and not self.text.startswith('"') else self.text
 
     @property
     def number(self) -> int:
-        """Of a placeholder."""
+        """The number of a placeholder."""
         return int(self.text[1:])
 
 
 def lexemes(text: str) -> Iterator[Lexeme]:
-    """All of a text in pieces, as PostgreSQL cuts it; what is not closed comes character by character."""
-    at = 0
-    while found := _LEXEME.match(text, at):
-        kind, end = found.lastgroup or "", found.end()
+    """Yield a whole text in pieces, as PostgreSQL splits it; yield unclosed strings character by character."""
+    start = 0
+    while match := _LEXEME.match(text, start):
+        kind, end = match.lastgroup or "", match.end()
         if kind == "comment":
-            kind, end = "space", _comment_end(text, at)
-        yield Lexeme(kind, text[at:end])
-        at = end
+            kind, end = "space", _end_of_comment(text, start) or len(text)
+        yield Lexeme(kind, text[start:end])
+        start = end
 
 
 def placeholders(text: str) -> tuple[int, ...]:
-    """The numbers of its placeholders, each once, in order.
+    """Return the numbers of a text's placeholders, each once, in order.
 
     >>> placeholders("SELECT $2, '$3', $$ $4 $$ -- $5")
     (2,)
@@ -408,12 +424,12 @@ def placeholders(text: str) -> tuple[int, ...]:
 
 
 def placed(text: str) -> list[int]:
-    """The same as often as they are there, in the text's order, which nothing here changes."""
+    """Return the number of every placeholder, in the order of the text."""
     return [lexeme.number for lexeme in lexemes(text) if lexeme.kind == "placeholder"]
 
 
 def named_placeholders(text: str) -> str:
-    """The same with `%(p1)s` for `$1`, and `%%` for a percent sign; as it is where it has no placeholder.
+    """Return the text with `%(p1)s` for `$1` and `%%` for `%`; unchanged if it has no placeholder.
 
     >>> named_placeholders("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
     "SELECT %(p1)s WHERE x LIKE 'a%%' AND y = %(p1)s"
@@ -425,69 +441,59 @@ def named_placeholders(text: str) -> str:
 
 
 def fixed(text: str) -> dict[int, tuple[str, str]]:
-    """Placeholders that stand where only some values make sense: a value, and what it stands for.
+    """Return placeholders in positions that restrict their values: a suitable value, and the keyword before it.
 
     >>> fixed("SELECT date_trunc($1, x) FROM t LIMIT $2")
     {1: ('day', 'DATE_TRUNC'), 2: ('10', 'LIMIT')}
     """
-    found: dict[int, tuple[str, str]] = {}
+    values: dict[int, tuple[str, str]] = {}
     before = ["", ""]
     for lexeme in lexemes(text):
         if lexeme.kind == "space":
             continue
         if lexeme.kind == "placeholder":
             if value := _FIXED.get(before[-1]):
-                found[lexeme.number] = value, before[-1].upper()
+                values[lexeme.number] = value, before[-1].upper()
             elif before[-1] == "(" and before[-2] in _UNITS:
-                found[lexeme.number] = "day", before[-2].upper()
+                values[lexeme.number] = "day", before[-2].upper()
         before = [before[-1], lexeme.word]
-    return found
+    return values
 
 
 def aligned(text: str, example: str, parameters: Sequence[str | None] = ()) -> dict[int, str | None] | None:
-    """The values for a text's placeholders in one of its executions: constants there, or `parameters` of its own.
+    """Return the values of a text's placeholders in one execution: constants, or the execution's `parameters`.
 
-    None where the two are not the same statement, piece by piece.
+    Return None if the two are not the same statement, piece by piece.
 
     >>> aligned("SELECT $1 FROM t WHERE a = $2 AND b = $3", "select 'it''s' from t where a = -5 and b = $1", ["x"])
     {1: "it's", 2: '-5', 3: 'x'}
     """
     values: dict[int, str | None] = {}
     rest = _meaning(example)[::-1]
-    for wanted in _meaning(text):
+    for lexeme in _meaning(text):
         try:
-            if wanted.kind != "placeholder":
-                if rest.pop().word != wanted.word:
+            if lexeme.kind != "placeholder":
+                if rest.pop().word != lexeme.word:
                     return None
                 continue
             value = _constant(rest, parameters)
         except (ValueError, IndexError):
             return None
-        if values.setdefault(wanted.number, value) != value:
+        if values.setdefault(lexeme.number, value) != value:
             return None
     return None if rest else values
 
 
-def _comment_end(text: str, at: int) -> int:
-    """Where a comment ends, in which there may be others."""
-    depth = 0
-    for found in re.compile(r"/\*|\*/").finditer(text, at):
-        depth += 1 if found[0] == "/*" else -1
-        if depth == 0:
-            return found.end()
-    return len(text)
-
-
 def _meaning(text: str) -> list[Lexeme]:
-    """Without spaces and the semicolon at the end."""
-    found = [lexeme for lexeme in lexemes(text) if lexeme.kind != "space"]
-    while found and found[-1].text == ";":
-        found.pop()
-    return found
+    """Return the lexemes without spaces and semicolons at the end."""
+    pieces = [lexeme for lexeme in lexemes(text) if lexeme.kind != "space"]
+    while pieces and pieces[-1].text == ";":
+        pieces.pop()
+    return pieces
 
 
 def _constant(rest: list[Lexeme], parameters: Sequence[str | None]) -> str | None:
-    """Take the constant at the end of what is reversed. Raises ValueError where there is none, IndexError."""
+    """Pop the next constant of a reversed list. Raises ValueError or IndexError if there is none."""
     first = rest.pop()
     if first.kind == "placeholder":
         return parameters[first.number - 1]

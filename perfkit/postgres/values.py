@@ -1,6 +1,6 @@
-"""Values for rows that are made up, and generated copies that hold them.
+"""SQL expressions for generated values, and copies of a database filled with generated rows.
 
-Every expression is one of ROW, the number of the row, from 1.
+Every expression depends on ROW, the number of the row, counted from 1.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ _NUMBERS = (*_INTEGERS, "numeric", "real", "double precision", "money")
 _SPANS = ("interval", "time without time zone")
 _TIMES = ("timestamp without time zone", "timestamp with time zone", *_SPANS)
 _TEXTS = ("text", "character varying", "character", '"char"', "name")
-_ELEMENTS = 50  # of those that arrays and documents hold most often
+_ELEMENTS = 50  # most common elements of an array or document that are used
 _ENDLESS = {"infinity", "-infinity", "nan"}
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What values are drawn with: the server's quoting of a literal, the seed, and over how many rows they spread."""
+    """Context for drawing values: the server's quoting of literals, the seed, and the number of rows to spread over."""
 
     quote: Callable[[Any], str]
     seed: int
     spread: int
 
     def uniform(self, *purpose: object) -> str:
-        """A number in [0, 1) that the row and the purpose alone decide."""
+        """Return a number in [0, 1) that depends on the row and the purpose only."""
         return f"pg_temp.pk_uniform({ROW}, {self.quote('/'.join(map(str, (self.seed, *purpose))))})"
 
     def in_order(self, row: str = ROW) -> str:
-        """The row's place among all, in (0, 1)."""
+        """Return the row's relative position among all rows, in (0, 1)."""
         return f"((({row} - 1) % {self.spread} + 0.5) / {self.spread})::double precision"
 
     def reordered(self, column: Mapping[str, Any]) -> str:
-        """The rows' numbers in an order as unlike theirs as the column's values are."""
+        """Return row numbers reordered to match the column's correlation with the physical order."""
         if column["correlation"] > 0.5 or self.spread < 2:
             return ROW
         other = f"{self.spread} + 1 - {ROW}"
@@ -56,7 +56,7 @@ class Drawing:
         return f"(CASE WHEN {ROW} <= {self.spread} THEN {other} ELSE {ROW} END)"
 
     def ordered(self, column: Mapping[str, Any]) -> str:
-        """Uniform in [0, 1), and correlated with the order of the rows as the column's values are."""
+        """Return a uniform number in [0, 1), correlated with the row order as the column's values are."""
         name, correlation = column["column"], column["correlation"]
         free = self.uniform("place", name)
         if abs(correlation) < 0.05:
@@ -65,24 +65,24 @@ class Drawing:
         return f"CASE WHEN {self.uniform('order', name)} < {abs(correlation)} THEN {along} ELSE {free} END"
 
     def or_null(self, column: Mapping[str, Any], purpose: object, value: str) -> str:
-        """The value, or NULL as often as the column is."""
+        """Return the value, or NULL as often as the column has NULLs."""
         if column["not_null"] or not column["null_frac"]:
             return value
         return f"CASE WHEN {self.uniform('null', purpose)} < {column['null_frac']} THEN NULL ELSE {value} END"
 
     def array(self, texts: Sequence[str]) -> str:
-        """A constant array of text."""
+        """Return a constant array of text."""
         return f"({self.quote(list(texts))}::text[])"
 
 
 def distinct(column: Mapping[str, Any], rows: int) -> int:
-    """How many values a column of so many rows should have; 0 where nothing is known."""
+    """Return how many distinct values a column with `rows` rows should have; 0 if unknown."""
     number = float(column["n_distinct"])
     return round(min(rows, number if number > 0 else -number * rows))
 
 
 def _levels(wanted: int, rows: float) -> int:
-    """Of how many values so many rows must each draw one for about the wanted number of them to appear."""
+    """Return the number of values to draw from so that about `wanted` of them appear in `rows` draws."""
     low, high = wanted, 64 * wanted
     while low < high:
         middle = (low + high) // 2
@@ -92,7 +92,7 @@ def _levels(wanted: int, rows: float) -> int:
 
 
 def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, rest: str | None) -> str:
-    """One of an array of `many` values as often as the column's most common ones, otherwise the rest."""
+    """Return one of `many` common values with the column's frequencies, otherwise `rest`."""
     present = max(1e-9, 1 - column["null_frac"])
     sums = list(accumulate(frequency / present for frequency in column["frequencies"][:many]))
     drawn = draw.uniform("common", column["column"])
@@ -103,7 +103,7 @@ def common(draw: Drawing, column: Mapping[str, Any], values: str, many: int, res
 
 
 def value(draw: Drawing, column: Mapping[str, Any], unique: bool) -> str:
-    """An expression for a column: of its own for every row where it is unique, else as its statistics say."""
+    """Return an expression for a column: a different value for each row if unique, else by its statistics."""
     every = (1 - column["null_frac"]) * 0.99
     own = unique or (not column["common"] and -column["n_distinct"] >= every)
     found = (_unique(draw, column) if own else None) or _fitted(draw, column) or _plain(draw, column)
@@ -111,7 +111,7 @@ def value(draw: Drawing, column: Mapping[str, Any], unique: bool) -> str:
 
 
 def _fitted(draw: Drawing, column: Mapping[str, Any]) -> str | None:
-    """One of the most common values or one from the histogram; None without either."""
+    """Return a common value or a value from the histogram; None if the column has neither."""
     values, bounds = column["common"], _bounds(column)
     full = column["full_type"]
     rest = None
@@ -134,7 +134,7 @@ def _bounds(column: Mapping[str, Any]) -> list[str]:
 def _between(
     draw: Drawing, column: Mapping[str, Any], bounds: Sequence[str], place: str, level: str, levels: int
 ) -> str:
-    """The value at a place in [0, 1) of a histogram; of kinds without a between, a bound made the level's own."""
+    """Return the value at a position in [0, 1) of a histogram; interpolate if the type allows it."""
     kind, full = column["type"], column["full_type"]
     buckets = len(bounds) - 1
     at = f"least({buckets} * {place}, {buckets} - 0.000001)"
@@ -158,7 +158,7 @@ def _between(
 
 
 def _own_text(draw: Drawing, column: Mapping[str, Any], text: str, suffix: str) -> str:
-    """A text about as long as before that begins alike and ends in the suffix."""
+    """Return a text of about the same length and beginning that ends in the suffix."""
     kept = f"greatest(length({text}) - length({suffix}), length({text}) / 2)"
     if column["most"]:
         kept = f"greatest(0, least({kept}, {column['most']} - length({suffix})))"
@@ -166,7 +166,7 @@ def _own_text(draw: Drawing, column: Mapping[str, Any], text: str, suffix: str) 
 
 
 def _unique(draw: Drawing, column: Mapping[str, Any]) -> str | None:
-    """A value of its own for every row; None for kinds that it is not known how to."""
+    """Return a different value for every row; None for types without a rule."""
     kind, bounds = column["type"], _bounds(column)
     row = draw.reordered(column)
     if labels := column["labels"]:
@@ -190,7 +190,7 @@ def _unique(draw: Drawing, column: Mapping[str, Any]) -> str | None:
 
 
 def _numbered(kind: str, number: str) -> str | None:
-    """A value that a whole number decides, and another for each; None for kinds that it is not known how to."""
+    """Return a value for an integer, different for each one; None for types without a rule."""
     if kind in _NUMBERS:
         return number
     if kind in _TEXTS:
@@ -205,7 +205,7 @@ def _numbered(kind: str, number: str) -> str | None:
 
 
 def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
-    """A value of a column without most common values or a histogram, which wide ones have not; NULL at worst."""
+    """Return a value for a column without statistics, as wide columns are; NULL for types without a rule."""
     kind, drawn = column["type"], draw.uniform("plain", column["column"])
     number = f"floor({drawn} * 1000)::integer"
     text = f"rpad('value ' || {number}, greatest(9, {column['width']}), 'x')"
@@ -214,7 +214,7 @@ def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
     if kind in _TEXTS:
         return text
     if kind in _NUMBERS and kind not in _INTEGERS:
-        return f"({drawn} * 0.9)::numeric"  # few digits before the point may be allowed
+        return f"({drawn} * 0.9)::numeric"  # the type may allow few digits before the point
     return (
         {
             "boolean": f"{drawn} < 0.5",
@@ -233,7 +233,7 @@ def _plain(draw: Drawing, column: Mapping[str, Any]) -> str:
 
 
 def _elements(draw: Drawing, column: Mapping[str, Any]) -> str:
-    """An array in which each of the most common elements is as often as the statistics say."""
+    """Return an array that contains each of the most common elements with its frequency."""
     known = sorted(zip(column["element_frequencies"], column["elements"], strict=False), reverse=True)[:_ELEMENTS]
     if not known:
         return "'{}'"
@@ -246,19 +246,19 @@ def _elements(draw: Drawing, column: Mapping[str, Any]) -> str:
     )
 
 
-# Rows made up, in the server itself, to fit what the planner's statistics say about the source's.
+# Rows generated in the server itself, to fit the planner's statistics of the source.
 
-_WHOLE = 1000  # tables of no more rows are as large as they are there
-_SPARE = 3  # candidates for each row where some may not fit
-_GOLDEN = 0.6180339887  # multiples of it spread evenly
-_PLACE = '"perfkit place"'  # of a row among those that a key can refer to
+_WHOLE = 1000  # tables with at most this many rows keep their size
+_SPARE = 3  # candidates per row if some may not fit
+_GOLDEN = 0.6180339887  # its multiples modulo 1 spread evenly
+_PLACE = '"perfkit place"'  # the position of a row among those that a key can refer to
 
-Described = Mapping[str, Any]  # a row of the catalogue query that the name says
+Described = Mapping[str, Any]  # a row of a catalogue query
 
 
 @dataclass(frozen=True, slots=True)
 class ValueSource:
-    """What is known of the source's tables, keyed by their quoted names, and how many rows to make."""
+    """Catalogue data of the source's tables by quoted name, and the number of rows to generate."""
 
     tables: Mapping[str, Described]
     columns: Mapping[str, Sequence[Described]]
@@ -268,9 +268,9 @@ class ValueSource:
 
 
 def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: Callable[[str], None]) -> list[str]:
-    """Fill every table, parents first; returns what could not be kept, in words.
+    """Fill every table, parents first; return descriptions of what could not be kept.
 
-    Of the source only the catalogue is read, whose most common values and histogram bounds are real values.
+    Read only the catalogue of the source. Its most common values and histogram bounds are real values.
     """
     write.execute(catalog.get("copy_helpers").encode())
     source = _described(read, write, wanted)
@@ -283,7 +283,7 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
     later: list[tuple[str, Described]] = []
     filled: set[str] = set()
     for number, table in enumerate(order, 1):
-        progress(f"making up rows: {table} ({number} of {len(order)})")
+        progress(f"generating rows: {table} ({number} of {len(order)})")
         keys = [key for key in source.keys if key["child"] == table]
         later += [(table, key) for key in keys if not filled.issuperset(key["parents"])]
         earlier = [key for key in keys if filled.issuperset(key["parents"])]
@@ -296,7 +296,7 @@ def rows(read: Connection, write: Connection, wanted: int, seed: int, progress: 
 
 
 def _described(read: Connection, write: Connection, wanted: int) -> ValueSource:
-    # The bounds of a hash partition name the table by its number, so they are the copy's own.
+    # The bounds of a hash partition contain the table's oid, so they come from the copy.
     bounds = {row["table"]: row["bounds"] for row in catalog.rows(write, "copy_tables")}
     found = [row for row in catalog.rows(read, "copy_tables") if row["table"] in bounds]
     tables = {row["table"]: {**row, "bounds": bounds[row["table"]]} for row in found}
@@ -311,7 +311,7 @@ def _described(read: Connection, write: Connection, wanted: int) -> ValueSource:
 
 
 def _parents_first(source: ValueSource) -> list[str]:
-    """Tables after those they refer to; a circle is broken anywhere."""
+    """Return tables after those that they refer to; break a cycle anywhere."""
     order: list[str] = []
     left = list(source.tables)
     while left:
@@ -323,11 +323,11 @@ def _parents_first(source: ValueSource) -> list[str]:
 
 
 def _fill(write: Connection, source: ValueSource, table: str, keys: Sequence[Described], seed: int) -> list[str]:
-    """Insert the rows; what they do not meet and can be dropped is dropped and named."""
+    """Insert the rows; drop constraints that they violate, and return their names."""
     count = source.counts[table]
     if not count:
         return []
-    statement = f"INSERT INTO {table} SELECT FROM generate_series(1, {count})"  # rows of nothing
+    statement = f"INSERT INTO {table} SELECT FROM generate_series(1, {count})"  # a table without columns
     if source.columns[table]:
         statement = _insert(write, source, table, keys, seed)
     missing: list[str] = []
@@ -338,11 +338,11 @@ def _fill(write: Connection, source: ValueSource, table: str, keys: Sequence[Des
         except (psycopg.errors.CheckViolation, psycopg.errors.NotNullViolation) as error:
             missing.append(_drop_broken(write, table, error))
         except psycopg.Error as error:
-            raise ServerError(f"rows of {table} could not be made up: {first_line(error)}") from None
+            raise ServerError(f"rows of {table} could not be generated: {first_line(error)}") from None
 
 
 def _drop_broken(write: Connection, table: str, error: psycopg.Error) -> str:
-    """Drop the constraint that an error is about; returns its name in words."""
+    """Drop the constraint that an error names; return its description."""
     diag = error.diag
     owner: sql.Composable
     if diag.datatype_name:
@@ -361,11 +361,11 @@ def _drop_broken(write: Connection, table: str, error: psycopg.Error) -> str:
             found = write.execute(catalog.get("copy_check_owner"), [table, diag.constraint_name]).fetchone()
             owner = sql.SQL(found["table"] if found else table)
     write.execute(sql.SQL("ALTER {} {} {}").format(kind, owner, change))
-    return f"{name} of {where}, which made-up rows do not meet"
+    return f"{name} of {where}, which generated rows violate"
 
 
 def _insert(write: Connection, source: ValueSource, table: str, keys: Sequence[Described], seed: int) -> str:
-    """The statement that makes the rows up, from more candidates than are needed where some will not fit."""
+    """Return the statement that generates the rows, from extra candidates if some will not fit."""
     count, bounds, uniques = source.counts[table], source.tables[table]["bounds"], source.uniques[table]
     columns = {column["column"]: column for column in source.columns[table]}
     moduli = re.findall(r"satisfies_hash_partition\('\d+'::oid, (\d+),", bounds or "")
@@ -392,18 +392,18 @@ def _insert(write: Connection, source: ValueSource, table: str, keys: Sequence[D
         f"SELECT * FROM (SELECT *{numbered} FROM (SELECT {ROW}, {listed} "
         f"FROM (SELECT generate_series(1, {spread * spare}) AS {ROW}) made{joins}"
         f" WHERE {' AND '.join(['true', *filter(None, conditions)])}) candidate WHERE {bounds or 'true'}) numbered "
-        # A candidate that takes another's place is to lie there too, so that the rows keep their order.
+        # A candidate that replaces another one takes its position, so that the rows keep their order.
         f"WHERE true{first} ORDER BY {ROW} LIMIT {count}) chosen ORDER BY ({ROW} - 1) % {spread}, {ROW}"
     )
 
 
 def _name(what: str, number: int) -> str:
-    """An identifier that no column has."""
+    """Return an identifier that no column has."""
     return f'"perfkit {what} {number}"'
 
 
 def _number(unique: Described) -> str:
-    """How many rows up to this one a unique index would call the same."""
+    """Return the number of rows up to this one that a unique index considers equal."""
     keys = [f"({key})" for key in unique["columns"]]
     counted = [f"({unique['predicate']})"] if unique["predicate"] else []
     if not unique["nulls_equal"]:
@@ -425,7 +425,7 @@ class CopiedReference:
 def _reference(
     write: Connection, source: ValueSource, draw: Drawing, number: int, key: Described, taken: Mapping[str, str]
 ) -> CopiedReference:
-    """A row of the parent for each new one, in whose columns the values that are `taken` already agree."""
+    """Return a reference to a parent row for each new row; columns that are already `taken` must agree."""
     columns = {column["column"]: column for column in source.columns[key["child"]]}
     pairs = list(zip(key["columns"], key["parent_columns"], strict=True))
     shared = {parent: taken[name] for name, parent in pairs if name in taken}
@@ -440,7 +440,7 @@ def _reference(
             f" ON {_equal(groups, shared)} LEFT JOIN {_numbered_rows(key, by)} {p}"
             f" ON {_equal(p, shared)} AND {p}.{_PLACE} = 1 + floor({drawn} * {groups}.rows)::bigint"
         )
-        if condition:  # a key with a NULL in it refers to nothing
+        if condition:  # a key that contains NULL refers to no row
             condition = f"({' OR '.join([condition, *(f'{value} IS NULL' for value in shared.values())])})"
     else:
         join = f" LEFT JOIN {_numbered_rows(key)} {p} ON {p}.{_PLACE} = {_position(write, source, draw, key)}"
@@ -455,7 +455,7 @@ def _equal(alias: str, shared: Mapping[str, str]) -> str:
 
 
 def _numbered_rows(key: Described, by: str = "") -> str:
-    """The rows that a key can refer to, numbered from 1 in the order they lie in, by group if any."""
+    """Return the rows that a key can refer to, numbered from 1 in physical order, by group if given."""
     group = f"PARTITION BY {by} " if by else ""
     complete = " AND ".join(f"{column} IS NOT NULL" for column in key["parent_columns"])
     return (
@@ -465,7 +465,7 @@ def _numbered_rows(key: Described, by: str = "") -> str:
 
 
 def _position(write: Connection, source: ValueSource, draw: Drawing, key: Described) -> str:
-    """Which row of the parent a row refers to: some as often, and as many, as the child's statistics say."""
+    """Return the position of the parent row, with the frequencies and number of values of the child's statistics."""
     found = write.execute(f"SELECT count(*) AS n FROM {_numbered_rows(key)} p".encode()).fetchone()
     parents = (found or {"n": 0})["n"]
     ones = set(key["columns"])
@@ -484,7 +484,7 @@ def _position(write: Connection, source: ValueSource, draw: Drawing, key: Descri
     position = f"1 + floor(({level} + 0.5) * {parents} / {rest})::bigint"
     if not values or not parents:
         return position
-    # The same row where the parent has that very value, else any, but each another.
+    # The row with the same value if the parent has one, else any row, but a different one for each value.
     known = f"SELECT {parent}::text AS value, {_PLACE} AS n FROM {_numbered_rows(key)} p"
     numbers = write.execute(f"{known} WHERE {parent}::text = ANY ({draw.array(values)})".encode())
     same = {row["value"]: row["n"] for row in numbers}
@@ -494,9 +494,9 @@ def _position(write: Connection, source: ValueSource, draw: Drawing, key: Descri
 
 
 def _refer(write: Connection, source: ValueSource, table: str, key: Described, seed: int) -> None:
-    """Set the columns of a key to the table itself or to one that was filled later.
+    """Set the columns of a key that refers to the table itself or to a table that was filled later.
 
-    Within one table a row refers to an earlier one, so that there is no circle of rows.
+    Within one table a row refers to an earlier row, so that there is no cycle of rows.
     """
     fixed = {column for unique in source.uniques[table] for column in unique["columns"]}
     fixed |= {c for other in source.keys if other["child"] == table and other is not key for c in other["columns"]}

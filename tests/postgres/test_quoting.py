@@ -10,7 +10,7 @@ from scripts import run_all
 from perfkit.explain.facts import ask, candidate, predicates, quoted, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.databases import KEYWORDS
+from perfkit.postgres.sqltext import KEYWORDS
 from perfkit.postgres.embedded import EmbeddedServer
 
 QUOTED_BY_SERVER = "SELECT word, quote_ident(word) AS quoted FROM pg_get_keywords()"
