@@ -1,1 +1,5 @@
-"""Interleaved rounds of arms, into a bundle."""
+"""Interleaved rounds of arms, into a bundle.
+
+`selection` states what is measured, `experiment` runs it from start to end, `arms` provides databases and services,
+`block` sends one round per arm and scenario, `rounds` reads the bundle back.
+"""

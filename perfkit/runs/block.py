@@ -1,4 +1,4 @@
-"""A block: one round of every arm and the floor under every scenario, on fresh clones, in random order."""
+"""A block: one round of every arm and of the floor for every scenario, on fresh clones, in random order."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Progress = Callable[[str], None]
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 WARM_USERS = 5
 FLOOR_SQL = "SELECT 1"
-PGBENCH_ROWS = 1000  # of a query's parameters, at most, that pgbench goes round in
-PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # what a block spends its time on
+PGBENCH_ROWS = 1000  # maximum number of a query's parameter rows for pgbench, which repeats them
+PHASES = ("clones", "services", "state", "warm-up", "load", "scans")  # the parts of a block that are timed
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class BlockClock:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add what the body takes to a phase."""
+        """Add the time that the body takes to a phase."""
         start = perf_counter()
         try:
             yield
@@ -53,7 +53,7 @@ class BlockClock:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What blocks run on: the arms' databases and services, the workers, the null service, parameter rows."""
+    """What all blocks of a run share: databases and services, workers, the null service's URL, parameter rows."""
 
     chosen: Selection
     workbench: Workbench
@@ -68,9 +68,9 @@ class RunContext:
 
 
 class RunBlock:
-    """One block by its number, which with the seed, and what it is part `of`, decides its requests and its order.
+    """One block of the arms that can alternate; the floor is measured beside `before`.
 
-    It holds the arms that can alternate; the floor is measured beside `before`.
+    The seed, the block's number and `of` ("pilot" or "") decide its requests and their order.
     """
 
     def __init__(self, context: RunContext, number: int, arms: Sequence[Arm], first: int, of: str = "") -> None:
@@ -88,12 +88,13 @@ class RunBlock:
         self._around = Surroundings()
 
     def run(self, bundle: Bundle) -> int:
-        """Every round on a fresh state; each goes to the bundle, then the block's record. The rounds so far."""
+        """Run every round on a fresh state, into the bundle; return the number of rounds so far."""
         clock, workbench, arms = self._context.clock, self._context.workbench, self._arms
         self._say("cloning")
         with clock.timed("clones"):
             workbench.refresh_all(arms)
-            if workbench.private and not self._number:  # what touches the server's memory first lies better in it
+            # What touches the server's memory first lies better in it, so the first clones are read once and replaced.
+            if workbench.private and not self._number:
                 self._state()
                 workbench.refresh_all(arms)
         with clock.timed("services"):
@@ -105,16 +106,16 @@ class RunBlock:
             self._warm_up()
         with clock.timed("load"), self._around:
             for scenario in self._chosen.scenarios:
-                own = [arm for arm in arms if not scenario.arms or arm.name in scenario.arms]
-                floor = [None] if self._chosen.config.baseline() in own else []
+                takers: list[Arm | None] = [arm for arm in arms if not scenario.arms or arm.name in scenario.arms]
+                takers += [None] if self._chosen.config.baseline() in takers else []  # None: the floor
                 if scenario.alternate:
-                    self._alternating(scenario, [*own, *floor], bundle)
+                    self._alternating(scenario, takers, bundle)
                     continue
-                for chosen in self._order.sample([*own, *floor], len(own) + len(floor)):
-                    self._round(scenario, chosen, bundle)
+                for arm in self._order.sample(takers, len(takers)):
+                    self._round(scenario, arm, bundle)
         with clock.timed("scans"):
             end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
-        exact = workbench.private  # else others' scans are among them
+        exact = workbench.private  # otherwise the counters include other users' scans
         self._record(
             bundle,
             {
@@ -129,20 +130,20 @@ class RunBlock:
         return self._done
 
     def _record(self, bundle: Bundle, record: dict[str, Any]) -> None:
-        """Add to the bundle; what an earlier phase found about this block stays."""
+        """Add the block's record to the bundle, merged with the record of an earlier phase."""
         blocks = list(bundle.run["blocks"])
         if self._number < len(blocks):
             earlier = blocks[self._number]
-            joined_ = {k: {**earlier[k], **v} for k, v in record.items() if isinstance(v, dict)}
-            blocks[self._number] = {**earlier, **joined_, "seconds": earlier["seconds"] + record["seconds"]}
+            merged = {k: {**earlier[k], **v} for k, v in record.items() if isinstance(v, dict)}
+            blocks[self._number] = {**earlier, **merged, "seconds": earlier["seconds"] + record["seconds"]}
         else:
             blocks.append(record)
         bundle.update(blocks=blocks)
 
     def _warm_up(self) -> None:
-        """Fill caches and, in pools, statements' plans: as many requests of each kind as the arm asks for.
+        """Fill caches and the statement plans of pooled connections, with the arm's number of requests of each kind.
 
-        Their rows are drawn apart from the rounds', which must be the same in every arm.
+        Warm-up rows are drawn separately, because the rounds must use the same rows in every arm.
         """
         sent = {name for scenario in self._chosen.scenarios for name in scenario.send}
         for arm in self._arms:
@@ -166,7 +167,7 @@ class RunBlock:
         name = arm.name if arm else FLOOR
         self._say(f"{scenario.name} on {name}")
         usage: dict[str, dict[str, int]] = {}
-        target = arm or self._chosen.config.baseline()  # the floor of queries is measured there
+        target = arm or self._chosen.config.baseline()  # the floor of queries is measured on the baseline
         before = self._beside(scenario, arm)
         start, load = perf_counter(), None
         try:
@@ -187,7 +188,7 @@ class RunBlock:
         self._done += 1
 
     def _alternating(self, scenario: Scenario, arms: Sequence[Arm | None], bundle: Bundle) -> None:
-        """Every arm's round at once, the arms taking turns."""
+        """Run a round of every arm at once; the arms take turns, request by request."""
         self._say(f"{scenario.name} on {len(arms)} arms in turn")
         targets = {arm.name if arm else FLOOR: self._sql(arm, scenario) for arm in arms}
         loads: dict[str, list[Load]] = {name: [] for name in targets}
@@ -203,7 +204,7 @@ class RunBlock:
             except LoadError as error:
                 raise LoadError(f"block {self._number}, {scenario.name}: {error}") from None
             for name in targets:
-                counted = [number >= scenario.warm if own == name else None for own, number in order]
+                counted = [number >= scenario.warm if turn == name else None for turn, number in order]
                 loads[name].append(selected(load, counted))
         beside = [between(was, self._beside(scenario, arm)) for was, arm in zip(before, arms, strict=True)]
         for arm, facts, (name, parts) in zip(arms, beside, loads.items(), strict=True):
@@ -217,9 +218,10 @@ class RunBlock:
             self._done += 1
 
     def _query_round(self, scenario: Scenario, arm: Arm | None, usage: dict[str, dict[str, int]]) -> Load:
-        """In the closed model one query after the other, so that every scan the server counts has its query.
+        """Run a round of queries; return its samples and add each query's scans to `usage`.
 
-        That is in `usage`, as it is where a round has but one query.
+        In the closed model queries run one after the other, so that every scan that the server counts belongs to a
+        known query. In the open model and with pgbench, that holds only for a round with a single query.
         """
         closed = not (scenario.rate or scenario.pgbench)
         parts = [scenario.model_copy(update={"send": (item,)}) for item in scenario.send] if closed else [scenario]
@@ -235,7 +237,7 @@ class RunBlock:
         return combined(loads)
 
     def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
-        """What was sent to something that perfkit did not start; how often is unknown of a round broken off."""
+        """Record in the audit what was sent to a foreign target; after an abort the number of requests is unknown."""
         texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
         sent = sum(n for (_, outcome), n in load.counts().items() if outcome != DROPPED) if load else None
@@ -254,7 +256,9 @@ class RunBlock:
 
     def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
         database = self._context.workbench.database(arm or self._chosen.config.baseline())
-        assert database and isinstance(database.site, embedded.EmbeddedServer)  # what pgbench is kept to
+        assert database and isinstance(
+            database.site, embedded.EmbeddedServer
+        )  # `pgbench.require` refuses other servers
         work: list[ScriptQuery | Path] = list(scenario.script)
         if arm is None:
             work = [ScriptQuery(item, FLOOR_SQL) for item in scenario.items]
@@ -269,7 +273,7 @@ class RunBlock:
         return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
 
     def _searched(self, scenario: Scenario, search: RateSearch, name: str, target: Target, seed: str) -> Load:
-        """Steps of the open model towards the highest rate that holds; only the samples of that step count."""
+        """Search for the highest rate that holds, step by step; only the samples of that step count."""
         steps: list[SearchStep] = []
         loads: list[Load] = []
         assert scenario.rate
@@ -282,16 +286,16 @@ class RunBlock:
         return combined_steps(loads, steps, is_open_ended(search, steps))
 
     def _beside(self, scenario: Scenario, arm: Arm | None) -> Mapping[str, float]:
-        """What server and machine have counted so far; the floor of requests touches no server."""
-        own = arm or (self._chosen.config.baseline() if self._chosen.is_sql(scenario) else None)
-        return self._around.read(self._context.workbench.database(own) if own else None)
+        """Return what server and machine have counted so far; the floor of HTTP requests uses no server."""
+        target = arm or (self._chosen.config.baseline() if self._chosen.is_sql(scenario) else None)
+        return self._around.read(self._context.workbench.database(target) if target else None)
 
     def _count(self, arm: str, load: Load) -> None:
-        """Requests that were answered as expected: each of them ran its statements."""
+        """Count successful requests: each of them ran its statements."""
         self._answered[arm].update({item: n for (item, outcome), n in load.counts().items() if outcome == OK})
 
     def _message(self, arm: str, item: str) -> Message:
-        """The next request or query of that name; the floor gets the same, addressed to nobody."""
+        """Return the next request or query of a name; the floor sends the same request to the null service."""
         draw, chosen = self._draws[arm], self._chosen
         if item in chosen.requests:
             message = http_message(chosen.requests[item], _drawn(draw, chosen.requests[item].parameters))
@@ -328,10 +332,10 @@ class RunBlock:
         return http_target(base, limit, service.health, address=address, limits=caps)
 
     def _state(self) -> dict[str, dict[str, dict[str, int]]]:
-        """By arm its tables' sizes.
+        """Return the sizes of each arm's tables.
 
-        Counting rows is also what reads the tables into the server's memory, in an order drawn for every block: where
-        they come to lie there makes scans faster or slower.
+        Counting rows also reads the tables into the server's memory. The position there makes scans faster or slower,
+        so the order of the arms is drawn anew for every block.
         """
         order = random.Random(f"{self._chosen.options.seed}/{self._of}{self._number}/memory")
         return {arm.name: self._sizes(arm) for arm in order.sample(self._arms, len(self._arms))}
@@ -361,10 +365,10 @@ class RunBlock:
 
 
 def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:
-    """The next parameter row; an empty one for what has no source."""
+    """Return the next parameter row, or an empty one if there is no source."""
     return draw(source) if source else {}
 
 
 def _minus(counts: Mapping[str, int], *others: Mapping[str, int]) -> dict[str, int]:
-    """Counts less those that came before or belong elsewhere."""
+    """Return the counts minus all others."""
     return {name: count - sum(other.get(name, 0) for other in others) for name, count in counts.items()}

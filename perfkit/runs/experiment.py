@@ -1,6 +1,6 @@
-"""A run from start to end: targets, data, arms, plans, checks, blocks; into a bundle as it goes.
+"""A run from start to end: targets, data, arms, plans, checks, blocks; the bundle grows as the run goes.
 
-Setting up, cloning and resetting services happen between rounds; nothing but load happens inside one.
+Set-up, cloning and resetting services happen between rounds; inside a round there is only load.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from perfkit.runs.selection import Selection, fitted
 from perfkit.runs.service import CheckResult, RelaySpec, run_checks
 from perfkit.runs.targets import LOADED, Targets, admitted, caps
 
-WORKERS = 16  # at most
+MAX_WORKERS = 16
 NULL = {"item": "null", "method": "GET", "path": "/", "json": None, "expect": [200]}
 
 
@@ -50,11 +50,11 @@ def measure(
     targets: Targets | None = None,
     workbench: Workbench | None = None,
 ) -> Bundle:
-    """Run the experiment into a new bundle in `folder`, on `targets`, without which nothing foreign is used.
+    """Run the experiment into a new bundle in `folder`; without `targets`, no foreign target is used.
 
-    With a `workbench` that the caller opened (see `open_workbench`), its databases are used and stay.
-    Whatever happens, the bundle stays readable and says how far it came, and nothing is left running.
-    Raises PerfkitError; Interrupted when the user stopped it.
+    A `workbench` that the caller opened (see `open_workbench`) is used and stays open. Whatever happens, the bundle
+    stays readable and states how far the run came, and nothing is left running.
+    Raises PerfkitError, and Interrupted if the user stopped the run.
     """
     targets = targets or admitted(chosen.config, chosen.arms, Permission())
     experiment = Experiment(chosen, targets, progress)
@@ -66,8 +66,8 @@ def measure(
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
         raise Interrupted(f"stopped; what was measured so far is in {folder}") from None
     except PerfkitError as error:
-        said = {"message": redact_home(str(error)), "error": type(error).__name__}
-        bundle.update(status="failed", finished=_now(), **said)
+        failure = {"message": redact_home(str(error)), "error": type(error).__name__}
+        bundle.update(status="failed", finished=_now(), **failure)
         raise
     except BaseException as error:
         bundle.update(status="failed", finished=_now(), message=redact_home(f"{type(error).__name__}: {error}"))
@@ -78,7 +78,7 @@ def measure(
 
 
 def open_workbench(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Workbench:
-    """The targets, opened, and the workbench for a run, which is a context manager.
+    """Connect to the targets; return the workbench of a run, a context manager.
 
     Raises ServerError, TargetRefused.
     """
@@ -91,13 +91,13 @@ def open_workbench(chosen: Selection, targets: Targets, audit: Audit, progress: 
 
 
 class Experiment:
-    """One run of a selection on its targets; everything random comes from its seed."""
+    """One run of a selection on its targets; the seed decides everything random."""
 
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
         self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, BlockClock()
 
     def run(self, bundle: Bundle, workbench: Workbench | None = None) -> None:
-        """Set up, then phase by phase: prepare the arms, check them, measure every block."""
+        """Set up; then, phase by phase, prepare the arms, check them and measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
             audit = Audit(bundle.path / "audit.jsonl")
@@ -118,7 +118,7 @@ class Experiment:
                 self._require_headroom(workbench, arms)
                 with workbench.phase(arms):
                     self._prepare(context, arms, bundle)
-                    if first == 0:  # the plans of `before` tell how long a query takes
+                    if first == 0:  # the plans of `before` show how long a query takes
                         took = self._took(arms, bundle)
                         context = replace(context, chosen=self._fitted(took, bundle), took=took)
                         self._calibrate(context, bundle)
@@ -128,7 +128,7 @@ class Experiment:
                         bundle.update(timings=dict(clock.seconds))
 
     def check(self) -> dict[str, list[CheckResult]]:
-        """Only the functional checks, by arm."""
+        """Run only the functional checks; return their results by arm."""
         chosen = self._chosen
         with ExitStack() as stack:
             stack.enter_context(alone(self._progress))
@@ -139,16 +139,19 @@ class Experiment:
             pool = stack.enter_context(WorkerPool(process.cores(), workbench.require_alive))
             limits = caps(chosen.config, self._targets)
             context = RunContext(chosen, workbench, pool, "", rows, {}, limits, audit, self._clock, self._progress)
-            found: dict[str, list[CheckResult]] = {}
+            results: dict[str, list[CheckResult]] = {}
             for arms in workbench.phases(chosen.arms):
                 with workbench.phase(arms):
                     for arm in arms:
                         workbench.prepare(arm)
-                    found |= self._checks(context, arms)
-            return found
+                    results |= self._checks(context, arms)
+            return results
 
     def _planned(self, context: RunContext, arms: Sequence[Arm], bundle: Bundle) -> RunContext:
-        """With the blocks that a pilot's spread asks for, where that is wanted; the pilot is not used again."""
+        """Return the context with the number of blocks that a pilot's spread requires, if that was asked for.
+
+        The pilot's rounds are not part of the run.
+        """
         options = context.chosen.options
         if not options.plan_for:
             return context
@@ -170,12 +173,12 @@ class Experiment:
         return replace(context, chosen=replace(context.chosen, options=replace(options, blocks=blocks)))
 
     def _most_workers(self) -> int:
-        """As many as could help: beyond two a core they only take turns."""
+        """Return the number of workers that could help: beyond two a core, workers only wait for each other."""
         users = max((scenario.users for scenario in self._chosen.scenarios), default=1)
-        return min(2 * process.cores(), users, WORKERS)
+        return min(2 * process.cores(), users, MAX_WORKERS)
 
     def _calibrate(self, context: RunContext, bundle: Bundle) -> None:
-        """Go on with the workers that this machine is fastest with; the trials are kept in the bundle."""
+        """Reduce the pool to the number of workers with which this machine is fastest; the bundle keeps the trials."""
         pool, workbench, chosen = context.pool, context.workbench, self._chosen
         trials: tuple[CalibrationTrial, ...] = ()
         with self._clock.timed("workers"):
@@ -191,7 +194,7 @@ class Experiment:
         bundle.update(workers=len(pool), calibration=[asdict(trial) for trial in trials])
 
     def _set_up(self, workbench: Workbench, bundle: Bundle) -> Rows:
-        """The base database and the parameter rows."""
+        """Make the base database; return the parameter rows."""
         chosen, clock = self._chosen, self._clock
         with clock.timed("data"):
             self._progress(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
@@ -216,11 +219,11 @@ class Experiment:
 
     def _rows(self, base: Database | None) -> Rows:
         seed = str(self._chosen.options.seed)
-        found = self._chosen.config.parameters.items()
-        return {name: selection.rows(name, source, base, seed) for name, source in found}
+        sources = self._chosen.config.parameters.items()
+        return {name: selection.rows(name, source, base, seed) for name, source in sources}
 
     def _require_headroom(self, workbench: Workbench, arms: Sequence[Arm]) -> None:
-        """Refuse a burst that would take a foreign server's last connections."""
+        """Raise TargetRefused if a burst would take a foreign server's last connections."""
         users = max((s.users for s in self._chosen.scenarios), default=1)
         database = self._chosen.config.database
         if database is None or database.way not in LOADED:
@@ -229,17 +232,17 @@ class Experiment:
             headroom(external, users)
 
     def _prepare(self, context: RunContext, arms: Sequence[Arm], bundle: Bundle) -> None:
-        """The arms with their indexes, the plan of every query on each, and their checks."""
+        """Prepare the arms with their indexes, capture the plan of every query on each, and run their checks."""
         for arm in arms:
             self._progress(f"preparing {arm.name}")
             facts = self._facts(context.workbench, arm, context.rows, bundle)
             bundle.update(arms={**bundle.run["arms"], arm.name: facts})
-        found = self._checks(context, arms)
-        done = {arm: [check.as_dict() for check in own] for arm, own in found.items()}
-        bundle.update(checks={**bundle.run["checks"], **done})
+        results = self._checks(context, arms).items()
+        records = {arm: [result.as_dict() for result in of_arm] for arm, of_arm in results}
+        bundle.update(checks={**bundle.run["checks"], **records})
 
     def _took(self, arms: Sequence[Arm], bundle: Bundle) -> dict[tuple[str, str], float]:
-        """What one execution took when the plan was captured, in ms, by arm and query: the least of the same plan."""
+        """Return a query's execution time at the capture of its plan, in ms, by arm: the shortest of equal plans."""
         keys = [(arm.name, query.name) for arm in arms for query in self._chosen.queries_on(arm)]
         plans = {key: read_plan(plan) for key in keys if (plan := bundle.plan(*key)) is not None}
         alike = {key: (key[1], fingerprint(plan)) for key, plan in plans.items()}
@@ -249,7 +252,7 @@ class Experiment:
         return {key: least[alike[key]] for key in plans}
 
     def _fitted(self, took: Mapping[tuple[str, str], float], bundle: Bundle) -> Selection:
-        """The selection with rounds that do not last longer than they should."""
+        """Return the selection with fewer requests in rounds that would exceed their time."""
         before = self._chosen.config.baseline().name
         chosen = fitted(self._chosen, {query: ms for (arm, query), ms in took.items() if arm == before})
         bundle.update(scenarios=chosen.describe()["scenarios"])
@@ -283,7 +286,7 @@ class Experiment:
         }
 
     def _plan(self, database: Database, text: str, rows: Sequence[Any]) -> Capture:
-        """EXPLAIN ANALYZE of a query with the parameters of most; on a foreign server only what harms nothing."""
+        """Run EXPLAIN ANALYZE with typical parameters; on a foreign server only if the query is harmless."""
         typical = typical_parameters(database.session, text, rows) if rows else None
         config = self._chosen.config
         allowed = config.database.volatile if config.database else ()
@@ -291,20 +294,20 @@ class Experiment:
         return guarded(database.site, database.session, text, typical, options, allowed)
 
     def _checks(self, context: RunContext, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
-        """Functional checks and compared rows of every arm but the control, on clones that no round will use."""
+        """Check the rewrites and the service of every arm except the control, on clones that no round uses."""
         checked = [arm for arm in arms if arm.role != "control"]
-        found: dict[str, list[CheckResult]] = {arm.name: [] for arm in checked}
+        results: dict[str, list[CheckResult]] = {arm.name: [] for arm in checked}
         with self._clock.timed("checks"):
             self._progress("checks")
             for arm in checked:
-                found[arm.name] += self._same_rows(context, arm)
+                results[arm.name] += self._same_rows(context, arm)
             if self._chosen.config.service and self._chosen.config.check:
                 for arm in checked:
                     context.workbench.refresh(arm)
                 context.workbench.serve(checked)
                 for arm in checked:
-                    found[arm.name] += self._functional(context, arm)
-        return {arm: own for arm, own in found.items() if own}
+                    results[arm.name] += self._functional(context, arm)
+        return {arm: of_arm for arm, of_arm in results.items() if of_arm}
 
     def _functional(self, context: RunContext, arm: Arm) -> list[CheckResult]:
         config = self._chosen.config
@@ -322,7 +325,7 @@ class Experiment:
                 context.audit.load(name, "functional checks", arm.name, asked, None, perf_counter() - start)
 
     def _same_rows(self, context: RunContext, arm: Arm) -> list[CheckResult]:
-        """Whether each rewritten query returns the rows of the one it replaces."""
+        """Check that each rewritten query returns the rows of the query that it replaces."""
         results = []
         for name in arm.rewrite:
             database, _ = context.workbench.prepare(arm)
@@ -341,7 +344,7 @@ class Experiment:
 
 @contextmanager
 def _null_service() -> Iterator[str]:
-    """A service that does nothing, for the floor; yields where it answers."""
+    """Run the null service, for the floor; yield its URL."""
     process = spawn([*MODULE, "perfkit.load.http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout

@@ -1,4 +1,4 @@
-"""What is chosen to run, and where its parameters come from."""
+"""The selection: what one run measures of a configuration, and where its parameter rows come from."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from perfkit.postgres.databases import Database
 from perfkit.postgres.index_builds import index_names
 from perfkit.postgres.sqltext import comment, read
 
-LIMIT = 5000  # rows of a source that a run uses at most
+LIMIT = 5000  # maximum number of rows of a source that a run uses
 
 Row = Mapping[str, Any]
 
 
-def rows(name: str, source: Path | Generator, place: Database | None, seed: str) -> list[Row]:
-    """The rows of one source. Raises UsageError where it gives none."""
+def rows(name: str, source: Path | Generator, database: Database | None, seed: str) -> list[Row]:
+    """Return the rows of a source. Raises UsageError if it has none."""
     if isinstance(source, Generator):
         return generated(source, f"{seed}/{name}")
     if source.suffix.lower() == ".csv":
-        return _lines(source)
-    if place is None:
+        return _csv_rows(source)
+    if database is None:
         raise UsageError(f"{source}: a SELECT needs a [database]; expected a CSV file or a generator")
-    return list(databases.fetched(place.site, place.name, source, LIMIT))
+    return list(databases.fetched(database.site, database.name, source, LIMIT))
 
 
 def generated(source: Generator, seed: str) -> list[Row]:
-    """Rows whose values the seed alone decides; dates and UUIDs as text."""
+    """Return rows whose values the seed alone decides, with dates and UUIDs as text."""
     draw = Random(seed)
     return [{name: _value(column, draw) for name, column in source.columns.items()} for _ in range(source.rows)]
 
@@ -59,33 +59,33 @@ def _value(column: ParameterColumn, draw: Random) -> Any:
     return str(UUID(int=draw.getrandbits(128), version=4))
 
 
-def _lines(path: Path) -> list[Row]:
-    """Every value as text; an empty one is NULL."""
+def _csv_rows(path: Path) -> list[Row]:
+    """Return the rows of a CSV file: every value as text, an empty one as NULL."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            header, found = reader.fieldnames or [], list(islice(reader, LIMIT))
+            header, lines = reader.fieldnames or [], list(islice(reader, LIMIT))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read ({error}); expected CSV in UTF-8 with a header line") from None
-    if not found:
+    if not lines:
         raise UsageError(f"{path}: gave no rows; expected a header line and at least one set of parameters")
     if len(set(header) - {""}) != len(header):
-        raise UsageError(f"{path}: a column twice or without a name; expected a name for each in the first line")
-    if any(None in row or None in row.values() for row in found):
+        raise UsageError(
+            f"{path}: a column has no name or the name of another; expected a name for each column in the first line"
+        )
+    if any(None in row or None in row.values() for row in lines):
         raise UsageError(f"{path}: lines of different lengths; expected a value for every column")
-    return [{name: value or None for name, value in row.items()} for row in found]
+    return [{name: value or None for name, value in row.items()} for row in lines]
 
-
-# What one run is: a configuration and the options that choose from it, checked before anything starts.
 
 MAX_RTT_MS = 10_000
-MIN_BLOCKS = 6  # fewer could settle no comparison
-OWN = ("made", *COPIES)  # ways that end in a server which perfkit starts
+MIN_BLOCKS = 6  # with fewer, no comparison can be decided
+OWN_SERVER_WAYS = ("made", *COPIES)  # ways in which perfkit starts the server of the arms
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """What one run varies; empty means the configuration's own."""
+    """The options of one run; an empty one leaves the configuration's value."""
 
     profile: str = "standard"
     scale: str = ""
@@ -95,18 +95,21 @@ class RunSpec:
     postgres: int = 0
     arms: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
-    config: str = ""  # the file, as it was named
+    config: str = ""  # the configuration file as the user named it
     blocks: int = 0
-    alone: bool = False  # one arm, compared with nothing: see `alone`
+    alone: bool = False  # one arm without a comparison, see `alone`
     p95_ms: float | None = None
     error_rate: float | None = None
-    plan_for: float = 0.0  # percent: as many blocks as a pilot asks for, to find a change by so much
-    max_minutes: float = 15.0  # that these may take
+    plan_for: float = 0.0  # the change in percent that must be found; a pilot plans the blocks for it
+    max_minutes: float = 15.0  # maximum duration of the planned blocks
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a configuration that one run measures. Raises UsageError for what it does not know."""
+    """The part of a configuration that one run measures, checked before anything starts.
+
+    Raises UsageError if an option names what the configuration lacks or contradicts it.
+    """
 
     config: Config
     options: RunSpec
@@ -114,12 +117,14 @@ class Selection:
     def __post_init__(self) -> None:
         _choice("profile", self.options.profile, self.config.profiles)
         least = 1 if self.options.alone else MIN_BLOCKS
-        if self.options.blocks and self.options.blocks < least and not self.options.plan_for:  # of a pilot
+        if (
+            self.options.blocks and self.options.blocks < least and not self.options.plan_for
+        ):  # a pilot plans the blocks
             raise UsageError(f"blocks = {self.options.blocks}; expected {least} or more")
         database = self.config.database
         made = database is not None and bool(database.prepare)
         if self.options.scale and not made:
-            raise UsageError(f"scale '{self.options.scale}'; expected none, for the data is not perfkit's")
+            raise UsageError(f"scale '{self.options.scale}'; expected none, because the data is not perfkit's")
         _choice("scale", self.scale, database.scales if database and database.scales else {self.scale: {}})
         if self.config.baseline() not in self.arms:
             chosen = ", ".join(self.options.arms)
@@ -127,46 +132,46 @@ class Selection:
         _chosen("scenario", self.options.scenarios, self.config.scenario)
         service = self.config.service
         if service and service.port and len(self.arms) > 1:
-            raise UsageError(f"service.port = {service.port}; expected 0, for each arm has a service of its own")
+            raise UsageError(f"service.port = {service.port}; expected 0, because each arm has a service of its own")
         if self.postgres not in (16, 18):
             raise UsageError(f"postgres = {self.postgres}; expected 16 or 18")
         if not 0 <= self.options.rtt_ms <= MAX_RTT_MS:
             raise UsageError(f"rtt_ms = {self.options.rtt_ms:g}; expected 0 to {MAX_RTT_MS} milliseconds")
         if self.options.rtt_ms and not (service and service.command and self.on_own_server):
             raise UsageError(
-                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, for there is no service of perfkit's to put it before"
+                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, because perfkit starts no service to delay"
             )
-        _ = self.sql, self.rewrites, self.expected_indexes  # files that cannot be read are found now
+        _ = self.sql, self.rewrites, self.expected_indexes  # raises here if a file cannot be read
         for scenario in self.scenarios:
             if scenario.pgbench:
                 pgbench.require(scenario, foreign=not self.on_own_server)
         if not 0 <= self.options.plan_for < 100 or not 0 < self.options.max_minutes < 10_000:
-            given = f"plan_for = {self.options.plan_for:g}, max_minutes = {self.options.max_minutes:g}"
-            raise UsageError(f"{given}; expected a percentage under 100, and minutes")
+            options = f"plan_for = {self.options.plan_for:g}, max_minutes = {self.options.max_minutes:g}"
+            raise UsageError(f"{options}; expected a percentage under 100, and minutes")
         if self.options.plan_for and (self.options.alone or len(self.arms) < 2 or self.config.sequential):
-            raise UsageError(f"plan_for = {self.options.plan_for:g}; expected arms that are compared and take turns")
+            raise UsageError(f"plan_for = {self.options.plan_for:g}; expected arms that are compared and alternate")
         if self.options.connect_rtts < 1:
             raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
 
     @property
     def blocks(self) -> int:
-        """How many blocks are measured: those of the profile, unless a number is given."""
+        """The number of blocks: from the options, else from the profile."""
         return self.options.blocks or self.config.profiles[self.options.profile]
 
     @property
     def scale(self) -> str:
-        """The name of the data's size."""
+        """The name of the data's scale."""
         database = self.config.database
         return self.options.scale or (database.scale if database and database.prepare else "")
 
     @property
     def preset(self) -> str:
-        """The name of the set-up that this run has, however its options were given; "" where it has none."""
+        """The name of the preset that equals this run's options; "" if none does."""
         options, database = self.options, self.config.database
-        own = (self.scale, options.rtt_ms, options.connect_rtts)
+        setup = (self.scale, options.rtt_ms, options.connect_rtts)
         usual = database.scale if database and database.prepare else ""
-        found = (n for n, p in self.config.presets.items() if (p.scale or usual, p.rtt_ms, p.connect_rtts) == own)
-        return next(found, "")
+        names = (n for n, p in self.config.presets.items() if (p.scale or usual, p.rtt_ms, p.connect_rtts) == setup)
+        return next(names, "")
 
     @property
     def postgres(self) -> int:
@@ -200,13 +205,13 @@ class Selection:
 
     @cached_property
     def expected_indexes(self) -> dict[str, list[str]]:
-        """By arm, the names of the indexes that its file promises and that are there when it is measured."""
-        kept = {arm.name: arm.indexes for arm in self.arms if not arm.rolled_back}
-        return {arm.name: index_names(path) if (path := kept.get(arm.name)) else [] for arm in self.arms}
+        """By arm, the names of the indexes that exist while the arm is measured."""
+        paths = {arm.name: arm.indexes for arm in self.arms if not arm.rolled_back}
+        return {arm.name: index_names(path) if (path := paths.get(arm.name)) else [] for arm in self.arms}
 
     @property
     def changes(self) -> dict[str, list[str]]:
-        """By arm, in what it is prepared otherwise than the baseline; the warm-up is no part of a change."""
+        """By arm, the configuration keys that differ from the baseline; the warm-up is not part of a change."""
         before = self.config.baseline().prepared()
         return {
             arm.name: [key for key, value in arm.prepared().items() if key != "warmup" and value != before[key]]
@@ -215,30 +220,30 @@ class Selection:
 
     @cached_property
     def rewrites(self) -> dict[tuple[str, str], str]:
-        """By arm and query, the text of the arm's own version of it."""
+        """By arm and query, the text of the arm's own version of the query."""
         return {(arm.name, query): read(file) for arm in self.arms for query, file in arm.rewrite.items()}
 
     def text(self, arm: str, query: str) -> str:
-        """What an arm sends for a query."""
+        """Return the text that an arm sends for a query."""
         return self.rewrites.get((arm, query), self.sql[query])
 
     @property
     def on_own_server(self) -> bool:
         """Whether the arms are on a server that perfkit starts."""
-        return self.config.database is not None and self.config.database.way in OWN
+        return self.config.database is not None and self.config.database.way in OWN_SERVER_WAYS
 
     def queries_on(self, arm: Arm) -> list[Query]:
-        """The queries whose plans on an arm are captured: not those that only other arms are sent."""
+        """Return the queries whose plans are captured on an arm: not those that only other arms receive."""
         others = {q for s in self.scenarios if s.arms and arm.name not in s.arms for q in s.send}
-        own = {q for s in self.scenarios if not s.arms or arm.name in s.arms for q in s.send}
-        return [query for query in self.config.query if query.plan and query.name not in others - own]
+        sent = {q for s in self.scenarios if not s.arms or arm.name in s.arms for q in s.send}
+        return [query for query in self.config.query if query.plan and query.name not in others - sent]
 
     def is_sql(self, scenario: Scenario) -> bool:
-        """Whether a scenario goes to the database rather than the service."""
+        """Return whether a scenario goes to the database, not to the service."""
         return bool(scenario.script) or scenario.send[0] in self.queries
 
     def describe(self) -> dict[str, Any]:
-        """What `run.json` says before anything ran."""
+        """Return the content of `run.json` before anything ran."""
         return {
             "perfkit": process.packages().get("perfkit", ""),
             "title": self.config.title,
@@ -272,7 +277,9 @@ class Selection:
                     "need": True,
                     "worth": True,
                     "release": True,
-                    **({} if any(arm.rolled_back for arm in self.arms) else {"claim": True}),  # of a change that stays
+                    **(
+                        {} if any(arm.rolled_back for arm in self.arms) else {"claim": True}
+                    ),  # a claim is about a change that stays
                     "request": {"__all__": {"name", "runs", "expect"}},
                 },
             ),
@@ -284,7 +291,7 @@ class Selection:
         }
 
     def command(self) -> str:
-        """The command that runs the same again."""
+        """Return the command that repeats this run."""
         options = self.options
         parts = [
             f"perfkit {'measure' if options.alone else 'report'}",
@@ -304,21 +311,21 @@ class Selection:
 
 
 def alone(config: Config, options: RunSpec) -> Selection:
-    """The selection of one arm and the scenarios that are run on it, compared with nothing.
+    """Return the selection of one arm and its scenarios, without a comparison.
 
-    Without a name it is the last `after` arm, which is what would be deployed, or else `before`. It takes the
-    place of `before`, as whose the floor is measured. Thresholds of the options replace those of the
-    configuration. Raises UsageError.
+    Without a name, the arm is the last `after` arm, which would be deployed, else `before`. It takes the role of
+    `before`, beside which the floor is measured. Thresholds of the options replace those of the configuration.
+    Raises UsageError.
     """
     arms = _chosen("arm", options.arms, config.arm) if options.arms else _deployed(config)
     if len(arms) > 1:
-        raise UsageError(f"arms: {', '.join(arm.name for arm in arms)}; expected one, for nothing is compared")
+        raise UsageError(f"arms: {', '.join(arm.name for arm in arms)}; expected one, because nothing is compared")
     arm: Arm = arms[0].model_copy(update={"role": "before"})
     scenarios = tuple(s for s in config.scenario if not s.arms or arm.name in s.arms)
     if not scenarios:
-        raise UsageError(f"arm '{arm.name}': no scenario is run on it; expected one at least")
-    given = {"p95_ms": options.p95_ms, "error_rate": options.error_rate}
-    thresholds = {name: value for name, value in given.items() if value is not None}
+        raise UsageError(f"arm '{arm.name}': no scenario runs on this arm; expected at least one")
+    limits = {"p95_ms": options.p95_ms, "error_rate": options.error_rate}
+    thresholds = {name: value for name, value in limits.items() if value is not None}
     if options.p95_ms is not None and not 0 < options.p95_ms < math.inf:
         raise UsageError(f"p95_ms = {options.p95_ms:g}; expected more than 0 milliseconds")
     if options.error_rate is not None and not 0 <= options.error_rate <= 1:
@@ -332,13 +339,15 @@ def _deployed(config: Config) -> list[Arm]:
 
 
 def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
-    """The same with fewer requests in scenarios whose rounds would last longer than they should.
+    """Return the selection with fewer requests in scenarios whose rounds would exceed their time.
 
-    `took_ms` is what one execution of each query took alone; more users than cores wait for one another.
+    `took_ms` is the time of one execution of each query by itself; more users than cores wait for each other.
     """
 
     def fit(scenario: Scenario) -> Scenario:
-        if scenario.alternate or scenario.rate or scenario.pgbench:  # each arm by what it takes itself, or by time
+        if (
+            scenario.alternate or scenario.rate or scenario.pgbench
+        ):  # these are limited by each arm's own time, or by a duration
             return scenario
         each = sum(took_ms.get(name, 0.0) for name in scenario.send) / 1000
         alone = each * scenario.batches * max(1.0, scenario.users / process.cores())
@@ -351,9 +360,9 @@ def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
 
 
 def _shown(path: str) -> str:
-    """A path as a report may show it: below the working folder, else its name alone."""
-    found = Path(path).resolve()
-    return str(found.relative_to(Path.cwd())) if found.is_relative_to(Path.cwd()) else found.name
+    """Return a path as a report may show it: relative if it is below the working folder, else the file name."""
+    full = Path(path).resolve()
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else full.name
 
 
 def _choice(what: str, name: str, known: Mapping[str, Any]) -> Any:

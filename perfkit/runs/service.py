@@ -27,7 +27,7 @@ from perfkit.load.schedule import Batch, Draw, Message, Row, fill, http_message
 
 
 class Service:
-    """One launched service; the database it uses is in its environment as `PERFKIT_DATABASE`."""
+    """A service that perfkit starts; the environment variable `PERFKIT_DATABASE` names its database."""
 
     def __init__(self, name: str, spec: config.ServiceConfig, values: Mapping[str, str], conninfo: str) -> None:
         self._name, self._spec = name, spec
@@ -38,7 +38,7 @@ class Service:
 
     @property
     def base(self) -> str:
-        """Where the service answers, without a path."""
+        """The URL of the service, without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -54,7 +54,7 @@ class Service:
         self.stop()
 
     def launch(self) -> None:
-        """Start the process. Raises ServiceError where its port or command cannot be used."""
+        """Start the process. Raises ServiceError if its port or command cannot be used."""
         self.port, self._stale = self._spec.port or _free_port(), None
         if self._spec.port and not _is_free(self._spec.port):
             raise ServiceError(f"{self._name}: port {self._spec.port} is in use; expected a free one (0 finds one)")
@@ -66,7 +66,9 @@ class Service:
                 f"{self._name}: service.command uses {{{error.args[0]}}}; expected a value for it"
             ) from None
         except ValueError as error:
-            raise ServiceError(f"{self._name}: service.command: {error}; literal braces are doubled") from None
+            raise ServiceError(
+                f"{self._name}: service.command: {error}; expected literal braces to be doubled"
+            ) from None
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         environment = {**os.environ, "PERFKIT_DATABASE": self._conninfo}
         try:
@@ -80,11 +82,11 @@ class Service:
             ) from None
 
     def wait(self) -> None:
-        """Return when the health path answers 200. Raises ServiceError with the service's last words."""
+        """Wait until the health path answers 200. Raises ServiceError with the last line of the service's output."""
         deadline = monotonic() + self._spec.start_timeout_s
         while self._health() in (None, self._stale) or not self._runs():
             if not self._runs():
-                raise ServiceError(f"{self._name}: the service ended while starting: {self._last_words()}")
+                raise ServiceError(f"{self._name}: the service ended while starting: {self._last_line()}")
             if monotonic() > deadline:
                 raise ServiceError(
                     f"{self._name}: {self._spec.health} did not answer 200 within {self._spec.start_timeout_s:g} s"
@@ -92,10 +94,10 @@ class Service:
             sleep(0.01)
 
     def reset(self) -> None:
-        """Forget every connection: by SIGHUP where the service knows it, else by a new process.
+        """Make the service drop its connections: by SIGHUP if the service supports it, else by a new process.
 
-        Returns at once; `wait` tells when the service is ready again. A service that knows SIGHUP answers its
-        health path differently afterwards, so that an answer from before it is not taken for one.
+        Returns at once; `wait` returns when the service is ready again. A service that supports SIGHUP answers its
+        health path differently afterwards, so that `wait` recognizes an answer from before the signal.
         """
         if self._spec.reset == "hup" and self._process is not None and self._process.poll() is None:
             self._stale = self._health()
@@ -105,12 +107,12 @@ class Service:
             self.launch()
 
     def end(self) -> None:
-        """Ask the process to end, without waiting for it."""
+        """Ask the process to end; do not wait for it."""
         if self._process is not None and self._runs():
             self._process.terminate()
 
     def stop(self) -> None:
-        """End the process; it publishes its connections' statistics with it."""
+        """End the process, upon which the server publishes its connections' statistics."""
         if self._process is None:
             return
         if self._process.stdin:
@@ -123,7 +125,7 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     def _health(self) -> bytes | None:
-        """The body of a healthy answer; None without one."""
+        """Return the body of the health path's answer, or None if the service is not healthy."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", self._spec.health)
@@ -134,10 +136,10 @@ class Service:
         finally:
             connection.close()
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "it left no message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +187,9 @@ def _is_free(port: int) -> bool:
         return True
 
 
-# Functional checks through HTTP: requests in steps, what was expected, what came.
-
-
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One check: whether it passed, what it expected and what came, and its slowest request in ms."""
+    """A functional check: whether it passed, what was expected and received, and its slowest request in ms."""
 
     name: str
     group: str
@@ -200,14 +199,14 @@ class CheckResult:
     ms: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For the bundle."""
+        """Return the result as the bundle records it."""
         return asdict(self)
 
 
 def run_checks(config: Config, target: Target, pool: WorkerPool, draw: Draw) -> list[CheckResult]:
-    """Run every check of the configuration against one service.
+    """Run every check of the configuration against a service, each as steps of HTTP requests.
 
-    Raises UsageError for a check that names a column or a saved value that nothing gives.
+    Raises UsageError if a check names a column or a saved value that does not exist.
     """
     results = []
     for check in config.check:
@@ -229,9 +228,9 @@ def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: D
     for step in check.step:
         load = pool.run(target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True)
         slowest = max(slowest, *(_latencies(load)))
-        wanted, came, good = _judge(step, load, context)
-        expected.append(wanted)
-        got.append(came)
+        step_expected, step_got, good = _judge(step, load, context)
+        expected.append(step_expected)
+        got.append(step_got)
         passed = passed and good
         saved = _saved(step, load)
         if lacking := step.save.keys() - saved.keys():
@@ -244,7 +243,7 @@ def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: D
 
 
 def _rows(check: Check, draw: Draw) -> dict[str, Row]:
-    """A fresh parameter row for each name, with all different values in the `distinct` column."""
+    """Return a fresh parameter row for each name; their values in the `distinct` column differ."""
     rows: dict[str, Row] = {}
     for name in check.rows:
         row = draw(check.parameters)
@@ -267,27 +266,27 @@ def _messages(config: Config, step: CheckStep, rows: Mapping[str, Row], context:
 
 
 def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
-    """What the step wanted, what came, and whether they agree."""
+    """Return what the step expects, what it received, and whether they agree."""
     statuses = Counter(map(_status, load.columns["outcome"], load.columns["detail"]))
-    expected = Counter({str(status): count for status, count in step.expect.items()})
-    wanted, came, good = _tally(expected), _tally(statuses), statuses == expected
+    counts = Counter({str(status): count for status, count in step.expect.items()})
+    expected, got, good = _tally(counts), _tally(statuses), statuses == counts
     for word, needles, must in (("with", step.contains, True), ("without", step.lacks, False)):
         for needle in needles:
             having = [str(fill(needle, context)) in body for body in load.bodies]
-            found = all(having) if must else any(having)
-            wanted += f" {word} {needle}"
-            good = good and found is must
-            came += "" if found is must else f" {'with' if found else 'without'} {needle}"
+            contains = all(having) if must else any(having)
+            expected += f" {word} {needle}"
+            good = good and contains is must
+            got += "" if contains is must else f" {'with' if contains else 'without'} {needle}"
     if step.max_ms is not None:
         slowest = max(_latencies(load))
-        wanted += f" within {step.max_ms:g} ms"
-        came += f" in {slowest:.0f} ms"
+        expected += f" within {step.max_ms:g} ms"
+        got += f" in {slowest:.0f} ms"
         good = good and slowest <= step.max_ms
-    return f"{step.request}: {wanted}", f"{step.request}: {came}", good
+    return f"{step.request}: {expected}", f"{step.request}: {got}", good
 
 
 def _status(outcome: str, detail: str) -> str:
-    """The HTTP status where one came, else what went wrong."""
+    """Return the HTTP status of an answer, else the outcome of the request."""
     return detail if outcome == "ok" else outcome.removeprefix("http_")
 
 
@@ -300,7 +299,7 @@ def _latencies(load: Load) -> Sequence[float]:
 
 
 def _saved(step: CheckStep, load: Load) -> dict[str, Any]:
-    """Values that later steps refer to, from the first body that holds them."""
+    """Return values for later steps, each from the first body that contains it."""
     saved: dict[str, Any] = {}
     for name, key in step.save.items():
         for body in load.bodies:

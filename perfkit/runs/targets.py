@@ -1,4 +1,4 @@
-"""Targets that perfkit did not start, admitted; one line as a configuration."""
+"""Targets that perfkit did not start, admitted by the guards; and a comparison in one line as a configuration."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from perfkit.postgres.servers import External, open_external
 from perfkit.postgres.sqltext import read, split
 
 SAFE_METHODS = ("GET",)
-_Place = TypeVar("_Place", Address, Origin)
-LOADED = ("clone", "in-place")  # ways in which load goes to the server of the target
+_Target = TypeVar("_Target", Address, Origin)
+LOADED = ("clone", "in-place")  # ways that send load to the target's own server
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What was named and confirmed, by arm, each resolved once."""
+    """The targets that were named and confirmed, by arm; each name is resolved once."""
 
     addresses: Mapping[str, Address]
     origins: Mapping[str, Origin]
     permission: Permission
-    pooler: bool = False  # one is declared, whether or not it shows
+    pooler: bool = False  # a pooler is declared in the configuration, whether or not it can be detected
 
     def open(self, audit: Audit) -> dict[str, External]:
-        """Connect to every database, each once. Raises ServerError, TargetRefused."""
+        """Connect to every database once. Raises ServerError, TargetRefused."""
         opened: dict[str, External] = {}
         for address in self.addresses.values():
             if (where := address.conninfo()) not in opened:
@@ -49,7 +49,7 @@ class Targets:
 
 
 def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> Targets:
-    """Resolve every target of these arms and let it through the guards. Raises TargetRefused, UsageError."""
+    """Resolve every target of these arms and pass it through the guards. Raises TargetRefused, UsageError."""
     permission = replace(
         permission,
         allow=(*permission.allow, *settings.allow),
@@ -60,32 +60,32 @@ def admitted(settings: Config, arms: Sequence[Arm], permission: Permission) -> T
     database, service = settings.database, settings.service
     for arm in arms:
         if named := arm.database or (database.target if database else ""):
-            addresses[arm.name] = _once(resolve(named, not database or database.tls), addresses.values())
+            addresses[arm.name] = _require_same(resolve(named, not database or database.tls), addresses.values())
         if url := arm.url or (service.url if service else ""):
-            origins[arm.name] = _once(resolve_origin(url), origins.values())
-    found: list[Address | Origin] = [*addresses.values(), *origins.values()]
-    for name, target in {target.name: target for target in found}.items():
+            origins[arm.name] = _require_same(resolve_origin(url), origins.values())
+    resolved: list[Address | Origin] = [*addresses.values(), *origins.values()]
+    for name, target in {target.name: target for target in resolved}.items():
         if not permission.allow:
             expected = f'allow = ["{name}"] at the top of the configuration'
             raise TargetRefused(f"{name} is not in 'allow'; expected {expected}")
         admit(target, permission)
-        permission = replace(permission, confirm=(*permission.confirm, name))  # asked once
+        permission = replace(permission, confirm=(*permission.confirm, name))  # each target is asked for once
     _require_writes(settings, origins)
     return Targets(addresses, origins, permission, bool(database and database.pooler))
 
 
-def _once(found: _Place, known: Iterable[_Place]) -> _Place:
-    """What was found, unless the same name led elsewhere a moment ago. Raises TargetRefused."""
+def _require_same(target: _Target, known: Iterable[_Target]) -> _Target:
+    """Return the target. Raises TargetRefused if its name resolved to another address a moment ago."""
     for other in known:
-        if other.name == found.name and other.address != found.address:
-            raise TargetRefused(f"{found.name} is {other.address} and {found.address}; expected one address")
-    return found
+        if other.name == target.name and other.address != target.address:
+            raise TargetRefused(f"{target.name} resolves to {other.address} and {target.address}; expected one address")
+    return target
 
 
 def caps(settings: Config, targets: Targets) -> dict[str, Caps]:
-    """By arm, what bounds its load where that goes to something that perfkit did not start."""
+    """Return the load limits of every arm whose load goes to a target that perfkit did not start."""
     limits = settings.limits
-    bounds = Caps(
+    shared = Caps(
         budget="run",
         rate=limits.rate,
         in_flight=limits.in_flight,
@@ -97,11 +97,11 @@ def caps(settings: Config, targets: Targets) -> dict[str, Caps]:
         grace=limits.breaker_grace,
     )
     loaded = targets.addresses if settings.database and settings.database.way in LOADED else ()
-    return dict.fromkeys([*loaded, *targets.origins], bounds)
+    return dict.fromkeys([*loaded, *targets.origins], shared)
 
 
 def _require_writes(settings: Config, origins: Mapping[str, Origin]) -> None:
-    """A service that perfkit did not start gets requests that may change something only where that is said."""
+    """Raise TargetRefused if a foreign service would get requests that may write without `writes = true`."""
     writing = [request.name for request in settings.request if request.method not in SAFE_METHODS]
     if origins and writing and not (settings.service and settings.service.writes):
         names = ", ".join(sorted({origin.name for origin in origins.values()}))
@@ -110,14 +110,15 @@ def _require_writes(settings: Config, origins: Mapping[str, Origin]) -> None:
         )
 
 
-# A comparison given in one line, as the configuration that it stands for: files in the run's own folder.
-
-Text = str | Path  # SQL, or the name of a file that holds it
+Text = str | Path  # SQL, or the name of a file with SQL
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonSpec:
-    """What is compared: queries before and after indexes, settings or a rewrite, on one database."""
+    """A comparison in one line: queries on one database, before and after indexes, settings or a rewrite.
+
+    `write` makes its configuration, as files in the run's folder.
+    """
 
     db: str
     query: Sequence[Text]
@@ -131,10 +132,10 @@ class ComparisonSpec:
     volatile: Sequence[str] = ()
     tls: bool = True
     pooler: bool = False
-    bare: bool = False  # nothing is compared: what its configuration is wanted for is the database with the queries
-    rate: float = 0.0  # arrivals a second, at most `users` in flight, in place of the closed model's two load levels
-    seconds: float = 10.0  # how long they go on
-    need: str = "benefit"  # or "none": see the configuration's key
+    bare: bool = False  # without a comparison: the configuration only holds the database with the queries
+    rate: float = 0.0  # arrivals per second, at most `users` in flight; 0: the closed model with two load levels
+    seconds: float = 10.0  # duration of the arrivals
+    need: str = "benefit"  # or "none"; the configuration's key `need`
 
     def __post_init__(self) -> None:
         if not self.query:
@@ -142,7 +143,7 @@ class ComparisonSpec:
         if not (self.index or self.settings or self.rewrite or self.bare):
             raise UsageError("nothing to compare; expected --index, --set or --rewrite")
         if self.rewrite and len(self.query) != 1:
-            raise UsageError(f"a rewrite of {len(self.query)} queries; expected one --query with it")
+            raise UsageError(f"--rewrite with {len(self.query)} queries; expected one --query")
         try:
             require_settable({name: str(value) for name, value in (self.settings or {}).items()})
         except ValueError as error:
@@ -157,17 +158,17 @@ class ComparisonSpec:
             raise UsageError(f"db: expected {error}") from None
 
     def write(self, folder: Path) -> Path:
-        """Write perfkit.toml and its SQL files into a folder; returns the former. Raises UsageError."""
+        """Write perfkit.toml and its SQL files into a folder; return the path of perfkit.toml. Raises UsageError."""
         names = [f"query-{n}" for n in range(1, len(self.query) + 1)] if len(self.query) > 1 else ["query"]
         files = {f"{name}.sql": self._query(text) for name, text in zip(names, self.query, strict=True)}
         if self.index:
-            files["index.sql"] = "".join(f"{text};\n" for given in self.index for text in _statements(given))
+            files["index.sql"] = "".join(f"{text};\n" for source in self.index for text in _statements(source))
         if self.rewrite:
             files["rewrite.sql"] = self._query(self.rewrite)
         source = ""
         if self.parameters:
-            lines = is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
-            source = f"parameters{'.csv' if lines else '.sql'}"
+            is_csv = is_file(self.parameters) and Path(self.parameters).suffix.lower() == ".csv"
+            source = f"parameters{'.csv' if is_csv else '.sql'}"
             files[source] = sql_of(self.parameters)
         files["perfkit.toml"] = self._toml(names, source)
         try:
@@ -177,15 +178,15 @@ class ComparisonSpec:
             raise BundleError(f"{folder}: cannot be written ({error.strerror}); expected a writable folder") from None
         return folder / "perfkit.toml"
 
-    def _query(self, given: Text) -> str:
-        """A query's text, which must be one statement, with a source for the parameters that it names."""
-        text = sql_of(given)
+    def _query(self, source: Text) -> str:
+        """Return a query's text. Raises UsageError if it is not one statement, or if its parameters have no source."""
+        text = sql_of(source)
         try:
             single(text)
         except PlanError as error:
-            raise UsageError(f"{_shown(given)}: {error}") from None
+            raise UsageError(f"{_shown(source)}: {error}") from None
         if not self.parameters and (named := re.search(r"%\((\w+)\)s", text)):
-            raise UsageError(f"{_shown(given)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
+            raise UsageError(f"{_shown(source)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
         return text
 
     def _toml(self, names: Sequence[str], source: str) -> str:
@@ -214,7 +215,7 @@ class ComparisonSpec:
         )
 
     def _scenarios(self, names: Sequence[str]) -> list[dict[str, object]]:
-        """One connection and several, or arrivals at a rate."""
+        """Return load levels with one connection and with several, or arrivals at a rate."""
         if self.rate:
             label = f"{self.rate:g} per second, at most {self.users} in flight"
             load = {"rate": self.rate, "users": self.users, "seconds": self.seconds}
@@ -224,61 +225,60 @@ class ComparisonSpec:
 
     def _headline(self) -> str:
         first = self.query[0]
-        said = Path(first).stem if is_file(first) else "A query"
-        return said if self.bare else f"{said} before and after"
+        name = Path(first).stem if is_file(first) else "A query"
+        return name if self.bare else f"{name} before and after"
 
     def _title(self) -> str:
-        """What is different about the arm after, in a few words."""
-        said = []
+        """Return the differences of the arm after, in a few words."""
+        changes = []
         if self.index:
-            said.append("with the index" if len(self.index) == 1 else f"with {len(self.index)} index sets")
-        said += [f"with {name} = {value}" for name, value in (self.settings or {}).items()]
+            changes.append("with the index" if len(self.index) == 1 else f"with {len(self.index)} index sets")
+        changes += [f"with {name} = {value}" for name, value in (self.settings or {}).items()]
         if self.rewrite:
-            said.append("rewritten")
-        return ", ".join(said)
+            changes.append("rewritten")
+        return ", ".join(changes)
 
 
 def scenario(name: str, send: Sequence[str], users: int, requests: int) -> dict[str, object]:
-    """A scenario's table for queries on so many connections."""
+    """Return the table of a scenario that sends queries on `users` connections."""
     label = f"{users} connection{'s' if users > 1 else ''}"
     load = {"users": users, "requests": requests, "warm": 1, "seconds": 4}
     return {"name": name, "label": label, "send": list(send), **load}
 
 
-def index_set(settings: Config, given: Text, folder: Path) -> IndexSet:
-    """The set that is given as SQL or a file, else that of the first arm that has one. Raises UsageError."""
-    own = next((arm.indexes for arm in settings.arm if arm.indexes), None)
-    path = Path(given) if given else own
+def index_set(settings: Config, source: Text, folder: Path) -> IndexSet:
+    """Return the index set of a file or SQL text, else of the first arm that has one. Raises UsageError."""
+    path = Path(source) if source else next((arm.indexes for arm in settings.arm if arm.indexes), None)
     if path is None:
-        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to look at")
-    if given and not is_file(given):
+        raise UsageError(f"{settings.title}: no arm with 'indexes'; expected a set of indexes to examine")
+    if source and not is_file(source):
         path = folder / "indexes.sql"
-        write_atomically(path, sql_of(given))
-    found = read_set(path)
-    if not found.indexes:
-        raise UsageError(f"{found.path}: no index; expected CREATE INDEX ...")
-    return found
+        write_atomically(path, sql_of(source))
+    indexes = read_set(path)
+    if not indexes.indexes:
+        raise UsageError(f"{indexes.path}: no index; expected CREATE INDEX ...")
+    return indexes
 
 
 def is_file(text: Text) -> bool:
-    """A file is named by a Path, by what is one, or by a word that could not be SQL: it ends in .sql or .csv."""
+    """Return whether a text names a file: a Path, an existing file, or one word that ends in .sql or .csv."""
     if isinstance(text, Path) or os.path.isfile(text):  # noqa: PTH113 - Path.is_file raises for a long text
         return True
     return bool(re.fullmatch(r"\S+\.(sql|csv)", text, re.IGNORECASE))
 
 
 def _shown(text: Text) -> str:
-    """What an error calls a text."""
+    """Return a text's name for error messages."""
     return str(text) if is_file(text) else repr(" ".join(str(text).split())[:60])
 
 
 def _statements(text: Text) -> list[str]:
-    """CREATE INDEX and ANALYZE statements, without the comments between them. Raises UsageError for none."""
-    if not (found := [statement.text for statement in split(sql_of(text))]):
+    """Return CREATE INDEX and ANALYZE statements without comments. Raises UsageError if there is none."""
+    if not (statements := [statement.text for statement in split(sql_of(text))]):
         raise UsageError(f"{_shown(text)}: no statement; expected CREATE INDEX ...")
-    return found
+    return statements
 
 
 def sql_of(text: Text) -> str:
-    """The SQL that is given itself or by the name of a file. Raises UsageError."""
+    """Return SQL text, read from a file if the text names one. Raises UsageError."""
     return read(Path(text)) if is_file(text) else f"{text}\n"

@@ -166,7 +166,7 @@ def test_a_command_that_cannot_be_run_is_one_line(program: str) -> None:
     ("argument", "said"),
     [
         ("{database}", "after: service.command uses {database}; expected a value for it"),
-        ("{python", "after: service.command: expected '}' before end of string; literal braces are doubled"),
+        ("{python", "after: service.command: expected '}' before end of string; expected literal braces to be doubled"),
     ],
 )
 def test_a_placeholder_without_a_value_is_one_line(argument: str, said: str) -> None:
@@ -182,7 +182,7 @@ def test_the_arms_own_values_fill_placeholders(tmp_path: Path) -> None:
 def test_a_service_that_dies_while_starting_shows_its_last_words() -> None:
     said = failure(python("import sys; sys.exit('starting\\nno database to be found')"))
     assert said == "after: the service ended while starting: no database to be found"
-    assert failure(python("")) == "after: the service ended while starting: it said nothing"
+    assert failure(python("")) == "after: the service ended while starting: it left no message"
 
 
 def test_a_service_that_never_becomes_healthy_is_one_line_and_stopped() -> None:

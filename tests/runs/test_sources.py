@@ -138,8 +138,8 @@ def test_each_line_of_a_csv_is_a_set_of_parameters(
         ("id,name\n1,Ann,too many\n", "lines of different lengths"),
         ('id\n"1\n', "cannot be read"),
         (b"id\n\xff\n", "cannot be read"),
-        ("id,id\n1,2\n", "a column twice or without a name"),
-        ("id,\n1,2\n", "a column twice or without a name"),
+        ("id,id\n1,2\n", "a column has no name or the name of another"),
+        ("id,\n1,2\n", "a column has no name or the name of another"),
     ],
 )
 def test_a_csv_that_cannot_be_meant_is_one_line(tmp_path: Path, content: str | bytes, said: str) -> None:

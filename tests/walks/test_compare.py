@@ -361,7 +361,7 @@ def test_a_command_that_lacks_something_is_one_line(given: dict[str, Any], optio
 WRONG = {
     "no query": ({"query": []}, "no query; expected at least one --query"),
     "nothing to compare": ({"index": ()}, "nothing to compare; expected --index, --set or --rewrite"),
-    "a rewrite of two": ({"query": [BY_NOTE, BY_NOTE], "rewrite": BY_NOTE}, "a rewrite of 2 queries; expected one"),
+    "a rewrite of two": ({"query": [BY_NOTE, BY_NOTE], "rewrite": BY_NOTE}, "--rewrite with 2 queries; expected one"),
     "a missing file": ({"query": "gone.sql"}, "gone.sql: cannot be read (No such file or directory); expected"),
     "a folder": ({"query": Path("/")}, "/: cannot be read (Is a directory); expected"),
     "no UTF-8": ({"query": "latin.sql"}, "latin.sql: cannot be read (not UTF-8); expected"),
