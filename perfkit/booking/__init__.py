@@ -1,1 +1,1 @@
-"""The booking service and its data."""
+"""The demo: a clinic-booking service, its database and its configuration."""

@@ -1,9 +1,9 @@
-"""The booking service: routes, handlers, and the figures of its data.
+"""The booking service: parsing of bookings, two handlers, routes, and the process.
 
 PERFKIT_DATABASE=CONNINFO python -m perfkit.booking.service --handler baseline|pooled [--port N]
 
-prints {"port": N} when it listens on 127.0.0.1, and ends on SIGTERM or, with --watch-stdin, with its stdin.
-SIGHUP makes it forget its connections; /health answers 200 again when new ones are there.
+prints {"port": N} when it listens on 127.0.0.1. The service ends on SIGTERM or, with --watch-stdin, when stdin ends.
+SIGHUP makes it drop its connections; /health answers 200 again when new connections are ready.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from perfkit.base import resources
 from perfkit.base.process import run, stop_event
 
-DURATION = range(5, 121)  # minutes, as the table's own rule
+DURATION = range(5, 121)  # minutes, as in the table's CHECK
 LATEST = timedelta(days=5 * 365)
 NOTES_LENGTH = 2000
 
 
 class Malformed(ValueError):
-    """A request that cannot be meant; its text says which field and what was expected."""
+    """A request is invalid; the message names the field and what was expected."""
 
 
 class ContactUnknown(LookupError):
-    """No such contact in that clinic, whether or not another clinic has it."""
+    """The clinic has no such contact; another clinic may have it."""
 
 
 class SlotTaken(LookupError):
-    """The contact has an overlapping appointment in that clinic."""
+    """The contact has an overlapping appointment in the clinic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Booking:
-    """A wish for an appointment; the fields are the parameters of the statements that book it."""
+    """A requested appointment; the fields are the parameters of the statements that book it."""
 
     org_id: UUID
     contact_id: UUID
@@ -61,7 +61,7 @@ class Booking:
 
     @classmethod
     def parse(cls, body: bytes) -> Booking:
-        """A booking from a JSON object. Raises Malformed; other keys are ignored."""
+        """Return a booking from a JSON object, ignoring unknown keys. Raises Malformed if a field is invalid."""
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError):
@@ -78,7 +78,7 @@ class Booking:
 
 
 def identifier(name: str, value: Any) -> UUID:
-    """The UUID in `value`. Raises Malformed."""
+    """Return the UUID in `value`. Raises Malformed, naming the field, if there is none."""
     try:
         return UUID(value)
     except (ValueError, TypeError, AttributeError):
@@ -86,7 +86,7 @@ def identifier(name: str, value: Any) -> UUID:
 
 
 def day(value: Any) -> date:
-    """The date in `value`, YYYY-MM-DD. Raises Malformed."""
+    """Return the date in `value`, YYYY-MM-DD. Raises Malformed if there is none."""
     try:
         return date.fromisoformat(value)
     except (ValueError, TypeError):
@@ -106,7 +106,7 @@ def _start(value: Any) -> datetime:
 
 
 def _duration(value: Any) -> int:
-    # A bool is an int to Python, and 30.0 would be in the range.
+    # In Python, a bool is an int, and 30.0 is in the range.
     if type(value) is not int or value not in DURATION:
         raise Malformed(f"duration_minutes must be a whole number from {DURATION[0]} to {DURATION[-1]}")
     return value
@@ -117,19 +117,17 @@ def _notes(value: Any) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > NOTES_LENGTH:
         raise Malformed(f"notes must be text of at most {NOTES_LENGTH} characters")
-    # JSON can spell two things that PostgreSQL's text cannot hold: NUL and half a surrogate pair.
+    # JSON can express two characters that PostgreSQL's text cannot hold: NUL and half a surrogate pair.
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise Malformed("notes must be text without NUL and lone surrogates")
     return value
 
 
-# The two ways to book: as it was first written, and as it was proposed to be written.
-
-REQUEST_TIMEOUT = 5.0  # seconds, of a pooled request as a whole
-POOL_TIMEOUT = 3.0  # seconds of it that may pass waiting for a connection
+REQUEST_TIMEOUT = 5.0  # seconds, for a whole request of the pooled handler
+POOL_TIMEOUT = 3.0  # seconds, for the part of a request that waits for a connection
 CONNECT_TIMEOUT = 5  # seconds
 
-# The pool's own words are several lines for each connection and attempt.
+# The pool itself would log several lines for each connection and attempt.
 logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 _log = logging.getLogger(__name__)
 
@@ -147,61 +145,61 @@ _BOOK = """
 
 
 def query(name: str) -> str:
-    """The text of `sql/queries/<name>.sql`. Raises OSError."""
+    """Return the text of `sql/queries/<name>.sql`. Raises OSError if there is no such file."""
     return resources.path(f"sql/queries/{name}.sql").read_text(encoding="utf-8")
 
 
 class Handler(Protocol):
-    """How the service reaches its database. Both ways to use it raise psycopg's errors and TimeoutError."""
+    """The service's access to its database. `book` and `select` raise psycopg's errors and TimeoutError."""
 
     async def open(self) -> None:
-        """Begin; does not wait for the database."""
+        """Start without waiting for the database."""
 
     async def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
 
     async def reset(self) -> None:
-        """Forget every connection and begin anew: the database behind them may be another one."""
+        """Drop all connections and start again: another database may be behind the address now."""
 
     async def book(self, booking: Booking) -> UUID:
-        """The new appointment's id. Raises ContactUnknown or SlotTaken."""
+        """Return the id of the new appointment. Raises ContactUnknown or SlotTaken."""
 
     async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of a query with named parameters."""
+        """Return the rows of a query with named parameters."""
 
 
 class BaselineHandler:
-    """A connection per request, a statement per step."""
+    """The handler in use today: a connection per request, a statement per step."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._conflict_check = query("conflict_check")
 
     async def open(self) -> None:
-        """Nothing to begin."""
+        """Do nothing: there is no pool to fill."""
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: each request closes its connection."""
 
     async def reset(self) -> None:
-        """Nothing to forget."""
+        """Do nothing: the next request opens a new connection."""
 
     async def book(self, booking: Booking) -> UUID:
-        """Lock, check contact, check conflict, insert, commit: a round trip each, and those to connect."""
-        wanted = asdict(booking)
+        """Lock, check contact, check conflict, insert, commit: a round trip each, in addition to those to connect."""
+        parameters = asdict(booking)
         async with await self._connect() as connection:
-            # A statement of its own: the check's snapshot must be younger than the lock.
-            await connection.execute(_LOCK, wanted)
-            if not await (await connection.execute(_CONTACT, wanted)).fetchone():
+            # The lock needs its own statement: the check's snapshot must be younger than the lock.
+            await connection.execute(_LOCK, parameters)
+            if not await (await connection.execute(_CONTACT, parameters)).fetchone():
                 raise ContactUnknown
-            if await (await connection.execute(self._conflict_check, wanted)).fetchone():
+            if await (await connection.execute(self._conflict_check, parameters)).fetchone():
                 raise SlotTaken
-            (row,) = await (await connection.execute(_INSERT, wanted)).fetchall()
-        new: UUID = row["id"]
-        return new
+            (row,) = await (await connection.execute(_INSERT, parameters)).fetchall()
+        appointment_id: UUID = row["id"]
+        return appointment_id
 
     async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of a query, on a connection of its own."""
+        """Return the rows of a query, on a new connection."""
         async with await self._connect() as connection:
             return await (await connection.execute(sql, parameters)).fetchall()
 
@@ -210,22 +208,22 @@ class BaselineHandler:
 
 
 class PooledHandler:
-    """Connections kept open, one round trip per booking, an end to every request after REQUEST_TIMEOUT."""
+    """The proposed handler: pooled connections, one round trip per booking, a time limit for every request."""
 
     def __init__(self, conninfo: str, size: int) -> None:
         self._conninfo = conninfo
         self._size = size
         self._pool: AsyncConnectionPool[AsyncConnection[DictRow]] | None = None
         self._filling: asyncio.Task[None] | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._resetting = asyncio.Lock()
 
     async def open(self) -> None:
-        """Begin to fill a pool; until it is full, requests are refused as if the database were away."""
+        """Start to fill a pool; until the pool is full, requests fail as if the database were unreachable."""
         self._filling = asyncio.create_task(self._fill())
 
     async def close(self) -> None:
-        """Close idle connections now and the others when their request is done."""
-        pool, self._pool = self._pool, None  # before anything waits: a health check may be on its way
+        """Close idle connections now, and the others when their requests end."""
+        pool, self._pool = self._pool, None  # before the first await: a health check may arrive meanwhile
         if self._filling:
             self._filling.cancel()
             with suppress(asyncio.CancelledError):
@@ -234,38 +232,38 @@ class PooledHandler:
             await pool.close()
 
     async def reset(self) -> None:
-        """Close the pool and begin to fill another."""
-        async with self._one_at_a_time:
+        """Close the pool and start to fill another."""
+        async with self._resetting:
             await self.close()
             await self.open()
 
     async def book(self, booking: Booking) -> UUID:
-        """Lock, checks and insert in the server, by one statement that is its own transaction."""
+        """Lock, check and insert in the server, by one statement that is a transaction."""
         (row,) = await self.select(_BOOK, asdict(booking))
         if row["outcome"] == "unknown":
             raise ContactUnknown
         if row["outcome"] == "taken":
             raise SlotTaken
-        new: UUID = row["appointment_id"]
-        return new
+        appointment_id: UUID = row["appointment_id"]
+        return appointment_id
 
     async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of one statement; TimeoutError after REQUEST_TIMEOUT, when the server has dropped it."""
+        """Return the rows of one statement. Raises TimeoutError after REQUEST_TIMEOUT; the server cancels it then."""
         if not self._pool:
             raise OperationalError("the pool is not full yet")
-        # psycopg cancels the statement on the server when its task is interrupted.
+        # psycopg cancels the statement on the server when the timeout cancels this task.
         async with asyncio.timeout(REQUEST_TIMEOUT), self._pool.connection() as connection:
             return await (await connection.execute(sql, parameters)).fetchall()
 
     async def _fill(self) -> None:
-        """Open pools until one is full: the database may come later than the service."""
+        """Open pools until one is full: the database may start later than the service."""
         while not self._pool:
             pool = self._new_pool()
             try:
                 await pool.open(wait=True, timeout=CONNECT_TIMEOUT)
                 self._pool = pool
             except PoolTimeout:
-                _log.warning("the database cannot be reached; trying on")
+                _log.warning("the database cannot be reached; retrying")
             except asyncio.CancelledError:
                 await pool.close()
                 raise
@@ -282,29 +280,25 @@ class PooledHandler:
 
 
 async def _limit_statements(connection: AsyncConnection[DictRow]) -> None:
-    """The server's own limit, for when this process is gone or its cancel request does not get through."""
+    """Set the server's own limit, in case this process dies or its cancel request gets lost."""
     await connection.execute(f"SET statement_timeout = {int(REQUEST_TIMEOUT * 1000)}")
 
 
-# The booking service's HTTP side: routes, answers and errors as JSON, the same for every handler.
-
 BODY_LIMIT = 16 * 1024  # bytes
 
-_route_log = logging.getLogger(__name__)
-
-# The first that fits counts: QueryCanceled is an OperationalError too.
+# The first match counts: QueryCanceled is an OperationalError too.
 _ANSWERS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (Malformed, 400, "malformed", ""),
     (ContactUnknown, 404, "unknown", "no such contact in this clinic"),
     (SlotTaken, 409, "taken", "the contact has an overlapping appointment in this clinic"),
-    (TimeoutError, 504, "timeout", "the database took too long and was told to stop"),
-    (QueryCanceled, 504, "timeout", "the database took too long and was told to stop"),
-    (OperationalError, 503, "unavailable", "the database cannot be reached or has no connection free"),
+    (TimeoutError, 504, "timeout", "the database took too long; the statement was cancelled"),
+    (QueryCanceled, 504, "timeout", "the database took too long; the statement was cancelled"),
+    (OperationalError, 503, "unavailable", "the database cannot be reached or has no free connection"),
 )
 
 
 class BookingService:
-    """The routes, in front of one handler."""
+    """The HTTP routes, with the same answers and errors as JSON for every handler."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -314,7 +308,7 @@ class BookingService:
         self._status = query("status_counts")
 
     def application(self) -> web.Application:
-        """The aiohttp application; it opens and closes the handler."""
+        """Return the aiohttp application, which opens and closes the handler."""
         app = web.Application(client_max_size=BODY_LIMIT, middlewares=[_errors_as_json])
         app.add_routes(
             [
@@ -330,45 +324,45 @@ class BookingService:
         return app
 
     async def reset(self) -> None:
-        """Reset the handler; /health counts the resets, so that a caller sees its own has happened."""
+        """Reset the handler; /health returns the number of resets, so that a caller can wait for one."""
         await self._handler.reset()
         self._resets += 1
 
     async def book(self, request: web.Request) -> web.Response:
-        """Book: 201 with the appointment, or 400, 404, 409."""
+        """Book an appointment: 201 with the appointment, or 400, 404, 409."""
         booking = Booking.parse(await request.read())
-        new = await self._handler.book(booking)
-        return _json(201, {"id": new, "scheduled_at": booking.scheduled_at, "status": "booked"})
+        appointment_id = await self._handler.book(booking)
+        return _json(201, {"id": appointment_id, "scheduled_at": booking.scheduled_at, "status": "booked"})
 
     async def upcoming(self, request: web.Request) -> web.Response:
-        """A contact's upcoming appointments in clinic `org_id`; none if it is another clinic's contact."""
+        """Return a contact's upcoming appointments in clinic `org_id`; an empty list for another clinic's contact."""
         contact = identifier("contact_id", request.match_info["contact_id"])
         clinic = identifier("org_id", request.query.get("org_id"))
         rows = await self._handler.select(self._upcoming, {"org_id": clinic, "contact_id": contact})
         return _json(200, {"appointments": rows})
 
     async def day(self, request: web.Request) -> web.Response:
-        """A clinic's appointments on the day `date` (UTC)."""
+        """Return a clinic's appointments on the day `date` (UTC)."""
         clinic = identifier("org_id", request.match_info["org_id"])
         rows = await self._handler.select(self._day, {"org_id": clinic, "day": day(request.query.get("date"))})
         return _json(200, {"appointments": rows})
 
     async def status(self, request: web.Request) -> web.Response:
-        """A clinic's appointments counted by status."""
+        """Return the number of a clinic's appointments for each status."""
         clinic = identifier("org_id", request.match_info["org_id"])
         rows = await self._handler.select(self._status, {"org_id": clinic})
         return _json(200, {"statuses": {row["status"]: row["appointments"] for row in rows}})
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 when the database answers (and a pool is full), and how often the handler was reset."""
-        resets = self._resets  # as of before: the answer of a connection that a reset overtakes is an old one
+        """Return 200 if the database answers (and a pool is full), and the number of resets."""
+        resets = self._resets  # read first: a reset during the SELECT must not count as finished
         await self._handler.select("SELECT 1", {})
         return _json(200, {"status": "ok", "resets": resets})
 
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: NextHandler) -> web.StreamResponse:
-    """Every failure as a status and a JSON object; what was not foreseen is logged and stays inside."""
+    """Return every failure as a status and a JSON object; log unexpected errors and keep their text inside."""
     try:
         return await handler(request)
     except web.HTTPException as error:
@@ -377,7 +371,7 @@ async def _errors_as_json(request: web.Request, handler: NextHandler) -> web.Str
         for kind, status, word, detail in _ANSWERS:
             if isinstance(error, kind):
                 return _json(status, {"error": word, "detail": detail or str(error)})
-        _route_log.error("%s %s: %s: %s", request.method, request.path, type(error).__name__, error)
+        _log.error("%s %s: %s: %s", request.method, request.path, type(error).__name__, error)
         return _json(500, {"error": "internal", "detail": "the service failed; its log says why"})
 
 
@@ -391,16 +385,14 @@ def _plain(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-# The booking service as a process.
-
-_GRACE = 0.1  # seconds for requests under way when told to stop; then their statements are cancelled
-_HARD_STOP = 0.4  # seconds until the process ends whatever still hangs
+_GRACE = 0.1  # seconds for open requests after a stop signal; then their statements are cancelled
+_HARD_STOP = 0.4  # seconds after a stop signal until the process ends in any case
 
 
 async def serve(service: BookingService, port: int, watch_stdin: bool) -> int:
-    """Serve until told to stop; returns an exit code. Raises OSError if the port is taken."""
+    """Serve until a stop signal and return an exit code. Raises OSError if the port is in use."""
     stop = stop_event(watch_stdin)
-    resets: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
+    resets: set[asyncio.Task[None]] = set()  # the loop keeps only weak references to tasks
 
     def reset() -> None:
         resets.add(task := asyncio.create_task(service.reset()))
@@ -414,7 +406,7 @@ async def serve(service: BookingService, port: int, watch_stdin: bool) -> int:
         print(json.dumps({"port": runner.addresses[0][1]}), flush=True)  # noqa: T201
         await stop.wait()
     finally:
-        # A database that does not answer must not keep the process: what hangs by then ends with it.
+        # A database that does not answer must not keep the process alive.
         asyncio.get_running_loop().call_later(_HARD_STOP, os._exit, 0)
         await runner.cleanup()
     return 0
@@ -423,15 +415,17 @@ async def serve(service: BookingService, port: int, watch_stdin: bool) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perfkit.booking.service", allow_abbrev=False)
     parser.add_argument("--handler", required=True, choices=["baseline", "pooled"])
-    parser.add_argument("--port", type=int, default=0, help="0: any that is free")
-    parser.add_argument("--pool-size", type=int, default=10, help="connections of the pooled handler")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0 picks a free port")
+    parser.add_argument("--pool-size", type=int, default=10, help="number of connections of the pooled handler")
     parser.add_argument("--watch-stdin", action="store_true", help="end when stdin ends")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if not os.environ.get("PERFKIT_DATABASE"):
         parser.error("PERFKIT_DATABASE must hold the connection string of the database")
-    if not 0 <= given.port < 65536 or given.pool_size < 1:
-        parser.error("--port must lie between 0 and 65535, --pool-size be at least 1")
-    return given
+    if not 0 <= arguments.port < 65536:
+        parser.error(f"--port {arguments.port}; expected 0 to 65535")
+    if arguments.pool_size < 1:
+        parser.error(f"--pool-size {arguments.pool_size}; expected at least 1")
+    return arguments
 
 
 def _handler(name: str, pool_size: int) -> Handler:
@@ -440,13 +434,13 @@ def _handler(name: str, pool_size: int) -> Handler:
 
 
 def main() -> int:
-    """Run the service; returns its exit code."""
-    given = _arguments()
+    """Run the service and return its exit code."""
+    arguments = _arguments()
     try:
-        service = BookingService(_handler(given.handler, given.pool_size))
-        return run(serve(service, given.port, given.watch_stdin))
+        service = BookingService(_handler(arguments.handler, arguments.pool_size))
+        return run(serve(service, arguments.port, arguments.watch_stdin))
     except OSError as error:
-        print(f"booking service: {error.strerror}: {error.filename or given.port}", file=sys.stderr)  # noqa: T201
+        print(f"booking service: {error.strerror}: {error.filename or arguments.port}", file=sys.stderr)  # noqa: T201
         return 1
 
 

@@ -1,4 +1,5 @@
--- Keys and rules, after the rows. No index beyond the primary keys: the others are what is being tested.
+-- Keys, constraints and functions; run this file after data.sql. There is no index beyond the primary keys, because
+-- further indexes are what perfkit tests.
 
 ALTER TABLE organizations ADD PRIMARY KEY (id);
 ALTER TABLE contacts
@@ -8,17 +9,18 @@ ALTER TABLE appointments
     ADD PRIMARY KEY (id),
     ADD FOREIGN KEY (org_id) REFERENCES organizations (id),
     ADD FOREIGN KEY (contact_id) REFERENCES contacts (id),
-    -- The upper bound is what lets a conflict check look at a window of scheduled_at instead of all of it.
+    -- The upper bound lets a conflict check search a window of scheduled_at instead of the whole table.
     ADD CHECK (duration_minutes BETWEEN 5 AND 120);
 
--- The advisory lock of one patient in one clinic; every booking takes it in a statement before its conflict check.
+-- Returns the key of the advisory lock for a patient in a clinic. Every booking takes the lock in a statement before
+-- its conflict check.
 CREATE FUNCTION booking_lock(clinic uuid, patient uuid) RETURNS bigint
 LANGUAGE sql IMMUTABLE STRICT
 AS $$ SELECT uuid_hash_extended(patient, uuid_hash_extended(clinic, 0)) $$;
 
--- Books in one round trip: outcome is 'booked' (with the new id), 'unknown' or 'taken'.
--- VOLATILE matters: each statement inside then sees what was committed before it began, so the check that
--- follows the lock sees the booking that the lock waited for. One statement holding both would not.
+-- Books an appointment in one round trip; outcome is 'booked' (with the new id), 'unknown' or 'taken'.
+-- The function must be VOLATILE: each statement inside then has its own snapshot, so the check after the lock sees the
+-- booking that the lock waited for. A single statement with both lock and check would miss that booking.
 CREATE FUNCTION book_appointment(
     clinic uuid, patient uuid, starts timestamptz, minutes integer, remark text,
     OUT outcome text, OUT appointment_id uuid

@@ -1,12 +1,13 @@
--- Made-up rows, the same on every run of a day: hashes instead of random(), anchored to today in UTC.
+-- Generated rows, relative to today in UTC. They come from hashes instead of random(), so that every run on the same
+-- day creates the same rows.
 
-SET LOCAL work_mem = '256MB';  -- the one sort below stays in memory up to the standard scale
+SET LOCAL work_mem = '256MB';  -- keeps the sort below in memory, up to the standard scale
 
 INSERT INTO organizations (id, name, created_at)
 SELECT md5('organization ' || n)::uuid, 'Clinic ' || n, date_trunc('day', now(), 'UTC') - interval '800 days'
 FROM generate_series(1, :organizations) AS n;
 
--- Clinic n weighs 1 / (n + 5): of 200 clinics the largest has nearly 5 % of the patients, the smallest 0.1 %.
+-- Clinic n has the weight 1 / (n + 5): with 200 clinics, the largest has nearly 5 % of the patients, the smallest 0.1 %.
 INSERT INTO contacts (id, org_id, name, phone, created_at)
 SELECT md5('contact ' || c)::uuid,
        md5('organization ' || clinic.n)::uuid,
@@ -24,7 +25,8 @@ FROM (
 ) AS clinic,
 generate_series(clinic.first, clinic.last) AS c;
 
--- Rows come in the order of their day, as a table that grows does: 70 % past, a day's worth today, the rest ahead.
+-- Rows are inserted in the order of their days, as in a table that grows over time: 70 % in the past, one day's worth
+-- today, the rest in the future.
 INSERT INTO appointments (id, org_id, contact_id, scheduled_at, duration_minutes, status, notes, created_at)
 SELECT md5('appointment ' || n)::uuid,
        contact.org_id,
@@ -48,14 +50,14 @@ FROM (
     SELECT n,
            hash,
            today,
-           -- Seven of eight weekend days become a weekday of the week before them.
+           -- Seven of eight appointments on a weekend move to a weekday of the week before.
            day + make_interval(
                days => CASE WHEN extract(isodow FROM day AT TIME ZONE 'UTC') < 6 OR (hash & 7) = 0 THEN 0
                        ELSE 5 - extract(isodow FROM day AT TIME ZONE 'UTC')::integer - (hash >> 3 & 31)::integer % 5
                        END,
                mins => 480 + 15 * ((hash >> 32 & 1023)::integer % 40)  -- 08:00 to 17:45
            ) AS scheduled_at,
-           -- The power lets some patients come often and most seldom.
+           -- The power makes a few patients come often and most of them seldom.
            floor(:contacts * ((hash >> 42 & 1048575) / 1048576::float8) ^ 1.25)::bigint + 1 AS contact_number
     FROM (
         SELECT n,
@@ -71,7 +73,7 @@ FROM (
     ) AS placed
 ) AS appointment
 JOIN (
-    -- Identifiers are hashes: their order shuffles the patients of all clinics.
+    -- Identifiers are hashes, so ordering by them shuffles the patients of all clinics.
     SELECT id, org_id, row_number() OVER (ORDER BY id) AS number FROM contacts
 ) AS contact ON contact.number = appointment.contact_number
 ORDER BY n;

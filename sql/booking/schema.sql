@@ -1,4 +1,4 @@
--- The booking system's tables, without keys: rows load faster when keys come after them (constraints.sql).
+-- The tables of the booking system, without keys: rows load faster before constraints.sql adds the keys.
 
 CREATE TYPE appointment_status AS ENUM ('booked', 'confirmed', 'completed', 'cancelled', 'no_show');
 
