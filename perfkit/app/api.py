@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from perfkit import config as configuration
 from perfkit.app import session as sessions
+from perfkit.app.evidence import Explained
 from perfkit.app.runs import Ask, Names, compare, measure, names, new_folder, run, texts
-from perfkit.app.session import Explained, Session, in_file, made
+from perfkit.app.session import Session, in_file
 from perfkit.base import resources
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.base.process import progress
@@ -33,8 +34,7 @@ from perfkit.monitor.incidents import parse_duration
 from perfkit.postgres.guards import Permission
 from perfkit.postgres.sqltext import read, split
 from perfkit.release import report
-from perfkit.release import rollback as live
-from perfkit.release import rollback as rehearsal
+from perfkit.release import rollback as rollbacks
 from perfkit.release.gate import parse
 from perfkit.release.report import RolledBack
 from perfkit.runs import selection
@@ -51,9 +51,10 @@ if TYPE_CHECKING:
     from perfkit.runs.targets import Text
 
 
-RATE, USERS = 60.0, 4  # statements a second, and how many of them may be in flight
+# The demo clinic: statements per second, and the most in flight.
+RATE, USERS = 60.0, 4
 TIMEOUT_S = 30.0
-#: What happens how often: patients look most, the front desk often, few book and fewer cancel.
+# How often each statement runs: patients look most, the front desk often, few book and fewer cancel.
 SHARES = {
     "upcoming_for_contact": 45,
     "clinic_day": 18,
@@ -63,65 +64,46 @@ SHARES = {
     "status_counts": 5,
 }
 EVENTS = 1000
-Say = Callable[[str], None]
 Work = Callable[[float], Counter[str]]
-
-
-def clinic_session(scale: str = "small", seconds: float = 8.0, seed: int = 1, *, say: Say) -> Session:
-    """A session in the booking system's data, without its indexes, in which a clinic has worked for so long.
-
-    What it did is in the server's log: `session.slow()` shows it. Raises UsageError, ServerError, LoadError.
-    """
-    session = made(scale=scale, arm="before", say=say)
-    try:
-        say(f"a clinic works for {seconds:g} s")
-        with clinic(session, seed) as work:
-            work(seconds)
-    except BaseException:
-        session.close()
-        raise
-    return session
 
 
 @contextmanager
 def clinic(session: Session, seed: int = 1) -> Iterator[Work]:
-    """A function that lets a clinic work for so many seconds and counts its statements; all of them are logged.
+    """Yield a function that runs a clinic for a number of seconds and counts its statements, all of them logged.
 
-    `session` is one in the booking system's data. Raises ServerError, and the function LoadError.
+    The `session` is in the booking system's data. Raises ServerError; the function raises LoadError.
     """
-    target = sql_target(session.place.conninfo(), TIMEOUT_S, TIMEOUT_S)
+    target = sql_target(session.database.conninfo(), TIMEOUT_S, TIMEOUT_S)
     messages, turn = tuple(_day(session, seed)), count()
 
     def work(seconds: float) -> Counter[str]:
         arrivals = Arrivals(messages, ((RATE, RATE, seconds),), USERS, f"{seed}/{next(turn)}")
-        return Counter({item: n for (item, _), n in crew.run(target, [arrivals]).counts().items()})
+        return Counter({item: n for (item, _), n in pool.run(target, [arrivals]).counts().items()})
 
-    site, database = session.place.site, session.place.name
-    who = Where("perfkit", database)  # as whom the load comes; those who look at the log come as the superuser
-    with logging_on(site, database, LoggingSpec(ms=0.0, plans=False), who), WorkerPool(1) as crew:
+    server, database = session.database.site, session.database.name
+    # Only the role that sends the load is logged: a superuser who reads the log adds nothing to it.
+    role = Where("perfkit", database)
+    with logging_on(server, database, LoggingSpec(ms=0.0, plans=False), role), WorkerPool(1) as pool:
         yield work
 
 
 def _day(session: Session, seed: int) -> Iterator[Message]:
-    """What happens, in a random order and in its shares, with parameters as the booking system's workload has them."""
+    """Yield the statements of a clinic's day in random order, with the parameters of the booking system's workload."""
     settings, random = configuration.load(), Random(seed)
     files = {query.name: (query.file, query.parameters or "") for query in settings.query}
     files |= {path.stem: (path, "bookings") for path in resources.path("sql/demo").glob("*.sql")}
-    kinds = {name: (split(read(path))[0].text, source) for name, (path, source) in files.items()}  # an application's
+    kinds = {name: (split(read(path))[0].text, source) for name, (path, source) in files.items()}
     rows = {
-        name: selection.rows(name, source, session.place, str(seed)) for name, source in settings.parameters.items()
+        name: selection.rows(name, source, session.database, str(seed)) for name, source in settings.parameters.items()
     }
     draw = Draw(rows, str(seed))
     booked = draw("bookings")
     for name in random.choices(list(SHARES), list(SHARES.values()), k=EVENTS):
         row = booked if name == "cancel" else draw(kinds[name][1])
-        if name == "book":  # nobody books without looking whether the slot is free
+        if name == "book":  # a booking follows a look whether the slot is free
             booked = row
             yield {"item": "conflict_check", "sql": kinds["conflict_check"][0], "params": row}
         yield {"item": name, "sql": kinds[name][0], "params": row}
-
-
-# Databases and plans to look at: connect, what is slow, plans from elsewhere.
 
 
 def connect(
@@ -136,16 +118,16 @@ def connect(
     postgres: int = 0,
     ask: Ask | None = None,
 ) -> Session:
-    """A database to explain statements in: `connect("service=staging", confirm=...).explain("SELECT ...")`.
+    """Open a database to explain statements in: `connect("service=staging", confirm=...).explain("SELECT ...")`.
 
-    Without `db` it is the data of a configuration, the booking system's by default, as its `arm` has it, on a
-    server that perfkit starts. Raises PerfkitError as `run` does.
+    Without `db`, perfkit starts a server and generates the data of a configuration (by default, the booking system's)
+    with the indexes of its `arm`. Raises PerfkitError as `run` does.
     """
     if db:
         permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
         return sessions.connect(db, permission, tls=tls, volatile=names(volatile))
     with progress() as say:
-        return sessions.made(config, scale, arm, postgres, say=say)
+        return sessions.open_generated(config, scale, arm, postgres, say=say)
 
 
 def slow(
@@ -158,10 +140,10 @@ def slow(
     tls: bool = True,
     ask: Ask | None = None,
 ) -> SlowTable:
-    """What is slow on the server of a database: `slow(db="service=staging", confirm=...)[1].explain()`.
+    """List the slow statements of a database's server: `slow(db="service=staging", confirm=...)[1].explain()`.
 
-    `source`, `seconds`: see `Session.slow`; without a database the name of a log file, which is only shown.
-    `perfkit.connect(...).slow()` is the same with a session of your own, the booking system's too. Raises PerfkitError.
+    For `source` and `seconds` see `Session.slow`. Without `db`, `source` is a log file, whose statements can only be
+    shown. `perfkit.connect(...).slow()` does the same in a session that you keep. Raises PerfkitError.
     """
     if not db:
         return in_file(source)
@@ -174,18 +156,26 @@ def slow(
 
 
 def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1) -> Session:
-    """The booking system's data after a clinic has worked on it for a while: `demo().slow()` shows what is slow.
+    """Open the booking system's data, without its indexes, after a clinic has worked on it: `demo().slow()`.
 
-    Raises PerfkitError as `run` does.
+    The server's log has the clinic's statements. Raises PerfkitError as `run` does.
     """
     with progress() as say:
-        return clinic_session(scale, seconds, seed, say=say)
+        session = sessions.open_generated(scale=scale, arm="before", say=say)
+        try:
+            say(f"a clinic works for {seconds:g} s")
+            with clinic(session, seed) as work:
+                work(seconds)
+        except BaseException:
+            session.close()
+            raise
+        return session
 
 
 def plans(text: str | Path) -> list[Explained]:
-    """Plans from elsewhere, judged and ready to be shown: JSON, psql's output or auto_explain's, or a file of these.
+    """Read plans with their findings from JSON, psql's output, auto_explain's log, or a file with one of these.
 
-    Raises PlanError for what holds none, UsageError for a file that cannot be read.
+    Raises PlanError for a text without a plan, UsageError for a file that cannot be read.
     """
     if isinstance(text, Path):
         try:
@@ -193,9 +183,6 @@ def plans(text: str | Path) -> list[Explained]:
         except OSError as error:
             raise UsageError(f"{text}: cannot be read ({error.strerror}); expected a file with plans") from None
     return [Explained(Capture((document,), ())) for document in read_documents(text)]
-
-
-# Index sets: what each index is worth, which would help, and taking a set back.
 
 
 def ablate(
@@ -221,23 +208,21 @@ def ablate(
     production: Names = (),
     ask: Ask | None = None,
 ) -> IndexLab:
-    """Measure what each index of a set is worth, into a new folder; or open the folder of a lab.
+    """Measure which indexes of a set the workload needs, into a new folder; or open the folder of a lab.
 
-    `indexes` is SQL or a file; without it, the first arm of the configuration that has some. With `db` the workload
-    is `query` on a database of yours, as for `compare`. `advised` is another set that is compared with all of them,
-    or "auto": what perfkit itself would advise.
-    Without `reads` only what they cost is measured. Raises PerfkitError as `run` does.
+    `indexes` is SQL or a file; by default, the set of the first arm that has one. With `db`, the workload is `query` on
+    a database of yours, as for `compare`. `advised` is another set to compare, or "auto": the set that perfkit advises.
+    Without `reads`, only the cost of the indexes is measured. Raises PerfkitError as `run` does.
     """
     if bundle:
         return IndexLab(Path(bundle))
-
     folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
     try:
         if db:
             config = ComparisonSpec(db, texts(query), (indexes,), None, None, parameters, way, tls=tls).write(folder)
         settings = configuration.load(Path(config) if config else None)
         options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
-        asked = LabSpec(
+        spec = LabSpec(
             settings,
             index_set(settings, "" if db else indexes, folder),
             options,
@@ -249,17 +234,17 @@ def ablate(
         )
     except BaseException as error:
         shutil.rmtree(folder)  # nothing was measured
-        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
+        if isinstance(error, PerfkitError):  # the folder is gone, so the message must not name files in it
             raise type(error)(str(error).replace(f"{folder}/", "")) from None
         raise
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     try:
         with progress() as say:
             run_lab(
-                asked,
+                spec,
                 folder,
                 permission,
-                lambda base, queries, say: index_advice(Session(base), queries, say=say),
+                lambda database, queries, say: index_advice(Session(database), queries, say=say),
                 say,
             )
     except PerfkitError:
@@ -284,24 +269,24 @@ def advise(
     production: Names = (),
     ask: Ask | None = None,
 ) -> Advice:
-    """Which indexes a workload needs, and why none would help the rest of it.
+    """Propose indexes for a workload, and say why no index helps the rest of it.
 
-    The workload is that of a configuration, on data that perfkit makes, or with `db` the `query` on a database of
-    yours: as it is (HypoPG, or the plans alone), or with a `way` in a private copy, where indexes are built and
-    rolled back. Raises PerfkitError.
+    The workload is that of a configuration on generated data; or, with `db`, the `query` on a database of yours. There,
+    candidates are tried with HypoPG or judged by the plans alone; with a `way`, they are built and rolled back in a
+    private copy. Raises PerfkitError.
     """
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     with progress() as say, tempfile.TemporaryDirectory() as folder:
         if db:
-            wanted = ComparisonSpec(db, texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
-            config = wanted.write(Path(folder))
+            spec = ComparisonSpec(db, texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
+            config = spec.write(Path(folder))
         settings = configuration.load(Path(config) if config else None)
         if db and not way:
             session = sessions.connect(db, permission, tls=tls)
         else:
-            session = sessions.made(config, scale, postgres=postgres, say=say, permission=permission)
+            session = sessions.open_generated(config, scale, postgres=postgres, say=say, permission=permission)
         with session:
-            queries = workload(settings, session.place, seed)
+            queries = workload(settings, session.database, seed)
             return index_advice(session, queries, analyze=analyze, say=say)
 
 
@@ -323,23 +308,23 @@ def rollback(
     production: Names = (),
     ask: Ask | None = None,
 ) -> RolledBack:
-    """Drop an index set and prove that all is as before: rehearsed on a server that perfkit starts, or with `db`, done.
+    """Drop an index set and prove that the system is as it was before; without `db`, rehearse this.
 
-    A rehearsal measures the indexes of a file, or those of the configuration, built and dropped again, beside a
-    system that never had them. With `db` the file's indexes are dropped CONCURRENTLY there; plans of `query`, or of
-    the queries of the run `against`, are looked at before and after, and what only reads is sent for `rounds`
-    of 5 s. Raises PerfkitError as `run` does; Interrupted says what is dropped and what is left.
+    A rehearsal runs on a server that perfkit starts: it builds and drops the indexes of a file, or of the
+    configuration, and compares the result with a system that never had them. With `db`, perfkit drops the file's
+    indexes CONCURRENTLY there, compares the plans of `query` (or of the queries of the run `against`) before and after,
+    and sends the queries that only read for `rounds` of 5 s. Raises PerfkitError as `run` does; Interrupted says which
+    indexes are dropped and which remain.
     """
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     with progress() as say:
         if db:
-            given, run = (Path(name) if name else None for name in (parameters, against))
-            found = live.ready(
-                live.RollbackSpec(db, Path(indexes), texts(query), given, run, rounds, tls), permission, say
-            )
+            values, run = (Path(name) if name else None for name in (parameters, against))
+            spec = rollbacks.RollbackSpec(db, Path(indexes), texts(query), values, run, rounds, tls)
+            prepared = rollbacks.ready(spec, permission, say)
             folder = new_folder(reports, "rollback")
             try:
-                found.take_back(folder, say)
+                prepared.take_back(folder, say)
             except BaseException:
                 if not any(folder.iterdir()):  # nothing was measured
                     folder.rmdir()
@@ -350,15 +335,12 @@ def rollback(
         options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
         folder = new_folder(reports, f"rollback-{profile}")
         try:
-            rehearsal.rehearse(rehearsal.RehearsalSpec(settings, options, indexes), folder, permission, say)
+            rollbacks.rehearse(rollbacks.RehearsalSpec(settings, options, indexes), folder, permission, say)
         except BaseException:
             if not (folder / "run.json").exists():  # nothing was measured
                 shutil.rmtree(folder)
             raise
     return RolledBack(folder)
-
-
-# A release: the decision to ship, the watch of what was shipped, and its review.
 
 
 def decide(
@@ -371,14 +353,14 @@ def decide(
     junit: str | Path = "",
     json: str | Path = "",
 ) -> GoNoGo:
-    """Decide whether to ship what a run measured, seal its folder with the decision; or open the `bundle` of one.
+    """Decide whether to ship what a run measured, and seal its folder; or open the `bundle` of a decision.
 
-    Judged are the run's rules for `arm`, else for every arm after the change, its checks and its database, a `watch`
-    by its folder, and `answers` ("Team ready for launch=yes"), which are kept in the run's folder as said `by`
-    somebody. `junit` and `json` are files that hold the decision too. Raises PerfkitError.
+    The decision rests on the run's rules for `arm` (by default, for every `after` arm), its checks and its database,
+    on the folder of a `watch`, and on `answers` ("Team ready for launch=yes") given `by` a person, which the run's
+    folder keeps. `junit` and `json` name files that also get the decision. Raises PerfkitError.
     """
     if bool(run) == bool(bundle):
-        raise UsageError("run or bundle; expected one of the two: the folder to decide on, or of a decision to show")
+        raise UsageError("expected either run, the folder to decide on, or bundle, the folder of a decision to show")
     if run:
         report.decide(Path(run), arm, str(watch), parse(names(answers)), by, junit=str(junit), json=str(json))
     return report.GoNoGo(Path(run or bundle))
@@ -400,11 +382,11 @@ def watch(
     production: Names = (),
     ask: Ask | None = None,
 ) -> WatchSummary:
-    """Watch a live service and its database for so long (`90s`, `24h`), into a new folder, or on in the one given.
+    """Watch a live service and its database for a time (`90s`, `24h`), into a new folder or an existing `folder`.
 
-    A service and a database of yours, as the configuration names them, need not answer yet; otherwise perfkit starts
-    both, on data of a `scale`. Empty values and 0 mean the configuration's own. With `metrics` Prometheus may ask at
-    that `PORT` of this machine, 0 for a free one, or at `ADDRESS:PORT`. Raises PerfkitError as `run` does.
+    The configuration names the service and the database, which need not answer yet; otherwise perfkit starts both, on
+    data of a `scale`. An empty value or 0 means the configuration's own. `metrics` serves Prometheus at a `PORT` of
+    this machine (0: a free one) or at `ADDRESS:PORT`. Raises PerfkitError as `run` does.
     """
     settings = configuration.load(Path(config) if config else None)
     try:
@@ -414,17 +396,21 @@ def watch(
     changed = watching.with_overrides(settings.watch, parse_duration(every, "every") if every else 0.0, rate, command)
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     seconds = parse_duration(lasts, "for")
-    where = Path(folder) if folder else new_folder(reports, "watch")
-    options = watching.WatchSpec(where, seconds, arm, scale, metrics)
+    path = Path(folder) if folder else new_folder(reports, "watch")
+    options = watching.WatchSpec(path, seconds, arm, scale, metrics)
     try:
         with progress() as say:
-            shown = (lambda _: None) if quiet else say
-            told = (lambda _: None) if quiet else watching.print_line
-            return watching.watch(settings.model_copy(update={"watch": changed}), permission, options, shown, told)
+            settings = settings.model_copy(update={"watch": changed})
+            show, note = (_silent, _silent) if quiet else (say, watching.print_line)
+            return watching.watch(settings, permission, options, show, note)
     except BaseException:
-        if not folder and not (where / "audit.jsonl").exists() and not watching.has_record(where):
-            shutil.rmtree(where)  # nothing was watched
+        if not folder and not (path / "audit.jsonl").exists() and not watching.has_record(path):
+            shutil.rmtree(path)  # nothing was watched
         raise
+
+
+def _silent(_: str) -> None:
+    """Print nothing."""
 
 
 def review(
@@ -438,13 +424,13 @@ def review(
     last: str = "",
     config: str | Path = "",
 ) -> Review:
-    """A watch of the live system held against the targets that were set for its first day; nothing is measured.
+    """Compare a watch of the live system with the targets for its first day; measure nothing.
 
-    `values` are what people say of rows that nothing measures, by name, and `by` who says it. `against` is the run
-    before the release, `arm` what of it was shipped. From `since` to `until` (ISO 8601, UTC), or the `last` "24h".
+    `values` holds, by name, values of rows that nothing measures, reported `by` a person. `against` is a run from
+    before the release, `arm` the shipped arm. The period is `since` to `until` (ISO 8601, UTC), or the `last` "24h".
     Raises PerfkitError.
     """
-    from perfkit.monitor.review_report import open_review  # notebook execution and matplotlib
+    from perfkit.monitor.review_report import open_review  # late: matplotlib, which it imports, takes 0.5 s
 
     if not isinstance(values, str):
         values = "\n".join(f"{name}={value}" for name, value in values.items())
@@ -460,8 +446,6 @@ def review(
         last=last,
     )
 
-
-# The calls behind the command line, papermill and an interactive cell.
 
 __all__ = [
     "ablate",

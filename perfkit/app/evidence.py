@@ -1,50 +1,363 @@
-"""Evidence on one slow statement, measured and shown."""
+"""One slow statement up to its evidence: explained, advised, tried with an index, measured, reported."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from psycopg import sql
-
-from perfkit.analysis.report import Run
-from perfkit.app.runs import compare, new_folder
+from perfkit.app.runs import measure_statement
 from perfkit.base.bundle import write_atomically
-from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.base.process import alone
-from perfkit.config import Config
-from perfkit.config.model import show
-from perfkit.config.workload import FOLDER
-from perfkit.explain.html import PlanView, WhatIfView
+from perfkit.base.errors import PlanError, UsageError
+from perfkit.base.process import progress
+from perfkit.explain.capture import Capture, single
+from perfkit.explain.comparison import PLANNED, Diff, typical_parameters
+from perfkit.explain.findings import Finding, findings
+from perfkit.explain.findings.model import FindingContext
+from perfkit.explain.html import DiffView, PlanView, WhatIfView
+from perfkit.explain.plan import Plan
 from perfkit.indexes.advice import Advice, advice_block
-from perfkit.indexes.trial import one_index
-from perfkit.postgres.index_sets import read_set
-from perfkit.runs.arms import ExistingDatabaseArms
-from perfkit.runs.experiment import measure
-from perfkit.runs.selection import RunSpec, Selection
-from perfkit.runs.service import RelaySpec
-from perfkit.runs.targets import scenario
-from perfkit.show.html import Cell, Table, code, escape, page
-from perfkit.slow.examples import Value
-from perfkit.slow.statements import SlowQueries
+from perfkit.indexes.search import analyze_first, index_advice
+from perfkit.indexes.trial import Made
+from perfkit.postgres.sqltext import aligned, named_placeholders, placed, placeholders
+from perfkit.show.html import Cell, Table, code, escape, page, style
+from perfkit.slow.examples import Value, example_rows, preparable, prepared
+from perfkit.slow.statements import SlowQueries, SlowStatement
 from perfkit.slow.tables import SlowView, one_line
 
 if TYPE_CHECKING:
+    from perfkit.analysis.report import Run
     from perfkit.app.session import Session
 
 
-def figures(found: SlowQueries, position: int) -> Table:
-    """A statement's own row of the table of all."""
-    table = SlowView(found, position).table()
+@dataclass(frozen=True)
+class Explained:
+    """A plan with its findings; displays as a drawing, or as text."""
+
+    capture: Capture
+    note: str = ""  # which values the plan is for, if perfkit chose them
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Return the plan of the last execution."""
+        return self.capture.plan
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with the plan, gravest first."""
+        return findings(self.plan, self.capture.facts)
+
+    @property
+    def view(self) -> PlanView:
+        """Return what displays it."""
+        first = self.capture.first if len(self.capture.documents) > 1 else None
+        return PlanView(self.plan, self.findings, self.note, first)
+
+    def _repr_html_(self) -> str:
+        return self.view._repr_html_()
+
+    def __repr__(self) -> str:
+        return repr(self.view)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """A statement without and with an index that was not kept; displays as the change of its plan."""
+
+    index: str  # the CREATE INDEX
+    before: Explained
+    after: Explained
+    evidence: str
+    made: Made
+
+    @property
+    def diff(self) -> Diff:
+        """Return both plans, aligned."""
+        return self.view.plans.diff
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the index: as built, or as HypoPG estimates it (rather too large)."""
+        return self.made.bytes
+
+    @property
+    def used(self) -> bool:
+        """Return whether the planner uses the index."""
+        return any(node.text("Index Name") in self.made.names for node in self.after.plan.nodes)
+
+    @cached_property
+    def view(self) -> WhatIfView:
+        """Return what displays it."""
+        before = PlanView(self.before.plan, self.before.findings, "without the index")
+        after = PlanView(self.after.plan, self.after.findings, "with the index")
+        estimated = not self.before.plan.analyzed
+        limitation = analyze_first(FindingContext(self.before.plan, self.before.capture.facts)) if estimated else ""
+        plans, built = DiffView(before, after), bool(self.made.quoted)
+        return WhatIfView(plans, self.used, self.bytes, self.evidence, built, limitation)
+
+    def _repr_html_(self) -> str:
+        return self.view._repr_html_()
+
+    def __repr__(self) -> str:
+        return repr(self.view)
+
+
+Values = Mapping[int, Any] | Sequence[Any]  # of a statement's parameters
+ROWS = 200  # sets of values that a measurement sends in turn
+# Where the values of a plan come from, as its note says.
+LOGGED = "using the parameters of the slowest logged execution"
+SAMPLED, ANY, USER = "using sampled values", "generic plan, for any values", "using your values"
+
+
+@dataclass(frozen=True, repr=False)
+class Examples:
+    """Sets of values for a statement's parameters, each value with its origin; displays as a table."""
+
+    sets: tuple[tuple[Value, ...], ...]
+
+    @property
+    def rows(self) -> list[dict[int, str | None]]:
+        """Return each set as `explain` takes it: the value, as text, by the number of its parameter."""
+        return [{value.number: value.text for value in values} for values in self.sets]
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style>{examples(self.sets)._repr_html_()}"
+
+    def __repr__(self) -> str:
+        return repr(examples(self.sets))
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A statement as psycopg takes it, its values, and a note on their origin ("" if it has no parameters)."""
+
+    text: str
+    parameters: dict[str, Any] | None = None
+    origin: str = ""
+
+
+@dataclass(eq=False, repr=False)
+class SlowQuery:
+    """One slow statement; keeps its plans, advice, trials and runs for `report`."""
+
+    position: int
+    statement: SlowStatement
+    found: SlowQueries
+    within: Session | None
+    plans: list[Explained] = field(default_factory=list)
+    advice: list[Advice] = field(default_factory=list)
+    trials: list[WhatIf] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the statement in messages and advice."""
+        return f"statement {self.position}"
+
+    @property
+    def sql(self) -> str:
+        """Return the text as a client sent it, if it was logged with separate parameters; else the source's text."""
+        example = self.statement.example
+        return example.sql if example and placeholders(example.sql) else self.statement.text
+
+    @cached_property
+    def text(self) -> str:
+        """Return `sql` fit to be prepared, with `$1`, `$2`, .... Raises PlanError if it cannot be explained."""
+        database, text = self.session.database, preparable(self.sql)
+        try:
+            single(named_placeholders(text))
+            return prepared(database, text) if placeholders(text) else text
+        except (PlanError, UsageError) as error:
+            raise PlanError(f"{self.name}: {error}") from None
+
+    @property
+    def session(self) -> Session:
+        """Return the session that the statement was found in. Raises UsageError for a statement of a log file."""
+        if self.within is None:
+            raise UsageError(
+                f"{self.name}: from a log file; connect to a database to explain it: perfkit.connect(...).slow(FILE)"
+            )
+        return self.within
+
+    def explain(
+        self, parameters: Values | None = None, *, analyze: bool = False, generic: bool = False, timeout_s: float = 60.0
+    ) -> Explained:
+        """Return the plan for `parameters` (`{1: ...}`, or a list for `$1`, `$2`, ...) or for the best known values.
+
+        The best values are those of the slowest logged execution, else sampled ones, else none: the generic plan. The
+        `note` of the result says which. Raises PlanError, and UsageError or TargetRefused as `Session.explain` does.
+        """
+        if generic:
+            filled = Filled(named_placeholders(self.text), None, ANY)
+        else:
+            filled = self._with_values(parameters) if parameters is not None else self._filled(optional=not analyze)
+        options = {"analyze": analyze, "generic": filled.origin == ANY}
+        with progress() as say:
+            say(f"explaining {self.name}")
+            explained = self.session.explain(filled.text, filled.parameters, **options, timeout_s=timeout_s)
+        self.plans.append(replace(explained, note=filled.origin))
+        return self.plans[-1]
+
+    @property
+    def logged_plan(self) -> Explained | None:
+        """Return the plan that auto_explain logged for the slowest execution; None if it logged none."""
+        plan = self.statement.plan
+        return Explained(Capture((plan,), ()), "as logged") if plan is not None else None
+
+    def example_parameters(self, n: int = 1, given: Mapping[int, Any] | None = None, seed: int = 1) -> Examples:
+        """Return `n` sets of values: first those of the slowest logged execution, if known; the others are sampled.
+
+        A value that is `given` by its number is in every set. Raises PlanError, UsageError.
+        """
+        if n < 1:
+            raise UsageError(f"n = {n}; expected 1 or more")
+        if not placeholders(self.text):
+            return Examples(())
+        sampled = example_rows(self.session.database, self.text, n, seed)
+        if (logged := self._logged()) is not None:
+            first = tuple(replace(v, text=logged[v.number], origin="the slowest logged execution") for v in sampled[0])
+            sampled = [first, *sampled[: n - 1]]
+        fixed = dict(given or {})
+        if wrong := sorted(fixed.keys() - set(placeholders(self.text))):
+            raise UsageError(f"{self.name}: no ${wrong[0]}; expected {self._numbers}")
+        return Examples(tuple(
+            tuple(replace(v, text=_text(fixed[v.number]), origin="given") if v.number in fixed else v for v in row)
+            for row in sampled
+        ))  # fmt: skip
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with the last plan, gravest first; makes a plan if there is none."""
+        return (self.plans[-1] if self.plans else self.explain()).findings
+
+    def advise(self, *, analyze: bool | None = None) -> Advice:
+        """Propose an index, or say why no index helps; see `perfkit.advise`. Raises PlanError, TargetRefused."""
+        filled = self._filled()
+        with progress() as say:
+            queries = {self.name: (filled.text, filled.parameters)}
+            self.advice.append(index_advice(self.session, queries, analyze=analyze, say=say))
+        return self.advice[-1]
+
+    def whatif(self, index: str, parameters: Values | None = None, *, analyze: bool | None = None) -> WhatIf:
+        """Return its plans without and with an index; see `Session.whatif`. Raises UsageError, PlanError."""
+        filled = self._with_values(parameters) if parameters is not None else self._filled()
+        with progress() as say:
+            say(f"trying an index for {self.name}")
+            self.trials.append(self.session.whatif(filled.text, index, filled.parameters, analyze=analyze))
+        return self.trials[-1]
+
+    def measure(
+        self,
+        index: str | Sequence[str] = (),
+        *,
+        profile: str = "quick",
+        way: str = "",
+        users: int = 10,
+        seed: int = 1,
+        reports: str | Path = "",
+    ) -> Run:
+        """Measure paired rounds without and with an index; by default, with what `advise` last proposed.
+
+        On a server that perfkit started, the rounds run on clones of this database. A database of yours is measured
+        as `perfkit.compare` does, in its `way` ("whole": a private copy). Raises PerfkitError as `perfkit.run` does.
+        """
+        proposed = [proposal.statement for advised in self.advice[-1:] for proposal in advised.proposals]
+        indexes = [index] if isinstance(index, str) else list(index or proposed)
+        options: dict[str, Any] = {"profile": profile, "way": way, "users": users, "seed": seed, "reports": reports}
+        rows, text = self.example_parameters(ROWS, seed=seed).sets, named_placeholders(self.text)
+        with progress() as say:
+            self.runs.append(measure_statement(self.session, text, rows, indexes, say=say, **options))
+        return self.runs[-1]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the statement's plans, advice, trials and runs as one page that requests nothing; return its path.
+
+        Raises BundleError if the page cannot be written, PlanError if the statement has no plan.
+        """
+        if not self.plans:
+            self.explain()
+        plans = [self.plans[-1].view, *([plan.view] if (plan := self.logged_plan) else [])]
+        trials = [(trial.index, trial.view) for trial in self.trials]
+        evidence = StatementEvidence(self.found, self.position, self.sql, plans, self.advice[-1:], trials, self.runs)
+        write_atomically(Path(path), evidence.page())
+        return Path(path)
+
+    @property
+    def _table(self) -> Table:
+        return figures(self.found, self.position)
+
+    @property
+    def _numbers(self) -> str:
+        return ", ".join(f"${number}" for number in placeholders(self.text)) or "no parameters"
+
+    def _logged(self) -> dict[int, str | None] | None:
+        """Return the values of the slowest logged execution, by number; None if they are not known."""
+        example = self.statement.example
+        values = aligned(self.sql, example.sql, example.parameters) if example else None
+        if values is None:
+            return None
+        return {number: values[old] for old, number in zip(placed(self.sql), placed(self.text), strict=True)}
+
+    def _with_values(self, parameters: Values) -> Filled:
+        if not isinstance(parameters, Mapping):
+            parameters = dict(enumerate(parameters, 1))
+        if set(parameters) != set(placeholders(self.text)):
+            numbers = ", ".join(f"${number}" for number in sorted(parameters)) or "none"
+            raise UsageError(f"{self.name}: parameters {numbers}; expected {self._numbers}")
+        return Filled(named_placeholders(self.text), _named(parameters), USER)
+
+    def _filled(self, *, optional: bool = False) -> Filled:
+        """Return the statement with the best known values; without values only if these are `optional`."""
+        example, whole = self.statement.example, None
+        if example and not placeholders(example.sql):  # the text itself holds the values
+            whole = Filled(example.sql, None, LOGGED)
+        try:
+            text = named_placeholders(self.text)
+        except PlanError:
+            if whole is None:
+                raise
+            return whole
+        if not placeholders(self.text):
+            return Filled(text)
+        if (logged := self._logged()) is not None:
+            return Filled(text, _named(logged), LOGGED)
+        return whole or self._sampled(optional)  # e.g. a list of another length: no parameter matches a logged value
+
+    def _sampled(self, optional: bool) -> Filled:
+        """Return the statement with sampled values: of several sets, the first with the plan that most sets get."""
+        text, database = named_placeholders(self.text), self.session.database
+        try:
+            rows = [_named({v.number: v.text for v in row}) for row in example_rows(database, self.text, PLANNED)]
+            return Filled(text, dict(typical_parameters(database.session, text, rows) or {}), SAMPLED)
+        except PlanError as error:
+            if optional:
+                return Filled(text, None, ANY)
+            raise PlanError(f"{self.name}: {error}; expected explain(parameters=...)") from None
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style><div class='pk'>{code(self.sql, name='SQL')}{self._table.to_html()}</div>"
+
+    def __repr__(self) -> str:
+        return repr(self._table)
+
+
+def _named(values: Mapping[int, Any]) -> dict[str, Any]:
+    return {f"p{number}": value for number, value in values.items()}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def figures(queries: SlowQueries, position: int) -> Table:
+    """Return the table of one statement: its row of the table of all."""
+    table = SlowView(queries, position).table()
     return replace(table, caption="What it costs", rows=table.rows[position - 1 :])
 
 
 def examples(sets: Sequence[Sequence[Value]]) -> Table:
-    """One row for each value."""
+    """Return a table with a row for each value."""
     rows = tuple(
         (
             Cell(str(at)),
@@ -53,16 +366,16 @@ def examples(sets: Sequence[Sequence[Value]]) -> Table:
             Cell("NULL" if value.text is None else value.text, code=True),
             Cell(value.origin),
         )
-        for at, own in enumerate(sets, 1)
-        for value in own
+        for at, values in enumerate(sets, 1)
+        for value in values
     )
     columns = ("set", "parameter", "type", "value", "from")
-    return Table("Example parameters", columns, rows, headers=2, note="" if rows else "the statement has none")
+    return Table("Example parameters", columns, rows, headers=2, note="" if rows else "the statement has no parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class StatementEvidence:
-    """A statement, by its position in what was found, with what was made of it; in the order of the page."""
+    """What is known of one statement, in the order of its page."""
 
     found: SlowQueries
     position: int
@@ -73,7 +386,7 @@ class StatementEvidence:
     runs: Sequence[Run] = ()
 
     def page(self) -> str:
-        """A page of its own, which requests nothing."""
+        """Return the evidence as one page that requests nothing."""
         return page(f"Slow statement: {one_line(self.sql, 60)}", "".join(self._parts()))
 
     def _parts(self) -> Iterator[str]:
@@ -81,122 +394,10 @@ class StatementEvidence:
         yield figures(self.found, self.position).to_html()
         for plan in self.plans:
             yield f"<h2>Plan</h2>{plan.html()}"
-        for made in self.advice:
-            yield f"<h2>Advice</h2>{advice_block(made).html}"
+        for advised in self.advice:
+            yield f"<h2>Advice</h2>{advice_block(advised).html}"
         for index, trial in self.trials:
             yield f"<h2>What if</h2>{code(index, name='SQL')}{trial.html()}"
         for run in self.runs:
             yield f"<h2>Measured</h2>{run.decision.html}{run.levels.to_html()}{run.index_costs.to_html()}"
             yield run.weaknesses.html
-
-
-# A statement measured before and after an index: on clones of the database in which it was found to be slow.
-
-Say = Callable[[str], None]
-
-
-def measured(
-    session: Session,
-    text: str,
-    rows: Sequence[Sequence[Value]],
-    index: Sequence[str],
-    *,
-    profile: str,
-    way: str,
-    users: int,
-    seed: int,
-    reports: str | Path,
-    say: Say,
-) -> Run:
-    """Paired rounds of a statement, its parameters `%(p1)s`, ..., without and with indexes, into a new bundle.
-
-    On a server that perfkit started the arms are clones of the session's database; a database of the user's is
-    measured as `perfkit.compare` does it, in that `way`. The values of the parameters stay in the run's folder.
-    Raises PerfkitError.
-    """
-    if not index:
-        raise UsageError("measure: no index; expected one CREATE INDEX, or several")
-    wanted = [one_index(statement) for statement in index]
-    if session.place.site.foreign:
-        opened = session.opened
-        return compare(
-            opened.db,
-            text,
-            wanted,
-            parameters=_source(rows) if rows else None,
-            way=way or "whole",
-            users=users,
-            volatile=tuple(session.volatile),
-            tls=opened.tls,
-            profile=profile,
-            seed=seed,
-            reports=reports,
-            confirm=(session.name, *opened.permission.confirm),
-            production=opened.permission.production,
-            ask=opened.permission.ask,
-        )
-    if way:
-        raise UsageError(f"way = {way!r}; expected none, for this database is cloned on the server that it is on")
-    folder = new_folder(reports, "measure")
-    try:
-        config = _config(session, folder, text, rows, wanted, users)
-        chosen = Selection(config, RunSpec(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
-    except PerfkitError:
-        shutil.rmtree(folder)
-        raise
-    place = session.place
-    with (
-        alone(say),
-        ExistingDatabaseArms(
-            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.site.version, place
-        ) as stage,
-    ):
-        return Run(measure(chosen, folder, say, workbench=stage))
-
-
-def _config(
-    session: Session, folder: Path, text: str, rows: Sequence[Sequence[Value]], index: Sequence[str], users: int
-) -> Config:
-    """The run as a configuration, written into its folder, with which it can be made again from files."""
-    files = {"query.sql": f"{text}\n", "index.sql": "".join(f"{one};\n" for one in index)}
-    parameters = {"parameters": "rows"} if rows else {}
-    if rows:
-        files["parameters.sql"] = _source(rows)
-    database, files["present.sql"] = _database(session)
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
-    together = [scenario("together", ["query"], users, 5)] if users > 1 else []
-    config = Config.model_validate(
-        {
-            "title": "A slow statement before and after",
-            "database": database,
-            **({"parameters": {"rows": "parameters.sql"}} if rows else {}),
-            "query": [{"name": "query", "file": "query.sql", **parameters}],
-            "scenario": [scenario("alone", ["query"], 1, 20), *together],
-            "arm": [*arms, {"name": "after", "role": "after", "title": "with the index", "indexes": "index.sql"}],
-        },
-        context={FOLDER: folder},
-    )
-    write_atomically(folder / "perfkit.toml", show(config))
-    return config
-
-
-def _database(session: Session) -> tuple[dict[str, Any], str]:
-    """Where the data is from, and the indexes that it has beyond that."""
-    opened, version = session.opened, session.place.site.version
-    made = opened.config.database if opened.config else None
-    if opened.config is None or made is None or not made.prepare:
-        return {"prepare": ["present.sql"], "postgres": version}, "-- The data was in a server that is gone.\n"
-    arm = next(arm for arm in opened.config.arm if arm.name == opened.arm)
-    present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
-    given = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
-    return given, "".join(f"{one.sql(concurrently=False)};\n" for one in present) or "-- No index beyond the keys.\n"
-
-
-def _source(rows: Sequence[Sequence[Value]]) -> str:
-    """A SELECT that gives these values, as text."""
-    names = ", ".join(f"p{value.number}" for value in rows[0])
-    lines = (", ".join(f"{sql.Literal(value.text).as_string()}::text" for value in row) for row in rows)
-    given = ",\n".join(f"({line})" for line in lines)
-    return f"SELECT * FROM (VALUES\n{given}\n) AS examples ({names})\n"

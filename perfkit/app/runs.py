@@ -1,33 +1,46 @@
-"""Calls that measure or open a run."""
+"""Calls that measure or open a run: run, compare, measure, and one statement of a session."""
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
 
 from perfkit import config as configuration
 from perfkit.analysis.report import LoadRun, Run
-from perfkit.base import resources
-from perfkit.base.bundle import Bundle
+from perfkit.base import process, resources
+from perfkit.base.bundle import Bundle, write_atomically
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.base.process import progress
+from perfkit.config import Config
+from perfkit.config.model import show
+from perfkit.config.workload import FOLDER
 from perfkit.indexes.lab_results import read
 from perfkit.indexes.lab_tables import summary
+from perfkit.indexes.trial import one_index
 from perfkit.postgres.guards import Permission
+from perfkit.postgres.index_sets import read_set
 from perfkit.release.report import RehearsedRun
-from perfkit.runs.experiment import measure as experiment_measure
+from perfkit.runs import experiment
+from perfkit.runs.arms import ExistingDatabaseArms
 from perfkit.runs.selection import RunSpec, Selection, alone
-from perfkit.runs.targets import ComparisonSpec, admitted
+from perfkit.runs.service import RelaySpec
+from perfkit.runs.targets import ComparisonSpec, admitted, scenario
 
 if TYPE_CHECKING:
+    from perfkit.app.session import Session
     from perfkit.runs.targets import Targets, Text
+    from perfkit.slow.examples import Value
 
 
 Names = str | Sequence[str]
 Ask = Callable[[str], str]
+Say = Callable[[str], None]
 
 
 def reports_folder() -> Path:
@@ -69,24 +82,21 @@ def new_folder(reports: str | Path, profile: str) -> Path:
     raise BundleError(f"{parent}: a hundred runs began this second; expected fewer")
 
 
-def names(given: Names) -> tuple[str, ...]:
-    """One name or several; papermill can pass a text only, with commas."""
-    parts = given.split(",") if isinstance(given, str) else given
+def names(value: Names) -> tuple[str, ...]:
+    """Return names as a tuple; a text, which is all that papermill can pass, may hold several with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def texts(given: Text | Sequence[Text]) -> tuple[Text, ...]:
-    """One text or several, as several."""
-    return (given,) if isinstance(given, str | Path) else tuple(given)
+def texts(value: Text | Sequence[Text]) -> tuple[Text, ...]:
+    """Return one text or several as a tuple."""
+    return (value,) if isinstance(value, str | Path) else tuple(value)
 
 
 def admitted_by(chosen: Selection, confirm: Names, production: Names, ask: Ask | None) -> Targets:
-    """The targets of a selection, let through the guards. Raises TargetRefused, UsageError."""
+    """Return the targets of a selection, admitted by the guards. Raises TargetRefused, UsageError."""
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     return admitted(chosen.config, chosen.arms, permission)
-
-
-# Runs: before and after, a query of yours, one arm alone.
 
 
 def run(
@@ -109,28 +119,27 @@ def run(
     production: Names = (),
     ask: Ask | None = None,
 ) -> Run:
-    """Measure before and after into a new bundle, or open the one given.
+    """Measure before and after a change into a new bundle, or open an existing `bundle`.
 
-    A `preset` of the configuration gives profile, scale, rtt_ms and connect_rtts where these are left empty or None;
-    without one they are standard, the data's own, 0 and 6.
+    An empty value means the configuration's own. A `preset` of the configuration sets profile, scale, rtt_ms and
+    connect_rtts unless these are given; without a preset they are standard, the data's own, 0 and 6.
 
-    With `plan_for`, a percentage, a pilot decides the number of blocks in place of the profile: as many as its spread
-    asks for to find a change by so much four times in five, in at most `max_minutes`.
+    With `plan_for`, a percentage, a pilot sets the number of blocks instead of the profile: enough to detect a change
+    of that size four times in five, in at most `max_minutes`.
 
-    Empty values mean the configuration's own. The summary of an index `lab` is taken into the run. `confirm` names
-    the targets that perfkit did not start and may use (`host:port/database`, `https://host:port`), `production` those
-    whose name looks like production.
+    The run keeps the summary of an index `lab`. `confirm` names the targets that perfkit did not start and may use
+    (`host:port/database`, `https://host:port`), `production` those whose name suggests production.
 
-    Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed,
-    Interrupted when the user stopped it.
+    Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed, Interrupted if
+    the user stopped the run.
     """
     if bundle:
         return _with_lab(_opened(Path(bundle)), lab)
 
     settings = configuration.load(Path(config) if config else None)
-    given = {"profile": profile, "scale": scale, "rtt_ms": rtt_ms, "connect_rtts": connect_rtts}
+    values = {"profile": profile, "scale": scale, "rtt_ms": rtt_ms, "connect_rtts": connect_rtts}
     options = RunSpec(
-        **configuration.preset(settings.presets, preset, **given),
+        **configuration.preset(settings.presets, preset, **values),
         seed=seed,
         postgres=postgres,
         arms=names(arms),
@@ -139,9 +148,9 @@ def run(
         plan_for=plan_for,
         max_minutes=max_minutes,
     )
-    chosen = Selection(settings, options)
-    targets = admitted_by(chosen, confirm, production, ask)
-    return _with_lab(Run(_measured(chosen, targets, new_folder(reports, options.profile))), lab)
+    selection = Selection(settings, options)
+    targets = admitted_by(selection, confirm, production, ask)
+    return _with_lab(Run(_measure(selection, targets, new_folder(reports, options.profile))), lab)
 
 
 def compare(
@@ -167,14 +176,14 @@ def compare(
 ) -> Run:
     """Measure queries before and after an index, settings or a rewrite, on a database of yours.
 
-    `db` is a libpq service name (`service=staging`) or connection string without a password. `query`, `index`
-    and `rewrite` are SQL, or names of `.sql` files. `way`: `whole`, `sample` or `generated` bring a private
-    copy into a server that perfkit starts; `clone` works beside the database, `in-place` in it. A GO needs a benefit;
-    with `need="none"`, for a setting that changes for another reason, only that nothing gets worse.
+    `db` is a libpq service name (`service=staging`) or a connection string without a password. `query`, `index` and
+    `rewrite` are SQL, or names of `.sql` files. The ways `whole`, `sample` and `generated` measure a private copy on a
+    server that perfkit starts; `clone` measures beside the database, `in-place` in it. A GO needs a benefit; with
+    `need="none"`, for a setting that changes for another reason, nothing may get worse.
 
     Raises PerfkitError as `run` does.
     """
-    wanted = ComparisonSpec(
+    spec = ComparisonSpec(
         db,
         texts(query),
         texts(index),
@@ -190,10 +199,10 @@ def compare(
         need=need,
     )
 
-    def chosen(path: Path) -> Selection:
+    def select(path: Path) -> Selection:
         return Selection(configuration.load(path), RunSpec(profile, seed=seed, config=str(path)))
 
-    return Run(_of_database(wanted, chosen, new_folder(reports, "compare"), confirm, production, ask))
+    return Run(_measure_database(spec, select, new_folder(reports, "compare"), confirm, production, ask))
 
 
 def measure(
@@ -223,17 +232,17 @@ def measure(
     production: Names = (),
     ask: Ask | None = None,
 ) -> LoadRun:
-    """Measure one arm under load, compared with nothing, into a new bundle; or open the one given.
+    """Measure one arm under load, without a comparison, into a new bundle; or open an existing `bundle`.
 
-    The arm is the last `after` arm unless another is named: what would be deployed. `blocks`, down to 1, is in place
-    of the profile's. `p95_ms` above 0 and `error_rate` from 0 replace the configuration's thresholds. With `db` it
-    is `query` on a database of yours, as for `compare`: on one connection and on `users`, or with a `rate` arriving
-    so often a second for `seconds`, at most `users` in flight. Raises PerfkitError as `run` does.
+    The default arm is the last `after` arm, which would be deployed. `blocks`, at least 1, overrides the profile.
+    `p95_ms` above 0 and `error_rate` from 0 replace the configuration's thresholds. With `db`, the load is `query` on
+    a database of yours, as for `compare`: on one connection and on `users` connections; or, with a `rate`, that number
+    of requests per second for `seconds`, at most `users` in flight. Raises PerfkitError as `run` does.
     """
     if bundle:
         return LoadRun(Bundle.open(Path(bundle)))
 
-    def chosen(path: Path | None) -> Selection:
+    def select(path: Path | None) -> Selection:
         options = RunSpec(
             profile,
             scale,
@@ -251,7 +260,7 @@ def measure(
         return alone(configuration.load(path), options)
 
     if db:
-        wanted = ComparisonSpec(
+        spec = ComparisonSpec(
             db,
             texts(query),
             parameters=parameters,
@@ -263,12 +272,12 @@ def measure(
             rate=rate,
             seconds=seconds,
         )
-        return LoadRun(_of_database(wanted, chosen, new_folder(reports, "load"), confirm, production, ask))
+        return LoadRun(_measure_database(spec, select, new_folder(reports, "load"), confirm, production, ask))
     if query or rate:
-        raise UsageError("query and rate are for a database of yours; expected db with them, or a config alone")
-    found = chosen(Path(config) if config else None)
-    targets = admitted_by(found, confirm, production, ask)
-    return LoadRun(_measured(found, targets, new_folder(reports, "load")))
+        raise UsageError("query and rate need db, a database of yours; expected db with them, or neither of them")
+    selection = select(Path(config) if config else None)
+    targets = admitted_by(selection, confirm, production, ask)
+    return LoadRun(_measure(selection, targets, new_folder(reports, "load")))
 
 
 def _opened(folder: Path) -> Run:
@@ -284,31 +293,138 @@ def _with_lab(run: Run, lab: str | Path) -> Run:
     return run
 
 
-def _of_database(
-    wanted: ComparisonSpec,
-    choose: Callable[[Path], Selection],
+def _measure_database(
+    spec: ComparisonSpec,
+    select: Callable[[Path], Selection],
     folder: Path,
     confirm: Names,
     production: Names,
     ask: Ask | None,
 ) -> Bundle:
-    """Measure what was given in one line; its configuration goes into the run's folder. Raises PerfkitError."""
+    """Measure a database of the user's; the run's folder gets a configuration made of the spec. Raises PerfkitError."""
     try:
-        chosen = choose(wanted.write(folder))
-        targets = admitted_by(chosen, confirm, production, ask)
+        selection = select(spec.write(folder))
+        targets = admitted_by(selection, confirm, production, ask)
     except BaseException as error:
         shutil.rmtree(folder)  # nothing was measured
-        if isinstance(error, PerfkitError):  # names of files that are gone would only puzzle
+        if isinstance(error, PerfkitError):  # the folder is gone, so the message must not name files in it
             raise type(error)(str(error).replace(f"{folder}/", "")) from None
         raise
     try:
-        return _measured(chosen, targets, folder)
+        return _measure(selection, targets, folder)
     except PerfkitError:
-        if not (folder / "audit.jsonl").exists():  # nothing was done to the database: nothing to keep
+        if not (folder / "audit.jsonl").exists():  # the database was not touched: nothing to keep
             shutil.rmtree(folder)
         raise
 
 
-def _measured(chosen: Selection, targets: Targets, folder: Path) -> Bundle:
+def _measure(selection: Selection, targets: Targets, folder: Path) -> Bundle:
     with progress() as say:
-        return experiment_measure(chosen, folder, say, targets)
+        return experiment.measure(selection, folder, say, targets)
+
+
+def measure_statement(
+    session: Session,
+    text: str,
+    rows: Sequence[Sequence[Value]],
+    index: Sequence[str],
+    *,
+    profile: str,
+    way: str,
+    users: int,
+    seed: int,
+    reports: str | Path,
+    say: Say,
+) -> Run:
+    """Measure paired rounds of a statement without and with indexes, into a new bundle.
+
+    The statement's parameters are `%(p1)s`, `%(p2)s`, ...; their values stay in the run's folder. On a server that
+    perfkit started, the arms are clones of the session's database. A database of the user's is measured as
+    `perfkit.compare` does, in its `way`. Raises PerfkitError.
+    """
+    if not index:
+        raise UsageError("measure: no index; expected one CREATE INDEX, or several")
+    indexes = [one_index(statement) for statement in index]
+    if session.database.site.foreign:
+        opened = session.opened
+        return compare(
+            opened.db,
+            text,
+            indexes,
+            parameters=_source(rows) if rows else None,
+            way=way or "whole",
+            users=users,
+            volatile=tuple(session.volatile),
+            tls=opened.tls,
+            profile=profile,
+            seed=seed,
+            reports=reports,
+            confirm=(session.name, *opened.permission.confirm),
+            production=opened.permission.production,
+            ask=opened.permission.ask,
+        )
+    if way:
+        raise UsageError(f"way = {way!r}; expected none: this database is measured in clones on its own server")
+    folder = new_folder(reports, "measure")
+    try:
+        config = _config(session, folder, text, rows, indexes, users)
+        selection = Selection(config, RunSpec(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
+    except PerfkitError:
+        shutil.rmtree(folder)
+        raise
+    place = session.database
+    with (
+        process.alone(say),
+        ExistingDatabaseArms(
+            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.site.version, place
+        ) as workbench,
+    ):
+        return Run(experiment.measure(selection, folder, say, workbench=workbench))
+
+
+def _config(
+    session: Session, folder: Path, text: str, rows: Sequence[Sequence[Value]], index: Sequence[str], users: int
+) -> Config:
+    """Write the run as a configuration with its files into the run's folder, to repeat the run; return it."""
+    files = {"query.sql": f"{text}\n", "index.sql": "".join(f"{one};\n" for one in index)}
+    parameters = {"parameters": "rows"} if rows else {}
+    if rows:
+        files["parameters.sql"] = _source(rows)
+    database, files["present.sql"] = _database(session)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
+    together = [scenario("together", ["query"], users, 5)] if users > 1 else []
+    config = Config.model_validate(
+        {
+            "title": "A slow statement before and after",
+            "database": database,
+            **({"parameters": {"rows": "parameters.sql"}} if rows else {}),
+            "query": [{"name": "query", "file": "query.sql", **parameters}],
+            "scenario": [scenario("alone", ["query"], 1, 20), *together],
+            "arm": [*arms, {"name": "after", "role": "after", "title": "with the index", "indexes": "index.sql"}],
+        },
+        context={FOLDER: folder},
+    )
+    write_atomically(folder / "perfkit.toml", show(config))
+    return config
+
+
+def _database(session: Session) -> tuple[dict[str, Any], str]:
+    """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
+    opened, version = session.opened, session.database.site.version
+    made = opened.config.database if opened.config else None
+    if opened.config is None or made is None or not made.prepare:
+        return {"prepare": ["present.sql"], "postgres": version}, "-- The data was on a server that no longer exists.\n"
+    arm = next(arm for arm in opened.config.arm if arm.name == opened.arm)
+    present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
+    origin = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
+    return origin, "".join(f"{one.sql(concurrently=False)};\n" for one in present) or "-- No index beyond the keys.\n"
+
+
+def _source(rows: Sequence[Sequence[Value]]) -> str:
+    """Return a SELECT that returns these values, as text."""
+    names = ", ".join(f"p{value.number}" for value in rows[0])
+    lines = (", ".join(f"{sql.Literal(value.text).as_string()}::text" for value in row) for row in rows)
+    values = ",\n".join(f"({line})" for line in lines)
+    return f"SELECT * FROM (VALUES\n{values}\n) AS examples ({names})\n"

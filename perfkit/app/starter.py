@@ -56,19 +56,19 @@ def _line(statement: str, purpose: str) -> str:
 
 @dataclass(slots=True)
 class _Draft:
-    """What the files will say."""
+    """Content of the files to be written."""
 
-    queries: dict[str, str] = field(default_factory=dict)  # text by name
-    parameters: dict[str, str] = field(default_factory=dict)  # the SELECT by query
+    queries: dict[str, str] = field(default_factory=dict)  # SQL, by name
+    parameters: dict[str, str] = field(default_factory=dict)  # SELECT of the values, by query
     indexes: list[str] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)  # what is in the database, a line each
+    tables: list[str] = field(default_factory=list)  # a line on each table
     statements: list[str] = field(default_factory=list)
 
 
 def write(folder: Path, external: External | None, db: str = "", *, tls: bool = True) -> list[Path]:
     """Write the files and return them, perfkit.toml first.
 
-    Raises UsageError where one is there already, ServerError with the server's words.
+    Raises UsageError if one of them exists, ServerError with the server's message.
     """
     files = _from_database(external, db, tls) if external else _texts(EXAMPLE)
     _write_new(folder, files)
@@ -76,7 +76,7 @@ def write(folder: Path, external: External | None, db: str = "", *, tls: bool = 
 
 
 def copy_notebooks(folder: Path) -> list[Path]:
-    """Copy the notebooks into a folder and return the copies. Raises UsageError if one of them is there already."""
+    """Copy the notebooks into a folder and return the copies. Raises UsageError if one of them exists."""
     files = _texts(NOTEBOOKS, ".ipynb")
     _write_new(folder, files)
     return [folder / name for name in files]
@@ -86,7 +86,7 @@ def _write_new(folder: Path, files: Mapping[str, str]) -> None:
     """Write files and overwrite none."""
     for name in files:
         if (folder / name).exists():
-            raise UsageError(f"{folder / name} is there already; expected a folder without it")
+            raise UsageError(f"{folder / name} already exists; expected a folder without it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -97,19 +97,19 @@ def _write_new(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _texts(folder: Path, *suffixes: str) -> dict[str, str]:
-    """The files of one folder that comes with perfkit, by name."""
+    """Return the content of the files of a folder that comes with perfkit, by name."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (suffixes or (".toml", ".sql")))
     return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
-    """Queries by keys, for which the values are there; indexes for foreign keys that have none."""
+    """Return files with queries by keys whose values exist, and indexes for foreign keys that have none."""
     with connected(external) as connection, connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
         connection.execute(f"SET LOCAL statement_timeout = {TIMEOUT_S * 1000}")
-        draft, size = _looked_at(connection)
+        draft, size = _inspect(connection)
     if not draft.queries:
-        raise ServerError(f"{external.name}: no table that can be read has rows and a key; expected one to begin with")
+        raise ServerError(f"{external.name}: no readable table has rows and a key; expected at least one")
     files = {"perfkit.toml": _toml(draft, db, external.name, size, tls)}
     files |= {f"{name}.sql": f"{text}\n" for name, text in draft.queries.items()}
     files |= {f"{name}.parameters.sql": f"{text}\n" for name, text in draft.parameters.items()}
@@ -120,13 +120,13 @@ def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
     return files
 
 
-def _looked_at(connection: Connection) -> tuple[_Draft, int]:
-    """The draft, and the database's size in bytes."""
+def _inspect(connection: Connection) -> tuple[_Draft, int]:
+    """Return the draft, and the database's size in bytes."""
     tables, keys = catalog.rows(connection, "starter_tables"), catalog.rows(connection, "starter_foreign_keys")
     draft, by_name = _Draft(), {table["table"]: table for table in tables}
     # Two foreign keys on the same columns need one index.
-    unlike = {(key["child"], *sorted(key["columns"])): key for key in keys}.values()
-    bare = [key for key in unlike if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
+    distinct = {(key["child"], *sorted(key["columns"])): key for key in keys}.values()
+    bare = [key for key in distinct if key["child"] in by_name and not _indexed(by_name[key["child"]], key["columns"])]
     bare.sort(key=lambda key: -by_name[key["child"]]["rows"])
     for key in islice((key for key in bare if _has_rows(connection, key["child"], key["columns"])), LOOKUPS):
         _lookup(draft, by_name[key["child"]], key["columns"], "by")
@@ -134,48 +134,47 @@ def _looked_at(connection: Connection) -> tuple[_Draft, int]:
     keyed = (table for table in tables if table["key"] and _has_rows(connection, table["table"], table["key"]))
     for table in islice(keyed, KEYS):
         _lookup(draft, table, table["key"], "one_of")
-    draft.seen = [_told(table, keys) for table in tables[:20]]
+    draft.tables = [_describe(table, keys) for table in tables[:20]]
     draft.statements = list(_statements(connection))
     return draft, sum(table["bytes"] + table["index_bytes"] for table in tables)
 
 
 def _has_rows(connection: Connection, table: str, columns: Sequence[str]) -> bool:
-    """Whether there is a row to look up by these columns, as far as one is found in good time."""
+    """Return whether a row to look up by these columns is found within the time limit."""
     try:
         with connection.transaction():
-            found = connection.execute(f"SELECT 1 FROM {table} WHERE {_known(columns)} LIMIT 1".encode())
-            return found.fetchone() is not None
+            row = connection.execute(f"SELECT 1 FROM {table} WHERE {_not_null(columns)} LIMIT 1".encode()).fetchone()
+            return row is not None
     except psycopg.Error:
         return False
 
 
-def _known(columns: Sequence[str]) -> str:
+def _not_null(columns: Sequence[str]) -> str:
     return " AND ".join(f"{column} IS NOT NULL" for column in columns)
 
 
 def _indexed(table: Mapping[str, Any], columns: Sequence[str]) -> bool:
-    """Whether an index begins with these columns, in any order."""
+    """Return whether an index begins with these columns, in any order."""
     return any(set(index[: len(columns)]) == set(columns) for index in table["indexed"])
 
 
 def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how: str) -> None:
-    """A query for the rows with given values, and the values that there are."""
+    """Add a query for the rows with certain values, and a SELECT of the values that exist."""
     name = _name(f"{how}_{table['name']}", draft.queries)
-    given = [f"p{number}" for number, _ in enumerate(columns, 1)]
-    pairs = list(zip(columns, given, strict=True))
+    pairs = [(column, f"p{number}") for number, column in enumerate(columns, 1)]
     condition = " AND ".join(f"{column.replace('%', '%%')} = %({value})s" for column, value in pairs)
     selected = ", ".join(f"{column} AS {value}" for column, value in pairs)
     draft.queries[name] = f"SELECT * FROM {table['table'].replace('%', '%%')} WHERE {condition} LIMIT 100"
-    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_known(columns)} LIMIT :rows"
+    draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_not_null(columns)} LIMIT :rows"
 
 
-def _name(wanted: str, taken: Mapping[str, Any]) -> str:
-    """A name for a query and its files, whatever a table may be called."""
-    plain = re.sub(r"[^a-z0-9_]+", "_", wanted.lower()).strip("_")[:34] or "query"
+def _name(text: str, taken: Mapping[str, Any]) -> str:
+    """Return a new name for a query and its files, safe for any name of a table."""
+    plain = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:34] or "query"
     return next(name for n in range(1, 100) if (name := plain if n == 1 else f"{plain}_{n}") not in taken)
 
 
-def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
+def _describe(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
     refers = [f"{', '.join(k['columns'])} -> {k['parent']}" for k in keys if k["child"] == table["table"]]
     size = f"about {table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
     key = f"key {', '.join(table['key'])}" if table["key"] else "no primary key"
@@ -183,16 +182,16 @@ def _told(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _statements(connection: Connection) -> Iterator[str]:
-    """The slowest statements as comments; `$1` has to be replaced by a parameter before they can be used."""
+    """Yield the slowest statements as comments; to use one, the user replaces `$1` by a parameter."""
     try:
         with connection.transaction():
-            found = between(None, snapshot(connection)).statements
+            slowest = between(None, snapshot(connection)).statements
     except ServerError:
-        return  # not here, or not for this role
-    rows = [statement for statement in found if _LOAD.match(statement.text)][:STATEMENTS]
+        return  # pg_stat_statements is not installed, or not readable for this role
+    rows = [statement for statement in slowest if _LOAD.match(statement.text)][:STATEMENTS]
     if rows:
-        yield "-- Where this database's time goes. To measure one: a file of its own, $1 replaced by %(name)s, and a"
-        yield "-- [[query]] with a source of parameters.\n"
+        yield "-- The slowest statements of this database. To measure one, put it into a file of its own, replace $1 by"
+        yield "-- %(name)s, and add a [[query]] with a source of parameters.\n"
     for row in rows:
         yield f"-- {row.calls:,} calls, {row.mean_ms:.1f} ms each, {row.total_ms / 1000:,.1f} s in all"
         yield "\n".join(f"-- {line}" for line in visible(row.text).splitlines()) + "\n"
@@ -202,20 +201,21 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     document = tomlkit.document()
     _say(
         document,
-        f"What perfkit found in {name}, and a first question to it.",
+        f"What perfkit found in {name}, and a first comparison.",
         f"Run it with: perfkit report --config perfkit.toml --profile quick --confirm {quote(name)}",
         "Every key: perfkit config reference",
     )
     document["title"] = f"{name.rpartition('/')[2]}: first look"
     document["allow"] = [name]
     document.add(tomlkit.nl())
-    _say(document, "Its tables, the largest first:", *draft.seen)
+    _say(document, "Its tables, the largest first:", *draft.tables)
     limit = DatabaseConfig.model_fields["copy_limit_mb"].default
     database = tomlkit.table()
     _say(
         database,
-        "How the database is used. whole: a private copy in a PostgreSQL that perfkit starts; sample, generated:",
-        "parts of it, where it is large; clone: databases beside it; in-place: as it stands (perfkit allow --ddl).",
+        "How perfkit uses the database. whole: a private copy on a PostgreSQL that perfkit starts; sample, generated:",
+        "a smaller copy, if the database is large; clone: databases beside it; in-place: the database itself, which",
+        "needs perfkit allow --ddl.",
     )
     database["target"] = db
     database["way"] = "whole" if size <= limit * 10**6 else "sample"
@@ -226,7 +226,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     document["query"] = [{"name": query, "file": f"{query}.sql", "parameters": query} for query in draft.queries]
     document["scenario"] = [scenario("alone", list(draft.queries), 1, 20), scenario("ten", list(draft.queries), 10, 5)]
     after: dict[str, object] = {"title": "more memory for sorts and hashes", "settings": {"work_mem": "64MB"}}
-    if draft.indexes:  # else the setting is something to replace
+    if draft.indexes:  # without one, the setting is an example for the user to replace
         after = {"title": "foreign keys indexed", "indexes": "indexes.sql"}
     document["arm"] = [
         {"name": "before", "role": "before"},
@@ -237,6 +237,6 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
 
 
 def _say(container: Any, *lines: str) -> None:
-    """Comments; a name from a database cannot end one."""
+    """Add comments, each on one line: a name from a database cannot end a comment."""
     for line in lines:
         container.add(tomlkit.comment(" ".join(visible(line).split())))

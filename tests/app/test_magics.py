@@ -19,7 +19,7 @@ from traitlets.config import Config
 from watched import until
 
 import perfkit
-from perfkit.app.session import Explained
+from perfkit.app.evidence import Explained
 from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
@@ -247,7 +247,7 @@ def test_what_runs_now_is_shown(connected: InteractiveShell, server: EmbeddedSer
     [
         ("", " ", "%measure: no statement; expected %%measure, and the statement below it"),
         ("", "SELECT %(absent)s", "%%measure: no variable 'absent'; expected one for %(absent)s"),
-        ("", "SELECT 1", "%%measure: no index was found that helps; expected --index"),
+        ("", "SELECT 1", "%%measure: perfkit advises no index; expected --index"),
         ("--index 'DROP TABLE visits'", "SELECT 1", "'DROP TABLE visits': expected one CREATE INDEX statement"),
         (
             "--index 'CREATE INDEX ON visits (id)'",
@@ -271,7 +271,7 @@ def test_a_statement_is_measured_without_and_with_an_index(
     shell.run_line_magic("perfkit", "demo --scale seed --seconds 2")
     table = shell.run_line_magic("perfkit", "slow")
     assert "FROM appointments" in table[1].statement.text
-    place = shell.magics_manager.registry["PerfkitMagics"].session.place
+    place = shell.magics_manager.registry["PerfkitMagics"].session.database
     with place.connect() as connection:
         one = connection.execute("SELECT org_id, contact_id FROM appointments LIMIT 1").fetchone()
     shell.push({"org": one["org_id"], "contact": one["contact_id"]})

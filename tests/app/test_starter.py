@@ -99,7 +99,7 @@ def test_nothing_is_overwritten(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     done = perfkit_init(tmp_path)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == f"perfkit: {tmp_path / name} is there already; expected a folder without it\n"
+    assert done.stderr == f"perfkit: {tmp_path / name} already exists; expected a folder without it\n"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
@@ -301,7 +301,7 @@ def test_a_database_without_anything_to_ask_for_is_one_line(
     run_all(database, made)
     done = perfkit_init(tmp_path / "mine", *options(server))
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "no table that can be read has rows and a key; expected one to begin with" in done.stderr
+    assert "no readable table has rows and a key; expected at least one" in done.stderr
     assert not (tmp_path / "mine").exists()
 
 

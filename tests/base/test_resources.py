@@ -119,7 +119,7 @@ class TestNotebooks:
         (tmp_path / "index_lab.ipynb").write_text("my work")
         done = perfkit("notebooks", str(tmp_path))
         assert done.exit_code == 2
-        assert done.stderr == f"perfkit: {tmp_path}/index_lab.ipynb is there already; expected a folder without it\n"
+        assert done.stderr == f"perfkit: {tmp_path}/index_lab.ipynb already exists; expected a folder without it\n"
         assert [path.read_text() for path in tmp_path.iterdir()] == ["my work"]
 
 

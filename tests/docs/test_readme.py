@@ -10,7 +10,7 @@ import pytest
 
 import perfkit
 from perfkit import config
-from perfkit.app.session import SlowQuery
+from perfkit.app.evidence import SlowQuery
 from perfkit.base.resources import CHECKOUT as ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

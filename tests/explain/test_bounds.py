@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from perfkit.app.session import Explained
+from perfkit.app.evidence import Explained
 from perfkit.base.errors import PlanError
 from perfkit.explain import capture as capturing
 from perfkit.explain import comparison, plan

@@ -8,7 +8,8 @@ import pytest
 
 from perfkit import config
 from perfkit.app import session as query
-from perfkit.app.session import Explained, Session
+from perfkit.app.evidence import Explained
+from perfkit.app.session import Session
 from perfkit.explain.comparison import diff, fingerprint, typical_parameters
 from perfkit.explain.findings import Severity, findings
 from perfkit.explain.findings.model import FindingLimits
@@ -24,7 +25,7 @@ class Workload(NamedTuple):
     settings: config.Config
 
     def explained(self) -> dict[str, Explained]:
-        place = self.session.place
+        place = self.session.database
         found = {name: selection.rows(name, source, place, "1") for name, source in self.settings.parameters.items()}
         plans = {}
         for each in self.settings.query:
@@ -37,7 +38,7 @@ class Workload(NamedTuple):
 def workload(path: Path | None, scale: str, arm: str, home: Path) -> Iterator[dict[str, Explained]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFKIT_HOME", str(home))
-        with query.made(path or "", scale, arm, say=lambda line: None) as session:
+        with query.open_generated(path or "", scale, arm, say=lambda line: None) as session:
             yield Workload(session, config.load(path)).explained()
 
 

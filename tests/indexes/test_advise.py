@@ -32,7 +32,7 @@ class Shop:
         self.session = session
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        with self.session.place.connect() as connection:
+        with self.session.database.connect() as connection:
             return sorted(tuple(row.values()) for row in run_all(connection, sql.encode()))
 
     def advise(self, sql: str, parameters: Any = None) -> Advice:
@@ -93,12 +93,12 @@ def test_the_set_is_the_text_of_a_file(shop: Shop) -> None:
 
 
 def test_a_name_that_is_taken_is_not_used_again(shop: Shop) -> None:
-    with shop.session.place.connect() as connection:
+    with shop.session.database.connect() as connection:
         connection.execute("CREATE TABLE idx_orders_customer_id ()")
     try:
         (proposal,) = shop.advise("SELECT * FROM orders WHERE customer_id = 7").proposals
     finally:
-        with shop.session.place.connect() as connection:
+        with shop.session.database.connect() as connection:
             connection.execute("DROP TABLE idx_orders_customer_id")
     assert proposal.name == "idx_orders_customer_id_2"
 
@@ -346,7 +346,7 @@ def test_a_parameter_that_may_be_null_is_compared_by_equality_or_as_null(shop: S
     assert value is None or new.endswith(
         "WHERE (id = (CAST(%(id)s AS INT)) OR (id IS NULL AND (CAST(%(id)s AS INT)) IS NULL))"
     )
-    with shop.session.place.connect() as connection:
+    with shop.session.database.connect() as connection:
         rows = [list(connection.execute(one.encode(), {"id": value})) for one in (sql, new or sql)]
     assert rows[0] == rows[1] and len(rows[0]) == (value is not None)
 
@@ -382,13 +382,13 @@ def test_a_limit_that_is_soon_reached_stops_early(shop: Shop) -> None:
 
 
 def test_statistics_are_made_first(shop: Shop) -> None:
-    with shop.session.place.connect() as connection:
+    with shop.session.database.connect() as connection:
         connection.execute("CREATE TABLE fresh AS SELECT n, n % 2 AS half FROM generate_series(1, 50000) n")
     try:
         found = shop.assert_no_index("SELECT * FROM fresh WHERE half = 1", because="selects too many rows")
         assert found.limitations[0].startswith("fresh has no statistics yet: analysed here first")
     finally:
-        with shop.session.place.connect() as connection:
+        with shop.session.database.connect() as connection:
             connection.execute("DROP TABLE fresh")
 
 

@@ -91,7 +91,7 @@ def titles(found: Advice) -> list[str]:
 
 def load(session: Session, *statements: str) -> None:
     """Run statements in one session."""
-    with session.place.connect() as connection:
+    with session.database.connect() as connection:
         for statement in statements:
             connection.execute(statement.encode())
 

@@ -117,12 +117,12 @@ CREATE INDEX feed_created ON feed (created); ANALYZE feed;
     [("created", "created"), ("created DESC", "created"), ("created DESC, id DESC", "created, id")],
 )
 def test_an_order_that_an_index_gives_already_follows_the_condition(library: Session, order: str, keys: str) -> None:
-    with library.place.connect() as connection:
+    with library.database.connect() as connection:
         run_all(connection, FEED.encode())
     try:
         found = advised(library, newest=f"SELECT * FROM feed WHERE account = 77 ORDER BY {order} LIMIT 20")
     finally:
-        with library.place.connect() as connection:
+        with library.database.connect() as connection:
             connection.execute("DROP TABLE feed")
     assert titles(found) == [f"feed (account, {keys})"]
 

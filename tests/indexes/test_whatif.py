@@ -49,14 +49,14 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 def test_an_index_that_helps_is_used_and_gone_again(session: Session) -> None:
-    before = catalogue(session.place)
+    before = catalogue(session.database)
     found = session.whatif(QUERY, INDEX)
     assert found.used and found.evidence == "measured once" and found.bytes > 8192
     assert found.before.plan.root.name == "Seq Scan" and found.before.plan.analyzed
     assert found.after.plan.buffers < found.before.plan.buffers / 2
     assert found.after.plan.rows == found.before.plan.rows == 80
     assert not found.diff.same
-    assert catalogue(session.place) == before
+    assert catalogue(session.database) == before
 
 
 def test_it_shows_a_sentence_and_both_plans(session: Session) -> None:
@@ -120,18 +120,18 @@ def test_an_index_on_a_partitioned_table_is_used_in_its_partitions(session: Sess
     ],
 )
 def test_anything_else_is_refused_in_one_line(session: Session, index: str, says: str) -> None:
-    before = catalogue(session.place)
+    before = catalogue(session.database)
     with pytest.raises(UsageError) as raised:
         session.whatif(QUERY, index)
     assert says in str(raised.value) and "\n" not in str(raised.value)
-    assert catalogue(session.place) == before
+    assert catalogue(session.database) == before
 
 
 def test_a_statement_that_fails_says_so_and_leaves_nothing(session: Session) -> None:
-    before = catalogue(session.place)
+    before = catalogue(session.database)
     with pytest.raises(PlanError, match="division by zero"):
         session.whatif("SELECT 1 / (clinic - 7) FROM visits WHERE clinic = 7", INDEX)
-    assert catalogue(session.place) == before
+    assert catalogue(session.database) == before
 
 
 # a server that is not perfkit's own
@@ -163,13 +163,13 @@ def opened(system: Hosted, dbname: str, port: int, monkeypatch: pytest.MonkeyPat
 @pytest.mark.system
 @pytest.mark.slow
 def test_elsewhere_hypopg_imagines_the_index(foreign: Session) -> None:
-    before = catalogue(foreign.place)
+    before = catalogue(foreign.database)
     found = foreign.whatif(QUERY, "CREATE INDEX CONCURRENTLY ON visits (clinic)")
     assert found.used and found.evidence == "estimated" and found.bytes > 8192
     assert not found.before.plan.analyzed and not found.after.plan.analyzed
     assert "estimated by HypoPG" in repr(found)
-    assert catalogue(foreign.place) == before
-    with foreign.place.connect() as connection:  # the very backend, behind a pooler
+    assert catalogue(foreign.database) == before
+    with foreign.database.connect() as connection:  # the very backend, behind a pooler
         assert connection.execute("SELECT * FROM extensions.hypopg()").fetchall() == []
     assert foreign.explain(QUERY).plan.root.name == "Seq Scan"
 
@@ -240,7 +240,7 @@ def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkey
     system.run("CREATE EXTENSION IF NOT EXISTS hypopg", dbname="bare")
     try:
         with opened(system, "bare", 0, monkeypatch) as session:
-            before = catalogue(session.place)
+            before = catalogue(session.database)
             for sql, title in {
                 "SELECT * FROM orders WHERE customer_id = 7": "orders (customer_id)",
                 "SELECT * FROM orders ORDER BY total DESC LIMIT 10": "orders (total)",
@@ -261,6 +261,6 @@ def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkey
             }.items():
                 found = index_advice(session, {"query": (sql, None)})
                 assert not found.proposals and because in found.refusals[0].sentence, found
-            assert catalogue(session.place) == before
+            assert catalogue(session.database) == before
     finally:
         system.run("DROP EXTENSION hypopg", dbname="bare")

@@ -196,7 +196,7 @@ def test_the_notebook_decides_as_the_command_does(run: Path) -> None:
     assert (found["decision"], found["arms"]) == ("GO", ["after-full"])
     shown = [output for cell in executed.cells for output in cell.get("outputs", ())]
     assert any("GO if" in output["data"].get("text/html", "") for output in shown)
-    with pytest.raises(PerfkitError, match="run or bundle; expected one of the two"):
+    with pytest.raises(PerfkitError, match="expected either run, the folder to decide on, or bundle"):
         execute(GATE, {})
 
 
@@ -355,5 +355,5 @@ def test_a_folder_that_was_never_decided_on_cannot_be_verified_or_shown(run: Pat
     assert refusal(1, "verify", run).endswith("no such file; expected a folder that `perfkit gate` sealed")
     assert "no such file" in refusal(1, "verify", run / "nothing")
     assert refusal(2, "verify", run, "--hash", "xyz").startswith("--hash xyz; expected 8 to 64 digits")
-    with pytest.raises(UsageError, match="run or bundle; expected one of the two"):
+    with pytest.raises(UsageError, match="expected either run, the folder to decide on, or bundle"):
         api.decide()

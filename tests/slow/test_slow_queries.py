@@ -72,7 +72,7 @@ def table(session: Session | None, *texts: str, example: Example | None = None) 
 def test_a_statement_of_which_only_the_text_is_known_leads_to_the_right_index(session: Session, query: str) -> None:
     slow = table(session, text(query))[1]
     planned = slow.explain()
-    assert planned.note == "with sampled values" and repr(planned).startswith("with sampled values")
+    assert planned.note == "using sampled values" and repr(planned).startswith("using sampled values")
     assert not planned.plan.analyzed
     executed = slow.explain(analyze=True)
     assert executed.plan.rows > 0  # the values find something
@@ -103,12 +103,12 @@ def test_the_values_of_a_logged_execution_come_first(session: Session) -> None:
     logged = "select count(*) from appointments where status='no_show' and duration_minutes>=30"
     slow = table(session, sql, example=Example(logged, (), 9.0))[1]
     found = slow.explain()
-    assert found.note == "with the values of its slowest logged execution"
+    assert found.note == "using the parameters of the slowest logged execution"
     (scan,) = [node for node in found.plan.nodes if node.text("Relation Name")]
     assert "'no_show'" in scan.text("Filter") and "30" in scan.text("Filter")
     (first, second) = slow.example_parameters(2).sets
     assert [value.text for value in first] == ["no_show", "30"]
-    assert {value.origin for value in first} == {"its slowest logged execution"}
+    assert {value.origin for value in first} == {"the slowest logged execution"}
     assert second[0].origin == "a row of appointments"
 
 
@@ -122,7 +122,7 @@ def test_what_a_client_sent_as_a_constant_stays_one(session: Session) -> None:
     assert "'no_show'" in planned and "A%" in planned and "'no_show'" in repr(slow.explain(generic=True))
     assert "LIMIT 7" in slow._repr_html_()
     cut_off = table(session, sql, example=Example(sent))[1]  # its values were too long for the log
-    assert cut_off.explain().note == "with sampled values" and "'no_show'" in repr(cut_off.explain())
+    assert cut_off.explain().note == "using sampled values" and "'no_show'" in repr(cut_off.explain())
 
 
 def test_a_logged_execution_that_differs_from_the_text_is_explained_as_it_was(session: Session) -> None:
@@ -130,14 +130,16 @@ def test_a_logged_execution_that_differs_from_the_text_is_explained_as_it_was(se
     text = "SELECT count(*) FROM appointments WHERE duration_minutes IN (5, 10, 15) AND notes LIKE {}"
     for example in (Example(text.format("'%a%'")), Example(text.format("$1"), ("%a%",))):
         found = table(session, sql, example=example)[1].explain()
-        assert found.note == "with the values of its slowest logged execution"
+        assert found.note == "using the parameters of the slowest logged execution"
         assert "{5,10,15}" in repr(found) and "%a%" in repr(found)
 
 
 def test_where_the_text_cannot_be_prepared_what_was_logged_is_explained(session: Session) -> None:
     sql = "SELECT status FROM appointments GROUP BY status ORDER BY count(*) FILTER (WHERE notes ~ $1) $2 LIMIT 1"
     example = Example(sql.replace("$1", "'a'").replace("$2", "DESC"))
-    assert table(session, sql, example=example)[1].explain().note == "with the values of its slowest logged execution"
+    assert (
+        table(session, sql, example=example)[1].explain().note == "using the parameters of the slowest logged execution"
+    )
     with pytest.raises(PlanError, match="syntax error"):
         table(session, sql)[1].explain()
 
@@ -155,12 +157,8 @@ def test_a_plan_that_was_logged_is_shown(session: Session, tmp_path: Path) -> No
     found = session.explain("SELECT * FROM appointments").capture.documents[0]
     one = SlowStatement("1", "SELECT * FROM appointments", 1, 1.0, plan=found)
     slow = SlowTable(SlowQueries("a log", (one,)), session)[1]
-    assert (
-        slow.logged_plan
-        and repr(slow.logged_plan).startswith("as it was logged")
-        and "Seq Scan" in repr(slow.logged_plan)
-    )
-    assert "as it was logged" in slow.report(tmp_path / "slow.html").read_text()
+    assert slow.logged_plan and repr(slow.logged_plan).startswith("as logged") and "Seq Scan" in repr(slow.logged_plan)
+    assert "as logged" in slow.report(tmp_path / "slow.html").read_text()
     assert table(session, "SELECT 1")[1].logged_plan is None
 
 
@@ -168,7 +166,7 @@ def test_values_can_be_given_by_position_or_number(session: Session) -> None:
     slow = table(session, "SELECT * FROM appointments WHERE status = $1 AND notes LIKE 'a%' LIMIT $2")[1]
     for given in (["booked", 3], {1: "booked", 2: "3"}):
         found = slow.explain(given, analyze=True)
-        assert found.note == "with the values given" and "'booked'" in repr(found)
+        assert found.note == "using your values" and "'booked'" in repr(found)
         assert slow.whatif("CREATE INDEX ON appointments (status)", given).before.plan.analyzed
     with pytest.raises(UsageError, match=r"statement 1: parameters \$1; expected \$1, \$2"):
         slow.explain(["booked"])
@@ -180,9 +178,9 @@ def test_where_no_values_can_be_had_the_plan_is_for_any(session: Session, monkey
 
     slow = table(session, text("status_counts"))[1]
     assert "$1" in repr(slow.explain(generic=True))
-    monkeypatch.setattr("perfkit.app.session.example_rows", refused)
+    monkeypatch.setattr("perfkit.app.evidence.example_rows", refused)
     found = slow.explain()
-    assert found.note == "for any values: the generic plan" and "$1" in repr(found)
+    assert found.note == "generic plan, for any values" and "$1" in repr(found)
     with pytest.raises(PlanError, match=r"statement timeout; expected explain\(parameters=...\)"):
         slow.explain(analyze=True)
 
@@ -190,7 +188,7 @@ def test_where_no_values_can_be_had_the_plan_is_for_any(session: Session, monkey
 def test_a_statement_without_parameters_is_explained_as_it_is(session: Session) -> None:
     slow = table(session, "SELECT count(*) FROM appointments WHERE notes LIKE '%a$1%' -- $2")[1]
     assert slow.explain(analyze=True).note == "" and slow.example_parameters().rows == []
-    assert "the statement has none" in repr(slow.example_parameters())
+    assert "the statement has no parameters" in repr(slow.example_parameters())
 
 
 def test_a_text_whose_constants_were_taken_away_is_mended(session: Session) -> None:
@@ -240,12 +238,12 @@ def test_a_statement_is_found_by_position_id_or_a_part_of_its_text() -> None:
     longer = table(None, "SELECT 1 FROM a WHERE b", "SELECT 1 FROM a")
     assert longer["SELECT 1 FROM a"] is longer[2]
     for key, said in {
-        0: "0: no such statements; expected one of 1 (SELECT 1 FROM a), 2 (SELECT 2 FROM b), 3 (SELECT 3 FROM b)",
-        "FROM b": "'FROM b': 2 such statements; expected one of 2 (SELECT 2 FROM b), 3 (SELECT 3 FROM b)",
+        0: "0: no statements match; expected one of 1 (SELECT 1 FROM a), 2 (SELECT 2 FROM b), 3 (SELECT 3 FROM b)",
+        "FROM b": "'FROM b': 2 statements match; expected one of 2 (SELECT 2 FROM b), 3 (SELECT 3 FROM b)",
     }.items():
         with pytest.raises(UsageError, match=re.escape(said)):
             slow[key]
-    with pytest.raises(UsageError, match="expected one of none: nothing was found"):
+    with pytest.raises(UsageError, match="expected one of none"):
         table(None)["x"]
 
 
@@ -260,7 +258,7 @@ def test_it_shows_itself_and_is_a_frame() -> None:
 
 
 def test_without_a_session_statements_are_only_shown() -> None:
-    with pytest.raises(UsageError, match=r"statement 1: found in a file; expected a session"):
+    with pytest.raises(UsageError, match=r"statement 1: from a log file; connect to a database"):
         table(None, "SELECT 1")[1].explain()
 
 
@@ -317,7 +315,7 @@ def test_it_is_measured_on_clones_which_are_gone_afterwards(
 
 
 def run_slow(session: Session, times: int = 3) -> None:
-    with session.place.connect() as connection:
+    with session.database.connect() as connection:
         for _ in range(times):
             connection.execute("SELECT count(*) FROM appointments WHERE notes LIKE %s", ["%found me%"])
 
@@ -356,7 +354,7 @@ def test_a_log_file_is_a_source_too(session: Session, tmp_path: Path) -> None:
     with session.query_logging(ms=0):
         run_slow(session)
         log = tmp_path / "server.json"
-        log.write_bytes((session.place.site.data_dir / "log" / "server.json").read_bytes())  # type: ignore[attr-defined]
+        log.write_bytes((session.database.site.data_dir / "log" / "server.json").read_bytes())  # type: ignore[attr-defined]
     assert session.slow(log)["notes LIKE"].explain(analyze=True).plan.rows == 1
     alone = api.slow(log)
     assert alone.session is None and len(alone) == len(session.slow(str(log)))
@@ -369,7 +367,7 @@ def test_a_log_file_is_a_source_too(session: Session, tmp_path: Path) -> None:
 
 
 def test_what_runs_now_shows_itself(session: Session) -> None:
-    with session.place.connect() as other:
+    with session.database.connect() as other:
         other.execute("BEGIN")
         other.execute("SELECT 'here I am'")
         assert "here I am" in repr(session.activity())
@@ -447,7 +445,7 @@ def test_no_volatile_function_is_called_to_find_values(foreign: Hosted, shop: Se
         "CREATE FUNCTION noisy(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN $1 > 0; END'", user="shop"
     )
     slow = table(shop, "SELECT * FROM sales.orders WHERE noisy(id) AND customer_id = $1 AND total = $2")[1]
-    shop.place.site.audit.path = tmp_path / "audit.jsonl"  # type: ignore[attr-defined]
+    shop.database.site.audit.path = tmp_path / "audit.jsonl"  # type: ignore[attr-defined]
     (row,) = slow.example_parameters().sets
     assert {value.origin for value in row} == {"a row of orders"}
     sent = [json.loads(line).get("statement", "") for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
@@ -458,7 +456,7 @@ def test_no_volatile_function_is_called_to_find_values(foreign: Hosted, shop: Se
 @pytest.mark.system
 @pytest.mark.slow
 def test_a_database_of_the_users_is_measured_in_a_private_copy(shop: Session, tmp_path: Path) -> None:
-    with shop.place.connect() as connection:
+    with shop.database.connect() as connection:
         connection.execute("SELECT count(*) FROM sales.orders WHERE customer_id = 7")
     slow = shop.slow()["SELECT count(*) FROM sales.orders WHERE customer_id = $1"]
     run = slow.measure("CREATE INDEX ON sales.orders (customer_id)", users=2, reports=tmp_path)

@@ -342,7 +342,7 @@ def test_report_knows_what_a_run_of_one_arm_is(copy: Path) -> None:
     ("given", "said"),
     [
         ({"blocks": "two"}, "parameter blocks = 'two'; expected int"),
-        ({"query": "SELECT 1"}, "query and rate are for a database of yours"),
+        ({"query": "SELECT 1"}, "query and rate need db, a database of yours"),
     ],
 )
 def test_a_wrong_parameter_stops_the_notebook_with_one_line(given: dict[str, Any], said: str) -> None:

@@ -31,7 +31,7 @@ from perfkit.app.cli import (
     tls_option,
 )
 from perfkit.app.cli.plans import opened
-from perfkit.app.session import Session, made
+from perfkit.app.session import Session, open_generated
 from perfkit.base import resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import UsageError, visible
@@ -256,7 +256,7 @@ def logging(action: str | None, min_ms: float, plans: bool, **target: Any) -> No
     if action is None:
         raise UsageError("expected one of --on, --off and --sql")
     with _opened(**target) as session:
-        server, database = session.place.site, session.place.name
+        server, database = session.database.site, session.database.name
         if action == "on":
             on = logging_on(server, database, options, keep=True)
             settings = [f"{name} = {value} for {on.where}" for name, value in on.changed.items()]
@@ -311,7 +311,7 @@ def demo(duration: float, scale: str, seed: int, limit: int, as_json: bool, page
     """  # noqa: D301 - click wants the character
     if duration < 0:
         raise UsageError(f"--for {duration:g}; expected seconds, more than 0")
-    with progress() as say, made(scale=scale, arm="before", say=say) as session:
+    with progress() as say, open_generated(scale=scale, arm="before", say=say) as session:
         try:
             with api.clinic(session, seed) as work:
                 say("")
@@ -390,7 +390,7 @@ def report(
 
 def _named(session: Session) -> str:
     """Return the options that open a session's database from another process, as a user who may read the log."""
-    server, database = session.place.site, session.place.name
+    server, database = session.database.site, session.database.name
     assert isinstance(server, EmbeddedServer)
     conninfo = make_conninfo("", host=str(server.socket_dir), port=server.port, dbname=database, user="postgres")
     return shlex.join(["--db", conninfo, "--confirm", resolve(conninfo).name])
