@@ -38,41 +38,41 @@ _NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 
 class _WouldWrite(PlanError):
-    """A statement that a read-only transaction refuses."""
+    """A statement that failed because its transaction is read-only."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainSpec:
-    """How a statement is explained. `generic`: as a prepared statement's plan, without values and never executed.
+    """How a statement is explained; `generic`: the plan for any values, never executed.
 
-    Raises UsageError for what cannot be meant.
+    Raises UsageError for contradictory options and for limits that are not above 0.
     """
 
     analyze: bool = True
     generic: bool = False
-    repeats: int = 2  # executions; the first finds the caches as they are, the last is shown
+    repeats: int = 2  # executions: the first finds the caches as they are, the last is shown
     timeout_s: float = 60.0
     writes: bool = False
     timing: bool = True
-    serialize: bool = False  # since 17: include making the result ready to be sent
+    serialize: bool = False  # since 17: include the conversion of the result for sending
 
     def __post_init__(self) -> None:
         if self.analyze and self.generic:
-            raise UsageError("generic with analyze: a plan for any values cannot be executed; expected one of them")
+            raise UsageError("generic with analyze: a plan for any values cannot be executed; expected one of the two")
         if self.repeats < 1 or self.timeout_s <= 0:
             raise UsageError(f"repeats = {self.repeats}, timeout = {self.timeout_s:g}; expected more than 0")
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A statement's plans as they came, one for each execution, and what the catalogue says of its tables."""
+    """The plans of a statement, one for each execution, and the catalogue's facts about its tables, as JSON values."""
 
     documents: tuple[Any, ...]
     tables: tuple[Any, ...]
 
     @property
     def plan(self) -> Plan:
-        """The plan of the last execution, which found its data in memory where it fits."""
+        """The plan of the last execution, which found its data in memory if it fits."""
         return read_plan(self.documents[-1])
 
     @property
@@ -87,12 +87,12 @@ class Capture:
 
 
 def capture(connect: Connect, sql: str, parameters: Parameters = None, options: ExplainSpec | None = None) -> Capture:
-    """EXPLAIN of one statement, on a connection for each execution.
+    """Explain one statement, with a new connection for each execution.
 
-    With ANALYZE the statement really runs, each time in a transaction that is rolled back. It is read-only, unless
-    `options.writes` and the statement writes. Parameters: a mapping for `%(name)s`, a sequence for `$1` or `%s`.
-    Raises PlanError for anything but one statement that can be planned, for one that writes where it may not,
-    and with the server's own words when it fails.
+    With ANALYZE the statement is executed, each time in a transaction that is rolled back. The transaction is read-only
+    unless `options.writes` allows writes and the statement needs them. Parameters are a mapping for `%(name)s` or a
+    sequence for `$1` or `%s`. Raises PlanError if the text is not one statement that can be planned, if it writes
+    without permission, and with the server's message if it fails.
     """
     options = options or ExplainSpec()
     text = single(sql)
@@ -106,7 +106,7 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
         except _WouldWrite:
             if not (read_only and options.writes):
                 raise
-            read_only = False  # a CTE, a function or a lock, and it may
+            read_only = False  # a CTE or function writes, or rows are locked, which is allowed
         else:
             documents.append(_read(raw, options))
     plan = read_plan(documents[-1])
@@ -117,7 +117,7 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
 
 @contextmanager
 def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> Iterator[psycopg.Connection[Any]]:
-    """A transaction with time limits on a connection of its own, rolled back at the end. Raises Interrupted."""
+    """Open a transaction with time limits on a new connection, and roll it back at the end. Raises Interrupted."""
     try:
         with connect() as connection:
             connection.autocommit = False
@@ -125,10 +125,10 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
             raw_json(connection)
             limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, LOCK_S)}
             for limit, seconds in limits.items():
-                connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 is none
+                connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 means no limit
             yield connection
             connection.rollback()
-    except KeyboardInterrupt:  # which psycopg raises when it has cancelled what ran
+    except KeyboardInterrupt:  # psycopg raises it after cancelling the statement
         raise Interrupted("interrupted; the statement was cancelled on the server") from None
     except psycopg.Error as error:
         kind = _WouldWrite if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) else PlanError
@@ -136,28 +136,30 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
 
 
 def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:
-    """A refusal with notes: the statement's line with a mark below where the server stopped, and the server's hint."""
+    """Add notes to an error: the statement's line with a mark where the server stopped, and the server's hint."""
     for line, below in pairwise(str(error).splitlines()):
-        if below.strip() == "^" and (label := re.match(r"\S+ \d+: ", line)):  # its number counts what was put before
+        if below.strip() == "^" and (label := re.match(r"\S+ \d+: ", line)):  # its number counts EXPLAIN too
             refusal.add_note("\n".join(f"    {shown[label.end() :]}" for shown in (line, below)))
     if error.diag.message_hint:
         refusal.add_note(f"hint: {error.diag.message_hint}")
     return refusal
 
 
-@lru_cache(maxsize=8)  # a guard, the capture and a rule ask for the same statement in turn
+@lru_cache(maxsize=8)  # a guard, the capture and a rule check the same statement in turn
 def single(sql: str) -> str:
-    """The text of the one statement. Raises PlanError for none, several, or one that is too long or has no plan."""
+    """Return the text of the one statement. Raises PlanError if there is not exactly one, or if it has no plan."""
     require_statement(sql)
     if len(statements := split(sql)) != 1:
         raise PlanError(f"EXPLAIN takes one statement; found {len(statements)}")
     if (word := first_word(statements[0].text)) not in READING | WRITING:
-        raise PlanError(f"{word or 'this'} has no plan; expected SELECT, INSERT, UPDATE, DELETE or MERGE")
+        raise PlanError(
+            f"{word or 'this statement'} cannot be explained; expected SELECT, INSERT, UPDATE, DELETE or MERGE"
+        )
     return statements[0].text
 
 
 def numbered(sql: str) -> str:
-    """A statement with `$1`, `$2`, ... for its `%(name)s`, one number for each name.
+    """Return a statement with `$1`, `$2`, ... for its `%(name)s`, one number for each name.
 
     >>> numbered("SELECT %(a)s, %(b)s, %(a)s WHERE x LIKE '%%y'")
     "SELECT $1, $2, $1 WHERE x LIKE '%y'"
@@ -167,9 +169,9 @@ def numbered(sql: str) -> str:
 
 
 def cursor_for(connection: psycopg.Connection[Any], text: str, parameters: Parameters) -> psycopg.Cursor[Any]:
-    """A cursor that takes these parameters as the statement names them; rows come as tuples.
+    """Return a cursor for these parameters as the statement writes them, with rows as tuples.
 
-    It is of the connection's own kind, which may be one that writes an audit.
+    The cursor has the connection's own class, which may write an audit.
     """
     made: Any = connection.cursor_factory
     if isinstance(parameters, Sequence) and re.search(r"\$\d", text):
@@ -179,38 +181,38 @@ def cursor_for(connection: psycopg.Connection[Any], text: str, parameters: Param
 
 
 def named(sql: str) -> list[str]:
-    """The names of a statement's `%(name)s`, each once."""
+    """Return the distinct names of a statement's `%(name)s`."""
     return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
 
 
 def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> Any:
-    """One EXPLAIN's document."""
+    """Return the document of one EXPLAIN."""
     return _read(explain_json(connection, text, parameters, options), options)
 
 
 def _read(raw: bytes, options: ExplainSpec) -> Any:
-    """The document of what was fetched, without the setting that a generic plan takes before 16. Raises PlanError."""
-    found = document(raw)
-    if options.generic and found:
-        found[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
-    return found
+    """Parse EXPLAIN's JSON, without the setting that a generic plan needs before 16. Raises PlanError."""
+    parsed_json = document(raw)
+    if options.generic and parsed_json:
+        parsed_json[0].get("Settings", {}).pop("plan_cache_mode", None)  # set by perfkit, not by the server
+    return parsed_json
 
 
 def explain_json(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
-    """One EXPLAIN's JSON as it comes, to be read when the transaction is over."""
+    """Return EXPLAIN's JSON unparsed, so that no transaction stays open while it is parsed."""
     version = connection.info.server_version // 10_000
     if options.generic:
         return _generic(connection, numbered(text), version)
-    explain = f"EXPLAIN ({_wanted(options, version, text)})\n{text}"  # whose lines stay as they are, for errors
+    explain = f"EXPLAIN ({_wanted(options, version, text)})\n{text}"  # the lines stay unchanged, for error positions
     cursor, values = cursor_for(connection, text, parameters), exact(parameters)
-    if options.analyze:  # or the planning time would be that of reading the catalogue into a new connection
+    if options.analyze:  # warm the new connection's catalogue cache, whose loading would count as planning time
         # With options in parentheses no ANALYZE can follow, whatever the text begins with.
         send(cursor, f"EXPLAIN (FORMAT JSON)\n{text}", values)
     return _first(cursor, explain, values)
 
 
 def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> bytes:
-    """The plan for any values: EXPLAIN's own since 16; before, that of a prepared statement."""
+    """Return the plan for any values: by GENERIC_PLAN since 16, before by a prepared statement."""
     cursor = connection.cursor(row_factory=tuple_row)
     if version >= 16:
         unbound = f"EXPLAIN (GENERIC_PLAN, VERBOSE, SETTINGS, FORMAT JSON)\n{text}"
@@ -225,7 +227,7 @@ def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> by
 
 
 def _wanted(options: ExplainSpec, version: int, text: str) -> str:
-    """EXPLAIN's options, as far as this version has them."""
+    """Return the options of EXPLAIN that this version supports."""
     wanted = ["VERBOSE", "SETTINGS", "FORMAT JSON"]
     if version >= 17:
         wanted.insert(0, "MEMORY")
@@ -246,13 +248,13 @@ def _document(cursor: psycopg.Cursor[Any]) -> bytes:
     return row[0] if row else b""
 
 
-# What a statement would do besides reading, found out without executing it.
+# The effects of a statement besides reading, found without executing it.
 
-# Every word is taken whole, so that a text is read once, however long its words are.
+# Possessive quantifiers: every word is taken whole, so that a text is scanned in linear time.
 _WORD = re.compile(r'("(?:[^"]|"")++"|[^\W\d][\w$]*+)(\s*+\()?')
 _SYMBOL = re.compile(r"[-+*/<>=~!@#%^&|`?]+")
 _NAME_BYTES = 63  # the server cuts longer names
-# Volatile because their result changes; they change nothing.
+# Volatile because their result changes, although they change nothing.
 _HARMLESS = frozenset(
     {"clock_timestamp", "gen_random_uuid", "random", "random_normal", "timeofday", "uuidv4", "uuidv7"}
 )
@@ -260,7 +262,7 @@ _HARMLESS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """Whether a statement writes or locks rows, and the volatile functions that it may call."""
+    """Whether a statement writes or locks rows, and which volatile functions it may call."""
 
     writes: bool
     locks: bool
@@ -275,9 +277,9 @@ def guarded(
     options: ExplainSpec,
     volatile: Collection[str] = (),
 ) -> Capture:
-    """EXPLAIN where executing harms nothing: on a server that perfkit did not start, effects are looked for first.
+    """Explain a statement after checking that its execution is harmless, on servers that perfkit did not start.
 
-    Raises PlanError, and TargetRefused for a statement that would write, or call what was not allowed.
+    Raises PlanError, and TargetRefused if the statement writes or calls a volatile function without permission.
     """
     writable = "writes" in site.permissions
     if isinstance(site, External) and options.analyze:
@@ -292,12 +294,12 @@ def guarded(
 
 
 def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects:
-    """What one statement would do, from its plan alone, made in a read-only transaction.
+    """Return the effects of one statement from its plan, made in a read-only transaction without executing it.
 
-    No transaction is open while the plan, or what was looked up, is read.
-    Functions are found by name in the statement, in its verbose plan, and in the views, functions, operators,
-    casts and domains that are named there, and so on. Not seen: what a function does in a language other than
-    SQL and PL/pgSQL, or in a text that it puts together. Raises PlanError where the statement cannot be planned.
+    Functions are found by name in the statement, in its verbose plan, and recursively in the views, functions,
+    operators, casts and domains named there. Not seen: the body of a function in a language other than SQL and
+    PL/pgSQL, and dynamic SQL. No transaction is open while a plan or a lookup is parsed. Raises PlanError if the
+    statement cannot be planned.
     """
     text = single(statement)
     try:
@@ -321,7 +323,7 @@ def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects
 def require_harmless(
     found: Effects, *, writes_allowed: bool, volatile_allowed: Collection[str], where: str, allow: str = "perfkit allow"
 ) -> None:
-    """Raise TargetRefused for effects that nobody allowed; `allow` is the command with which an owner allows writes."""
+    """Raise TargetRefused for effects without permission; `allow` is the command by which an owner allows writes."""
     if (found.writes or found.locks) and not writes_allowed:
         what = "writes" if found.writes else "locks rows"
         raise TargetRefused(f"{where}: a statement {what}; the owner can allow this with: {allow}")
@@ -335,7 +337,7 @@ def require_harmless(
 
 
 def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]) -> tuple[str, ...]:
-    """Volatile functions among the calls and those in the texts, and in what stands behind them, and so on."""
+    """Return volatile functions in the calls and texts, and recursively in the objects that these name."""
     found: set[str] = set()
     seen: set[str] = set()
     while new := set(texts) - seen:
@@ -347,7 +349,7 @@ def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]
             "symbols": {cut for text in new for all_ in _SYMBOL.findall(text) for cut in (all_, all_.rstrip("+-"))},
         }
         names = {name: sorted({_as_stored(value) for value in values}) for name, values in asked.items()}
-        cursor.execute("SET LOCAL search_path = pg_catalog")  # an arm's may put other tables in front of the catalogue
+        cursor.execute("SET LOCAL search_path = pg_catalog")  # an arm's may put other tables before the catalogue
         rows = cursor.execute(catalog.get("volatile").encode(), names).fetchall()
         cursor.connection.rollback()
         found |= {name for name, volatile, _ in rows if volatile}
@@ -356,7 +358,7 @@ def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]
 
 
 def _called(text: str) -> set[str]:
-    """Names before a parenthesis in a statement; strings and comments hold none."""
+    """Return the names before a parenthesis in a statement, outside strings and comments."""
     tokens = sqlglot.tokenize(text, read="postgres")
     found = set()
     for token, following in pairwise(tokens):
@@ -369,7 +371,7 @@ def _called(text: str) -> set[str]:
 
 
 def _planned(node: Mapping[str, Any]) -> Iterator[str]:
-    """A node's expressions, and the function that it scans as if it were called."""
+    """Yield a node's expressions, and a call of the function that it scans."""
     if name := node.get("Function Name"):
         yield f"{sql.Identifier(str(name)).as_string()}()"
     for key, value in node.items():
@@ -378,7 +380,7 @@ def _planned(node: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _as_stored(name: str) -> str:
-    """A name as the server keeps it, without the end of one that is too long."""
+    """Return a name as the server stores it, cut to its maximum length."""
     return name if len(name) <= _NAME_BYTES // 4 else name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
@@ -386,12 +388,14 @@ def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
 
 
-# Plans from elsewhere: JSON from a file, psql with its frame, a CSV cell, or auto_explain's entries in a log.
+# Plans from text: JSON, psql output with its frame, a CSV cell, or auto_explain's entries in a log.
 
 EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
 _HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
-_FRAME = re.compile(r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$")  # no line of EXPLAIN's JSON begins or ends so
-_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # as JSON does, and a log's prefix does not
+_FRAME = re.compile(
+    r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$"
+)  # no line of EXPLAIN's JSON begins or ends like this
+_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # the beginning of JSON, unlike a log's prefix
 _ENTRY = re.compile(r"plan:\s*(?=\{)")
 _TEXT = re.compile(
     r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)"
@@ -403,7 +407,7 @@ _CSV_LIMIT = 1 << 28
 
 
 def read_documents(text: str) -> list[Any]:
-    """Every plan in a text, each as a document with a 'Plan'. Raises PlanError saying what was expected."""
+    """Return every plan in a text as a document with a 'Plan'. Raises PlanError if there is none."""
     text = text.lstrip("\ufeff").strip()
     try:
         with deep():
@@ -411,16 +415,16 @@ def read_documents(text: str) -> list[Any]:
                 if found := [document for value in values(text) for document in _documents(value)]:
                     return found
             if _BEGINS.match(text):
-                json.JSONDecoder().raw_decode(text)  # says where it is wrong
+                json.JSONDecoder().raw_decode(text)  # raises an error with the position
     except ValueError as error:
         raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
     if _TEXT.search(text):
-        raise PlanError("a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
+        raise PlanError("a plan in text format; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
     raise PlanError(f"no plan in it; {EXPECTED}")
 
 
 def _json(text: str) -> Iterator[Any]:
-    """JSON values one after the other; what follows (psql's count of rows) is left alone."""
+    """Yield consecutive JSON values; ignore text after them (psql's row count)."""
     if text.startswith(('"[', '"{')):  # a cell of CSV
         text = text[1:].replace('""', '"')
     at, decoder = 0, json.JSONDecoder()
@@ -434,7 +438,7 @@ def _json(text: str) -> Iterator[Any]:
 
 
 def _framed(text: str) -> Iterator[Any]:
-    """Output of psql, with the lines around its cells, expanded or not, as CSV too."""
+    """Yield JSON from psql's output, aligned, expanded or CSV."""
     for part in _HEADER.split(text)[1:] or ([text] if text.startswith(("[", "{")) else []):
         lines = [_FRAME.sub("", line) for line in part.splitlines()]
         start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
@@ -442,7 +446,7 @@ def _framed(text: str) -> Iterator[Any]:
 
 
 def _logged(text: str) -> Iterator[Any]:
-    """auto_explain's entries in a log of any format; one that was cut off is left out."""
+    """Yield auto_explain's entries in a log of any format; omit an entry that was cut off."""
     if text.startswith("{"):
         parts = [_message(line) for line in text.splitlines()]
     elif '{""' in text or '""Query Text""' in text:
@@ -460,7 +464,7 @@ def _logged(text: str) -> Iterator[Any]:
 
 
 def _cells(text: str) -> list[str]:
-    """The messages of a CSV log."""
+    """Return the messages of a CSV log."""
     csv.field_size_limit(_CSV_LIMIT)
     try:
         return [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
@@ -469,7 +473,7 @@ def _cells(text: str) -> list[str]:
 
 
 def _message(line: str) -> str:
-    """The message of a line of a JSON log."""
+    """Return the message of a line of a JSON log."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -478,7 +482,7 @@ def _message(line: str) -> str:
 
 
 def _documents(value: Any) -> Iterator[Any]:
-    """Documents of an array, of one statement, or of a node that somebody cut out."""
+    """Yield documents of an array, of one statement, or of a bare node."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict) and isinstance(item.get("Plan"), dict):
             yield item

@@ -20,14 +20,14 @@ from perfkit.explain.plan import Node, Plan, document, read_plan
 from perfkit.postgres.commands import exact, send
 from perfkit.postgres.sqltext import first_word
 
-# The scans a plan makes, as the server counts them, and one line in words.
+# The scans of a plan, as the server's statistics count them.
 
 NO_TABLE = "no table read"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexScan:
-    """How a plan reads one table; `counter` names the statistic that counts it (`seq:table` or an index)."""
+    """How a plan reads one table; `counter` names the statistic that counts the scan (`seq:table` or an index)."""
 
     kind: str
     relation: str
@@ -39,17 +39,17 @@ class IndexScan:
 
 
 def scans(plan: Plan) -> tuple[IndexScan, ...]:
-    """The scans in tree order; one that was planned and never executed is left out, as its counter does not move."""
+    """Return the scans in tree order, without those never executed, whose counters do not move."""
     return tuple(_scans(plan))
 
 
 def in_words(plan: Plan) -> str:
-    """The scans in one line."""
+    """Return the scans in one line."""
     return ", ".join(map(str, scans(plan))) or NO_TABLE
 
 
 def heap_of(node: Node) -> str:
-    """The table whose heap a bitmap index scan feeds."""
+    """Return the table that the bitmap of a bitmap index scan is for."""
     return next((above.relation for above in node.above() if above.kind == "Bitmap Heap Scan"), "")
 
 
@@ -67,13 +67,13 @@ def _scans(plan: Plan) -> Iterator[IndexScan]:
 
 
 def indexes_under(node: Node) -> tuple[str, ...]:
-    """The indexes by which a table is read: the scan's own, or those of the bitmaps below it."""
+    """Return the indexes that a scan uses: its own, or those of the bitmaps below it."""
     if node.kind != "Bitmap Heap Scan":
         return node.texts("Index Name")
     return tuple(below.text("Index Name") for below in node.below() if below.kind == "Bitmap Index Scan")
 
 
-# Whether two plans are the same plan: their structure without numbers, constants and costs.
+# The fingerprint of a plan: its structure without constants, rows and costs.
 
 CONDITIONS = (
     *("Index Cond", "Order By", "Recheck Cond", "TID Cond", "Hash Cond", "Merge Cond", "Join Filter", "Filter"),
@@ -81,21 +81,21 @@ CONDITIONS = (
     *("Function Call", "Conflict Filter"),
 )
 _CONSTANT = re.compile(
-    r"""(?P<name>"(?:[^"]|"")*")"""  # whose digits and quotes are its own
+    r"""(?P<name>"(?:[^"]|"")*")"""  # a quoted name may hold digits and quotes
     r"""|(?:(?<![\w$])[EBX])?'(?:[^']|'')*'|\$\d+|(?<![\w$.])\d+(?:\.\d+)?(?:e[+-]?\d+)?\b""",
     re.IGNORECASE,
 )
 
 
 def fingerprint(plan: Plan) -> str:
-    """Sixteen characters that are the same for the same plan, whatever its constants, rows, costs and workers."""
+    """Return sixteen characters that equal plans share, whatever their constants, rows, costs and workers."""
     parts = [f"{node.depth}:{_shape(node)}" for node in plan.nodes]
     return blake2b("\n".join(parts).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 @lru_cache(maxsize=4096)
 def without_constants(expression: str) -> str:
-    """An expression with a question mark for each constant and parameter.
+    """Return an expression with a question mark for each constant and parameter.
 
     >>> without_constants("((day = 7) AND (note_2 = 'it''s'::text) AND (id = $1))")
     '((day = ?) AND (note_2 = ?::text) AND (id = ?))'
@@ -104,9 +104,9 @@ def without_constants(expression: str) -> str:
 
 
 def conditions(node: Node) -> str:
-    """What a node's rows must fulfil and how they are ordered, without constants."""
-    said = [key for key in CONDITIONS if key in node.raw]
-    return "; ".join([f"{key}: {', '.join(map(without_constants, node.texts(key)))}" for key in said]) if said else ""
+    """Return a node's conditions and its order, without constants."""
+    keys = [key for key in CONDITIONS if key in node.raw]
+    return "; ".join([f"{key}: {', '.join(map(without_constants, node.texts(key)))}" for key in keys])
 
 
 def _shape(node: Node) -> str:
@@ -116,11 +116,11 @@ def _shape(node: Node) -> str:
     return f"{get('Parent Relationship')} {sub} {node.name} {where} {conditions(node)}"
 
 
-# What changed between two plans of one statement: nodes aligned by what they are and what they work on.
+# The change between two plans of one statement: nodes aligned by their kind and by the tables they work on.
 
 _JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 _FAMILIES = {"Incremental Sort": "Sort", "Gather Merge": "Gather", "Group": "Aggregate", "Unique": "Aggregate"}
-_SAID = 3  # changes that the sentence names
+_NAMED = 3  # number of changes that the sentence names
 
 
 class ChangeKind(StrEnum):
@@ -135,7 +135,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlanChange:
-    """One node before and after; None where there is none."""
+    """One node before and after; None if a plan does not have it."""
 
     kind: ChangeKind
     before: Node | None
@@ -144,12 +144,12 @@ class PlanChange:
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """Two plans and what became of each node: the second plan's in its order, then those that are gone."""
+    """Two plans and the change of each node: the second plan's nodes in order, then removed nodes."""
 
     before: Plan
     after: Plan
     changes: tuple[PlanChange, ...]
-    same: bool  # the plans differ in numbers and constants at most
+    same: bool  # the plans differ at most in numbers and constants
 
     @property
     def evidence(self) -> str:
@@ -158,16 +158,16 @@ class Diff:
 
     @property
     def sentence(self) -> str:
-        """What changed, in one line: `Seq Scan on visits -> Index Scan using visits_day; 312 -> 7 buffers`."""
-        said = ["the same plan"] if self.same else _worded(self.changes)
+        """The change in one line: `Seq Scan on visits -> Index Scan using visits_day; 312 -> 7 buffers`."""
+        parts = ["the same plan"] if self.same else _worded(self.changes)
         if self.evidence == "estimated":
             costs = (plan.root.value("Total Cost") for plan in (self.before, self.after))
-            return f"{', '.join(said)}; cost {_to(*costs)} (estimated)"
-        return f"{', '.join(said)}; {_to(self.before.buffers, self.after.buffers)} buffers"
+            return f"{', '.join(parts)}; cost {_to(*costs)} (estimated)"
+        return f"{', '.join(parts)}; {_to(self.before.buffers, self.after.buffers)} buffers"
 
 
 def diff(before: Plan, after: Plan) -> Diff:
-    """Align two plans. Exact matches come first, then the same table read otherwise, then the same join or step."""
+    """Align two plans: exact matches first, then the same table read in another way, then the same join or step."""
     pairs: dict[Node, Node] = {}
     left, right = list(before.nodes), list(after.nodes)
     tables = {node: found for plan in (before, after) for node, found in _tables(plan).items()}
@@ -191,15 +191,15 @@ def diff(before: Plan, after: Plan) -> Diff:
 def _match(
     left: Iterable[Node], right: Iterable[Node], key: Callable[[Node], Hashable], pairs: dict[Node, Node]
 ) -> None:
-    """Pair nodes of equal keys in the plans' order."""
+    """Pair nodes with equal keys in the order of the plans."""
     waiting: dict[Hashable, list[Node]] = defaultdict(list)
     for node in right:
         waiting[key(node)].append(node)
     for found in waiting.values():
         found.reverse()
     for node in left:
-        if (wanted := key(node)) is not None and waiting[wanted]:
-            pairs[node] = waiting[wanted].pop()
+        if (value := key(node)) is not None and waiting[value]:
+            pairs[node] = waiting[value].pop()
 
 
 def _exact(node: Node) -> Hashable:
@@ -212,7 +212,7 @@ def _family(node: Node) -> str:
 
 
 def _tables(plan: Plan) -> dict[Node, int]:
-    """For each node a number that stands for the tables read at and below it."""
+    """Return a hash of the tables read at and below each node."""
     found: dict[Node, int] = dict.fromkeys(plan.nodes, 0)
     for node in reversed(plan.nodes):
         if node.relation:
@@ -223,7 +223,7 @@ def _tables(plan: Plan) -> dict[Node, int]:
 
 
 def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -> ChangeKind:
-    """What happened to a node; it moved where the nearest pair above it is not a pair for both."""
+    """Return the change of a node; it moved if the nearest paired nodes above it are not a pair."""
     if (before := origin.get(node)) is None:
         return ChangeKind.ADDED
     if _exact(before) != _exact(node):
@@ -233,10 +233,10 @@ def _kind(node: Node, origin: Mapping[Node, Node], pairs: Mapping[Node, Node]) -
 
 
 def _worded(changes: Iterable[PlanChange]) -> list[str]:
-    """The changes that say most, in words: other scans, else other joins and steps, else conditions."""
+    """Return the most important changes in words: scans, else joins and steps, else conditions."""
     changes = list(changes)
     found = list(dict.fromkeys(_scans_of(changes))) or list(dict.fromkeys(_steps(changes))) or ["other conditions"]
-    return found[:_SAID] + ([f"{len(found) - _SAID} more"] if len(found) > _SAID else [])
+    return found[:_NAMED] + ([f"{len(found) - _NAMED} more"] if len(found) > _NAMED else [])
 
 
 def _scans_of(changes: Iterable[PlanChange]) -> Iterator[str]:
@@ -258,7 +258,7 @@ def _steps(changes: Iterable[PlanChange]) -> Iterator[str]:
 
 
 def _scan(node: Node, *, short: bool = False) -> str:
-    """How a table is read, with the indexes; `short` leaves the table to what was said before."""
+    """Return how a table is read, with the indexes; `short` omits the table."""
     used = indexes_under(node)
     using = f" using {', '.join(used)}" if used else ""
     return f"{node.name}{using}" if short else f"{node.name}{using} on {node.relation}"
@@ -268,13 +268,13 @@ def _to(before: float, after: float) -> str:
     return f"{before:,.0f} -> {after:,.0f}"
 
 
-# Statements compared on a server: the parameters whose plan is the usual one, and the rows of a rewrite.
+# Statements compared on a server: parameters with the usual plan, and the rows of a query and its rewrite.
 
-PLANNED = 15  # parameter rows that are planned to find the plan that most of them get
+PLANNED = 15  # number of parameter rows that are planned to find the most frequent plan
 
 
 def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
-    """The first of the rows whose plan is that of most rows; nothing is executed."""
+    """Return the first parameter row that gets the most frequent plan; nothing is executed."""
     with session(connect, 60.0) as connection:
         plans = [explain_json(connection, single(sql), row, ExplainSpec(analyze=False)) for row in rows]
     shapes = [fingerprint(read_plan(document(plan))) for plan in plans]
@@ -287,7 +287,7 @@ RowParameters = Mapping[str, Any] | None
 
 @dataclass(frozen=True, slots=True)
 class RowSets:
-    """For how many parameter sets both returned the same rows, and the first where they did not, in words."""
+    """The number of parameter sets with equal rows, and a sentence on the first with different rows."""
 
     compared: int
     equal: int
@@ -304,13 +304,13 @@ def compare(
 ) -> RowSets:
     """Compare the multisets of rows, for each parameter set, in one repeatable-read transaction.
 
-    Rows are compared by the text of their values, so that 1 and 1.00 differ and an integer and a bigint do
-    not; names of columns and the order of rows do not count. One number of rows and one digest come back for
-    each query: no data leaves the server. Raises PlanError with the server's words.
+    Rows are compared by the text of their values: 1 and 1.00 differ, an integer and a bigint do not. Column names and
+    the order of rows do not count. The server returns only a row count and a digest for each query, so no data leaves
+    it. Raises PlanError with the server's message.
     """
     for text in map(single, (before, after)):
         if (word := first_word(text)) not in READING:
-            raise PlanError(f"{word} has no rows that could be compared; expected a SELECT and a rewrite of it")
+            raise PlanError(f"{word} returns no rows to compare; expected a SELECT and a rewrite of it")
     equal, first = 0, ""
     with session(connect, timeout_s) as connection:
         connection.rollback()  # the isolation level can only be set before the transaction begins
@@ -329,7 +329,7 @@ def compare(
 
 
 def _digest(connection: psycopg.Connection[Any], text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
-    """The number of rows and a digest of all of them in any order."""
+    """Return the number of rows, and a digest of them in any order."""
     cursor = connection.cursor()
     cursor.row_factory = tuple_row
     cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")

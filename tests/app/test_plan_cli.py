@@ -176,7 +176,7 @@ def test_executing_what_could_change_something_is_refused(mine: Mine, sql: str, 
         (["SELECT 1", "--repeats", "0"], 2, "repeats = 0, timeout = 60; expected more than 0"),
         (["SELECT 1", "--param", "a=1", "--param", "2"], 2, "--param a=1 2; expected NAME=VALUE for all"),
         (["SELECT 1", "--arm", "nobody"], 2, "arm 'nobody' is unknown; expected one of: before"),
-        (["Seq Scan on t  (cost=0.00..1.00 rows=1 width=4)"], 1, "a plan that is not JSON; expected EXPLAIN"),
+        (["Seq Scan on t  (cost=0.00..1.00 rows=1 width=4)"], 1, "a plan in text format; expected EXPLAIN"),
     ],
 )
 def test_wrong_input_is_one_line(args: list[str], code: int, said: str) -> None:

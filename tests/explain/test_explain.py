@@ -172,13 +172,13 @@ def test_a_lock_is_not_waited_for_longer_than_that(database: Database) -> None:
     [
         ("SELECT * FROM nothing", 'EXPLAIN failed: relation "nothing" does not exist'),
         ("SELECT 1 FROM", "EXPLAIN failed: syntax error at end of input"),
-        ("SELEC 1", "SELEC has no plan; expected SELECT, INSERT, UPDATE, DELETE or MERGE"),
+        ("SELEC 1", "SELEC cannot be explained; expected SELECT, INSERT, UPDATE, DELETE or MERGE"),
         ("SELECT %(absent)s", "EXPLAIN failed: query parameter missing: absent"),
         ("SELECT 'open", """line 1: "'open": SQL that cannot be read"""),
-        ("COMMIT", "COMMIT has no plan"),
-        ("CALL p()", "CALL has no plan"),
-        ("DO $$BEGIN END$$", "DO has no plan"),
-        ("COPY clinics TO PROGRAM 'true'", "COPY has no plan"),
+        ("COMMIT", "COMMIT cannot be explained"),
+        ("CALL p()", "CALL cannot be explained"),
+        ("DO $$BEGIN END$$", "DO cannot be explained"),
+        ("COPY clinics TO PROGRAM 'true'", "COPY cannot be explained"),
     ],
 )
 def test_what_fails_is_one_line_in_the_servers_words(database: Database, sql: str, said: str) -> None:

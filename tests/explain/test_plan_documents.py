@@ -184,7 +184,7 @@ def test_psqls_other_formats_of_a_plan_are_told_apart_from_nonsense(psql: tuple[
         query = QUERY.replace("JSON", form)
         for style in ([], ["-At"], ["-x"], ["-P", "border=2"]):
             said = subprocess.run([*psql[0], *style, "-c", query], capture_output=True, text=True, check=True).stdout
-            assert refused(said).startswith("a plan that is not JSON"), (form, style)
+            assert refused(said).startswith("a plan in text format"), (form, style)
 
 
 # logs
@@ -288,7 +288,7 @@ def logs() -> Iterator[tuple[Path, list[str]]]:
     ],
 )
 def test_a_plan_in_another_format_is_told_which_one_is_needed(text: str) -> None:
-    assert refused(text) == "a plan that is not JSON; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output"
+    assert refused(text) == "a plan in text format; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output"
 
 
 @pytest.mark.parametrize(

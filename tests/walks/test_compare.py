@@ -319,7 +319,7 @@ def test_the_first_parameter_set_that_differs_is_named(shop: embedded.EmbeddedSe
     ("after", "said"),
     [
         ("SELECT nothing", 'column "nothing" does not exist'),
-        ("DELETE FROM orders RETURNING id", "DELETE has no rows that could be compared"),
+        ("DELETE FROM orders RETURNING id", "DELETE returns no rows to compare"),
         ("WITH gone AS (DELETE FROM orders RETURNING id) SELECT * FROM gone", "must be at the top level"),
         ("SELECT 1; SELECT 2", "one statement; found 2"),
         ("SELECT pg_sleep(60)", "statement timeout"),
@@ -368,7 +368,7 @@ WRONG = {
     "a missing source": ({"parameters": "gone.csv"}, "gone.csv: cannot be read (No such file or directory)"),
     "no statement": ({"query": "-- nothing"}, "'-- nothing': EXPLAIN takes one statement; found 0"),
     "two statements": ({"query": "SELECT 1; DROP TABLE orders"}, "EXPLAIN takes one statement; found 2"),
-    "no plan": ({"query": "VACUUM"}, "'VACUUM': VACUUM has no plan; expected SELECT"),
+    "no plan": ({"query": "VACUUM"}, "'VACUUM': VACUUM cannot be explained; expected SELECT"),
     "an open quote": ({"query": "SELECT 'a"}, "SQL that cannot be read"),
     "no values": ({"query": BY_CUSTOMER, "parameters": None}, "%(customer)s needs values; expected --parameters"),
     "no index": ({"index": "-- none"}, "'-- none': no statement; expected CREATE INDEX"),
