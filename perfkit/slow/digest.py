@@ -1,4 +1,4 @@
-"""Log entries gathered by statement."""
+"""Log entries added up by statement, in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ _ZONES = {"UTC": 0, "GMT": 0, "WET": 0, "WEST": 1, "BST": 1, "CET": 1, "CEST": 2
 
 
 def statement(message: str) -> str:
-    """The statement in the message of a duration."""
-    found = MESSAGE.match(message)
-    return message[found.end() :] if found else ""
+    """Return the statement in a message on a duration."""
+    match = MESSAGE.match(message)
+    return message[match.end() :] if match else ""
 
 
 def parameters(detail: str) -> tuple[str | None, ...]:
-    """The values in a DETAIL of any version, `$1` first; none where they are not all there in full.
+    """Return the values in a DETAIL of any version, `$1` first; none if one of them is missing or truncated.
 
     >>> parameters("parameters: $1 = '7', $2 = NULL, $3 = 'it''s'")
     ('7', None, "it's")
     """
     _, colon, listed = detail.partition("arameters: ")
-    found: list[str | None] = []
-    place = 0
-    while colon and place < len(listed):
-        match = _VALUE.match(listed, place)
-        if not match or int(match[1]) != len(found) + 1 or (match[2] or "").endswith("..."):  # as the server cuts it
+    values: list[str | None] = []
+    position = 0
+    while colon and position < len(listed):
+        match = _VALUE.match(listed, position)
+        if not match or int(match[1]) != len(values) + 1 or (match[2] or "").endswith("..."):  # truncated by the server
             return ()
-        found.append(None if match[2] is None else match[2].replace("''", "'"))
-        place = match.end()
-    return tuple(found)
+        values.append(None if match[2] is None else match[2].replace("''", "'"))
+        position = match.end()
+    return tuple(values)
 
 
 def time_of(text: str) -> datetime | None:
-    """A time as the log writes it, in UTC; None for what is none."""
+    """Return a time of the log in UTC; None if it is not a time."""
     day, _, zone = text.rpartition(" ")
     try:
         if not day:  # %n: seconds since 1970
@@ -61,7 +61,7 @@ def time_of(text: str) -> datetime | None:
 
 
 def offset_of(zone: str) -> timedelta | None:
-    """How far a zone is from UTC; None for a name that more than one has."""
+    """Return the offset of a time zone from UTC; None if its name is unknown or ambiguous."""
     if zone in _ZONES:
         return timedelta(hours=_ZONES[zone])
     if number := re.fullmatch(r"([-+])(\d\d?):?(\d\d)?(?::?\d\d)?", zone):
@@ -69,15 +69,13 @@ def offset_of(zone: str) -> timedelta | None:
     return None
 
 
-# What a log says of statements, added up as its records come, in memory that has a limit.
-
-STATEMENTS = 2_000  # that are kept apart; up to twice as many while reading
-BACKENDS = 1_024  # whose last record is remembered
-TEXT = 10_000  # characters that are kept of a statement
-LONGEST = 100_000  # characters of a statement that are looked at
+STATEMENTS = 2_000  # statements in a result; up to twice as many while reading
+BACKENDS = 1_024  # backends whose last entry is remembered
+TEXT = 10_000  # characters to keep of a statement
+LONGEST = 100_000  # characters to read of a statement
 PLAN = 1_000_000  # characters of a plan
-HELD = 48_000_000  # characters of examples and plans together
-WIDTH = 0.04  # of a class of times, as a part of the time: a percentile is off by half of it at most
+HELD = 48_000_000  # characters of all examples and plans together
+WIDTH = 0.04  # relative width of a histogram bucket: a percentile is off by at most half of that
 UNPAIRED = "durations had no statement (parse, bind, or log_duration alone)"
 NOT_JSON_PLAN = "auto_explain plans were not JSON (set auto_explain.log_format = json)"
 BROKEN_PLAN = "auto_explain plans were truncated"
@@ -86,10 +84,10 @@ NO_STATEMENT = "entries were durations of something other than a statement"
 
 @dataclass(slots=True)
 class _Group:
-    """One statement so far."""
+    """The executions of one statement so far."""
 
     text: str
-    known: bool = False  # by the server's query id
+    known: bool = False  # whether the key is the server's query id
     calls: int = 0
     total: float = 0.0
     first: str = ""  # as the log writes times
@@ -97,12 +95,12 @@ class _Group:
     slowest: float = -1.0
     example: str = ""
     detail: str = ""
-    planned: float = -1.0  # the time of the plan that is kept
+    planned: float = -1.0  # time of the execution with the plan below
     plan: str = ""
-    times: dict[int, int] = field(default_factory=dict)  # executions by class of time, each 4 % above the one before
+    times: dict[int, int] = field(default_factory=dict)  # executions by bucket of time, each 4 % above the one before
 
     def add(self, other: _Group) -> None:
-        """Take another's in; its example and plan where they are slower."""
+        """Add the executions of another group; the slower example and plan stay."""
         self.calls += other.calls
         self.total += other.total
         self.first = min(filter(None, (self.first, other.first)), default="")
@@ -111,53 +109,53 @@ class _Group:
             self.slowest, self.example, self.detail = other.slowest, other.example, other.detail
         if other.planned > self.planned:
             self.planned, self.plan = other.planned, other.plan
-        for place, count in other.times.items():
-            self.times[place] = self.times.get(place, 0) + count
+        for bucket, count in other.times.items():
+            self.times[bucket] = self.times.get(bucket, 0) + count
 
 
 @dataclass(slots=True)
 class _Planned:
-    """A plan that was logged, and may belong to an execution that is logged, too."""
+    """A logged plan, which may belong to an execution that has an entry of its own."""
 
     ms: float
     text: str
     detail: str
-    plan: str  # empty where it was too large
+    plan: str  # "" if it was too large
     when: str
     id: str
 
 
-_Before = tuple[int, str] | tuple[bytes, str] | _Planned  # an execution: its text's hash or record, and its key
+_Before = tuple[int, str] | tuple[bytes, str] | _Planned  # an execution: the hash of its text or its entry, and its key
 
 
 @dataclass(slots=True)
 class Digest:
-    """Statements so far. Records of any format are given to `take`."""
+    """The statements so far; `take` adds an entry of any log format."""
 
     unread: Counter[str] = field(default_factory=Counter)
     limit: int = STATEMENTS
-    text_of: Callable[[bytes], str] = bytes.decode  # the statement in a record that `count` was given
-    since: str = ""  # the first record's time and the last's
+    text_of: Callable[[bytes], str] = bytes.decode  # returns the statement of an entry that `count` was given
+    since: str = ""  # times of the first and the last entry
     until: str = ""
     _groups: dict[str, _Group] = field(default_factory=dict)
     _others: _Group = field(default_factory=lambda: _Group("others"))
     _folded: int = 0
     _held: int = 0
-    _dropped: int = 0  # examples and plans there was no room for
+    _dropped: int = 0  # examples and plans that did not fit
     _fastest: float = float("inf")
     _prepared: tuple[int, float] = (0, 0.0)
-    _begun: dict[int, tuple[str, str]] = field(default_factory=dict)  # by backend, logged before its duration
-    _before: dict[int, _Before] = field(default_factory=dict)  # by backend, its last record
+    _begun: dict[int, tuple[str, str]] = field(default_factory=dict)  # by backend, a statement without its duration yet
+    _before: dict[int, _Before] = field(default_factory=dict)  # by backend, its last entry
     _normals: Normals = field(default_factory=Normals)
 
     def take(self, message: str, detail: str, backend: int, when: str, query_id: int = 0) -> None:
-        """One record's message with its detail; its time as the log has it."""
-        found = MESSAGE.match(message)
-        if not found:
+        """Add one entry: its message, its DETAIL, and its time as the log writes it."""
+        match = MESSAGE.match(message)
+        if not match:
             if begun := BEGUN.match(message):
                 _remember(self._begun, backend, (message[begun.end() :][:LONGEST], detail[:LONGEST]))
             return
-        ms, kind, text = float(found[1]), found[2], message[found.end() :]
+        ms, kind, text = float(match[1]), match[2], message[match.end() :]
         if kind == "plan":
             self._take_plan(ms, text, backend, when)
         elif kind in ("parse", "bind"):
@@ -173,7 +171,7 @@ class Digest:
             self.unread[UNPAIRED] += 1
 
     def count(self, query_id: str, ms: float, backend: int, when: str, record: bytes) -> bool:
-        """Count an execution by its query id alone; False where its text is wanted as well."""
+        """Count an execution by its query id alone; return False if its text is needed as well."""
         group, before = self._groups.get(query_id), self._before.get(backend)
         if group is None or not group.known or ms > group.slowest or type(before) is _Planned or self._begun:
             return False
@@ -187,10 +185,10 @@ class Digest:
     def _take_execution(
         self, ms: float, text: str, detail: str, backend: int, when: str, query_id: int, kind: str
     ) -> None:
-        """Count an execution; a plan of it that was logged just before is its own."""
+        """Count an execution, with its plan if that was logged just before."""
         key = str(query_id) if query_id else ""
         if ";" in text and ";" in self._normals.of(text):
-            key = ""  # several statements in one text: the id is that of the last
+            key = ""  # for several statements in one text, the server logs the id of the last one
         if key not in self._groups:
             key = self._grouped(text, key)
         self._count(self._groups[key], ms, text, detail, when, called=not kind.startswith("execute fetch"))
@@ -203,13 +201,13 @@ class Digest:
             self._count_planned(before)
         _remember(self._before, backend, (whole, key), self._settle)
 
-    def _take_plan(self, ms: float, said: str, backend: int, when: str) -> None:
-        """A plan of auto_explain; PostgreSQL logs it before the execution's own record or behind it."""
-        if not said.startswith("{"):
+    def _take_plan(self, ms: float, plan: str, backend: int, when: str) -> None:
+        """Add a plan of auto_explain, which PostgreSQL logs before or after the entry of the execution."""
+        if not plan.startswith("{"):
             self.unread[NOT_JSON_PLAN] += 1
             return
         try:
-            document = loads(said)
+            document = loads(plan)
         except ValueError:
             self.unread[BROKEN_PLAN] += 1
             return
@@ -217,13 +215,13 @@ class Digest:
         if not isinstance(text, str) or not isinstance(document.get("Plan"), dict):
             self.unread[BROKEN_PLAN] += 1
             return
-        if len(said) > PLAN or self._held + len(said) > HELD:
+        if len(plan) > PLAN or self._held + len(plan) > HELD:
             self._dropped += 1
-            said = ""
-        self._held += len(said)
-        # The record's own query id is the calling statement's where this one is nested in a function.
-        own = str(document.get("Query Identifier") or "")
-        planned = _Planned(ms, text.strip(), f"Parameters: {values}" if values else "", said, when, own)
+            plan = ""
+        self._held += len(plan)
+        # For a statement inside a function, the entry's query id is that of the calling statement.
+        query_id = str(document.get("Query Identifier") or "")
+        planned = _Planned(ms, text.strip(), f"Parameters: {values}" if values else "", plan, when, query_id)
         before = self._before.pop(backend, None)
         if isinstance(before, tuple):
             whole = before[0] if isinstance(before[0], int) else hash(self.text_of(before[0]).strip())
@@ -234,27 +232,28 @@ class Digest:
         _remember(self._before, backend, planned, self._settle)
 
     def _settle(self, before: _Before | None) -> None:
-        """Count what nothing more will be heard of."""
+        """Count a plan whose execution has no entry of its own."""
         if isinstance(before, _Planned):
             self._count_planned(before)
 
     def _count_planned(self, planned: _Planned) -> None:
-        """Count an execution of which nothing but the plan was logged."""
+        """Count an execution that only its plan tells of."""
         key = planned.id if planned.id in self._groups else self._grouped(planned.text, planned.id)
         self._count(self._groups[key], planned.ms, planned.text, planned.detail, planned.when)
         self._keep_plan(key, planned)
 
-    def _grouped(self, text: str, own: str) -> str:
-        """The key of a statement's own group; where there are too many, those with the smallest totals become one."""
+    def _grouped(self, text: str, query_id: str) -> str:
+        """Return the key of a statement's group, which is created if necessary."""
         text = self._normals.of(text) or "-- nothing"
-        key = own or digest(text)
+        key = query_id or digest(text)
         if key not in self._groups:
             if len(self._groups) >= 2 * self.limit:
                 self._fold()
-            self._groups[key] = _Group(text if len(text) <= TEXT else f"{text[:TEXT]}…", bool(own))
+            self._groups[key] = _Group(text if len(text) <= TEXT else f"{text[:TEXT]}…", bool(query_id))
         return key
 
     def _fold(self) -> None:
+        """Unite the groups with the smallest totals."""
         ranked = sorted(self._groups.items(), key=lambda item: -item[1].total)
         for _, group in ranked[self.limit :]:
             self._held -= len(group.example) + len(group.detail) + len(group.plan)
@@ -279,8 +278,8 @@ class Digest:
     def _add(self, group: _Group, ms: float, when: str) -> None:
         group.calls += 1
         group.total += ms
-        place = int(log(ms * 1000 + 0.001) / WIDTH)
-        group.times[place] = group.times.get(place, 0) + 1
+        bucket = int(log(ms * 1000 + 0.001) / WIDTH)
+        group.times[bucket] = group.times.get(bucket, 0) + 1
         if when > group.last:
             group.last = when
         if not group.first or when < group.first:
@@ -289,7 +288,7 @@ class Digest:
             self._fastest = ms
 
     def _keep_plan(self, key: str, planned: _Planned) -> None:
-        """Keep the plan of the slowest execution; what it replaces is given up."""
+        """Keep the plan of the slowest execution, in place of the plan before."""
         self._held -= len(planned.plan)
         group = self._groups.get(key)
         if group and planned.plan and planned.ms > group.planned:
@@ -297,31 +296,32 @@ class Digest:
             group.planned, group.plan = planned.ms, planned.plan
 
     def copy(self) -> Self:
-        """Another with the same content, for what is to be looked at before it is complete."""
+        """Return a copy, to look at before the log is complete."""
         groups = {key: replace(group, times=dict(group.times)) for key, group in self._groups.items()}
         others = replace(self._others, times=dict(self._others.times))
         unread, begun, before = Counter(self.unread), dict(self._begun), dict(self._before)
         return replace(self, unread=unread, _groups=groups, _others=others, _begun=begun, _before=before)
 
     def result(self, source: str) -> SlowQueries:
-        """All of it; what is taken in later is not in it."""
+        """Return the statements so far; entries added later do not change the result."""
         whole = self.copy()
         for before in self._before.values():
             whole._settle(before)
-        found = sorted(whole._statements(), key=lambda statement: (-statement.total_ms, statement.id))
+        statements = sorted(whole._statements(), key=lambda statement: (-statement.total_ms, statement.id))
         since, until = (time_of(text) for text in (whole.since, whole.until))
         unread = dict(sorted(whole.unread.items(), key=lambda item: -item[1]))
-        return SlowQueries(source, tuple(found), since, until, unread, tuple(whole._notes()))
+        return SlowQueries(source, tuple(statements), since, until, unread, tuple(whole._notes()))
 
     def _statements(self) -> Iterator[SlowStatement]:
         by_text: dict[str, _Group] = {}
         for group in self._groups.values():
             if group.known:
                 by_text.setdefault(group.text, group)
-        for key, group in list(self._groups.items()):  # known by its text alone where only its plan was logged
-            owner = by_text.get(group.text)
-            if owner is not None and not group.known:
-                owner.add(group)
+        # A statement of which only plans were logged has no query id: unite it with the group of the same text.
+        for key, group in list(self._groups.items()):
+            same = by_text.get(group.text)
+            if same is not None and not group.known:
+                same.add(group)
                 del self._groups[key]
         ranked = sorted(self._groups.items(), key=lambda item: -item[1].total)
         for _, group in ranked[self.limit :]:
@@ -364,22 +364,22 @@ def _statement(key: str, group: _Group) -> SlowStatement:
 
 
 def _p95(group: _Group) -> float | None:
-    """The 95th percentile, within 2 %, where there are executions enough."""
+    """Return the 95th percentile, within 2 %; None if there are too few executions."""
     if group.calls < MIN_SAMPLES[95]:
         return None
     left = group.calls * 0.95
-    for place in sorted(group.times):
-        left -= group.times[place]
+    for bucket in sorted(group.times):
+        left -= group.times[bucket]
         if left <= 0:
-            return exp((place + 0.5) * WIDTH) / 1000
+            return exp((bucket + 0.5) * WIDTH) / 1000
     return None
 
 
-def _remember(kept: dict[int, Any], backend: int, value: Any, evicted: Any = None) -> None:
-    """Keep a backend's last record; of too many backends the one that was silent longest is forgotten."""
-    kept.pop(backend, None)
-    if len(kept) >= BACKENDS:
-        oldest = kept.pop(next(iter(kept)))
-        if evicted:
-            evicted(oldest)
-    kept[backend] = value
+def _remember(last: dict[int, Any], backend: int, entry: Any, evict: Callable[[Any], None] | None = None) -> None:
+    """Remember a backend's last entry; with too many backends, forget the one that was silent longest."""
+    last.pop(backend, None)
+    if len(last) >= BACKENDS:
+        oldest = last.pop(next(iter(last)))
+        if evict:
+            evict(oldest)
+    last[backend] = entry

@@ -1,4 +1,4 @@
-"""Logs of a server: their formats, read from files in pieces, and from the server itself."""
+"""Server logs in JSON and stderr format, read from files and from a server while they grow."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ CUT = "entries were cut off at the end of the log"
 TOO_LARGE = "entries were larger than 32 MB"
 LARGEST = 32_000_000  # bytes of an entry
 _MESSAGE = b'"message":"'
-_WANTED = frozenset((b"dura", b"stat", b"exec"))  # as the messages begin that are read
+_WANTED = frozenset((b"dura", b"stat", b"exec"))  # beginnings of the messages to read
 _EXECUTION = re.compile(
     rb'"message":"duration: (\d{1,15}\.\d{1,9}) ms  (?:statement|execute (?!fetch from)[^:"\\]{1,200}): '
 )
 _BEGIN = re.compile(rb'\{"timestamp":"([^"\\]{1,60})",(?:"user":"[^"\\]*",)?(?:"dbname":"[^"\\]*",)?"pid":(\d{1,9}),')
 _QUERY_ID = b'"query_id":'
-_SHORT = 10_000  # bytes of a record that is kept for a while
+_SHORT = 10_000  # bytes of an entry that the digest may keep for a while
 _TIME = re.compile(rb'\{"timestamp":"([^"\\]{1,60})"')
-_lenient = json.JSONDecoder(strict=False).decode  # control characters in a text are let through
+_lenient = json.JSONDecoder(strict=False).decode  # accepts control characters in strings
 
 
 class JsonLog:
-    """Lines of a jsonlog given to a digest; of one database only where it is named."""
+    """Adds the lines of a JSON log to a digest; with `database`, only those of that database."""
 
     __slots__ = ("_database",)
 
@@ -51,12 +51,12 @@ class JsonLog:
 
     @staticmethod
     def boundary(data: bytes) -> int:
-        """Where the last record that is complete ends; 0 where none is."""
+        """Return the end of the last complete entry; 0 if there is none."""
         return data.rfind(b"\n") + 1
 
     @staticmethod
     def next_record(data: bytes) -> int:
-        """Where the first record behind this one begins; 0 where none does."""
+        """Return the start of the next entry; 0 if there is none."""
         return data.find(b"\n") + 1
 
     def take(self, block: bytes, digest: Digest, reason: str = UNKNOWN_LINES) -> None:
@@ -64,7 +64,7 @@ class JsonLog:
         first = last = b""
         quick = not self._database
         for line in block.split(b"\n"):
-            # A quote within a text is written \", so these bytes are a key and never part of a text.
+            # A quote inside a string is written \", so these bytes are always a key.
             at = line.find(_MESSAGE)
             if at >= 0 and line[at + 11 : at + 15] in _WANTED:
                 if not ((quick and _counted(line, at, digest)) or self._take(line, digest, reason)):
@@ -80,15 +80,15 @@ class JsonLog:
                 digest.since = digest.since or digest.until
 
     def copy(self) -> JsonLog:
-        """It has no state."""
+        """Return the same object, which has no state."""
         return self
 
     def end(self, rest: bytes, digest: Digest) -> None:
-        """What follows the last whole line."""
+        """Add what follows the last whole line."""
         self.take(rest, digest, CUT)
 
     def _take(self, line: bytes, digest: Digest, reason: str) -> bool:
-        """Whether a line could be read. One that was cut off can have the next behind it."""
+        """Add a line; return whether it could be read. The next entry can follow a truncated one on the same line."""
         if len(line) > LARGEST:
             digest.unread[TOO_LARGE] += 1
             return False
@@ -112,25 +112,26 @@ class JsonLog:
 
 
 def _counted(line: bytes, at: int, digest: Digest) -> bool:
-    """Count an execution of a statement that is known by its id, without reading the whole record; False where not."""
-    head, found = _BEGIN.match(line), _EXECUTION.match(line, at)
+    """Count an execution of a known query id without parsing its entry; return whether that was possible."""
+    # Most entries of a busy log repeat a known statement: this saves parsing their JSON.
+    head, execution = _BEGIN.match(line), _EXECUTION.match(line, at)
     end = line.rfind(_QUERY_ID, at)
     if (
         not head
-        or not found
+        or not execution
         or end < 0
         or line[-1] != 125  # }
         or len(line) > _SHORT
-        or line.find(b";", at) > 0  # it may be several statements
-        or line.find(BEGINS, 1) > 0  # behind one that was cut off
+        or line.find(b";", at) > 0  # possibly several statements
+        or line.find(BEGINS, 1) > 0  # follows a truncated entry
     ):
         return False
     query_id = line[end + len(_QUERY_ID) : -1].decode("ascii", "replace")
-    return digest.count(query_id, float(found[1]), int(head[2]), head[1].decode("ascii", "replace"), line)
+    return digest.count(query_id, float(execution[1]), int(head[2]), head[1].decode("ascii", "replace"), line)
 
 
 def text_of(line: bytes) -> str:
-    """The statement in a record."""
+    """Return the statement of a JSON entry."""
     return statement(str((_record(line) or {}).get("message", "")))
 
 
@@ -145,9 +146,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-# PostgreSQL's plain log (log_destination = stderr), parsed by pgtoolkit.
-
-# PostgreSQL's default and Debian's, pgBadger's, RDS's, Supabase's, and some that are common.
+# The default log_line_prefix of PostgreSQL, Debian, pgBadger, RDS and Supabase, and other common ones.
 PREFIXES = (
     "%m [%p] %q%u@%d ",
     "%t [%p]: [%l-1] user=%u,db=%d,app=%a,client=%h ",
@@ -168,9 +167,9 @@ _ANY = re.compile(rf"(?:.*?(?P<timestamp>{_STDERR_TIME}))?(?:.*?\[(?P<pid>\d{{1,
 
 
 class StderrLog:
-    """Records of a plain log given to a digest; of one database only where it is named, and the prefix tells it.
+    """Adds the entries of a stderr log to a digest; with `database`, only those of that database.
 
-    Raises UsageError for a prefix that cannot be meant.
+    Entries whose prefix does not name a database count for every database. Raises UsageError for an invalid prefix.
     """
 
     __slots__ = ("_database", "_filters", "_held", "_parser")
@@ -178,12 +177,12 @@ class StderrLog:
     def __init__(self, prefix: str, head: str, database: str = "") -> None:
         self._database = database
         self._filters = _Wanted()
-        self._parser = LogParser(_prefix(prefix, head), self._filters)
-        self._held: Record | None = None  # its DETAIL may be the next record
+        self._parser = LogParser(_prefix_parser(prefix, head), self._filters)
+        self._held: Record | None = None  # waits for its DETAIL, which may be the next record
 
     @staticmethod
     def boundary(data: bytes) -> int:
-        """Where the last record begins, which may go on; 0 where no other is before it."""
+        """Return the start of the last record, which may be incomplete; 0 if it is the only one."""
         at = len(data) - 1
         while (at := data.rfind(b"\n", 0, max(at, 0))) >= 0:
             if data[at + 1] != 9:
@@ -192,33 +191,33 @@ class StderrLog:
 
     @staticmethod
     def next_record(data: bytes) -> int:
-        """Where the first record behind this one begins; 0 where none does."""
-        found = _BEGINS.search(data)
-        return found.end() if found else 0
+        """Return the start of the next record; 0 if there is none."""
+        start = _BEGINS.search(data)
+        return start.end() if start else 0
 
     def take(self, block: bytes, digest: Digest) -> None:
-        """Whole records. What cannot be read is counted."""
+        """Add whole records to the digest; count the lines that cannot be read."""
         lines = block.decode("utf-8", "replace").split("\n")
-        for found in self._parser.parse(
+        for record in self._parser.parse(
             [line.removesuffix("\r") for line in lines if line.strip() or line[:1] == "\t"]
         ):
-            if isinstance(found, UnknownData):
-                digest.unread[UNKNOWN_LINES] += len(found.lines)
-            elif found.severity == "DETAIL":
-                self._give(digest, _message(found))
+            if isinstance(record, UnknownData):
+                digest.unread[UNKNOWN_LINES] += len(record.lines)
+            elif record.severity == "DETAIL":
+                self._give(digest, _message(record))
             else:
                 self._give(digest, "")
-                self._held = found
+                self._held = record
 
     def copy(self) -> StderrLog:
-        """Another in the same state."""
-        own = copy(self)
-        own._filters = copy(self._filters)
-        own._parser = LogParser(self._parser.prefix_parser, own._filters)
-        return own
+        """Return a copy in the same state."""
+        other = copy(self)
+        other._filters = copy(self._filters)
+        other._parser = LogParser(self._parser.prefix_parser, other._filters)
+        return other
 
     def end(self, rest: bytes, digest: Digest) -> None:
-        """The last record, which nothing continues any more."""
+        """Add the last record, which nothing can continue."""
         self.take(rest, digest)
         self._give(digest, "")
 
@@ -237,9 +236,9 @@ def _message(record: Record) -> str:
 
 
 class _Wanted(NoopFilters):
-    """Drops all but durations, statements that wait for theirs, and the DETAIL of these, before more is looked at."""
+    """A filter for durations, statements logged before their duration, and the DETAIL of both."""
 
-    last = False  # whether the record before was wanted
+    last = False  # whether the previous record passed the filter
 
     def stage1(self, record: Record) -> bool | None:  # type: ignore[override]  # as its documentation has it
         if record.severity == "LOG":
@@ -250,7 +249,7 @@ class _Wanted(NoopFilters):
 
 
 class _Prefix(PrefixParser):
-    """With what pgtoolkit does not know: query ids, any zone, and names of any characters. Values stay text."""
+    """A prefix parser that also knows query ids, any time zone, and names of any characters. Values stay text."""
 
     _status_pat = PrefixParser._status_pat | {
         "Q": r"(?P<query_id>-?\d{1,20})",
@@ -271,66 +270,64 @@ class _Prefix(PrefixParser):
     _format_re = re.compile(f"%([{''.join(_status_pat)}])")
 
     def parse(self, prefix: str) -> MutableMapping[str, Any]:
-        """Its fields; none where it is another's, as a statement can be counted without."""
+        """Return the fields of a prefix; none if it does not match, because a statement counts without them too."""
         match = self.re_.fullmatch(prefix) or self.re_.fullmatch(prefix.rstrip(" "))
         fields: dict[str, Any] = match.groupdict() if match else {}
         fields["timestamp"] = fields.get("timestamp_ms") or fields.get("timestamp") or fields.get("epoch")
         return fields
 
 
-def _prefix(given: str, head: str) -> PrefixParser:
-    """A parser for the prefix given, or for the one that the first lines have."""
-    if given:
-        return _made(given)
+def _prefix_parser(prefix: str, head: str) -> PrefixParser:
+    """Return a parser for a log_line_prefix; without one, for the known prefix that the first lines match."""
+    if prefix:
+        return _compiled(prefix)
     seen = _HEAD.findall(head)[:200]
-    known = ((_made(prefix), prefix) for prefix in PREFIXES)
-    return next((own for own, _ in known if seen and _fits(own, seen)), _Prefix(_ANY))
+    parsers = map(_compiled, PREFIXES) if seen else ()
+    return next((parser for parser in parsers if _matches(parser, seen)), _Prefix(_ANY))
 
 
-def _fits(own: PrefixParser, seen: Sequence[str]) -> bool:
-    return sum(own.re_.fullmatch(prefix) is not None for prefix in seen) >= 0.9 * len(seen)
+def _matches(parser: PrefixParser, seen: Sequence[str]) -> bool:
+    return sum(parser.re_.fullmatch(prefix) is not None for prefix in seen) >= 0.9 * len(seen)
 
 
-def _made(prefix: str) -> PrefixParser:
+def _compiled(prefix: str) -> PrefixParser:
     try:
         return _Prefix.from_configuration(prefix)
     except re.error:
-        raise UsageError(f"log_line_prefix {prefix!r}: it cannot be read back; expected each %-letter once") from None
+        raise UsageError(f"log_line_prefix {prefix!r}: cannot be parsed; expected each %-letter once") from None
 
-
-# Slow statements out of a PostgreSQL log, whole or while it is written, in memory that has a limit.
 
 FORMS = ("json", "stderr")
-CHUNK = 1 << 20  # bytes that are looked at together
-_FILE_HEAD = 65_536  # bytes by which a form is told
+CHUNK = 1 << 20  # bytes to read at once
+_FILE_HEAD = 65_536  # bytes that decide the form of a log
 _CSV = re.compile(rb'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [^,"\s]{1,10},(?:"[^"]*")?,(?:"[^"]*")?,\d*,', re.MULTILINE)
 
 
 class LogReader:
-    """A log fed in pieces of any size. `form`: json or stderr, empty to tell it by the first bytes.
+    """Reads a log that is fed in pieces of any size, in bounded memory.
 
-    `prefix`: log_line_prefix of a stderr log, empty to guess it; `source`: what the log is called; `database`:
-    the only one whose statements count, all without it. Statements beyond `limit`, those with the smallest totals,
-    become one line. Raises UsageError.
+    `form` is json or stderr, or empty to detect it from the first bytes; `prefix` is the log_line_prefix of a stderr
+    log, or empty to detect it; `source` is the name of the log in messages. With `database`, only statements of that
+    database count. Statements beyond `limit`, those with the smallest totals, become one line. Raises UsageError.
     """
 
     def __init__(
         self, form: str = "", prefix: str = "", *, source: str = "a log", database: str = "", limit: int = STATEMENTS
     ) -> None:
         if form not in ("", *FORMS):
-            raise UsageError(f"the form of a log: {form!r}; expected {' or '.join(FORMS)}")
+            raise UsageError(f"form of the log: {form!r}; expected {' or '.join(FORMS)}")
         if prefix:
-            StderrLog(prefix, "")  # refused before anything is read
+            StderrLog(prefix, "")  # refuses an invalid prefix before anything is read
         self._form, self._prefix, self._source, self._database = form, prefix, source, database
         self._digest = Digest(limit=limit, text_of=text_of)
         self._log: JsonLog | StderrLog | None = None
-        self._parts: list[bytes] = []  # what is not whole yet
+        self._parts: list[bytes] = []  # an incomplete entry
         self._size = 0
-        self._skipping = False  # a record that is too large
+        self._skipping = False  # whether the current entry is too large
         self._empty = True
 
     def feed(self, data: bytes) -> None:
-        """The next bytes. Raises UsageError where they show that it is a CSV log."""
+        """Read the next bytes. Raises UsageError if they are a CSV log."""
         for start in range(0, len(data), CHUNK):
             piece = data[start : start + CHUNK]
             self._empty = False
@@ -343,7 +340,7 @@ class LogReader:
                 self._split(piece)
 
     def result(self) -> SlowQueries:
-        """What was read so far, the last record too where it looks complete; feeding can go on."""
+        """Return what was read so far, with the last entry if it looks complete; feeding can continue."""
         if self._empty:
             return self._digest.result(self._source)
         ended = self._copy()
@@ -351,7 +348,7 @@ class LogReader:
         return ended._digest.result(self._source)
 
     def end(self) -> None:
-        """Nothing follows what was fed: what is not whole is counted; another file can be fed."""
+        """End a file: count what is incomplete; another file can be fed afterwards."""
         if self._log is None and self._parts:
             self._begin()
         if self._log is None:
@@ -361,7 +358,7 @@ class LogReader:
         self._log.end(b"" if skipped else rest, self._digest)
 
     def _begin(self) -> None:
-        """Tell the form by the first bytes, and read them."""
+        """Detect the form from the first bytes, and read them."""
         whole = b"".join(self._parts)
         head = whole[:_FILE_HEAD]
         form = self._form or _form(head, self._source)
@@ -373,7 +370,7 @@ class LogReader:
         self._split(whole)
 
     def _split(self, piece: bytes) -> None:
-        """Take what is whole, keep the rest."""
+        """Read the complete entries and keep the rest."""
         assert self._log is not None
         tail = self._parts[-1][-1:] if self._parts else b""
         if self._skipping and (begins := self._log.next_record(tail + piece)):
@@ -407,7 +404,7 @@ class LogReader:
 
 
 def read(*paths: str | os.PathLike[str], form: str = "", prefix: str = "", limit: int = STATEMENTS) -> SlowQueries:
-    """Whole log files, one behind the other. Raises UsageError for what is no file, cannot be read, or is a CSV log."""
+    """Return the statements of log files. Raises UsageError for a file that cannot be read or is a CSV log."""
     reader = LogReader(form, prefix, source=f"the log {', '.join(map(str, paths))}", limit=limit)
     for path in paths:
         with _opened(Path(path)) as file:
@@ -425,10 +422,10 @@ def follow(
     whole: bool = True,
     limit: int = STATEMENTS,
 ) -> Iterator[SlowQueries]:
-    """What a log says, every `every_s` seconds, while it is written, without end.
+    """Yield the statements of a growing log every `every_s` seconds, without end.
 
-    `whole`: with what is in it already. A file that takes its name (rotation) is read on from there, as is one that
-    was emptied in place. Raises UsageError as `read` does.
+    With `whole`, start at the beginning of the file, otherwise at its end. Follows a rotation to the new file, and
+    restarts a file that was emptied in place. Raises UsageError as `read` does.
     """
     path = Path(path)
     reader = LogReader(form, prefix, source=f"the log {path}", limit=limit)
@@ -442,8 +439,8 @@ def follow(
                 reader.end()
                 file.seek(0)
                 continue
-            if _moved(path, file):
-                _feed(reader, file, path)  # what was written until it was moved
+            if _rotated(path, file):
+                _feed(reader, file, path)  # entries written just before the rotation
                 reader.end()
                 file.close()
                 file = _opened(path)
@@ -455,16 +452,18 @@ def follow(
 
 
 def _form(head: bytes, source: str) -> str:
-    """The form of a log. Raises UsageError for a CSV log."""
+    """Return the form of a log. Raises UsageError for a CSV log."""
     if any(line.startswith(BEGINS) for line in head.split(b"\n")):
         return "json"
     if _CSV.search(head):
-        raise UsageError(f"{source}: a CSV log; expected log_destination = jsonlog (15 and later) or stderr")
+        raise UsageError(
+            f"{source}: is a CSV log; expected log_destination = jsonlog (PostgreSQL 15 or later) or stderr"
+        )
     return "stderr"
 
 
 def _feed(reader: LogReader, file: BinaryIO, path: str | os.PathLike[str]) -> None:
-    """All that is in the file now."""
+    """Read the file to its current end."""
     try:
         while data := file.read(CHUNK):
             reader.feed(data)
@@ -483,66 +482,64 @@ def _refused(path: str | os.PathLike[str], error: OSError) -> UsageError:
     return UsageError(f"{path}: cannot be read ({error.strerror}); expected a log file of PostgreSQL")
 
 
-def _moved(path: Path, file: BinaryIO) -> bool:
-    """Whether the name has another file now; for a moment it may have none."""
+def _rotated(path: Path, file: BinaryIO) -> bool:
+    """Return whether the path is another file now; in the middle of a rotation it can be missing."""
     try:
-        now = path.stat()
+        current = path.stat()
     except OSError:
         return False
-    own = os.fstat(file.fileno())
-    return (now.st_dev, now.st_ino) != (own.st_dev, own.st_ino)
+    opened_file = os.fstat(file.fileno())
+    return (current.st_dev, current.st_ino) != (opened_file.st_dev, opened_file.st_ino)
 
 
-# The server's own log, read over a connection in pieces: as it is, and on from there, across rotations.
-
-PIECE = 1 << 20  # bytes
-LAST = 64 * PIECE  # of a log that is longer
-_FORMS = {"jsonlog": "json", "stderr": "stderr"}  # as the server calls them, and as LogReader does
+PIECE = 1 << 20  # bytes to read over a connection at once
+LAST = 64 * PIECE  # bytes to read from the end of a longer log
+_FORMS = {"jsonlog": "json", "stderr": "stderr"}  # by log_destination, the form for LogReader
 
 
 @dataclass(slots=True)
 class ServerLog:
-    """Where in the server's log the reading is; `last` bytes before its end at first."""
+    """A position in a server's log, read over a connection; starts `last` bytes before the end of the log."""
 
     connection: Connection
     name: str
-    form: str  # as the server calls it
+    form: str  # as in log_destination
     prefix: str
     last: int
-    skipped: int = 0  # bytes before those that were read
+    skipped: int = 0  # bytes before the first ones that were read
     file: str = field(default="", init=False)
     _at: int = field(default=0, init=False)
 
     def more(self) -> Iterator[bytes]:
-        """What was written since the last call, in pieces. Raises ServerError where it cannot be read."""
+        """Yield what was written since the last call, in pieces. Raises ServerError if the log cannot be read."""
         try:
-            place = self._asked("slow_log_place", {"form": self.form})
-            if not place["file"]:
-                raise ServerError(f"{visible(self.name)}: no log is written at the moment; expected one to be read")
-            size = place["size"] or 0
+            current = self._row("slow_log_place", {"form": self.form})
+            if not current["file"]:
+                raise ServerError(f"{visible(self.name)}: the server is not writing a log; expected a log file")
+            size = current["size"] or 0
             if not self.file:
-                self.file, self.skipped = place["file"], max(0, size - self.last)
+                self.file, self.skipped = current["file"], max(0, size - self.last)
                 yield from self._from_a_line(self.skipped)
-            elif place["file"] != self.file:
+            elif current["file"] != self.file:
                 yield from self._rest()
-                self.file, self._at = place["file"], 0
+                self.file, self._at = current["file"], 0
             elif size < self._at:
                 self._at = 0
             yield from self._rest()
         except psycopg.Error as error:
             what = f"{self.name}: the log cannot be read: {first_line(error)}"
-            raise ServerError(f"{visible(what)}; expected what is in log_directory to be readable") from None
+            raise ServerError(f"{visible(what)}; expected the files in log_directory to be readable") from None
 
     def _rest(self) -> Iterator[bytes]:
-        """To the end, as that is when it is reached."""
+        """Yield pieces up to the end of the file, even if the file grows meanwhile."""
         while piece := self._piece():
             yield piece
 
     def _from_a_line(self, start: int) -> Iterator[bytes]:
-        """The rest of the piece in which the first whole line from there begins."""
+        """Yield the rest of the piece in which the first whole line from `start` begins."""
         if not start:
             return
-        self._at = start - 1  # it may be the end of a line
+        self._at = start - 1  # this byte may be the line break before a whole line
         while piece := self._piece():
             _, newline, rest = piece.partition(b"\n")
             if newline:
@@ -550,53 +547,53 @@ class ServerLog:
                 return
 
     def _piece(self) -> bytes:
-        asked = {"file": self.file, "start": self._at, "length": PIECE}
-        piece: bytes = self._asked("slow_log_piece", asked)["piece"] or b""  # None: it is gone
+        range_ = {"file": self.file, "start": self._at, "length": PIECE}
+        piece: bytes = self._row("slow_log_piece", range_)["piece"] or b""  # None: the file was removed
         self._at += len(piece)
         return piece
 
-    def _asked(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    def _row(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
         query = catalog.get(name).encode()
         return self.connection.execute(query, parameters, binary=True).fetchone() or {}
 
 
 def opened(connection: Connection, name: str, last: int = LAST) -> ServerLog:
-    """The log of the server that the connection is to. Raises ServerError, saying what to set or to grant."""
-    found = catalog.row(connection, "slow_log")
-    kinds = [kind.strip().lower() for kind in found["destination"].split(",")]
+    """Return the log of the connection's server. Raises ServerError that says what to set or to grant."""
+    facts = catalog.row(connection, "slow_log")
+    kinds = [kind.strip().lower() for kind in facts["destination"].split(",")]
     form = next((form for form in _FORMS if form in kinds), "")
     otherwise = "or a copy of the log as a file"
-    if found["collector"] != "on":
-        lacking = f"logging_collector = off; expected on, and a restart, {otherwise}"
+    if facts["collector"] != "on":
+        obstacle = f"logging_collector = off; expected on, and a restart, {otherwise}"
     elif not form:
-        lacking = f"log_destination = {found['destination']}; expected jsonlog or stderr in it, {otherwise}"
-    elif found["lacking"]:
-        grant = f"GRANT EXECUTE ON FUNCTION {', '.join(found['lacking'])} TO {found['user']}"
-        lacking = f"{found['user']} may not read the server's log; expected a superuser to run: {grant}, {otherwise}"
+        obstacle = f"log_destination = {facts['destination']}; expected jsonlog or stderr in it, {otherwise}"
+    elif facts["lacking"]:
+        grant = f"GRANT EXECUTE ON FUNCTION {', '.join(facts['lacking'])} TO {facts['user']}"
+        obstacle = f"{facts['user']} may not read the server's log; expected a superuser to run: {grant}, {otherwise}"
     else:
-        return ServerLog(connection, name, form, found["prefix"], last)
-    raise ServerError(visible(f"{name}: {lacking}"))
+        return ServerLog(connection, name, form, facts["prefix"], last)
+    raise ServerError(visible(f"{name}: {obstacle}"))
 
 
 def read_server_log(site: Server, database: str, last: int = LAST) -> SlowQueries:
-    """The slow statements of a database in its server's log, of the last bytes of a longer one. Raises ServerError."""
+    """Return the slow statements of a database from the last `last` bytes of the server's log. Raises ServerError."""
     with connected(site, database, user="postgres") as connection:
         log = opened(connection, site.name, last)
         reader = _reader(log, database)
         for piece in log.more():
             reader.feed(piece)
-        return _told(log, reader)
+        return _statements(log, reader)
 
 
 def follow_server_log(site: Server, database: str, every_s: float = 2.0, last: int = 0) -> Iterator[SlowQueries]:
-    """What was logged from now on, or from `last` bytes ago, again and again until it is closed. Raises ServerError."""
+    """Yield what was logged from now on, or from `last` bytes ago, every `every_s` seconds. Raises ServerError."""
     with connected(site, database, user="postgres") as connection:
         log = opened(connection, site.name, last)
         reader = _reader(log, database)
         while True:
             for piece in log.more():
                 reader.feed(piece)
-            yield _told(log, reader)
+            yield _statements(log, reader)
             sleep(every_s)
 
 
@@ -604,9 +601,10 @@ def _reader(log: ServerLog, database: str) -> LogReader:
     return LogReader(_FORMS[log.form], log.prefix, database=database)
 
 
-def _told(log: ServerLog, reader: LogReader) -> SlowQueries:
-    found = reader.result()
-    notes = (f"the {log.skipped / 1e6:,.0f} MB before it were not read",) if log.skipped and log.last else ()
+def _statements(log: ServerLog, reader: LogReader) -> SlowQueries:
+    """Return what a reader has found, without the statements that perfkit itself sent."""
+    slow = reader.result()
+    notes = (f"the first {log.skipped / 1e6:,.0f} MB of the log were not read",) if log.skipped and log.last else ()
     source = f"the log {log.file.rpartition('/')[2]} of {log.name}"
-    others = tuple(s for s in found.statements if not own(s.example.sql if s.example else s.text))
-    return replace(found, source=source, statements=others, notes=(*found.notes, *notes))
+    others = tuple(s for s in slow.statements if not own(s.example.sql if s.example else s.text))
+    return replace(slow, source=source, statements=others, notes=(*slow.notes, *notes))

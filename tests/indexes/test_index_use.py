@@ -25,7 +25,7 @@ from perfkit.app.cli.indexes import indexes as command
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.coverage import MIN_AGE
-from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, remarks_table, script
+from perfkit.indexes.use import CatalogueFacts, Remark, ask, joined, judge, remarks_block, remarks_table, script
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve

@@ -389,7 +389,7 @@ class TestTheReader:
 
     def test_refuses_a_csv_log_in_one_line(self) -> None:
         data = b'2026-03-02 08:00:01.250 UTC,"app","shop",7,"10.1.1.1:5432",67c4.7,1,"SELECT",LOG,00000,"duration"\n'
-        with pytest.raises(UsageError, match=r"^a log: a CSV log; expected log_destination = jsonlog .* or stderr$"):
+        with pytest.raises(UsageError, match=r"^a log: is a CSV log; expected log_destination = jsonlog .* or stderr$"):
             of(data)
 
     def test_refuses_what_is_no_file_saying_why(self, tmp_path: Path) -> None:
