@@ -1,11 +1,11 @@
-"""Designs of an index lab: the sets to compare, the statements that change rows, the search.
+"""Designs of an index lab: the sets to compare, the writes to measure, and the choice of the set to keep.
 
-Inserted rows are copies of rows that are there, with new values in what must be unique; deletes take copies that
-every arm got before its indexes were built, so that nothing refers to them. Updates go round a few rows, as they
-do in tables with hot spots: only then is there room on a page for an update that no index hears of (HOT).
+Inserted rows are copies of existing rows, with new values in unique columns. Deletes remove copies that every arm got
+before its indexes were built, so that no other row refers to them. Updates repeat on a few rows, as in tables with hot
+spots: only then does a page have room for HOT updates.
 
-A set's latency is taken to be that of its best index alone, for the planner takes one of them; what only two
-together give shows where one of them is missed. Fresh rounds must confirm what comes out of it.
+The latency of a set is estimated as that of its best index alone, because the planner uses one of them. If a query
+needs two indexes together, it is slower without either of them. Separate rounds must confirm the choice.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from perfkit.postgres.servers import Server
 from perfkit.postgres.sqltext import read
 from perfkit.runs import selection
 
-ROWS, HOT_ROWS = 3000, 20  # rows that inserts and deletes draw from; rows that updates go round
+ROWS, HOT_ROWS = 3000, 20  # rows that inserts and deletes draw from; rows that updates repeat on
 _DIGESTS = {"uuid": "md5('perfkit {0} ' || s.{1})::uuid", "text": "md5('perfkit {0} ' || s.{1})"}
 _FRESH = {
     "uuid": _DIGESTS["uuid"],
@@ -48,32 +48,32 @@ _SALTS = {"insert": 0, "delete": ROWS}
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One statement: `kind` is insert, delete or update, `indexes` those of the set that it must renew."""
+    """A statement that changes rows; `kind` is insert, delete or update, `indexes` are those that it must update."""
 
     item: str  # its name as a query
     kind: str
     table: str
-    column: str  # what is updated
+    column: str  # the updated column; "" for other kinds
     indexes: tuple[str, ...]
     sql: str
-    source: str  # the SELECT of its parameters
+    source: str  # the SELECT that returns its parameters
     quoted: str  # the table
     quoted_column: str
-    ms: float = 0.0  # that one takes without any of the indexes, about
+    ms: float = 0.0  # approximate time of one statement without any of the indexes
 
     def times(self, most: int, seconds: float) -> int:
-        """How many of them fit into a time, at least a few."""
+        """Return the number of statements that fit into a time, at most `most` and at least a few."""
         return max(MIN_TURNS, min(most, int(1000 * seconds / self.ms))) if self.ms else most
 
     @property
     def title(self) -> str:
-        """As a reader knows it."""
+        """Return its name for readers."""
         return f"{self.kind} of {self.column}" if self.column else self.kind
 
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """The statements, what every arm's database needs for them, and what cannot be measured, in words."""
+    """The writes to measure, the SQL that prepares every arm for them, and what cannot be measured, in sentences."""
 
     writes: tuple[Write, ...] = ()
     tables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # with the indexes of the set on each
@@ -82,25 +82,25 @@ class Writes:
 
 
 def design_writes(site: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
-    """The statements for the tables of a set, each tried and rolled back. Raises ServerError."""
+    """Return the writes for the tables of a set, each tried and rolled back. Raises ServerError."""
     tables = list(dict.fromkeys(index.table for index in indexes))
-    found: list[Writes] = []
+    by_table: list[Writes] = []
     with connected(site, database) as connection:
         facts = connection.execute(catalog.get("write_tables").encode(), {"tables": tables}).fetchall()
         given = {own["given"]: own["oid"] for own in facts}
         for number, table in enumerate(sorted(facts, key=lambda own: tables.index(own["given"])), 1):
             own = [index for index in indexes if given.get(index.table, table["oid"]) == table["oid"]]
-            found.append(_tried(connection, _Table(f"t{number}", table, own)))
+            by_table.append(_tried(connection, _Table(f"t{number}", table, own)))
     return Writes(
-        tuple(write for table in found for write in table.writes),
-        {table: names for own in found for table, names in own.tables.items()},
-        "".join(table.prepare for table in found),
-        tuple(line for table in found for line in table.lacking),
+        tuple(write for writes in by_table for write in writes.writes),
+        {table: names for writes in by_table for table, names in writes.tables.items()},
+        "".join(writes.prepare for writes in by_table),
+        tuple(line for writes in by_table for line in writes.lacking),
     )
 
 
 class _Table:
-    """The statements for one table."""
+    """The maker of the writes for one table."""
 
     def __init__(self, short: str, facts: dict[str, Any], indexes: Sequence[IndexStatement]) -> None:
         self.short, self.facts, self.indexes = short, facts, indexes
@@ -117,7 +117,7 @@ class _Table:
         ]
 
     def writes(self) -> Writes:
-        """What can be sent to it; the table's rows are what there is to choose from."""
+        """Return the possible writes; their values come from the table's rows."""
         own = [write for write in (*self._new_rows(), *self._updates()) if write]
         inserts = self._new("delete") if any(write.kind == "delete" for write in own) else ""
         tables = {self.name: tuple(index.name for index in self.indexes)}
@@ -131,7 +131,7 @@ class _Table:
             if not able:
                 names = ", ".join(self.columns[n]["quoted"] for n in unique) or "an expression"
                 self.lacking.append(
-                    f"{self.name}: no insert or delete, for ({names}) must be unique and nothing in it can be made new"
+                    f"{self.name}: no insert or delete, because no new values can be generated for the unique ({names})"
                 )
                 return
             if not self.fresh & set(able):
@@ -157,7 +157,7 @@ class _Table:
 
     def _updates(self) -> Iterator[Write]:
         if not self.key:
-            self.lacking.append(f"{self.name}: no update or delete, for nothing identifies a row")
+            self.lacking.append(f"{self.name}: no update or delete, because it has no key")
             return
         several = {number for key in self.facts["foreign_keys"] if len(key) > 1 for number in key}
         never = {number for unique in self.uniques for number in unique} | several
@@ -167,7 +167,7 @@ class _Table:
             if able:
                 touched.setdefault(able[0], []).append(index.name)
             else:
-                self.lacking.append(f"{index.name}: no update of its columns, for they are keys")
+                self.lacking.append(f"{index.name}: no update of its columns, because they are keys")
         held = {*self.facts["indexed"], *(n for used in self.used.values() for n in used)} | never
         foreign = {number for key in self.facts["foreign_keys"] for number in key}
         others = [n for n, c in self.columns.items() if n not in held | foreign and not c["generated"] and c["filled"]]
@@ -177,7 +177,7 @@ class _Table:
                 "update", self.columns[number]["name"], every, self._update(number), self._changes(number)
             )
         if not others:
-            self.lacking.append(f"{self.name}: no update of a column without an index, for there is none")
+            self.lacking.append(f"{self.name}: no update of a column without an index, because there is none")
 
     def _update(self, number: int) -> str:
         quoted, kind = _doubled(self.columns[number]["quoted"]), _doubled(self.columns[number]["type"])
@@ -185,7 +185,7 @@ class _Table:
         return f"UPDATE {self._quoted()} SET {quoted} = ({other})::{kind} WHERE {self._found()}"
 
     def _changes(self, number: int) -> str:
-        """A few rows, each with its own value and another one."""
+        """Return the SELECT of a few rows, each with its own value and the value of another row."""
         column, key = (
             self.columns[number]["quoted"],
             ", ".join(f"{self.columns[n]['quoted']}::text AS c{n}" for n in self.key),
@@ -210,7 +210,7 @@ class _Table:
         return _FRESH[column["base"]].format(kind, column["quoted"], self.facts["quoted"], _SALTS[kind])
 
     def _sample(self) -> str:
-        """About so many rows, the same whenever it is asked of the same table."""
+        """Return a sample of about ROWS rows as SQL; the same rows for the same table."""
         share = min(100.0, 130.0 * ROWS / max(self.facts["rows"], 1))
         order = ", ".join(self.columns[n]["quoted"] for n in self.key)
         ordered = f" ORDER BY {order}" if order else ""
@@ -236,7 +236,7 @@ class _Table:
         return column["base"] in _FRESH and column["long"] and not column["generated"]
 
     def _mentioned(self, text: str) -> list[int]:
-        """The columns that stand in an index's definition."""
+        """Return the numbers of the columns in an index's definition."""
         words = set(re.findall(r'"(?:[^"]|"")*"|[\w$]+', text))
         return [
             n
@@ -245,7 +245,7 @@ class _Table:
         ]
 
     def _by_key(self, index: IndexStatement) -> list[int]:
-        """Its columns, the last key first: ranges and states change more often than what rows belong to."""
+        """Return an index's columns, the last key first: dates and states change more often than owners of rows."""
         return [n for part in (*reversed(index.keys), *index.include, index.where) for n in self._mentioned(part)]
 
     def _write(self, kind: str, column: str, indexes: tuple[str, ...], sql: str, source: str) -> Write:
@@ -258,7 +258,7 @@ class _Table:
 
 
 def _tried(connection: Connection, table: _Table) -> Writes:
-    """Those of a table's statements that the server takes; what it says of the others."""
+    """Try a table's writes; return those that the server accepts, and its messages on the others."""
     found = table.writes()
     good: list[Write] = []
     lacking = list(found.lacking)
@@ -282,51 +282,49 @@ def _tried(connection: Connection, table: _Table) -> Writes:
             if changed and all(changed):
                 good.append(replace(write, ms=ms))
             else:
-                lacking.append(f"{table.name}: no {write.title} (it has no rows for that)")
+                lacking.append(f"{table.name}: no {write.title} (the table has no suitable rows)")
     prepare = found.prepare if any(write.kind == "delete" for write in good) else ""
     return Writes(tuple(good), found.tables, prepare, tuple(lacking))
 
 
 def _doubled(text: str) -> str:
-    """A percent sign means a parameter to psycopg."""
+    """Return text for a psycopg query, in which a single percent sign begins a parameter."""
     return text.replace("%", "%%")
 
 
-# A configuration's queries with the parameters that give most of them their plan.
-
-
 def workload(settings: Config, place: Database, seed: int) -> dict[str, tuple[str, Parameters]]:
-    """By query, its text and typical parameters. Raises UsageError, PlanError, ServerError."""
-    found: dict[str, tuple[str, Parameters]] = {}
+    """Return by query its text and typical parameters. Raises UsageError, PlanError, ServerError."""
+    queries: dict[str, tuple[str, Parameters]] = {}
     for query in settings.query:
         text, rows = read(query.file), []
         if query.parameters:
             rows = selection.rows(query.parameters, settings.parameters[query.parameters], place, str(seed))[:PLANNED]
-        found[query.name] = (text, typical_parameters(place.session, text, rows) if rows else None)
-    return found
+        queries[query.name] = (text, typical_parameters(place.session, text, rows) if rows else None)
+    return queries
 
-
-# The runs of a lab as configurations: arms that differ in their indexes, one load level for each query and table.
 
 NONE, ALL, CHOSEN, CONTROL, ADVISED = "none", "all", "chosen", "control", "advised"
-READS, WRITES = 100, 100  # requests of a round, of reads as far as they do not take longer than a round should
-MORE = 2  # times as many reads where few arms are to be told apart to a hair
+READS, WRITES = 100, 100  # maximum number of requests in a round
+MORE = 2  # factor on reads in confirming runs, which have few arms and small differences
 Sets = Mapping[str, Sequence[str]]  # by arm, the names of its indexes
 
 
 @dataclass(frozen=True, slots=True)
 class LabDesign:
-    """What all runs of a lab have in common; their files are in `folder`."""
+    """What all runs of a lab share; their SQL files are in `folder`."""
 
     settings: Config
     folder: Path
     indexes: IndexSet
     writes: Writes
-    seconds: float  # that a query's round may take
-    advised: str = ""  # another set, as SQL
+    seconds: float  # maximum time of a query's round
+    advised: str = ""  # another set to compare with, as SQL
 
     def config(self, sets: Sets, baseline: str, written: Sequence[str] = (), more: int = 1) -> Config:
-        """A run of these arms; the control is the baseline again. Tables are written to on the arms `written`."""
+        """Return the configuration of a run of these sets, with writes on the arms `written`.
+
+        The control arm is a copy of the baseline. Each query and each table has a load level of its own.
+        """
         arms = [self._arm(name, own, "before" if name == baseline else "after") for name, own in sets.items()]
         first = next(arm for arm in arms if arm.name == baseline)
         arms.insert(1, first.model_copy(update={"name": CONTROL, "role": "control"}))
@@ -345,7 +343,7 @@ class LabDesign:
         return self.settings.model_copy(update=changed | {"service": None, "request": (), "check": ()})
 
     def write(self) -> None:
-        """Write the files that the runs read."""
+        """Write the SQL files that the runs read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for write in self.writes.writes:
             write_atomically(self.file(write.item), f"{write.sql}\n")
@@ -369,7 +367,7 @@ class LabDesign:
         )
 
     def _subset(self, names: Sequence[str]) -> Path:
-        """The file of a subset; arms of the same indexes share it, and so the database that they are cloned from."""
+        """Return the file of a subset; arms with the same indexes share the file and so their template database."""
         own = [index for index in self.indexes.indexes if index.name in names]
         numbers = "-".join(str(self.indexes.indexes.index(index) + 1) for index in own)
         path = self.file(f"indexes-{numbers}" if len(own) < len(self.indexes.indexes) else "indexes-all")
@@ -378,7 +376,7 @@ class LabDesign:
         return path
 
     def alone(self, arm: str) -> str:
-        """The index of an arm that has one alone; "" for other arms."""
+        """Return the name of the arm's only index; "" if it has none or several."""
         names: list[str] = [index.name for index in self.indexes.indexes]
         if arm == ALL and len(names) == 1:
             return names[0]
@@ -386,15 +384,15 @@ class LabDesign:
         return names[int(number) - 1] if number != arm else ""
 
     def concerns(self, arm: str, table: str) -> bool:
-        """Whether changes of a table are of interest on an arm: it has all indexes or none, or one of this table's."""
+        """Return whether to write to a table on an arm: yes, unless the arm's only index is on another table."""
         return self.alone(arm) in ("", *self.writes.tables.get(table, ()))
 
     def file(self, name: str) -> Path:
-        """Where a file of this name is."""
+        """Return the path of a file of the lab."""
         return self.folder / f"{name}.sql"
 
     def _write_levels(self, arms: Sequence[str]) -> list[Scenario]:
-        """By table, on the arms that it concerns; what takes long is sent less often, and so apart from the rest."""
+        """Return the load levels of the writes: one for each table and, for slow writes, number of requests."""
         levels: dict[tuple[str, int], list[str]] = {}
         for write in self.writes.writes if len(arms) > 1 else ():
             times = write.times(WRITES, self.seconds)
@@ -412,15 +410,15 @@ def _level(name: str, label: str, send: Sequence[str], requests: int, **more: An
 
 
 def require_unique_names(indexes: IndexSet) -> None:
-    """Raise UsageError if two indexes have one name: plans, which name no schema, could mean either."""
+    """Raise UsageError if two indexes have the same name, because plans name no schema and could mean either."""
     names = [index.name for index in indexes.indexes]
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        expected = "expected every name once, in whatever schema, to tell what each index is worth"
+        expected = "expected unique names across all schemas"
         raise UsageError(f"{indexes.path}: two indexes are called {twice}; {expected}")
 
 
 def ablation(indexes: IndexSet) -> dict[str, list[str]]:
-    """No index, all, each alone, and all but one. Raises UsageError if two have one name."""
+    """Return the sets to compare: none, all, each alone, and all but one. Raises UsageError for duplicate names."""
     require_unique_names(indexes)
     names = [index.name for index in indexes.indexes]
     sets: dict[str, list[str]] = {NONE: [], ALL: names}
@@ -431,19 +429,17 @@ def ablation(indexes: IndexSet) -> dict[str, list[str]]:
     return sets
 
 
-# Choosing indexes from what was measured of each alone and of all but one. Pure.
-
-SLACK = 2.0  # margins by which one estimate must differ from another to be taken for more than chance
-CLOSE = 0.95  # of the best gain: of indexes as good as that, the smallest is taken
+SLACK = 2.0  # number of margins by which two estimates must differ to count as different
+CLOSE = 0.95  # share of the best gain: of the indexes that reach it, the smallest is chosen
 
 Latencies = Mapping[str, float]  # by query, as a ratio to all indexes together
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredSets:
-    """By index its latencies alone and its bytes; `none`: latencies without any.
+    """By index, the latencies with it alone and its bytes; `none` are the latencies without any index.
 
-    `missed` are those without which, all others being there, a query is slower by more than the margin.
+    `missed` are the indexes whose absence, with all others present, slows a query down by more than the margin.
     """
 
     alone: Mapping[str, Latencies]
@@ -453,7 +449,7 @@ class MeasuredSets:
 
 
 def choose(found: MeasuredSets, margin: float, budget: float = math.inf) -> list[str]:
-    """The indexes to keep, of at most `budget` bytes: greedily the largest gain, then without what is spare.
+    """Return the indexes to keep, of at most `budget` bytes: the largest gain first, then without superfluous ones.
 
     >>> alone = {"a": {"q": 1.0, "r": 9.0}, "b": {"q": 1.01, "r": 1.0}, "c": {"q": 5.0, "r": 9.0}}
     >>> choose(MeasuredSets(alone, {"q": 5.0, "r": 9.0}, {"a": 1, "b": 9, "c": 1}, frozenset()), 0.05)
@@ -477,27 +473,27 @@ def choose(found: MeasuredSets, margin: float, budget: float = math.inf) -> list
 
 
 def latencies(found: MeasuredSets, chosen: Collection[str]) -> Latencies:
-    """What a set is expected to take, by query."""
+    """Return the expected latencies with a set, by query."""
     return {query: min([none, *(found.alone[name][query] for name in chosen)]) for query, none in found.none.items()}
 
 
 def _gain(found: MeasuredSets, chosen: Collection[str], name: str, margin: float) -> float:
-    """Sum of logarithms over the queries that become faster by more than chance."""
+    """Return the sum of logarithms of the speed-ups that are larger than chance."""
     least, now = math.log1p(SLACK * margin), latencies(found, chosen)
     gains = (math.log(now[query] / found.alone[name][query]) for query in now)
     return sum(gain for gain in gains if gain > least)
 
 
 def within(c: Comparison, margin: float) -> bool:
-    """Whether a query is known to be at most so much slower, by its whole interval."""
+    """Return whether a query is at most `margin` slower, by its whole interval."""
     return c.ratio is not None and c.ratio.hi <= 1 + margin
 
 
 def worse(ratio: Ratio | None, margin: float, before: Interval, after: Interval, floor: Interval) -> bool:
-    """Whether a query is slower and seems to be by more than the margin, if not by its whole interval.
+    """Return whether a query is slower for certain, and by its estimate by more than the margin.
 
-    And by more than the client's own time moved between rounds: a statement that takes little more than the client
-    takes twice that wherever its connection came to lie on another processor, which is no index's doing.
+    The difference must also exceed the variation of the client's own time: a statement that takes little more than
+    the client can take twice as long just because its connection moved to another processor.
     """
     if ratio is None or not (ratio.value > 1 + margin and ratio.lo > 1):
         return False
@@ -505,7 +501,7 @@ def worse(ratio: Ratio | None, margin: float, before: Interval, after: Interval,
 
 
 def helper(found: MeasuredSets, chosen: Collection[str], slower: Sequence[str], budget: float = math.inf) -> str:
-    """Of the indexes left out, the one that does most for queries that became slower; "" for none."""
+    """Return the omitted index that helps the slower queries most; "" if none fits into the budget."""
     room = budget - sum(found.bytes[name] for name in chosen)
     left = {
         n: min(found.alone[n][q] for q in slower) for n in found.alone if n not in chosen and found.bytes[n] <= room

@@ -1,8 +1,8 @@
-"""An index lab from start to end: ablation, search, and its confirmation by rounds that the search did not see.
+"""An index lab from start to end: ablation, choice of a set, and its confirmation in separate rounds.
 
-<folder>/lab.json         what was measured with which sets, and what was chosen; written as it goes
+<folder>/lab.json         the sets, the measurements and the choice; written step by step
 <folder>/ablation         the bundle of no index, each alone, all but one, and all
-<folder>/confirmation-1   the bundle of the chosen set against all, and the next ones where that did not hold
+<folder>/confirmation-1   the bundle of the chosen set against all; further ones if the choice did not hold
 <folder>/sets             SQL files that the runs read
 """
 
@@ -55,26 +55,26 @@ from perfkit.runs.experiment import measure, open_workbench
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import admitted
 
-STATEMENTS, SECONDS = 100, 0.3  # of each kind, as far as they take no longer
-SHARE, PASSES = 5, 3  # percent of the rows changed in each pass, each followed by VACUUM
-TRIES = 4  # confirming runs at most: every further look could find by chance what is not there
-AUTO = "auto"  # as another set to compare with: what perfkit itself would advise
-PRUNED = 4  # chosen indexes, up to which each is also left out of the chosen set
+STATEMENTS, SECONDS = 100, 0.3  # maximum number of counted statements of each kind, and their time
+SHARE, PASSES = 5, 3  # percent of the rows to change in each pass, followed by VACUUM
+TRIES = 4  # confirming runs at most: every further one raises the chance of a false result
+AUTO = "auto"  # compare with the set that perfkit itself advises
+PRUNED = 4  # maximum number of chosen indexes for which the set without each of them is measured too
 Say = Callable[[str], None]
-Advise = Callable[[Database, Mapping[str, tuple[str, Parameters]], Say], Advice]  # for queries with their parameters
+Advise = Callable[[Database, Mapping[str, tuple[str, Parameters]], Say], Advice]  # queries: text and parameters by name
 
 
 @dataclass(frozen=True, slots=True)
 class LabSpec:
-    """What a lab is asked: `margin` is the slowdown that does not matter, `budget` the bytes that may be kept."""
+    """What a lab measures; `margin` is the tolerated slowdown as a share, `budget` the maximum bytes to keep."""
 
     settings: Config
     indexes: IndexSet
     options: RunSpec
     margin: float
     budget: float = math.inf
-    advised: str = ""  # another set to compare, as SQL
-    reads: bool = True  # else only what the indexes cost
+    advised: str = ""  # another set to compare with, as SQL, or AUTO
+    reads: bool = True  # whether to measure the queries; if not, only the cost for writes
     command: str = ""
 
     def __post_init__(self) -> None:
@@ -86,11 +86,10 @@ class LabSpec:
 
 
 def run_lab(asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> Lab:
-    """Run a lab into a new folder. Whatever happens, what was measured stays readable.
+    """Run a lab into a new folder, which stays readable even if the lab fails or is interrupted.
 
-    `advise` finds the set to compare with where `asked.advised` is AUTO.
-
-    Raises PerfkitError as `measure` does; UsageError for what cannot be looked at.
+    `advise` returns the set to compare with if `asked.advised` is AUTO. Raises PerfkitError as `measure` does, and
+    UsageError for a configuration that a lab cannot measure.
     """
     record = {"format": FORMAT, "status": "running", **_described(asked)}
 
@@ -107,17 +106,17 @@ def run_lab(asked: LabSpec, folder: Path, permission: Permission, advise: Advise
     except (KeyboardInterrupt, Interrupted):
         keep(status="interrupted", message="stopped by the user")
         again = f"perfkit indexes ablate --bundle {folder}"
-        raise Interrupted(f"stopped; what was measured so far is in {folder}: {again}") from None
+        raise Interrupted(f"stopped; the measurements so far are in {folder}: {again}") from None
     except BaseException as error:
-        said = str(error) if isinstance(error, PerfkitError) else f"{type(error).__name__}: {error}"
-        keep(status="failed", message=redact_home(said))
+        message = str(error) if isinstance(error, PerfkitError) else f"{type(error).__name__}: {error}"
+        keep(status="failed", message=redact_home(message))
         raise
     return read(folder)
 
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """Where a lab's runs take place."""
+    """The workbench of a lab with everything that its runs share."""
 
     design: LabDesign
     stage: Workbench
@@ -129,11 +128,11 @@ class _Bench:
 
     @property
     def lab(self) -> Lab:
-        """What was found so far."""
+        """Return the results so far."""
         return Lab(self.folder, json.loads((self.folder / "lab.json").read_bytes()))
 
     def run(self, name: str, sets: Sets, baseline: str, written: Sequence[str], seed: int, more: int = 1) -> None:
-        """One run of these sets into a bundle of this name."""
+        """Measure these sets into the bundle `name`."""
         config = self.design.config(sets, baseline, written, more)
         options = replace(self.options, seed=self.options.seed + seed)
         targets = admitted(config, config.arm, self.permission)
@@ -147,10 +146,12 @@ class _Bench:
 
 
 def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permission, advise: Advise, say: Say) -> _Bench:
-    """The server with its data, and the runs' design for it."""
+    """Return the workbench with its data and the design of the runs."""
     settings, database = asked.settings, asked.settings.database
     if database is None or database.way == "in-place":
-        raise UsageError(f"{settings.title}: in place, indexes cannot be compared side by side; expected another 'way'")
+        raise UsageError(
+            f"{settings.title}: way = in-place cannot compare indexes side by side; expected another 'way'"
+        )
     if asked.reads and not settings.query:
         raise UsageError(f"{settings.title}: no [[query]]; expected the queries that the indexes are for")
     seconds = 0.15 if settings.profiles.get(asked.options.profile, 0) <= 6 else 0.5
@@ -168,9 +169,7 @@ def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permissi
     assert base
     _require_room(base, len(sets))
     if base.site.foreign:
-        writes = Writes(
-            lacking=("writes: not measured beside a database of yours, only on servers that perfkit starts",)
-        )
+        writes = Writes(lacking=("writes: measured only on servers that perfkit starts, not on your server",))
     else:
         writes = design_writes(base.site, base.name, asked.indexes.indexes)
     advised = _advised(asked, base, advise, say) if asked.advised == AUTO and asked.reads else asked.advised
@@ -180,7 +179,7 @@ def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permissi
 
 
 def _advised(asked: LabSpec, base: Database, advise: Advise, say: Say) -> str:
-    """What perfkit itself would build for these queries, knowing nothing of the set."""
+    """Return the set that perfkit advises for these queries without knowing the lab's set, as SQL."""
     queries = workload(asked.settings, base, asked.options.seed)
     advice = advise(base, queries, lambda text: say(f"advice, {text}"))
     return advice.sql if advice.proposals else ""
@@ -192,7 +191,7 @@ def _sets(asked: LabSpec) -> dict[str, list[str]]:
 
 
 def _measured(bench: _Bench, asked: LabSpec, keep: Callable[..., None]) -> None:
-    """The runs, each into its bundle, and what was chosen after each."""
+    """Measure all runs, each into its bundle, and record the choice after each."""
     sets = _sets(asked)
     keep(ablation=sets, advised=bench.design.advised)
     bench.run("ablation", sets, NONE, [arm for arm in sets if not arm.startswith("without-")], 0)
@@ -219,7 +218,7 @@ def _measured(bench: _Bench, asked: LabSpec, keep: Callable[..., None]) -> None:
 
 
 def _confirming(asked: LabSpec, kept: Sequence[str], advised: str) -> dict[str, list[str]]:
-    """All indexes, the chosen ones, and those without each of them."""
+    """Return the sets of a confirming run: all indexes, the chosen ones, and the chosen ones without each of them."""
     names = [index.name for index in asked.indexes.indexes]
     sets = {ALL: names, CHOSEN: list(kept)}
     if 1 < len(kept) <= PRUNED:
@@ -241,7 +240,7 @@ def _next(lab: Lab, kept: Sequence[str], found: designs.MeasuredSets, asked: Lab
 
 
 def _overhead(stage: Workbench, everything: Arm) -> Mapping[str, float]:
-    """By index, the share of a row's bytes that an insert is expected to add to it."""
+    """Return by index the bytes that an insert is expected to add to it, as a share of the row's bytes."""
     place, _ = stage.prepare(everything)
     assert place
     with databases.connected(place.site, place.name) as connection:
@@ -249,56 +248,61 @@ def _overhead(stage: Workbench, everything: Arm) -> Mapping[str, float]:
 
 
 def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
-    """What the catalogue says of the set's indexes and tables, all of them being there and used as they were."""
+    """Return the catalogue's remarks on the set's indexes and tables, with the scans that the lab counted."""
     place, _ = bench.stage.prepare(everything)
     assert place
-    found, scans = ask(place.site, place.name), bench.lab.scans
+    facts, scans = ask(place.site, place.name), bench.lab.scans
     plans = [read_plan(document) for document in bench.lab.plans]
-    facts = replace(found, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in found.indexes))
+    facts = replace(facts, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in facts.indexes))
     tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
-    said = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]
-    return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in said if r.kind != "unused"]
+    remarks = [r for r in judge(facts, plans) if r.index in names or (r.kind == "missing" and r.table in tables)]
+    return [{"kind": r.kind, "index": r.index, "table": r.table, "text": r.text} for r in remarks if r.kind != "unused"]
 
 
 def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """By arm: WAL in bytes a statement and HOT updates as a share; bytes of its only index before and after churn."""
+    """Return by arm the server's counts for each write, and the bytes of the arm's only index before and after churn.
+
+    The counts are sums over the statements: WAL in bytes, updated rows, HOT updates. They are made on one clone after
+    the other, because time plays no part in them.
+    """
     rows = {}
     for write in design.writes.writes:
         every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
         rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
-    found = []
+    costs = []
     for arm in stage.config.arm:
         name = design.alone(arm.name)
-        own = [write for write in design.writes.writes if design.concerns(arm.name, write.table)]
-        if arm.role == "control" or arm.name.startswith("without-") or not own:
+        writes = [write for write in design.writes.writes if design.concerns(arm.name, write.table)]
+        if arm.role == "control" or arm.name.startswith("without-") or not writes:
             continue
-        say(f"counting what {arm.title} cost where rows change")
+        say(f"counting what {arm.title} cost writes")
         stage.refresh(arm)
         place = stage.database(arm)
         assert place
         with databases.connected(place.site, place.name) as connection:
-            counted = {write.item: _counted(connection, write, rows[write.item]) for write in own}
-            found.append({"arm": arm.name, "index": name, "counted": counted, "churn": _churned(connection, name, own)})
-    return found
+            counted = {write.item: _counted(connection, write, rows[write.item]) for write in writes}
+            churn = _churned(connection, name, writes)
+            costs.append({"arm": arm.name, "index": name, "counted": counted, "churn": churn})
+    return costs
 
 
 def _counted(connection: Connection, write: Write, rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Sums over the statements of one kind, and how many there were."""
-    before, sent = _look(connection, write), 0
+    """Execute the statements of one kind; return sums of the server's counters and the number of statements."""
+    before, sent = _counters(connection, write), 0
     for row in rows:
         connection.execute(write.sql.encode(), row)
         sent += 1
-    return {key: value - before[key] for key, value in _look(connection, write).items()} | {"sent": sent}
+    return {key: value - before[key] for key, value in _counters(connection, write).items()} | {"sent": sent}
 
 
-def _look(connection: Connection, write: Write) -> dict[str, float]:
+def _counters(connection: Connection, write: Write) -> dict[str, float]:
     connection.execute("SELECT pg_stat_force_next_flush()")
     return connection.execute(catalog.get("written").encode(), {"table": write.quoted}).fetchone() or {}
 
 
-def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[str, Any] | None:
-    """An index's bytes before and after rows got each other's values in a column that it has."""
-    change = next((w for w in reversed(own) if w.kind == "update" and name in w.indexes), None)
+def _churned(connection: Connection, name: str, writes: Sequence[Write]) -> dict[str, Any] | None:
+    """Return an index's bytes before and after rows exchanged their values in one of its columns."""
+    change = next((w for w in reversed(writes) if w.kind == "update" and name in w.indexes), None)
     if change is None:
         return None
     before = _bytes(connection, name)
@@ -309,7 +313,7 @@ def _churned(connection: Connection, name: str, own: Sequence[Write]) -> dict[st
 
 
 def _change(write: Write, number: int) -> str:
-    """A twentieth of the rows get each other's value; others in each pass."""
+    """Return the UPDATE in which SHARE percent of the rows exchange their values; each pass changes other rows."""
     column, table = write.quoted_column, write.quoted
     sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({number})"
     pairs = f"SELECT place, lead(own) OVER (ORDER BY md5(place::text)) AS other FROM ({sample}) s"
@@ -321,7 +325,7 @@ def _bytes(connection: Connection, name: str) -> int:
 
 
 def _require_room(base: Database, sets: int) -> None:
-    """Refuse what would fill the disk: every set is a database, and so is what its rounds are measured on."""
+    """Raise ServerError if the lab would fill the disk: every set needs a template database and a clone."""
     if not isinstance(base.site, EmbeddedServer):
         return
     folder = base.site.data_dir
@@ -331,8 +335,8 @@ def _require_room(base: Database, sets: int) -> None:
     if needed > free:
         expected = f"{needed // 10**6:,} MB for {sets} sets of indexes, each on copies of this data"
         raise ServerError(
-            f"{folder}: {free // 10**6:,} MB are free; expected {expected}: a smaller --scale, or PERFKIT_HOME on a "
-            "larger disk"
+            f"{folder}: {free // 10**6:,} MB are free; expected {expected}; use a smaller --scale, or set PERFKIT_HOME "
+            "to a folder on a larger disk"
         )
 
 

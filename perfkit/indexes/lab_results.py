@@ -24,19 +24,19 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class WriteCost:
-    """One statement with an index alone, compared with none; WAL in bytes a statement, HOT as a share of updates."""
+    """The cost of one write with only this index, compared with none; WAL in bytes per statement, HOT as a share."""
 
     item: str
     kind: str
     column: str
     latency: Comparison
-    wal: tuple[float, float] | None  # without, with
-    hot: tuple[float, float] | None  # likewise, of updates
+    wal: tuple[float, float] | None  # without and with the index
+    hot: tuple[float, float] | None  # share of updates, without and with the index
 
 
 @dataclass(frozen=True, slots=True)
 class IndexValue:
-    """One index: what it takes, what it does alone, what its absence does, and whether it is kept."""
+    """The costs of one index, its effect alone, the effect of its absence, and whether it is kept."""
 
     name: str
     table: str
@@ -45,95 +45,95 @@ class IndexValue:
     valid: bool
     bytes: int
     table_bytes: int
-    seconds: float  # of its build beside the others
-    wal_bytes: int  # of its build
-    overhead: float | None  # expected share of a row's bytes that an insert adds to it
-    alone: tuple[Comparison, ...]  # with it alone, against none
-    without: tuple[Comparison, ...]  # with all but it, against all
+    seconds: float  # to build it with the other indexes
+    wal_bytes: int  # to build it
+    overhead: float | None  # expected bytes that an insert adds to it, as a share of the row's bytes
+    alone: tuple[Comparison, ...]  # queries with only this index, against none
+    without: tuple[Comparison, ...]  # queries with all but this index, against all
     writes: tuple[WriteCost, ...]
     churn: tuple[int, int] | None  # bytes before and after rows were changed
     kept: bool
-    columns: tuple[str, ...] = ()  # that are updated and that it has, in the order of its keys
+    columns: tuple[str, ...] = ()  # its columns that the lab updates, in the order of its keys
 
     @property
     def faster(self) -> list[Comparison]:
-        """The queries that it alone makes faster."""
+        """Return the queries that are faster with only this index than with none."""
         return [c for c in self.alone if c.verdict is Verdict.FASTER]
 
     @property
     def missed(self) -> list[Comparison]:
-        """The queries that are slower where it alone is missing."""
+        """Return the queries that are slower without this index than with all."""
         return [c for c in self.without if c.verdict is Verdict.SLOWER]
 
     @property
     def drop(self) -> str:
-        """The statement that removes it from a database in use."""
+        """Return the statement that drops the index without blocking writes."""
         schema, dot, _ = self.table.rpartition(".")
         name = f"{quoted(schema)}.{quoted(self.name)}" if dot else quoted(self.name)
         return f"DROP INDEX CONCURRENTLY IF EXISTS {name}"
 
     def write(self, kind: str, *, own: bool = True) -> WriteCost | None:
-        """What a kind of statement costs; of updates that of its own column, or of a column that no index holds."""
-        found = [w for w in self.writes if w.kind == kind]
+        """Return the cost of a kind of write; `own` chooses updates of the index's own column or of another one."""
+        costs = [w for w in self.writes if w.kind == kind]
         if kind == "update" and own:
-            found = sorted((w for w in found if w.column in self.columns), key=lambda w: -self.columns.index(w.column))
+            costs = sorted((w for w in costs if w.column in self.columns), key=lambda w: -self.columns.index(w.column))
         elif kind == "update":
-            found = [w for w in found if w.column not in self.columns]
-        return found[0] if found else None
+            costs = [w for w in costs if w.column not in self.columns]
+        return costs[0] if costs else None
 
 
 @dataclass(frozen=True)
 class Lab:
-    """A lab's folder, read."""
+    """An index lab, read from its folder."""
 
     folder: Path
     record: Mapping[str, Any]
 
     @property
     def title(self) -> str:
-        """What was measured."""
+        """Return the title of the measured configuration."""
         return str(self.record["title"])
 
     @property
     def complete(self) -> bool:
-        """Whether it came to its end."""
+        """Return whether the lab was measured to the end."""
         return bool(self.record["status"] == "complete")
 
     @property
     def margin(self) -> float:
-        """The slowdown that does not matter."""
+        """Return the tolerated slowdown, as a share."""
         return float(self.record["margin"])
 
     @property
     def names(self) -> list[str]:
-        """The indexes of the set, in its order."""
+        """Return the names of the set's indexes, in its order."""
         return [index["name"] for index in self.record["indexes"]]
 
     @cached_property
     def ablation(self) -> Bundle:
-        """The run of every set. Raises BundleError where there is none."""
+        """Return the run of no index, each alone, all but one, and all. Raises BundleError if it is missing."""
         return Bundle.open(self.folder / "ablation")
 
     @cached_property
     def last(self) -> Bundle | None:
-        """The last confirming run that was begun."""
+        """Return the last confirming run; None if there is none."""
         tried = self.record.get("confirmations", ())
         return Bundle.open(self.folder / tried[-1]["name"]) if tried else None
 
     @property
     def tried(self) -> int:
-        """How many sets fresh rounds looked at."""
+        """Return the number of sets that separate rounds tested."""
         return len(self.record.get("confirmations", ()))
 
     @cached_property
     def queries(self) -> list[str]:
-        """The workload's queries, without the statements that change rows."""
+        """Return the names of the workload's queries, without the lab's writes."""
         return [name for name in self.ablation.run["queries"] if name not in self._items]
 
     @property
     def measured(self) -> MeasuredSets:
-        """What the search goes by."""
-        ratios = {arm: self._ratios(own) for arm, own in self._to_all.items()}
+        """Return the measurements from which a set is chosen."""
+        ratios = {arm: self._ratios(comparisons) for arm, comparisons in self._to_all.items()}
         alone = {
             name: ratios.get(self._arm("only", name)) or ratios.get(ALL) or dict.fromkeys(self.queries, 1.0)
             for name in self.names
@@ -144,7 +144,7 @@ class Lab:
 
     @cached_property
     def index_values(self) -> tuple[IndexValue, ...]:
-        """Every index, in the set's order."""
+        """Return the value of every index, in the set's order."""
         by_name = {index["name"]: index for index in self._built}
         return tuple(
             self._index_value(own, by_name[own["name"]]) for own in self.record["indexes"] if own["name"] in by_name
@@ -152,42 +152,42 @@ class Lab:
 
     @property
     def kept(self) -> list[IndexValue]:
-        """The indexes to keep."""
+        """Return the indexes to keep."""
         return [worth for worth in self.index_values if worth.kept]
 
     @property
     def dropped(self) -> list[IndexValue]:
-        """The others."""
+        """Return the indexes to remove."""
         return [worth for worth in self.index_values if not worth.kept]
 
     @property
     def whole(self) -> tuple[Comparison, ...]:
-        """All indexes against none, by query."""
+        """Return the comparisons of all indexes with none, by query."""
         return self._reads(self._to_none.get(ALL, ()))
 
     @cached_property
     def confirmed(self) -> tuple[Comparison, ...]:
-        """The chosen indexes against all, by query, by rounds that the choice did not see."""
+        """Return the comparisons of the chosen indexes with all, by query, in rounds that the choice did not use."""
         return self._reads(self._last.get(CHOSEN, ()))
 
     @property
     def slower(self) -> list[Comparison]:
-        """Of these, what the chosen indexes make slower, see `search.worse`."""
+        """Return the confirmed comparisons in which the chosen indexes are slower, see `designs.worse`."""
         return [c for c in self.confirmed if (own := self._own(c)) and worse(c.ratio, self.margin, *own)]
 
     @cached_property
     def advised(self) -> tuple[Comparison, ...]:
-        """Likewise the advised indexes."""
+        """Return the comparisons of the advised indexes with all, by query, in the same rounds."""
         return self._reads(self._last.get(ADVISED, ()))
 
     @property
     def lighter(self) -> tuple[Comparison, ...]:
-        """The chosen indexes against all, by statement that changes rows."""
+        """Return the comparisons of the chosen indexes with all, by write."""
         return tuple(c for c in self._last.get(CHOSEN, ()) if c.item in self._items)
 
     @property
     def needs(self) -> Mapping[str, tuple[Comparison, ...]]:
-        """By chosen index, the chosen set without it against all."""
+        """Return by chosen index the comparisons of the chosen set without it with all indexes."""
         return {
             worth.name: self._reads(self._last.get(f"chosen-without-{self.names.index(worth.name) + 1}", ()))
             for worth in self.kept
@@ -195,63 +195,64 @@ class Lab:
 
     @property
     def holds(self) -> bool:
-        """Whether the chosen set is known to be as good as all: every query within the margin by its whole interval."""
+        """Return whether the chosen set is proven as good as all: every query's whole interval is within the margin."""
         return self.complete and bool(self.confirmed) and all(within(c, self.margin) for c in self.confirmed)
 
     @property
     def advised_indexes(self) -> list[Mapping[str, Any]]:
-        """The advised indexes as they were built."""
+        """Return the advised indexes as they were built."""
         return list(self.last.run["arms"].get(ADVISED, {}).get("indexes", ())) if self.last else []
 
     @property
     def changes(self) -> tuple[Comparison, ...]:
-        """All indexes against none: queries, and statements that change rows, those of the largest table first."""
-        found = list(self._to_none.get(ALL, ()))
+        """Return the comparisons of all indexes with none: queries and writes, those of the largest table first."""
         sizes = self.ablation.run["arms"][ALL]["table_bytes"]
-        return tuple(sorted(found, key=lambda c: -sizes.get(self.table_of(c.item), 0)))
+        return tuple(sorted(self._to_none.get(ALL, ()), key=lambda c: -sizes.get(self.table_of(c.item), 0)))
 
     @cached_property
     def scans(self) -> Mapping[str, int]:
-        """How often each index was scanned in the rounds of the arm that has all of them."""
-        found: Counter[str] = Counter()
+        """Return how often each index was scanned in the rounds of the arm with all indexes."""
+        scans: Counter[str] = Counter()
         for block in self.ablation.run["blocks"]:
-            found.update(block["http_scans"].get(ALL, {}))
-        return found
+            scans.update(block["http_scans"].get(ALL, {}))
+        return scans
 
     @property
     def plans(self) -> list[Any]:
-        """EXPLAIN's JSON of every query with all indexes, and with none."""
-        found = [self.ablation.plan(arm, query) for arm in (ALL, NONE) for query in self.queries]
-        return [document for document in found if document is not None]
+        """Return EXPLAIN's JSON of every query with all indexes and with none."""
+        documents = (self.ablation.plan(arm, query) for arm in (ALL, NONE) for query in self.queries)
+        return [document for document in documents if document is not None]
 
     @cached_property
     def circumstances(self) -> tuple[str, ...]:
-        """What holds of all its runs."""
+        """Return the caveats that apply to all runs of the lab."""
         return circumstances(self.ablation.run, self.analysis)
 
     @cached_property
     def near_floor(self) -> list[str]:
-        """Queries that take little more with all indexes than the client itself."""
+        """Return the queries that take little more time with all indexes than the client itself."""
         ms = {(x.arm, x.item): x.p50.value for x in self.analysis.levels if x.p50}
         return [q for q in self.queries if ms.get((ALL, q), 0.0) < FLOOR_FACTOR * ms.get((FLOOR, q), 0.0)]
 
     @cached_property
     def analysis(self) -> Analysis:
-        """What the run of every set says."""
+        """Return the analysis of the run of all sets."""
         return analyse(self.ablation)
 
     def is_insert(self, c: Comparison) -> bool:
-        """Whether a comparison is of inserts."""
+        """Return whether a comparison is of inserts."""
         return bool(self._items.get(c.item, {}).get("kind") == "insert")
 
     def table_of(self, item: str) -> str:
-        """The table that a statement changes; "" for a query."""
+        """Return the table that a write changes; "" for a query."""
         return str(self._items.get(item, {}).get("table", ""))
 
     def title_of(self, item: str) -> str:
-        """A statement's name for readers."""
-        own = self._items.get(item)
-        return f"{own['kind']}{' of ' + own['column'] if own['column'] else ''}, {own['table']}" if own else item
+        """Return the name of a query or write for readers."""
+        write = self._items.get(item)
+        if not write:
+            return item
+        return f"{write['kind']}{' of ' + write['column'] if write['column'] else ''}, {write['table']}"
 
     @cached_property
     def _items(self) -> dict[str, Mapping[str, Any]]:
@@ -281,14 +282,15 @@ class Lab:
         return c.verdict is Verdict.SLOWER and c.ratio is not None and c.ratio.value > 1 + self.margin
 
     def _own(self, c: Comparison) -> tuple[Interval, Interval, Interval] | None:
-        """Medians before, after, and of the floor, in ms; None where one is missing."""
+        """Return the medians before, after and of the floor, in ms; None if one is missing."""
         before, after, floor = (self._last_p50.get((arm, c.item)) for arm in (c.before, c.after, FLOOR))
         return (before, after, floor) if before and after and floor else None
 
     @cached_property
     def _counted(self) -> dict[tuple[str, str], Mapping[str, float]]:
-        """By arm and statement: how many there were, WAL in bytes, rows updated, and HOT among them."""
-        return {(w["arm"], item): own for w in self.record.get("wear", ()) for item, own in w["counted"].items()}
+        """Return by arm and write the number of statements, WAL in bytes, updated rows, and HOT updates."""
+        costs = self.record.get("wear", ())
+        return {(cost["arm"], item): counts for cost in costs for item, counts in cost["counted"].items()}
 
     def _arm(self, kind: str, name: str) -> str:
         return f"{kind}-{self.names.index(name) + 1}"
@@ -345,7 +347,7 @@ class Lab:
 
 
 def read(folder: Path) -> Lab:
-    """A lab from its folder. Raises BundleError naming what is missing or damaged."""
+    """Return the lab in a folder. Raises BundleError that names the missing or damaged file."""
     lab = Lab(folder, read_object(folder / "lab.json", "the folder of an index lab", "a lab", FORMAT))
     if (folder / "ablation").exists():
         with reading(folder):
@@ -354,20 +356,22 @@ def read(folder: Path) -> Lab:
 
 
 def _medians(bundle: Bundle, baseline: str) -> dict[str, list[Comparison]]:
-    """By arm, its medians compared with the baseline's; the control speaks only for what it was a copy of."""
-    own = bundle.run["roles"][baseline] == "before"
-    roles = dict.fromkeys(bundle.run["roles"], "after") | {baseline: "before"} | ({CONTROL: "control"} if own else {})
-    found: dict[str, list[Comparison]] = {}
+    """Return by arm its medians compared with the baseline's."""
+    # The control is a copy of the run's own baseline and says nothing about another one.
+    copied = bundle.run["roles"][baseline] == "before"
+    control = {CONTROL: "control"} if copied else {}
+    roles = dict.fromkeys(bundle.run["roles"], "after") | {baseline: "before"} | control
+    medians: dict[str, list[Comparison]] = {}
     for c in analyse(Bundle(bundle.path, {**bundle.run, "roles": roles})).comparisons:
         if c.metric == "p50":
-            found.setdefault(c.after, []).append(c)
-    return found
+            medians.setdefault(c.after, []).append(c)
+    return medians
 
 
 def judged(lab: Lab) -> list[Judged]:
-    """The claims that a lab can judge: not those on load levels, on failures or on one set-up.
+    """Return the judged claims, without those on load levels, failures or one preset, which a lab cannot judge.
 
-    An arm that a claim is about has no index where it is the `before` of the configuration, else all.
+    A claim on the configuration's `before` arm is judged with no index, a claim on any other arm with all indexes.
     """
     claims = [
         {**own, "arm": NONE if own.get("arm") and own["arm"] == lab.record.get("baseline") else ALL}

@@ -1,7 +1,7 @@
-"""Query logging switched on for a while, and settings put back afterwards.
+"""Query logging switched on temporarily, and the previous settings restored afterwards.
 
-What was before is kept in a file, written before the change takes effect and removed when it is undone. The process
-that made the change holds a lock on the file; a file that nobody holds is left over from one that was killed.
+The previous settings are in a file, which is written before the change takes effect and removed when it is undone.
+The process that made the change locks the file; a file without a lock is left over from a process that was killed.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import External, Server
 
-Values = Mapping[str, str | None]  # by setting; None: none
+Values = Mapping[str, str | None]  # by setting; None: not set
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Whose sessions: a role's, those in a database, or a role's in a database. Empty: any. Never both."""
+    """The sessions to log: of a role, in a database, or of a role in a database. At least one of both is given."""
 
     role: str = ""
     database: str = ""
 
     def __post_init__(self) -> None:
         if not (self.role or self.database):
-            raise UsageError("settings for every session of the server; expected a role, a database or both")
+            raise UsageError("neither role nor database given; expected a role, a database or both")
 
     def __str__(self) -> str:
         words = [f"{kind} {name}" for kind, name in (("role", self.role), ("database", self.database)) if name]
         return " in ".join(words)
 
     def change(self, setting: str, value: str | None) -> sql.Composed:
-        """The statement that lends a setting; None takes it away."""
+        """Return the statement that sets a setting; with None, the one that resets it."""
         kind = "ALTER ROLE {}" + " IN DATABASE {}" * bool(self.database) if self.role else "ALTER DATABASE {}"
         where = sql.SQL(kind).format(*(sql.Identifier(name) for name in (self.role, self.database) if name))
         if value is None:
@@ -57,43 +57,43 @@ class Where:
         return sql.SQL("{} SET {} = {}").format(where, sql.Identifier(setting), sql.Literal(value))
 
     def script(self, values: Values) -> str:
-        """Statements in one line."""
+        """Return the statements in one line."""
         return "; ".join(self.change(name, value).as_string() for name, value in values.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What is in the file."""
+    """The content of the file."""
 
     server: str
-    database: int  # by number, for names may change; 0: any
+    database: int  # oid, because names can change; 0: any
     role: int
-    where: str  # as it was called
+    where: str  # role and database as they were called
     pid: int
     since: str
-    kept: bool  # whether it is meant to outlive the process
+    kept: bool  # whether the change outlives the process
     changed: Mapping[str, str]
     before: Values
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A database and a role by their numbers, which stay when they are renamed; 0: any."""
+    """The oids of a database and a role, which stay the same after a rename; 0: any."""
 
     database: int
     role: int
 
     @classmethod
     def of(cls, connection: Connection, where: Where) -> Numbers:
-        """Raises UsageError where there is no such role or database."""
-        found = connection.execute(catalog.get("slow_where").encode(), asdict(where)).fetchone() or {}
+        """Return the oids of a role and a database. Raises UsageError if one does not exist."""
+        oids = connection.execute(catalog.get("slow_where").encode(), asdict(where)).fetchone() or {}
         for kind, name in asdict(where).items():
-            if name and found[kind] is None:
+            if name and oids[kind] is None:
                 raise UsageError(f"there is no {kind} {visible(name)}; expected one that is there")
-        return cls(found["database"] or 0, found["role"] or 0)
+        return cls(oids["database"] or 0, oids["role"] or 0)
 
     def settings(self, connection: Connection) -> tuple[Where | None, dict[str, str]]:
-        """Their names now, None where they are gone, and what their new sessions bring along."""
+        """Return the current names, None if one is gone, and the settings of new sessions."""
         row = connection.execute(catalog.get("slow_settings").encode(), asdict(self)).fetchone() or {}
         settings = dict(item.split("=", 1) for item in row["settings"])
         gone = (self.database and row["database"] is None) or (self.role and row["role"] is None)
@@ -101,17 +101,17 @@ class Numbers:
 
 
 class Note:
-    """A file that is open and locked by this process; `saved` is what it holds."""
+    """A file that is open and locked by this process; `saved` is its content."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BlockingIOError where another holds it, OSError where it cannot be made."""
+        """Open and lock the file. Raises BlockingIOError if another process holds it, OSError if it cannot be made."""
         import fcntl  # not on Windows
 
         while True:
             self.path, self._descriptor = path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                with suppress(FileNotFoundError):  # somebody may have removed it in between
+                with suppress(FileNotFoundError):  # another process may have removed it in between
                     if os.fstat(self._descriptor).st_ino == path.stat().st_ino:
                         return
             except BaseException:
@@ -121,30 +121,30 @@ class Note:
 
     @property
     def saved(self) -> Saved | None:
-        """None where nothing was written to its end: then nothing was changed either."""
+        """Return the content; None if the file is incomplete: then no setting was changed either."""
         return _read(self.path)
 
     def write(self, saved: Saved) -> None:
-        """On the disk when this returns."""
+        """Write the content and wait until it is on the disk."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(asdict(saved)).encode(), 0)
         os.fsync(self._descriptor)
 
     def remove(self) -> None:
-        """It is no longer needed."""
+        """Remove and close the file."""
         self.path.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
-        """Leave it to whoever comes next."""
+        """Close the file and release its lock; the file stays."""
         os.close(self._descriptor)
 
 
 @contextmanager
 def note(site: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
-    """The file for these sessions; closed, and removed where nothing is in it, when something goes wrong.
+    """Return the file for these sessions; on an error it is closed, and removed if it is empty.
 
-    Raises UsageError where another process has it, or where it cannot be written.
+    Raises UsageError if another process holds it or if it cannot be written.
     """
     path = _folder(site) / f"{_prefix(site)}{numbers.database}-{numbers.role}.json"
     try:
@@ -156,7 +156,7 @@ def note(site: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
         raise UsageError(f"{visible(where)}: switched on{who}; expected it to be switched off there first") from None
     except OSError as error:
         what = f"{path}: cannot be written ({error.strerror}); set PERFKIT_HOME to a folder you can write"
-        raise UsageError(f"{what}: what was before is kept there") from None
+        raise UsageError(f"{what}: it stores the previous settings") from None
     try:
         yield held
     except BaseException:
@@ -164,8 +164,8 @@ def note(site: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
         raise
 
 
-def lend(connection: Connection, where: Where, values: Mapping[str, str]) -> dict[str, psycopg.Error]:
-    """Change settings in the transaction that is open; those the server refuses by name, with its words."""
+def change_settings(connection: Connection, where: Where, values: Mapping[str, str]) -> dict[str, psycopg.Error]:
+    """Change settings in the open transaction; return the errors of the refused ones by name."""
     refused: dict[str, psycopg.Error] = {}
     for name, value in values.items():
         try:
@@ -179,17 +179,18 @@ def lend(connection: Connection, where: Where, values: Mapping[str, str]) -> dic
 
 
 def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
-    """Take back what the file says, and remove it; what somebody else changed since stays, and is said.
+    """Restore the settings in the file and remove it; return a sentence for each setting that was changed meanwhile.
 
-    Raises ServerError with the SQL for it where the server refuses; then the file stays.
+    A setting that was changed meanwhile stays. Raises ServerError with the SQL to run if the server refuses; then the
+    file stays too.
     """
-    saved, said = held.saved, []
+    saved, messages = held.saved, []
     where, settings = Numbers(saved.database, saved.role).settings(connection) if saved else (None, {})
     if saved and where:
         ours = {name: value for name, value in saved.changed.items() if settings.get(name) == value}
         values = {name: saved.before[name] for name in ours}
-        said += [
-            f"{where}: {name} is {settings.get(name)!r} by now, so it was left as it is"
+        messages += [
+            f"{where}: {name} was changed to {settings.get(name)!r} meanwhile, so it was not restored"
             for name in saved.changed
             if name not in ours and settings.get(name) != saved.before[name]
         ]
@@ -201,11 +202,11 @@ def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
             what = f"{saved.server}: {first_line(error)}; expected its owner to run: {where.script(values)}"
             raise ServerError(visible(what)) from None
     held.remove()
-    return tuple(map(visible, said))
+    return tuple(map(visible, messages))
 
 
-def left(site: Server) -> Iterator[tuple[Saved, Note | None]]:
-    """What is lent on this server as far as this user's files tell; without a note where a process that runs has it.
+def saved_changes(site: Server) -> Iterator[tuple[Saved, Note | None]]:
+    """Yield the changes on this server that this user's files record; without a note if a running process holds it.
 
     The caller removes or closes each note.
     """
@@ -217,7 +218,7 @@ def left(site: Server) -> Iterator[tuple[Saved, Note | None]]:
                 yield other, None
             continue
         except OSError:
-            continue  # of another user
+            continue  # the file of another user
         if saved := held.saved:
             yield saved, held
         else:
@@ -225,7 +226,7 @@ def left(site: Server) -> Iterator[tuple[Saved, Note | None]]:
 
 
 def _folder(site: Server) -> Path:
-    """State, and not a cache, which anybody may empty; for a server of perfkit's own it goes with the server."""
+    """Return the folder for the files: a state folder, because a cache may be emptied; or the server's own folder."""
     if not site.foreign:
         return Path(str(conninfo_to_dict(site.conninfo())["host"])) / "lent-settings"
     if home := os.environ.get("PERFKIT_HOME"):
@@ -234,33 +235,31 @@ def _folder(site: Server) -> Path:
 
 
 def _prefix(site: Server) -> str:
-    """By the cluster, by whatever address it is reached."""
+    """Return the beginning of the file names, the same for all addresses of a cluster."""
     system = site.system if isinstance(site, External) else ""
     return hashlib.sha256(system.encode()).hexdigest()[:16] + "-"
 
 
 def _read(path: Path) -> Saved | None:
     try:
-        said: dict[str, Any] = json.loads(path.read_bytes())
-        return Saved(**said)
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return Saved(**content)
     except (OSError, ValueError, TypeError):
         return None
 
 
-# Logging slow statements, switched on for a database or a role, and off again to exactly what was before.
-
 RESTORE = "perfkit slow logging --restore"
-NEW_ONLY = "for new sessions: those that are connected now, a pool's too, are logged as before"
+NEW_ONLY = "applies to new sessions only; existing sessions, including those of a pool, keep their settings"
 
 
 @dataclass(frozen=True, slots=True)
 class LoggingSpec:
-    """What to log: statements that take `ms` or longer, or a part of them; with plans where auto_explain is there."""
+    """What to log: statements of `ms` or longer, or a sample of them; with plans if auto_explain is available."""
 
     ms: float = 100.0
-    rate: float = 1.0  # the part of them that is logged, above 0 and at most 1
+    rate: float = 1.0  # share of these statements to log, above 0 and at most 1
     plans: bool = True
-    analyze: bool = False  # plans with what really happened: every statement pays for that, slow or not
+    analyze: bool = False  # plans with actual rows; slows down every statement, not only slow ones
 
     def __post_init__(self) -> None:
         if not 0 <= self.ms < 2**31:
@@ -270,17 +269,17 @@ class LoggingSpec:
 
     @property
     def least(self) -> dict[str, str]:
-        """The settings without which there is nothing to be had."""
+        """Return the settings without which nothing is logged."""
         if self.rate == 1:
             return {"log_min_duration_statement": self._ms}
         return {"log_min_duration_sample": self._ms, "log_statement_sample_rate": f"{self.rate:g}"}
 
     @property
     def explaining(self) -> dict[str, str]:
-        """The settings of auto_explain."""
+        """Return the settings of auto_explain."""
         switch = "on" if self.analyze else "off"
         names = ("log_min_duration", "log_format", "log_analyze", "log_buffers", "log_timing", "sample_rate")
-        # Without the times of every step, which cost most; the buffers tell as much.
+        # log_timing stays off: timing every step is the most expensive part, and buffers tell as much.
         values = (self._ms, "json", switch, switch, "off", f"{self.rate:g}")
         return {f"auto_explain.{name}": value for name, value in zip(names, values, strict=True)}
 
@@ -301,24 +300,24 @@ class Logging:
     _held: Note | None = field(repr=False)  # None: it is off, or kept
 
     def off(self) -> tuple[str, ...]:
-        """Put back what was before; what somebody else changed since stays, and is returned in words.
+        """Restore the previous settings; return a sentence for each setting that was changed meanwhile and stays.
 
-        May be called again. Raises ServerError where it cannot be put back now; `restore` can later.
+        Further calls do nothing. Raises ServerError if the settings cannot be restored now; `restore` can do it later.
         """
         if self._held is None:
             return ()
-        try:  # an interrupt leaves it as it is: on, and to be switched off
+        try:  # after an interrupt, logging is still on and can be switched off again
             with connected(self._site, self._database, user="postgres") as connection:
-                said = put_back(connection, self._held)
+                messages = put_back(connection, self._held)
         except PerfkitError as error:
             self._held.close()
             self._ended()
             raise ServerError(f"{error}; query logging is still on: {RESTORE}") from None
         self._ended()
-        return said
+        return messages
 
     def at_exit(self) -> None:
-        """The same when the process ends, where nobody can catch an error."""
+        """Restore the settings at the end of the process, and print an error instead of raising it."""
         try:
             self.off()
         except PerfkitError as error:
@@ -338,11 +337,11 @@ class Logging:
 def logging_on(
     site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None, *, keep: bool = False
 ) -> Logging:
-    """Switch it on `where`: else for the database, or where the server refuses that, for one's own role in it.
+    """Switch query logging on for `where`; by default for the database or, if refused, for the user's role in it.
 
-    It ends with `off`, with the process, or after a crash with the next call here or of `restore`; with `keep` only
-    with `restore`. Raises TargetRefused where the owner has not allowed DDL, or with the SQL for its owner where the
-    server refuses; UsageError where it is on already; ServerError.
+    It ends with `off`, with the process or, after a crash, with the next call of this function or of `restore`; with
+    `keep` only with `restore`. Raises TargetRefused if DDL is not allowed or the server refuses (with the SQL for the
+    owner), UsageError if it is on already, ServerError.
     """
     options = options or LoggingSpec()
     if isinstance(site, External):
@@ -371,9 +370,9 @@ def logging_on(
 def script(
     site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None
 ) -> tuple[str, str]:
-    """The SQL for its owner to switch it on, and to put back what is there now; nothing is changed. Raises ServerError.
+    """Return the SQL for the owner to switch query logging on, and to restore the current settings. Raises ServerError.
 
-    Without `where` for the database.
+    Changes nothing. Without `where`, the SQL is for the database.
     """
     place = where or Where(database=database)
     with connected(site, database, user="postgres") as connection:
@@ -383,43 +382,43 @@ def script(
 
 
 def restore(site: Server, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
-    """Switch off what is on at this server, as far as this user's files tell; what was done, in words.
+    """Switch off the query logging that this user's files record for the server; return what was done, in sentences.
 
-    With `killed_only` only what a process left that is no more. Raises ServerError where the server refuses, with SQL
-    for its owner.
+    With `killed_only`, only what a killed process left on. Raises ServerError with SQL for the owner if the server
+    refuses.
     """
-    said: list[str] = []
-    for saved, held in left(site):
+    messages: list[str] = []
+    for saved, held in saved_changes(site):
         if held is None:
-            said.append(f"{saved.where}: on since {saved.since}, by process {saved.pid}, which is there to end it")
+            messages.append(f"{saved.where}: on since {saved.since}; process {saved.pid} is running and will end it")
         elif saved.kept and killed_only:
             held.close()
         else:
             try:
                 with connected(site, database, user="postgres") as connection:
-                    said += [*put_back(connection, held), f"{saved.where}: as it was before {saved.since}"]
+                    messages += [*put_back(connection, held), f"{saved.where}: restored to before {saved.since}"]
             except BaseException:
                 held.close()
                 raise
-    return tuple(map(visible, said))
+    return tuple(map(visible, messages))
 
 
 class _Refused(Exception):
-    """The server does not let this role log statements; its words, and the SQL for somebody else."""
+    """The server does not let this role log statements; the message has the SQL for its owner."""
 
 
 def _switched(
     connection: Connection, site: Server, place: Where, wanted: Mapping[str, str], options: LoggingSpec, keep: bool
 ) -> tuple[Note, Saved, list[str]]:
-    """Change what may be changed; the file that tells so is there before it takes effect."""
+    """Change the settings that the role may change; the file is written before the change takes effect."""
     numbers = Numbers.of(connection, place)
     with note(site, numbers, place) as held:
         if already := held.saved:
-            raise UsageError(f"{visible(place)}: on since {already.since}, to be kept; expected {RESTORE} first")
+            raise UsageError(f"{visible(place)}: already on since {already.since}; expected {RESTORE} first")
         settings = numbers.settings(connection)[1]
         before = {name: settings.get(name) for name in wanted}
         with connection.transaction():
-            refused = lend(connection, place, wanted)
+            refused = change_settings(connection, place, wanted)
             if unmet := [refused[name] for name in options.least if name in refused]:
                 script = f"{place.script(wanted)}; and afterwards: {place.script(before)}"
                 raise _Refused(f"{first_line(unmet[0])}; expected its owner or a superuser to run: {script}")
@@ -428,12 +427,11 @@ def _switched(
             since, earlier = datetime.now(UTC).isoformat(timespec="seconds"), {name: before[name] for name in changed}
             numbered = (site.name, numbers.database, numbers.role, str(place), os.getpid(), since)
             held.write(saved := Saved(*numbered, keep, changed, earlier))
-        said = [f"not set: {visible(first_line(error))}" for error in refused.values()]
-        return held, saved, said
+        return held, saved, [f"not set: {visible(first_line(error))}" for error in refused.values()]
 
 
 def _wanted(connection: Connection, options: LoggingSpec, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """The settings to change, those without which there is nothing first; and what a reader has to know."""
+    """Return the settings to change, the indispensable ones first, and notes for the user."""
     wanted, notes = dict(options.least), [NEW_ONLY]
     if facts["query_id"] == "off" or (facts["query_id"] == "auto" and not facts["statements_loaded"]):
         wanted["compute_query_id"] = "on"
@@ -456,14 +454,14 @@ def _wanted(connection: Connection, options: LoggingSpec, facts: Mapping[str, An
     if facts["plan_parameters"] == "0":
         wanted["auto_explain.log_parameter_max_length"] = "1024"
     if options.analyze:
-        notes.append("plans with what really happened: every statement is a little slower for that, slow or not")
+        notes.append("plans with actual rows slow down every statement a little")
     return wanted | options.explaining, notes
 
 
 def _others(connection: Connection, saved: Saved) -> list[str]:
-    """Whose own settings go before these."""
+    """Return a note on the roles whose own settings override these."""
     if saved.role:
         return []
-    asked = {"database": saved.database, "setting": next(iter(saved.changed))}
-    found = [row["role"] for row in connection.execute(catalog.get("slow_overrides").encode(), asked)]
-    return [visible(f"{asked['setting']} of its own, which stays: role {some(found)}")] if found else []
+    parameters = {"database": saved.database, "setting": next(iter(saved.changed))}
+    roles = [row["role"] for row in connection.execute(catalog.get("slow_overrides").encode(), parameters)]
+    return [visible(f"{parameters['setting']} is overridden for role {some(roles)}")] if roles else []

@@ -1,4 +1,4 @@
-"""Slow statements: the model, pg_stat_statements, the indexes that they use; and what runs now."""
+"""Slow statements: their model, pg_stat_statements, the columns that parameters meet, and the current activity."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from perfkit.postgres.sqltext import lexemes, placeholders
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One execution that really was: its text, its values as text (None: NULL) for `$1`, `$2`, ..., its time in ms.
+    """One logged execution: its text, its values for `$1`, `$2`, ... as text (None: NULL), and its time in ms.
 
-    A text with its values written into it has no parameters.
+    A text that contains its values has no parameters.
     """
 
     sql: str
@@ -40,10 +40,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class SlowStatement:
-    """One statement, whatever its values, with what it cost in the source's time. None: the source does not tell."""
+    """One normalised statement with its cost in the time of the source. None: the source does not tell."""
 
     id: str  # the server's query id, or a digest of the normalised text
-    text: str  # normalised, values as `$1`, `$2`, ...; where nothing better is known, as it was logged once
+    text: str  # with values as `$1`, `$2`, ...; if it could not be normalised, as it was logged once
     calls: int
     total_ms: float
     p95_ms: float | None = None
@@ -51,43 +51,41 @@ class SlowStatement:
     buffers: int | None = None  # pages found in memory or read
     temp_bytes: int | None = None
     wal_bytes: int | None = None
-    first: datetime | None = None  # seen
+    first: datetime | None = None  # time of the first execution
     last: datetime | None = None
-    example: Example | None = None  # the slowest that is known
+    example: Example | None = None  # the slowest execution that is known
     plan: Any = None  # EXPLAIN's document of the slowest execution whose plan was logged
 
     @property
     def mean_ms(self) -> float:
-        """The mean time of an execution, in ms."""
+        """Return the mean time of an execution, in ms."""
         return self.total_ms / self.calls if self.calls else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class SlowQueries:
-    """What a source told: its statements, the largest total first, and what could not be read of it."""
+    """The statements of a source, the largest total first, and what could not be read of it."""
 
-    source: str  # in words: "pg_stat_statements of host:port/database", "the log server.json"
+    source: str  # its name in messages: "pg_stat_statements of host:port/database", "the log server.json"
     statements: tuple[SlowStatement, ...]
     since: datetime | None = None  # the time that the source covers
     until: datetime | None = None
-    unread: Mapping[str, int] = field(default_factory=dict)  # by reason in words, how many records
-    notes: tuple[str, ...] = ()  # what a reader has to know: sampled, a threshold, own statements only
+    unread: Mapping[str, int] = field(default_factory=dict)  # number of entries by reason, a clause in the plural
+    notes: tuple[str, ...] = ()  # limits of the source: a threshold, sampling, hidden statements
 
     @property
     def total_ms(self) -> float:
-        """The time of all statements together, in ms."""
+        """Return the time of all statements together, in ms."""
         return sum(statement.total_ms for statement in self.statements)
 
     def share(self, statement: SlowStatement) -> float:
-        """A statement's part of the time of all."""
+        """Return a statement's share of the total time."""
         return statement.total_ms / self.total_ms if self.total_ms else 0.0
 
 
-# Slow statements as pg_stat_statements counts them: all since it was reset, or those between two looks at it.
-
 NAME = "pg_stat_statements"
 GRANT = "GRANT pg_read_all_stats TO"
-#: What its versions call a column, the newest first; all else has had one name since PostgreSQL 13.
+# Names of columns in the versions of pg_stat_statements, the newest first; the others never changed since 13.
 _NAMES = {
     "toplevel": ("toplevel",),
     "total_ms": ("total_exec_time", "total_time"),
@@ -97,94 +95,95 @@ _NAMES = {
 _COUNTED = ("rows", "buffers", "temp_bytes", "wal_bytes")
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b", re.IGNORECASE)
 
-Key = tuple[int, str, bool | None]  # user, query id, and whether a client sent it (None: not told)
+Key = tuple[int, str, bool | None]  # user, query id, and whether a client sent the statement (None: unknown)
 Entry = Mapping[str, Any]  # a row of sql/catalog/slow_entries.sql
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What it had counted at one time. Entries whose text this role may not see, or that is lost, are only counted."""
+    """The entries of pg_stat_statements at one time; entries without a visible text are only counted."""
 
     source: str
     at: datetime
     entries: Mapping[Key, Entry] = field(repr=False)
     unread: Mapping[str, int]
-    reset: datetime | None = None  # since when it counts
-    dropped: int | None = None  # how often it made room by dropping the entries that are least used
-    most: str = ""  # entries that it keeps, in all databases
+    reset: datetime | None = None  # when counting began
+    dropped: int | None = None  # how often the least used entries were dropped to make room
+    most: str = ""  # maximum number of entries, in all databases
 
 
 def snapshot(connection: Connection, name: str = "") -> Snapshot:
-    """What it has counted in this database; `name` is what messages call that.
+    """Return what pg_stat_statements has counted in this database, which messages call `name`.
 
-    Raises ServerError where the extension is missing, not loaded or not for this role, saying what would change that.
+    Raises ServerError if the extension is missing, not loaded or not readable for this role, with the remedy.
     """
     here = visible(name or connection.info.dbname)
     try:
-        found = catalog.row(connection, "slow_extension")
-        if lacking := _lacking(found):
-            raise ServerError(f"{here}: {lacking}")
-        names = {"schema": found["schema"]}
-        for wanted, known in _NAMES.items():
-            names[wanted] = next((column for column in known if column in found["columns"]), "NULL")
+        facts = catalog.row(connection, "slow_extension")
+        if obstacle := _obstacle(facts):
+            raise ServerError(f"{here}: {obstacle}")
+        names = {"schema": facts["schema"]}
+        for column, candidates in _NAMES.items():
+            names[column] = next((candidate for candidate in candidates if candidate in facts["columns"]), "NULL")
         rows = connection.execute(_filled("slow_entries", names)).fetchall()
-        since = connection.execute(_filled("slow_reset", names)).fetchone() if found["info"] else None
+        since = connection.execute(_filled("slow_reset", names)).fetchone() if facts["info"] else None
         at = catalog.row(connection, "slow_clock")["at"]
     except psycopg.Error as error:
         raise ServerError(f"{here}: {visible(first_line(error))}; expected {NAME} to answer") from None
     hidden = sum(row["id"] is None for row in rows)
     lost = sum(row["id"] is not None and row["text"] is None for row in rows)
     unread = {
-        f"statements of other roles were hidden ({GRANT} {found['user']} shows them)": hidden,
+        f"statements of other roles were hidden ({GRANT} {facts['user']} shows them)": hidden,
         "statement texts were lost": lost,
     }
-    told = {(r["user"], r["id"], r["toplevel"]): r for r in rows if r["id"] is not None and r["text"] is not None}
-    counted = {reason: count for reason, count in unread.items() if count}
-    return Snapshot(f"{NAME} of {here}", at, told, counted, **(since or {}), most=found["most"])
+    entries = {(r["user"], r["id"], r["toplevel"]): r for r in rows if r["id"] is not None and r["text"] is not None}
+    unread = {reason: count for reason, count in unread.items() if count}
+    return Snapshot(f"{NAME} of {here}", at, entries, unread, **(since or {}), most=facts["most"])
 
 
 def between(before: Snapshot | None, after: Snapshot) -> SlowQueries:
-    """What was counted between two looks, or without the first, since it was reset. Pure.
+    """Return what was counted between two snapshots; without the first, since the reset. Pure.
 
-    An entry that began anew in between counts with what it shows, which is less than there was. Raises UsageError for
-    looks at two databases.
+    An entry that was reset in between counts from its reset. Raises UsageError for snapshots of two databases.
     """
     if before is None:
         notes = _general(after, after.dropped or 0)
         return SlowQueries(after.source, _merged(after.entries.values()), after.reset, after.at, after.unread, notes)
     if before.source != after.source:
         raise UsageError(f"{before.source} and {after.source}; expected two snapshots of one database")
-    anew = before.reset != after.reset
-    known: Mapping[Key, Entry] = {} if anew else before.entries
+    was_reset = before.reset != after.reset
+    earlier: Mapping[Key, Entry] = {} if was_reset else before.entries
     grown, restarted = [], 0
     for key, entry in after.entries.items():
-        base = known.get(key)
+        base = earlier.get(key)
         if base and _restarted(base, entry):
             base, restarted = None, restarted + 1
         if entry["calls"] > (base["calls"] if base else 0):
             grown.append(_less(entry, base) if base else entry)
-    gone = len(known.keys() - after.entries.keys())
+    gone = len(earlier.keys() - after.entries.keys())
     unread = dict(after.unread)
     if gone or restarted:
         unread["entries were dropped or reset between the two snapshots (counted in part)"] = gone + restarted
-    notes = _general(after, (after.dropped or 0) - (0 if anew else before.dropped or 0))
+    notes = _general(after, (after.dropped or 0) - (0 if was_reset else before.dropped or 0))
     since = before.at
-    if anew and after.reset:
+    if was_reset and after.reset:
         since = max(before.at, after.reset)
         notes = (f"{NAME} was reset at {after.reset:%H:%M:%S}; earlier statements are not included", *notes)
     return SlowQueries(after.source, _merged(grown), since, after.at, unread, notes)
 
 
-def _lacking(found: Mapping[str, Any]) -> str:
-    """Why it cannot be asked here, and what would change that; "" where it can."""
+def _obstacle(found: Mapping[str, Any]) -> str:
+    """Return why pg_stat_statements cannot be read here, and the remedy; "" if it can."""
     if not found:
         return f"no {NAME} in this database; expected CREATE EXTENSION {NAME}, or the server's log in its place"
     if found["most"] is None:
         return f"{NAME} is not loaded; expected it in shared_preload_libraries, and a restart"
     if not found["usable"]:
-        return f"{NAME} is out of reach; expected GRANT USAGE ON SCHEMA {found['schema']} TO {found['user']}"
+        return (
+            f"{NAME} is in a schema without access; expected GRANT USAGE ON SCHEMA {found['schema']} TO {found['user']}"
+        )
     if not found["readable"]:
-        return f"{NAME} may not be read; expected GRANT SELECT ON {found['schema']}.{NAME} TO {found['user']}"
+        return f"{NAME} is not readable; expected GRANT SELECT ON {found['schema']}.{NAME} TO {found['user']}"
     return ""
 
 
@@ -204,7 +203,7 @@ def _less(entry: Entry, base: Entry) -> Entry:
 
 
 def _merged(entries: Iterable[Entry]) -> tuple[SlowStatement, ...]:
-    """One statement for every query id, whoever sent it, without perfkit's own; the largest total first."""
+    """Return one statement for each query id of all users, without perfkit's own; the largest total first."""
     by_id: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         if entry["calls"] and not own(entry["text"]):
@@ -238,45 +237,43 @@ def _general(after: Snapshot, dropped: int) -> tuple[str, ...]:
 
 
 def own(text: str) -> bool:
-    """Whether perfkit sent it: a catalogue query, by its first line; or an EXPLAIN, which is nobody's load."""
+    """Return whether perfkit sent a statement: a query of its catalogue, by the first line, or an EXPLAIN."""
     return bool(_EXPLAIN.match(text)) or text.lstrip().partition("\n")[0].rstrip() in _headers()
 
 
 @cache
 def _headers() -> frozenset[str]:
-    """The comments that catalogue queries begin with; the server keeps them."""
+    """Return the comments at the beginning of perfkit's catalogue queries; the server keeps them in its texts."""
     paths = resources.path("sql/catalog").glob("*.sql")
     return frozenset(path.read_text(encoding="utf-8").partition("\n")[0].rstrip() for path in paths)
 
 
-# Which column of which table each `$n` of a statement is compared with, or written to: from its plan, and its text.
-
 _CONDITIONS = ("Index Cond", "Recheck Cond", "Filter", "Order By")
-_PLANNED = re.compile(r"\b(?:InitPlan|SubPlan|hashed)\b|\$")  # a value that only the whole plan knows
+_PLANNED = re.compile(r"\b(?:InitPlan|SubPlan|hashed)\b|\$")  # a value from another part of the plan
 _RETURNS = re.compile(r"\(returns (\$[\d,$]+)\)")
 WRITTEN = "="  # the operator of a column that is written
 
 
 @dataclass(frozen=True, slots=True)
 class StatementUse:
-    """A parameter and what it meets: `subject` is SQL over the table's columns."""
+    """A parameter and the SQL expression over a table's columns, `subject`, that it is compared with or written to."""
 
     number: int
     subject: str
-    column: str  # the one column in the subject; "" where there are several
+    column: str  # the only column in the subject; "" if there are several
     operator: str
-    bare: bool  # the value is the parameter and no more
-    unique: bool = False  # it is written to a column that has no value twice
+    bare: bool  # whether the value is the parameter alone, not an expression
+    unique: bool = False  # whether it is written to a unique column
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
-        """Which of several uses tells most about the values: the smallest."""
+        """Return a sort key: of several uses of a parameter, the smallest tells most about its values."""
         return self.operator not in ("=", "= ANY", "ANY ="), not self.column, not self.bare
 
 
 @dataclass(frozen=True, slots=True)
 class StatementScan:
-    """A table as a statement reads it, its parameters' uses, and the conditions that hold for any of them."""
+    """A table that a statement reads, the uses of its parameters, and the conditions without parameters."""
 
     schema: str
     table: str
@@ -287,32 +284,32 @@ class StatementScan:
 
     @property
     def name(self) -> str:
-        """The table as SQL writes it."""
+        """Return the table as SQL."""
         return f"{quoted(self.schema)}.{quoted(self.table)}"
 
 
 def scans(look: FindingContext, text: str) -> tuple[StatementScan, ...]:
-    """The tables in whose rows values for a statement's `$n` are found; each `$n` once, where most is known of it.
+    """Return the tables whose rows have values for a statement's `$n`; each `$n` once, at its most telling use.
 
-    `look` is at its generic plan.
+    `look` is at the generic plan of the statement.
     """
-    taken = {number for node in look.plan.nodes for number in _inner(node)}
-    found = [*_written(look, text), *(scan for node in look.plan.nodes if (scan := _read(look, node, taken)))]
+    internal = {number for node in look.plan.nodes for number in _internal_parameters(node)}
+    tables = [*_written(look, text), *(scan for node in look.plan.nodes if (scan := _read(look, node, internal)))]
     best: dict[int, tuple[tuple[bool, bool, bool], int]] = {}
-    for at, scan in enumerate(found):
+    for at, scan in enumerate(tables):
         for use in scan.uses:
             best[use.number] = min(best.get(use.number, (use.rank, at)), (use.rank, at))
-    kept = []
-    for at, scan in enumerate(found):
-        own = [use for use in scan.uses if best[use.number] == (use.rank, at)]
-        once = {use.number: use for use in reversed(own)}
+    chosen = []
+    for at, scan in enumerate(tables):
+        uses = [use for use in scan.uses if best[use.number] == (use.rank, at)]
+        once = {use.number: use for use in reversed(uses)}
         if once:
-            kept.append(replace(scan, uses=_told(scan, once.values())))
-    return tuple(kept)
+            chosen.append(replace(scan, uses=_middle(scan, once.values())))
+    return tuple(chosen)
 
 
-def _told(scan: StatementScan, uses: Iterable[StatementUse]) -> tuple[StatementUse, ...]:
-    """A parameter that bounds a column on two sides is in the middle: it equals the column."""
+def _middle(scan: StatementScan, uses: Iterable[StatementUse]) -> tuple[StatementUse, ...]:
+    """Return the uses with "=" for a parameter that bounds a column on two sides: a value between both bounds."""
     times = Counter(use.number for use in scan.uses)
     middle = (
         replace(u, operator="=") if not u.bare or (times[u.number] > 1 and u.operator != "= ANY") else u for u in uses
@@ -320,8 +317,8 @@ def _told(scan: StatementScan, uses: Iterable[StatementUse]) -> tuple[StatementU
     return tuple(sorted(middle, key=lambda use: use.number))
 
 
-def _read(look: FindingContext, node: Node, taken: set[int]) -> StatementScan | None:
-    """A node that reads a table, with its conditions."""
+def _read(look: FindingContext, node: Node, internal: set[int]) -> StatementScan | None:
+    """Return the table that a node reads, with its conditions; None if it reads none."""
     if not node.text("Relation Name") or node.kind == "ModifyTable":
         return None
     schema, table = home(look, node)
@@ -329,18 +326,18 @@ def _read(look: FindingContext, node: Node, taken: set[int]) -> StatementScan | 
     names = frozenset(column.name for column in known.columns) if known else None
     all_ = list(dict.fromkeys(conditions(look, node, *_CONDITIONS)))
     one_of = [p for whole in all_ for part in alternatives(whole) for p in predicates(part, alias, names)]
-    uses = [use for p in (*all_, *one_of) for use in _uses(p, alias) if use.number not in taken]
+    uses = [use for p in (*all_, *one_of) for use in _uses(p, alias) if use.number not in internal]
     always = tuple(p.text for p in all_ if p.operator and not p.joined and not _PLANNED.search(p.text))
     return StatementScan(schema, table, alias, known.pages if known else 0.0, tuple(uses), always)
 
 
 def _uses(predicate: Predicate, alias: str) -> Iterator[StatementUse]:
-    """The parameters of one condition."""
+    """Yield the uses of parameters in one condition."""
     if predicate.joined or predicate.operator == "OR":
         return
     single = next(iter(predicate.columns)) if len(predicate.columns) == 1 else ""
     subject, numbers = predicate.subject, placeholders(predicate.value)
-    if not predicate.operator or placeholders(subject):  # not understood, or the column is within what is computed
+    if not predicate.operator or placeholders(subject):  # not understood, or the parameter is part of the subject
         if not single:
             return
         subject, numbers = f"{quoted(alias)}.{quoted(single)}", placeholders(predicate.text)
@@ -351,14 +348,14 @@ def _uses(predicate: Predicate, alias: str) -> Iterator[StatementUse]:
         )
 
 
-def _inner(node: Node) -> Iterator[int]:
-    """Before 17 a plan calls what its own parts return `$n` too."""
+def _internal_parameters(node: Node) -> Iterator[int]:
+    """Yield the numbers of a plan's internal values, which PostgreSQL before 17 prints as `$n` too."""
     if found := _RETURNS.search(node.text("Subplan Name")):
         yield from placeholders(found[1])
 
 
 def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
-    """The columns that an INSERT or UPDATE writes a parameter to."""
+    """Yield the table with the columns that an INSERT or UPDATE writes a parameter to."""
     target = next((node for node in look.plan.nodes if node.kind == "ModifyTable"), None)
     if target is None:
         return
@@ -377,7 +374,7 @@ def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
 
 
 def _pairs(statement: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:
-    """Columns with the expressions that are written to them."""
+    """Yield the written columns, each with its expression."""
     if isinstance(statement, exp.Insert) and isinstance(statement.this, exp.Schema):
         columns, source = list(map(_name, statement.this.expressions)), statement.expression
         rows = [row.expressions for row in source.expressions] if isinstance(source, exp.Values) else []
@@ -398,77 +395,74 @@ def _name(identifier: exp.Expr) -> str:
     return identifier.name if identifier.args.get("quoted") else identifier.name.lower()
 
 
-# What runs in a database now: since when, what it waits for, and who makes whom wait.
-
-
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A session that is not idle, or one that others wait for; or a prepared transaction, which has no session."""
+    """An active session, an idle session that blocks others, or a prepared transaction, which has no session."""
 
-    key: str  # the process id; of a prepared transaction `prepared` and its name
+    key: str  # the process id; for a prepared transaction, `prepared` and its name
     user: str
     database: str
     application: str
-    client: str  # its address; "" through a socket
+    client: str  # address; "" for a Unix socket
     kind: str  # "client backend", "autovacuum worker", ..., "prepared transaction"
-    state: str  # "active", "idle in transaction", ...; "" where it may not be seen
-    wait: str  # "Lock: transactionid"; "" while it does not wait
-    id: str  # the server's query id; "" where it has none
-    text: str  # what runs, or of an idle session its last statement; "" where it may not be seen
-    seconds: float | None  # since the statement began, or in the state it is in
-    transaction_s: float | None  # since its transaction began
-    hidden: bool = False  # whether this role may not see its statement
-    blocked_by: tuple[str, ...] = ()  # keys, those before it in a queue for a lock too
+    state: str  # "active", "idle in transaction", ...; "" if hidden from this role
+    wait: str  # "Lock: transactionid"; "" if it is not waiting
+    id: str  # the server's query id; "" if there is none
+    text: str  # the current statement or, of an idle session, the last one; "" if hidden from this role
+    seconds: float | None  # since the statement or the current state began
+    transaction_s: float | None  # since the transaction began
+    hidden: bool = False  # whether the statement is hidden from this role
+    blocked_by: tuple[str, ...] = ()  # keys, including sessions ahead in the queue for the same lock
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One line of the tree of who waits for whom: `depth` 0 waits for nobody, unless it is in a circle."""
+    """One line of the tree of blocked sessions; a session of `depth` 0 waits for none, unless it is in a deadlock."""
 
     depth: int
     running: Running
-    circle: bool = False  # whether it waits for one of those below it: a deadlock that is not resolved yet
+    circle: bool = False  # whether it waits for a session below it: a deadlock that is not resolved yet
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What runs, the longest first, without the session that asked; and the tree of those who wait, line by line."""
+    """The active sessions, the longest running first, without perfkit's own; and the tree of blocked sessions."""
 
     source: str
     at: datetime
     running: tuple[Running, ...]
     blocking: tuple[Branch, ...]
-    hidden: int = 0  # sessions whose statement this role may not see
+    hidden: int = 0  # sessions whose statement is hidden from this role
     notes: tuple[str, ...] = ()
 
 
 def now(connection: Connection, name: str = "") -> Activity:
-    """What runs in the connection's database; `name` is what messages call that.
+    """Return the current activity in the connection's database, which messages call `name`.
 
-    Outside a transaction, within which the server always gives the same answer. Raises ServerError.
+    Call it outside a transaction: inside one, the server repeats its first answer. Raises ServerError.
     """
     here = name or connection.info.dbname
     try:
         rows = catalog.rows(connection, "slow_activity")
         prepared = catalog.rows(connection, "slow_prepared")
-        said = catalog.row(connection, "slow_clock")
+        clock = catalog.row(connection, "slow_clock")
     except psycopg.Error as error:
         raise ServerError(f"{visible(here)}: {visible(first_line(error))}; expected to read its activity") from None
     sessions = [_session(row) for row in rows]
     blockers = {key for session in sessions for key in session.blocked_by}
-    held = [found for row in prepared if (found := _prepared(row)).key in blockers]
-    shown = [s for s in sessions if s.database == said["database"] and s.state not in ("", "idle")]
+    blocking = [transaction for transaction in map(_prepared, prepared) if transaction.key in blockers]
+    active = [s for s in sessions if s.database == clock["database"] and s.state not in ("", "idle")]
     hidden = sum(session.hidden for session in sessions)
-    notes = (f"{counted(hidden, 'statement')} hidden; {GRANT} {said['user']} shows them",) if hidden else ()
-    running = tuple(sorted(shown, key=lambda r: -(r.seconds or 0)))
-    return Activity(f"activity in {here}", said["at"], running, tree([*sessions, *held]), hidden, notes)
+    notes = (f"{counted(hidden, 'statement')} hidden; {GRANT} {clock['user']} shows them",) if hidden else ()
+    running = tuple(sorted(active, key=lambda r: -(r.seconds or 0)))
+    return Activity(f"activity in {here}", clock["at"], running, tree([*sessions, *blocking]), hidden, notes)
 
 
 def tree(everything: Iterable[Running]) -> tuple[Branch, ...]:
-    """Who blocks whom, each session once: below the blocker that is nearest to the one who waits for nobody.
+    """Return the tree of blocked sessions; each session is once below the blocker that is nearest to a root.
 
-    Those in a queue for one lock are all blocked by its holder and by those before them; they come below the holder.
-    A circle begins with the one in it that waits longest. Blockers that are gone count as none. Pure.
+    All sessions in a queue for one lock are blocked by its holder and by the sessions ahead; they come below the
+    holder. A deadlock begins with the session that waits longest. Blockers that are gone are ignored. Pure.
     """
     known = {running.key: running for running in everything}
     waiting = {key: [b for b in r.blocked_by if b in known and b != key] for key, r in known.items()}
@@ -490,7 +484,7 @@ def tree(everything: Iterable[Running]) -> tuple[Branch, ...]:
 
 
 def _spread(level: list[str], behind: Mapping[str, list[str]], parents: dict[str, str], placed: set[str]) -> None:
-    """Place everybody who waits for these, directly or not, level by level."""
+    """Place all sessions that wait for these, directly or indirectly, level by level."""
     placed.update(level)
     while level:
         following = []
@@ -506,7 +500,7 @@ def _spread(level: list[str], behind: Mapping[str, list[str]], parents: dict[str
 def _lines(
     known: Mapping[str, Running], roots: list[str], parents: Mapping[str, str], circles: Collection[str]
 ) -> Iterable[Branch]:
-    """The tree from the top, at every level those who wait longest first."""
+    """Yield the tree from the top, at every level the longest waiting sessions first."""
     children: dict[str, list[str]] = {}
     for key, parent in parents.items():
         children.setdefault(parent, []).append(key)

@@ -275,7 +275,7 @@ def test_logging_is_switched_on_with_the_owners_word_only_and_off_again(
     assert 'ALTER DATABASE "slow_cli" SET "log_min_duration_statement" = \'50\';' in sql
     assert "log_min_duration_statement = 50" in spoken("logging", *where, "--on", "--min-ms", "50", "--no-plans")
     assert "log_min_duration_statement=50" in settings()
-    assert "as it was before" in spoken("logging", *where, "--off")
+    assert "restored to before" in spoken("logging", *where, "--off")
     assert settings() == ["log_min_duration_statement=777"]
     assert "perfkit switched no logging on from here" in spoken("logging", *where, "--restore")
 

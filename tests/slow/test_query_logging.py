@@ -159,7 +159,7 @@ def test_an_error_in_between_switches_it_off(own: EmbeddedServer) -> None:
 def test_what_somebody_else_changed_meanwhile_stays_and_is_said(own: EmbeddedServer) -> None:
     on = logging_on(own, ODD)
     change(own, f"ALTER DATABASE {{}} SET {ON} = '3s'", ODD)
-    assert on.off() == (f"database {ODD}: {ON} is '3s' by now, so it was left as it is",)
+    assert on.off() == (f"database {ODD}: {ON} was changed to '3s' meanwhile, so it was not restored",)
     assert shown(own, ODD) == "3s"
 
 
@@ -168,7 +168,7 @@ def test_two_at_once_do_not_overwrite_what_was_before(own: EmbeddedServer) -> No
     with logging_on(own, ODD):
         with pytest.raises(UsageError, match=rf"switched on by process {os.getpid()} since .*; expected it"):
             logging_on(own, ODD, LoggingSpec(ms=1))
-        assert restore(own, ODD)[0].endswith(f"by process {os.getpid()}, which is there to end it")
+        assert restore(own, ODD)[0].endswith(f"; process {os.getpid()} is running and will end it")
         assert shown(own, ODD) == "100ms"
         with logging_on(own, ODD, LoggingSpec(ms=7), Where(ODD, ODD)):  # somewhere else is another matter
             assert (shown(own, ODD, user=ODD), shown(own, ODD)) == ("7ms", "100ms")
@@ -180,10 +180,10 @@ def test_one_that_is_kept_ends_with_restore_alone(own: EmbeddedServer) -> None:
     on = logging_on(own, ODD, keep=True)
     assert on.off() == () and shown(own, ODD) == "100ms"
     assert restore(own, ODD, killed_only=True) == () and shown(own, ODD) == "100ms"
-    with pytest.raises(UsageError, match=f"to be kept; expected {RESTORE} first"):
+    with pytest.raises(UsageError, match=f"already on since .*; expected {RESTORE} first"):
         logging_on(own, ODD)
     [said] = restore(own, ODD)
-    assert said.startswith(f"database {ODD}: as it was before 20")
+    assert said.startswith(f"database {ODD}: restored to before 20")
     assert settings(own) == before
 
 
@@ -277,7 +277,7 @@ def test_a_database_or_role_that_is_not_there_is_one_line(own: EmbeddedServer) -
 def test_a_role_with_a_setting_of_its_own_is_named(own: EmbeddedServer) -> None:
     change(own, f"ALTER ROLE {{}} SET {ON} = '5s'", ODD)
     with logging_on(own, ODD) as on:
-        assert on.notes[-1] == f"{ON} of its own, which stays: role {ODD}"
+        assert on.notes[-1] == f"{ON} is overridden for role {ODD}"
         assert shown(own, ODD, user=ODD) == "5s"
 
 
@@ -424,7 +424,7 @@ def test_plans_are_logged_where_auto_explain_can_be_loaded(system: hosted.Hosted
     with logging_on(site(system), "shop", LoggingSpec(ms=10, analyze=analyze)) as on:
         system.run(f"SELECT pg_sleep(0.02), 'analyze {analyze}'", user="shop")
         assert on.changed["session_preload_libraries"] == "auto_explain" and "compute_query_id" not in on.changed
-        assert any("a little slower" in note for note in on.notes) is analyze
+        assert any("slow down every statement" in note for note in on.notes) is analyze
     assert rows(system) == before
     [plan] = [m for e in logged(system) if "plan:\n" in (m := e["message"]) and f"'analyze {analyze}'" in m]
     root = json.loads(plan.partition("plan:\n")[2])["Plan"]
