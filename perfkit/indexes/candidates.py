@@ -32,7 +32,7 @@ from perfkit.postgres.catalog import Connection
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A foreign key without an index on its side."""
+    """A foreign key whose referencing columns have no index."""
 
     parent: tuple[str, str]  # schema and name
     parent_columns: tuple[str, ...]
@@ -43,12 +43,12 @@ class Reference:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns as an index has them."""
+        """Return the columns as keys of an index."""
         return tuple(map(quoted, self.columns))
 
 
 def references(connection: Connection) -> list[Reference]:
-    """Every foreign key of the database that no index serves."""
+    """Return every foreign key of the database that no index serves."""
     return [
         Reference(
             (row["parent_schema"], row["parent"]),
@@ -63,7 +63,7 @@ def references(connection: Connection) -> list[Reference]:
 
 
 def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> dict[Reference, tuple[str, float]]:
-    """The foreign keys that a statement makes the server check: the check as a query, and for how many rows."""
+    """Return the foreign keys that the server checks for a statement: the check as a query and its number of rows."""
     found = {}
     for node in look.plan.nodes:
         if node.kind != "ModifyTable" or node.text("Operation") not in ("Delete", "Update"):
@@ -77,7 +77,7 @@ def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> di
 
 
 def _check(reference: Reference) -> str:
-    """What the server asks for each row, with a key that is there."""
+    """Return the server's check of one row as a query, with an existing key."""
     schema, parent = map(quoted, reference.parent)
     pairs = zip(reference.keys, map(quoted, reference.parent_columns), strict=True)
     same = " AND ".join(f"x.{own} = (SELECT p.{key} FROM {schema}.{parent} p LIMIT 1)" for own, key in pairs)
@@ -99,21 +99,19 @@ def _set(text: str) -> set[str]:
     return {target.name for target in targets if isinstance(target, exp.Column)}
 
 
-# Which indexes could serve a statement: read from its plan's conditions, joins, orders and the columns it needs.
-
 SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
-TINY = 16.0  # pages that are read as quickly as an index is searched
-INCLUDED = 3  # more columns than these are no narrow list
+TINY = 16.0  # pages that are read as fast as an index is searched
+INCLUDED = 3  # maximum number of INCLUDE columns
 _WIDE = ("json", "jsonb", "bytea", "xml", "tsvector")
 _JOINS = ("Hash Cond", "Merge Cond", "Join Filter")
-_FEW_VALUES = 50.0  # a literal compared with a column of more is one of many, not what a partial index is for
+_FEW_VALUES = 50.0  # maximum number of distinct values of a column for a partial index on one of them
 _LITERAL = re.compile(r"('(?:[^']|'')*')::text\b")
-Share = Callable[[str, str, str], float]  # of a table's rows (schema, name) that meet a condition, as planned
+Share = Callable[[str, str, str], float]  # (schema, table, condition): planned share of rows that meet the condition
 
 
 @dataclass(frozen=True, slots=True)
 class IndexDesign:
-    """An index that could be: `keys` as SQL writes them, `where` the condition of a partial one."""
+    """A possible index: `keys` are SQL, `where` is the condition of a partial index."""
 
     schema: str
     table: str
@@ -123,7 +121,7 @@ class IndexDesign:
 
     @property
     def name(self) -> str:
-        """What it would be called, if nothing else is."""
+        """Return a name for the index, which may be in use already."""
         words = ["idx", self.table, *(_word(key) for key in self.keys)]
         words += ["incl", *map(_word, self.include)] if self.include else []
         words += ["where", _word(self.where)] if self.where else []
@@ -131,58 +129,59 @@ class IndexDesign:
 
     @property
     def on(self) -> str:
-        """The table as SQL writes it."""
+        """Return the table as SQL."""
         schema = f"{quoted(self.schema)}." if self.schema not in ("", "public") else ""
         return schema + quoted(self.table)
 
     @property
     def title(self) -> str:
-        """`orders (customer_id, placed_at) WHERE status = 'open'`."""
+        """Return the definition, such as `orders (customer_id, placed_at) WHERE status = 'open'`."""
         include = f" INCLUDE ({', '.join(map(quoted, self.include))})" if self.include else ""
         where = f" WHERE {self.where}" if self.where else ""
         return f"{self.on} ({', '.join(self.keys)}){include}{where}"
 
     def statement(self, name: str) -> str:
-        """The CREATE INDEX."""
+        """Return the CREATE INDEX statement."""
         return f"CREATE INDEX {quoted(name)} ON {self.title}"
 
     @property
     def expressive(self) -> bool:
-        """Whether a key is an expression, which has statistics of its own only after ANALYZE."""
+        """Return whether a key is an expression, which has statistics only after ANALYZE."""
         return any("(" in key for key in self.keys)
 
     def begins(self, other: IndexDesign) -> bool:
-        """Whether `other` can do all that this can: the same keys first, the same rows, the same columns held."""
+        """Return whether `other` can replace this index: it begins with the same keys and has its rows and columns."""
         same = (self.schema, self.table, self.where) == (other.schema, other.table, other.where)
         held = {*other.keys, *map(quoted, other.include)}
         return same and other.keys[: len(self.keys)] == self.keys and {*map(quoted, self.include)} <= held
 
     def covered_by(self, index: Index) -> bool:
-        """Whether an index that is there can do all that this can."""
-        held = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
-        there = IndexDesign(self.schema, self.table, index.keys, tuple(name.strip('"') for name in held if name), "")
+        """Return whether an existing index can replace this one."""
+        names = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
+        include = tuple(name.strip('"') for name in names if name)
+        existing = IndexDesign(self.schema, self.table, index.keys, include, "")
         same = squeezed(index.predicate) == squeezed(self.where)
-        return index.valid and index.method == "btree" and same and replace(self, where="").begins(there)
+        return index.valid and index.method == "btree" and same and replace(self, where="").begins(existing)
 
 
 Move = tuple[IndexDesign, ...]  # tried together: an OR needs an index for each of its parts
 
 
 def derive(look: FindingContext, variable: frozenset[tuple[str, str]], share: Share) -> list[Move]:
-    """Every index that might serve a plan, those likely best first.
+    """Return every index that might serve a plan, the most promising ones first.
 
     `variable` are the conditions, by alias and column, whose values change from call to call.
     """
-    found: list[Move] = []
+    moves: list[Move] = []
     for node in look.plan.nodes:
         table = look.facts.of(node)
         if node.kind in SCANS and table and not table.schema.startswith("pg_") and not _tiny(node, table):
-            found += _of_scan(look, node, table, variable, share)
-    return list(dict.fromkeys(found))
+            moves += _of_scan(look, node, table, variable, share)
+    return list(dict.fromkeys(moves))
 
 
 def _tiny(node: Node, table: TableFacts) -> bool:
-    """Whether a table is read once and as quickly as an index on it, by whatever the planner's costs say."""
+    """Return whether a table is read only once and is so small that an index cannot be faster."""
     repeated = any(above.kind == "Nested Loop" or above.relationship == "SubPlan" for above in (node, *node.above()))
     return table.size is not None and table.size <= TINY and not table.parent and not repeated
 
@@ -197,7 +196,7 @@ def _of_scan(
     ranges = [key for p in own if not p.joined and not p.equality and (key := _key(look, node, p))]
     joined = [quoted(column_of(p, table)) for p in usable([*own, *_joined(look, node)], table)
               if p.joined and p.equality]  # fmt: skip
-    order = [key for key in wanted(look, node) if key.split(" ")[0] not in fixed]
+    order = [key for key in limit_order(look, node) if key.split(" ")[0] not in fixed]
     orders = dict.fromkeys([tuple(order), *_walked(node, table, fixed)])
     tails = [keys for keys in orders if keys] + [(key,) for key in dict.fromkeys(ranges) if key not in fixed]
     needed = _needed(look, node, alias)
@@ -221,13 +220,13 @@ def _of_scan(
 
 
 def _bases(table: TableFacts, fixed: Sequence[str], joined: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The columns that are fixed to a value, the most selective first; with those of joins, and without."""
+    """Yield the columns compared with a value, the most selective first; with the columns of joins and without."""
     for keys in (dict.fromkeys([*joined, *fixed]), dict.fromkeys(fixed)) if joined else (dict.fromkeys(fixed),):
         yield tuple(sorted(keys, key=lambda key: -distinct(table, key.strip('"'))))
 
 
 def _smaller(table: TableFacts, fixed: Sequence[str], tails: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Fewer columns, which may find nearly as few rows: an index of few distinct entries is much smaller."""
+    """Yield shorter keys, which may find nearly as few rows in a much smaller index."""
     several = len(fixed) + len(tails) > 1
     counts = {key: distinct(table, key.strip('"')) for key in fixed}
     for key in sorted(fixed, key=lambda key: -counts[key]) if several else ():
@@ -242,7 +241,7 @@ def _smaller(table: TableFacts, fixed: Sequence[str], tails: Sequence[tuple[str,
 def _with_included(
     where: tuple[str, str], keys: tuple[str, ...], needed: frozenset[str] | None, table: TableFacts
 ) -> Iterator[Move]:
-    """The index, and the same with the few columns that would spare looking into the table."""
+    """Yield the index, and variants with the few columns that allow an index-only scan."""
     if not keys:
         return
     yield (IndexDesign(*where, keys),)
@@ -250,11 +249,11 @@ def _with_included(
     types = [column.type for name in rest if (column := table.column(name))]
     if rest and len(rest) <= INCLUDED and len(types) == len(rest) and not any(t.startswith(_WIDE) for t in types):
         yield (IndexDesign(*where, keys, include=tuple(rest)),)
-        yield (IndexDesign(*where, (*keys, *map(quoted, rest))),)  # whose equal entries are stored once
+        yield (IndexDesign(*where, (*keys, *map(quoted, rest))),)  # unlike INCLUDE, PostgreSQL deduplicates its entries
 
 
 def _key(look: FindingContext, node: Node, p: Predicate) -> str:
-    """What an index that serves a condition has as its key; "" where none would."""
+    """Return the key of an index that serves a condition; "" if no index does."""
     table = look.facts.of(node)
     if usable([p], table):
         return quoted(column_of(p, table)) + (" text_pattern_ops" if p.prefix else "")
@@ -263,7 +262,7 @@ def _key(look: FindingContext, node: Node, p: Predicate) -> str:
 
 
 def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
-    """The conditions by which joins above a scan compare its columns with those of other tables."""
+    """Yield the conditions of joins above a scan that compare its columns with other tables."""
     table, alias = look.facts.of(node), node.text("Alias")
     names = frozenset(column.name for column in table.columns) if table else None
     for above in node.above():
@@ -271,8 +270,8 @@ def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
             yield from (p for p in predicates(text, alias, names) if p.joined)
 
 
-def wanted(look: FindingContext, node: Node) -> tuple[str, ...]:
-    """The keys of the order in which a table's first rows are wanted: of ORDER BY ... LIMIT, or min() and max()."""
+def limit_order(look: FindingContext, node: Node) -> tuple[str, ...]:
+    """Return the keys by which only a table's first rows are needed: of ORDER BY ... LIMIT, or of min() and max()."""
     alias, table = re.escape(node.text("Alias")), look.facts.of(node)
     for above in node.above():
         if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.text("Alias"))):
@@ -287,9 +286,9 @@ def wanted(look: FindingContext, node: Node) -> tuple[str, ...]:
 
 
 def _walked(node: Node, table: TableFacts, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The order for which a plan walks an index until a LIMIT has enough: its first key, or all that it has.
+    """Yield the possible orders for which a plan reads an index up to a LIMIT: its first key, or all its keys.
 
-    No Sort tells it, and how many of the keys the statement asks for stands in no plan.
+    Such a plan has no Sort, and does not tell how many of the keys the statement orders by.
     """
     index = next((i for i in table.indexes if i.name == node.text("Index Name")), None)
     if index and walks(node):
@@ -306,15 +305,15 @@ def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
     keys = [plain(key, alias) for key in sort.texts("Sort Key")]
     plain_ones = [re.fullmatch(r'(\w+|"(?:[^"]|"")*")( DESC)?', key) for key in keys]
     if not all(plain_ones) or any(key == before for key, before in zip(keys, sort.texts("Sort Key"), strict=True)):
-        return ()  # of another table, or calculated
+        return ()  # columns of another table, or expressions
     downward = {bool(found[2]) for found in plain_ones if found}
     return tuple(found[1] + (found[2] or "" if len(downward) > 1 else "") for found in plain_ones if found)
 
 
 def _needed(look: FindingContext, node: Node, alias: str) -> frozenset[str] | None:
-    """The table's columns that the statement reads; None where it reads whole rows, or writes.
+    """Return the table's columns that the statement reads; None if it reads whole rows, or writes.
 
-    A scan below another node may give out columns that nobody asked for, so that its own output says nothing.
+    A scan below another node can output unused columns, so its own output is ignored.
     """
     texts = [text for key in ("Filter", "Index Cond", "Recheck Cond") for text in node.texts(key)]
     texts += node.texts("Output") if node.parent is None else []
@@ -336,7 +335,7 @@ def _needed(look: FindingContext, node: Node, alias: str) -> frozenset[str] | No
 def _few(
     look: FindingContext, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[tuple[Predicate, ...]]:
-    """Conditions on constants that few rows meet, alone and together: those of a partial index."""
+    """Yield the conditions on constants that few rows meet, alone and together, for a partial index."""
     table, alias = look.facts.of(node), node.text("Alias")
     rare = []
     for p in own:
@@ -352,11 +351,11 @@ def _few(
         yield tuple(rare)
 
 
-RARE = 0.2  # of a table's rows, at most, for a partial index: with more it is hardly smaller than a whole one
+RARE = 0.2  # maximum share of a table's rows in a partial index; a larger one is hardly smaller than a full index
 
 
 def _either(look: FindingContext, node: Node, predicate: Predicate, table: TableFacts) -> Iterator[Move]:
-    """An index for each part of an OR, to be tried together."""
+    """Yield an index for each part of an OR, to try them together."""
     names = frozenset(column.name for column in table.columns)
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
     keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
@@ -369,13 +368,13 @@ def _unique(found: Sequence[Predicate]) -> list[Predicate]:
 
 
 def _pretty(condition: str) -> str:
-    """A condition as a person would write it."""
+    """Return a condition as a person would write it."""
     inner = condition[1:-1] if condition.startswith("(") and condition.endswith(")") else condition
     balanced = inner.count("(") == inner.count(")") and inner.find(")") >= inner.find("(")
     return _LITERAL.sub(r"\1", inner if balanced else condition)
 
 
 def _word(key: str) -> str:
-    """The words of a key, for a name."""
+    """Return the words of a key, for the name of an index."""
     key = re.sub(r"::\w+|\b\w+_ops\b|'[^']*'", lambda m: m[0][1:-1] if m[0][0] == "'" else "", key)
     return re.sub(r"\W+", "_", key).strip("_")

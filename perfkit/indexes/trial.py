@@ -1,14 +1,14 @@
-"""Indexes tried: built and rolled back, or imagined by HypoPG; what a plan costs with them.
+"""Trials of indexes, built and rolled back or hypothetical (HypoPG), and the cost of plans with them.
 
-Before 1.4.5, a hypothetical index keeps the columns of its condition and its expressions as those of the first entry
-of a statement's range table. The planner meets the table as that entry only where it is the statement's only one.
-Elsewhere (after another in FROM, behind a view, in a subquery, as a partition) the condition is compared with another
-table's columns: the index is ignored, and looking up their statistics can end the backend by a segmentation fault, so
-that the server restarts and every session is lost. Seen: ignored by 1.3.1, crashes of 1.4.2 and 1.4.3. The changelog
-of 1.4.5 has the remedy ("relid handling ..., that could lead to a crash").
+HypoPG before 1.4.5 stores the condition and the expressions of a hypothetical index as columns of the first entry of a
+statement's range table. That is its table only if the statement reads no other one. Elsewhere (second in FROM, behind
+a view, in a subquery, as a partition) the condition is compared with another table's columns: the index is ignored,
+and the lookup of their statistics can crash the backend, so that the server restarts and every session is lost.
+Observed: 1.3.1 ignores the index, 1.4.2 and 1.4.3 crash. The changelog of 1.4.5 names the remedy ("relid handling ...,
+that could lead to a crash").
 
-A rolled-back build locks its table against writes until the end, so that it happens only in databases that perfkit
-made. There all indexes are built once, and a trial of some of them drops the others up to a savepoint.
+A build that is rolled back blocks writes to its table until the end, so it happens only in databases that perfkit made.
+There all indexes are built once; a trial of some of them drops the others and rolls back to a savepoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from perfkit.postgres.commands import pin, send, sendable
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import split
 
-# The first version without a fault, and the fault.
+# HypoPG's faults, each with the first version without it.
 FAULTS = (
     (
         (1, 4, 5),
@@ -53,7 +53,7 @@ _ELSEWHERE = (exp.Join, exp.Lateral, exp.Values, exp.With, exp.Unnest, exp.Subqu
 
 
 def fault(*versions: str | None) -> str:
-    """Return what the oldest of these versions does wrong, as a clause; "" for nothing. An unknown one is the oldest.
+    """Return the fault of the oldest of these versions as a clause; "" for none. An unknown version is the oldest.
 
     >>> fault("1.4.5", "1.5")
     ''
@@ -69,7 +69,7 @@ def fault(*versions: str | None) -> str:
 
 
 def only_table(text: str) -> str:
-    """Return the name, as SQL writes it, of the one relation that a statement reads or changes; "" if unsure.
+    """Return the name, as SQL, of the only relation that a statement reads or changes; "" if unsure.
 
     >>> only_table('SELECT * FROM "Sales".orders o WHERE id = $1')
     '"Sales".orders'
@@ -91,7 +91,7 @@ def only_table(text: str) -> str:
 
 
 def _number(version: str | None) -> tuple[int, ...]:
-    """Return a version's numbers; none where it is no version."""
+    """Return the numbers of a version; none if it is not a version."""
     return tuple(map(int, version.split("."))) if version and re.fullmatch(r"\d+(\.\d+)*", version) else ()
 
 
@@ -152,13 +152,13 @@ def quicker(before: CostFigures, after: CostFigures) -> bool:
 
 
 def gain(before: CostFigures, after: CostFigures) -> float:
-    """How much a query gains, as a power of two; a sort that is spared counts a little more."""
+    """Return a query's gain as a power of two; an avoided sort adds a little."""
     spared = 0.5 if before.sorted >= SORTED and not after.sorted else 0.0
     return math.log2((before.work - before.again + ROOM) / (after.work - after.again + ROOM)) + spared
 
 
 def _again(plan: Plan) -> float:
-    """Pages beyond what the planner expects to read of rows that lie together; none where it misjudged the rows."""
+    """Return the pages beyond the planner's expectation for adjacent rows; 0 if its row estimates were wrong."""
     scans = [node for node in plan.nodes if node.kind in SCANS]
     trusted = plan.analyzed and not any(node.kind == "Limit" for node in plan.nodes)
     trusted = trusted and all(node.misestimate <= TRUSTED for node in scans)
@@ -166,14 +166,14 @@ def _again(plan: Plan) -> float:
 
 
 def _sorted(plan: Plan, node: Node) -> float:
-    """The rows that go into a Sort of which a LIMIT above takes the first."""
+    """Return the number of rows that enter a Sort below a LIMIT."""
     top = next((above for above in node.above() if above.kind not in ("Gather Merge", "LockRows", "Result")), None)
     below = node.children[0] if node.children else node
     return (below.rows if plan.analyzed else below.estimated) if top is not None and top.kind == "Limit" else 0.0
 
 
 def _narrow(look: FindingContext, node: Node) -> float:
-    """What an index spares that is read whole, or nearly: it finds nothing, and stands for its table."""
+    """Return the pages saved by an index that is read as a whole in place of its larger table."""
     table = look.facts.of(node)
     if table is None or limited(node):
         return 0.0
@@ -184,24 +184,22 @@ def _narrow(look: FindingContext, node: Node) -> float:
 
 
 def with_checks(total: CostFigures, more: CostFigures, times: float) -> CostFigures:
-    """A statement with the checks that it causes; its time has them in it already."""
+    """Return the cost of a statement plus the checks that it causes; its time includes them already."""
     pages = None if total.pages is None else total.pages + times * (more.pages or 0.0)
     again = total.again + times * more.again
     return CostFigures(pages, total.ms, total.cost + times * more.cost, total.sorted, total.narrow, again)
 
 
-# Trying an index without keeping it: a real build that is rolled back, or HypoPG's imagined one.
-
 MEASURED, ESTIMATED, UNVERIFIED = "measured once", "estimated", "not verified"
 _CREATE = re.compile(r"(CREATE\s+(?:UNIQUE\s+)?INDEX\s+)(?:CONCURRENTLY\s+)?", re.IGNORECASE)
 _SAVED = "perfkit_trial"
 _AGAIN_MS = 500.0
-_PLANNING = 2.5  # what the server adds for planning a table: plancache.c, cached_plan_cost
+_PLANNING = 2.5  # the server's charge for planning a relation: plancache.c, cached_plan_cost
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An index that is tried: what plans call it (on a partitioned table by several names), and its bytes."""
+    """A tried index: its names in plans (several on a partitioned table) and its bytes."""
 
     names: frozenset[str]
     quoted: str
@@ -209,35 +207,35 @@ class Made:
 
 
 class IndexTrial(Protocol):
-    """Statements explained as if some indexes were there."""
+    """A way to explain statements as if some indexes existed."""
 
     @property
     def evidence(self) -> str:
-        """The evidence class of its plans."""
+        """Return the evidence class of the plans."""
 
     @property
     def made(self) -> Mapping[str, Made]:
-        """What became of each statement."""
+        """Return the tried index of each CREATE INDEX statement."""
 
     @property
     def failed(self) -> Mapping[str, str]:
-        """The server's words for each that could not be made."""
+        """Return the server's message for each statement that failed."""
 
     def avoided(self, text: str, statement: str) -> str:
-        """Why an index is left out of the plans of a statement, as a clause; "" where it is not."""
+        """Return why an index is not tried for a statement, as a clause; "" if it is tried."""
 
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
-        """A statement's plan with these of the indexes, without what is avoided. Raises psycopg.Error."""
+        """Return a statement's plan with these indexes, without the avoided ones. Raises psycopg.Error."""
 
 
 @contextmanager
 def trying(
     place: Database, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
 ) -> Iterator[IndexTrial | None]:
-    """The best way to try these CREATE INDEX statements in a database; None where there is none.
+    """Return the best way to try these CREATE INDEX statements in a database; None if there is none.
 
-    Statements are executed on real indexes, unless `executed` is false.
-    Raises PlanError with the server's words where a statement cannot be explained.
+    With real indexes, statements are executed unless `executed` is false. Raises PlanError with the server's message
+    if a statement cannot be explained.
     """
     if not place.site.foreign:
         with session(place.session, timeout_s, read_only=False) as connection:
@@ -249,7 +247,7 @@ def trying(
             with _restored(connection):
                 try:
                     yield _Imagined(connection, statements, schema, fault(there["version"], there["files"]))
-                finally:  # with the transaction usable again, and on the very backend where they were imagined
+                finally:  # hypothetical indexes live in the backend, so reset them on the same connection
                     _back(connection)
                     connection.execute(f"SELECT {schema}.hypopg_reset()".encode())
             return
@@ -257,7 +255,7 @@ def trying(
 
 
 def one_index(statement: str) -> str:
-    """The one CREATE INDEX of a text, fit for a transaction. Raises UsageError for anything else."""
+    """Return the only CREATE INDEX of a text, without CONCURRENTLY. Raises UsageError for anything else."""
     found = split(statement)
     match = _CREATE.match(found[0].text) if found else None
     if len(found) != 1 or not match:
@@ -267,7 +265,7 @@ def one_index(statement: str) -> str:
 
 
 def positional(text: str, parameters: Parameters) -> str:
-    """`%s` as `$1`, `$2`, ..., as `%(name)s` are numbered.
+    """Return a text with `$1`, `$2`, ... in place of `%s`.
 
     >>> positional("SELECT %s, %s LIKE 'a%%'", [1, 2])
     "SELECT $1, $2 LIKE 'a%'"
@@ -280,7 +278,7 @@ def positional(text: str, parameters: Parameters) -> str:
 
 @dataclass(eq=False)
 class _Rolled:
-    """Real indexes in a transaction that is rolled back; plans are executed, once for each that differs."""
+    """Real indexes in a transaction that is rolled back; each different plan is executed once."""
 
     connection: psycopg.Connection[Any]
     statements: Sequence[str]
@@ -310,12 +308,12 @@ class _Rolled:
             new = [row for row in self._indexes() if row["oid"] not in known]
             known |= {row["oid"] for row in new}
             if not new:
-                self.failed[statement] = "an index of this name is there already"
+                self.failed[statement] = "an index of this name exists already"
                 continue
             names, size = frozenset(row["name"] for row in new), sum(row["bytes"] for row in new)
             self.made[statement] = Made(names, next(row["quoted"] for row in new if not row["part"]), int(size))
             expressive |= {row["on_table"] for row in new if row["expressive"]}
-        for table in sorted(expressive):  # what is known of an expression is known through its index
+        for table in sorted(expressive):  # an expression has no statistics until its index is analysed
             self.connection.execute(f"ANALYZE {table}".encode())
         self.connection.execute(f"SET LOCAL statement_timeout = {max(1, int(self.timeout_s * 1000))}".encode())
 
@@ -337,7 +335,7 @@ class _Rolled:
         return found
 
     def _measured(self, text: str, parameters: Parameters, planned: Any) -> Capture:
-        """The statement executed, once for each plan."""
+        """Execute the statement once for each plan, and return the plan with actual figures."""
         key = (text, repr(parameters), fingerprint(read_plan(planned)))
         if key not in self._known:
             document = self._executed(text, parameters)
@@ -354,9 +352,9 @@ class _Rolled:
             return explained(self.connection, text, parameters, ExplainSpec(writes=True))
 
     def _kept(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
-        """The same as a prepared statement that keeps its plan for any values, as drivers make them.
+        """Execute the statement as a prepared one with its generic plan, which drivers end up with.
 
-        None where the server would plan anew each time, because the values' own plans are cheaper.
+        Return None if the server would not use the generic plan, because plans for the values are cheaper.
         """
         self._prepared += 1
         name = f"perfkit_trial_{self._prepared}"
@@ -369,7 +367,7 @@ class _Rolled:
                 execute = psycopg.ClientCursor(self.connection).mogrify(execute.encode(), values)
                 generic = explained(self.connection, execute, None, ExplainSpec(analyze=False))
             except psycopg.Error:
-                return None  # one that cannot be planned without values
+                return None  # the statement cannot be planned without values
             planning = _PLANNING * (1 + len(planned.nodes))
             if read_plan(generic).root.value("Total Cost") > planned.root.value("Total Cost") + planning:
                 return None
@@ -381,9 +379,9 @@ class _Rolled:
 
 @dataclass(eq=False)
 class _Imagined:
-    """HypoPG's indexes, which only the planner of this very backend knows; nothing is executed.
+    """Hypothetical indexes of HypoPG, which only the planner of this backend knows; nothing is executed.
 
-    `fault` is what this HypoPG does wrong with the partial and expression indexes, which are `delicate` then.
+    `fault` is the fault of this HypoPG with partial and expression indexes, which are `delicate` in that case.
     """
 
     connection: psycopg.Connection[Any]
@@ -442,9 +440,9 @@ class _Imagined:
 
 @contextmanager
 def _restored(connection: psycopg.Connection[Any], *, keep: bool = False) -> Iterator[None]:
-    """A savepoint that is gone back to, or with `keep` is not."""
+    """Set a savepoint and roll back to it afterwards, or release it with `keep`."""
     connection.execute(f"SAVEPOINT {_SAVED}".encode())
-    yield  # an error ends the whole transaction
+    yield  # no cleanup after an error, which ends the whole transaction
     if not keep:
         _back(connection)
     connection.execute(f"RELEASE SAVEPOINT {_SAVED}".encode())

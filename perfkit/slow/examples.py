@@ -1,4 +1,4 @@
-"""Values for the parameters of a statement, also of one whose text was cut off."""
+"""Example values for the parameters of a statement whose constants were replaced by `$1`, `$2`, ..."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ZONED = re.compile(r"^time(?:stamp)? (?:with|without) time zone$")
 
 
 def preparable(text: str) -> str:
-    """The same where a placeholder stands for a constant that belongs to the name of its type, or to EXTRACT.
+    """Return a statement in valid syntax where a placeholder follows the name of its type, or is the field of EXTRACT.
 
     >>> preparable("SELECT now() - interval $1, extract($2 FROM x), timestamp with time zone $3")
     'SELECT now() - $1::interval, date_part($2, x), $3::timestamp with time zone'
@@ -48,7 +48,7 @@ def preparable(text: str) -> str:
 
 
 def cast(text: str, at: int, kind: str) -> str:
-    """The same with the placeholder that an operator at a position (from 1) is followed or preceded by as a type.
+    """Return a statement with a cast of the placeholder next to the operator at a position (from 1).
 
     >>> cast("SELECT x::date + $1", 16, "integer")
     'SELECT x::date + $1::integer'
@@ -70,7 +70,7 @@ def cast(text: str, at: int, kind: str) -> str:
 
 
 def cast_number(text: str, number: int, kind: str) -> str:
-    """The same with every placeholder of a number as a type.
+    """Return a statement with a cast of every placeholder of one number.
 
     >>> cast_number("SELECT jsonb_build_object($1, x)", 1, "text")
     'SELECT jsonb_build_object($1::text, x)'
@@ -80,7 +80,9 @@ def cast_number(text: str, number: int, kind: str) -> str:
 
 
 def unified(text: str) -> str:
-    """The same where what is grouped or ordered by is again what is selected: one constant had got several numbers.
+    """Return a statement whose GROUP BY and ORDER BY use the placeholders of the select list for the same expression.
+
+    pg_stat_statements gives each occurrence of a constant a number of its own, so that the expressions differ.
 
     >>> unified("SELECT date_trunc($1, x), count(*) FROM t GROUP BY date_trunc($2, x)")
     'SELECT date_trunc($1, x), count(*) FROM t GROUP BY date_trunc($1, x)'
@@ -102,7 +104,7 @@ def unified(text: str) -> str:
 
 
 def _typed(ahead: Sequence[Lexeme]) -> tuple[str, int]:
-    """A placeholder after a type's name as a cast, and how many pieces that replaces; 0 where there is none."""
+    """Return a placeholder after a type's name as a cast, and the number of pieces it replaces; 0 if there is none."""
     for length, lexeme in enumerate(ahead):
         if lexeme.kind == "placeholder":
             kind = " ".join(x.word for x in ahead[:length] if x.kind == "name")
@@ -114,7 +116,7 @@ def _typed(ahead: Sequence[Lexeme]) -> tuple[str, int]:
 
 
 def _extract(ahead: Sequence[Lexeme]) -> tuple[str, int]:
-    """`extract($1 from` as the function it stands for, likewise."""
+    """Return `extract($1 from` as a call of date_part, and the number of pieces it replaces; 0 if there is none."""
     words = [(n, x) for n, x in enumerate(ahead) if x.kind != "space"][:4]
     if [x.word for _, x in words[1::2]] == ["(", "from"] and words[2][1].kind == "placeholder":
         return f"date_part({words[2][1].text},", words[3][0] + 1
@@ -122,7 +124,7 @@ def _extract(ahead: Sequence[Lexeme]) -> tuple[str, int]:
 
 
 def _call(pieces: Sequence[Lexeme], places: Sequence[int]) -> list[int]:
-    """Where the pieces of a function's call stand, from its name to the parenthesis that ends it."""
+    """Return the positions of a function call's pieces, from its name to the closing parenthesis."""
     depth = 0
     for n, at in enumerate(places):
         depth += {"(": 1, ")": -1}.get(pieces[at].text, 0)
@@ -131,15 +133,13 @@ def _call(pieces: Sequence[Lexeme], places: Sequence[int]) -> list[int]:
     return []
 
 
-# A statement prepared on a server, to learn the types of its parameters; what the server misses in it is mended.
-
 PREPARE_TIMEOUT_S = 10.0
 _PREPARE = "PREPARE perfkit_types AS "
 
 
 @dataclass(frozen=True, slots=True)
 class Type:
-    """The type of a parameter, as pg_type has it; `element` of an array is that of what is in it."""
+    """The type of a parameter as in pg_type; `element` is the element type of an array."""
 
     number: int
     oid: int
@@ -151,10 +151,10 @@ class Type:
 
 
 def prepared(place: Database, text: str) -> str:
-    """A statement that can be prepared, from one whose constants were replaced by `$1`, `$2`, ...
+    """Return a statement that can be prepared, from one whose constants were replaced by `$1`, `$2`, ...
 
-    Where the server cannot tell a type without the constant, it is an integer for an operator and text elsewhere; one
-    constant that got several numbers is one again. Raises PlanError in one line.
+    If the server cannot infer a type, the parameter becomes an integer next to an operator and text elsewhere. Raises
+    PlanError in one line.
     """
     text = preparable(text)
     with session(place.session, PREPARE_TIMEOUT_S) as connection:
@@ -164,44 +164,42 @@ def prepared(place: Database, text: str) -> str:
                 parameter_types(connection, text)
                 break
             except psycopg.errors.ProgrammingError as error:
-                if (mended := _mended(text, error)) == text:
+                if (repaired := _repaired(text, error)) == text:
                     raise
-                text = mended
+                text = repaired
                 connection.execute("ROLLBACK TO SAVEPOINT perfkit_prepared")
     return text
 
 
 def parameter_types(connection: psycopg.Connection[Any], text: str) -> dict[int, Type]:
-    """By its number, a parameter's type, as the server tells it. Raises PlanError, psycopg.Error."""
+    """Return the types of a statement's parameters by number. Raises PlanError, psycopg.Error."""
     try:
         send(connection.cursor(), f"{_PREPARE}{text}")
     except psycopg.errors.SyntaxError as error:
         expected = "its values written out"
         if "at end of input" in str(error) or text.endswith(("…", "...")):
-            expected = "the whole statement: this text ends in the middle"
+            expected = "the whole statement; this text is truncated"
         raise PlanError(f"{first_line(error)}; expected {expected}") from None
     cursor = connection.cursor(row_factory=dict_row).execute(catalog.get("example_types").encode())
-    found = {row["number"]: Type(**row) for row in cursor}
+    types = {row["number"]: Type(**row) for row in cursor}
     connection.execute("DEALLOCATE perfkit_types")
-    return found
+    return types
 
 
-def _mended(text: str, error: psycopg.Error) -> str:
-    """A statement with what the server missed in it, as far as that can be told."""
+def _repaired(text: str, error: psycopg.Error) -> str:
+    """Return a statement with the cause of the server's error removed, or unchanged if the cause is unknown."""
     if isinstance(error, psycopg.errors.AmbiguousFunction):
         return cast(text, int(error.diag.statement_position or 0) - len(_PREPARE), "integer")
-    if isinstance(error, psycopg.errors.IndeterminateDatatype) and (found := re.search(r"\$(\d+)", str(error))):
-        return cast_number(text, int(found[1]), "text")
+    if isinstance(error, psycopg.errors.IndeterminateDatatype) and (number := re.search(r"\$(\d+)", str(error))):
+        return cast_number(text, int(number[1]), "text")
     return unified(text) if isinstance(error, psycopg.errors.GroupingError) else text
 
 
-# Values for a statement's `$1`, `$2`, ... of the right types, which find something: from statistics, or from rows.
-
-PAGES, ROWS = 64.0, 2000  # of a table that are looked at, at most
+PAGES, ROWS = 64.0, 2000  # maximum number of pages and rows to read of a table
 TIMEOUT_S = 10.0
 _ANY = 3  # elements of an array that a column is compared with
-_ALIKE = "NDSTBA"  # categories within which a value of one type is one of another too
-_STEP = {"N": "1", "D": "interval '1 day'"}  # by category, how far a bound is put from the row that it is to let in
+_ALIKE = "NDSTBA"  # categories of types whose values fit each other
+_STEP = {"N": "1", "D": "interval '1 day'"}  # by category, the distance of a bound from the row that it includes
 _PLAIN = {"N": "1", "B": "true", "D": "2026-01-01", "T": "1 hour", "S": "a", "A": "{}", "I": "127.0.0.1", "V": "0",
           "R": "empty"}  # fmt: skip
 _NAMED = {"uuid": "", "json": "{}", "jsonb": "{}", "bytea": "\\x00", "time without time zone": "12:00",
@@ -210,7 +208,7 @@ _NAMED = {"uuid": "", "json": "{}", "jsonb": "{}", "bytea": "\\x00", "time witho
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value for `$number`, as text (None: NULL), and in words where it came from."""
+    """A value for `$number` as text (None: NULL), and its origin in words."""
 
     number: int
     type: str
@@ -219,10 +217,11 @@ class Value:
 
 
 def example_rows(place: Database, text: str, n: int = 1, seed: int = 1) -> list[tuple[Value, ...]]:
-    """`n` sets of values for a `prepared` statement with `$1`, `$2`, ...; the same for the same seed and data.
+    """Return `n` sets of values for a `prepared` statement; the same for the same seed and data.
 
-    All is read in a transaction that cannot write: at most ROWS rows of a table, in about PAGES pages. Raises PlanError
-    with the server's words where the statement cannot be prepared.
+    The values come from statistics or rows of the tables, so that the statement finds rows. They are read in a
+    read-only transaction: at most ROWS rows of a table, from about PAGES pages. Raises PlanError with the server's
+    message if the statement cannot be prepared.
     """
     with session(place.session, TIMEOUT_S) as connection:
         types = parameter_types(connection, text)
@@ -238,7 +237,7 @@ def example_rows(place: Database, text: str, n: int = 1, seed: int = 1) -> list[
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What values are made from."""
+    """The sources of values: the database, the types of the parameters, and the seed."""
 
     place: Database
     connection: psycopg.Connection[Any]
@@ -247,11 +246,11 @@ class _Known:
     seed: int
 
     def draw(self, what: object) -> Random:
-        """Chance of its own for everything that is drawn."""
+        """Return a random generator for one table or parameter, independent of all others."""
         return Random(f"{self.seed}/{what}")
 
     def of(self, scan: StatementScan, uses: Sequence[StatementUse]) -> dict[int, list[Value]]:
-        """Values for a table's uses, as far as it has some."""
+        """Return values for the uses of parameters in a table, as far as it has suitable ones."""
         new = {
             use.number: _plain(self, self.types[use.number], "a new one, for it is unique")
             for use in uses
@@ -264,7 +263,7 @@ class _Known:
         return new | (self._rows(scan, uses) if uses else {})
 
     def _fitting(self, scan: StatementScan, uses: Sequence[StatementUse]) -> list[StatementUse]:
-        """Those whose column's values are values of the parameter's type."""
+        """Return the uses whose column has values of the parameter's type."""
         if not uses:
             return []
         probe = f"SELECT {', '.join(_element(use) for use in uses)} FROM {scan.name} AS {quoted(scan.alias)} LIMIT 0"
@@ -285,12 +284,12 @@ class _Known:
         return oid == wanted.oid or (category == wanted.category and category in _ALIKE)
 
     def _counted(self, scan: StatementScan, use: StatementUse) -> list[Value]:
-        """Values of a column from its statistics, each as often as there are rows with it."""
+        """Return values of a column from its statistics, each as often as in the rows."""
         asked = {"schema": scan.schema, "table": scan.table, "column": use.column}
         cursor = self.connection.cursor(row_factory=tuple_row)
         rows = cursor.execute(catalog.get("example_statistics").encode(), asked).fetchall()
         if not rows or (self.types[use.number].element_category == "N" and any("." in text for text, _ in rows)):
-            return []  # of a number with a fraction the parameter may be without one
+            return []  # a fraction may not fit the parameter's type
         others = max(0.0, 1.0 - sum(share or 0.0 for _, share in rows)) / max(1, sum(s is None for _, s in rows))
         draw, weights = self.draw((scan.name, use.column)), [others if share is None else share for _, share in rows]
         said, found = f"pg_stats of {scan.table}.{use.column}", []
@@ -301,7 +300,7 @@ class _Known:
         return found
 
     def _rows(self, scan: StatementScan, uses: Sequence[StatementUse]) -> dict[int, list[Value]]:
-        """Values that stand in one row, so that all conditions on its table hold for it."""
+        """Return values from the same row for all uses, so that the row meets all conditions on the table."""
         rows = self._sampled(scan, uses)
         if not rows:
             return {}
@@ -322,7 +321,7 @@ class _Known:
         return found
 
     def _sampled(self, scan: StatementScan, uses: Sequence[StatementUse]) -> list[tuple[str, ...]]:
-        """Rows of a table that meet the statement's other conditions, or else any."""
+        """Return rows of a table that meet the conditions without parameters; if there are none, any rows."""
         values = ", ".join(f"({self._value(use)})::text" for use in uses)
         there = [f"({_element(use)}) IS NOT NULL" for use in uses]
         part = min(100.0, 100.0 * PAGES / scan.pages) if scan.pages > 0 else 100.0
@@ -336,7 +335,7 @@ class _Known:
         return []
 
     def _value(self, use: StatementUse) -> str:
-        """What a parameter has to be for a row to be found."""
+        """Return the SQL of a parameter's value with which a row is found."""
         wanted, subject = self.types[use.number], _element(use)
         if use.operator == "= ANY" or use.operator == "<> ALL":
             return subject
@@ -345,7 +344,7 @@ class _Known:
         return f"({subject} {sign} {step})::{wanted.type}" if step and sign else f"({subject})::{wanted.type}"
 
     def _harmless(self, statement: str) -> bool:
-        """On a server that perfkit did not start nothing is called that could do something."""
+        """Return whether a query may run: on a foreign server, it must call no volatile function."""
         if not self.place.site.foreign:
             return True
         try:
@@ -354,7 +353,7 @@ class _Known:
             return False
 
     def _tried(self, statement: str) -> psycopg.Cursor[Any] | None:
-        """What a statement gives; None where the server refuses it or takes too long."""
+        """Return the result of a statement; None if the server refuses it or takes too long."""
         self.connection.execute("SAVEPOINT perfkit_example")
         try:
             cursor = send(self.connection.cursor(row_factory=tuple_row), statement)
@@ -366,12 +365,12 @@ class _Known:
 
 
 def _element(use: StatementUse) -> str:
-    """What the column's values are read from; of an array that a parameter is looked for in, its first element."""
+    """Return the SQL expression to read values from; for an array that is searched, its first element."""
     return f"({use.subject})[1]" if use.operator == "ANY =" else use.subject
 
 
 def _array(texts: Sequence[str]) -> str:
-    r"""An array as PostgreSQL writes it.
+    r"""Return an array as PostgreSQL writes it.
 
     >>> _array(["a", 'b"c'])
     '{"a","b\\"c"}'
@@ -381,7 +380,7 @@ def _array(texts: Sequence[str]) -> str:
 
 
 def _fixed(text: str, types: Mapping[int, Type]) -> dict[int, tuple[Type, str, str]]:
-    """Where the place in the statement says what makes sense."""
+    """Return type, value and meaning of the parameters whose position in the statement implies a usual value."""
     return {number: (types[number], *given) for number, given in sqltext.fixed(text).items() if number in types}
 
 
@@ -390,7 +389,7 @@ def _constant(known: _Known, kind: Type, value: str, what: str) -> list[Value]:
 
 
 def _plain(known: _Known, kind: Type, why: str = "no column to take it from: a plain one") -> list[Value]:
-    """Some value of a type; where it has to be new, another one each time."""
+    """Return plain values of a type; if they must be new, a different one each time."""
     draw, new = known.draw(kind.number), "new" in why
 
     def values() -> Iterator[str | None]:

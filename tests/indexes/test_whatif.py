@@ -116,7 +116,7 @@ def test_an_index_on_a_partitioned_table_is_used_in_its_partitions(session: Sess
         ("", "expected one CREATE INDEX statement"),
         ("CREATE INDEX ON visits (nothing)", 'column "nothing" does not exist'),
         ("CREATE INDEX ON nowhere (id)", 'relation "nowhere" does not exist'),
-        ("CREATE INDEX IF NOT EXISTS visits_pkey ON visits (id)", "an index of this name is there already"),
+        ("CREATE INDEX IF NOT EXISTS visits_pkey ON visits (id)", "an index of this name exists already"),
     ],
 )
 def test_anything_else_is_refused_in_one_line(session: Session, index: str, says: str) -> None:

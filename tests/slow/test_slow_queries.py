@@ -218,8 +218,8 @@ def test_an_insert_is_explained_and_leaves_nothing(session: Session) -> None:
         ),
         ("CREATE TABLE t AS SELECT $1", "statement 1: CREATE cannot be explained; expected SELECT"),
         ("SELECT 1; SELECT $1", "statement 1: EXPLAIN takes one statement; found 2"),
-        ("SELECT * FROM appointments WHERE org_id = $1 AND (status", "this text ends in the middle"),
-        ("SELECT * FROM appointments WHERE org_id = $1 AND (status…", "this text ends in the middle"),
+        ("SELECT * FROM appointments WHERE org_id = $1 AND (status", "this text is truncated"),
+        ("SELECT * FROM appointments WHERE org_id = $1 AND (status…", "this text is truncated"),
         ("SELECT * FROM appointments WHERE notes = 'abc", "SQL that cannot be read"),
     ],
 )
