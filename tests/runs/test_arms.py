@@ -172,7 +172,10 @@ def test_arms_on_perfkits_own_server_alternate(own: Run) -> None:
         ('settings = { work_mem = "a lot" }', "setting work_mem = 'a lot': "),
         ('settings = { work_men = "1MB" }', "setting work_men = '1MB': unrecognized configuration parameter"),
         ('settings = { shared_buffers = "a lot" }', 'invalid value for parameter "shared_buffers": "a lot"'),
-        ('settings = { port = "1" }', "settings: expected a setting other than 'port': the setting decides who can reach"),
+        (
+            'settings = { port = "1" }',
+            "settings: expected a setting other than 'port': the setting decides who can reach",
+        ),
         ('prepare = ["things.sql", "version.sql", "broken.sql"]', 'broken.sql: syntax error at or near "BROKEN"'),
         ('rewrite = { things = "broken.sql" }', "BROKEN cannot be explained"),
     ],

@@ -328,7 +328,7 @@ def test_a_condition_that_writes_is_not_evaluated(place: Database) -> None:
     ("text", "said"),
     [
         ("SELECT * FROM sales WHERE", "syntax error at end of input; expected the whole statement"),
-        ("SELECT * FROM sales WHERE id = $1 AND (day", "expected the whole statement; this text is truncale"),
+        ("SELECT * FROM sales WHERE id = $1 AND (day", "expected the whole statement; this text is truncated"),
         ("SELECT * FROM sales GROUP $1", "expected its values written out"),
         ("SELECT $1 + $2 + foo", 'column "foo" does not exist'),
         ("SELECT * FROM nowhere WHERE id = $1", 'relation "nowhere" does not exist'),
