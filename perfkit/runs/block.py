@@ -180,7 +180,7 @@ class RunBlock:
             raise LoadError(f"block {self._number}, {scenario.name} on {name}: {error}") from None
         finally:
             if target.name in self._context.caps and (arm or self._chosen.is_sql(scenario)):
-                self._note(scenario, arm, target.name, load, perf_counter() - start)
+                self._audit(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
         health, rest = {**load.health, **between(before, self._beside(scenario, arm))}, load.rest
@@ -212,7 +212,7 @@ class RunBlock:
             if arm:
                 self._count(name, load)
             if (target := (arm or self._chosen.config.baseline()).name) in self._context.caps:
-                self._note(scenario, arm, target, load, perf_counter() - start)
+                self._audit(scenario, arm, target, load, perf_counter() - start)
             health = {**load.health, **facts}
             bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health))
             self._done += 1
@@ -236,13 +236,14 @@ class RunBlock:
                     usage[one.send[0]] = scans
         return combined(loads)
 
-    def _note(self, scenario: Scenario, own: Arm | None, arm: str, load: Load | None, seconds: float) -> None:
+    def _audit(self, scenario: Scenario, arm: Arm | None, target: str, load: Load | None, seconds: float) -> None:
         """Record in the audit what was sent to a foreign target; after an abort the number of requests is unknown."""
-        texts = [self._chosen.text(arm, q) if own else FLOOR_SQL for q in scenario.send if q in self._chosen.queries]
+        queries = [name for name in scenario.send if name in self._chosen.queries]
+        texts = [self._chosen.text(target, name) if arm else FLOOR_SQL for name in queries]
         asked = [f"{r.method} {r.path}" for r in self._chosen.config.request if r.name in scenario.send]
         sent = sum(n for (_, outcome), n in load.counts().items() if outcome != DROPPED) if load else None
-        target = self._context.workbench.target_name(arm)
-        self._context.audit.load(target, scenario.name, arm, texts or asked, sent, seconds)
+        name = self._context.workbench.target_name(target)
+        self._context.audit.load(name, scenario.name, target, texts or asked, sent, seconds)
 
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
         name, limits = arm.name if arm else FLOOR, self._chosen.config.limits

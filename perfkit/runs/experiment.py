@@ -264,11 +264,11 @@ class Experiment:
         with self._clock.timed("plans"):
             for query in self._chosen.queries_on(arm) if database else ():
                 assert database
-                text, own = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
+                text, parameters = self._chosen.text(arm.name, query.name), rows.get(query.parameters or "", ())
                 file = arm.rewrite.get(query.name, query.file)
                 try:
-                    found = self._plan(database, text, own[:PLANNED])
-                    bundle.add_plan(arm.name, query.name, found.documents, found.tables)
+                    capture = self._plan(database, text, parameters[:PLANNED])
+                    bundle.add_plan(arm.name, query.name, capture.documents, capture.tables)
                 except PlanError as error:
                     raise PlanError(f"{redact_home(str(file))}: {error}") from None
         sizes = databases.sizes(database.site, database.name, exact=False) if database else {}
@@ -331,13 +331,13 @@ class Experiment:
             database, _ = context.workbench.prepare(arm)
             assert database
             source = self._chosen.queries[name].parameters
-            own: Sequence[Any] = context.rows[source][:PLANNED] if source else [None]
+            parameters: Sequence[Any] = context.rows[source][:PLANNED] if source else [None]
             limit = self._chosen.config.limits.statement_timeout_s
-            found = comparison.compare(
-                database.session, self._chosen.sql[name], self._chosen.text(arm.name, name), own, timeout_s=limit
+            rows = comparison.compare(
+                database.session, self._chosen.sql[name], self._chosen.text(arm.name, name), parameters, timeout_s=limit
             )
-            got = found.first_difference or f"the same for {found.equal} of {found.compared} parameter sets"
-            passed = found.equal == found.compared
+            got = rows.first_difference or f"the same for {rows.equal} of {rows.compared} parameter sets"
+            passed = rows.equal == rows.compared
             results.append(CheckResult(f"Rows of {name}", "rewrite", passed, "the rows of before", got, 0.0))
         return results
 

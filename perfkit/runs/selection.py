@@ -295,7 +295,7 @@ class Selection:
         options = self.options
         parts = [
             f"perfkit {'measure' if options.alone else 'report'}",
-            *([f"--config {quote(_shown(options.config))}"] if options.config else []),
+            *([f"--config {quote(_display_path(options.config))}"] if options.config else []),
             f"--blocks {options.blocks}" if options.blocks and options.alone else f"--profile {options.profile}",
             *([f"--plan-for {options.plan_for:g} --max-time {options.max_minutes:g}"] if options.plan_for else []),
             *([f"--scale {self.scale}"] if self.scale else []),
@@ -359,7 +359,7 @@ def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
     return replace(chosen, config=chosen.config.model_copy(update={"scenario": scenarios}))
 
 
-def _shown(path: str) -> str:
+def _display_path(path: str) -> str:
     """Return a path as a report may show it: relative if it is below the working folder, else the file name."""
     full = Path(path).resolve()
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else full.name

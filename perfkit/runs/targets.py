@@ -184,9 +184,9 @@ class ComparisonSpec:
         try:
             single(text)
         except PlanError as error:
-            raise UsageError(f"{_shown(source)}: {error}") from None
+            raise UsageError(f"{_label(source)}: {error}") from None
         if not self.parameters and (named := re.search(r"%\((\w+)\)s", text)):
-            raise UsageError(f"{_shown(source)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
+            raise UsageError(f"{_label(source)}: {named[0]} needs values; expected --parameters with '{named[1]}'")
         return text
 
     def _toml(self, names: Sequence[str], source: str) -> str:
@@ -267,7 +267,7 @@ def is_file(text: Text) -> bool:
     return bool(re.fullmatch(r"\S+\.(sql|csv)", text, re.IGNORECASE))
 
 
-def _shown(text: Text) -> str:
+def _label(text: Text) -> str:
     """Return a text's name for error messages."""
     return str(text) if is_file(text) else repr(" ".join(str(text).split())[:60])
 
@@ -275,7 +275,7 @@ def _shown(text: Text) -> str:
 def _statements(text: Text) -> list[str]:
     """Return CREATE INDEX and ANALYZE statements without comments. Raises UsageError if there is none."""
     if not (statements := [statement.text for statement in split(sql_of(text))]):
-        raise UsageError(f"{_shown(text)}: no statement; expected CREATE INDEX ...")
+        raise UsageError(f"{_label(text)}: no statement; expected CREATE INDEX ...")
     return statements
 
 
