@@ -1,6 +1,7 @@
-"""What a watch tells Prometheus: counters and histograms of its probes, the server's figures, alerts that stand.
+"""Metrics of a watch: the database server's, read in each interval, and all of them for Prometheus.
 
-Names and units follow OpenMetrics. Histograms of several watches, and of several items, may be added up.
+Names and units follow OpenMetrics. Histograms of several watches or items may be added. The server is read over a
+connection of its own, in read-only transactions with a time limit; what the role may not see is left out.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database
 
 LOCAL = "127.0.0.1"
-#: Upper ends in seconds; every limit that a booking service is usually held to is one of them, so that it is exact.
+#: Upper ends in seconds. The usual limits of a booking service are among them, so that a share below one is exact.
 BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.5, 2, 3, 5, 10, 30)
-OUTCOMES = 50  # names of outcomes told apart; any more are `other`
+OUTCOMES = 50  # number of outcome labels; further outcomes count as `other`
 OTHER = "other"
-_SCRAPE_S = 10.0  # a scraper that neither asks nor takes its answer for so long is let go
+_SCRAPE_S = 10.0  # a scraper that neither sends nor reads for longer is disconnected
 
-# Of `SERVER`: what it is called here. Names that end in _total count.
+# The Prometheus names of the keys of `SERVER`; those that end in _total are counters.
 _SERVER = {
     "started": "start_timestamp_seconds",
     "connections": "connections",
@@ -59,7 +60,7 @@ _SERVER = {
 
 
 class Metrics:
-    """The metrics of one watch; safe to use from several threads, and never waits for whoever reads them."""
+    """The metrics of one watch. Thread-safe; never waits for a scraper."""
 
     def __init__(self, about: About) -> None:
         self._labels = {item: (visible(item), kind) for item, kind in about.kinds.items()}
@@ -80,25 +81,26 @@ class Metrics:
             buckets=BUCKETS,
             registry=self._registry,
         )
-        for own in self._labels.values():  # known from the beginning: a rate needs a first value
-            self._probes.labels(*own, OK)
-            self._durations.labels(*own)
+        # Every series starts at 0: a rate needs a first value.
+        for labels in self._labels.values():
+            self._probes.labels(*labels, OK)
+            self._durations.labels(*labels)
 
     def observe(self, item: str, outcome: str, seconds: float) -> None:
-        """A probe of one of the watch's items ended, so many seconds after it was due."""
-        own = self._labels[item]
-        self._probes.labels(*own, visible(self._bounded(outcome))).inc()
+        """Count a probe that ended `seconds` after it was due."""
+        labels = self._labels[item]
+        self._probes.labels(*labels, visible(self._bounded(outcome))).inc()
         if outcome == OK:
-            self._durations.labels(*own).observe(seconds)
+            self._durations.labels(*labels).observe(seconds)
 
-    def update(self, tick: Tick, standing: Sequence[Event]) -> None:
-        """An interval ended, and these alerts stand."""
-        self._latest.seen = tick, tuple(standing)
+    def update(self, tick: Tick, active: Sequence[Event]) -> None:
+        """Publish the last interval and the active alerts."""
+        self._latest.seen = tick, tuple(active)
 
     def serve(self, port: int = 0, address: str = LOCAL) -> int:
-        """Answer scrapes that come to an address, in threads of their own; returns the port, a free one for 0.
+        """Serve scrapes at an address, in threads; return the port, a free one for 0.
 
-        Raises UsageError.
+        Raises UsageError if the address or port cannot be used.
         """
         try:
             self._server = _Server((address, port), _Handler.factory(self._registry))
@@ -110,7 +112,7 @@ class Metrics:
         return int(self._server.server_address[1])
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         if self._server:
             self._server.shutdown()
             self._server.server_close()
@@ -124,20 +126,20 @@ class Metrics:
         return outcome
 
 
-def endpoint(given: str) -> tuple[str, int]:
-    """Address and port of `PORT` or `ADDRESS:PORT`; without one nobody but this machine reaches it. Raises UsageError.
+def endpoint(text: str) -> tuple[str, int]:
+    """Return address and port of `PORT`, which only this machine reaches, or `ADDRESS:PORT`. Raises UsageError.
 
     >>> endpoint("9187"), endpoint("0.0.0.0:0")
     (('127.0.0.1', 9187), ('0.0.0.0', 0))
     """
-    address, _, port = given.rpartition(":")
+    address, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdecimal() and int(port) < 65_536):
-        raise UsageError(f"metrics = {visible(given)!r}; expected PORT from 0 to 65535, or ADDRESS:PORT")
+        raise UsageError(f"metrics = {visible(text)!r}; expected PORT from 0 to 65535, or ADDRESS:PORT")
     return address or LOCAL, int(port)
 
 
 class _Latest(Collector):
-    """What the last interval says, at every scrape; nothing of the server while its database does not answer."""
+    """Collects the last interval at every scrape; without server figures while the database does not answer."""
 
     def __init__(self, about: About) -> None:
         self._about = about
@@ -145,42 +147,44 @@ class _Latest(Collector):
         self.seen: tuple[Tick, tuple[Event, ...]] | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges and counters of the last interval; none before the first."""
+        """Yield the gauges and counters of the last interval; none before the first."""
         if self.seen is None:
             return
-        tick, standing = self.seen
+        tick, active = self.seen
         yield _gauge("watch_interval_end_timestamp_seconds", "When the last interval ended.", tick.at)
         yield self._pending(tick)
         yield from self._up(tick)
         yield from _server(tick.server or {})
-        yield self._alerts(standing)
+        yield self._alerts(active)
 
     def _pending(self, tick: Tick) -> Metric:
-        found = GaugeMetricFamily("perfkit_probes_pending", "Probes due and not ended.", labels=("item",))
+        pending = GaugeMetricFamily("perfkit_probes_pending", "Probes due and not ended.", labels=("item",))
         for item, probe in tick.probes.items():
-            found.add_metric((visible(item),), probe.pending)
-        return found
+            pending.add_metric((visible(item),), probe.pending)
+        return pending
 
     def _up(self, tick: Tick) -> Iterator[Metric]:
         for part, down in (("service", figures.service_down), ("database", figures.database_down)):
-            if (so := down(tick, self._about.kinds)) is not None:
-                yield _gauge(f"{part}_up", f"1 while the {part} answers as expected, 0 while it does not.", 1.0 - so)
+            if (is_down := down(tick, self._about.kinds)) is not None:
+                yield _gauge(
+                    f"{part}_up", f"1 while the {part} answers as expected, 0 while it does not.", 1.0 - is_down
+                )
 
-    def _alerts(self, standing: Sequence[Event]) -> Metric:
-        found = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert stands.", labels=("rule", "level"))
-        now = {(event.rule, event.level) for event in standing}
+    def _alerts(self, active: Sequence[Event]) -> Metric:
+        alerts = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert is active.", labels=("rule", "level"))
+        now = {(event.rule, event.level) for event in active}
         for rule, level in sorted({*self._rules.items(), *now}):
-            found.add_metric((visible(rule), visible(level)), float((rule, level) in now))
-        return found
+            alerts.add_metric((visible(rule), visible(level)), float((rule, level) in now))
+        return alerts
 
 
-def _gauge(name: str, said: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"perfkit_{name}", said, value)
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"perfkit_{name}", help_text, value)
 
 
-def _server(said: Mapping[str, float]) -> Iterator[Metric]:
+def _server(readings: Mapping[str, float]) -> Iterator[Metric]:
     for key, name in _SERVER.items():
-        if (value := said.get(key)) is not None:
+        if (value := readings.get(key)) is not None:
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             yield family(f"perfkit_server_{name}", f"{SERVER[key][0].upper()}{SERVER[key][1:]}.", value)
 
@@ -190,36 +194,34 @@ class _Handler(MetricsHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each scrape; what goes wrong in one is the scraper's own affair."""
+    """Serves each scrape in a thread of its own."""
 
     def server_bind(self) -> None:
-        """Bind, without asking a name server what this machine is called."""
+        """Bind, without asking a name server for the name of this machine."""
         TCPServer.server_bind(self)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a scraper that hung up is no trouble of the watch's."""
+        """Ignore the error: a scraper that hung up does not concern the watch."""
 
-
-# The server's own figures in each interval, asked in a thread so that nobody waits for a server that does not
-# answer.
 
 QUERIES = ("watch_sessions", "watch_counters", "watch_wal", "watch_indexes")
-_MAY_LACK = {"checksum_failures", "wal_bytes"}  # without checksums, or on a standby that archives feed: nothing to see
+# Unknown without checksums, or on a standby fed by archives: no lack of rights.
+_MAY_LACK = {"checksum_failures", "wal_bytes"}
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReading:
-    """What the server said: keys of `SERVER`, those that could be had, and scans by index."""
+    """The readable figures of a server, by keys of `SERVER`, and its scans by index."""
 
     server: Mapping[str, float]
     scans: Mapping[str, int] = field(default_factory=dict)
 
 
 class ServerProbe:
-    """Asks a server for its figures: `ask` begins and returns at once, `answer` is what there is by then.
+    """Reads a server's figures in a thread, so that nobody waits for a server that does not answer.
 
-    `reach` gives the database, and raises ServerError as long as it does not answer; `note` is told what cannot be
-    seen, by its kind.
+    `reach` returns the database, and raises ServerError while it does not answer; `note` receives, by its kind, what
+    cannot be read.
     """
 
     def __init__(self, reach: Callable[[], Database], timeout_s: float, note: Callable[[str, str], None]) -> None:
@@ -228,37 +230,37 @@ class ServerProbe:
         self._asked = self._answered = 0
         self._reading: ServerReading | None = None
         self._connection: Connection | None = None
-        self._line: socket.socket | None = None  # the connection's own, to cut it from another thread
+        self._socket: socket.socket | None = None  # the socket of the connection, to shut it down from another thread
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="perfkit-watch-server", daemon=True)
         self._thread.start()
 
     def ask(self) -> None:
-        """Begin to ask, unless an earlier question hangs."""
+        """Start a reading, unless an earlier one hangs; return at once."""
         with self._changed:
             if self._answered == self._asked:
                 self._asked += 1
                 self._wake.set()
 
     def answer(self, wait_s: float = 0.0) -> ServerReading | None:
-        """What the server has said since `ask`, waiting for it at most so long; None where it has not answered.
+        """Return the reading since `ask`, waiting at most `wait_s`; None if the server has not answered.
 
-        A connection that it does not answer on is cut.
+        A connection without an answer is shut down.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._answered == self._asked, wait_s)
             if self._answered == self._asked:
                 return self._reading
-            if self._line:
+            if self._socket:
                 with suppress(OSError):
-                    self._line.shutdown(socket.SHUT_RDWR)
+                    self._socket.shutdown(socket.SHUT_RDWR)
             return None
 
     def close(self) -> None:
-        """Ask no more, and close the connection."""
+        """Stop reading, and close the connection."""
         self._closed = True
         self._wake.set()
-        self.answer()  # cuts it where it hangs
+        self.answer()  # shuts down a connection that hangs
         self._thread.join(1.0)
 
     def _serve(self) -> None:
@@ -271,28 +273,29 @@ class ServerProbe:
         self._disconnect()
 
     def _read(self) -> ServerReading | None:
-        """Everything that can be had; None where the server does not answer."""
-        found: dict[str, Any] = {}
+        """Return all readable figures; None if the server does not answer."""
+        columns: dict[str, Any] = {}
         try:
             connection = self._connected()
             for name in QUERIES:
                 with suppress(_LeftOut):
-                    found |= self._row(connection, name)
+                    columns |= self._row(connection, name)
         except (psycopg.Error, PerfkitError, OSError) as error:
             self._disconnect()
-            if isinstance(error, TargetRefused):  # such as another server that answers in its place
+            # Such as another server that answers at the same address.
+            if isinstance(error, TargetRefused):
                 self._note("server", str(error))
             return None
-        if not found:
+        if not columns:
             return None
-        scans = {str(name): int(count) for name, count in (found.pop("scans", None) or {}).items()}
-        server = {name: float(value) for name, value in found.items() if name in SERVER and value is not None}
-        if unseen := sorted(found.keys() - server.keys() - _MAY_LACK):
-            self._note("rights", f"the role may not see {', '.join(unseen)}; pg_read_all_stats shows them")
+        scans = {str(name): int(count) for name, count in (columns.pop("scans", None) or {}).items()}
+        server = {name: float(value) for name, value in columns.items() if name in SERVER and value is not None}
+        if hidden := sorted(columns.keys() - server.keys() - _MAY_LACK):
+            self._note("rights", f"the role may not see {', '.join(hidden)}; pg_read_all_stats shows them")
         return ServerReading(server, scans)
 
     def _row(self, connection: Connection, name: str) -> dict[str, Any]:
-        """One query's row, in one round trip. Raises _LeftOut where the server refuses it, psycopg.Error where lost."""
+        """Return the row of one query, in one round trip. Raises _LeftOut if it fails, psycopg.Error if lost."""
         ms = max(1, int(self._timeout_s * 1000))
         limit = f"BEGIN READ ONLY; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms};"
         try:
@@ -304,30 +307,31 @@ class ServerProbe:
             if connection.closed or connection.broken:
                 raise
             connection.execute("ROLLBACK")
-            self._note(name, f"{name.removeprefix('watch_')} cannot be had: {visible(first_line(error))}")
+            self._note(name, f"{name.removeprefix('watch_')} cannot be read: {visible(first_line(error))}")
             raise _LeftOut from None
 
     def _connected(self) -> Connection:
-        """The connection, opened anew where it was lost. Raises psycopg.Error, PerfkitError."""
+        """Return the connection, reopened if it was lost. Raises psycopg.Error, PerfkitError."""
         if self._connection is None:
-            place = self._reach()
-            connection = place.site.connect(place.name, user="postgres")
-            connection.cursor_factory, connection.row_factory = psycopg.Cursor, dict_row  # audited once, as a load
+            database = self._reach()
+            connection = database.site.connect(database.name, user="postgres")
+            # The audit has these queries once for the whole watch, so the cursor does not record each of them.
+            connection.cursor_factory, connection.row_factory = psycopg.Cursor, dict_row
             connection.prepare_threshold = None
             with self._changed:
                 self._connection = connection
-                self._line = socket.socket(fileno=os.dup(connection.fileno()))
+                self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         return self._connection
 
     def _disconnect(self) -> None:
         with self._changed:
-            connection, line, self._connection, self._line = self._connection, self._line, None, None
-        if line:
-            line.close()
+            connection, own_socket, self._connection, self._socket = self._connection, self._socket, None, None
+        if own_socket:
+            own_socket.close()
         if connection:
             with suppress(psycopg.Error):
                 connection.close()
 
 
 class _LeftOut(Exception):
-    """The server refused one query; the others may go on."""
+    """The server refused one query; the others may still work."""
