@@ -1,6 +1,7 @@
-"""Probes of a watched target, and how it is reached.
+"""Probes of a watched target, and how the target is reached.
 
-One event loop in a thread of its own. Response times count from when a probe was due; nothing is tried again.
+The probes run in one event loop, in a thread of its own. Response times count from when a probe was due; no probe is
+retried.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from perfkit.runs.selection import RunSpec, Selection, alone
 from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import LOADED, SAFE_METHODS, Targets, admitted
 
-WORN = 0.8  # of a source's rows used: time to ask for others
+NEARLY_USED_UP = 0.8  # share of a source's rows from which on it draws new ones
 
 
 class Supply:
-    """Rows by source, in a random order."""
+    """Parameter rows by source, in a random order."""
 
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
@@ -51,28 +52,27 @@ class Supply:
         self._used: Counter[str] = Counter()
 
     def put(self, source: str, rows: Sequence[Row]) -> None:
-        """Rows of a source, in place of those it had."""
-        self._draws[source] = Draw({source: rows}, f"watch/{monotonic_ns()}")  # a watch begun again books other slots
+        """Replace the rows of a source."""
+        # The seed is a new one, so that a restarted watch books other slots.
+        self._draws[source] = Draw({source: rows}, f"watch/{monotonic_ns()}")
         self._sizes[source], self._used[source] = len(rows), 0
 
     def reuse(self, source: str) -> None:
-        """Use the same rows once more."""
+        """Use the rows of a source again."""
         self._used[source] = 0
 
     def __contains__(self, source: str) -> bool:
         return source in self._draws
 
     def __call__(self, source: str) -> Row:
-        """The next row; one of a source that has run out comes again."""
+        """Return the next row of a source, again from the first once all are used."""
         self._used[source] += 1
         return self._draws[source](source)
 
     def nearly_used_up(self, source: str) -> bool:
-        """Whether most of a source's rows have been used."""
-        return self._used[source] >= WORN * self._sizes[source]
+        """Return whether most rows of a source have been used."""
+        return self._used[source] >= NEARLY_USED_UP * self._sizes[source]
 
-
-# What a watch watches: a service and a database that run already, or the booking system as perfkit starts it.
 
 Row = Mapping[str, Any]
 Rows = Mapping[str, Sequence[Row]]
@@ -82,61 +82,63 @@ SEED = "watch"
 
 @dataclass(frozen=True, slots=True)
 class WatchedTarget:
-    """A service, a database or both, and what is sent to them."""
+    """A service, a database or both, and the requests and queries that are sent to them."""
 
     chosen: Selection
     items: Mapping[str, Request | Query]
-    service: tuple[str, str] | None  # its origin, and the address to use for it ("" for the usual)
-    reach: Reach | None  # the database: raises ServerError as long as it does not answer, TargetRefused
+    service: tuple[str, str] | None  # its origin, and the address to connect to ("" for that of the origin)
+    reach: Reach | None  # returns the database; raises ServerError while it does not answer, TargetRefused
 
     @property
     def arm(self) -> Arm:
-        """The variant of the system that is live."""
+        """The live variant of the system."""
         return self.chosen.arms[0]
 
     def rows(self) -> dict[str, Sequence[Row]]:
-        """Parameter rows that need no database. Raises UsageError."""
+        """Return the parameter rows that need no database. Raises UsageError."""
         return {name: selection.rows(name, source, None, SEED) for name, source in self._sources(sql=False)}
 
     def draw(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
-        """The database and the parameter rows from it, once what is sent there is known to harm nothing.
+        """Return the database and its parameter rows, after checking that no query can do harm there.
 
-        Raises ServerError as long as it does not answer, TargetRefused, UsageError, PlanError.
+        Raises ServerError while the database does not answer, TargetRefused, UsageError, PlanError.
         """
-        place = reach()
-        found = {name: self.source(place, name) for name, _ in self._sources(sql=True)}
-        if isinstance(place.site, External):
-            self._require_harmless(place, {**self.rows(), **found})
-        return place, found
+        database = reach()
+        rows = {name: self.source(database, name) for name, _ in self._sources(sql=True)}
+        if isinstance(database.site, External):
+            self._require_harmless(database, {**self.rows(), **rows})
+        return database, rows
 
-    def source(self, place: Database, name: str) -> Sequence[Row]:
-        """The rows that a source gives now. Raises ServerError, UsageError."""
-        return selection.rows(name, self.chosen.config.parameters[name], place, SEED)
+    def source(self, database: Database, name: str) -> Sequence[Row]:
+        """Return the current rows of a source. Raises ServerError, UsageError."""
+        return selection.rows(name, self.chosen.config.parameters[name], database, SEED)
 
     def text(self, query: str) -> str:
-        """What is sent for a query."""
+        """Return the SQL text of a query."""
         return self.chosen.text(self.arm.name, query)
 
     def _sources(self, *, sql: bool) -> Iterator[tuple[str, Any]]:
-        """The sources that are needed: those that ask the database, or the others."""
-        wanted = {item.parameters for item in self.items.values()}
+        """Yield the sources in use: with `sql` those that query the database, else the others."""
+        used = {item.parameters for item in self.items.values()}
         for name, source in self.chosen.config.parameters.items():
-            if name in wanted and sql == (isinstance(source, Path) and source.suffix.lower() != ".csv"):
+            if name in used and sql == (isinstance(source, Path) and source.suffix.lower() != ".csv"):
                 yield name, source
 
-    def _require_harmless(self, place: Database, rows: Rows) -> None:
-        database = self.chosen.config.database
-        allowed = database.volatile if database else ()
+    def _require_harmless(self, database: Database, rows: Rows) -> None:
+        settings = self.chosen.config.database
+        allowed = settings.volatile if settings else ()
         for item in self.items.values():
             if isinstance(item, Query):
                 row = rows[item.parameters][0] if item.parameters else None
-                found = effects(place.session, self.text(item.name), row)
-                require_harmless(found, writes_allowed=False, volatile_allowed=allowed, where=place.site.name)
+                statement_effects = effects(database.session, self.text(item.name), row)
+                require_harmless(
+                    statement_effects, writes_allowed=False, volatile_allowed=allowed, where=database.site.name
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """What shall be watched, admitted and not yet touched."""
+    """What to watch, admitted by the guards and not yet touched."""
 
     chosen: Selection
     items: Mapping[str, Request | Query]
@@ -144,13 +146,13 @@ class ProbePlan:
 
     @property
     def live(self) -> bool:
-        """Whether it runs already; else perfkit starts it."""
+        """Whether the target runs already; else perfkit starts it."""
         service, database = self.chosen.config.service, self.chosen.config.database
         return not (service and service.command) and bool(service or (database and database.target))
 
     @property
     def name(self) -> str:
-        """What is watched, without secrets."""
+        """The name of the target, without secrets."""
         if not self.live:
             return f"{self.chosen.arms[0].name}, started by perfkit"
         services, databases = self.targets.origins.values(), self.targets.addresses.values()
@@ -158,21 +160,22 @@ class ProbePlan:
 
 
 def plan_probes(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
-    """The variant that is watched, and what is sent: `send`, or requests that only read and every query.
+    """Return the variant to watch, and the items to send: `send`, or by default all queries and reading requests.
 
-    Raises UsageError, TargetRefused, and ServerError for a name without an address.
+    Raises UsageError, TargetRefused, and ServerError if a name has no address.
     """
     service, database = config.service, config.database
     if service and service.command and database and database.way in LOADED:
         raise UsageError("watch: [service] is started by perfkit on a database of yours; expected its url")
-    found = alone(config, RunSpec(scale=scale, arms=(arm,) if arm else ()))
-    known: dict[str, Request | Query] = {**found.requests, **found.queries}
+    chosen = alone(config, RunSpec(scale=scale, arms=(arm,) if arm else ()))
+    known: dict[str, Request | Query] = {**chosen.requests, **chosen.queries}
     reading = [request.name for request in config.request if request.method in SAFE_METHODS]
-    items = {name: known[name] for name in config.watch.send or (*reading, *found.queries)}
+    items = {name: known[name] for name in config.watch.send or (*reading, *chosen.queries)}
     if not items:
         raise UsageError("watch: nothing to send; expected requests in 'send', or a GET or a query to choose")
-    requests = tuple(request for request in config.request if request.name in items)  # the guards ask for no others
-    selection = Selection(found.config.model_copy(update={"request": requests}), found.options)
+    # The guards then ask for permission for no other request.
+    requests = tuple(request for request in config.request if request.name in items)
+    selection = Selection(chosen.config.model_copy(update={"request": requests}), chosen.options)
     plan = ProbePlan(selection, items, admitted(selection.config, selection.arms, permission))
     offered, most = config.watch.rate * len(items), config.limits.rate
     if plan.live and 0 < most < offered:
@@ -182,9 +185,9 @@ def plan_probes(config: Config, permission: Permission, arm: str = "", scale: st
 
 @contextmanager
 def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
-    """What was planned, running; what perfkit started ends with the context. What runs already need not answer yet.
+    """Yield the running target; what perfkit starts ends with the context. A target of the user's need not answer yet.
 
-    Raises UsageError, and ServerError or ServiceError for what perfkit cannot start.
+    Raises UsageError, and ServerError or ServiceError if perfkit cannot start the target.
     """
     if plan.live:
         yield _running(plan, audit)
@@ -197,14 +200,14 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
         stage.base(selection.scale)
         stage.refresh(own)
         stage.serve([own])
-        place = stage.database(own)
+        database = stage.database(own)
         service = stage.service_address(own) if selection.config.service else None
         say("")
-        yield WatchedTarget(selection, plan.items, service, lambda: place)
+        yield WatchedTarget(selection, plan.items, service, lambda: database)
 
 
 def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
-    """A service and a database of the user's; the latter is opened when it is first wanted and answers."""
+    """Return a service and a database of the user's; the database is opened at its first use."""
     arm, targets = plan.chosen.arms[0], plan.targets
     address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
     found: list[External] = []
@@ -223,27 +226,25 @@ def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
     return WatchedTarget(plan.chosen, plan.items, service, reach if address else None)
 
 
-# Probes of a live target at a low rate: each due at its instant, whatever became of the ones before.
-
-MISSED_S = 1.0  # whoever slept longer than this, as a suspended machine does, sends nothing of what was due
-START_S = 10.0  # for the database's first answer; then the watch begins without
-AGAIN_S = 1.0  # between attempts to draw parameter rows from a database that does not answer yet
-RENEW_S = 2.0  # between looks at whether rows are used up
-CONNECTIONS = 10  # to the database, however many probes hang in it: those that it has left are for others
+MISSED_S = 1.0  # probes that are due for longer are skipped: the machine was suspended
+START_S = 10.0  # for the database's first answer; after that the watch begins without it
+AGAIN_S = 1.0  # between attempts to reach a database that does not answer
+RENEW_S = 2.0  # between checks whether rows are nearly used up
+CONNECTIONS = 10  # maximum to the database, however many probes hang: the others are for its users
 Observe = Callable[[str, str, float], None]
 _Result = TypeVar("_Result")
 
 
 class Prober:
-    """Sends probes from `start` to `close`; `cut` takes what ended since the last cut. For any thread.
+    """Sends probes from `start` to `close`. Thread-safe.
 
-    `observe` is told every probe that ended: item, outcome, seconds.
+    `observe` is called with item, outcome and seconds of every probe that ends.
     """
 
     def __init__(self, target: WatchedTarget, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
         self._target, self._watch, self._observe, self._note = target, watch, observe, note
         self._tally = Tally(target.items)
-        self._most = int(watch.timeout_s * watch.rate) + 2  # in flight, of each
+        self._most = int(watch.timeout_s * watch.rate) + 2  # maximum in flight, of each item
         self._supply = Supply()
         for name, rows in target.rows().items():
             self._supply.put(name, rows)
@@ -256,28 +257,29 @@ class Prober:
         self._thread = threading.Thread(target=self._run, name="perfkit-watch-probes", daemon=True)
 
     def start(self) -> None:
-        """Begin. Raises UsageError, TargetRefused for what can be known to be wrong by now."""
+        """Start sending. Raises UsageError, TargetRefused if a mistake shows at once."""
         self._thread.start()
         self._ready.result()
 
     def require_alive(self) -> None:
-        """Raise what ended the probes, such as TargetRefused for a database that nobody allowed."""
+        """Raise the error that ended the probes, such as TargetRefused for a database that was not confirmed."""
         if self._failed:
             raise self._failed
 
     def cut(self) -> dict[str, Probe]:
-        """The probes that ended since the last cut, and those that are due and have not."""
+        """Return the probes that ended since the last cut, and the pending ones."""
         return self._tally.cut()
 
     def close(self) -> None:
-        """Send no more; what is in flight is given up."""
+        """Stop sending, and abandon the probes in flight."""
         if self._thread.is_alive():
-            with suppress(RuntimeError):  # its loop has ended meanwhile
+            with suppress(RuntimeError):  # the loop has ended meanwhile
                 self._stop()
             self._thread.join(2.0)
 
     def _run(self) -> None:
-        logging.getLogger("psycopg").addHandler(logging.NullHandler())  # what it would log is in the outcomes
+        # psycopg would log failures that the outcomes already count.
+        logging.getLogger("psycopg").addHandler(logging.NullHandler())
         try:
             run(self._serve())
         except BaseException as error:
@@ -308,7 +310,10 @@ class Prober:
                     await sender.close()
 
     async def _open(self) -> set[asyncio.Task[Any]]:
-        """Be ready to send, as far as the database lets it; what still goes on. Raises TargetRefused, UsageError."""
+        """Prepare sending and return the tasks that still run, such as reaching the database.
+
+        Raises TargetRefused, UsageError.
+        """
         works: set[asyncio.Task[Any]] = set()
         if self._target.service:
             base, address = self._target.service
@@ -322,24 +327,25 @@ class Prober:
             waiting.cancel()
             if reaching.done():
                 reaching.result()
-        for name in self._target.items:  # a mistake in one shows now, or never
+        # Make one message of each item: a mistake in the configuration must show at the start.
+        for name in self._target.items:
             if self._sendable(name):
                 self._message(name)
         return works
 
     async def _until_reached(self, reach: Reach, tried: asyncio.Event) -> None:
-        """Draw parameter rows and get ready to send queries as soon as the database answers. Raises PerfkitError."""
+        """Draw parameter rows and open the SQL sender as soon as the database answers. Raises PerfkitError."""
         while True:
             try:
-                place, rows = await _in_thread(lambda: self._target.draw(reach))
+                database, rows = await _in_thread(lambda: self._target.draw(reach))
                 break
             except ServerError as error:
                 self._note("database", f"not reached yet: {error}")
                 tried.set()
                 await asyncio.sleep(AGAIN_S)
-        site, limit = place.site, self._watch.timeout_s
+        site, limit = database.site, self._watch.timeout_s
         spec = sql_target(
-            site.conninfo(place.name), limit, limit, pooler=site.pooler, read_only=True, settings=place.settings
+            site.conninfo(database.name), limit, limit, pooler=site.pooler, read_only=True, settings=database.settings
         )
         sender = SqlSender(**spec["options"])
         sender.stand_by(CONNECTIONS)
@@ -349,21 +355,21 @@ class Prober:
         tried.set()
         requests = [item for item in self._target.items.values() if isinstance(item, Request)]
         written = {item.parameters for item in requests if item.method not in SAFE_METHODS}
-        await self._renew(place, [name for name in rows if name in written])
+        await self._renew(database, [name for name in rows if name in written])
 
-    async def _renew(self, place: Database, sources: Iterable[str]) -> None:
-        """Ask for other rows, for ever, before those of a source come again: what was booked cannot be booked twice."""
+    async def _renew(self, database: Database, sources: Iterable[str]) -> None:
+        """Draw new rows before those of a source are used up, for ever: a slot cannot be booked twice."""
         while True:
             await asyncio.sleep(RENEW_S)
             for source in filter(self._supply.nearly_used_up, sources):
                 try:
-                    self._supply.put(source, await _in_thread(partial(self._target.source, place, source)))
+                    self._supply.put(source, await _in_thread(partial(self._target.source, database, source)))
                 except (ServerError, UsageError) as error:
                     self._supply.reuse(source)
                     self._note(f"rows of {source}", f"the same parameter rows come again: {error}")
 
     async def _pace(self, clock: Clock) -> None:
-        """Every item at its rate, evenly, one after the other."""
+        """Send the items in turn, evenly spaced, each at its rate."""
         names = list(self._target.items)
         apart, begun = int(1e9 / (self._watch.rate * len(names))), monotonic_ns()
         for number in count():
@@ -381,13 +387,13 @@ class Prober:
             task.add_done_callback(self._tasks.discard)
 
     def _sendable(self, name: str) -> bool:
-        """Not while the database that it would be made of, or sent to, was never reached."""
+        """Return whether an item has its rows and its sender: not before the database is first reached."""
         item = self._target.items[name]
         there = item.parameters is None or item.parameters in self._supply
         return there and (isinstance(item, Request) or self._sql is not None)
 
     def _next(self, name: str) -> tuple[HttpSender | SqlSender, Message] | None:
-        """The next one; None for a parameter row that makes none, which is no failure of the target's."""
+        """Return the next message; None if its parameter row does not fit, which is no failure of the target."""
         try:
             return self._message(name)
         except UsageError as error:
@@ -395,7 +401,7 @@ class Prober:
             return None
 
     async def _probe(self, name: str, number: int, due: int, sender: HttpSender | SqlSender, message: Message) -> None:
-        """One probe from when it was due until its answer; one that is given up leaves nothing."""
+        """Send one probe and count its answer; a cancelled probe leaves no trace."""
         self._tally.begin(name, number, due)
         try:
             answer = await sender.send(message)
@@ -409,7 +415,7 @@ class Prober:
         self._observe(name, outcome, seconds)
 
     def _message(self, name: str) -> tuple[HttpSender | SqlSender, Message]:
-        """The next request or query, ready to be sent. Raises UsageError for what cannot be."""
+        """Return the next request or query with its sender. Raises UsageError if it cannot be sent."""
         item = self._target.items[name]
         row = self._supply(item.parameters) if item.parameters is not None else None
         sender: HttpSender | SqlSender | None = self._http if isinstance(item, Request) else self._sql
@@ -426,15 +432,16 @@ class Prober:
 
 
 async def _in_thread(work: Callable[[], _Result]) -> _Result:
-    """What a function gives that may wait for ever: in a thread that keeps nobody from ending."""
-    found: Future[_Result] = Future()
-    found.set_running_or_notify_cancel()  # or a result that comes after everything has ended would be an error
+    """Return the result of a function that may hang, in a daemon thread, which the end does not wait for."""
+    future: Future[_Result] = Future()
+    # Otherwise a result that comes after a cancellation would raise an error.
+    future.set_running_or_notify_cancel()
 
     def carry_out() -> None:
         try:
-            found.set_result(work())
+            future.set_result(work())
         except BaseException as error:
-            found.set_exception(error)
+            future.set_exception(error)
 
     threading.Thread(target=carry_out, name="perfkit-watch-draws", daemon=True).start()
-    return await asyncio.wrap_future(found)
+    return await asyncio.wrap_future(future)

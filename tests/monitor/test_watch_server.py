@@ -261,7 +261,7 @@ def test_a_catalogue_that_takes_too_long_is_left_out_and_the_rest_is_there(
         found = own.figures()
     assert "invalid_indexes" not in found.server and found.scans == {}
     assert found.server["connections"] >= 1
-    assert own.notes == [("watch_indexes", "indexes cannot be had: canceling statement due to statement timeout")]
+    assert own.notes == [("watch_indexes", "indexes cannot be read: canceling statement due to statement timeout")]
 
 
 def test_it_reads_only_and_the_audit_names_its_connections_not_every_question(

@@ -346,7 +346,7 @@ def test_a_line_that_did_not_reach_the_disk_is_written_again(tmp_path: Path, mon
         ("[" * 100_000, "damaged (nested deeper than 10,000 values); expected JSON written by perfkit"),
         ("[]", "format None; expected a watch of format 1"),
         ('{"format": 2}', "format 2; expected a watch of format 1"),
-        ('{"format": 1}', "damaged; expected what a watch wrote"),
+        ('{"format": 1}', "damaged; expected the description that a watch wrote"),
         ("About", "damaged (Expecting value: line 1 column 1 (char 0)); expected JSON written by perfkit"),
     ],
 )
@@ -372,7 +372,7 @@ def test_a_damaged_watch_json_is_one_clear_line(tmp_path: Path, content: str, sa
 def test_a_watch_json_with_wrong_values_is_one_clear_line(tmp_path: Path, broken: dict[str, object]) -> None:
     path = written(tmp_path) / "watch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
-    with pytest.raises(BundleError, match="damaged; expected what a watch wrote"):
+    with pytest.raises(BundleError, match="damaged; expected the description that a watch wrote"):
         read(tmp_path)
 
 
