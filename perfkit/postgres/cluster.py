@@ -1,11 +1,13 @@
-"""The binaries of a server that perfkit starts, its folder and its settings.
+"""The embedded server's programs, and the folder of one cluster.
 
-lease           every user's shared lock; the supervisor stops the server when it can lock it exclusively
-alive           locked exclusively by the supervisor for as long as it lives
-info.json       where the running server is; present only while it can be used
+The folder holds:
+
+lease           locked (shared) by every user; the supervisor stops the server when it can lock it exclusively
+alive           locked exclusively by the supervisor while it lives
+info.json       the location of the running server; present only while the server can be used
 socket          the path of the socket's folder
 data-*          the cluster
-supervisor.log  why a start failed
+supervisor.log  the reason of a failed start
 last-log.json   the end of the previous server's log
 """
 
@@ -35,7 +37,7 @@ _TREES = {16: "pginstall", 18: "pginstall18"}
 
 
 def server_user() -> pwd.struct_passwd | None:
-    """The user the server runs as when we are root (PostgreSQL refuses root); None: as ourselves."""
+    """Return the user for the server if this process is root, which PostgreSQL refuses; None for the current user."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -43,14 +45,16 @@ def server_user() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise ServerError("as root the embedded server runs as user postgres or nobody; neither exists here")
+    raise ServerError(
+        "started by root, the embedded server runs as user postgres or nobody; expected one of them on this machine"
+    )
 
 
 def locate(version: int, home: Path) -> Path:
-    """The bin folder of `version`; as root a copy below `home`. UsageError for any version but 16 and 18."""
+    """Return the bin folder of `version`; for root, a copy below `home`. Raises UsageError unless 16 or 18."""
     if version not in _TREES:
         raise UsageError(f"PostgreSQL {version} is not embedded; expected 16 or 18")
-    # Found, not imported: importing the package starts things.
+    # Located without an import, because importing the package starts processes.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise ServerError(f"the package {_PACKAGE.replace('_', '-')} is not installed; pip install it")
@@ -61,24 +65,24 @@ def locate(version: int, home: Path) -> Path:
 
 
 def require_reachable(folder: Path, user: pwd.struct_passwd) -> None:
-    """ServerError naming the first of `folder` and its parents that exists and that `user` may not enter."""
+    """Raise ServerError for the first of `folder` and its parents that `user` cannot enter."""
     resolved = folder.resolve()
     for path in filter(Path.is_dir, reversed([resolved, *resolved.parents])):
         info = path.stat()
-        wanted = stat.S_IXOTH
+        permission = stat.S_IXOTH
         if info.st_uid == user.pw_uid:
-            wanted = stat.S_IXUSR
+            permission = stat.S_IXUSR
         elif info.st_gid == user.pw_gid:
-            wanted = stat.S_IXGRP
-        if not info.st_mode & wanted:
+            permission = stat.S_IXGRP
+        if not info.st_mode & permission:
             raise ServerError(
-                f"{path} is closed to user {user.pw_name}, as whom root runs the embedded server; "
-                "set PERFKIT_HOME to a folder that user can reach"
+                f"{path}: user {user.pw_name}, who runs the embedded server for root, cannot enter it; "
+                "set PERFKIT_HOME to a folder that this user can reach"
             )
 
 
 def _copy(package: Path, version: int, home: Path) -> Path:
-    """The package's programs below `home`, readable for everyone; copied once per build of them."""
+    """Return a copy of the package's programs below `home`, readable for everyone; make one copy per build."""
     built = (package / _TREES[version] / "bin" / "postgres").stat()
     place = home / f"bin-{version}-{built.st_mtime_ns:x}-{built.st_size:x}"
     with (home / "copying").open("w") as lock:
@@ -92,7 +96,7 @@ def _copy(package: Path, version: int, home: Path) -> Path:
 
 
 def _copy_tree(package: Path, version: int, place: Path) -> None:
-    """The version's tree and, at the same place beside it, the libraries its programs look for."""
+    """Copy the version's tree and the libraries of its programs, in the same relative positions."""
     tree, libraries = Path(package.name, _TREES[version]), Path(f"{package.name}.libs")
     for part in (tree, libraries, Path(package.name, ".dylibs")):
         if (package.parent / part).is_dir():
@@ -104,16 +108,16 @@ def _copy_tree(package: Path, version: int, place: Path) -> None:
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & stat.S_IXUSR else 0o644)
 
 
-# The folder of one embedded cluster: who runs it, launching that, and removing what a killed one left.
+# The folder of one cluster: start its supervisor, and remove the files that a killed supervisor left.
 
 _START_LIMIT = 60.0
 
 
 def take_lease(folder: Path) -> int:
-    """A descriptor that keeps the folder's server running until it is closed, or the process ends."""
+    """Return a descriptor that keeps the folder's server running until it is closed or the process ends."""
     lease = os.open(folder / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        # Waits here while a supervisor that found nobody left is removing its server.
+        # This waits while a supervisor without users removes its server.
         fcntl.flock(lease, fcntl.LOCK_SH)
     except BaseException:
         os.close(lease)
@@ -122,9 +126,9 @@ def take_lease(folder: Path) -> int:
 
 
 def obtain(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder's supervisor published; launches one by `order` unless it runs. Callers may race.
+    """Return what the folder's supervisor published; launch a supervisor by `order` if none runs. Callers may race.
 
-    The caller holds the lease. ServerError if the server does not start.
+    The caller holds the lease. Raises ServerError if the server does not start.
     """
     launched = False
     deadline = time.monotonic() + _START_LIMIT
@@ -149,7 +153,7 @@ def obtain(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exists(pid: int) -> bool:
-    """Whether a process of this id runs (on Linux a zombie does not: some containers reap late or never)."""
+    """Whether a process with this id runs. On Linux a zombie does not count: some containers reap late or never."""
     if sys.platform == "linux":
         try:
             return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -182,7 +186,7 @@ def _launch(folder: Path, order: Mapping[str, Any], alive: int) -> None:
 
 
 def _sweep_others(folder: Path) -> None:
-    """Sweep every other cluster of this home whose supervisor is dead."""
+    """Clean up every other cluster of this home whose supervisor is dead."""
     for other in folder.parent.glob("server-*"):
         alive = None if other == folder else _lock(other / "alive")
         if alive is not None:
@@ -191,27 +195,27 @@ def _sweep_others(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed supervisor left; the caller holds its `alive`."""
+    """Remove the files that a killed supervisor left; the caller holds its `alive`."""
     (folder / "info.json").unlink(missing_ok=True)
     for data in folder.glob("data-*"):
         _end_postmaster(data)
         shutil.rmtree(data, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         socket_dir = (folder / "socket").read_text()
-        # Half a path, from a disk that was full, could be any folder's.
+        # A path cut short by a full disk could name another folder, so it is ignored.
         if re.fullmatch(r"/tmp/perfkit-[0-9a-f]{12}", socket_dir):
             shutil.rmtree(socket_dir, ignore_errors=True)
         (folder / "socket").unlink()
 
 
 def _end_postmaster(data: Path) -> None:
-    """Stop a server that its supervisor's death did not stop (macOS), or is just stopping (Linux)."""
+    """Stop a server that outlives its supervisor: always on macOS, for a moment on Linux."""
     for _ in range(300):
         try:
             pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
         except (OSError, ValueError):
             return
-        # The file may be older than the process that has this id now.
+        # Another process may have this id by now.
         if str(data) not in _command(pid):
             return
         with contextlib.suppress(ProcessLookupError):
@@ -220,7 +224,7 @@ def _end_postmaster(data: Path) -> None:
 
 
 def _command(pid: int) -> str:
-    """The command line of a process; empty if there is none."""
+    """Return the command line of a process; empty if the process does not exist."""
     if sys.platform == "linux":
         try:
             return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
@@ -230,14 +234,14 @@ def _command(pid: int) -> str:
 
 
 def _failure(folder: Path) -> str:
-    """Why the server did not start, in the server's own words, as one line."""
+    """Return the server's message about a failed start, in one line."""
     text = (folder / "supervisor.log").read_text("utf-8", "replace")
-    found: list[tuple[str, str]] = re.findall(r"(LOG|ERROR|FATAL|PANIC|error): +(.*)", text)
-    severe = [words for level, words in found if level != "LOG"]
-    # Of a wrong setting the log line before tells which.
+    messages: list[tuple[str, str]] = re.findall(r"(LOG|ERROR|FATAL|PANIC|error): +(.*)", text)
+    severe = [words for level, words in messages if level != "LOG"]
+    # For an invalid setting, the log line before names it.
     if severe and severe[0].endswith("contains errors"):
-        severe = [re.sub(r' in file ".*" line \d+$', "", words) for level, words in found if level == "LOG"]
-    return "; ".join(severe) or " ".join(text.split())[-300:] or "it ended without a word"
+        severe = [re.sub(r' in file ".*" line \d+$', "", words) for level, words in messages if level == "LOG"]
+    return "; ".join(severe) or " ".join(text.split())[-300:] or "it ended without a message"
 
 
 def _published(folder: Path) -> dict[str, Any] | None:
@@ -249,7 +253,7 @@ def _published(folder: Path) -> dict[str, Any] | None:
 
 
 def _lock(path: Path) -> int | None:
-    """An exclusively locked descriptor of `path`, or None while another holds it."""
+    """Return an exclusively locked descriptor of `path`, or None while another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""An embedded PostgreSQL server: started on first use, shared by processes, gone after its last user.
+"""An embedded PostgreSQL server: started on first use, shared by processes, removed after its last user.
 
-The cluster is made at the start and deleted at the end, so it holds nothing worth an fsync. Every user
-process holds a lease (see `cluster`), which the kernel drops however the process ends. A child made by plain
-`os.fork` shares its parent's lease and keeps the server for as long as it lives; spawned ones do not.
+The cluster is created at the start and deleted at the end, so its data needs no fsync. Every user process holds a
+lease (see `cluster`), which the kernel drops however the process ends. A child created by plain `os.fork` shares its
+parent's lease and keeps the server while it lives; spawned processes do not.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from perfkit.base.refusals import require_settable
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import Extended
 
-if sys.platform != "win32":  # so that start() can say what is wrong there
+if sys.platform != "win32":  # so that start() can report the unsupported system
     from perfkit.postgres import cluster
 
-#: What the server runs with unless the caller says otherwise; the report prints them.
+#: The server's settings unless the caller overrides them; the report prints them.
 SETTINGS: Mapping[str, str] = {
     "shared_buffers": "1GB",
     "max_connections": "200",
@@ -44,9 +44,9 @@ SETTINGS: Mapping[str, str] = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "on",
-    # In the data folder, so that it goes with it; containers also have little of the other kind.
+    # In the data folder, so that it is removed with it; containers also have little POSIX shared memory.
     "dynamic_shared_memory_type": "mmap",
-    # The least that still writes WAL for an index build, so that it can be counted.
+    # The lowest level that writes WAL for an index build, so that perfkit can count this WAL.
     "wal_level": "replica",
     "compute_query_id": "on",
     "track_io_timing": "on",
@@ -54,7 +54,7 @@ SETTINGS: Mapping[str, str] = {
     "timezone": "UTC",
 }
 
-# How perfkit reaches the server and its log; `settings` refuses a caller's value for one of these.
+# Settings by which perfkit reaches the server and its log; a caller cannot change them.
 _OWN = {
     "listen_addresses": "",
     "port": "5432",
@@ -66,20 +66,20 @@ _OWN = {
     "log_rotation_age": "0",
     "log_rotation_size": "0",
 }
-# What `postgres -C` needs in place of a cluster; nothing is started.
+# Options with which `postgres -C` checks settings without a cluster; nothing is started.
 _NO_CLUSTER = ("config_file=/dev/null", "hba_file=/dev/null", "ident_file=/dev/null", "data_directory=/nonexistent")
 _ANSWER_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class EmbeddedServer:
-    """A running server and this process's lease on it; a context manager that ends the lease."""
+    """A running server and this process's lease on it; leaving the context ends the lease."""
 
     name: ClassVar = "embedded"
     foreign: ClassVar = False
     pooler: ClassVar = False
     permissions: ClassVar = frozenset({"writes", "ddl"})
-    port: ClassVar = 5432  # in the socket's name
+    port: ClassVar = 5432  # part of the socket's name
     version: int
     pid: int
     socket_dir: Path
@@ -89,8 +89,8 @@ class EmbeddedServer:
     _lease: int | None = field(default=None, repr=False)
 
     def conninfo(self, dbname: str = "", user: str = "") -> str:
-        """Connection string for libpq; `perfkit` may log in and nothing else, `postgres` is the superuser."""
-        return make_conninfo(  # with what the environment might add: PGHOSTADDR leads a socket's folder elsewhere
+        """Return a connection string for libpq; `perfkit` has the right to log in only, `postgres` is the superuser."""
+        return make_conninfo(  # explicit, because PGHOSTADDR in the environment would lead to another server
             host=str(self.socket_dir),
             hostaddr="",
             port=self.port,
@@ -101,7 +101,7 @@ class EmbeddedServer:
         )
 
     def connect(self, dbname: str = "", user: str = "") -> Connection:
-        """A connection in autocommit mode; rows come as dictionaries. Raises psycopg.Error."""
+        """Open a connection in autocommit mode whose rows are dictionaries. Raises psycopg.Error."""
         return psycopg.connect(
             self.conninfo(dbname, user),
             autocommit=True,
@@ -112,11 +112,11 @@ class EmbeddedServer:
         )
 
     def alive(self) -> bool:
-        """Whether this very server still runs (False within half a second of its death)."""
+        """Whether this server still runs; False within half a second of its death."""
         return self.data_dir.exists() and cluster.exists(self.pid)
 
     def log_tail(self, lines: int = 5) -> str:
-        """The last `lines` messages of the server's log, oldest first; of a dead server, its last words."""
+        """Return the last `lines` messages of the log, oldest first; also of a server that is gone."""
         kept = self.data_dir.parent / "last-log.json"
         for log in (self.data_dir / "log" / "server.json", kept):
             with contextlib.suppress(OSError):
@@ -124,9 +124,9 @@ class EmbeddedServer:
         return ""
 
     def close(self) -> None:
-        """End this process's use of the server; it stops when nobody else uses it. May be called again."""
+        """Release this process's lease; the server stops after the last lease. Can be called again."""
         if self._lease is not None:
-            # Closed, not unlocked: an unlock would also drop the lease for a forked parent.
+            # Closed, not unlocked: unlocking would also drop the lease of a forked parent.
             os.close(self._lease)
             self._lease = None
             atexit.unregister(self.close)
@@ -139,20 +139,20 @@ class EmbeddedServer:
 
 
 def start(version: int = 18, settings: Mapping[str, str] | None = None, home: Path | None = None) -> EmbeddedServer:
-    """A server of `version` (16, 18) with `settings` over SETTINGS: the one that runs already, or a new one.
+    """Return a server of `version` (16, 18) with `settings` over SETTINGS: a running one, or a new one.
 
-    `home` (else $PERFKIT_HOME, else /var/lib/perfkit for root, else perfkit in the user's cache folder) holds
-    its data. UsageError for a wrong argument, ServerError if it cannot start; both one line.
+    `home` (default: $PERFKIT_HOME, /var/lib/perfkit for root, perfkit in the user's cache folder) holds its data.
+    Raises UsageError for an invalid argument, ServerError if the server cannot start; both with one line.
     """
     if sys.platform == "win32":
         raise ServerError("the embedded server needs Linux or macOS (WSL works)")
-    wanted = {**SETTINGS, **_settable(settings or {})}
+    effective = {**SETTINGS, **_settable(settings or {})}
     with _home(home) as base:
-        return _start(version, wanted, base)
+        return _start(version, effective, base)
 
 
 def require_known(version: int, settings: Mapping[str, str], home: Path | None = None) -> None:
-    """Ask the server's program whether it takes these settings, without starting it. Raises UsageError, ServerError."""
+    """Check settings with the server's program, without a start. Raises UsageError for an invalid one, ServerError."""
     with _home(home) as base:
         _make_folder(base)
         _require_known(cluster.locate(version, base), _settable(settings))
@@ -160,14 +160,14 @@ def require_known(version: int, settings: Mapping[str, str], home: Path | None =
 
 @contextlib.contextmanager
 def _home(home: Path | None) -> Iterator[Path]:
-    """The folder of the embedded servers. Raises ServerError if it cannot be used."""
+    """Yield the folder of the embedded servers. Raises ServerError if it cannot be used."""
     base = (home or _default_home()).expanduser().absolute()
     try:
         yield base
     except OSError as error:
         reason = error.strerror or error
         raise ServerError(
-            f"cannot use {base} for the embedded server: {reason}; set PERFKIT_HOME to a folder you can write"
+            f"cannot use {base} for the embedded server: {reason}; set PERFKIT_HOME to a folder that you can write to"
         ) from error
 
 
@@ -207,7 +207,7 @@ def _default_home() -> Path:
 
 
 def _make_folder(path: Path) -> None:
-    """Make `path` and its missing parents, as root open to the server's user; others stay as they are."""
+    """Create `path` and its missing parents, for root open to the server's user; keep existing folders unchanged."""
     for folder in reversed([path, *path.parents]):
         if not folder.exists():
             folder.mkdir(exist_ok=True)
@@ -222,7 +222,7 @@ def _settable(settings: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _require_known(bin_dir: Path, settings: Mapping[str, str]) -> None:
-    """Raise UsageError with the server's words for the first setting that it does not know or a value that is wrong."""
+    """Raise UsageError with the server's message for the first unknown setting or invalid value."""
     if not _refused(bin_dir, settings):
         return
     for name, value in settings.items():
@@ -231,21 +231,26 @@ def _require_known(bin_dir: Path, settings: Mapping[str, str]) -> None:
 
 
 def _refused(bin_dir: Path, settings: Mapping[str, str]) -> str:
-    """What the server's program says against these settings; "" if nothing."""
-    given = [*_NO_CLUSTER, *(f"{name}={value}" for name, value in settings.items())]
-    command = [str(bin_dir / "postgres"), "-C", "max_connections", *(part for own in given for part in ("-c", own))]
+    """Return the server program's error message for these settings; "" if it accepts them."""
+    assignments = [*_NO_CLUSTER, *(f"{name}={value}" for name, value in settings.items())]
+    command = [
+        str(bin_dir / "postgres"),
+        "-C",
+        "max_connections",
+        *(part for assignment in assignments for part in ("-c", assignment)),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_ANSWER_S
     )
     if not done.returncode:
         return ""
-    said = re.search(r"(?:FATAL|ERROR): +(.*)", done.stderr.decode("utf-8", "replace"))
-    return visible(said[1]) if said else ""  # whatever else is wrong, the start will say
+    message = re.search(r"(?:FATAL|ERROR): +(.*)", done.stderr.decode("utf-8", "replace"))
+    return visible(message[1]) if message else ""  # the start itself reports other problems
 
 
 def _messages(log: str) -> list[str]:
-    """The messages of JSON log lines; a line cut in two counts as none."""
+    """Return the messages of JSON log lines; skip truncated lines."""
     messages = []
     for line in log.splitlines():
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):

@@ -1,11 +1,11 @@
-"""The process that owns one embedded server: makes the cluster, runs it, and removes it after its last user.
+"""The process that owns one embedded server: it creates the cluster, runs it, and removes it after its last user.
 
-Run by path with `python -IS`, never imported by the library: standard library only, so that it is up in a few
-hundredths of a second. Its working order is one JSON argument:
+It is run by path with `python -IS` and never imported. It uses the standard library only, so that it starts in a few
+hundredths of a second. Its order is one JSON argument:
 {"folder", "bin", "settings", "user": [uid, gid] | null, "alive": inherited descriptor}.
 
-Every user of the server holds a shared lock on <folder>/lease, which the kernel drops however the user ends.
-When the supervisor gets that lock exclusively nobody is left. It holds `alive` exclusively while it lives.
+Every user process holds a shared lock on <folder>/lease, which the kernel drops however the process ends. If the
+supervisor gets this lock exclusively, no user is left. It holds `alive` exclusively while it lives.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Supervisor:
         self.folder, self.bin_dir, self.settings, self.user = folder, bin_dir, settings, user
         self.lease = os.open(folder / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.data = folder / f"data-{secrets.token_hex(4)}"
-        # A socket's path may have 107 bytes, so it cannot be in a folder of the user's.
+        # A socket's path has at most 107 bytes, so it cannot lie in a folder that the user chose.
         self.socket_dir = Path("/tmp", f"perfkit-{secrets.token_hex(6)}")
         self.children: list[subprocess.Popen[bytes]] = []
 
     def run(self) -> None:
-        """Everything, in order; returns when the server has ended and nothing of it is left."""
+        """Run the whole life of a server; return when the server has ended and its files are removed."""
         try:
             self.prepare()
             postgres = self.launch(["postgres", "-D", str(self.data)], signal.SIGQUIT)
@@ -62,8 +62,8 @@ class Supervisor:
             self.clean_up()
 
     def prepare(self) -> None:
-        """Private folders for data and socket, the cluster, and its settings."""
-        # Named on disk before it exists, so that a successor finds it after a kill at any point.
+        """Create private folders for data and socket, the cluster, and its settings."""
+        # Recorded on disk before it exists, so that a successor finds it after a kill at any point.
         (self.folder / "socket").write_text(str(self.socket_dir))
         for path in (self.socket_dir, self.data):
             path.mkdir(mode=0o700)
@@ -77,7 +77,7 @@ class Supervisor:
                 conf.write(f"{name} = '{quoted}'\n")
 
     def wait_until_ready(self, postgres: subprocess.Popen[bytes]) -> None:
-        """Wait for the server's own word in postmaster.pid, then make the unprivileged role."""
+        """Wait until postmaster.pid says `ready`, then create the unprivileged role."""
         while postgres.poll() is None:
             with contextlib.suppress(OSError):
                 lines = (self.data / "postmaster.pid").read_text().splitlines()
@@ -91,14 +91,14 @@ class Supervisor:
         self.complete([*command, "-c", "CREATE ROLE perfkit LOGIN"])
 
     def publish(self, pid: int) -> None:
-        """Say where the server is; from here on others may use it."""
+        """Publish the server's location; from now on others may use it."""
         info = {"pid": pid, "socket_dir": str(self.socket_dir), "data_dir": str(self.data)}
         draft = self.folder / "info.part"
         draft.write_text(json.dumps(info))
         draft.replace(self.folder / "info.json")
 
     def complete(self, args: list[str]) -> None:
-        """Run a program of the server's to its end; SystemExit if it fails."""
+        """Run one of the server's programs to its end. Raises SystemExit if it fails."""
         proc = self.launch(args, signal.SIGKILL)
         while proc.poll() is None:
             self.check_users()
@@ -107,7 +107,7 @@ class Supervisor:
             raise SystemExit(1)
 
     def launch(self, args: list[str], death_signal: signal.Signals) -> subprocess.Popen[bytes]:
-        """Start a program of the server's, as the server's user, to die with this process (Linux)."""
+        """Start one of the server's programs as the server's user; on Linux it dies with this process."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
         uid, gid = self.user or (None, None)
         proc = subprocess.Popen(
@@ -125,7 +125,7 @@ class Supervisor:
         return proc
 
     def check_users(self) -> None:
-        """Abandoned, with the lease held against newcomers, if no user is left."""
+        """Raise Abandoned if no user is left; keep the lease locked, so that no new user enters."""
         try:
             fcntl.flock(self.lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -133,7 +133,7 @@ class Supervisor:
         raise Abandoned
 
     def clean_up(self) -> None:
-        """Stop whatever runs and remove everything but the end of the server's log."""
+        """Stop all processes and remove everything except the end of the server's log."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         (self.folder / "info.json").unlink(missing_ok=True)
@@ -148,7 +148,7 @@ class Supervisor:
 
 
 def _dying_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]:
-    """What the child does before exec: ask for a signal at our death, unless that has come already."""
+    """Return the child's action before exec: request a signal at this process's death, or exit if it is dead."""
 
     def ask() -> None:
         if sys.platform == "linux":
@@ -160,7 +160,7 @@ def _dying_with(parent: int, death_signal: signal.Signals) -> Callable[[], None]
 
 
 def _end(proc: subprocess.Popen[bytes]) -> None:
-    """Immediate shutdown: the data is thrown away, so there is nothing to save."""
+    """Shut a server down immediately: its data is deleted anyway."""
     if proc.poll() is None:
         proc.send_signal(signal.SIGQUIT)
         try:
@@ -171,7 +171,7 @@ def _end(proc: subprocess.Popen[bytes]) -> None:
 
 
 def _end_orphans() -> None:
-    """Kill what outlived its parent: backends of a postmaster that was killed (Linux, as their reaper)."""
+    """Kill orphans: the backends of a killed postmaster (on Linux, where this process is their reaper)."""
     while sys.platform == "linux":
         for status in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def _end_orphans() -> None:
 
 
 def _free_interlock(pid_file: Path) -> None:
-    """Free the 56 bytes of System V memory that a killed postmaster leaves; an orderly one leaves no file."""
+    """Free the 56 bytes of System V memory that a killed postmaster leaves; an orderly shutdown leaves no file."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         _libc.shmctl(int(pid_file.read_text().splitlines()[6].split()[1]), _IPC_RMID, None)
 
@@ -201,7 +201,7 @@ def _say(text: str) -> None:
 
 
 def main(order: dict[str, Any]) -> None:
-    """Detach from whoever started us, and supervise."""
+    """Detach from the calling process, and supervise the server."""
     if os.fork():
         os._exit(0)
     os.setsid()

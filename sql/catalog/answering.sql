@@ -1,4 +1,4 @@
--- Which server, database and process answers, and where it saw the connection come from.
+-- The server, database and process that answer, and the client address that they see.
 SELECT current_database() AS database,
        host(inet_server_addr()) AS address,
        inet_server_port() AS port,

@@ -1,5 +1,5 @@
--- A session that builds or drops indexes: no limit on how long that takes, and it ends when its client is gone.
--- Only what this server knows.
+-- Settings of a session that builds or drops indexes: no time limit, and it ends when its client is gone.
+-- Only settings that this server has.
 SELECT set_config(s.name, w.value, false)
 FROM (VALUES ('statement_timeout', '0'),
              ('transaction_timeout', '0'),

@@ -1,4 +1,4 @@
--- What this role may do in this database, what the server is like, and how many connections are left.
+-- Rights of this role in this database, facts about the server, and the number of free connections.
 WITH tables AS (
     SELECT c.oid::regclass::text AS name, c.reltuples, c.relowner,
            has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS readable,

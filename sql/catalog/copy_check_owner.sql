@@ -1,4 +1,4 @@
--- The table from which one of a given name inherits a CHECK constraint of a given name, or that table itself.
+-- The table that defines a CHECK constraint: a given table, or the one that it inherits the constraint from.
 WITH RECURSIVE upwards AS (
     SELECT %s::regclass::oid AS oid
     UNION

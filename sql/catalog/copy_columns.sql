@@ -1,4 +1,4 @@
--- Every column with what the planner's statistics say about its values.
+-- Every column with the planner's statistics of its values.
 WITH RECURSIVE bases AS (
     SELECT oid AS of, oid, typtype, typbasetype, typnotnull, typelem, typlen, typtypmod
     FROM pg_type WHERE typtype <> 'p'

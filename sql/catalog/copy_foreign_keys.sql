@@ -1,5 +1,5 @@
--- Every foreign key of a table that holds rows: its columns and those they refer to, in order, and which tables
--- hold the rows referred to. The copies that PostgreSQL keeps of a key for the partitions referred to are left out.
+-- Every foreign key of a table that holds rows: its columns and the referenced columns, in order, and the tables that
+-- hold the referenced rows. PostgreSQL's internal copies of a key for referenced partitions are left out.
 SELECT format('%I.%I', cn.nspname, c.relname) AS child,
        CASE p.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || format('%I.%I', pn.nspname, p.relname) AS parent_rows,
        coalesce((SELECT array_agg(format('%I.%I', ln.nspname, l.relname))

@@ -1,4 +1,4 @@
--- Where every sequence stands (NULL: at its start, or not for this role to see), and the column that owns it.
+-- The position of every sequence (NULL: at its start, or not visible to this role), and the column that owns it.
 SELECT format('%I.%I', s.schemaname, s.sequencename) AS name,
        s.last_value,
        s.increment_by > 0 AS ascending,

@@ -1,5 +1,5 @@
--- Text that any server reads back the same, every name with its schema, all rows or none, no long wait for
--- a lock, no other time limit, no writing.
+-- Settings for reading a source: text that any server reads back the same, names with their schema, all rows or an
+-- error, a short wait for locks, no other time limit, no writes.
 SELECT set_config(name, value, false)
 FROM (VALUES ('client_encoding', 'UTF8'), ('DateStyle', 'ISO'), ('IntervalStyle', 'postgres'),
              ('extra_float_digits', '3'), ('search_path', ''), ('row_security', 'off'), ('statement_timeout', '0'),

@@ -1,4 +1,4 @@
--- Functions of extensions that the defaults of columns call, where only types of PostgreSQL's own are involved.
+-- Functions of extensions in column defaults that use only built-in types.
 SELECT DISTINCT e.extname AS extension,
        quote_ident(n.nspname) AS schema,
        format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS signature,

@@ -1,5 +1,5 @@
--- Every table that holds rows itself, with about how many (by its size where it was never analysed) and the
--- columns that can be written.
+-- Every table that holds rows itself, with its estimated number of rows (by its size if it was never analysed) and
+-- its writable columns.
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
        CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE pg_relation_size(c.oid) / 100 END::bigint AS rows,
        c.reltuples <= 0 AND pg_relation_size(c.oid) > 0 AS unknown,

@@ -1,5 +1,5 @@
 -- The columns or expressions of every unique index of a table, its predicate, and whether NULL equals NULL in it.
--- Those of generated columns are left out: these have no value yet where rows are made up.
+-- Indexes on generated columns are left out: these have no value yet while rows are generated.
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
        (SELECT array_agg(pg_get_indexdef(x.indexrelid, k, false) ORDER BY k)
         FROM generate_series(1, x.indnkeyatts) k) AS columns,

@@ -1,4 +1,4 @@
--- The tables (and, for their positions, sequences) of which this role sees nothing or not every row.
+-- Tables (and sequences, for their positions) that this role cannot read, or not with every row.
 SELECT format('%I.%I', n.nspname, c.relname) AS name, c.relkind = 'S' AS sequence, allowed.every AS readable
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace

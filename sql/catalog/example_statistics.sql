@@ -1,5 +1,5 @@
--- A column's values as ANALYZE found them: the commonest with their share of the rows, then bounds (no share) between
--- which equally many of the others lie.
+-- A column's values by ANALYZE: the most common ones with their share of the rows, then histogram bounds (no share),
+-- between which the other values are distributed equally.
 SELECT v.value, v.share
 FROM pg_catalog.pg_stats s
 CROSS JOIN LATERAL (

@@ -1,4 +1,4 @@
--- Who holds locks on tables of this database that nobody can read meanwhile, and for how long their transactions last.
+-- Processes that hold locks which block readers of a table in this database, and the age of their transactions.
 SELECT l.relation::regclass::text AS "table",
        l.pid,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float AS seconds

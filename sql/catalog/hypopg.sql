@@ -1,5 +1,5 @@
--- The schema of HypoPG's functions, where it is installed in this database and may be used, and its versions: that
--- of its functions here, and that of the files on the server, which may be older or newer.
+-- The schema of HypoPG's functions if it is installed in this database and usable, and its versions: that of the
+-- functions here, and that of the files on the server, which may differ.
 SELECT pg_catalog.quote_ident(n.nspname) AS schema, e.extversion AS version, a.default_version AS files
 FROM pg_catalog.pg_extension e
 JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace

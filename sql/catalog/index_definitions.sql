@@ -1,4 +1,4 @@
--- Two indexes in words that can be compared: everything after the table's name, and where they are stored.
+-- Two indexes in a form to compare: everything after the table's name, and the tablespace.
 SELECT x.indexrelid = to_regclass(%(temporary)s::text) AS temporary,
        x.indisunique AS "unique",
        f.whole,

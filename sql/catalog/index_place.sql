@@ -1,4 +1,4 @@
--- A table by the name that a statement gives it, and what has the name of an index there.
+-- A table by its name in a statement, and the relation that has the name of an index there.
 SELECT t.relkind::text AS kind,
        quote_ident(n.nspname) AS schema,
        quote_ident(n.nspname) || '.' || quote_ident(t.relname) AS "table",

@@ -1,5 +1,5 @@
--- Every index of the user's tables with what a judgement of it needs, every foreign key, and how far the counters of
--- use can be trusted: one row. An index of a partitioned table and those of its partitions are one.
+-- One row: every index of the user's tables with the facts that judge it, every foreign key, and how reliable the
+-- usage counters are. An index of a partitioned table and those of its partitions count as one.
 WITH own AS (
     SELECT x.*, i.relname AS name, i.reloptions, m.amname, t.relname, t.relkind, n.nspname,
            format('%I.%I', n.nspname, i.relname) AS quoted

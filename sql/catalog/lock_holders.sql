@@ -1,4 +1,4 @@
--- Who holds locks on a table, and whether they are such that no index can be built on it.
+-- Processes that hold locks on a table, and whether their locks block an index build.
 SELECT l.pid,
        bool_or(l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                           'AccessExclusiveLock')) AS conflicts

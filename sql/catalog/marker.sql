@@ -1,4 +1,4 @@
--- This database and its owner, with the owner's permission where there is one and whether it is the owner's own.
+-- This database and its owner, the permission (if any), and whether the owner granted it.
 SELECT d.oid::bigint AS database,
        o.rolname AS owner,
        has_function_privilege('pg_control_system()', 'EXECUTE') AS identifiable,

@@ -1,4 +1,4 @@
--- Every index of the user's tables: size, whether it is part of another, whether it is on an expression.
+-- Every index of the user's tables: its size, whether another index contains it, whether it is on an expression.
 SELECT
     i.indexrelid::bigint AS oid,
     c.relname AS name,

@@ -1,4 +1,4 @@
--- What the catalogue knows of the tables in a plan: sizes, age of statistics, columns, indexes, foreign keys.
+-- Catalogue data of the tables in a plan: sizes, age of statistics, columns, indexes, foreign keys.
 WITH wanted AS (
     SELECT DISTINCT c.oid, n.nspname AS schema, c.relname AS name, c.reltuples, c.relpages, c.relkind
     FROM unnest(%(schemas)s::text[], %(tables)s::text[]) AS w (schema, name)

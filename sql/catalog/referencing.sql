@@ -1,4 +1,4 @@
--- Foreign keys without an index that begins with their columns, by the table that they point to.
+-- Foreign keys without an index that begins with their columns, by referenced table.
 SELECT
     pn.nspname AS parent_schema,
     p.relname AS parent,

@@ -1,2 +1,2 @@
--- Names that an index can no longer have.
+-- Names that a new index cannot have.
 SELECT DISTINCT relname AS name FROM pg_catalog.pg_class WHERE oid >= 16384

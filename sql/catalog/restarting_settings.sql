@@ -1,4 +1,4 @@
--- Settings that a running server takes for all its databases at once, or not at all.
+-- Settings that apply to all databases of a server at once, or need a restart.
 SELECT lower(name) AS name
 FROM pg_settings
 WHERE context IN ('postmaster', 'sighup');

@@ -1,4 +1,4 @@
--- Settings that somebody chose, and those that matter for the numbers even at their default.
+-- Settings that are not at their default, and those that affect results even at their default.
 SELECT name, current_setting(name) AS value
 FROM pg_settings
 WHERE source NOT IN ('default', 'override', 'client')

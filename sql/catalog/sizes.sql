@@ -1,4 +1,4 @@
--- Rows (as the planner estimates them) and bytes of each table of the user's, its indexes apart.
+-- Estimated rows of each user table, its bytes, and the bytes of its indexes.
 SELECT CASE n.nspname WHEN 'public' THEN '' ELSE n.nspname || '.' END || c.relname AS "table",
        format('%I.%I', n.nspname, c.relname) AS quoted,
        greatest(c.reltuples, 0)::bigint AS rows,

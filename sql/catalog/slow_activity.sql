@@ -1,4 +1,5 @@
--- What runs in this database, and whoever in the whole server makes it wait; prepared transactions have no process.
+-- Running sessions of this database, and sessions of the whole server that block them; prepared transactions have no
+-- process.
 WITH prepared AS (
     SELECT l.*, p.gid
     FROM pg_prepared_xacts p

@@ -1,2 +1,2 @@
--- When the server was asked, where, and by whom.
+-- Time on the server, database and role.
 SELECT clock_timestamp() AS at, current_database()::text AS database, quote_ident(current_user) AS "user";

@@ -1,4 +1,4 @@
--- What pg_stat_statements counted in this database; the names that differ by its version are filled in.
+-- Entries of pg_stat_statements for this database; names that depend on its version are filled in.
 SELECT userid::bigint AS "user",
        queryid::text AS id,
        query AS text,

@@ -1,4 +1,4 @@
--- Where pg_stat_statements is in this database, what its view has there, and what keeps this role from using it.
+-- The schema of pg_stat_statements in this database, the columns of its view, and the rights that this role lacks.
 SELECT quote_ident(n.nspname) AS schema,
        has_schema_privilege(n.oid, 'USAGE') AS usable,
        coalesce(has_table_privilege(c.oid, 'SELECT'), false) AS readable,

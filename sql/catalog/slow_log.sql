@@ -1,4 +1,4 @@
--- How the server logs, and which functions this role lacks to read that.
+-- Settings of the server's log, and the functions that this role may not use to read it.
 SELECT current_setting('logging_collector') AS collector,
        current_setting('log_destination') AS destination,
        current_setting('log_line_prefix') AS prefix,

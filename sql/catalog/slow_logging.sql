@@ -1,4 +1,4 @@
--- What the logging of statements depends on, for sessions like this one.
+-- Settings that control the logging of statements, for sessions like this one.
 SELECT current_user::text AS "user",
        current_setting('compute_query_id', true) AS query_id,
        current_setting('pg_stat_statements.max', true) IS NOT NULL AS statements_loaded,

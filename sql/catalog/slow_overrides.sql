@@ -1,4 +1,4 @@
--- Roles whose own setting goes before that of the database.
+-- Roles whose setting overrides that of the database.
 SELECT DISTINCT r.rolname::text AS role
 FROM pg_db_role_setting s
 JOIN pg_roles r ON r.oid = s.setrole

@@ -1,4 +1,4 @@
--- Prepared transactions, which hold their locks until somebody ends them.
+-- Prepared transactions, which hold their locks until they are committed or rolled back.
 SELECT gid,
        owner::text AS "user",
        database::text AS database,

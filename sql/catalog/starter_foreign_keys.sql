@@ -1,4 +1,4 @@
--- Every foreign key: the table that has it, its columns in order, and the table they refer to; partitions are left out.
+-- Every foreign key: its table, its columns in order, and the referenced table; partitions are left out.
 SELECT format('%I.%I', cn.nspname, c.relname) AS child,
        format('%I.%I', pn.nspname, p.relname) AS parent,
        (SELECT array_agg(quote_ident(a.attname) ORDER BY k.ord)

@@ -1,4 +1,4 @@
--- The user's tables, largest first, with their primary keys and the columns their indexes begin with.
+-- The user's tables, largest first, with their primary keys and the leading columns of their indexes.
 SELECT c.relname AS name,
        format('%I.%I', n.nspname, c.relname) AS "table",
        size.rows::bigint AS rows,

@@ -1,5 +1,5 @@
--- What a server has done so far: blocks that the checkpointer wrote and that autovacuum went through, in the whole of
--- it; blocks that sessions in one database read from outside and found in shared_buffers.
+-- Activity of a server so far: blocks that the checkpointer wrote and that autovacuum processed, in all databases;
+-- blocks that sessions of one database read from outside shared_buffers, and found inside.
 SELECT (SELECT sum(writes) FROM pg_stat_io WHERE backend_type = 'checkpointer')::bigint AS checkpoints,
        (SELECT sum(coalesce(reads, 0) + coalesce(hits, 0))
         FROM pg_stat_io

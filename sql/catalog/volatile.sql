@@ -1,5 +1,5 @@
--- What runs where these names, operators and words stand: functions with whether they are declared volatile, and
--- the texts of functions, views and domains, in which more may be named. What is PostgreSQL's own has no text.
+-- The functions that run for these names, operators and words, with their volatility, and the texts of functions,
+-- views and domains, which may name more. PostgreSQL's built-in objects have no text.
 WITH called AS (
     SELECT oid FROM pg_proc WHERE proname = ANY (%(calls)s::text[])
     UNION

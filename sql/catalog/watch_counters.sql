@@ -1,4 +1,4 @@
--- What the database has counted so far; checksum_failures is NULL where pages have no checksums.
+-- Counters of the database; checksum_failures is NULL if pages have no checksums.
 SELECT xact_commit::float8 AS commits,
        xact_rollback::float8 AS rollbacks,
        blks_hit::float8 AS blocks_hit,

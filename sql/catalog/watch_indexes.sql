@@ -1,5 +1,5 @@
--- Scans so far of the newest hundred indexes of the user's tables, and how many indexes the planner may not use,
--- without those that are being built; one row.
+-- One row: scans of the newest hundred indexes of the user's tables, and the number of indexes that the planner cannot
+-- use, without those that are being built.
 SELECT (SELECT count(*)
         FROM pg_index x
         JOIN pg_class i ON i.oid = x.indexrelid AND i.relkind = 'i'

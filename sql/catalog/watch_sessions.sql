@@ -1,5 +1,5 @@
--- Sessions of clients, what they do and what they wait for. Of others' sessions a role without pg_read_all_stats sees
--- that they are there, which database they use and which locks they hold, and no more: the rest is NULL then.
+-- Client sessions, their activity and their waits. A role without pg_read_all_stats sees only the existence, database
+-- and locks of other roles' sessions; the rest is NULL.
 WITH clients AS MATERIALIZED (
     SELECT pid, datname, state, wait_event_type, query_start, xact_start
     FROM pg_stat_activity

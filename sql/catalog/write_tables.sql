@@ -1,4 +1,4 @@
--- What statements that write to these tables need to know: columns, keys, and the columns that indexes hold.
+-- Facts for generating statements that write to these tables: columns, keys, and columns of indexes.
 SELECT t.given,
        t.oid::bigint AS oid,
        format('%%I.%%I', n.nspname, c.relname) AS quoted,
