@@ -1,8 +1,9 @@
 """perfkit: did the index make it faster? Measured evidence for PostgreSQL.
 
-In a notebook: `perfkit.run` and `perfkit.compare` measure, `perfkit.ablate` and `perfkit.advise` say which indexes to
-keep or to make, `perfkit.connect` and `perfkit.plans` explain, and `perfkit.connect(...).slow()` finds
-what to explain. `perfkit.decide`, `perfkit.watch`, `perfkit.review` and `perfkit.rollback` are for a release.
+In a notebook, `perfkit.run` and `perfkit.compare` measure. `perfkit.ablate` tells which indexes to keep, and
+`perfkit.advise` suggests new ones. `perfkit.connect(...).slow()` finds slow statements; `perfkit.connect` and
+`perfkit.plans` explain them. `perfkit.decide`, `perfkit.watch`, `perfkit.review` and `perfkit.rollback` serve a
+release.
 """
 
 from typing import Any
@@ -25,14 +26,14 @@ __all__ = [
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext perfkit`: the magics `%perfkit`, `%%explain` and `%%measure`."""
+    """Register the magics `%perfkit`, `%%explain` and `%%measure`; `%load_ext perfkit` calls this function."""
     from perfkit.app.magics import load_ipython_extension as load
 
     load(shell)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # late: a load worker imports this package too and must stay small
+    if name in __all__:  # imported late: a load worker imports this package too and must stay small
         from perfkit.app import api
 
         return getattr(api, name)

@@ -1,4 +1,4 @@
-"""`python -m perfkit`."""
+"""Run the command line with `python -m perfkit`."""
 
 from perfkit.app.cli import main
 

@@ -1,6 +1,6 @@
-"""What is measured: one validated, frozen model of `perfkit.toml`, read once.
+"""The configuration: one frozen model of `perfkit.toml`, validated when loaded.
 
-A path is relative to the file that names it; `perfkit:sql/...` names a file shipped with perfkit.
+A path is relative to the file that names it; `perfkit:sql/...` names a file that comes with perfkit.
 """
 
 from perfkit.config.judging import (

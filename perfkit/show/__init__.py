@@ -1,1 +1,1 @@
-"""Tables, charts, pages, notebook execution; knows no feature."""
+"""Tables, charts, pages and notebook execution; knows no feature."""
