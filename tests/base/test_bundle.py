@@ -1,4 +1,4 @@
-"""A run on disk: whole files only, in order, and damage is one line that names the file."""
+"""Tests of a run on disk: complete files, in order; damage is one line that names the file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Children that no parent leaves behind, and that a stop always stops."""
+"""Tests of child processes: no parent leaves one behind, and `stop` always ends one."""
 
 import signal
 import subprocess
@@ -33,7 +33,7 @@ print(spawn({SLEEP!r}, stdout=-3, die_with_parent=False).pid)
 
 
 def runs(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Return whether the process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

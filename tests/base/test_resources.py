@@ -1,4 +1,4 @@
-"""Files that come with perfkit, from a checkout and from a built package; and where runs go."""
+"""Tests of the files that come with perfkit, in a checkout and a built package, and of the folder for runs."""
 
 import json
 import subprocess

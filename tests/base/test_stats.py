@@ -1,4 +1,4 @@
-"""The numbers against scipy and against their own definitions."""
+"""Tests of statistics against scipy and against their definitions."""
 
 import math
 

@@ -224,7 +224,7 @@ def test_a_hundred_contested_slots_have_one_winner_each(service: Running, databa
     assert set(per_slot.values()) == {1}
 
 
-# One clinic and another
+# Isolation of clinics
 
 
 def test_no_clinic_books_or_sees_anothers_contact(service: Running, database: Connection) -> None:
@@ -283,7 +283,7 @@ def test_an_unknown_clinic_is_empty(service: Running) -> None:
     assert day == (200, {"appointments": []})
 
 
-# What cannot be meant
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_a_path_that_cannot_be_meant_is_refused(service: Running, path: str, sta
     assert set(answer) == {"error", "detail"}
 
 
-# When something is wrong behind it
+# Failures of the database
 
 
 @contextmanager
@@ -511,7 +511,7 @@ def test_what_nobody_foresaw_is_500_without_internals(server: EmbeddedServer, ha
     databases.drop(server, "booking_empty")
 
 
-# Its life as a process
+# The service as a process
 
 
 @pytest.mark.parametrize("handler", HANDLERS)

@@ -1,4 +1,4 @@
-"""perfkit.toml: one validated model; every mistake at once, one line each."""
+"""Tests of perfkit.toml: one validated model, which reports all mistakes at once, one line each."""
 # ruff: noqa: E501
 
 from pathlib import Path
@@ -128,7 +128,7 @@ REQUEST = '[[request]]\nname = "r"\npath = "/r"\n'
 
 
 def changed(*changes: tuple[str, str], more: str = "") -> str:
-    """The smallest configuration with some texts replaced and more at its end."""
+    """Return the smallest configuration with some texts replaced and more text at its end."""
     text = MINIMAL
     for old, new in changes:
         assert old in text

@@ -1,4 +1,4 @@
-"""A configuration written out with its defaults, and the reference of every key; both made from the model."""
+"""Tests of what the model generates: a configuration with its defaults, and the reference of every key."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ def perfkit(*args: object) -> str:
 
 
 def again(folder: Path, settings: config.Config) -> config.Config:
-    """What is read when it is written out somewhere else."""
+    """Write the configuration to a file in another folder, and load that file."""
     path = folder / "shown.toml"
     path.write_text(document.show(settings))
     return config.load(path)
@@ -96,7 +96,7 @@ def test_a_file_with_every_kind_of_value_comes_back_the_same(tmp_path: Path) -> 
 
 
 def test_a_command_below_perfkits_own_folder_stays_a_path(tmp_path: Path) -> None:
-    """Only a file's name may begin with `perfkit:`; a program would not be found by it."""
+    """Only the name of a file may begin with `perfkit:`; the system cannot find a program by such a name."""
     settings = config.load()
     program = f"{CHECKOUT}/app.py"
     changed = settings.model_copy(update={"service": config.ServiceConfig(command=(program,)), "title": f'"{program}'})

@@ -1,4 +1,4 @@
-"""What people write of a release, a watch and its review: what cannot be meant is one line that says why."""
+"""Tests of the release, watch and review tables: each mistake is one line that states the reason."""
 
 from pathlib import Path
 

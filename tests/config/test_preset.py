@@ -1,4 +1,4 @@
-"""`--preset`: a set-up by name from the configuration, in which what is given explicitly wins."""
+"""Tests of `--preset`: a named set-up from the configuration; explicit options override its values."""
 
 import inspect
 import re
@@ -46,7 +46,7 @@ def test_an_unknown_preset_is_one_line_with_the_known_ones(presets: dict[str, Pr
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
-    """The options of every run that would be measured; nothing is."""
+    """Return the options of every run that perfkit would measure, without measuring."""
     found: list[RunSpec] = []
 
     def admitted(chosen: Selection, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""A configuration that somebody else wrote: what it may set, and what its scripts may do."""
+"""Tests of a configuration from a stranger: the settings that it may hold, and what its scripts may do."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ NO_VALUES = ["1MB\nport = 1", "1MB\rport", "a\0b", "\x1b[2J"]
 
 
 def toml(folder: Path, *, arm: Any = None, database: Any = None, scripts: Any = None) -> Path:
-    """A configuration with these settings or pgbench scripts."""
+    """Write a configuration with these settings or pgbench scripts."""
     (folder / "made.sql").write_text("SELECT 1")
     level = {"script": scripts, "engine": "pgbench", "seconds": 1} if scripts else {"send": ["q"]}
     document = {
