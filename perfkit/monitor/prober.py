@@ -210,17 +210,17 @@ def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
     """Return a service and a database of the user's; the database is opened at its first use."""
     arm, targets = plan.chosen.arms[0], plan.targets
     address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
-    found: list[External] = []
+    servers: list[External] = []
     lock = threading.Lock()
 
     def reach() -> Database:
         assert address
         with lock:
-            if not found:
+            if not servers:
                 external = open_external(address, targets.permission, audit)
                 external.pooler |= targets.pooler
-                found.append(external)
-        return Database(found[0], address.dbname, arm.settings)
+                servers.append(external)
+        return Database(servers[0], address.dbname, arm.settings)
 
     service = (origin.name, origin.address) if origin else None
     return WatchedTarget(plan.chosen, plan.items, service, reach if address else None)

@@ -113,8 +113,7 @@ class BeforeRelease:
         measured = [level for level in self.levels if level.item in names and level.throughput and level.healthy]
         if not measured:
             return None
-        level = measured[-1]
-        rate = level.throughput
+        level, rate = measured[-1], measured[-1].throughput
         assert rate
         how = f"before the release, under load: {self.label(level)}, {self.arm}, {rate.rounds} rounds"
         return Actual(rate.value, rate.lo, rate.hi, rate.n, how)
@@ -401,9 +400,8 @@ def _action_for(row: ReviewRow, rules: Sequence[WatchRule]) -> str:
 def _incident_text(incident: Incident, period: Period) -> str:
     rules = ", ".join(dict.fromkeys(alert.rule for alert in incident.alerts))
     lasted = duration_text(incident.lasted(period.end))
-    if incident.ended is None:
-        return f"{incident.level} {rules} is still active after {lasted}"
-    return f"{incident.level} {rules} lasted {lasted}"
+    verb = "is still active after" if incident.ended is None else "lasted"
+    return f"{incident.level} {rules} {verb} {lasted}"
 
 
 def before_release(bundle: Bundle, arm: str = "") -> BeforeRelease:
