@@ -253,7 +253,7 @@ class TestRows:
         [
             ("SELECT 'a:b', %(a)s", "':b' would be a variable"),
             ("SELECT (ARRAY[1])[%(a)s:%(b)s]", "'b' would be no variable"),
-            ("SELECT %(c)s", "'c' is no column"),
+            ("SELECT %(c)s", "'c' is not a column"),
             ("SELECT 5 % 2, %(a)s", "expected %\\(name\\)s"),
         ],
     )
