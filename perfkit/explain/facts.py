@@ -23,7 +23,7 @@ from perfkit.postgres.sqltext import KEYWORDS
 
 @dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """`distinct`: values, or with a minus their share of the rows; None without statistics, as `commonest`."""
+    """Statistics of a column, None if unknown; `distinct` is a count or, if negative, a share of the rows."""
 
     name: str
     type: str
@@ -33,7 +33,7 @@ class ColumnFacts:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`keys` are columns or expressions as PostgreSQL writes them, without those that are only included."""
+    """An index; `keys` are columns or expressions as PostgreSQL writes them, without INCLUDE columns."""
 
     name: str
     method: str
@@ -46,7 +46,7 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceFacts:
-    """A foreign key of another table that points here, and whether an index there begins with its columns."""
+    """A foreign key of another table that refers to this one; `indexed`: an index there begins with its columns."""
 
     constraint: str
     table: str
@@ -56,7 +56,7 @@ class ReferenceFacts:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """A table: rows and pages by its statistics, its counters of changes, its columns, indexes and references.
+    """A table's rows and pages by its statistics, its change counters, columns, indexes and references.
 
     `changed` counts since ANALYZE, `inserted` and `rewritten` (updated, deleted) since the counters were reset.
     """
@@ -71,30 +71,30 @@ class TableFacts:
     columns: tuple[ColumnFacts, ...]
     indexes: tuple[Index, ...]
     referenced_by: tuple[ReferenceFacts, ...]
-    parent: tuple[str, str] | None = None  # schema and name of the partitioned table that it is a part of
-    size: float | None = None  # pages that it has; None where that was not kept, or it has none of its own
+    parent: tuple[str, str] | None = None  # schema and name of the partitioned table
+    size: float | None = None  # actual pages; None if not recorded, or if the table has no storage
     inserted: float = 0.0
     rewritten: float = 0.0
     vacuumed: bool = False  # after it was analysed
-    hidden: bool = False  # whether its statistics are there for others alone
+    hidden: bool = False  # whether this role may not read its statistics
 
     def column(self, name: str) -> ColumnFacts | None:
-        """A column by its name."""
+        """Return a column by its name; None if the table does not have it."""
         return next((column for column in self.columns if column.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
 class PlanFacts:
-    """Tables of a plan; empty where nobody could be asked."""
+    """The tables of a plan; empty without a server to ask."""
 
     tables: tuple[TableFacts, ...] = ()
 
     def of(self, node: Node) -> TableFacts | None:
-        """The table that a node reads or writes."""
+        """Return the table that a node reads or writes; None if unknown."""
         return self.named(node.text("Relation Name"), node.text("Schema"))
 
     def named(self, name: str, schema: str = "") -> TableFacts | None:
-        """A table by its name."""
+        """Return a table by its name; None if unknown."""
         return next((t for t in self.tables if t.name == name and schema in ("", t.schema)), None) if name else None
 
 
@@ -102,28 +102,28 @@ NO_FACTS = PlanFacts()
 
 
 def ask(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
-    """The facts about a plan's tables as JSON values. Raises psycopg.Error."""
+    """Return the facts about a plan's tables as JSON values. Raises psycopg.Error."""
     return parsed(fetched(connection, plan))
 
 
 def parsed(tables: Sequence[Any]) -> list[Any]:
-    """JSON values of facts as they came; a connection may have parsed them already."""
+    """Return facts as JSON values; a connection may have parsed them already."""
     return [document(table) if isinstance(table, bytes) else table for table in tables]
 
 
 def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
-    """The facts about a plan's tables as they come. Raises psycopg.Error."""
-    wanted = {(node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name"))}
-    if not wanted:
+    """Return the facts about a plan's tables as the connection gives them. Raises psycopg.Error."""
+    names = {(node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name"))}
+    if not names:
         return []
-    schemas, tables = zip(*sorted(wanted), strict=True)
+    schemas, tables = zip(*sorted(names), strict=True)
     cursor = connection.cursor(row_factory=tuple_row)
     cursor.execute(catalog.get("plan_tables").encode(), {"schemas": list(schemas), "tables": list(tables)})
     return [row[0] for row in cursor]
 
 
 def read_facts(tables: Sequence[Mapping[str, Any]]) -> PlanFacts:
-    """Facts from the JSON values that were kept. Raises PlanError where they are none."""
+    """Return facts from recorded JSON values. Raises PlanError if they are malformed."""
     try:
         return PlanFacts(tuple(_table(table) for table in tables))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -165,22 +165,22 @@ def _table(table: Mapping[str, Any]) -> TableFacts:
     )
 
 
-# Whether the statistics of a table still fit it: by its size, and by its counters where the size cannot tell.
+# Whether the statistics of a table are current: by its size, or by its counters if the size cannot tell.
 
-GROWN = 16.0  # pages more than the statistics know; fewer change no plan
+GROWN = 16.0  # pages of growth since the statistics; less changes no plan
 
 
 def stale(table: TableFacts, share: float, least: float = 0.0) -> str:
-    """Return why a table's statistics do not fit it, as a clause; "" where they do.
+    """Return why a table's statistics are out of date, as a clause; "" if they are current.
 
-    `share` of its rows, and more than `least` of them, have to be changed.
+    They are out of date if more than `share` of the rows, and more than `least` rows, changed.
     """
     limit = max(share * max(table.rows, 1.0), least)
-    many = table.changed > limit
-    if _unknown(table) and (many or not table.analyzed):
+    exceeded = table.changed > limit
+    if _unknown(table) and (exceeded or not table.analyzed):
         return f"{table.name} has no statistics yet"
     grown = table.size is not None and table.size - table.pages > max(share * table.pages, GROWN)
-    if many and (grown or table.size is None or (_unseen(table) > limit and not _counted_late(table))):
+    if exceeded and (grown or table.size is None or (_unseen(table) > limit and not _counted_late(table))):
         return f"{table.changed:,.0f} rows of {table.name} changed since its statistics were made for {table.rows:,.0f}"
     if grown:
         return f"{table.name} grew from {table.pages:,.0f} to {table.size:,.0f} pages after its statistics were made"
@@ -188,7 +188,7 @@ def stale(table: TableFacts, share: float, least: float = 0.0) -> str:
 
 
 def doubt(table: TableFacts, share: float, least: float = 0.0) -> str:
-    """Return why the statistics may not fit, as a clause, where neither size nor counters tell; else ""."""
+    """Return why the statistics may be out of date, as a clause, if neither size nor counters tell; else ""."""
     limit = max(share * max(table.rows, 1.0), least)
     if stale(table, share, least) or min(table.changed, table.rewritten) <= limit:
         return ""
@@ -196,20 +196,20 @@ def doubt(table: TableFacts, share: float, least: float = 0.0) -> str:
 
 
 def _unknown(table: TableFacts) -> bool:
-    """Whether no column has statistics, as far as they are shown to this role."""
+    """Return whether no column has statistics, provided that this role may read them."""
     return bool(table.columns) and not table.hidden and all(column.distinct is None for column in table.columns)
 
 
 def _unseen(table: TableFacts) -> float:
-    """Return how many of the changed rows may not show in the table's size.
+    """Return the number of changed rows that the table's size may not show.
 
-    An update or a deletion reuses space. A VACUUM after ANALYZE notes the size anew, so that no growth is seen.
+    Updates and deletions reuse space. A VACUUM after ANALYZE records the size again, which hides growth.
     """
     return table.changed if table.vacuumed else min(table.changed, table.rewritten)
 
 
 def _counted_late(table: TableFacts) -> bool:
-    """Whether ANALYZE came before any change was counted, and yet found the rows."""
+    """Return whether ANALYZE saw the rows before the server counted them as changed."""
     return table.analyzed and table.changed >= table.inserted + table.rewritten
 
 
@@ -233,49 +233,49 @@ _RANGES = frozenset({"<", "<=", ">", ">=", "~<~", "~<=~", "~>~", "~>=~"})
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """One condition on a table: `subject operator value`; `column` is set where the subject is a column alone."""
+    """One condition on a table: `subject operator value`; `column` is set if the subject is a plain column."""
 
     text: str
     subject: str
-    operator: str  # as printed: "=", "= ANY", "~~", "IS NULL", ...; "OR" and "" where there is no single one
+    operator: str  # as printed: "=", "= ANY", "~~", "IS NULL", ...; "OR"; "" if not understood
     value: str
     column: str
     columns: frozenset[str]  # of the table, in the subject
-    joined: bool  # the value is another table's
+    joined: bool  # the value comes from another table
 
     @property
     def equality(self) -> bool:
-        """Whether it fixes its subject to one value or a few."""
+        """Whether the condition fixes its subject to one value or a few."""
         return self.operator in ("=", "= ANY", "IS NULL", "IS TRUE", "IS FALSE")
 
     @property
     def range(self) -> bool:
-        """Whether it bounds its subject on a side."""
+        """Whether the condition bounds its subject on one side."""
         return self.operator in _RANGES
 
     @property
     def prefix(self) -> bool:
-        """Whether it is a LIKE that fixes the beginning."""
+        """Whether the condition is a LIKE with a fixed beginning."""
         return self.operator == "~~" and bool(re.match(r"'[^%_\\']", self.value))
 
     @property
     def cast(self) -> str:
-        """The type that the column is cast to, where a cast is all that is done to it."""
+        """The type that the column is cast to, if the subject is only that cast; else ""."""
         found = re.fullmatch(r"\(?([\w.\"$]+)\)?::([\w .\"]+(?:\(\d+(?:,\d+)?\))?)", self.subject)
         return found[2] if found and len(self.columns) == 1 else ""
 
 
 @lru_cache(maxsize=4096)
 def predicates(condition: str, alias: str = "", names: frozenset[str] | None = None) -> tuple[Predicate, ...]:
-    """The conditions that must all hold, of those that say something about the table called `alias`.
+    """Return the ANDed conditions that concern the table called `alias`.
 
-    `names` are the table's columns where they are known. A condition that is not understood has no operator.
+    `names` are the table's columns, if known. A condition that is not understood has no operator.
     """
     return tuple(found for text in _split(_bare(condition), "and") if (found := _predicate(text, alias, names)))
 
 
 def alternatives(predicate: Predicate) -> tuple[str, ...]:
-    """The conditions of an OR, of which one must hold."""
+    """Return the alternatives of an OR."""
     return tuple(_split(predicate.subject, "or")) if predicate.operator == "OR" else ()
 
 
@@ -304,7 +304,7 @@ def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate
 
 
 def _operation(text: str) -> tuple[str, str, str]:
-    """Left side, operator and right side of the operation at the outermost level; no operator where there is none."""
+    """Return left side, operator and right side at the outermost level; operator "" if there is none."""
     if found := re.fullmatch(r"(?s)(.+) (IS (?:NOT )?(?:NULL|TRUE|FALSE|UNKNOWN))", text):
         return found[1], found[2], ""
     depth = 0
@@ -325,7 +325,7 @@ def _operation(text: str) -> tuple[str, str, str]:
 
 
 def _split(text: str, word: str) -> list[str]:
-    """The parts between a word at the outermost level."""
+    """Split a text at a word on the outermost level."""
     parts, depth, start = [], 0, 0
     for token in _TOKEN.finditer(text):
         depth += bool(token["open"]) - bool(token["close"])
@@ -336,7 +336,7 @@ def _split(text: str, word: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """Without the parentheses around all of it."""
+    """Return a text without the parentheses around all of it."""
     text = text.strip()
     while text.startswith("(") and text.endswith(")"):
         depth = 0
@@ -351,12 +351,12 @@ def _bare(text: str) -> str:
 
 
 def columns_in(text: str, alias: str, names: frozenset[str] | None) -> frozenset[str]:
-    """The columns of the table called `alias` in a text; `names` are all that it has, where they are known."""
+    """Return the columns of the table called `alias` in a text; `names` are all its columns, if known."""
     return frozenset(column for qualifier, column in _references(text) if _is_own(qualifier, column, alias, names))
 
 
 def _qualified(text: str, alias: str) -> bool:
-    """Whether a column of another table is in it."""
+    """Return whether a text names a column of another table."""
     return any(qualifier not in ("", alias) for qualifier, _ in _references(text))
 
 
@@ -367,7 +367,7 @@ def _is_own(qualifier: str, column: str, alias: str, names: frozenset[str] | Non
 
 
 def _references(text: str) -> Iterator[tuple[str, str]]:
-    """(qualifier or "", column) of every column named in a text."""
+    """Yield (qualifier or "", column) for every column named in a text."""
     tokens = list(_TOKEN.finditer(text))
     casting = False
     for at, token in enumerate(tokens):
@@ -379,7 +379,7 @@ def _references(text: str) -> Iterator[tuple[str, str]]:
             continue
         following = tokens[at + 1][0] if at + 1 < len(tokens) else ""
         before = tokens[at - 1][0] if at else ""
-        if casting:  # the name of a type, of several words perhaps
+        if casting:  # the name of a type, which may have several words
             casting = following not in ("", ")", ",") and tokens[at + 1]["operator"] is None
             continue
         if following in ("(", ".", "FROM") or (token[0].lower() in _WORDS and before != "."):
@@ -390,7 +390,7 @@ def _references(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _column(subject: str, own: frozenset[str]) -> str:
-    """The column that a subject is, without its qualifier; "" where more is done to it."""
+    """Return the column, without qualifier, if the subject is a plain column; else ""."""
     found = re.fullmatch(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)', subject)
     return _name(found[1]) if found and _name(found[1]) in own else ""
 
@@ -400,23 +400,23 @@ def _name(text: str) -> str:
 
 
 def unquoted(text: str) -> str:
-    """SQL whose string literals are empty."""
+    """Return SQL with empty string literals."""
     return re.sub(r"'(?:[^']|'')*'", "''", text)
 
 
 def squeezed(expression: str) -> str:
-    """An expression without what the planner's and the catalogue's spelling differ in."""
+    """Return an expression without the differences between the planner's and the catalogue's spelling."""
     return re.sub(r"[\s()]|::text", "", expression)
 
 
-# An index for a condition: equality first, then the order that is wanted, then one range.
+# The index for conditions: columns of equality first, then those of the order, then one range.
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An index that would serve a condition: the statement, or the index that is there already."""
+    """An index that would serve conditions: its CREATE INDEX, and the equal index that exists already."""
 
     sql: str
     columns: tuple[str, ...]
@@ -426,10 +426,10 @@ class Candidate:
 def candidate(
     schema: str, relation: str, conditions: Iterable[Predicate], table: TableFacts | None, order: Sequence[str] = ()
 ) -> Candidate | None:
-    """An index on the columns that are compared as they are; None where nothing in the conditions can use one.
+    """Return an index on the plain columns of the conditions; None if no condition can use an index.
 
-    `order` are columns wanted in this order after the equality columns. An index of the same leading columns is
-    returned as existing, one that is broken or partial is not.
+    `order` names columns that follow the equality columns in this order. An index with the same leading columns is
+    returned as existing unless it is invalid or partial.
     """
     usable = [(column, p) for p in conditions if (column := comparable(p, table))]
     equal = list(dict.fromkeys(column for column, p in usable if p.equality))
@@ -447,7 +447,7 @@ def candidate(
 
 
 def comparable(predicate: Predicate, table: TableFacts | None) -> str:
-    """The column whose plain index serves a condition; "" where none would.
+    """Return the column whose plain index serves a condition; "" if there is none.
 
     PostgreSQL compares varchar as text and prints a cast, which costs nothing and blocks no index.
     """
@@ -469,7 +469,7 @@ def quoted(name: str) -> str:
 
 
 def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Index | None:
-    """A whole, valid B-tree that begins with these keys; those for equality in any order."""
+    """Return a valid B-tree, not partial, that begins with these keys; equality keys may be in any order."""
     for index in table.indexes if table else ():
         begins = [re.sub(r" (ASC|DESC)?( NULLS \w+)?$", "", key) for key in index.keys[: len(keys)]]
         same = set(begins[:equal]) == set(keys[:equal]) and begins[equal:] == list(keys[equal:])
@@ -479,7 +479,7 @@ def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Inde
 
 
 def distinct(table: TableFacts, name: str) -> float:
-    """How many values a column has, as far as the statistics tell."""
+    """Return the number of distinct values of a column by the statistics; 0 if unknown."""
     column = table.column(name)
     if column is None or column.distinct is None:
         return 0.0

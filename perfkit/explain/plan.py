@@ -1,11 +1,11 @@
-"""A plan as a tree of steps, read from EXPLAIN's JSON within bounds of size.
+"""A plan as a tree of nodes, read from EXPLAIN's JSON within bounds of size.
 
-A statement that somebody writes has kilobytes, one with a list of values perhaps 1 MB. A plan of 10,000 partitions
-with VERBOSE has about 20 MB. The planner folds constants: the plan of `SELECT repeat('a', 1000000000)` has 1 GB,
-which libpq holds, but perfkit does not copy, parse or keep.
+A written statement has kilobytes, one with a list of values perhaps 1 MB. A plan of 10,000 partitions with VERBOSE has
+about 20 MB. The planner folds constants: the plan of `SELECT repeat('a', 1000000000)` has 1 GB, which perfkit refuses
+to copy, parse or keep.
 
-Rows and times in the document are averages per loop, buffers are totals, both with everything below the node.
-The view adds what each node did itself, with parallel workers, CTEs, InitPlans and never-executed nodes in mind.
+In EXPLAIN's JSON, rows and times are averages per loop, buffers are totals, and all include everything below the node.
+`Node` adds each node's own part, considering parallel workers, CTEs, InitPlans and nodes that were never executed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from perfkit.base.errors import PlanError
 from perfkit.explain.accounting import GATHERS, Raw, exclusive, processes, structure
 
 STATEMENT, PLAN = 2_000_000, 64_000_000  # bytes at most
-# A text of a node is read by rules that compare constants: those beyond these are cut, and then the text as a whole.
+# Rules compare the constants in a node's texts, so long constants are cut first, and then the text as a whole.
 _LITERAL, _TEXT = 200, 100_000  # characters
 _QUOTED = re.compile(r"'(?:[^']|'')*+'")
 
@@ -45,12 +45,12 @@ def require_plan(size: int) -> None:
 
 
 def raw_json(connection: psycopg.Connection[Any]) -> None:
-    """Have a connection give JSON as it comes, so that it is parsed when the transaction is over."""
+    """Make a connection return JSON unparsed, so that no transaction stays open while it is parsed."""
     connection.adapters.register_loader("json", _Raw)
 
 
 def document(raw: bytes) -> Any:
-    """The document of EXPLAIN's JSON; an empty list where there was none. Raises PlanError."""
+    """Parse EXPLAIN's JSON; an empty text gives an empty list. Raises PlanError."""
     try:
         return loads(raw) if raw else []
     except ValueError as error:
@@ -58,7 +58,7 @@ def document(raw: bytes) -> Any:
 
 
 def shortened(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A plan's node whose long texts are cut; the very same node where none is long."""
+    """Return a raw node with its long texts cut; the same object if none is long."""
     if not any(_long(value) for value in node.values()):
         return node
     return {key: _shortened(value) if _long(value) else value for key, value in node.items()}
@@ -94,7 +94,7 @@ class _Raw(Loader):
         return bytes(data)
 
 
-# A plan, read once: a typed view of every node, over EXPLAIN's own document, which stays as it is.
+# The typed view of a plan; EXPLAIN's document stays unchanged.
 
 PAGES = ("Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks")
 COUNTERS = (
@@ -115,7 +115,7 @@ _BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One node. Times are ms of elapsed time with all loops, None without TIMING; `raw` has every other key."""
+    """One node of a plan. Times are elapsed ms of all loops, None without TIMING; `raw` has all of EXPLAIN's keys."""
 
     number: int  # in the order in which EXPLAIN lists them, from 1
     depth: int
@@ -150,12 +150,12 @@ class Node:
             kind += " Join"
         backward = " Backward" if raw.get("Scan Direction") == "Backward" else ""
         parallel = "Parallel " if raw.get("Parallel Aware") is True else ""
-        apart = "Async " if raw.get("Async Capable") is True else ""
-        return f"{parallel}{apart}{kind}{backward}".strip()
+        asynchronous = "Async " if raw.get("Async Capable") is True else ""
+        return f"{parallel}{asynchronous}{kind}{backward}".strip()
 
     @property
     def title(self) -> str:
-        """Its name with what it works on: `Index Scan using visits_day on visits v`."""
+        """The name with the index and table: `Index Scan using visits_day on visits v`."""
         index, relation = self.text("Index Name"), self.relation
         kind, alias = self.name, self.text("Alias")
         if index:
@@ -165,7 +165,7 @@ class Node:
 
     @property
     def relation(self) -> str:
-        """The table, function, CTE or the like that it reads or writes; "" for none."""
+        """The table, function or CTE that the node reads or writes; "" if there is none."""
         for key in _READ_FROM:
             if found := self.text(key):
                 return found
@@ -178,7 +178,7 @@ class Node:
 
     @property
     def executed(self) -> bool:
-        """Whether it ran at all; in a plan that was not analysed, nothing did."""
+        """Whether the node ran; never true in a plan without ANALYZE."""
         return self.loops > 0
 
     @property
@@ -188,32 +188,32 @@ class Node:
 
     @property
     def pages(self) -> float:
-        """8 kB pages that it and everything below touched, shared and local, hit or read."""
+        """The 8 kB pages that the node and everything below touched: shared and local, hit or read."""
         return sum(self.value(key) for key in PAGES)
 
     @property
     def own_pages(self) -> float:
-        """8 kB pages that it touched itself."""
+        """The 8 kB pages that the node itself touched."""
         return sum(self.own.get(key, 0.0) for key in PAGES)
 
     @property
     def read_ms(self) -> float:
-        """Time of reading pages, with track_io_timing, everything below included; of all processes."""
+        """Time of all processes spent reading pages, everything below included; needs track_io_timing."""
         return sum(self.value(key) for key in _READ)
 
     @property
     def write_ms(self) -> float:
-        """Time of writing pages, likewise."""
+        """Time of all processes spent writing pages, everything below included; needs track_io_timing."""
         return sum(self.value(key) for key in _WRITE)
 
     @property
     def rounding_ms(self) -> float:
-        """How far its times may be off because the server rounds them to µs per loop."""
+        """The maximum error of the times, because the server rounds them to µs per loop."""
         return _ROUNDING_MS * self.loops / self.processes
 
     @property
     def disabled(self) -> bool:
-        """Whether an enable_ setting forbade it and nothing else was possible."""
+        """Whether the planner used the node although an enable_ setting disables it."""
         if "Disabled" in self.raw:
             return self.raw["Disabled"] is True
         cost = self.value("Total Cost")
@@ -221,7 +221,7 @@ class Node:
 
     @property
     def partial(self) -> bool:
-        """Whether each process gets a part of its rows, so that the estimate is of one process's part."""
+        """Whether each process gets a part of the rows, so that the estimate is for one process."""
         node = self
         while node.raw.get("Parallel Aware") is not True:
             if node.kind in GATHERS or node.raw.get("Partial Mode") == "Partial":
@@ -234,7 +234,7 @@ class Node:
 
     @property
     def estimated(self) -> float:
-        """Rows that the planner expected, comparable with `rows`."""
+        """The rows that the planner expected, comparable with `rows`."""
         if not self.partial:
             return self.value("Plan Rows") * max(self.loops, 1.0)
         top = next((node for node in (self, *self.above()) if node.parent and node.parent.kind in GATHERS), self)
@@ -246,10 +246,10 @@ class Node:
 
     @property
     def misestimate(self) -> float:
-        """How far the rows are from the estimate: 10 is ten times as many, 0.1 a tenth; 1 where it did not run.
+        """The ratio of actual to estimated rows: 10 is ten times as many; 1 if the node did not run.
 
-        Less than a row per loop counts as one, because the planner never expects less. BitmapAnd and BitmapOr never
-        tell their rows.
+        Less than one row per loop counts as one, because the planner never expects less. BitmapAnd and BitmapOr do not
+        report their rows.
         """
         if not self.executed or self.kind in ("BitmapAnd", "BitmapOr"):
             return 1.0
@@ -258,7 +258,7 @@ class Node:
 
     @property
     def cut_short(self) -> bool:
-        """Whether something above may have stopped asking before the last row: LIMIT, a join, a subquery."""
+        """Whether a node above, such as a LIMIT, a join or a subquery, may have stopped reading early."""
         node = self
         while (above := node.parent) is not None and node.kind not in _BITMAPS:
             if node.relationship == "InitPlan" and node.text("Subplan Name").startswith("CTE "):
@@ -275,14 +275,14 @@ class Node:
         return False
 
     def above(self) -> Iterator[Node]:
-        """The nodes above it, nearest first."""
+        """Yield the nodes above, nearest first."""
         node = self.parent
         while node is not None:
             yield node
             node = node.parent
 
     def below(self) -> Iterator[Node]:
-        """It and every node under it, in EXPLAIN's order."""
+        """Yield the node and every node below, in EXPLAIN's order."""
         waiting = [self]
         while waiting:
             node = waiting.pop()
@@ -290,18 +290,18 @@ class Node:
             waiting.extend(reversed(node.children))
 
     def value(self, key: str) -> float:
-        """A number of the document; 0 where there is none."""
+        """Return a number of the document; 0 if there is none."""
         found: Any = self.raw.get(key)
-        kind = type(found)  # as `number` does, which is a call more: rules ask this thousands of times
+        kind = type(found)  # repeats `number` to save a call: rules read thousands of values
         return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
 
     def text(self, key: str) -> str:
-        """A text of the document; "" where there is none."""
+        """Return a text of the document; "" if there is none."""
         found: Any = self.raw.get(key)
         return found if type(found) is str else ""
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Texts of the document, of a list or one alone."""
+        """Return the texts of the document, whether a list or a single one."""
         found = self.raw.get(key)
         if type(found) is list:
             return tuple([item for item in found if type(item) is str])
@@ -310,11 +310,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan; `document` is what EXPLAIN gave for one statement, `nodes` are in its order."""
+    """A plan; `document` is EXPLAIN's output for one statement, and `nodes` are in its order."""
 
     document: Mapping[str, Any]
     nodes: tuple[Node, ...]
-    outside_ms: float  # executed after the root had ended: data-modifying CTEs
+    outside_ms: float  # executed after the root ended: data-modifying CTEs
     outside: Mapping[str, float]  # blocks of those, by their name in COUNTERS
 
     @property
@@ -339,19 +339,19 @@ class Plan:
 
     @property
     def execution_ms(self) -> float:
-        """Time of execution as the server gives it, with triggers and the executor's start and end; else the root's."""
+        """Time of execution as the server reports it, with triggers, executor start and end; else the root's time."""
         if "Execution Time" in self.document:
             return number(self.document, "Execution Time")
         return (self.root.inclusive_ms or 0.0) + self.outside_ms
 
     def share(self, node: Node) -> float:
-        """A node's own part of the execution's time, 0 to 1; 0 without times."""
+        """Return a node's own share of the execution's time, 0 to 1; 0 without times."""
         whole = max(self.execution_ms, (self.root.inclusive_ms or 0.0) + self.outside_ms)
         return (node.exclusive_ms or 0.0) / whole if whole else 0.0
 
     @property
     def buffers(self) -> float:
-        """8 kB pages touched by the whole execution, planning aside."""
+        """The 8 kB pages touched by the execution, without planning."""
         return self.root.pages + sum(self.outside.get(key, 0.0) for key in PAGES)
 
     @property
@@ -361,7 +361,7 @@ class Plan:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Planner settings that are not the server's default, with SETTINGS."""
+        """Planner settings that differ from the default; needs SETTINGS."""
         found = self.document.get("Settings")
         return {k: str(v) for k, v in found.items()} if isinstance(found, dict) else {}
 
@@ -380,13 +380,13 @@ class Plan:
 
     @property
     def serialization_ms(self) -> float:
-        """Time of making the result ready to be sent, with SERIALIZE; not in the root's time."""
+        """Time of converting the result for sending, not part of the root's time; needs SERIALIZE."""
         found = self.document.get("Serialization")
         return number(found, "Time") if isinstance(found, dict) else 0.0
 
 
 def _read_by(scan: Node) -> Node | None:
-    """The CTE that a CTE Scan reads: the nearest of its name listed above."""
+    """Return the CTE that a CTE Scan reads: the nearest of its name listed above."""
     name, lists = f"CTE {scan.text('CTE Name')}", (scan, *scan.above())
     ctes = (child for above in lists for child in reversed(above.children) if child.relationship == "InitPlan")
     named = (cte for cte in ctes if cte.text("Subplan Name") == name)
@@ -394,32 +394,32 @@ def _read_by(scan: Node) -> Node | None:
 
 
 def _stops(above: Node, node: Node) -> bool:
-    """Whether a node may leave rows of one below it unread."""
+    """Return whether a node may leave rows of a node below unread."""
     if above.kind in ("Limit", "Merge Join") or "Run Condition" in above.raw:
         return True
     if above.kind == "Nested Loop":
         first = above.text("Join Type") in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
         return first and node.relationship == "Inner"
     if above.kind == "Hash Join" and node.relationship == "Outer" and above.text("Join Type") in _MATCHED:
-        return any(child.kind == "Hash" and not child.rows for child in above.children)  # nothing can be joined to it
+        return any(child.kind == "Hash" and not child.rows for child in above.children)  # the hash table is empty
     return False
 
 
 def number(raw: Raw, key: str) -> float:
-    """A number of a document as it can stand in a plan; 0 for anything else."""
+    """Return a number of a document if a plan can have it; else 0."""
     found: Any = raw.get(key)
-    kind = type(found)  # not isinstance: True is no number, and this is asked a hundred times for each node
+    kind = type(found)  # not isinstance: True is no number, and this runs a hundred times for each node
     return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
 
 
 def _numbers(raws: Sequence[Raw], key: str) -> list[float]:
-    """The same for every node."""
+    """Return the number of a key for every node."""
     values: list[Any] = [raw.get(key) for raw in raws]
     return [number(raw, key) for raw in raws] if any(values) else [0.0] * len(values)
 
 
 def read_plan(document: Any) -> Plan:
-    """The plan of EXPLAIN's JSON: its array (of which the first is taken), or one element. Raises PlanError."""
+    """Return the plan of EXPLAIN's JSON: of the first element of its array, or of one element. Raises PlanError."""
     first = _of_one_statement(document)
     listed, parents = _listed(first["Plan"])
     raws = [shortened(raw) for raw in listed]
@@ -467,7 +467,7 @@ def read_plan(document: Any) -> Plan:
 
 
 def whole_nodes(document: Any) -> list[Raw]:
-    """Every node of EXPLAIN's JSON as it came, with its texts in full: what a guard must see. Raises PlanError."""
+    """Return every raw node with its texts uncut, which guards need to see. Raises PlanError."""
     return _listed(_of_one_statement(document)["Plan"])[0]
 
 
@@ -479,7 +479,7 @@ def _of_one_statement(document: Any) -> dict[str, Any]:
 
 
 def _listed(top: Raw) -> tuple[list[Raw], list[int]]:
-    """Nodes in EXPLAIN's order, and the position of each one's parent."""
+    """Return the nodes in EXPLAIN's order, and the position of each node's parent."""
     raws: list[Raw] = []
     parents: list[int] = []
     waiting: list[tuple[Any, int]] = [(top, -1)]
@@ -489,7 +489,7 @@ def _listed(top: Raw) -> tuple[list[Raw], list[int]]:
             raise PlanError("not a plan (a node without a 'Node Type'); expected EXPLAIN (FORMAT JSON) output")
         below = raw.get("Plans", [])
         if not isinstance(below, list):
-            raise PlanError("not a plan ('Plans' is no list); expected EXPLAIN (FORMAT JSON) output")
+            raise PlanError("not a plan ('Plans' is not a list); expected EXPLAIN (FORMAT JSON) output")
         at = len(raws)
         waiting += [(child, at) for child in reversed(below)]
         raws.append(raw)

@@ -1,4 +1,7 @@
-"""What is wrong with a plan: the rules, gravest finding first."""
+"""Findings in a plan: the list of rules, and `findings`, which applies them.
+
+A new rule is a function in one of the modules here, a line in `RULES`, and a page in docs/findings.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ _ORDER = (Severity.HIGH, Severity.MEDIUM, Severity.LOW)
 
 
 def findings(plan: Plan, facts: PlanFacts = NO_FACTS, limits: FindingLimits | None = None) -> list[Finding]:
-    """Everything the rules find in a plan, gravest first. Never raises for a plan that could be read."""
-    look = FindingContext(plan, facts, limits or FindingLimits())
-    found = [finding for rule in RULES for finding in rule(look)]
-    return sorted(found, key=lambda f: (_ORDER.index(f.severity), -f.share, f.node or 0, f.rule))
+    """Return what the rules find in a plan, most severe first. Never raises for a plan that could be read."""
+    context = FindingContext(plan, facts, limits or FindingLimits())
+    unsorted = [finding for rule in RULES for finding in rule(context)]
+    return sorted(unsorted, key=lambda f: (_ORDER.index(f.severity), -f.share, f.node or 0, f.rule))

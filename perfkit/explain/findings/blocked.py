@@ -61,37 +61,37 @@ class Blocker:
     found: Rewrite | None = None
 
 
-def blocked_condition(look: FindingContext) -> Iterator[Finding]:
+def blocked_condition(context: FindingContext) -> Iterator[Finding]:
     """Find conditions on an expression, collation or pattern, which an index on the column alone cannot serve."""
-    for node in look.plan.nodes:
-        if node.kind not in _SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
+    for node in context.plan.nodes:
+        if node.kind not in _SCANS or not (found := sifted(context, node)) or not wasteful(context, node, found):
             continue
-        every = conditions(look, node, "Filter")
-        if explained(every, look.facts.of(node)) <= 2 * found.share:
+        every = conditions(context, node, "Filter")
+        if explained(every, context.facts.of(node)) <= 2 * found.share:
             continue  # the other conditions explain the few rows
         for p in every:
-            if not (block := blocks(look, node, p)) or added(block, p, every):
+            if not (block := blocks(context, node, p)) or added(block, p, every):
                 continue
-            advice, sql = _advice(look, node, p, block)
-            yield look.finding(
+            advice, sql = _advice(context, node, p, block)
+            yield context.finding(
                 "blocked-condition",
                 node,
                 f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
-                f"{counted(found.seen, 'row')} of {node.relation} {'were' if look.plan.analyzed else 'will be'} "
+                f"{counted(found.seen, 'row')} of {node.relation} {'were' if context.plan.analyzed else 'will be'} "
                 f"read to keep {found.few}.",
                 advice,
                 sql=sql,
             )
 
 
-def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
+def blocks(context: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     """Return what keeps an index on the column from serving a condition; None if nothing does, or no index could."""
     if len(p.columns) != 1 or p.operator.startswith("IS "):
         return None
     (name,) = p.columns
-    alias, table = node.text("Alias"), look.facts.of(node)
+    alias, table = node.text("Alias"), context.facts.of(node)
     subject = plain(p.subject, alias)
-    c = condition(look, node, p)
+    c = condition(context, node, p)
     if c.operator == "IS NOT DISTINCT FROM":
         found = rewritten(c)
         other = "" if found else f"{c.subject} = {c.value} returns the same rows only if neither side is null."
@@ -102,7 +102,7 @@ def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
         key = f"{subject.partition(' COLLATE')[0]} COLLATE {collation[1]}"
         return Blocker(f"in the collation {collation[1]}", key=key)
     if p.column:
-        return _pattern(look, node, p)
+        return _pattern(context, node, p)
     if comparable(p, table) or subject.startswith("ROW(") or (p.operator == "~~" and not p.prefix):
         return None
     if subject.lower().startswith(("position(", "strpos(")):
@@ -111,9 +111,9 @@ def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
         return Blocker(f"{name} in another collation", hint=f"Omit COLLATE, or create an index on {name} with it.")
     what = _what(c, quoted(name), p.cast)
     found = rewritten(c)
-    itself = _expression(p, c, what, quoted(name), placed(look, node))
+    itself = _expression(p, c, what, quoted(name), placed(context, node))
     # An index on the expression leaves the statement as it is; an existing index on the column needs only a rewrite.
-    if found and found.sides and itself.key and not _ready(look, node, name):
+    if found and found.sides and itself.key and not _ready(context, node, name):
         return itself
     if found:
         return Blocker(what, _filled(found, name, c), found=found)
@@ -122,10 +122,10 @@ def blocks(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     return itself
 
 
-def condition(look: FindingContext, node: Node, p: Predicate) -> Condition:
+def condition(context: FindingContext, node: Node, p: Predicate) -> Condition:
     """Return a predicate on one column in the form that rewrite rules read."""
     (name,) = p.columns
-    alias, table = node.text("Alias"), look.facts.of(node)
+    alias, table = node.text("Alias"), context.facts.of(node)
     column = table.column(name) if table else None
     return as_condition(plain(p.text, alias), plain(p.subject, alias), p, column.type if column else "")
 
@@ -142,13 +142,13 @@ def _filled(found: Rewrite | None, name: str, c: Condition) -> str:
     return found.filled(quoted(name), operand(value), text) if found else ""
 
 
-def _advice(look: FindingContext, node: Node, p: Predicate, block: Blocker) -> tuple[str, str]:
-    table = look.facts.of(node)
+def _advice(context: FindingContext, node: Node, p: Predicate, block: Blocker) -> tuple[str, str]:
+    table = context.facts.of(node)
     (name,) = p.columns
     if block.rewrite:
-        if ready := _ready(look, node, name):
+        if ready := _ready(context, node, name):
             return f"Write {block.rewrite}, which the index {ready.name} serves.", ""
-        return f"Write {block.rewrite}, and CREATE INDEX ON {placed(look, node)} ({quoted(name)}) to serve it.", ""
+        return f"Write {block.rewrite}, and CREATE INDEX ON {placed(context, node)} ({quoted(name)}) to serve it.", ""
     if not block.key:
         return block.hint, ""
     wanted = squeezed(block.key.removesuffix(" text_pattern_ops"))
@@ -159,23 +159,23 @@ def _advice(look: FindingContext, node: Node, p: Predicate, block: Blocker) -> t
         if index.valid and not index.predicate and index.keys and squeezed(index.keys[0]) == wanted and not (
             patterns and "text_pattern_ops" not in index.definition
         ):  # fmt: skip
-            return why_unused(look, node, index)
+            return why_unused(context, node, index)
     what = "An index with this operator class" if p.column and p.prefix else "An index on the expression itself"
     what = f"An index on {name} in that collation" if " COLLATE " in block.key else what
     more = f" {block.hint}" if block.hint else ""
-    return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(look, node)} ({block.key})"
+    return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(context, node)} ({block.key})"
 
 
-def _ready(look: FindingContext, node: Node, name: str) -> Index | None:
+def _ready(context: FindingContext, node: Node, name: str) -> Index | None:
     """Return a valid index, not partial, whose first key is the column."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     own = (i for i in (table.indexes if table else ()) if i.keys[:1] == (quoted(name),))
     return next((i for i in own if i.valid and not i.predicate), None)
 
 
-def _pattern(look: FindingContext, node: Node, p: Predicate) -> Blocker | None:
+def _pattern(context: FindingContext, node: Node, p: Predicate) -> Blocker | None:
     """Return the blocker of LIKE 'x%' if the column has an index, but in the order of a language."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     if not p.prefix or not (name := column_of(p, table)):
         return None
     key = quoted(name)

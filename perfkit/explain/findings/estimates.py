@@ -26,11 +26,11 @@ _MOST_COLUMNS = 8  # that CREATE STATISTICS accepts
 _NAME_BYTES = 63
 
 
-def misestimate(look: FindingContext) -> Iterator[Finding]:
+def misestimate(context: FindingContext) -> Iterator[Finding]:
     """Find wrong row estimates at the lowest node, if a node above was chosen because of them."""
-    nodes = look.plan.nodes
+    nodes = context.plan.nodes
     parallel = any(node.kind in GATHERS for node in nodes)
-    off = {node.number for node in nodes if node.executed and _off(look, node, parallel)}
+    off = {node.number for node in nodes if node.executed and _off(context, node, parallel)}
     if not off:
         return
     said: set[int] = set()
@@ -45,10 +45,10 @@ def misestimate(look: FindingContext) -> Iterator[Finding]:
         if top is None or key in said:
             continue
         spent = inclusive(top) - inclusive(node) if top is not node else node.exclusive_ms or 0.0
-        if not worth(look, spent):
+        if not worth(context, spent):
             continue
         said.add(key)
-        advice, sql = cure(look, start)
+        advice, sql = cure(context, start)
         rate, under = start.misestimate, start.misestimate > 1
         rounds = f" in {counted(start.loops, 'execution')}" if start.loops > start.processes else ""
         depends = (
@@ -56,24 +56,24 @@ def misestimate(look: FindingContext) -> Iterator[Finding]:
             if top is node
             else f"the {top.name} above was chosen for that estimate"
         )
-        yield look.finding(
+        yield context.finding(
             "misestimate",
             start,
             f"{start.title} returned {counted(start.rows, 'row')}{rounds}, but the planner expected"
             f" {start.estimated:,.0f}, {rate if under else 1 / rate:,.0f} times too {'few' if under else 'many'};"
-            f" {depends}{took(look, spent)}.",
+            f" {depends}{took(context, spent)}.",
             advice,
             sql=sql,
             ms=spent,
         )
 
 
-def cure(look: FindingContext, node: Node) -> tuple[str, str]:
+def cure(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice on how to improve the estimate of a node, and the SQL that does it; "" if no statement can."""
     if node.text("Relation Name"):
-        return _of_table(look, node)
+        return _of_table(context, node)
     if node.kind == "Aggregate":
-        return _of_groups(look, node)
+        return _of_groups(context, node)
     if node.kind in JOINS:
         return (
             "The joined columns depend on each other in a way that statistics of single tables do not show: ANALYZE"
@@ -101,9 +101,9 @@ def qualified(schema: str, relation: str) -> str:
     return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
 
 
-def _off(look: FindingContext, node: Node, parallel: bool) -> bool:
+def _off(context: FindingContext, node: Node, parallel: bool) -> bool:
     """Return whether an estimate is far off for a node that was not stopped early."""
-    limits, parent, rows = look.limits, node.parent, node.rows
+    limits, parent, rows = context.limits, node.parent, node.rows
     expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # equal, and faster
     if max(rows, expected) < limits.misestimate_rows:
         return False
@@ -163,9 +163,9 @@ def _planned_for(node: Node, off: set[int]) -> Node | None:
     return last
 
 
-def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
+def _of_table(context: FindingContext, node: Node) -> tuple[str, str]:
     relation = node.text("Relation Name")
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     name = qualified(node.text("Schema"), relation)
     analyze = f"ANALYZE {name}"
     if table is None:
@@ -173,7 +173,7 @@ def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
             f"ANALYZE {relation}; if that does not help, its columns depend on each other: see CREATE STATISTICS.",
             analyze,
         )
-    if because := stale(table, look.limits.stale_share):
+    if because := stale(table, context.limits.stale_share):
         often = ", and make autovacuum do so more often (autovacuum_analyze_scale_factor)" if table.analyzed else ""
         return f"{because}: ANALYZE it{often}.", analyze
     found = conditions(node, table)
@@ -184,7 +184,7 @@ def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
             "",
         )
     if expression := next((p for p in found if not p.column and p.operator not in ("", "OR") and not p.cast), None):
-        return _of_expression(look, node, table, expression)
+        return _of_expression(context, node, table, expression)
     columns = list(dict.fromkeys(column for p in found for column in sorted(p.columns)))
     if len(columns) > 1:
         listed = " and ".join(columns)
@@ -206,7 +206,7 @@ def _of_table(look: FindingContext, node: Node) -> tuple[str, str]:
     )
 
 
-def _of_expression(look: FindingContext, node: Node, table: TableFacts, found: Predicate) -> tuple[str, str]:
+def _of_expression(context: FindingContext, node: Node, table: TableFacts, found: Predicate) -> tuple[str, str]:
     advice = (
         f"The planner has no statistics on {found.subject} and guesses: compare the column itself, or create"
         " statistics."
@@ -224,12 +224,12 @@ def _of_expression(look: FindingContext, node: Node, table: TableFacts, found: P
     return advice, _statistics(node, "", sorted(found.columns), f"({plain})")
 
 
-def _of_groups(look: FindingContext, node: Node) -> tuple[str, str]:
+def _of_groups(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice and SQL for a wrong number of groups; their columns are usually of one table."""
     keys = node.texts("Group Key")
     scans = {n.text("Alias"): n for n in node.below() if n.text("Relation Name")}
     for alias, scan in scans.items():
-        table = look.facts.of(scan)
+        table = context.facts.of(scan)
         names = frozenset(column.name for column in table.columns) if table else frozenset()
         found = [p for key in keys for p in predicates(f"({key} IS NULL)", alias, names)]
         if not keys or len(found) < len(keys) or not all(p.column for p in found):
@@ -268,61 +268,61 @@ _KEEPING = frozenset({"Materialize", "Memoize"})
 _INDEXED = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 
 
-def nested_loop(look: FindingContext) -> Iterator[Finding]:
+def nested_loop(context: FindingContext) -> Iterator[Finding]:
     """Find nested loops whose inner side is executed very often."""
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         if node.kind != "Nested Loop" or not node.executed:
             continue
         outer, inner = child(node, "Outer"), child(node, "Inner")
-        if outer is None or inner is None or inner.loops < look.limits.repeats:
+        if outer is None or inner is None or inner.loops < context.limits.repeats:
             continue
         spent = inclusive(inner) + (node.exclusive_ms or 0.0)
-        if not _large(look, spent):
+        if not _large(context, spent):
             continue
-        if (found := _read_whole(look, inner)) is not None:
-            yield _whole(look, node, inner, found, spent)
-        elif inner.loops >= 10 * look.limits.repeats and _misled(look, outer) and _real(inner).kind in _INDEXED:
-            yield _searched(look, node, outer, inner, spent)
+        if (found := _read_whole(context, inner)) is not None:
+            yield _whole(context, node, inner, found, spent)
+        elif inner.loops >= 10 * context.limits.repeats and _misled(context, outer) and _real(inner).kind in _INDEXED:
+            yield _searched(context, node, outer, inner, spent)
 
 
-def correlated_subplan(look: FindingContext) -> Iterator[Finding]:
+def correlated_subplan(context: FindingContext) -> Iterator[Finding]:
     """Find subqueries that are executed once for every row of the outer query."""
-    for node in look.plan.nodes:
-        if node.relationship != "SubPlan" or node.loops < look.limits.repeats or node.parent is None:
+    for node in context.plan.nodes:
+        if node.relationship != "SubPlan" or node.loops < context.limits.repeats or node.parent is None:
             continue
         spent = inclusive(node)
-        if not _large(look, spent):
+        if not _large(context, spent):
             continue
-        scan = _read_whole(look, node)
-        often = node.loops >= look.limits.lookups and (
-            not look.plan.timed or spent >= look.limits.high_share * look.plan.execution_ms
+        scan = _read_whole(context, node)
+        often = node.loops >= context.limits.lookups and (
+            not context.plan.timed or spent >= context.limits.high_share * context.plan.execution_ms
         )
         if scan is None and not often:
             continue
         compared: list[Predicate] = []
         sql = ""
         if scan is not None:
-            table = look.facts.of(scan)
+            table = context.facts.of(scan)
             compared = conditions(scan, table, ("Filter",))
             found = candidate(scan.text("Schema"), scan.text("Relation Name"), compared, table)
             useful = found and any(p.joined and p.equality for p in compared if p.column in found.columns)
             sql = found.sql if found and useful and not found.existing and scan.kind == "Seq Scan" else ""
         reads = f", and reads all of {_of(scan)} each time, {counted(_looked(scan), 'row')} in total" if scan else ""
-        yield look.finding(
+        yield context.finding(
             "correlated-subplan",
             node,
             f"{node.text('Subplan Name') or 'A subquery'} is executed {counted(node.loops, 'time')}, once for each row"
-            f" of {node.parent.title}{reads}{took(look, spent)}.",
+            f" of {node.parent.title}{reads}{took(context, spent)}.",
             _rewrite(node, compared, bool(sql)),
             sql=sql,
             ms=spent,
         )
 
 
-def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
+def _whole(context: FindingContext, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
     """Return a finding on an inner side that is read in full each time."""
     real = _real(scan)
-    table = look.facts.of(real)
+    table = context.facts.of(real)
     relation = real.text("Relation Name")
     found = conditions(real, table, ("Filter",), node.text("Join Filter"))
     joined = [p for p in found if p.joined]
@@ -354,29 +354,29 @@ def _whole(look: FindingContext, node: Node, inner: Node, scan: Node, spent: flo
             f"An index on {', '.join(index.columns)} finds the rows of {relation} without reading all of it.",
             index.sql,
         )
-    return look.finding(
+    return context.finding(
         "nested-loop",
         node,
         f"{_of(scan)} is read in full {counted(inner.loops, 'time')}, once for each row of the other side:"
-        f" {counted(_looked(scan), 'row')} read for {counted(node.rows, 'row')} of the result{took(look, spent)}.",
+        f" {counted(_looked(scan), 'row')} read for {counted(node.rows, 'row')} of the result{took(context, spent)}.",
         advice,
         sql=sql,
         ms=spent,
     )
 
 
-def _searched(look: FindingContext, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
+def _searched(context: FindingContext, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
     """Return a finding on an index that is searched far more often than planned."""
     real = _real(inner)
     start = next(
-        (n for n in reversed([*outer.below()]) if _misled(look, n) and not n.kind.startswith("Bitmap I")), outer
+        (n for n in reversed([*outer.below()]) if _misled(context, n) and not n.kind.startswith("Bitmap I")), outer
     )
-    advice, sql = cure(look, start)
-    return look.finding(
+    advice, sql = cure(context, start)
+    return context.finding(
         "nested-loop",
         node,
         f"{real.title} is searched {counted(inner.loops, 'time')}, though the planner expected"
-        f" {counted(outer.estimated, 'time')}, and touches {counted(inner.pages, 'page')}{took(look, spent)}.",
+        f" {counted(outer.estimated, 'time')}, and touches {counted(inner.pages, 'page')}{took(context, spent)}.",
         f"With a correct estimate the planner could use a hash join, which reads {_of(real)} once. {advice}",
         sql=sql,
         ms=spent,
@@ -412,15 +412,15 @@ def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
     return f"{index}Write it as a LEFT JOIN{' on ' + columns if columns else ''}, which finds all rows at once."
 
 
-def _read_whole(look: FindingContext, top: Node) -> Node | None:
+def _read_whole(context: FindingContext, top: Node) -> Node | None:
     """Return the node that is read in full each time: a sequential scan, or its stored rows; None if there is none."""
     if top.kind in _KEEPING and top.kind != "Memoize":
-        return top if _looked(top) >= look.limits.repeat_rows * top.loops else None
+        return top if _looked(top) >= context.limits.repeat_rows * top.loops else None
     waiting = [top]
     while waiting:
         node = waiting.pop()
-        if node.kind == "Seq Scan" and node.loops >= look.limits.repeats:
-            if _looked(node) >= look.limits.repeat_rows * node.loops:
+        if node.kind == "Seq Scan" and node.loops >= context.limits.repeats:
+            if _looked(node) >= context.limits.repeat_rows * node.loops:
                 return node
         elif node.kind != "Nested Loop":
             waiting += [below for below in node.children if below.relationship not in ("InitPlan", "SubPlan")]
@@ -445,10 +445,16 @@ def _of(node: Node) -> str:
     return real.relation or f"the result of {real.name}"
 
 
-def _misled(look: FindingContext, node: Node) -> bool:
+def _misled(context: FindingContext, node: Node) -> bool:
     """Return whether far more rows came than expected."""
-    return node.executed and node.misestimate >= look.limits.misestimate and node.rows >= look.limits.misestimate_rows
+    return (
+        node.executed
+        and node.misestimate >= context.limits.misestimate
+        and node.rows >= context.limits.misestimate_rows
+    )
 
 
-def _large(look: FindingContext, spent: float) -> bool:
-    return not look.plan.timed or (worth(look, spent) and spent >= look.limits.repeat_share * look.plan.execution_ms)
+def _large(context: FindingContext, spent: float) -> bool:
+    return not context.plan.timed or (
+        worth(context, spent) and spent >= context.limits.repeat_share * context.plan.execution_ms
+    )

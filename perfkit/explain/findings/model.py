@@ -115,12 +115,12 @@ class FindingContext:
 _UNITS = {"": 1.0, "kb": 1.0, "b": 1 / 1024, "mb": 1024.0, "gb": 1024.0**2, "tb": 1024.0**3}  # of work_mem, in kB
 
 
-def worth(look: FindingContext, ms: float) -> bool:
+def worth(context: FindingContext, ms: float) -> bool:
     """Return whether a cost matters to the whole execution; always true for a plan without times."""
-    if not look.plan.timed:
+    if not context.plan.timed:
         return True
-    limits = look.limits
-    return ms >= limits.worth_ms and ms >= limits.worth_share * look.plan.execution_ms
+    limits = context.limits
+    return ms >= limits.worth_ms and ms >= limits.worth_share * context.plan.execution_ms
 
 
 def counted(number: float, noun: str) -> str:
@@ -143,11 +143,11 @@ def size(kb: float) -> str:
     return f"{value:,.1f}".removesuffix(".0") + f" {unit}" if value < 10 else f"{value:,.0f} {unit}"
 
 
-def took(look: FindingContext, ms: float) -> str:
+def took(context: FindingContext, ms: float) -> str:
     """Return a time and its share of the execution as the end of a sentence; "" for a plan without times."""
-    if not ms or not look.plan.execution_ms:
+    if not ms or not context.plan.execution_ms:
         return ""
-    return f", {millis(ms)} ({percent(min(1.0, ms / look.plan.execution_ms))} of the execution)"
+    return f", {millis(ms)} ({percent(min(1.0, ms / context.plan.execution_ms))} of the execution)"
 
 
 def percent(share: float) -> str:
@@ -237,27 +237,27 @@ class Sifted:
         return f"{self.kept:,.0f} ({percent(self.share)})" if round(self.kept) else "none"
 
 
-def sifted(look: FindingContext, node: Node) -> Sifted | None:
+def sifted(context: FindingContext, node: Node) -> Sifted | None:
     """Return the rows that a scan kept, or is expected to keep; None if unknown."""
     if "Filter" not in node.raw:
         return None
-    if look.plan.analyzed:
+    if context.plan.analyzed:
         kept = node.rows
         seen = kept + node.value("Rows Removed by Filter") * node.loops
         return Sifted(kept, seen, node.exclusive_ms or 0.0) if node.executed else None
-    table = look.facts.of(node) if node.kind == "Seq Scan" else None
+    table = context.facts.of(node) if node.kind == "Seq Scan" else None
     return Sifted(node.estimated, table.rows, 0.0) if table else None
 
 
-def wasteful(look: FindingContext, node: Node, found: Sifted) -> bool:
+def wasteful(context: FindingContext, node: Node, found: Sifted) -> bool:
     """Return whether a scan read many rows to keep few, in a time that matters."""
-    limits = look.limits
-    return found.seen >= limits.sifted_rows and found.share <= limits.sifted_share and worth(look, found.ms)
+    limits = context.limits
+    return found.seen >= limits.sifted_rows and found.share <= limits.sifted_share and worth(context, found.ms)
 
 
-def conditions(look: FindingContext, node: Node, *keys: str) -> tuple[Predicate, ...]:
+def conditions(context: FindingContext, node: Node, *keys: str) -> tuple[Predicate, ...]:
     """Return a scan's conditions of these kinds, parsed."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     alias = node.text("Alias") or node.text("Relation Name")
     return tuple(p for key in keys for text in node.texts(key) for p in predicates(text, alias, names))
@@ -278,28 +278,28 @@ def usable(found: Iterable[Predicate], table: TableFacts | None) -> list[Predica
     return [p for p in found if (p.equality or p.range or p.prefix) and column_of(p, table)]
 
 
-def home(look: FindingContext, node: Node) -> tuple[str, str]:
+def home(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return schema and name of the table to index: for a partition, the partitioned table."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     if table and table.parent:
         return table.parent
     return (table.schema if table else node.text("Schema")), node.text("Relation Name")
 
 
-def placed(look: FindingContext, node: Node) -> str:
+def placed(context: FindingContext, node: Node) -> str:
     """Return the table to index as SQL writes its name."""
-    schema, name = home(look, node)
+    schema, name = home(context, node)
     return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
 
 
 def index_for(
-    look: FindingContext, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()
+    context: FindingContext, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()
 ) -> Candidate | None:
     """Return an index that serves the conditions, whether it exists or not."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     if len(found) == 1 and (row := _row(found[0], table)):
         found, order = (), row
-    good = candidate(*home(look, node), usable(found, table), table, order)
+    good = candidate(*home(context, node), usable(found, table), table, order)
     if good and table:
         prefix = f"{quoted(good.columns[-1])} text_pattern_ops"
         if good.existing and "COLLATE" in good.existing.definition:
@@ -317,16 +317,16 @@ def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
     return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
 
 
-def why_unused(look: FindingContext, node: Node, index: Index) -> tuple[str, str]:
+def why_unused(context: FindingContext, node: Node, index: Index) -> tuple[str, str]:
     """Return advice and SQL for an existing index that the planner did not use."""
     there = f"The planner did not use the existing index {index.name}"
-    table, settings = look.facts.of(node), look.plan.settings
+    table, settings = context.facts.of(node), context.plan.settings
     if off := [name for name in _SETTINGS if settings.get(name) == "off"]:
         return f"{there}: {' and '.join(off)} is off.", ";\n".join(f"RESET {name}" for name in off)
-    old = table is not None and stale(table, look.limits.stale_share)
-    if old or (look.plan.analyzed and node.misestimate <= 1 / look.limits.misestimate):
-        expected = f" because it expected {node.estimated:,.0f} rows" if look.plan.analyzed else ""
-        return f"{there}{expected}: renew the statistics.", f"ANALYZE {placed(look, node)}"
+    old = table is not None and stale(table, context.limits.stale_share)
+    if old or (context.plan.analyzed and node.misestimate <= 1 / context.limits.misestimate):
+        expected = f" because it expected {node.estimated:,.0f} rows" if context.plan.analyzed else ""
+        return f"{there}{expected}: renew the statistics.", f"ANALYZE {placed(context, node)}"
     return (
         f"{there}. Test with SET enable_seqscan = off whether it is faster; if so, random_page_cost is too high for "
         "this server (1.1 suits SSDs and data that is in memory).",

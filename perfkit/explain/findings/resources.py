@@ -35,13 +35,13 @@ _MARGIN = 1.15
 _GROUP_GROWS = 4  # times the disk that narrow rows take in memory
 
 
-def sort_spill(look: FindingContext) -> Iterator[Finding]:
+def sort_spill(context: FindingContext) -> Iterator[Finding]:
     """Find sorts that spilled to disk."""
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         if node.kind not in ("Sort", "Incremental Sort") or not (spilled := _spilled(node)):
             continue
         spent = node.exclusive_ms or 0.0
-        if not worth(look, spent):
+        if not worth(context, spent):
             continue
         most, whole = max(spilled), sum(spilled)
         rows = _input(node) * most * len(spilled) / whole
@@ -54,34 +54,34 @@ def sort_spill(look: FindingContext) -> Iterator[Finding]:
         limited = any(above.kind == "Limit" for above in node.above())
         index = f"Only the first rows are needed: an index on ({keys}) returns them in order. " if limited else ""
         yield _advised(
-            look,
+            context,
             "sort-spill",
             node,
             f"Sorting {counted(_input(node) * node.loops, 'row')} by {keys or 'their key'} spilled {size(whole)} to"
-            f" disk{each}, because they did not fit into work_mem ({size(memory(look.plan.settings))})"
-            f"{took(look, spent)}.",
+            f" disk{each}, because they did not fit into work_mem ({size(memory(context.plan.settings))})"
+            f"{took(context, spent)}.",
             kb,
             index,
             spent,
         )
 
 
-def hash_batches(look: FindingContext) -> Iterator[Finding]:
+def hash_batches(context: FindingContext) -> Iterator[Finding]:
     """Find hash tables, hashed groups and stored rows that spilled to disk."""
     looks = {"Hash": _hash_table, "Aggregate": _groups}
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         rule = looks.get(node.kind) or (_stored if node.kind in _KEPT else None)
         if rule and node.executed:
-            yield from rule(look, node)
+            yield from rule(context, node)
 
 
-def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
+def _hash_table(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find a hash join whose build side spilled."""
     join = node.parent
     if join is None or (batches := _largest(node, "Hash Batches")) <= 1:
         return
     spent = (node.exclusive_ms or 0.0) + (join.exclusive_ms or 0.0)
-    if not worth(look, spent):
+    if not worth(context, spent):
         return
     built = node.children[0] if node.children else node
     shared = node.raw.get("Parallel Aware") is True  # one table, of all processes' memory
@@ -94,16 +94,16 @@ def _hash_table(look: FindingContext, node: Node) -> Iterator[Finding]:
         f"The hash table of {counted(built.rows, 'row')} did not fit into memory, so it and the rows that probe it"
         f" spilled to disk in {counted(batches, 'batch')}"
         f"{' (' + format(node.value('Original Hash Batches'), ',.0f') + ' were planned)' if grown else ''}"
-        f"{took(look, spent)}."
+        f"{took(context, spent)}."
     )
-    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
+    yield _advised(context, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
 
 
-def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
+def _groups(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find a hashed aggregate that spilled."""
     batches, disk = _largest(node, "HashAgg Batches"), _largest(node, "Disk Usage")
     spent = node.exclusive_ms or 0.0
-    if batches <= 1 or not disk or not worth(look, spent):
+    if batches <= 1 or not disk or not worth(context, spent):
         return
     found = node.value("Actual Rows") + node.value("Rows Removed by Filter")
     rows = max(found, node.estimated / max(node.loops, 1.0))
@@ -111,49 +111,57 @@ def _groups(look: FindingContext, node: Node) -> Iterator[Finding]:
     keys = ", ".join(node.texts("Group Key"))
     text = (
         f"{counted(found * node.loops, 'group')} of {keys or 'the statement'} did not fit into memory and"
-        f" spilled {size(disk)} to disk in {counted(batches, 'batch')}{took(look, spent)}."
+        f" spilled {size(disk)} to disk in {counted(batches, 'batch')}{took(context, spent)}."
     )
-    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
+    yield _advised(context, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
 
 
-def _stored(look: FindingContext, node: Node) -> Iterator[Finding]:
+def _stored(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find stored rows that spilled; PostgreSQL 18 reports the space, older servers only the pages written."""
     disk = _PAGE_KB * node.own.get("Temp Written Blocks", 0.0)
     if node.text("Storage") == "Disk":
         disk = max(disk, node.value("Maximum Storage"))
     spent = node.exclusive_ms or 0.0
-    if not disk or node.text("Storage") == "Memory" or not worth(look, spent):
+    if not disk or node.text("Storage") == "Memory" or not worth(context, spent):
         return
     rows = max([below.value("Actual Rows") for below in node.children if below.relationship == "Outer"] or [0.0])
     rows = rows or node.value("Actual Rows") + node.value("Rows Removed by Filter")
     needed = disk / max(1.0, node.loops if node.kind == "WindowAgg" else 1.0) + rows * _STORED / 1024
     text = (
         f"{node.title} stored {counted(rows, 'row')} and spilled {size(disk)} to disk, because they did not fit into"
-        f" work_mem ({size(memory(look.plan.settings))}){took(look, spent)}."
+        f" work_mem ({size(memory(context.plan.settings))}){took(context, spent)}."
     )
-    yield _advised(look, "hash-batches", node, text, needed * _MARGIN, "", spent)
+    yield _advised(context, "hash-batches", node, text, needed * _MARGIN, "", spent)
 
 
 def _advised(
-    look: FindingContext, rule: str, node: Node, text: str, kb: float, first: str, spent: float, *, hashed: bool = False
+    context: FindingContext,
+    rule: str,
+    node: Node,
+    text: str,
+    kb: float,
+    first: str,
+    spent: float,
+    *,
+    hashed: bool = False,
 ) -> Finding:
     """Return a finding that names the memory needed; a hash may use work_mem times hash_mem_multiplier."""
-    now = memory(look.plan.settings)
+    now = memory(context.plan.settings)
     times = max(1, math.ceil(kb / now))
     setting, mb = f"work_mem = '{rounded(kb)}MB'", rounded(kb)
     if hashed and times <= _LARGEST_MULTIPLIER:
         setting, mb = f"hash_mem_multiplier = {times}", math.ceil(times * now / 1024)
-    if mb > look.limits.memory_mb:
+    if mb > context.limits.memory_mb:
         advice = (
             f"{first}In memory this takes about {size(kb)}, too much for one statement: let fewer or narrower rows get"
             " here (filter or group earlier, and select only the columns that are needed)."
         )
-        return look.finding(rule, node, text, advice, ms=spent)
+        return context.finding(rule, node, text, advice, ms=spent)
     advice = (
         f"{first}{size(mb * 1024.0)} is enough. Set it for this statement's session or role, not for the server: every"
         " operation in every process can use this much."
     )
-    return look.finding(rule, node, text, advice, sql=f"SET {setting}", ms=spent)
+    return context.finding(rule, node, text, advice, sql=f"SET {setting}", ms=spent)
 
 
 def _spilled(node: Node) -> list[float]:
@@ -222,24 +230,26 @@ _FORCED_BY = {
 }
 
 
-def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
+def workers_not_launched(context: FindingContext) -> Iterator[Finding]:
     """Find parallel parts that ran with fewer workers than planned."""
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         if node.kind not in GATHERS or not node.executed or "Workers Launched" not in node.raw:
             continue
         planned, launched = node.value("Workers Planned"), node.value("Workers Launched")
         spent = inclusive(node)
-        if launched >= planned or (look.plan.timed and spent < look.limits.workers_share * look.plan.execution_ms):
+        if launched >= planned or (
+            context.plan.timed and spent < context.limits.workers_share * context.plan.execution_ms
+        ):
             continue
-        if not worth(look, lost := spent * (planned - launched) / (planned + 1)):
+        if not worth(context, lost := spent * (planned - launched) / (planned + 1)):
             continue
-        allowed = look.plan.settings.get("max_parallel_workers", "")
+        allowed = context.plan.settings.get("max_parallel_workers", "")
         short = bool(re.fullmatch(r"[0-9]{1,9}", allowed)) and int(allowed) < planned
-        yield look.finding(
+        yield context.finding(
             "workers-not-launched",
             node,
             f"{node.name} planned {counted(planned, 'worker')} but got {launched:,.0f}, so fewer processes shared the"
-            f" work below it{took(look, spent)}.",
+            f" work below it{took(context, spent)}.",
             f"max_parallel_workers is {allowed}; set it to at least {planned:.0f}."
             if short
             else "Other statements used all workers: raise max_parallel_workers (and max_worker_processes), or lower"
@@ -249,9 +259,9 @@ def workers_not_launched(look: FindingContext) -> Iterator[Finding]:
         )
 
 
-def jit_share(look: FindingContext) -> Iterator[Finding]:
+def jit_share(context: FindingContext) -> Iterator[Finding]:
     """Find a compilation of expressions that took a large part of the execution."""
-    plan, limits = look.plan, look.limits
+    plan, limits = context.plan, context.limits
     if not plan.jit_ms:
         return
     spent = plan.jit_ms / max(node.processes for node in plan.nodes)  # each process compiles for itself, all are summed
@@ -260,7 +270,7 @@ def jit_share(look: FindingContext) -> Iterator[Finding]:
     jit = plan.document.get("JIT")
     functions = number(jit, "Functions") if isinstance(jit, dict) else 0.0
     cost = plan.root.value("Total Cost")
-    yield look.finding(
+    yield context.finding(
         "jit-share",
         None,
         f"Compiling {counted(functions, 'expression')} to machine code (JIT) took {millis(spent)}"
@@ -271,36 +281,36 @@ def jit_share(look: FindingContext) -> Iterator[Finding]:
     )
 
 
-def trigger_time(look: FindingContext) -> Iterator[Finding]:
+def trigger_time(context: FindingContext) -> Iterator[Finding]:
     """Find triggers that took a large part of the execution."""
-    plan = look.plan
+    plan = context.plan
     for trigger in plan.triggers:
         spent, calls = number(trigger, "Time"), number(trigger, "Calls")
-        if not spent or spent < look.limits.trigger_share * plan.execution_ms or not worth(look, spent):
+        if not spent or spent < context.limits.trigger_share * plan.execution_ms or not worth(context, spent):
             continue
         name, constraint, relation = (
             str(trigger.get(key) or "") for key in ("Trigger Name", "Constraint Name", "Relation")
         )
         key = bool(constraint) and name.startswith("RI_ConstraintTrigger_")
-        advice, sql = _foreign_key(look, name, constraint, relation, spent / max(calls, 1.0)) if key else (_OWN, "")
+        advice, sql = _foreign_key(context, name, constraint, relation, spent / max(calls, 1.0)) if key else (_OWN, "")
         if not advice:
             continue
-        yield look.finding(
+        yield context.finding(
             "trigger-time",
             None,
             f"{f'The foreign key {constraint} was checked' if key else f'The trigger {name} ran'} for {relation}"
-            f" {counted(calls, 'time')}{took(look, spent)}.",
+            f" {counted(calls, 'time')}{took(context, spent)}.",
             advice,
             sql=sql,
             ms=spent,
         )
 
 
-def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
+def _foreign_key(context: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
     """Return advice and SQL for a slow foreign key; empty if its checks, `each` in ms, are as fast as usual."""
     if name.startswith("RI_ConstraintTrigger_c"):  # on the table that refers to another, which has a unique index
-        return (_LOADED if each >= look.limits.trigger_call_ms else ""), ""
-    tables = [table for table in look.facts.tables if table.name == relation]
+        return (_LOADED if each >= context.limits.trigger_call_ms else ""), ""
+    tables = [table for table in context.facts.tables if table.name == relation]
     reference = next((r for table in tables for r in table.referenced_by if r.constraint == constraint), None)
     if reference and not reference.indexed:
         columns = ", ".join(reference.columns)
@@ -309,12 +319,12 @@ def _foreign_key(look: FindingContext, name: str, constraint: str, relation: str
             f"{reference.table} has no index that begins with {columns}: the whole table is read for each row.",
             f"CREATE INDEX ON {where} ({', '.join(quoted(column) for column in reference.columns)})",
         )
-    return (_REFERRED if each >= look.limits.trigger_call_ms else ""), ""
+    return (_REFERRED if each >= context.limits.trigger_call_ms else ""), ""
 
 
-def planning_share(look: FindingContext) -> Iterator[Finding]:
+def planning_share(context: FindingContext) -> Iterator[Finding]:
     """Find planning that took longer than the execution."""
-    plan, limits = look.plan, look.limits
+    plan, limits = context.plan, context.limits
     spent, whole = plan.planning_ms, plan.planning_ms + plan.execution_ms
     if not plan.analyzed or spent < limits.planning_ms or spent < limits.planning_share * whole:
         return
@@ -331,7 +341,7 @@ def planning_share(look: FindingContext) -> Iterator[Finding]:
             + advice
         )
     why = f" of {' and '.join(reasons)}" if reasons else ""
-    yield look.finding(
+    yield context.finding(
         "planning-share",
         None,
         f"Planning{why} took {millis(spent)}, {percent(spent / whole)} of planning and execution together"
@@ -341,19 +351,21 @@ def planning_share(look: FindingContext) -> Iterator[Finding]:
     )
 
 
-def planner_setting(look: FindingContext) -> Iterator[Finding]:
+def planner_setting(context: FindingContext) -> Iterator[Finding]:
     """Find enable_ settings that are off and forced the plan."""
     off = {
-        name for name, value in look.plan.settings.items() if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
+        name
+        for name, value in context.plan.settings.items()
+        if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
     }
-    disabled = [node for node in look.plan.nodes if (off or "Disabled" in node.raw) and node.disabled]
+    disabled = [node for node in context.plan.nodes if (off or "Disabled" in node.raw) and node.disabled]
     names = sorted(off or {_FORCED_BY[node.kind] for node in disabled if node.kind in _FORCED_BY})
     if not names and not disabled:
         return
     first = disabled[0] if disabled else None
     off_names = f": {', '.join(names)} {'are' if len(names) > 1 else 'is'} off" if names else ""
     forced = f"; {first.title} is used anyway, because nothing else was possible" if first else ""
-    yield look.finding(
+    yield context.finding(
         "planner-setting",
         first,
         f"A planner setting forced this plan{off_names}{forced}.",

@@ -42,42 +42,42 @@ _PATTERNS = frozenset({"~~", "~~*", "~", "~*"})
 Remedy = tuple[str, str]  # advice and SQL
 
 
-def sequential_scan(look: FindingContext) -> Iterator[Finding]:
+def sequential_scan(context: FindingContext) -> Iterator[Finding]:
     """Find tables that are read in full for a few rows."""
-    for nodes in _together(look):
+    for nodes in _together(context):
         node = nodes[0]
-        parts = [found for part in nodes if (found := sifted(look, part))]
+        parts = [found for part in nodes if (found := sifted(context, part))]
         total = Sifted(sum(p.kept for p in parts), sum(p.seen for p in parts), sum(p.ms for p in parts))
         scans = max(1.0, node.loops / node.processes if node.raw.get("Parallel Aware") is True else node.loops)
-        if not wasteful(look, node, total) or total.seen / scans < look.limits.scan_rows:
+        if not wasteful(context, node, total) or total.seen / scans < context.limits.scan_rows:
             continue
-        if not (remedy := _remedy(look, node, total.share)):
+        if not (remedy := _remedy(context, node, total.share)):
             continue
-        pages = sum(part.own_pages for part in nodes) or (_known_pages(look, nodes) if scans == 1 else 0.0)
-        read = "read" if look.plan.analyzed else "to be read"
+        pages = sum(part.own_pages for part in nodes) or (_known_pages(context, nodes) if scans == 1 else 0.0)
+        read = "read" if context.plan.analyzed else "to be read"
         where = f" in {len(nodes)} partitions" if len(nodes) > 1 else ""
         often = f", {scans:,.0f} times" if scans > 1 else ""
         about = "about " if node.loops != 1 else ""
         kept = about + total.few if round(total.kept) else total.few
         touched = f"; {counted(pages, 'page')}" if pages else ""
-        matched = "matched" if look.plan.analyzed else "expected to match"
+        matched = "matched" if context.plan.analyzed else "expected to match"
         text = (
-            f"Full scan of {_whole(look, nodes)}{where}{often}: {counted(total.seen, 'row')} {read}, "
+            f"Full scan of {_whole(context, nodes)}{where}{often}: {counted(total.seen, 'row')} {read}, "
             f"{kept} {matched}{touched}."
         )
-        yield look.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
+        yield context.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
 
 
-def index_filter(look: FindingContext) -> Iterator[Finding]:
+def index_filter(context: FindingContext) -> Iterator[Finding]:
     """Find indexes that return many rows of which a filter keeps few."""
-    for node in look.plan.nodes:
-        if node.kind not in INDEX_SCANS or not (found := sifted(look, node)) or not wasteful(look, node, found):
+    for node in context.plan.nodes:
+        if node.kind not in INDEX_SCANS or not (found := sifted(context, node)) or not wasteful(context, node, found):
             continue
         if walks(node):
             continue
-        remedy = _sharper(look, node)
+        remedy = _sharper(context, node)
         if remedy:
-            yield look.finding(
+            yield context.finding(
                 "index-filter",
                 node,
                 f"{_indexes(node)} {'return' if ' and ' in _indexes(node) else 'returns'} {counted(found.seen, 'row')} "
@@ -87,19 +87,19 @@ def index_filter(look: FindingContext) -> Iterator[Finding]:
             )
 
 
-def heap_fetches(look: FindingContext) -> Iterator[Finding]:
+def heap_fetches(context: FindingContext) -> Iterator[Finding]:
     """Find index-only scans that visit the table anyway."""
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         fetches = node.value("Heap Fetches") if node.kind == "Index Only Scan" else 0.0  # of all loops already
-        if fetches < look.limits.heap_fetches or not worth(look, node.exclusive_ms or 0.0):
+        if fetches < context.limits.heap_fetches or not worth(context, node.exclusive_ms or 0.0):
             continue
         seen = max(fetches, node.rows + node.value("Rows Removed by Filter") * node.loops)
-        if fetches < look.limits.heap_fetch_share * seen:
+        if fetches < context.limits.heap_fetch_share * seen:
             continue
         name = quoted(node.relation)
         schema = node.text("Schema")
         name = f"{quoted(schema)}.{name}" if schema not in ("", "public") else name
-        yield look.finding(
+        yield context.finding(
             "heap-fetches",
             node,
             f"{node.text('Index Name')} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
@@ -111,25 +111,25 @@ def heap_fetches(look: FindingContext) -> Iterator[Finding]:
         )
 
 
-def lossy_bitmap(look: FindingContext) -> Iterator[Finding]:
+def lossy_bitmap(context: FindingContext) -> Iterator[Finding]:
     """Find bitmaps that do not fit into work_mem and record pages instead of rows."""
-    for node in look.plan.nodes:
+    for node in context.plan.nodes:
         if node.kind != "Bitmap Heap Scan":
             continue
         lossy, exact = _blocks(node, "Lossy Heap Blocks"), _blocks(node, "Exact Heap Blocks")
-        if lossy < look.limits.lossy_pages or not worth(look, node.exclusive_ms or 0.0):
+        if lossy < context.limits.lossy_pages or not worth(context, node.exclusive_ms or 0.0):
             continue
-        if lossy < look.limits.lossy_share * (lossy + exact):
+        if lossy < context.limits.lossy_share * (lossy + exact):
             continue
-        mb = _bitmap_mb(look, node, lossy + exact)
+        mb = _bitmap_mb(context, node, lossy + exact)
         rechecked = node.value("Rows Removed by Index Recheck") * node.loops
-        fits = mb <= look.limits.memory_mb and mb * 1024 > memory(look.plan.settings)
+        fits = mb <= context.limits.memory_mb and mb * 1024 > memory(context.plan.settings)
         advice = (
             f"With work_mem = {mb} MB the bitmap records every row."
             if fits
             else "Make the bitmap smaller: index more of the conditions, or read fewer rows at a time."
         )
-        yield look.finding(
+        yield context.finding(
             "lossy-bitmap",
             node,
             f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')}, "
@@ -159,17 +159,17 @@ def limited(node: Node) -> Node | None:
     return None
 
 
-def _together(look: FindingContext) -> Iterator[list[Node]]:
+def _together(context: FindingContext) -> Iterator[list[Node]]:
     """Yield sequential scans with a filter, grouping the partitions of one table."""
     groups: dict[tuple[object, ...], list[Node]] = {}
-    for node in look.plan.nodes:
-        if node.kind != "Seq Scan" or "Filter" not in node.raw or (look.plan.analyzed and not node.executed):
+    for node in context.plan.nodes:
+        if node.kind != "Seq Scan" or "Filter" not in node.raw or (context.plan.analyzed and not node.executed):
             continue
         if node.text("Schema").startswith("pg_") or node.relation.startswith("pg_"):
             continue  # the catalogue, and temporary tables
         key: tuple[object, ...] = (node.number,)
         if node.parent and node.parent.kind in ("Append", "Merge Append"):
-            table = look.facts.of(node)
+            table = context.facts.of(node)
             stem = re.fullmatch(r"(.+)_\d+", node.text("Alias"))
             whole = table.parent if table else (stem[1] if stem and stem[0] != node.relation else None)
             key = (node.parent.number, whole) if whole else key
@@ -177,48 +177,48 @@ def _together(look: FindingContext) -> Iterator[list[Node]]:
     yield from groups.values()
 
 
-def _whole(look: FindingContext, nodes: Sequence[Node]) -> str:
+def _whole(context: FindingContext, nodes: Sequence[Node]) -> str:
     """Return the name of the table, or of the partitioned table, that the nodes read."""
-    table = look.facts.of(nodes[0])
+    table = context.facts.of(nodes[0])
     if len(nodes) > 1:
         return table.parent[1] if table and table.parent else listed([node.relation for node in nodes[:3]])
     return nodes[0].relation
 
 
-def _known_pages(look: FindingContext, nodes: Sequence[Node]) -> float:
-    return sum(table.pages for node in nodes if (table := look.facts.of(node)))
+def _known_pages(context: FindingContext, nodes: Sequence[Node]) -> float:
+    return sum(table.pages for node in nodes if (table := context.facts.of(node)))
 
 
-def _remedy(look: FindingContext, node: Node, share: float) -> Remedy | None:
+def _remedy(context: FindingContext, node: Node, share: float) -> Remedy | None:
     """Return what would find the rows of a scan; None if nothing beats reading the whole table."""
-    found, table = conditions(look, node, "Filter"), look.facts.of(node)
+    found, table = conditions(context, node, "Filter"), context.facts.of(node)
     good = usable(found, table)
     others = [p for p in found if p not in good]
     vague = bool(good) and bool(others) and all(p.operator == "=" for p in good) and explained(good, table) > 0.25
-    if not vague and (remedy := _index(look, node, found, good, share)):
+    if not vague and (remedy := _index(context, node, found, good, share)):
         return remedy
-    if not good and any(blocks(look, node, p) for p in found):
+    if not good and any(blocks(context, node, p) for p in found):
         return None  # blocked-condition reports it
     for p in others:
-        if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
+        if remedy := _either(context, node, p) or _other_kind(context, node, p) or _partial(context, node, p):
             return remedy
-    return _index(look, node, found, good, share) if vague else None
+    return _index(context, node, found, good, share) if vague else None
 
 
 def _index(
-    look: FindingContext, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
+    context: FindingContext, node: Node, found: Sequence[Predicate], good: Sequence[Predicate], share: float
 ) -> Remedy | None:
     """Return the B-tree for the columns that are compared unchanged."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     fixed = {column_of(p, table) for p in good if p.equality}
     ranged = [column_of(p, table) for p in good if not p.equality]
     order = [name for name in wanted_order(node, node.text("Alias")) if name not in fixed]
     if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
-    if not (best := index_for(look, node, found, order)):
+    if not (best := index_for(context, node, found, order)):
         return None
     if best.existing:
-        return why_unused(look, node, best.existing) if share <= look.limits.unused_share else None
+        return why_unused(context, node, best.existing) if share <= context.limits.unused_share else None
     if table and (left := broken(table, best.columns)):
         again = f"REINDEX INDEX {quoted(table.schema)}.{quoted(left.name)}"
         return f"{left.name} is on these columns but invalid: the command that built it failed. Rebuild it.", again
@@ -226,12 +226,12 @@ def _index(
     return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
 
 
-def _either(look: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
+def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
     """Return an index for each condition of an OR."""
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
-    served = [index_for(look, node, part) if part else None for part in parts]
+    served = [index_for(context, node, part) if part else None for part in parts]
     if not served or not all(served):
         return None
     best = [one for one in served if one]
@@ -248,13 +248,13 @@ def _either(look: FindingContext, node: Node, predicate: Predicate) -> Remedy | 
     )
 
 
-def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
+def _other_kind(context: FindingContext, node: Node, p: Predicate) -> Remedy | None:
     """Return the index for conditions that no B-tree serves: patterns, JSON, arrays, ranges, full text."""
-    key, table = plain(p.subject, node.text("Alias")), look.facts.of(node)
+    key, table = plain(p.subject, node.text("Alias")), context.facts.of(node)
     name = quoted(column_of(p, table))
     if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
         ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
-        made = f"CREATE INDEX ON {placed(look, node)} ({name} text_pattern_ops)"
+        made = f"CREATE INDEX ON {placed(context, node)} ({name} text_pattern_ops)"
         return (
             None
             if ready
@@ -263,7 +263,7 @@ def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None
     if p.operator in _PATTERNS and not p.prefix and name != '""':
         return (
             f"A pattern without a fixed beginning needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
-            f"INDEX ON {placed(look, node)} USING gin ({name} gin_trgm_ops).",
+            f"INDEX ON {placed(context, node)} USING gin ({name} gin_trgm_ops).",
             "",
         )
     if p.operator not in _CONTAINMENT or p.joined or not (p.column or "tsvector(" in p.subject):
@@ -278,7 +278,7 @@ def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None
     elif not kind.endswith("[]") and kind not in ("tsvector", "tsquery") and p.column:
         return None
     if p.operator == "ANY =":
-        found = rewritten(condition(look, node, p))
+        found = rewritten(condition(context, node, p))
         rewrite = (
             f" Write {found.filled(key, p.value, '')} for {p.value} = ANY ({key}), which no index serves."
             if found
@@ -287,18 +287,18 @@ def _other_kind(look: FindingContext, node: Node, p: Predicate) -> Remedy | None
         return f"A GIN index on {key} finds these rows.{rewrite}", ""
     if any(i.method == method and i.keys == (key,) and i.valid for i in (table.indexes if table else ())):
         return None
-    made = f"CREATE INDEX ON {placed(look, node)} USING {method} ({key}{ops})"
+    made = f"CREATE INDEX ON {placed(context, node)} USING {method} ({key}{ops})"
     return f"A {'GiST' if method == 'gist' else 'GIN'} index on {key} serves {p.operator}; a B-tree does not.", made
 
 
-def _partial(look: FindingContext, node: Node, p: Predicate) -> Remedy | None:
+def _partial(context: FindingContext, node: Node, p: Predicate) -> Remedy | None:
     """Return a partial index of the few rows that differ from a constant."""
     if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
         return None
-    table, condition = look.facts.of(node), plain(p.text, node.text("Alias"))
+    table, condition = context.facts.of(node), plain(p.text, node.text("Alias"))
     if table and any(_same(i.predicate, condition) for i in table.indexes):
         return None
-    made = f"CREATE INDEX ON {placed(look, node)} ({quoted(p.column)}) WHERE {condition}"
+    made = f"CREATE INDEX ON {placed(context, node)} ({quoted(p.column)}) WHERE {condition}"
     return f"Few rows meet {condition}: a partial index of only those rows is small and finds them.", made
 
 
@@ -306,30 +306,30 @@ def _same(one: str, other: str) -> bool:
     return re.sub(r"[\s()]", "", one) == re.sub(r"[\s()]", "", other)
 
 
-def _sharper(look: FindingContext, node: Node) -> Remedy | None:
+def _sharper(context: FindingContext, node: Node) -> Remedy | None:
     """Return an index that has the filter's columns too."""
-    table = look.facts.of(node)
-    found, bitmaps = conditions(look, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
-    by = conditions(look, node, "Recheck Cond" if bitmaps else "Index Cond")
+    table = context.facts.of(node)
+    found, bitmaps = conditions(context, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
+    by = conditions(context, node, "Recheck Cond" if bitmaps else "Index Cond")
     if not usable(found, table):
-        return None if any(blocks(look, node, p) for p in found) else _beside(look, node, found)
+        return None if any(blocks(context, node, p) for p in found) else _beside(context, node, found)
     if any(p.operator == "OR" for p in by):
         columns = listed(sorted({p.column for p in usable(found, table)}))
         return f"Add {columns} to the indexes of the OR, {_indexes(node)}, before any column compared with a range.", ""
     both = usable([*by, *found], table)
     ranged = list(dict.fromkeys(column_of(p, table) for p in both if not p.equality))
     order = ranged if len(ranged) > 1 or not any(p.prefix for p in both) else []
-    best = index_for(look, node, both, order)
+    best = index_for(context, node, both, order)
     if best is None:
         return None
     if best.existing:
-        return why_unused(look, node, best.existing)
+        return why_unused(context, node, best.existing)
     return f"An index on {listed(best.columns)} finds only the matching rows.", best.sql
 
 
-def _beside(look: FindingContext, node: Node, found: Sequence[Predicate]) -> Remedy | None:
+def _beside(context: FindingContext, node: Node, found: Sequence[Predicate]) -> Remedy | None:
     for p in found:
-        if remedy := _either(look, node, p) or _other_kind(look, node, p) or _partial(look, node, p):
+        if remedy := _either(context, node, p) or _other_kind(context, node, p) or _partial(context, node, p):
             return remedy
     return None
 
@@ -360,10 +360,10 @@ def _blocks(node: Node, key: str) -> float:
     return node.value(key) + sum(n for n in own if isinstance(n, int | float) and 0 <= n <= 1e12)
 
 
-def _bitmap_mb(look: FindingContext, node: Node, pages: float) -> int:
+def _bitmap_mb(context: FindingContext, node: Node, pages: float) -> int:
     """Return work_mem in MB, a power of two, for one execution's bitmap; each of ANDed bitmaps may cover more pages."""
     scans = max(1.0, node.loops / node.processes)
-    table = look.facts.of(node)
+    table = context.facts.of(node)
     several = node.processes > 1 or any(below.kind == "BitmapAnd" for below in node.below())
     most = max(pages / scans, (table.pages if table else 4 * pages / scans) if several else 0.0)
     return rounded(ceil(most * _ENTRY / 1024))
@@ -377,15 +377,15 @@ _OTHERWISE = (
 )
 
 
-def ordered_limit(look: FindingContext) -> Iterator[Finding]:
+def ordered_limit(context: FindingContext) -> Iterator[Finding]:
     """Find indexes read in the requested order, past many rows that the filter discards."""
-    for node in look.plan.nodes:
-        if node.kind not in ("Index Scan", "Index Only Scan") or not look.plan.analyzed:
+    for node in context.plan.nodes:
+        if node.kind not in ("Index Scan", "Index Only Scan") or not context.plan.analyzed:
             continue
-        if not (found := sifted(look, node)) or not wasteful(look, node, found) or not walks(node):
+        if not (found := sifted(context, node)) or not wasteful(context, node, found) or not walks(node):
             continue
-        advice, sql = _order_remedy(look, node)
-        yield look.finding(
+        advice, sql = _order_remedy(context, node)
+        yield context.finding(
             "ordered-limit",
             node,
             f"{node.text('Index Name')} was read in order until enough rows matched: "
@@ -395,10 +395,10 @@ def ordered_limit(look: FindingContext) -> Iterator[Finding]:
         )
 
 
-def _order_remedy(look: FindingContext, node: Node) -> tuple[str, str]:
+def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice and SQL for an index on the filter's columns, followed by those of the order."""
-    table = look.facts.of(node)
-    filters = conditions(look, node, "Filter")
+    table = context.facts.of(node)
+    filters = conditions(context, node, "Filter")
     fixed = [p for p in usable(filters, table) if p.operator == "=" or p.operator.startswith("IS ")]
     columns = {column_of(p, table) for p in fixed}
     walked = next((i for i in table.indexes if i.name == node.text("Index Name")), None) if table else None
@@ -410,7 +410,7 @@ def _order_remedy(look: FindingContext, node: Node) -> tuple[str, str]:
     if not order:
         walked_by = node.text("Index Name")
         return f"Create an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
-    best = index_for(look, node, fixed, order)
+    best = index_for(context, node, fixed, order)
     if best is None or best.existing:
         return f"The index {best.existing.name if best and best.existing else ''} serves both. {_OTHERWISE}", ""
     return f"An index on {listed(best.columns)} has the matching rows together, in order. {_OTHERWISE}", best.sql
