@@ -1,7 +1,7 @@
-"""What weakens a result: the client, the machine, the server, the number of rounds.
+"""Caveats: what limits a result in the client, the machine, the server or the number of rounds.
 
-Pure functions over rounds, of which only `block`, `scenario`, `arm` and `health` are looked at (see
-`perfkit.postgres.capabilities` for what the latter holds), and over medians by arm, scenario and item, then by block.
+Pure functions over rounds, of which they read only `block`, `scenario`, `arm` and `health` (its keys are in
+`perfkit.postgres.capabilities`), and over medians by arm, scenario and item, then by block.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from perfkit.explain.comparison import NO_TABLE
 
 Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, item -> block -> ms
 
-STEAL = 0.01  # share of the processors' time, beyond which steal is said
-OTHERS = 0.25  # others' processes per processor, likewise
-READ, READ_A_ROUND = 0.05, 100  # share of blocks read from outside; fewer are the catalogue's, at a connection's start
+STEAL = 0.01  # share of the processors' time; steal from here on is a caveat
+OTHERS = 0.25  # processes of others per processor; from here on a caveat
+READ, READ_A_ROUND = 0.05, 100  # share of blocks read from outside, and blocks: a new connection reads some catalogue
 
 
 class CaveatKind(StrEnum):
-    """What a caution is about, in the words that label it; gravest first."""
+    """The label of a caveat; the most serious first."""
 
     UNFINISHED = "unfinished"
     LEFT_OUT = "left out"
@@ -56,12 +56,12 @@ class CaveatKind(StrEnum):
     MACHINE = "machine"
 
 
-_GRAVITY = {kind: place for place, kind in enumerate(CaveatKind)}
+_GRAVITY = {kind: rank for rank, kind in enumerate(CaveatKind)}
 
 
 @dataclass(frozen=True, slots=True)
 class Caveat:
-    """One reason to believe a result less; `text` names numbers, levels and arms, `advice` what to do about it."""
+    """One limitation of a result: `text` with its numbers, levels and arms, `advice` on what to do."""
 
     kind: CaveatKind
     text: str
@@ -69,24 +69,24 @@ class Caveat:
 
     @property
     def gravity(self) -> int:
-        """0 for the gravest kind."""
+        """The rank of the kind; 0 is the most serious."""
         return _GRAVITY[self.kind]
 
 
-def gravest_first(cautions: Iterable[Caveat]) -> tuple[Caveat, ...]:
-    """In the order of their kinds; within a kind as they came."""
-    return tuple(sorted(cautions, key=lambda caution: caution.gravity))
+def gravest_first(every: Iterable[Caveat]) -> tuple[Caveat, ...]:
+    """Sort caveats by kind; within a kind their order stays."""
+    return tuple(sorted(every, key=lambda caveat: caveat.gravity))
 
 
 ALL = "all arms together"
 
 
 def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Medians) -> Iterator[Caveat]:
-    """Everything that disturbed the rounds of a run's arms; the floor's do not matter."""
-    own = [round_ for round_ in rounds if round_.arm != FLOOR]
+    """Yield what disturbed the rounds of a run's arms; the floor does not matter."""
+    arm_rounds = [round_ for round_ in rounds if round_.arm != FLOOR]
     for source in (_steal, _others, _checkpoints, _autovacuums, _cache):
-        yield from source(own)
-    yield from _lookups(run, own)
+        yield from source(arm_rounds)
+    yield from _lookups(run, arm_rounds)
     yield from _drift(run, {key: by_block for key, by_block in medians.items() if key[0] != FLOOR})
 
 
@@ -96,8 +96,8 @@ def _steal(rounds: Sequence[Round]) -> Iterator[Caveat]:
         listed = ", ".join(f"{arm} {100 * share:.1f} %" for arm, share in shares.items())
         yield Caveat(
             CaveatKind.STEAL,
-            f"The hypervisor gave processors' time to other machines during rounds: {listed}.",
-            "Measure on a machine that does not share its processors; milliseconds suffer more than ratios.",
+            f"The hypervisor gave CPU time to other machines during rounds: {listed}.",
+            "Measure on a machine that does not share its CPUs; milliseconds suffer more than ratios.",
         )
 
 
@@ -107,13 +107,13 @@ def _others(rounds: Sequence[Round]) -> Iterator[Caveat]:
         listed = ", ".join(f"{arm} {load:.1f}" for arm, load in loads.items())
         yield Caveat(
             CaveatKind.OTHER_LOAD,
-            f"Other processes ran, or waited for a processor, as rounds began: per processor {listed}.",
-            "Stop what else runs on this machine and measure again.",
+            f"Other programs were using the CPU when rounds began; processes per processor: {listed}.",
+            "Stop other programs on this machine and measure again.",
         )
 
 
 def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caveat]:
-    """Rows with texts, of which pgbench has none, are looked up in the server, which costs it something."""
+    """Report look-ups: pgbench has no text variables, so it reads such parameters from the server, which costs time."""
     paced = {scenario["name"]: bool(scenario.get("rate")) for scenario in run["scenarios"]}
     for name in dict.fromkeys(round_.scenario for round_ in rounds):
         took = [r.health["lookup_ms"] for r in rounds if r.scenario == name and "lookup_ms" in r.health]
@@ -121,27 +121,27 @@ def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caveat
             within = "is part of its response time" if paced.get(name) else "is between the samples"
             yield Caveat(
                 CaveatKind.LOOKUP,
-                f"{name}: pgbench looked the parameters of every request up in the server, which {within} and took "
+                f"{name}: pgbench read the parameters of every request from the server, which {within} and took "
                 f"{median(took):.2g} ms in the typical round.",
-                "Numbers as parameters cost nothing; or send it with engine 'asyncio' and compare.",
+                "Use numbers as parameters, which cost nothing, or send with engine 'asyncio' and compare.",
             )
 
 
 def _by_arm(rounds: Sequence[Round], fact: str, weight: Callable[[Round], float]) -> dict[str, float]:
-    """The weighted mean of a fact of the rounds' health; arms of which it is not known are left out."""
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Return the weighted mean of a health fact by arm, without the arms that lack the fact."""
+    facts: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for round_ in rounds:
         if fact in round_.health:
-            found[round_.arm].append((round_.health[fact], weight(round_)))
-    return {arm: sum(v * w for v, w in own) / sum(w for _, w in own) for arm, own in found.items()}
+            facts[round_.arm].append((round_.health[fact], weight(round_)))
+    return {arm: sum(v * w for v, w in pairs) / sum(w for _, w in pairs) for arm, pairs in facts.items()}
 
 
 def _checkpoints(rounds: Sequence[Round]) -> Iterator[Caveat]:
     for where in _hit(rounds, "checkpoints"):
         yield Caveat(
             CaveatKind.CHECKPOINT,
-            f"A checkpoint was being written during {where}.",
-            "Raise checkpoint_timeout and max_wal_size of the server, or let each round be long enough to hold one.",
+            f"A checkpoint ran during {where}.",
+            "Raise the server's checkpoint_timeout and max_wal_size, or make every round long enough to include one.",
         )
 
 
@@ -149,13 +149,13 @@ def _autovacuums(rounds: Sequence[Round]) -> Iterator[Caveat]:
     for where in _hit(rounds, "autovacuums"):
         yield Caveat(
             CaveatKind.AUTOVACUUM,
-            f"Autovacuum was at work during {where}.",
-            "Turn autovacuum off for the run, or let each round be long enough to hold it.",
+            f"Autovacuum ran during {where}.",
+            "Turn autovacuum off for the run, or make every round long enough to include it.",
         )
 
 
 def _hit(rounds: Sequence[Round], fact: str) -> Iterator[str]:
-    """How many rounds, and which, the fact is true of; nothing where it is of none."""
+    """Yield the number of rounds for which a fact is true, and which they are; nothing if there are none."""
     count: dict[str, list[bool]] = defaultdict(list)
     for round_ in rounds:
         count[f"{round_.scenario} on {round_.arm}"].append(round_.health.get(fact, 0.0) > 0)
@@ -166,7 +166,7 @@ def _hit(rounds: Sequence[Round], fact: str) -> Iterator[str]:
 
 
 def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:
-    """By load level, the arms that read much from outside shared_buffers, beside what the others did."""
+    """Report the load levels on which an arm read much from outside shared_buffers, with all arms."""
     cells: dict[str, dict[str, list[Mapping[str, float]]]] = defaultdict(lambda: defaultdict(list))
     for round_ in rounds:
         if "blocks_read" in round_.health:
@@ -183,12 +183,12 @@ def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:
         yield Caveat(
             CaveatKind.CACHE,
             f"Blocks came from outside shared_buffers during rounds of {some(levels)}.",
-            "Where production holds them in memory, raise shared_buffers or the arms' warmup until this goes away.",
+            "If production has them in memory, raise shared_buffers or the arms' warmup until this caveat disappears.",
         )
 
 
 def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caveat]:
-    """Whether medians moved with the blocks, by more than the margin; Holm's correction covers what was looked at."""
+    """Report medians that moved with the blocks by more than the margin, with Holm's correction over all series."""
     every = _centred(medians)
     series = {ALL: every, **{a: _centred({k: v for k, v in medians.items() if k[0] == a}) for a, *_ in medians}}
     trends = {name: trend(own) for name, own in series.items()}
@@ -198,29 +198,29 @@ def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caveat]:
     if not found:
         return
     listed = some((f"{name} {100 * sizes[name]:+.0f} % (p = {adjusted[name]:.2g})" for name in found), 5)
-    advice = "Ratios are safe, for every block holds all arms; for milliseconds, measure again on a quiet machine."
+    advice = "Ratios are safe because every block has all arms; for milliseconds, measure again on a quiet machine."
     if ALL not in found:
-        advice = "Pairs of rounds do not cancel what one arm does alone: look for what grows there, as data or bloat."
+        advice = "Pairing does not cancel the drift of a single arm: look for what grows there, such as data or bloat."
     if run.get("order") == "sequential":
-        advice = "The arms followed one another, so that nothing cancels it: measure again, or in a copy."
+        advice = "The arms ran one after the other, so nothing cancels the drift: measure again, or in a copy."
     yield Caveat(CaveatKind.DRIFT, f"Medians moved from the first block to the last: {listed}.", advice)
 
 
 def _centred(medians: Medians) -> dict[int, float]:
-    """By block, how far the typical level was from its own middle: the median of logs, each less its level's median."""
-    found: dict[int, list[float]] = defaultdict(list)
+    """Return by block the median over the levels of log latency less the level's own median."""
+    deviations: dict[int, list[float]] = defaultdict(list)
     for by_block in medians.values():
         logs = {block: math.log(ms) for block, ms in by_block.items() if ms > 0}
         for block, value in logs.items():
-            found[block].append(value - median(logs.values()))
-    return {block: median(values) for block, values in sorted(found.items())}
+            deviations[block].append(value - median(logs.values()))
+    return {block: median(values) for block, values in sorted(deviations.items())}
 
 
 def trend(series: Mapping[int, float]) -> tuple[float, float]:
-    """The change from the first key to the last, and the two-sided p-value of there being none.
+    """Return the change from the first key to the last, and the two-sided p-value of no change.
 
     The slope is the median of all pairs' (Theil 1950, Sen 1968); the test is on their signs, by its normal
-    approximation with continuity correction (Mann 1945, Kendall 1975), which is cautious below ten.
+    approximation with continuity correction (Mann 1945, Kendall 1975), which is conservative below ten keys.
     """
     keys = sorted(series)
     n = len(keys)
@@ -232,36 +232,36 @@ def trend(series: Mapping[int, float]) -> tuple[float, float]:
     return median(slopes) * (keys[-1] - keys[0]), math.erfc(z / math.sqrt(2))
 
 
-# A run's cautions: what its record and its results say against it, and what disturbed its rounds.
+# The caveats of a run, from its record, its results and its rounds.
 
 MIN_BLOCKS = MIN_SAMPLES[50]  # rounds, each of which is one sample
 
 
-def cautions(
+def caveats(
     run: Mapping[str, Any], analysis: Analysis, rounds: Sequence[Round], medians: Medians
 ) -> tuple[Caveat, ...]:
-    """What a careful reader should hold against the result, gravest first; of rounds only the health is needed."""
-    found = [caution for source in (*_OF_THE_RUN, *_OF_THE_RESULTS) for caution in source(run, analysis)]
-    return gravest_first([*found, *disturbances(run, rounds, medians)])
+    """Return all caveats of a run, the most serious first; of the rounds only the health is needed."""
+    of_run = [caveat for source in (*_OF_THE_RUN, *_OF_THE_RESULTS) for caveat in source(run, analysis)]
+    return gravest_first([*of_run, *disturbances(run, rounds, medians)])
 
 
 def circumstances(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
-    """What holds of every result of a run: its order, its data, its server."""
-    return tuple(caution.text for source in (_order, _data, _machine) for caution in source(run, analysis))
+    """Return the circumstances of all results of a run: its order, its data, its server."""
+    return tuple(caveat.text for source in (_order, _data, _machine) for caveat in source(run, analysis))
 
 
 def _unfinished(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
     if run["status"] != "complete":
         done, planned, why = complete_blocks(run), run["parameters"]["blocks"], run.get("message", "")
         text = f"The run is {run['status']}: {done} of {planned} blocks were measured. {why}".strip()
-        yield Caveat(CaveatKind.UNFINISHED, text, "Run it again to its end before deciding.")
+        yield Caveat(CaveatKind.UNFINISHED, text, "Complete a run before you decide.")
 
 
 def _left_out(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
     for what, names in run.get("left_out", {}).items():
         if names:
             text = f"Not measured in this run: {what} {', '.join(names)}."
-            yield Caveat(CaveatKind.LEFT_OUT, text, "Leave nothing out of the run that decides.")
+            yield Caveat(CaveatKind.LEFT_OUT, text, "Leave nothing out of the run that you decide on.")
 
 
 def _client(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
@@ -270,7 +270,7 @@ def _client(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.CLIENT,
                 f"{level.scenario} on {level.arm}: the client was too slow; its numbers are invalid ({level.fault}).",
-                "Offer less load, give the client more processors, or for SQL let pgbench send it.",
+                "Reduce the load, give the client more processors, or let pgbench send SQL.",
             )
 
 
@@ -279,28 +279,28 @@ def _few_rounds(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
     if 0 < done < MIN_BLOCKS:
         yield Caveat(
             CaveatKind.FEW_ROUNDS,
-            f"Some levels have no more than {done} complete {'block' if done == 1 else 'blocks'}: below "
-            f"{MIN_BLOCKS} no interval of a median has ends, and no comparison a verdict.",
-            f"Measure {MIN_BLOCKS} blocks or more; 12 are usual.",
+            f"Some levels have only {done} complete {'block' if done == 1 else 'blocks'}; with fewer than "
+            f"{MIN_BLOCKS}, no median has an interval and no comparison a verdict.",
+            f"Measure at least {MIN_BLOCKS} blocks; 12 are usual.",
         )
 
 
 def _settings(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    """Settings of the arms' sessions that differ from those of `before`, unless the arm is declared to differ there."""
+    """Report session settings that differ from those of `before` and that the arm does not declare."""
     arms, before = run.get("arms", {}), of_role(run, "before")[0]
     base: Mapping[str, str] = arms.get(before, {}).get("server_settings", {})
     for arm, facts in arms.items():
         if facts.get("postgres") != arms[before].get("postgres"):  # another version has other defaults
             continue
-        own = facts.get("server_settings", {})
+        settings = facts.get("server_settings", {})
         declared = {name.lower() for known in (facts, arms[before]) for name in known.get("settings", {})}
-        wrong = [name for name in base if name in own and own[name] != base[name] and name.lower() not in declared]
-        if wrong:
-            listed = some(f"{name} {own[name]} instead of {base[name]}" for name in wrong)
+        differing = [n for n in base if n in settings and settings[n] != base[n] and n.lower() not in declared]
+        if differing:
+            listed = some(f"{name} {settings[name]} instead of {base[name]}" for name in differing)
             yield Caveat(
                 CaveatKind.SETTINGS,
-                f"{arm}: settings differ from those of {before} that are no part of the change: {listed}.",
-                "Give both arms the same, or name it in the arm's `settings` where it is what you compare.",
+                f"{arm}: settings outside the change differ from those of {before}: {listed}.",
+                "Give both arms the same settings, or name those that you compare in the arm's `settings`.",
             )
 
 
@@ -313,7 +313,7 @@ def _warm_up(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.WARM_UP,
                 f"{arm}: {count:,} requests of the warm-up failed; they are not among the errors.",
-                "Find out why in the service's log: what fails at first is not warm afterwards.",
+                "Find the cause in the service's log: a failed warm-up leaves the service cold.",
             )
 
 
@@ -321,8 +321,8 @@ def _order(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
     if run.get("order") == "sequential":
         yield Caveat(
             CaveatKind.SEQUENTIAL,
-            "The arms followed one another (before, after, before again): sequential, drift not cancelled.",
-            "Where a copy or clones can be had, measure there: arms alternate in them.",
+            "The arms ran one after the other (before, after, before again): sequential, drift not cancelled.",
+            "If you can use a copy or clones, measure there: the arms alternate.",
         )
 
 
@@ -332,11 +332,11 @@ def _data(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
         live = way.startswith("in place")
         yield Caveat(
             CaveatKind.DATA,
-            f"{way[0].upper()}{way[1:]}: it tells {origin['tells']}; it cannot tell {origin['cannot_tell']}.",
-            "Measure at another hour too." if live else "After shipping, look at the real database again.",
+            f"{way[0].upper()}{way[1:]}: this tells {origin['tells']}, but not {origin['cannot_tell']}.",
+            "Measure at another hour too." if live else "After shipping, check the real database again.",
         )
     for lack in origin.get("missing", ()):
-        yield Caveat(CaveatKind.DATA, f"Not in the copy: {lack}.", "Do not judge here what depends on it.")
+        yield Caveat(CaveatKind.DATA, f"Not in the copy: {lack}.", "Do not judge by this run what depends on it.")
 
 
 def _machine(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
@@ -346,23 +346,23 @@ def _machine(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
         yield Caveat(
             CaveatKind.MACHINE,
             f"Measured on embedded PostgreSQL {server['version']} that shares {host['cores']} cores with "
-            f"{others}, fsync {server['settings'].get('fsync')}: ratios carry over "
-            "to another machine better than milliseconds; whether a limit in ms holds depends on the machine.",
-            "Check limits in ms on hardware like production's.",
+            f"{others}, fsync {server['settings'].get('fsync')}. Ratios carry over "
+            "to another machine better than milliseconds, so whether a limit in ms holds depends on the machine.",
+            "Check limits in ms on hardware like that of production.",
         )
     if rtt:
         yield Caveat(
             CaveatKind.MACHINE,
-            f"A round trip of {rtt:g} ms was put between service and database (connecting costs "
-            f"{run['parameters']['connect_rtts']}); direct SQL does not pass through it.",
-            "Compare it with the round trip that production has.",
+            f"A round trip of {rtt:g} ms was added between service and database (connecting costs "
+            f"{run['parameters']['connect_rtts']}); direct SQL has no added round trip.",
+            "Compare it with the round trip in production.",
         )
     elif run["config"]["request"]:
         yield Caveat(
             CaveatKind.MACHINE,
-            "No network lies between service and database (--rtt-ms 0), so connecting for every request "
+            "There is no network between service and database (--rtt-ms 0), so connecting for every request "
             "costs less here than on a hosted database.",
-            "Give --rtt-ms the round trip that production has.",
+            "Set --rtt-ms to the round trip in production.",
         )
 
 
@@ -371,15 +371,15 @@ def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
         if c.after in of_role(run, "control") and c.ratio and not c.ratio.lo <= 1 <= c.ratio.hi:
             yield Caveat(
                 CaveatKind.CONTROL,
-                f"The control arm, identical to before, differs in {c.scenario} ({c.metric} of {c.item}: "
+                f"The control differs from before in {c.scenario} ({c.metric} of {c.item}: "
                 f"{c.ratio.lo:.3g} to {c.ratio.hi:.3g}); 1 in 20 does so by chance. "
                 "A larger difference was required there.",
-                "Measure again; if it differs in the same place, something favours one arm.",
+                "Measure again; if the control differs there again, something favours one arm.",
             )
 
 
 def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
-    """The control arm is left out: it is inconclusive as often as chance makes it."""
+    """Report inconclusive comparisons, except those of the control, which chance alone makes inconclusive."""
     for arm in of_role(run, "after"):
         open_ = [c for c in analysis.comparisons if c.after == arm and c.verdict is Verdict.INCONCLUSIVE]
         if open_:
@@ -388,13 +388,13 @@ def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             more = f"; about {max(blocks)} blocks would settle the last of them" if blocks else ""
             yield Caveat(
                 CaveatKind.UNSETTLED,
-                f"{arm}: inconclusive in {len(open_)} of its comparisons ({what}){more}.",
+                f"{arm}: {len(open_)} comparisons are inconclusive ({what}){more}.",
                 "Measure more blocks, or declare a wider margin if smaller changes do not matter.",
             )
 
 
 def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
-    """The upper bound of a rate never stands in the way of a GO; that it is above the limit is said here."""
+    """Report error rates whose upper bound is above the limit, which does not block a GO."""
     limit, arms = run["config"]["thresholds"]["error_rate"], run["parameters"]["arms"]
     judged = arms if len(arms) == 1 else of_role(run, "after")
     for rule in analysis.judgement.rules:
@@ -405,7 +405,7 @@ def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.ERROR_RATE,
                 f"{rule.arm}: too few requests to rule out an error rate of {rates}.",
-                enough or "No number of requests rules every error out; set error_rate to what may be borne.",
+                enough or "No number of requests rules out every error; set error_rate to what is acceptable.",
             )
 
 
@@ -415,8 +415,8 @@ def _plan(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.PLAN,
                 f"{use.query} on {use.arm}: the plan shown was used in {use.scans_seen:,} of "
-                f"{use.scans_expected:,} executions; the others used another, which may be slower.",
-                "Explain it with its rarest and its most common parameters, and with plan_cache_mode as it is there.",
+                f"{use.scans_expected:,} executions; the others used another plan, which may be slower.",
+                "Explain the query with its rarest and most common parameters, and with the run's plan_cache_mode.",
             )
 
 
@@ -432,9 +432,9 @@ def _floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
         if near:
             yield Caveat(
                 CaveatKind.FLOOR,
-                f"{arm}: under {FLOOR_FACTOR:g} times what the client alone takes, so that the true gain is "
+                f"{arm}: less than {FLOOR_FACTOR:g} times what the client alone takes, so the true gain is "
                 f"larger than shown: {', '.join(near)}.",
-                "For the true gain, let pgbench send the SQL or look at the server's own times.",
+                "For the true gain, let pgbench send the SQL, or use the server's own times.",
             )
 
 
@@ -445,8 +445,8 @@ def _p99(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
         yield Caveat(
             CaveatKind.P99,
             f"{len(few)} of {len(answered)} levels have no p99, which needs {MIN_SAMPLES[99]} answered requests "
-            f"(they have {min(few)} to {max(few)}); the longest is shown.",
-            "Where the slowest hundredth matters, measure more blocks or more requests in a round.",
+            f"(they have {min(few)} to {max(few)}); the slowest request is shown.",
+            "If the slowest hundredth matters, measure more blocks or more requests per round.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The charts of a report."""
+"""The charts of a report: distributions, medians of rounds, latency over time, each with its finding in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from perfkit.show.charts import INK, draw_svg
 from perfkit.show.html import Block, escape
 
 QUANTILES = np.linspace(0, 1, 100)
-# Mid tones keep a contrast of 3:1 on white and on near-black; dashes and markers work without colour.
+# Mid tones have a contrast of 3:1 on white and on near-black; dashes and markers work without colour.
 _STYLES = (
     ("#c2571a", "-", "o"),
     ("#7f8791", (0, (2, 2)), "s"),
@@ -33,12 +33,12 @@ _STYLES = (
 )
 
 
-Drawn = tuple[str, str]  # SVG, and what it shows in words
+Drawn = tuple[str, str]  # SVG, and its finding in words
 
 
 @dataclass(frozen=True, slots=True)
 class ChartSeries:
-    """One arm in one chart: values in ms, at the positions of their rounds where time matters."""
+    """One arm in one chart: values in ms, and the positions of their rounds in a chart over time."""
 
     arm: str
     y: Sequence[float]
@@ -46,7 +46,7 @@ class ChartSeries:
 
 
 def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """Share of requests answered within a time: one chart per load level, every arm, the limit marked."""
+    """Draw the share of requests answered within a time, for all arms: one chart per load level, with the limit."""
     limit = subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
     samples = _samples(rounds)
 
@@ -63,7 +63,7 @@ def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
 
 
 def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """The median of every round in the order of rounds: a drift would show as a slope of all arms."""
+    """Draw the median of every round in the order of rounds; a drift would show as a slope of all arms."""
     medians: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for round_ in sorted(rounds, key=lambda r: r.position):
         if values := latencies(round_):
@@ -84,7 +84,7 @@ def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
 
 
 def latencies(round_: Round) -> list[float]:
-    """Response times of a round's counted successes in ms, from when each was due."""
+    """Return the response times of a round's counted successes in ms, from when each request was due."""
     c = round_.columns
     rows = zip(c["scheduled"], c["done"], c["counted"], c["outcome"], strict=True)
     return [(done - due) / 1e6 for due, done, counted, outcome in rows if counted and outcome == "ok"]
@@ -127,7 +127,7 @@ def _strip(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> None:
     ax.set_ylim(lows / room, highs * room)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
     ax.set_xlim(first - (last - first + 1) * 0.03, last + (last - first + 1) * 0.34)
-    heights = apart({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
+    heights = spread_labels({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
     for found in series:
         colour, dash, marker = _style(subject, found.arm)
         ax.plot(found.x, found.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
@@ -146,22 +146,22 @@ def _strip(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> None:
 
 def _label(ax: Axes, subject: Subject, arm: str, x: float, y: float, *, left: bool) -> None:
     offset, side = (-4, "right") if left else (4, "left")
-    text = arm.replace("$", r"\$")  # a name is no formula
+    text = arm.replace("$", r"\$")  # matplotlib would read $ as a formula
     ax.annotate(
         text, (x, y), (offset, 0), textcoords="offset points", ha=side, va="center", color=_style(subject, arm)[0]
     )
 
 
-def apart(wanted: Mapping[str, float], least: float) -> dict[str, float]:
-    """Heights as wanted, but at least that far from each other."""
+def spread_labels(heights: Mapping[str, float], least: float) -> dict[str, float]:
+    """Move the heights of labels so that they are at least a distance apart."""
     placed: dict[str, float] = {}
-    for arm, height in sorted(wanted.items(), key=lambda item: item[1]):
+    for arm, height in sorted(heights.items(), key=lambda item: item[1]):
         placed[arm] = max(height, max(placed.values(), default=-np.inf) + least)
     return placed
 
 
 def logarithmic(axis: mpl.axis.Axis) -> None:
-    """Few ticks, as plain numbers."""
+    """Give a logarithmic axis few ticks, as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -181,7 +181,7 @@ def _finding(series: Sequence[ChartSeries], limit: float | None) -> str:
 
 
 def _drift(series: Sequence[ChartSeries]) -> str:
-    """How the second half of the rounds compares with the first, arm by arm."""
+    """Compare the second half of the rounds with the first, by arm."""
     parts = []
     for found in series:
         half = len(found.y) // 2
@@ -191,10 +191,10 @@ def _drift(series: Sequence[ChartSeries]) -> str:
 
 
 def gallery(
-    subject: Subject, chart: Callable[[str], Drawn], found: Mapping[tuple[str, str], object], caption: str
+    subject: Subject, chart: Callable[[str], Drawn], data: Mapping[tuple[str, str], object], caption: str
 ) -> Block:
-    """A chart of every load level that was measured on an arm; `found` by scenario and arm is what there is to draw."""
-    measured = {scenario for scenario, arm in found if found[scenario, arm] and arm in subject.arms}
+    """Draw every load level that was measured; `data` is by scenario and arm."""
+    measured = {scenario for scenario, arm in data if data[scenario, arm] and arm in subject.arms}
     scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if name in measured]
     figures, texts = [], [caption]
     for scenario in scenarios:
@@ -206,16 +206,16 @@ def gallery(
     return Block(html if figures else "<p>Nothing to draw.</p>", "\n".join(texts))
 
 
-# Latency over time under each load level: where it stalled, what was dropped meanwhile, and that in words.
+# Latency over time by load level: stalls, dropped requests, and both in words.
 
 CAPTION = (
-    "Response time of each request (logarithmic), from when it was due. Where requests arrive at a rate: in seconds "
-    "since a round began, all rounds over each other; else in the order of requests, round after round. Lines are "
-    "percentiles of a stretch, where it holds the samples for them; some points are left out, the slowest never."
+    "Response time of each request (logarithmic), from when it was due. If requests arrive at a rate: in seconds since "
+    "a round began, all rounds over each other; otherwise in the order of requests, round after round. Lines are "
+    "percentiles of a stretch with enough samples; some points are left out, but never the slowest."
 )
-COLUMNS, EACH = 120, 5  # columns of points in a chart, points in one: what a stall looks like is kept
-STRETCHES = 20  # at most about so many have percentiles of their own
-EVEN = 1.5  # below this many times the rest, the slowest stretch is not worth a word
+COLUMNS, EACH = 120, 5  # columns of points in a chart, and points in a column: enough to show a stall
+STRETCHES = 20  # about the largest number of stretches with percentiles of their own
+EVEN = 1.5  # times the rest; a slowest stretch below that is not mentioned
 _NICE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
 _LINES = {50: ("#2f7fd6", "-"), 95: ("#c2571a", (0, (6, 2))), 99: ("#a45fd0", (0, (1, 1)))}
 _LOST = {"dropped": ("#b58900", "v", 0.105), "errors": ("#d1495b", "x", 0.035)}  # colour, marker, height of the axes
@@ -225,15 +225,15 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The requests of one scenario in time: `x` in s since a round's start, or in order; response times in ms."""
+    """The requests of one scenario over time: `x` in s since a round's start, or in order; response times in ms."""
 
     x: Values
     ms: Values
     lost: Mapping[str, Values]  # where requests failed or were dropped
     timed: bool  # x is seconds
-    borders: tuple[float, ...] = ()  # where one round, or one step of a search, ends and the next begins
-    step_s: float = 0.0  # how long the steps of a search last
-    beyond: int = 0  # requests whose times are in histograms only
+    borders: tuple[float, ...] = ()  # between rounds, or between the steps of a search
+    step_s: float = 0.0  # duration of a step of a search
+    beyond: int = 0  # requests whose times are only in histograms
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class Stretch:
 
 
 def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """One chart for each load level of the run's first arm."""
+    """Draw one chart for each load level of the run's first arm."""
     arm, limit = subject.arms[0], subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
     scenarios: dict[str, Mapping[str, Any]] = {s["name"]: s for s in subject.run.get("scenarios", ())}
     flows = {
@@ -266,7 +266,7 @@ def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
 
 
 def flow_of(rounds: Sequence[Round], scenario: Mapping[str, Any]) -> Flow:
-    """The requests of a scenario's rounds on one arm; of a search those of every step, else those that count."""
+    """Return the counted requests of a scenario's rounds on one arm; of a search, the requests of every step."""
     timed, step_s = bool(scenario.get("rate")), float(scenario["seconds"]) if scenario.get("search") else 0.0
     x: list[float] = []
     ms: list[float] = []
@@ -293,7 +293,7 @@ def flow_of(rounds: Sequence[Round], scenario: Mapping[str, Any]) -> Flow:
 
 
 def stretches(flow: Flow) -> list[Stretch]:
-    """Equal parts: a search's steps, round seconds, or so many requests that a p95 is possible, else a median."""
+    """Return equal parts: steps of a search, round seconds, or enough requests for a p95, otherwise for a median."""
     if not len(flow.x):
         return []
     last = float(flow.x[-1])
@@ -315,9 +315,9 @@ def _counts(n: int, last: float) -> Any:
 
 
 def finding(flow: Flow) -> str:
-    """The slowest stretch beside the rest, what was lost and where, in words."""
-    said = "; ".join([*_slowest(flow, stretches(flow)), *_lost(flow), *_unseen(flow)])
-    return f"{said[0].upper()}{said[1:]}."
+    """Return in words the slowest stretch against the rest, and the lost requests."""
+    sentence = "; ".join([*_slowest(flow, stretches(flow)), *_lost(flow), *_unseen(flow)])
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _slowest(flow: Flow, parts: Sequence[Stretch]) -> Iterator[str]:
@@ -360,7 +360,7 @@ def _ms(value: float) -> str:
 
 
 def thinned(flow: Flow) -> tuple[Values, Values]:
-    """Points to draw: of each column of the chart every so many in time, and the slowest."""
+    """Return the points to draw: in each column of the chart some at even distances, and the slowest."""
     if len(flow.x) <= COLUMNS * EACH:
         return flow.x, flow.ms
     columns = np.minimum((flow.x / flow.x[-1] * COLUMNS).astype(int), COLUMNS - 1)
@@ -392,7 +392,9 @@ def _draw(ax: Axes, flow: Flow, limit: float | None) -> None:
             ax.plot([part.lo, min(part.hi, last)], [value, value], color=colour, linestyle=dash, linewidth=1.6)
         if known:
             ends[f"p{q}"] = (math.log(known[-1][1]), colour)
-    heights = apart({name: height for name, (height, _) in ends.items()}, 0.075 * math.log(high * room**1.4 / low))
+    heights = spread_labels(
+        {name: height for name, (height, _) in ends.items()}, 0.075 * math.log(high * room**1.4 / low)
+    )
     for name, (_, colour) in ends.items():
         ax.text(1.02 * last, math.exp(heights[name]), name, color=colour, va="center", fontsize=9)
     if limit and low / room < limit < high * room**0.4:

@@ -1,4 +1,4 @@
-"""Claims held against what was measured, and the decision as a block."""
+"""Claims about the change, made beforehand, checked against what was measured."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A claim with its measured value and interval; values in `unit`: share, s, ms, kB, MB or /s."""
+class JudgedClaim:
+    """A claim with its measured value and interval, in `unit`: share, s, ms, kB, MB or /s."""
 
     text: str
     low: float | None
@@ -33,14 +33,14 @@ class Judged:
     value: float | None
     interval: Span | None = None
     measure: str = ""
-    arm: str = ""  # the arm that it was held against
+    arm: str = ""  # measured on this arm
     scenario: str = ""
-    why: str = ""  # it was not measured
-    good: Literal["", "low", "high"] = ""  # the end beyond which more than was claimed is kept
+    why: str = ""  # why it was not measured
+    good: Literal["", "low", "high"] = ""  # the direction in which more than claimed is better
 
     @property
     def holds(self) -> bool | None:
-        """Whether what was measured lies within the claim; None where its interval does not settle it."""
+        """Whether the measured value lies within the claim; None if its interval does not settle that."""
         if self.value is None:
             return None
         low, high, (least, most) = *self._claimed, self._ends
@@ -50,7 +50,7 @@ class Judged:
 
     @property
     def outcome(self) -> Outcome:
-        """As a reader needs it: what is beyond a claim on its good side is better, and never leaves it open."""
+        """The outcome for a reader: a value beyond the claim on its good side is better, never open."""
         if self.value is None:
             return "not measured"
         low, high, (least, most) = *self._claimed, self._ends
@@ -70,15 +70,15 @@ class Judged:
         return self.interval or (self.value, self.value)
 
 
-# What was claimed of a change beforehand, held against what was measured of it.
+# Claims judged by what a run measured.
 
-LAB = "insert_slowdown"  # what the index lab alone measures
+LAB = "insert_slowdown"  # only the index lab measures it
 Claim = Mapping[str, Any]  # as a bundle has it: see `perfkit.config.judging.Claim`
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredClaim:
-    """What claims are held against: one run, of whose arms `before` and `arm` are meant where a claim names none.
+class ClaimEvidence:
+    """A run that claims are checked against; `before` and `arm` are its arms for claims that name none.
 
     `inserts` are the items of its load that insert rows.
     """
@@ -91,50 +91,50 @@ class MeasuredClaim:
     inserts: Collection[str] = ()
 
 
-def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[Judged]:
-    """Every claim of a run that makes sense in its set-up.
+def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[JudgedClaim]:
+    """Judge every claim that makes sense in a run's set-up.
 
-    None where its bundle is older than claims in bundles, or where one arm was measured alone: nothing has changed.
+    There are none if the bundle is older than claims in bundles, or if a single arm was measured.
     """
     preset = run["parameters"].get("preset", "")
-    claims = [own for own in run["config"].get("claim", ()) if own.get("preset") in (None, preset)]
+    claims = [claim for claim in run["config"].get("claim", ()) if claim.get("preset") in (None, preset)]
     roles = run.get("roles", {})
     after = [arm for arm in run["parameters"]["arms"] if roles.get(arm) == "after"]
     if not after:
         return []
     before = next((arm for arm, role in roles.items() if role == "before"), "")
-    found = judge(claims, MeasuredClaim(run, analysis, bundle, before, after[0]))
-    taken = {own["text"]: own for own in (run.get("lab") or {}).get("claims", ())}
-    return [Judged(**_spans(taken[own.text])) if own.text in taken else own for own in found]
+    judged_here = judge(claims, ClaimEvidence(run, analysis, bundle, before, after[0]))
+    of_lab = {raw["text"]: raw for raw in (run.get("lab") or {}).get("claims", ())}
+    return [JudgedClaim(**_spans(of_lab[claim.text])) if claim.text in of_lab else claim for claim in judged_here]
 
 
-def judge(claims: Iterable[Claim], measured: MeasuredClaim) -> list[Judged]:
-    """Claims held against one run."""
+def judge(claims: Iterable[Claim], measured: ClaimEvidence) -> list[JudgedClaim]:
+    """Judge claims by what a run measured."""
     return [_judged(claim, measured) for claim in claims]
 
 
 def elsewhere(run: Mapping[str, Any]) -> dict[str, int]:
-    """By preset, how many claims are left out because they make sense in that set-up alone."""
-    own = run["parameters"].get("preset", "")
+    """Return the number of claims that make sense only in another set-up, by preset."""
+    current = run["parameters"].get("preset", "")
     named = [claim.get("preset") for claim in run["config"].get("claim", ())]
-    return {name: named.count(name) for name in dict.fromkeys(named) if name and name != own}
+    return {name: named.count(name) for name in dict.fromkeys(named) if name and name != current}
 
 
-def _spans(said: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where a claim has a pair."""
-    return {**said, "interval": tuple(said["interval"]) if said["interval"] else None}
+def _spans(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a claim read from JSON with its interval as a pair, not a list."""
+    return {**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None}
 
 
-def _judged(claim: Claim, measured: MeasuredClaim) -> Judged:
+def _judged(claim: Claim, measured: ClaimEvidence) -> JudgedClaim:
     measure = claim["measure"]
-    look, unit, evidence, good = _MEASURES[measure]
+    measuring, unit, evidence, good = _MEASURES[measure]
     arm = claim.get("arm") or measured.arm
     found: _Found = f"{arm} was not measured"
     if arm in measured.run["parameters"]["arms"]:
-        found = look(claim, measured, arm)
+        found = measuring(claim, measured, arm)
     why, value, interval = (found, None, None) if isinstance(found, str) else ("", *found)
-    better: Any = "" if arm == measured.before else good  # what was said of the past is met or it is not
-    return Judged(
+    better: Any = "" if arm == measured.before else good  # a claim about the past holds or does not
+    return JudgedClaim(
         claim["text"],
         claim["low"],
         claim["high"],
@@ -153,17 +153,17 @@ def _judged(claim: Claim, measured: MeasuredClaim) -> Judged:
 _Found = tuple[float, Span | None] | str  # a value and its interval, or why there is none
 
 
-def _size(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
-    """Bytes of the arm's indexes in kB, as a share of their tables, or with the largest of these in MB."""
+def _size(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
+    """Measure the arm's indexes in kB, as a share of their tables, or together with the largest table in MB."""
     facts = measured.run.get("arms", {}).get(arm, {})
     built, tables = facts.get("indexes", ()), facts.get("table_bytes", {})
     total = sum(index["bytes"] for index in built)
     if not tables:
-        return f"no size of a table is known of {arm}"
+        return f"the table sizes on {arm} are not known"
     if claim["measure"] == "table_mb":
         largest = max({index["table"] for index in built} or tables, key=lambda name: tables.get(name, 0))
-        own = sum(index["bytes"] for index in built if index["table"] == largest)
-        return (tables.get(largest, 0) + own) / 1024**2, None
+        indexes = sum(index["bytes"] for index in built if index["table"] == largest)
+        return (tables.get(largest, 0) + indexes) / 1024**2, None
     if not built:
         return f"no index is built on {arm}"
     if claim["measure"] == "index_kb":
@@ -171,23 +171,23 @@ def _size(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     return total / max(sum(tables.get(name, 0) for name in {index["table"] for index in built}), 1), None
 
 
-def _build(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+def _build(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     seconds = [index["seconds"] for index in measured.run.get("arms", {}).get(arm, {}).get("indexes", ())]
     if not seconds:
         return f"no index is built on {arm}"
     return (max(seconds), (min(seconds), max(seconds))) if claim["measure"] == "build_s" else (sum(seconds), None)
 
 
-def _execution(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
-    """The last execution of a query under EXPLAIN, and the span of all that there were."""
+def _execution(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
+    """Measure the last execution of a query under EXPLAIN, with the range of all its executions."""
     bundle, query = measured.bundle, claim["query"]
     documents = [*bundle.beside_plan(arm, query).get("earlier", ()), bundle.plan(arm, query)]
     times = [ms for d in documents if d is not None and (ms := read_plan(d).execution_ms) is not None]
     return (times[-1], (min(times), max(times))) if times else f"no plan of {query} on {arm}"
 
 
-def _level(claim: Claim, measured: MeasuredClaim, arm: str) -> Summary | None:
-    """The first load level of the claim's scenario, or of its query."""
+def _level(claim: Claim, measured: ClaimEvidence, arm: str) -> Summary | None:
+    """Return the first load level of the claim's scenario or of its query."""
     return next(
         (
             level
@@ -198,8 +198,8 @@ def _level(claim: Claim, measured: MeasuredClaim, arm: str) -> Summary | None:
     )
 
 
-def _under_load(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
-    """An estimate of the claim's load level."""
+def _under_load(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
+    """Measure an estimate of the claim's load level."""
     level = _level(claim, measured, arm)
     if level is None:
         return f"no round of {claim.get('scenario') or claim.get('query')} on {arm}"
@@ -208,46 +208,50 @@ def _under_load(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
     name = {"latency_ms": "p50", "p50_ms": "p50", "p95_ms": "p95"}.get(claim["measure"], "throughput")
     found: Interval | None = getattr(level, name)
     if found is None:
-        return f"it takes {MIN_SAMPLES[95]} requests, here {level.n}" if name == "p95" else "nothing was answered"
+        return (
+            f"{MIN_SAMPLES[95]} requests are needed, {level.n} were answered"
+            if name == "p95"
+            else "no request was answered"
+        )
     return found.value, (found.lo, found.hi)
 
 
-def _saved(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+def _saved(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     metric = "p95" if claim.get("scenario") else "p50"
     found = _first(measured.analysis.comparisons, arm, claim, metric)
     return _share(found.ratio if found else None, arm, saved=True)
 
 
-def _throughput(claim: Claim, measured: MeasuredClaim, arm: str) -> _Found:
+def _throughput(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     shown = (c for c in measured.analysis.throughputs if c.after == arm and c.scenario == claim["scenario"])
     found = next(shown, None) or _first(measured.analysis.comparisons, arm, claim, "throughput")
     return _share(found.ratio if found else None, arm)
 
 
-def _inserts(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
-    """Of the first of the items that insert rows: those of the largest table."""
+def _inserts(_: Claim, measured: ClaimEvidence, arm: str) -> _Found:
+    """Measure the first item that inserts rows, which is that of the largest table."""
     by_item = {c.item: c for c in measured.analysis.comparisons if c.after == arm and c.metric == "p50"}
     first = next((by_item[item] for item in measured.inserts if item in by_item), None)
-    return _share(first.ratio, arm) if first else "the index lab measures it: perfkit indexes ablate"
+    return _share(first.ratio, arm) if first else "only the index lab measures it: perfkit indexes ablate"
 
 
-def _errors(_: Claim, measured: MeasuredClaim, arm: str) -> _Found:
-    """Unexpected outcomes of all requests, and the rates that so many cannot exclude."""
-    own = [level for level in measured.analysis.levels if level.arm == arm]
-    failed, sent = sum(level.errors for level in own), sum(level.sent for level in own)
+def _errors(_: Claim, measured: ClaimEvidence, arm: str) -> _Found:
+    """Measure the error rate over all requests, with its bounds."""
+    levels = [level for level in measured.analysis.levels if level.arm == arm]
+    failed, sent = sum(level.errors for level in levels), sum(level.sent for level in levels)
     if not sent:
-        return f"nothing was sent to {arm}"
+        return f"no request was sent to {arm}"
     return failed / sent, (1 - error_bound(sent - failed, sent), error_bound(failed, sent))
 
 
 def _first(comparisons: Sequence[Comparison], arm: str, claim: Claim, metric: str) -> Comparison | None:
-    about = claim.get("scenario"), claim.get("query")
-    own = (c for c in comparisons if c.after == arm and c.metric == metric)
-    return next((c for c in own if c.scenario == about[0] or c.item == about[1]), None)
+    scenario, query = claim.get("scenario"), claim.get("query")
+    of_arm = (c for c in comparisons if c.after == arm and c.metric == metric)
+    return next((c for c in of_arm if c.scenario == scenario or c.item == query), None)
 
 
 def _share(ratio: Ratio | None, arm: str, *, saved: bool = False) -> _Found:
-    """A ratio after/before as what is saved of before, or as what is added to it."""
+    """Return a ratio after/before as the share saved, or as the share added."""
     if ratio is None:
         return f"not compared on {arm}"
     if saved:
@@ -255,10 +259,10 @@ def _share(ratio: Ratio | None, arm: str, *, saved: bool = False) -> _Found:
     return ratio.value - 1, (ratio.lo - 1, ratio.hi - 1)
 
 
-_Look = Callable[[Claim, MeasuredClaim, str], _Found]
+_Measure = Callable[[Claim, ClaimEvidence, str], _Found]
 
-#: By measure: what looks for it, its unit, its evidence, and which end of a claim may be overdone.
-_MEASURES: Mapping[str, tuple[_Look, str, str, str]] = {
+#: By measure: its function, its unit, its class of evidence, and the direction that is better.
+_MEASURES: Mapping[str, tuple[_Measure, str, str, str]] = {
     "index_kb": (_size, "kB", ONCE, "low"),
     "index_share": (_size, "share", ONCE, "low"),
     "table_mb": (_size, "MB", ONCE, "low"),
@@ -276,7 +280,7 @@ _MEASURES: Mapping[str, tuple[_Look, str, str, str]] = {
 }
 
 
-# What was said beforehand beside what was measured: by load level and arm, and one row for each other claim.
+# Expected and measured as tables: p95 by load level and arm, and one row for each other claim.
 
 TITLE = "Expected and measured"
 _MARKS: dict[Outcome, tuple[str, str]] = {
@@ -293,31 +297,31 @@ _WORDS: dict[Outcome, str] = {
     "open": "not settled",
     "not measured": "not measured",
 }
-_NOTE = "Not settled: part of the 95 % interval lies within what was claimed, part of it outside."
+_NOTE = "Not settled: the 95 % interval lies partly within the claim, partly outside."
 
 
 def claims_block(subject: Subject) -> Block:
-    """The whole section with its title; nothing where a run has no claims."""
+    """Return the whole section with its title; empty if a run has no claims."""
     found = judged(subject.run, subject.analysis, subject.bundle)
     if not found:
         return Block("", "")
     levels = _by_load(subject, found)
     rest = [claim for claim in found if claim not in _at_levels(found).values()]
     tables = [*([levels] if levels else []), claims_table(rest, "Other claims" if levels else "Claims")]
-    said = " ".join([sentence(found), _setup(subject), *_left_out(subject)]).strip()
-    html = f"<h2>{TITLE}</h2><p>{escape(said)}</p>{''.join(one.to_html() for one in tables)}"
-    return Block(html, "\n\n".join([TITLE, said, *(one.to_text() for one in tables)]))
+    text = " ".join([sentence(found), _setup(subject), *_left_out(subject)]).strip()
+    html = f"<h2>{TITLE}</h2><p>{escape(text)}</p>{''.join(one.to_html() for one in tables)}"
+    return Block(html, "\n\n".join([TITLE, text, *(one.to_text() for one in tables)]))
 
 
-def sentence(found: Sequence[Judged]) -> str:
-    """How many claims came out how."""
+def sentence(found: Sequence[JudgedClaim]) -> str:
+    """Return the number of claims by outcome."""
     counted = Counter(claim.outcome for claim in found)
     parts = [f"{counted[outcome]} {_WORDS[outcome]}" for outcome in _WORDS if counted[outcome]]
     return f"Of {len(found)} claim{'' if len(found) == 1 else 's'}: {', '.join(parts)}."
 
 
-def claims_table(found: Sequence[Judged], caption: str) -> Table:
-    """One row for each claim."""
+def claims_table(found: Sequence[JudgedClaim], caption: str) -> Table:
+    """Return a table with one row for each claim."""
     columns = ("claim", "expected", "measured", "held", "evidence")
     rows = tuple(
         (
@@ -332,16 +336,16 @@ def claims_table(found: Sequence[Judged], caption: str) -> Table:
     return Table(caption, columns, rows, frozenset(columns[1:3]), note=_NOTE)
 
 
-def expected(claim: Judged) -> str:
-    """What was claimed, with its unit."""
+def expected(claim: JudgedClaim) -> str:
+    """Return the claimed range with its unit."""
     factor, unit = (100, "%") if claim.unit == "share" else (1, claim.unit)
     low, high = (None if end is None else f"{factor * end:.4g}" for end in (claim.low, claim.high))
-    said = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
-    return f"{said} {unit}"
+    span = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
+    return f"{span} {unit}"
 
 
-def measured(claim: Judged) -> Cell:
-    """What was measured, with its interval or span."""
+def measured(claim: JudgedClaim) -> Cell:
+    """Return the measured value with its interval or range."""
     if claim.value is None:
         return Cell(units.NONE, claim.why or "not measured", "quiet")
     ends = [units.unbroken(_in_unit(end, claim.unit)) for end in claim.interval or ()]
@@ -349,20 +353,20 @@ def measured(claim: Judged) -> Cell:
     return Cell(_in_unit(claim.value, claim.unit), spread)
 
 
-def held(claim: Judged) -> Cell:
-    """The outcome, as a mark and in words."""
+def held(claim: JudgedClaim) -> Cell:
+    """Return the outcome as a mark and in words."""
     mark, state = _MARKS[claim.outcome]
     return Cell(f"{mark} {_WORDS[claim.outcome]}", "", state)
 
 
-def _at_levels(found: Sequence[Judged]) -> dict[tuple[str, str], Judged]:
-    """The first claim on the p95 of each load level and arm."""
-    own = (claim for claim in reversed(found) if claim.measure == "p95_ms")
-    return {(claim.scenario, claim.arm): claim for claim in own}
+def _at_levels(found: Sequence[JudgedClaim]) -> dict[tuple[str, str], JudgedClaim]:
+    """Return the first claim on the p95 of each load level and arm."""
+    on_p95 = (claim for claim in reversed(found) if claim.measure == "p95_ms")
+    return {(claim.scenario, claim.arm): claim for claim in on_p95}
 
 
-def _by_load(subject: Subject, found: Sequence[Judged]) -> Table | None:
-    """Load levels as rows, arms as columns, in each cell what was claimed and measured; None without such claims."""
+def _by_load(subject: Subject, found: Sequence[JudgedClaim]) -> Table | None:
+    """Return a table with load levels as rows and arms as columns; None without claims on load levels."""
     claimed = _at_levels(found)
     arms = [arm for arm in subject.arms if any(arm == own for _, own in claimed)]
     loads = [scenario for scenario, _ in subject.loads if any(scenario == own for own, _ in claimed)]
@@ -373,41 +377,40 @@ def _by_load(subject: Subject, found: Sequence[Judged]) -> Table | None:
         for load in dict.fromkeys(loads)
     )
     note = (
-        "✓ held, or better than claimed. Below each: its 95 % interval, and what was claimed with its tolerance. "
+        "✓ held, or better than claimed. Below each value: its 95 % interval, and the claim with its tolerance. "
         + _NOTE
     )
     return Table("95 of 100 requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
 
 
-def _at(subject: Subject, claim: Judged | None, load: str, arm: str) -> Cell:
+def _at(subject: Subject, claim: JudgedClaim | None, load: str, arm: str) -> Cell:
     if claim is None:
         level = subject.analysis.level(arm, load)
         value, interval = units.estimate(level.p95 if level else None)
-        return Cell(value, f"{interval} {units.unbroken('nothing claimed')}".strip(), "quiet")
+        return Cell(value, f"{interval} {units.unbroken('no claim')}".strip(), "quiet")
     mark, state = _MARKS[claim.outcome]
-    said = units.unbroken(f"claimed {expected(claim).removesuffix(' ms')}")
+    claimed = units.unbroken(f"claimed {expected(claim).removesuffix(' ms')}")
     if claim.value is None:
-        return Cell(units.NONE, f"{claim.why}; {said}", state)
+        return Cell(units.NONE, f"{claim.why}; {claimed}", state)
     interval = units.interval(*claim.interval) if claim.interval else ""
-    return Cell(f"{mark} {units.significant(claim.value)}", f"{interval} {said}".strip(), state)
+    return Cell(f"{mark} {units.significant(claim.value)}", f"{interval} {claimed}".strip(), state)
 
 
 def _setup(subject: Subject) -> str:
-    """The set-up that absolute figures were claimed for, where this run has it."""
-    own = subject.run["parameters"]
-    if not own.get("preset"):
+    """Return the set-up that the claims in absolute figures are for, if this run has it."""
+    parameters = subject.run["parameters"]
+    if not parameters.get("preset"):
         return ""
     return (
-        f"Set-up '{own['preset']}': scale {own['scale']}, a round trip of {own['rtt_ms']:g} ms between service and "
-        f"database, {own['connect_rtts']} to connect."
+        f"Set-up '{parameters['preset']}': scale {parameters['scale']}, a round trip of "
+        f"{parameters['rtt_ms']:g} ms between service and database, {parameters['connect_rtts']} to connect."
     )
 
 
 def _left_out(subject: Subject) -> list[str]:
-    """What is claimed of other set-ups alone."""
+    """Say how many claims are only for other set-ups."""
     return [
-        f"{count} more make{'s' if count == 1 else ''} sense in the set-up '{name}' alone: perfkit report "
-        f"--preset {name}."
+        f"{count} more appl{'ies' if count == 1 else 'y'} only in the set-up '{name}': perfkit report --preset {name}."
         for name, count in elsewhere(subject.run).items()
     ]
 

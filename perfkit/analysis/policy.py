@@ -1,6 +1,6 @@
-"""The decision on a run, by rules, and the evidence that it would take.
+"""Rules and decision: each threshold judged on each arm, the evidence that an unproven rule needs, GO or NO-GO.
 
-Pure functions. A rule is judged for every arm; only those of the arms after the change decide.
+Pure functions. Every rule is judged for every arm; only the rules of the arms after the change decide.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from perfkit.analysis.results import Changes, Comparison, Summary, of_role
 from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, Verdict, error_bound, share
 from perfkit.runs.rounds import RoundReading
 
-MOST = 1000  # blocks beyond which nobody measures
+MOST = 1000  # blocks; a larger need is reported as "more than"
 
 
 def samples_needed(q: int, have: int, rounds: int) -> str:
-    """What a percentile without enough samples lacks, and how many blocks of the same size would have them."""
+    """Return the number of samples that a percentile lacks, and of blocks that would have them."""
     lacking = MIN_SAMPLES[q] - have
     if not have:
         return f"{lacking} answered requests or more."
@@ -30,47 +30,46 @@ def samples_needed(q: int, have: int, rounds: int) -> str:
 
 
 def fewer_errors(errors: int, limit: float) -> str:
-    """How many requests without a further error would bring an error rate under its limit."""
+    """Return the number of requests that would bring an error rate under its limit if no further request failed."""
     return f"another run, or more than {math.floor(errors / limit):,} requests in all with no further error."
 
 
 def bound_needed(interval: Interval, limit: float) -> str:
-    """About how many blocks until both ends of an interval are on that side of a limit on which its estimate is.
+    """Estimate the number of blocks until an interval lies wholly on its estimate's side of a limit.
 
-    The estimate stays where it is and the distance of its ends, in logs, shrinks with the square root of the blocks.
+    Assumes that the estimate stays and that the distance of the ends, in logs, shrinks with the square root of the
+    number of blocks.
     """
     end = interval.hi if interval.value < limit else interval.lo
     if not 0 < end < math.inf or interval.value <= 0:
-        return f"more blocks than {interval.rounds}: so few set no bound."
+        return f"more blocks (now {interval.rounds}) to set a bound."
     room, reach = (abs(math.log(value / interval.value)) for value in (limit, end))
     blocks = math.ceil(interval.rounds * (reach / room) ** 2) if room else MOST + 1
     if blocks > MOST:
-        return f"more than {MOST} blocks: the estimate is too near to the limit."
+        return f"more than {MOST} blocks: the estimate is too close to the limit."
     return f"about {max(blocks, interval.rounds + 1)} blocks in all, if the spread stays as it is."
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """The first of several names, and how many more there are.
+    """Return the first of several names and the number of the others.
 
     >>> some(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    found = list(names)
-    rest = len(found) - most
-    return ", ".join(found[:most]) + (f" and {rest} more" if rest > 0 else "")
+    every = list(names)
+    rest = len(every) - most
+    return ", ".join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
 
-
-# Whether the change may ship: each threshold as a rule with its numbers, and the decision they lead to.
 
 _AGAIN = "another run"
 _CLIENT = "rounds in which the client keeps up: less load, more processors for it, or pgbench."
 
 
-BENEFIT = "benefit"  # the name of the rule that asks whether the change is good for anything
+BENEFIT = "benefit"  # the name of the rule on whether the change improves anything
 
 
 class Outcome(StrEnum):
-    """Whether a rule holds by its whole interval, is broken by it, or neither; or that a change has no benefit."""
+    """Whether a rule holds, is broken or is unproven, by its whole interval; or that a change has no benefit."""
 
     HOLDS = "holds"
     BROKEN = "broken"
@@ -79,7 +78,7 @@ class Outcome(StrEnum):
 
 
 class Decision(StrEnum):
-    """What the rules say about shipping the change."""
+    """Whether to ship the change."""
 
     GO = "GO"
     NO_GO = "NO-GO"
@@ -91,46 +90,46 @@ WHEN: Mapping[Decision, str] = {
     Decision.NO_GO: (
         "a functional check failed; an index is missing or invalid; a threshold is broken by its whole interval; a "
         "comparison is slower; errors break their limit by the lower bound of their rate, or are significantly more "
-        "than before"
+        "frequent than before"
     ),
     Decision.GO: (
-        "nothing of that; every threshold holds by its bound; and there is a benefit: a comparison is faster, or a "
-        'threshold that was broken before holds now. With `need = "none"` no benefit is asked for'
+        "none of the above; every threshold holds by its bound; and there is a benefit: a comparison is faster, or a "
+        'threshold that was broken before holds now. With `need = "none"` no benefit is needed'
     ),
     Decision.NO_BENEFIT: (
-        "nothing of NO-GO; and every comparison excludes a gain above `worth` (by default 10 %), or the change is an "
-        "index that no plan of this workload uses (other workloads may)"
+        "none of the reasons for NO-GO; and every comparison excludes a gain above `worth` (by default 10 %), or the "
+        "change is an index that no plan of this workload uses (other workloads may)"
     ),
-    Decision.INCONCLUSIVE: "otherwise; the reasons say what it would take",
+    Decision.INCONCLUSIVE: "otherwise; the reasons name the evidence that is needed",
 }
-"""When each is made, first to last: what the method page says."""
+"""When each decision is made; the first that applies. docs/method.md quotes these texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One threshold judged on one arm; `scenario` is empty where the rule is about the whole arm."""
+    """One threshold judged on one arm; `scenario` is empty if the rule is about the whole arm."""
 
     arm: str
     scenario: str
     name: str
     value: float | None
-    bound: float | None  # the end of the value's interval that has to hold; the other one where even that breaks it
+    bound: float | None  # the end of the interval that has to hold; the other end if even that one breaks the rule
     limit: float | None
     unit: str  # of value, bound and limit
     outcome: Outcome
     text: str  # one plain sentence with its numbers
-    item: str = ""  # the request or query, where a scenario sends several
-    needs: str = ""  # where it is unproven, what it would take
+    item: str = ""  # the request or query, if a scenario sends several
+    needs: str = ""  # the evidence that an unproven rule needs
 
     @property
     def reason(self) -> str:
-        """The sentence, and where it is unproven what it would take."""
-        return f"{self.text} It would take {self.needs}" if self.needs else self.text
+        """The text, and for an unproven rule the evidence that it needs."""
+        return f"{self.text} Needed: {self.needs}" if self.needs else self.text
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The decision, the rules of every arm, and in words those that led to it."""
+    """The decision, the rules of every arm, and the texts of the rules that led to the decision."""
 
     decision: Decision
     rules: tuple[Rule, ...]
@@ -147,88 +146,87 @@ def latency_rule(
     item: str = "",
     rounds: int = 0,
 ) -> Rule:
-    """The q-th percentile must be under the limit by its interval's upper end; its lower end breaks it. All in ms."""
+    """Judge a percentile in ms: its interval's upper end must be under the limit; the lower end breaks the rule."""
     name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
         lacking = samples_needed(q, samples, rounds)
         return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
     value, bound = interval.value, interval.hi
-    said, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
+    measured, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
     if interval.lo >= limit_ms:
         bound = interval.lo
-        outcome, text = Outcome.BROKEN, f"{said} is not under {limit}{_range(interval)}."
+        outcome, text = Outcome.BROKEN, f"{measured} is not under {limit}{_range(interval)}."
     elif bound < limit_ms:
-        outcome, text = Outcome.HOLDS, f"{said} is under {limit}{_range(interval)}."
+        outcome, text = Outcome.HOLDS, f"{measured} is under {limit}{_range(interval)}."
     else:
         outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, limit_ms)
-        text = f"{said} is under {limit}, but its upper bound is not{_range(interval)}."
+        text = f"{measured} is under {limit}, but its upper bound is not{_range(interval)}."
         if value >= limit_ms:
-            text = f"{said} is not under {limit}, but its lower bound is{_range(interval)}."
+            text = f"{measured} is not under {limit}, but its lower bound is{_range(interval)}."
     return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item, lacking)
 
 
 def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: float, item: str = "") -> Rule:
-    """Requests per second must reach the limit by their interval's lower end, where most are answered.
-
-    They break it by their upper end.
-    """
+    """Judge throughput: its interval's lower end must reach the limit; the upper end breaks the rule."""
     where, unit = f"{arm}, {scenario}{f' of {item}' if item else ''}", "per second"
     if interval is None:
-        text = f"{where}: no throughput is known, for a round answered nothing."
+        text = f"{where}: no throughput is known because a round answered no request."
         return Rule(arm, scenario, "throughput", None, None, least, unit, Outcome.UNPROVEN, text, item)
     value, bound, lacking = interval.value, interval.lo, ""
-    said = f"{where}: {number(value)} requests per second, the most of its load levels,"
+    measured = f"{where}: {number(value)} requests per second, the most of its load levels,"
     numbers = f"(95 % interval {_span(interval.lo, interval.hi)})" if bound else "(one round sets no lower bound)"
     if interval.hi < least:
         bound = interval.hi
-        outcome, text = Outcome.BROKEN, f"{said} are under {number(least)} {numbers}."
+        outcome, text = Outcome.BROKEN, f"{measured} are under {number(least)} {numbers}."
     elif bound >= least:
-        outcome, text = Outcome.HOLDS, f"{said} reach {number(least)} {numbers}."
+        outcome, text = Outcome.HOLDS, f"{measured} reach {number(least)} {numbers}."
     else:
         outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, least)
-        text = f"{said} reach {number(least)}, but their lower bound does not {numbers}."
+        text = f"{measured} reach {number(least)}, but their lower bound does not {numbers}."
         if value < least:
-            text = f"{said} are under {number(least)}, but their upper bound is not {numbers}."
+            text = f"{measured} are under {number(least)}, but their upper bound is not {numbers}."
     return Rule(arm, scenario, "throughput", value, bound, least, unit, outcome, text, item, lacking)
 
 
 def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()) -> Rule:
-    """Unexpected outcomes by round, judged by their pooled share: the interval respects rounds.
+    """Judge the pooled share of unexpected outcomes, with an interval by rounds; `kinds` name the outcomes.
 
-    The limit is broken by the lower end, so that one stray error breaks nothing, and a limit of 0 by any error. The
-    upper end never stands in the way: how much lower than any limit a rate is takes too many requests to prove.
-    `kinds` say what failed.
+    The lower end breaks the limit, so one stray error breaks nothing, except a limit of 0. The upper end never
+    blocks a GO: proving that a rate is far below any limit takes too many requests.
     """
-    found = share(rounds)
-    if found is None:
-        text = f"{arm}: no request was counted, so no error rate is known."
+    rate_interval = share(rounds)
+    if rate_interval is None:
+        text = f"{arm}: no request was counted, so the error rate is not known."
         return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text, needs=f"{_AGAIN}.")
-    errors, n, rate, lacking = sum(failed for failed, _ in rounds), found.n, found.value, ""
+    errors, n, rate, lacking = sum(failed for failed, _ in rounds), rate_interval.n, rate_interval.value, ""
     if not errors:
         bound = error_bound(0, n)
         text = f"{arm}: none of {n:,} requests failed. The true error rate is below {percent(bound)} (95 % confidence)."
         return Rule(arm, "", "error rate", 0.0, bound, limit, "share", Outcome.HOLDS, text)
-    ends = f"95 % interval {percent(found.lo)} to {percent(found.hi)}"
-    said, what = f"{arm}: {errors:,} of {n:,} requests failed, {percent(rate)}", f": {some(kinds)}." if kinds else "."
-    if found.lo >= limit:
-        outcome, text = Outcome.BROKEN, f"{said} ({ends}); the limit is {percent(limit)}{what}"
+    ends = f"95 % interval {percent(rate_interval.lo)} to {percent(rate_interval.hi)}"
+    failures, named = (
+        f"{arm}: {errors:,} of {n:,} requests failed, {percent(rate)}",
+        f": {some(kinds)}." if kinds else ".",
+    )
+    if rate_interval.lo >= limit:
+        outcome, text = Outcome.BROKEN, f"{failures} ({ends}); the limit is {percent(limit)}{named}"
     elif rate < limit:
-        outcome, text = Outcome.HOLDS, f"{said}; the limit is {percent(limit)}{what}"
+        outcome, text = Outcome.HOLDS, f"{failures}; the limit is {percent(limit)}{named}"
     else:
         outcome, lacking = Outcome.UNPROVEN, fewer_errors(errors, limit)
-        text = f"{said} ({ends}); too few requests to say whether the limit of {percent(limit)} is broken{what}"
-    return Rule(arm, "", "error rate", rate, found.hi, limit, "share", outcome, text, needs=lacking)
+        text = f"{failures} ({ends}); too few requests to say whether the limit of {percent(limit)} is broken{named}"
+    return Rule(arm, "", "error rate", rate, rate_interval.hi, limit, "share", outcome, text, needs=lacking)
 
 
 def health_rule(arm: str, scenario: str, fault: str) -> Rule:
-    """Numbers of a client that was too slow prove nothing of the server."""
+    """Leave unproven what a client that was too slow measured: its numbers say nothing about the server."""
     text = f"{arm}, {scenario}: {fault}."
     return Rule(arm, scenario, "client kept up", None, None, None, "", Outcome.UNPROVEN, text, needs=_CLIENT)
 
 
 def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) -> Rule:
-    """Every functional check must pass."""
+    """Judge the functional checks: all must pass."""
     if total == 0:
         outcome, text = Outcome.UNPROVEN, f"{arm}: no functional check ran."
     elif passed < total:
@@ -236,37 +234,37 @@ def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) 
         text = f"{arm}: {total - passed} of {total} functional checks failed: {', '.join(failed_names)}."
     else:
         outcome, text = Outcome.HOLDS, f"{arm}: all {total} functional checks passed."
-    lacking = "" if total else "the checks, run on this arm."
+    lacking = "" if total else "a run of the checks on this arm."
     return Rule(arm, "", "checks", float(passed), None, float(total), "checks", outcome, text, needs=lacking)
 
 
 def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
-    """Every index the arm is prepared with must be there and valid."""
-    lacking = [name for name in expected if name not in valid]
-    found = len(expected) - len(lacking)
-    if lacking:
+    """Judge the indexes of an arm: all must exist and be valid."""
+    missing = [name for name in expected if name not in valid]
+    if missing:
         outcome = Outcome.BROKEN
-        text = f"{arm}: {len(lacking)} of {len(expected)} indexes missing or invalid: {', '.join(lacking)}."
+        text = f"{arm}: {len(missing)} of {len(expected)} indexes missing or invalid: {', '.join(missing)}."
     else:
         outcome = Outcome.HOLDS
         text = f"{arm}: all {len(expected)} indexes are valid." if expected else f"{arm}: no index to build."
-    return Rule(arm, "", "indexes valid", float(found), None, float(len(expected)), "indexes", outcome, text)
+    present = float(len(expected) - len(missing))
+    return Rule(arm, "", "indexes valid", present, None, float(len(expected)), "indexes", outcome, text)
 
 
 def comparison_rule(
     arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None, qualification: str = ""
 ) -> Rule:
-    """Nothing may be slower than before; an inconclusive comparison blocks nothing."""
-    said = f"{arm}, {scenario}: {metric}"
+    """Judge a comparison: it must not be slower than before; an inconclusive one does not block a GO."""
+    what = f"{arm}, {scenario}: {metric}"
     numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
     numbers += f", {qualification}" if qualification else ""
-    why = qualification if ratio and qualification else "the rounds are too few or unhealthy"
+    why = qualification if ratio and qualification else "there are too few healthy rounds"
     outcome, text = {
-        Verdict.FASTER: (Outcome.HOLDS, f"{said} is faster{numbers}."),
-        Verdict.EQUIVALENT: (Outcome.HOLDS, f"{said} is equivalent{numbers}."),
-        Verdict.SLOWER: (Outcome.BROKEN, f"{said} is slower{numbers}."),
-        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{said} is inconclusive{numbers}. This blocks nothing."),
-        Verdict.INVALID: (Outcome.UNPROVEN, f"{said} cannot be compared: {why}."),
+        Verdict.FASTER: (Outcome.HOLDS, f"{what} is faster{numbers}."),
+        Verdict.EQUIVALENT: (Outcome.HOLDS, f"{what} is equivalent{numbers}."),
+        Verdict.SLOWER: (Outcome.BROKEN, f"{what} is slower{numbers}."),
+        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{what} is inconclusive{numbers}. This does not block a GO."),
+        Verdict.INVALID: (Outcome.UNPROVEN, f"{what} cannot be compared: {why}."),
     }[verdict]
     value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
     few = ratio is None or ratio.pairs < MIN_SAMPLES[50]
@@ -276,11 +274,11 @@ def comparison_rule(
 
 
 def more_errors_rule(arm: str, scenario: str, difference: Difference, significant: bool, item: str = "") -> Rule:
-    """An arm must not fail significantly more often than before, whatever the limit is."""
+    """Judge the failures: an arm must not fail significantly more often than before, whatever the limit is."""
     where = f"{arm}, {scenario}{f' of {item}' if item else ''}"
     change, lo, hi = (percent(share) for share in (difference.value, difference.lo, difference.hi))
     numbers = f"by {change} of requests (95 % interval {lo} to {hi}, p = {number(difference.p_table)} over the table)"
-    outcome, text = Outcome.HOLDS, f"{where}: the error rate differs {numbers}, which proves no rise."
+    outcome, text = Outcome.HOLDS, f"{where}: the error rate differs {numbers}, which proves no increase."
     if significant and difference.value > 0:
         outcome, text = Outcome.BROKEN, f"{where}: fails more often than before, {numbers}."
     elif significant:
@@ -290,21 +288,21 @@ def more_errors_rule(arm: str, scenario: str, difference: Difference, significan
 
 
 def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: int) -> Rule:
-    """The rate that a search begins with must hold in every round; it is broken where it held in none."""
+    """Judge a search: its first rate must hold in every round; the rule is broken if the rate held in no round."""
     outcome = Outcome.HOLDS if not unheld else Outcome.BROKEN if unheld == rounds else Outcome.UNPROVEN
     rate = f"{number(least)} requests per second"
     text = f"{arm}, {scenario}: {rate} or more held in {rounds - unheld} of {rounds} rounds."
     if rounds == 0:
         outcome, text = Outcome.UNPROVEN, f"{arm}, {scenario}: no round searched for a rate."
-    lacking = "" if outcome is not Outcome.UNPROVEN else f"{_AGAIN}, and the rate held in every round."
+    lacking = "" if outcome is not Outcome.UNPROVEN else f"{_AGAIN}, in which the rate holds in every round."
     counts = (float(rounds - unheld), None, float(rounds))
     return Rule(arm, scenario, "capacity", *counts, "rounds", outcome, text, needs=lacking)
 
 
 def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
-    """Where arms follow one another, `before` at the end must be what it was at the start.
+    """Judge a sequential run: `before` at the end must agree with `before` at the start.
 
-    `again` counts the comparisons of the two, `drifted` says in words which of them differ.
+    `again` is the number of comparisons of the two; `drifted` names those that differ.
     """
     if again == 0:
         outcome, text = Outcome.UNPROVEN, f"{arm}: before was not measured again at the end."
@@ -318,30 +316,32 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
 
 
 def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Judgement:
-    """The decision that the rules of all after arms lead to: see `WHEN`.
+    """Return the decision that the rules of all after arms lead to (see `WHEN`).
 
-    Every arm must be fit to ship: one NO-GO is a NO-GO, GO needs all, and NO BENEFIT is said where all are that.
-    Where nothing is `compared`, one arm is judged by its thresholds alone and needs no benefit.
+    Every arm must be fit to ship: one NO-GO is a NO-GO, a GO needs all arms, and NO BENEFIT needs all arms as well.
+    If nothing is `compared`, one arm is judged by its thresholds alone and needs no benefit.
     """
     every, arms = tuple(rules), tuple(dict.fromkeys(after_arms))
-    own = {arm: [rule for rule in every if rule.arm == arm] for arm in arms}
-    deciding = [rule for arm in arms for rule in own[arm]]
-    told = {o: tuple(rule.reason for rule in deciding if rule.outcome is o) for o in Outcome}
-    if broken := told[Outcome.BROKEN]:
+    by_arm = {arm: [rule for rule in every if rule.arm == arm] for arm in arms}
+    deciding = [rule for arm in arms for rule in by_arm[arm]]
+    reasons_by_outcome = {o: tuple(rule.reason for rule in deciding if rule.outcome is o) for o in Outcome}
+    if broken := reasons_by_outcome[Outcome.BROKEN]:
         return Judgement(Decision.NO_GO, every, broken)
-    useless = [arm for arm in arms if any(rule.outcome is Outcome.ABSENT for rule in own[arm])]
+    useless = [arm for arm in arms if any(rule.outcome is Outcome.ABSENT for rule in by_arm[arm])]
     if useless and len(useless) == len(arms):
-        return Judgement(Decision.NO_BENEFIT, every, told[Outcome.ABSENT])
-    unjudged = [f"{arm}: no rule was judged." for arm in arms if not own[arm]]
+        return Judgement(Decision.NO_BENEFIT, every, reasons_by_outcome[Outcome.ABSENT])
+    unjudged = [f"{arm}: no rule was judged." for arm in arms if not by_arm[arm]]
     if compared:
-        unasked = (arm for arm in arms if own[arm] and not any(rule.name == BENEFIT for rule in own[arm]))
-        unjudged += [f"{arm}: whether it has a benefit was not judged." for arm in unasked]
-    some_useless = [f"{reason} The others can be decided on without it." for reason in told[Outcome.ABSENT]]
-    if reasons := (*some_useless, *told[Outcome.UNPROVEN], *unjudged):
+        without_benefit_rule = (
+            arm for arm in arms if by_arm[arm] and not any(rule.name == BENEFIT for rule in by_arm[arm])
+        )
+        unjudged += [f"{arm}: its benefit was not judged." for arm in without_benefit_rule]
+    some_useless = [f"{reason} Decide on the other arms without it." for reason in reasons_by_outcome[Outcome.ABSENT]]
+    if reasons := (*some_useless, *reasons_by_outcome[Outcome.UNPROVEN], *unjudged):
         return Judgement(Decision.INCONCLUSIVE, every, reasons)
     if not arms:
         return Judgement(Decision.INCONCLUSIVE, every, ("No arm after the change was judged.",))
-    return Judgement(Decision.GO, every, tuple(f"{arm}: all {len(own[arm])} rules hold." for arm in arms))
+    return Judgement(Decision.GO, every, tuple(f"{arm}: all {len(by_arm[arm])} rules hold." for arm in arms))
 
 
 def _range(interval: Interval) -> str:
@@ -355,100 +355,99 @@ def _span(lo: float, hi: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of one as a percentage with two significant digits."""
+    """Return a share of one as a percentage with two significant digits."""
     return f"{float(f'{100 * share:.2g}'):.10g} %"
 
 
 def number(value: float) -> str:
-    """Four significant digits, never an exponent within the range of a latency."""
+    """Return four significant digits, without an exponent within the range of a latency."""
     return f"{float(f'{value:.4g}'):.10g}"
 
 
-# Every rule that a run's numbers are held against, for every arm. Pure.
+# The rules of a run: which of the rules above apply to its arms, and with which numbers.
 
-_MESSAGE = 100  # characters of a server's or service's own words in a reason
+_MESSAGE = 100  # characters of an error message in a reason
 
 
 def rules_of(run: Mapping[str, Any], levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
-    """The rules of every arm in the run's order, but for those on the benefit."""
-    found: list[Rule] = []
+    """Return the rules of every arm in the run's order, except the benefit."""
+    rules: list[Rule] = []
     for arm in run["parameters"]["arms"]:
-        own = [level for level in levels if level.arm == arm]
-        found += _of_levels(run, arm, levels)
-        found.append(_errors(run, arm, read))
-        found += _searches(run, arm, own)
-        found += _facts(run, arm)
-        found += _compared(run, arm, changes)
-    return found
+        rules += _level_rules(run, arm, levels)
+        rules.append(_error_rule(run, arm, read))
+        rules += _search_rules(run, arm, [level for level in levels if level.arm == arm])
+        rules += _fact_rules(run, arm)
+        rules += _comparison_rules(run, arm, changes)
+    return rules
 
 
-def left_open(run: Mapping[str, Any]) -> list[str]:
-    """Why a run decides nothing for shipping: it did not end, or left load levels out."""
+def gaps_of(run: Mapping[str, Any]) -> list[str]:
+    """Return why a run cannot lead to a GO: it did not finish, or load levels were left out."""
     reasons = []
     if run["status"] != "complete":
-        reasons.append(f"the run is {run['status']}: {run.get('message') or 'it has not ended'}")
-    alone = len(run["parameters"]["arms"]) == 1  # what was asked for is judged: nothing is to be shipped
+        reasons.append(f"the run is {run['status']}: {run.get('message') or 'it has not finished'}")
+    alone = len(run["parameters"]["arms"]) == 1  # one arm is judged by what was measured: nothing is to be shipped
     if (left_out := run.get("left_out", {}).get("scenarios")) and not alone:
         reasons.append(f"not every load level was measured: {', '.join(left_out)} left out")
     return reasons
 
 
-def _of_levels(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
-    """Latencies, throughput and the client's health."""
+def _level_rules(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
+    """Yield the rules on latency, throughput and the client's health."""
     thresholds, searches = run["config"]["thresholds"], _rates(run)
     requests = {r["name"] for r in run["config"]["request"]} & {level.item for level in levels}
-    own = [level for level in levels if level.arm == arm]
-    users = [level for level in own if not requests or level.item in requests]  # with a service, theirs is the load
+    of_arm = [level for level in levels if level.arm == arm]
+    users = [level for level in of_arm if not requests or level.item in requests]  # a service's requests are the load
     sent = {level.scenario: {other.item for other in levels if other.scenario == level.scenario} for level in users}
     names = {level: level.item if len(sent[level.scenario]) > 1 else "" for level in users}
     for q, level in product((50, 95, 99), users):
-        # what held in a search held within the limit
+        # a search keeps to this limit by itself
         if (limit := thresholds.get(f"p{q}_ms")) and level.scenario not in searches:
             known = (getattr(level, f"p{q}"), limit, level.n, names[level], level.rounds)
             yield latency_rule(arm, level.scenario, q, *known)
     if (least := thresholds.get("throughput")) and users:
         best = max(users, key=lambda level: level.throughput.value if level.throughput else 0.0)
         yield throughput_rule(arm, best.scenario, best.throughput, least, names[best])
-    if len(run["parameters"]["arms"]) == 1:  # with several, it is the comparison that is invalid
-        yield from (health_rule(arm, level.scenario, level.fault) for level in own if level.fault)
+    if len(run["parameters"]["arms"]) == 1:  # with several arms, the comparison is invalid instead
+        yield from (health_rule(arm, level.scenario, level.fault) for level in of_arm if level.fault)
 
 
-def _errors(run: Mapping[str, Any], arm: str, read: RoundReading) -> Rule:
-    """By round: the items of one load level fail together."""
+def _error_rule(run: Mapping[str, Any], arm: str, read: RoundReading) -> Rule:
+    """Count errors by round: the items of one load level fail together."""
     rounds: dict[tuple[str, int], tuple[int, int]] = {}
-    for (own, (scenario, _)), cell in read.cells.items():
-        for block, (failed, sent) in cell.counts.items() if own == arm else ():
+    for (cell_arm, (scenario, _)), cell in read.cells.items():
+        for block, (failed, sent) in cell.counts.items() if cell_arm == arm else ():
             before = rounds.get((scenario, block), (0, 0))
             rounds[scenario, block] = before[0] + failed, before[1] + sent
     kinds: dict[str, tuple[int, str]] = {}
-    for (own, _, outcome), (count, message) in read.errors.items():
-        if own == arm:
+    for (error_arm, _, outcome), (count, message) in read.errors.items():
+        if error_arm == arm:
             so_far, first = kinds.get(outcome, (0, message))
             kinds[outcome] = so_far + count, first
     ranked = sorted(kinds.items(), key=lambda kind: -kind[1][0])
-    said = [_kind(outcome, count, message) for outcome, (count, message) in ranked]
-    return error_rule(arm, list(rounds.values()), run["config"]["thresholds"]["error_rate"], said)
+    named = [_kind(outcome, count, message) for outcome, (count, message) in ranked]
+    return error_rule(arm, list(rounds.values()), run["config"]["thresholds"]["error_rate"], named)
 
 
 def _kind(outcome: str, count: int, message: str) -> str:
-    """How often what was answered: "1 x SQLSTATE 57P01 (terminating connection due to administrator command)"."""
+    """Return an outcome with its number: "1 x SQLSTATE 57P01 (terminating connection due to administrator command)"."""
     name = outcome.replace("sqlstate_", "SQLSTATE ")
     return f"{count:,} x {name}" + (f" ({message[:_MESSAGE]})" if message else "")
 
 
-def _searches(run: Mapping[str, Any], arm: str, own: Sequence[Summary]) -> Iterator[Rule]:
+def _search_rules(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
     for scenario, rate in _rates(run).items():
-        if searched := [level for level in own if level.scenario == scenario]:
+        if searched := [level for level in levels if level.scenario == scenario]:
             yield capacity_rule(arm, scenario, rate, searched[0].rounds, searched[0].unheld)
 
 
 def _rates(run: Mapping[str, Any]) -> dict[str, float]:
-    """The rate that each search begins with, by scenario."""
+    """Return the first rate of each search, by scenario."""
     return {s["name"]: s["rate"] for s in run["scenarios"] if s.get("search")}
 
 
-def _facts(run: Mapping[str, Any], arm: str) -> Iterator[Rule]:
-    """What was looked at once: functional checks and indexes."""
+def _fact_rules(run: Mapping[str, Any], arm: str) -> Iterator[Rule]:
+    """Yield the rules on functional checks and indexes."""
     if checks := run["checks"].get(arm):
         failed = [check["name"] for check in checks if not check["passed"]]
         yield checks_rule(arm, len(checks) - len(failed), len(checks), failed)
@@ -458,7 +457,7 @@ def _facts(run: Mapping[str, Any], arm: str) -> Iterator[Rule]:
         yield index_rule(arm, facts["expected_indexes"], valid)
 
 
-def _compared(run: Mapping[str, Any], arm: str, changes: Changes) -> Iterator[Rule]:
+def _comparison_rules(run: Mapping[str, Any], arm: str, changes: Changes) -> Iterator[Rule]:
     for c in changes.comparisons:
         if c.after == arm:
             where = f"{c.scenario}: {c.item}"

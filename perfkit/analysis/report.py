@@ -1,4 +1,4 @@
-"""A run as a notebook shows it, and the files of its report."""
+"""A run as a notebook shows it, and the files of its report: page, verdict.json, summary.md, samples.csv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfkit.analysis import sections, tables
 from perfkit.analysis.caveats import Caveat
-from perfkit.analysis.claims import Judged, claims_block, judged, measured, sentence
+from perfkit.analysis.claims import JudgedClaim, claims_block, judged, measured, sentence
 from perfkit.analysis.results import complete_blocks
 from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject, compared, glance
@@ -33,62 +33,66 @@ _TIMES = ("scheduled", "started", "acquired", "done")
 
 
 def verdict(subject: Subject) -> str:
-    """The decision and its numbers as JSON; times in ms, shares of one, null where there is no number.
+    """Return the decision and its numbers as JSON; times in ms, shares of one, null for a missing number.
 
     Keys: format, status, decision, arms (decision by arm), headline, reasons, rules, comparisons, error_changes,
-    throughputs (shown, not judged), claims (each with its outcome), levels, weaknesses,
-    cautions (the same with kind and advice), margin (declared), margin_used, parameters, command.
+    throughputs (shown, not judged), claims (each with its outcome), levels, weaknesses (the caveats' texts),
+    cautions (the caveats with kind, text and advice), margin (declared), margin_used, parameters, command.
     """
-    found = subject.analysis
-    said = {
+    analysis = subject.analysis
+    content = {
         "format": FORMAT,
-        "title": found.title,
+        "title": analysis.title,
         "status": subject.run.get("status"),
         "decision": subject.word,
-        "arms": {arm: str(found.arm_decisions.get(arm, "")) for arm in subject.after},
-        "headline": found.headline,
-        "reasons": list(found.judgement.reasons),
-        "rules": [asdict(rule) for rule in found.judgement.rules],
-        "comparisons": [asdict(comparison) for comparison in found.comparisons],
-        "error_changes": [asdict(change) for change in found.error_changes],
-        "throughputs": [asdict(change) for change in found.throughputs],
+        "arms": {arm: str(analysis.arm_decisions.get(arm, "")) for arm in subject.after},
+        "headline": analysis.headline,
+        "reasons": list(analysis.judgement.reasons),
+        "rules": [asdict(rule) for rule in analysis.judgement.rules],
+        "comparisons": [asdict(comparison) for comparison in analysis.comparisons],
+        "error_changes": [asdict(change) for change in analysis.error_changes],
+        "throughputs": [asdict(change) for change in analysis.throughputs],
         "claims": [{**asdict(claim), "outcome": claim.outcome} for claim in _claims(subject)],
-        "levels": [asdict(level) for level in found.levels],
-        "weaknesses": list(found.weaknesses),
-        "cautions": [asdict(caution) for caution in found.cautions],
-        "margin": found.margin,
-        "margin_used": found.margin_used,
+        "levels": [asdict(level) for level in analysis.levels],
+        "weaknesses": list(analysis.caveat_texts),
+        "cautions": [asdict(caveat) for caveat in analysis.caveats],
+        "margin": analysis.margin,
+        "margin_used": analysis.margin_used,
         "parameters": subject.run.get("parameters"),
         "command": subject.run.get("command"),
     }
-    return json.dumps(finite(said), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def summary(subject: Subject) -> str:
-    """The decision, its sentence and the table by load level as Markdown."""
-    found = subject.analysis
-    lines = [f"**{subject.decision}** · {markdown(found.title)}", "", markdown(found.headline), ""]
+    """Return the decision, its sentence and the table by load level as Markdown."""
+    analysis = subject.analysis
+    lines = [f"**{subject.decision}** · {markdown(analysis.title)}", "", markdown(analysis.headline), ""]
     if subject.decision not in ("GO", "HOLDS"):
-        lines += [*(f"- {markdown(reason)}" for reason in found.judgement.reasons), ""]
+        lines += [*(f"- {markdown(reason)}" for reason in analysis.judgement.reasons), ""]
     table = glance(subject)
     if table.rows:
         lines += [markdown(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
     if claims := _claims(subject):
         broken = [claim for claim in claims if claim.outcome == "not held"]
-        told = (f"not held: {claim.text}; measured {measured(claim).text}" for claim in broken)
-        lines += [f"Expected and measured. {markdown(sentence(claims))}", "", *(f"- {markdown(line)}" for line in told)]
+        texts = (f"not held: {claim.text}; measured {measured(claim).text}" for claim in broken)
+        lines += [
+            f"Expected and measured. {markdown(sentence(claims))}",
+            "",
+            *(f"- {markdown(line)}" for line in texts),
+        ]
         lines += [""] if broken else []
-    if found.cautions:
-        rest = len(found.cautions) - GRAVEST
-        told = (f"{caution.text} {caution.advice}" for caution in found.cautions[:GRAVEST])
-        lines += ["What weakens this:", "", *(f"- {markdown(line)}" for line in told)]
+    if analysis.caveats:
+        rest = len(analysis.caveats) - GRAVEST
+        texts = (f"{caveat.text} {caveat.advice}" for caveat in analysis.caveats[:GRAVEST])
+        lines += ["Limitations:", "", *(f"- {markdown(line)}" for line in texts)]
         lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
     command = visible(subject.run.get("command") or "").replace("`", "'")
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
 
 
 def samples(rounds: Iterable[Round]) -> str:
-    """One line per request of every round; times in ms since the round's first release."""
+    """Return one CSV line per request of every round; times in ms since the round's first release."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -128,12 +132,12 @@ def samples(rounds: Iterable[Round]) -> str:
     return out.getvalue()
 
 
-def _claims(subject: Subject) -> list[Judged]:
+def _claims(subject: Subject) -> list[JudgedClaim]:
     return judged(subject.run, subject.analysis, subject.bundle)
 
 
 def _ratios(subject: Subject) -> list[str]:
-    """p95 of every after arm against before, as a second small table where there are any."""
+    """Return a second small table with the p95 of every after arm against before, if there are any."""
     several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
     rows = tuple(
         (Cell(subject.label(scenario), item if several else ""), *map(compared, found))
@@ -146,7 +150,7 @@ def _ratios(subject: Subject) -> list[str]:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can say of a value: null for a number that is none."""
+    """Return a value that JSON can hold: None in place of infinite numbers and NaN."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -154,12 +158,12 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# The decision, and what weakens it: the first things anybody reads.
+# The decision and the caveats: what people read first.
 
-GRAVEST = 10  # weaknesses shown; the rest is folded
-REASONS = 6  # shown in the banner; every rule is in the table of thresholds
+GRAVEST = 10  # caveats shown; the others are folded
+REASONS = 6  # shown in the banner; the table of thresholds has all rules
 
-# any other word is unsure
+# any other word has the state "unsure"
 _STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad", "NO BENEFIT": "neutral"}
 _STROKES = {
     "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
@@ -170,18 +174,18 @@ _STROKES = {
 
 
 def decision_block(subject: Subject) -> Block:
-    """The decision in words, one sentence of numbers, each arm's own, and p95 at a glance."""
+    """Return the decision, its sentence, each arm's decision, and the p95 by load level."""
     table = glance(subject)
-    title, said = subject.analysis.title, (_sentence(subject), _reasons(subject))
-    found = banner(subject.decision, title, *said, _meta(subject), _arms(subject))
+    title, texts = subject.analysis.title, (_sentence(subject), _reasons(subject))
+    block = banner(subject.decision, title, *texts, _meta(subject), _arms(subject))
     if not table.rows:
-        return found
-    return Block(found.html + table.to_html(), f"{found.text}\n\n{table.to_text()}")
+        return block
+    return Block(block.html + table.to_html(), f"{block.text}\n\n{table.to_text()}")
 
 
 def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
-    """A decision with its icon, its sentence and its reasons; `more` is HTML."""
-    state, mark, strokes = _look(word)
+    """Return a decision with its icon, its sentence and its reasons; `more` is HTML."""
+    state, mark, strokes = _appearance(word)
     icon = (
         '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
         ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
@@ -191,8 +195,8 @@ def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: s
     return Block(html, "\n".join([f"{mark} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
 
 
-def _look(word: str) -> tuple[str, str, str]:
-    """Class in the style sheet, mark in text, strokes of the icon."""
+def _appearance(word: str) -> tuple[str, str, str]:
+    """Return the class in the style sheet, the mark in text and the strokes of the icon."""
     if word == "UNFINISHED":
         return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
     state = _STATES.get(word, "unsure")
@@ -200,17 +204,17 @@ def _look(word: str) -> tuple[str, str, str]:
 
 
 def caveats_block(subject: Subject) -> Block:
-    """Everything that makes the result say less than it seems to."""
-    found = subject.analysis.cautions
-    if not found:
-        return Block("<p>Nothing that perfkit looks for was found.</p>", "Nothing that perfkit looks for was found.")
-    first, rest = found[:GRAVEST], found[GRAVEST:]
+    """Return the caveats of the result; all but the most serious are folded."""
+    every = subject.analysis.caveats
+    if not every:
+        return Block("<p>perfkit found no limitation.</p>", "perfkit found no limitation.")
+    first, rest = every[:GRAVEST], every[GRAVEST:]
     html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
-    return Block(html, "\n".join(f"- {own.kind}: {own.text} {own.advice}" for own in found))
+    return Block(html, "\n".join(f"- {caveat.kind}: {caveat.text} {caveat.advice}" for caveat in every))
 
 
-def _list(found: Sequence[Caveat]) -> str:
-    items = (f"<li><b>{escape(own.kind)}</b> {escape(own.text)} <em>{escape(own.advice)}</em></li>" for own in found)
+def _list(every: Sequence[Caveat]) -> str:
+    items = (f"<li><b>{escape(c.kind)}</b> {escape(c.text)} <em>{escape(c.advice)}</em></li>" for c in every)
     return f'<ul class="weak">{"".join(items)}</ul>'
 
 
@@ -218,7 +222,7 @@ def _sentence(subject: Subject) -> str:
     if subject.complete:
         return subject.analysis.headline
     run = subject.run
-    how = {"running": "has not ended", "interrupted": "was interrupted", "failed": "failed"}.get(
+    how = {"running": "has not finished", "interrupted": "was interrupted", "failed": "failed"}.get(
         str(run.get("status")), ""
     )
     done, planned = complete_blocks(run), run.get("parameters", {}).get("blocks", "?")
@@ -227,7 +231,7 @@ def _sentence(subject: Subject) -> str:
 
 
 def _reasons(subject: Subject) -> tuple[str, ...]:
-    """Why it is not GO; the numbers of a GO are in its sentence and in the tables."""
+    """Return the reasons against GO; the numbers of a GO are in its sentence and in the tables."""
     return () if subject.decision in ("GO", "HOLDS") else subject.analysis.judgement.reasons[:REASONS]
 
 
@@ -237,7 +241,7 @@ def _arms(subject: Subject) -> str:
     lines = []
     for arm in subject.after:
         word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
-        state, mark, _ = _look(word)
+        state, mark, _ = _appearance(word)
         lines.append(
             f'<li><strong class="{state}">{mark} {escape(word)}</strong> '
             f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
@@ -247,14 +251,14 @@ def _arms(subject: Subject) -> str:
 
 def _meta(subject: Subject) -> str:
     run = subject.run
-    given, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
+    parameters, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
     largest = max(rows.items(), key=lambda item: item[1], default=None)
     server, blocks = run.get("server", {}), complete_blocks(run)
-    version = server.get("version", given.get("postgres", "?"))
+    version = server.get("version", parameters.get("postgres", "?"))
     parts = [
-        *([f"profile {given['profile']}"] if given.get("profile") else []),
+        *([f"profile {parameters['profile']}"] if parameters.get("profile") else []),
         f"{blocks} block{'' if blocks == 1 else 's'}",
-        *([f"scale {given['scale']}"] if given.get("scale") else []),
+        *([f"scale {parameters['scale']}"] if parameters.get("scale") else []),
         *([f"{units.count(largest[1])} rows in {largest[0]}"] if largest else []),
         *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),
         str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
@@ -262,14 +266,14 @@ def _meta(subject: Subject) -> str:
     return " · ".join(parts)
 
 
-# One run as a notebook shows it: every property is something to look at, in HTML or in text.
+# A run as a notebook shows it: every property displays as HTML or text.
 
 
 class Run(OpenedPage):
-    """A run from its bundle, analysed; nothing here measures or writes."""
+    """An analysed run, read from its bundle, for a notebook."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Analyse an open bundle. Raises BundleError where a file is damaged."""
+        """Analyse an open bundle. Raises BundleError if a file is damaged."""
         self.bundle = bundle
         self.analysis = analyse(bundle)
         self.subject = Subject(bundle, self.analysis)
@@ -280,12 +284,12 @@ class Run(OpenedPage):
         return list(self.bundle.rounds())
 
     def render(self) -> Path:
-        """Write report.html and what belongs beside it into the run's folder; returns the page. Raises BundleError."""
+        """Write report.html and its files into the run's folder and return the page's path. Raises BundleError."""
         return render(self.bundle.path)
 
     def frame(self) -> DataFrame:
-        """Every request of the run, one row each, with its block, scenario and arm; times in ns."""
-        from pandas import DataFrame, concat  # half a second that rendering does not need
+        """Return one row per request of the run, with its block, scenario and arm; times in ns."""
+        from pandas import DataFrame, concat  # importing pandas takes half a second, which rendering does not need
 
         frames = [DataFrame(dict(r.columns)).assign(block=r.block, scenario=r.scenario, arm=r.arm) for r in self.rounds]
         return concat(frames, ignore_index=True) if frames else DataFrame()
@@ -297,7 +301,7 @@ class Run(OpenedPage):
 
     @property
     def weaknesses(self) -> Block:
-        """What weakens the result."""
+        """The limitations of the result."""
         return caveats_block(self.subject)
 
     @property
@@ -317,12 +321,12 @@ class Run(OpenedPage):
 
     @property
     def claims(self) -> Block:
-        """What was claimed beforehand beside what was measured, with its title; nothing without claims."""
+        """Expected and measured values of the claims, with a title; empty without claims."""
         return claims_block(self.subject)
 
     @property
     def queries(self) -> Block:
-        """Queries with their change of plan and buffers."""
+        """Queries with the changes of their plans and buffers."""
         return sections.queries(self.subject)
 
     @property
@@ -332,7 +336,7 @@ class Run(OpenedPage):
 
     @property
     def index_lab(self) -> Block:
-        """Which of the indexes earn their keep."""
+        """What each index is worth, from the index lab."""
         return sections.index_lab(self.subject)
 
     @property
@@ -345,7 +349,7 @@ class Run(OpenedPage):
     @property
     def rounds_over_time(self) -> Block:
         """Each round's median in the order of rounds."""
-        from perfkit.analysis import charts
+        from perfkit.analysis import charts  # matplotlib takes a second to import
 
         return charts.rounds_over_time(self.subject, self.rounds)
 
@@ -361,12 +365,12 @@ class Run(OpenedPage):
 
     @property
     def method(self) -> Block:
-        """How and on what it was measured."""
+        """How the run was measured, and on what."""
         return sections.method(self.subject)
 
     @property
     def reproduce(self) -> Block:
-        """The command that measures it again."""
+        """The command that repeats the run."""
         return sections.reproduce(self.subject)
 
     def __repr__(self) -> str:
@@ -376,11 +380,10 @@ class Run(OpenedPage):
 
 
 def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
-    """Write report.html, verdict.json, summary.md and samples.csv into `out`, by default the bundle itself.
+    """Write report.html, verdict.json, summary.md and samples.csv into `out` (default: the bundle); return the page.
 
-    The page of one arm, compared with nothing, is load.html.
-    The same bundle gives the same bytes. A run that did not end is rendered and marked as unfinished.
-    Raises BundleError for a bundle that cannot be read or a folder that cannot be written.
+    The page of a single arm is load.html. The same bundle gives the same bytes. An unfinished run is rendered and
+    marked as such. Raises BundleError if the bundle cannot be read or the folder cannot be written.
     """
     run = Run(Bundle.open(bundle))
     folder = out or bundle
@@ -401,11 +404,11 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
     return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)
 
 
-# One arm under load as a notebook shows it: a run without the comparison, and what only load tests ask for.
+# One arm under load as a notebook shows it: no comparison, and what only load tests need.
 
 
 class LoadRun(Run):
-    """A run of one arm from its bundle; nothing here measures or writes."""
+    """A run of one arm, read from its bundle, for a notebook."""
 
     @property
     def levels(self) -> Table:
@@ -414,17 +417,17 @@ class LoadRun(Run):
 
     @property
     def parts(self) -> Table:
-        """What response times are made of: schedule lag, waiting for a connection, service."""
+        """The parts of response times: schedule lag, waiting for a connection, service."""
         return sections.parts(self.subject)
 
     @property
     def capacity(self) -> Block:
-        """The highest rate that held, where one was searched for."""
+        """The highest rate that held, if the run searched for it."""
         return sections.capacity(self.subject)
 
     @property
     def health(self) -> Table:
-        """What the client, the server and the machine did meanwhile."""
+        """The state of the client, the server and the machine during the rounds."""
         return tables.health(self.subject, self.rounds)
 
     @property

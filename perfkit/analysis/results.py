@@ -1,13 +1,13 @@
-"""Results of a run: estimates, comparisons, and the sentences about them.
+"""Results of a run: records of estimates and comparisons, how arms are compared, and the headline.
 
-Frozen results only; `perfkit.analysis.run_analysis` makes them from a bundle. All times are milliseconds.
+`run_analysis.analyse` makes these records from a bundle. All times are milliseconds. Pure functions.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perfkit.base import stats
@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # an `Analysis` holds what is concluded from the records abov
 class Summary:
     """One arm under one load level, or one query of a SQL scenario (`item`); times in ms.
 
-    Latencies count from the scheduled instant. Requests beyond `limits.samples` of a round count in every number but
-    lag, wait, service and attempts.
+    Latency counts from the scheduled instant. Requests beyond `limits.samples` of a round count in every number
+    except lag, wait, service and attempts.
     """
 
     arm: str
@@ -39,7 +39,7 @@ class Summary:
     p95: Interval | None
     p99: Interval | None
     maximum: float
-    throughput: Interval | None  # successful requests per second, typical round; of a search the rate that held
+    throughput: Interval | None  # successful requests per second in the typical round; of a search, the rate that held
     lag_p99: float  # scheduled to started
     healthy: bool
     lag_p50: float
@@ -47,11 +47,11 @@ class Summary:
     wait_p99: float
     service_p50: float  # started to done
     service_p99: float
-    dropped: int  # of the errors: arrived when as many as may be were in flight
-    attempts: float  # mean of the requests that were sent
-    rounds: int  # those without an answer included
-    fault: str  # why the numbers are the client's and not the server's; empty where healthy
-    limited: int  # of a search: rounds that ended at its bound or at the client, so that more might hold
+    dropped: int  # errors of requests that arrived at the limit of requests in flight
+    attempts: float  # mean over the requests that were sent
+    rounds: int  # including those without an answer
+    fault: str  # why the numbers are the client's, not the server's; empty if healthy
+    limited: int  # of a search: rounds that ended at its bound or at the client, so more might hold
     unheld: int  # of a search: rounds in which no rate held
 
 
@@ -66,20 +66,20 @@ class Comparison:
     metric: str  # "p50", "p95", "p99"; of a search "throughput", where more is better
     ratio: Ratio | None
     p_holm: float
-    p_equivalent: float  # of the arms differing by more than the margin, Holm's correction as well
-    margin: float  # the declared one, widened to the control's interval where that excludes 1
+    p_equivalent: float  # of the arms differing by more than the margin, with Holm's correction
+    margin: float  # declared, or widened to the control's interval if that excludes 1
     verdict: Verdict
-    blocks_needed: int | None  # about how many blocks would settle an inconclusive one
-    fewer_answered: float = 0.0  # share by which significantly fewer were answered after; below 0: before
-    p_gain: float = 1.0  # of a gain above `worth`, one-sided, of this comparison alone
-    bound: str = ""  # of a search: the ratio is "at least", "at most" or, with both arms limited, "not known"
+    blocks_needed: int | None  # blocks that would settle an inconclusive comparison, estimated
+    fewer_answered: float = 0.0  # share by which after answered significantly fewer requests; below 0: before did
+    p_gain: float = 1.0  # of a gain above `worth`: one-sided, this comparison alone
+    bound: str = ""  # of a search: the ratio is "at least", "at most" or, if both arms are limited, "not known"
 
     @property
     def qualification(self) -> str:
-        """What has to be said with the ratio; empty where nothing has."""
+        """What to say with the ratio; often empty."""
         if self.fewer_answered:
-            where = self.after if self.fewer_answered > 0 else self.before
-            return f"of those answered; {100 * abs(self.fewer_answered):.2g} % fewer were on {where}"
+            arm = self.after if self.fewer_answered > 0 else self.before
+            return f"of answered requests; {100 * abs(self.fewer_answered):.2g} % fewer on {arm}"
         return {"": "", "not known": "both searches were limited"}.get(
             self.bound, f"{self.bound}: a search was limited"
         )
@@ -87,20 +87,20 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class ErrorChange:
-    """Unexpected outcomes of one load level, `after` compared with `before`; levels without one are left out."""
+    """Unexpected outcomes of one load level, `after` compared with `before`; levels without any are left out."""
 
     before: str
     after: str
     scenario: str
     item: str
     difference: Difference
-    fewer_answered: float  # share by which fewer were answered after; below 0: before
+    fewer_answered: float  # share by which after answered fewer requests; below 0: before did
     significant: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """Requests per second, after/before, of a load level where that is not judged; more is better."""
+class ThroughputChange:
+    """Requests per second, after/before, of a load level on which throughput is not judged; more is better."""
 
     before: str
     after: str
@@ -122,63 +122,55 @@ class ErrorGroup:
 
 @dataclass(frozen=True, slots=True)
 class PlanUse:
-    """What one arm's plan of one query says, and whether the rounds really used it."""
+    """One arm's plan of one query, and whether the rounds really used it."""
 
     arm: str
     query: str
     summary: str  # "Index Scan using idx_appointments_org_contact_date"
-    fingerprint: str  # the same for the same plan, whatever its numbers and constants
+    fingerprint: str  # the same for the same plan with other numbers and constants
     execution_ms: float  # measured once
     buffers: int  # shared hit + read of the whole plan
     rows: float
     scans_expected: int  # executions in the rounds
-    scans_seen: int  # of these, how many made every scan of this plan, as the server counted
+    scans_seen: int  # executions that made every scan of this plan, by the server's counters
     verified: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything a report says, ready to be shown."""
+    """All results of a run, ready to be shown."""
 
     title: str
     judgement: Judgement
     headline: str  # the decision in one sentence of numbers
     arm_decisions: dict[str, Decision]
-    cautions: tuple[Caveat, ...]  # gravest first
+    caveats: tuple[Caveat, ...]  # most serious first
     levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
     comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
-    margin: float  # the declared one
-    margin_used: float  # the widest that any comparison was judged by
+    margin: float  # declared
+    margin_used: float  # the widest of all comparisons
     plans: tuple[PlanUse, ...]
     errors: tuple[ErrorGroup, ...]
     error_changes: tuple[ErrorChange, ...] = ()
-    throughputs: tuple[Change, ...] = ()
+    throughputs: tuple[ThroughputChange, ...] = ()
 
     @property
-    def weaknesses(self) -> tuple[str, ...]:
-        """What the cautions found, without their kinds and advice."""
-        return tuple(caution.text for caution in self.cautions)
-
-    def saying(self, headline: str, cautions: tuple[Caveat, ...]) -> Analysis:
-        """The same analysis with its sentences."""
-        return replace(self, headline=headline, cautions=cautions)
+    def caveat_texts(self) -> tuple[str, ...]:
+        """The caveats without their kinds and advice."""
+        return tuple(caveat.text for caveat in self.caveats)
 
     def level(self, arm: str, scenario: str, item: str | None = None) -> Summary | None:
-        """The result of one arm under one load level; None where it was not measured."""
-        for found in self.levels:
-            if found.arm == arm and found.scenario == scenario and item in (None, found.item):
-                return found
-        return None
+        """Return the results of one arm under one load level; None if not measured."""
+        levels = (x for x in self.levels if (x.arm, x.scenario) == (arm, scenario))
+        return next((level for level in levels if item in (None, level.item)), None)
 
     def comparison(self, after: str, scenario: str, metric: str = "p50", item: str | None = None) -> Comparison | None:
-        """The comparison of one arm with `before` under one load level."""
-        for found in self.comparisons:
-            if (found.after, found.scenario, found.metric) == (after, scenario, metric) and item in (None, found.item):
-                return found
-        return None
+        """Return the comparison of one arm with `before` under one load level; None if not compared."""
+        comparisons = (c for c in self.comparisons if (c.after, c.scenario, c.metric) == (after, scenario, metric))
+        return next((c for c in comparisons if item in (None, c.item)), None)
 
 
-# Every arm compared with `before`: latencies, capacity, error rates, and how sure that is. Pure.
+# Every arm compared with `before`: latency, capacity and error rates, with verdicts.
 
 Cells = Mapping[tuple[str, Key], SampleCell]
 TAILS = {"p95": 95, "p99": 99}
@@ -188,30 +180,29 @@ TAILS = {"p95": 95, "p99": 99}
 class Changes:
     """The comparisons of a run.
 
-    Throughput is judged, within Holm's family and for shipping, only of a scenario that searches for the highest
-    rate: there it is what was asked, and its latencies, each at another rate, are not compared. At a given rate
-    it is that rate, less the failures, which the error rates judge; in the closed model it is the users over the
-    mean latency, so that judging it too would weaken every other comparison to say the same thing twice.
-    There it is shown with its interval.
+    Throughput is judged only for a scenario that searches for the highest rate: there it is the question, and
+    latencies at different rates are not compared. At a fixed rate, throughput is that rate less the failures, which
+    the error rates judge. In the closed model it is the number of users over the mean latency; judging it too would
+    say the same twice and weaken all other comparisons by Holm's correction. There it is shown with its interval.
     """
 
     comparisons: tuple[Comparison, ...] = ()
     errors: tuple[ErrorChange, ...] = ()
-    throughputs: tuple[Change, ...] = ()
+    throughputs: tuple[ThroughputChange, ...] = ()
 
     @classmethod
     def of(cls, run: Mapping[str, Any], cells: Cells) -> Changes:
-        """Every arm against `before`, the control first: its intervals may widen the margin for the others."""
+        """Compare every arm with `before`, the control first: its intervals may widen the margin for the others."""
         scenarios = {scenario["name"]: scenario for scenario in run["scenarios"]}
         before = of_role(run, "before")[0]
         comparisons: list[Comparison] = []
         errors: list[ErrorChange] = []
-        throughputs: list[Change] = []
+        throughputs: list[ThroughputChange] = []
         control: dict[tuple[Key, str], list[Ratio]] = defaultdict(list)
         controls = of_role(run, "control")
         for arm in [*controls, *of_role(run, "after")]:
             pairs = {
-                key: (own, cells[arm, key]) for (a, key), own in cells.items() if a == before and (arm, key) in cells
+                key: (cell, cells[arm, key]) for (a, key), cell in cells.items() if a == before and (arm, key) in cells
             }
             failing = _error_changes(before, arm, {k: p for k, p in pairs.items() if not scenarios[k[0]].get("search")})
             rows = list(
@@ -221,32 +212,32 @@ class Changes:
             errors += failing
             comparisons += judged
             throughputs += _throughputs(before, arm, pairs, scenarios)
-            for found in judged if arm in controls else ():
-                if found.ratio:
-                    control[(found.scenario, found.item), found.metric].append(found.ratio)
+            for c in judged if arm in controls else ():
+                if c.ratio:
+                    control[(c.scenario, c.item), c.metric].append(c.ratio)
         return cls(tuple(comparisons), tuple(errors), tuple(throughputs))
 
 
 def worth(config: Mapping[str, Any]) -> float:
-    """The least gain that is worth having, as a share; the default in a bundle from before there was the key."""
+    """Return the smallest worthwhile gain, as a share; 0.1 in an old bundle without the key."""
     return float(config.get("worth", 0.1))
 
 
 def of_role(run: Mapping[str, Any], role: str) -> list[str]:
-    """Arms of one role, in the run's order."""
+    """Return the arms of one role, in the run's order."""
     return [name for name in run["parameters"]["arms"] if run["roles"][name] == role]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One metric of one load level, before it is judged together with the others."""
+    """One metric of one load level, not yet judged."""
 
     key: Key
     metric: str
     before: SampleCell
     after: SampleCell
     ratio: Ratio | None
-    step: float = 1.0  # the factor to within which the values are known
+    step: float = 1.0  # the factor within which a search knows its rates
     fewer: float = 0.0
     bound: str = ""
 
@@ -260,11 +251,11 @@ def _rows(
     scenarios: Mapping[str, Mapping[str, Any]],
     fewer: Mapping[Key, float],
 ) -> Iterator[_Row]:
-    """A tail without the samples for it is no comparison; a median or a capacity without a ratio an invalid one."""
+    """Yield the metrics to compare; a tail with too few samples is left out, a median without a ratio is invalid."""
     searched = set()
     for key, (before, after) in pairs.items():
         if search := scenarios[key[0]].get("search"):
-            if key[0] not in searched:  # the rate is that of the scenario, whatever it sends
+            if key[0] not in searched:  # one rate for the scenario, whatever it sends
                 searched.add(key[0])
                 step = search["growth"] ** (0.5 ** search["closer"])
                 yield _Row(
@@ -278,7 +269,7 @@ def _rows(
 
 
 def _latency(before: SampleCell, after: SampleCell, metric: str) -> Ratio | None:
-    """Paired by block; tails only where both arms have the samples for them."""
+    """Return the ratio, paired by block; None for a tail if an arm has too few samples."""
     blocks = sorted(before.medians.keys() & after.medians.keys())
     if metric == "p50":
         return stats.ratio([before.medians[b] for b in blocks], [after.medians[b] for b in blocks])
@@ -289,16 +280,16 @@ def _latency(before: SampleCell, after: SampleCell, metric: str) -> Ratio | None
 
 
 def _capacity(before: SampleCell, after: SampleCell, step: float) -> Ratio | None:
-    """None where in a round no rate held: leaving it out would flatter."""
+    """Return the ratio of rates; None if no rate held in some round, because leaving that round out would flatter."""
     if before.unheld or after.unheld:
         return None
     blocks = sorted(before.rates.keys() & after.rates.keys())
-    found = stats.ratio([before.rates[b] for b in blocks], [after.rates[b] for b in blocks])
-    return stats.known_within(found, step) if found else None
+    ratio = stats.ratio([before.rates[b] for b in blocks], [after.rates[b] for b in blocks])
+    return stats.known_within(ratio, step) if ratio else None
 
 
 def _bound(before: SampleCell, after: SampleCell) -> str:
-    """What a ratio of capacities is where a search ended before the target did."""
+    """Return which bound a ratio of capacities is, if a search ended at its own limit."""
     if before.limited and after.limited:
         return "not known"
     return "at least" if after.limited else "at most" if before.limited else ""
@@ -311,24 +302,24 @@ def _judged(
     control: Mapping[tuple[Key, str], Sequence[Ratio]],
     config: Mapping[str, Any],
 ) -> list[Comparison]:
-    """Verdicts of one pair of arms, Holm's correction over all of them for differences and for equivalence."""
+    """Return the comparisons of one pair of arms, with Holm's correction for differences and for equivalence."""
     declared, least = config["margin"], worth(config)
     margins = [stats.widened_margin(control.get((row.key, row.metric), ()), declared) for row in rows]
     different = stats.holm([row.ratio.p if row.ratio else 1.0 for row in rows])
-    alike = stats.holm(
+    equivalent = stats.holm(
         [stats.equivalence(r.ratio, m, r.step) if r.ratio else 1.0 for r, m in zip(rows, margins, strict=True)]
     )
-    found = []
-    for row, margin, p, p_alike in zip(rows, margins, different, alike, strict=True):
+    comparisons = []
+    for row, margin, p, p_equivalent in zip(rows, margins, different, equivalent, strict=True):
         more = row.metric == "throughput"
         verdict = stats.verdict(
-            row.ratio, p, margin, healthy=row.healthy, declared=declared, p_equivalent=p_alike, more_is_better=more
+            row.ratio, p, margin, healthy=row.healthy, declared=declared, p_equivalent=p_equivalent, more_is_better=more
         )
         verdict = _limited(_of_survivors(verdict, row.fewer), row.bound)
         needed = None
         if row.ratio and verdict is Verdict.INCONCLUSIVE and not row.bound:
             needed = stats.blocks_needed(row.ratio, margin)
-        found.append(
+        comparisons.append(
             Comparison(
                 before,
                 after,
@@ -336,7 +327,7 @@ def _judged(
                 metric=row.metric,
                 ratio=row.ratio,
                 p_holm=p,
-                p_equivalent=p_alike,
+                p_equivalent=p_equivalent,
                 margin=margin,
                 verdict=verdict,
                 blocks_needed=needed,
@@ -345,45 +336,46 @@ def _judged(
                 bound=row.bound,
             )
         )
-    return found
+    return comparisons
 
 
 def _of_survivors(verdict: Verdict, fewer: float) -> Verdict:
-    """A verdict on those answered, where one arm answered significantly fewer.
+    """Return the verdict on answered requests if one arm answered significantly fewer.
 
-    Requests that time out or are dropped are the slow ones, and those that fail leave room for others: the arm
-    that fails more looks faster than it is. What that alone could have brought about is invalid; a change that
-    shows in spite of it stays, and so does equivalence with a `before` that fails more: it is faster, if anything.
+    Requests that time out or are dropped are the slow ones, and failed requests leave room for others, so the arm
+    that fails more looks faster than it is. A verdict that this alone could explain is invalid. A change in the other
+    direction stays, and so does equivalence with a `before` that fails more: if anything, after is faster.
     """
     flattered = {True: (Verdict.FASTER, Verdict.EQUIVALENT), False: (Verdict.SLOWER,)}
     return Verdict.INVALID if fewer and verdict in flattered[fewer > 0] else verdict
 
 
 def _limited(verdict: Verdict, bound: str) -> Verdict:
-    """A verdict on capacities of which one or both are known to be at least so much."""
+    """Return the verdict on capacities if the search on one or both arms was limited."""
     known = {"": set(Verdict), "at least": {Verdict.FASTER}, "at most": {Verdict.SLOWER}, "not known": set()}[bound]
     return verdict if verdict in known or verdict is Verdict.INVALID else Verdict.INCONCLUSIVE
 
 
 def _error_changes(before: str, after: str, pairs: Mapping[Key, tuple[SampleCell, SampleCell]]) -> list[ErrorChange]:
-    """Differences of error rates, corrected over their own table.
+    """Return the differences of error rates, corrected over their own table.
 
-    They are a family of their own: permuting six blocks cannot give less than 3 %, so that within the latencies'
-    family an arm could fail every request and not be found to.
+    They are a family of their own: permuting six blocks cannot give a p-value below 3 %, so in one family with the
+    latencies, even an arm that fails every request would not be significant.
     """
     blocks = sorted({block for pair in pairs.values() for cell in pair for block in cell.counts})
     counts = [
         tuple([cell.counts.get(block, (0, 0)) for block in blocks] for cell in (one, other))
         for one, other in pairs.values()
     ]
-    found = differences([(one, other) for one, other in counts])
     changes = []
-    for (key, (one, other)), own in zip(pairs.items(), found, strict=True):
-        if own and (one.errors or other.errors):
+    for (key, (one, other)), change in zip(
+        pairs.items(), differences([(one, other) for one, other in counts]), strict=True
+    ):
+        if change and (one.errors or other.errors):
             answered = [1 - cell.errors / cell.outcomes.total() for cell in (one, other)]
             most = max(answered)
             fewer = (answered[0] - answered[1]) / most if most else 0.0
-            changes.append(ErrorChange(before, after, *key, own, fewer, own.p_table <= stats.ALPHA))
+            changes.append(ErrorChange(before, after, *key, change, fewer, change.p_table <= stats.ALPHA))
     return changes
 
 
@@ -392,38 +384,38 @@ def _throughputs(
     after: str,
     pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
     scenarios: Mapping[str, Mapping[str, Any]],
-) -> Iterator[Change]:
-    """What is shown: not of a search, and not at a given rate that was met."""
+) -> Iterator[ThroughputChange]:
+    """Yield the changes to show: not for a search, and not for a fixed rate that was reached."""
     for key, (one, other) in pairs.items():
         scenario = scenarios[key[0]]
-        met = scenario.get("rate") and not (one.errors or other.errors)
-        if met or scenario.get("search"):
+        reached = scenario.get("rate") and not (one.errors or other.errors)
+        if reached or scenario.get("search"):
             continue
         blocks = sorted(one.rates.keys() & other.rates.keys())
         ratio = stats.ratio([one.rates[b] for b in blocks], [other.rates[b] for b in blocks])
         if ratio:
-            yield Change(before, after, *key, ratio)
+            yield ThroughputChange(before, after, *key, ratio)
 
 
-# A run in words: the sentence under the decision.
+# The headline: the sentence under the decision.
 
-FLOOR_FACTOR = 3.0  # below this many times the floor's median, a latency is mostly the client's own
+FLOOR_FACTOR = 3.0  # times the floor's median; a latency below that is mostly the client's
 
 
 def headline(run: Mapping[str, Any], analysis: Analysis) -> str:
-    """The load level that was worst before, in numbers, and what else a decision needs."""
+    """Return one sentence with the load level that was slowest before, errors and checks."""
     parts = [_worst(run, analysis), *_counted(run, analysis), _errors(analysis), _checks(run)]
-    said = "; ".join(part for part in parts if part)
-    return f"{said[0].upper()}{said[1:]}." if said else "Nothing was measured."
+    sentence = "; ".join(part for part in parts if part)
+    return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
 
 
 def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
-    """By the p95, or the median where no p95 has the samples for it."""
+    """Return the slowest level by its p95, or by its median if no level has enough samples for a p95."""
     before = [level for level in analysis.levels if level.arm in of_role(run, "before")]
     for metric, share in (("p95", "95 of 100 requests were"), ("p50", "half of the requests were")):
-        found = [(interval.value, level) for level in before if (interval := getattr(level, metric))]
-        if found:
-            value, worst = max(found, key=lambda pair: pair[0])
+        known = [(interval.value, level) for level in before if (interval := getattr(level, metric))]
+        if known:
+            value, worst = max(known, key=lambda pair: pair[0])
             after = of_role(run, "after")
             changes = [change for arm in after if (change := _change(run, analysis, worst, arm, metric))]
             label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
@@ -434,37 +426,37 @@ def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
 
 def _change(run: Mapping[str, Any], analysis: Analysis, worst: Summary, arm: str, metric: str) -> str:
     level = analysis.level(arm, worst.scenario, worst.item)
-    found = analysis.comparison(arm, worst.scenario, metric, worst.item)
+    comparison = analysis.comparison(arm, worst.scenario, metric, worst.item)
     interval = getattr(level, metric) if level else None
     if interval is None:
         return ""
     text = f"{millis(interval.value)} {_named(run, arm)}"
-    return f"{text} ({_times(found)})" if found and found.ratio else text
+    return f"{text} ({_times(comparison)})" if comparison and comparison.ratio else text
 
 
 def _counted(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
-    """Where several queries were measured, how many became faster and slower: one is not all of them."""
+    """Yield the number of queries that became faster or slower, if the run has several."""
     for arm in of_role(run, "after") if len(run["queries"]) > 1 and not run["config"]["request"] else ():
-        found = [c.verdict for c in analysis.comparisons if c.after == arm and c.metric == "p50"]
-        faster, slower = found.count(Verdict.FASTER), found.count(Verdict.SLOWER)
-        yield f"of {len(found)} medians {faster} faster and {slower} slower {_named(run, arm)}"
+        verdicts = [c.verdict for c in analysis.comparisons if c.after == arm and c.metric == "p50"]
+        faster, slower = verdicts.count(Verdict.FASTER), verdicts.count(Verdict.SLOWER)
+        yield f"of {len(verdicts)} medians {faster} faster and {slower} slower {_named(run, arm)}"
 
 
 def _named(run: Mapping[str, Any], arm: str) -> str:
-    """An arm's title as it goes on in a sentence."""
+    """Return an arm's title for use within a sentence."""
     title = str(run["arms"][arm]["title"] or arm)
     return title if title.startswith(("with ", "without ")) else f"with {title}"
 
 
-def _times(found: Comparison) -> str:
-    """A ratio as a person would say it."""
-    assert found.ratio
-    value, lo, hi = found.ratio.value, found.ratio.lo, found.ratio.hi
-    if found.verdict is Verdict.FASTER:
+def _times(c: Comparison) -> str:
+    """Return a ratio in everyday words."""
+    assert c.ratio
+    value, lo, hi = c.ratio.value, c.ratio.lo, c.ratio.hi
+    if c.verdict is Verdict.FASTER:
         return f"{_three(1 / value)} times as fast, 95 % interval {_three(1 / hi)} to {_three(1 / lo)}"
-    if found.verdict is Verdict.SLOWER:
+    if c.verdict is Verdict.SLOWER:
         return f"{_three(value)} times as slow, 95 % interval {_three(lo)} to {_three(hi)}"
-    return f"{found.verdict}: ratio {_three(value)}, 95 % interval {_three(lo)} to {_three(hi)}"
+    return f"{c.verdict}: ratio {_three(value)}, 95 % interval {_three(lo)} to {_three(hi)}"
 
 
 def _errors(analysis: Analysis) -> str:
@@ -481,11 +473,11 @@ def _checks(run: Mapping[str, Any]) -> str:
 
 
 def complete_blocks(run: Mapping[str, Any]) -> int:
-    """Blocks that every arm has been through; where arms follow one another, the last comes last."""
+    """Return the number of blocks that every arm completed; in a sequential run the last arm comes last."""
     arms = set(run["parameters"]["arms"])
     return sum(arms <= block["state"].keys() for block in run["blocks"])
 
 
 def _three(value: float) -> str:
-    """Three significant digits without an exponent: two would hide on which side of 1 a bound is."""
+    """Return three significant digits without an exponent; two would hide on which side of 1 a bound is."""
     return f"{float(f'{value:.3g}'):,.10g}"

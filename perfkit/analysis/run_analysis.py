@@ -3,11 +3,11 @@
 `_level` makes the estimates of one arm under one load level: `perfkit.base.stats` computes their intervals from the
 rounds (`median` for a p50, `tail` for a p95 or p99, `typical` for throughput).
 
-"No gain" is claimed only where every comparison excludes a gain above `worth` by its own one-sided 95 % bound. That
-is an intersection-union test (Berger 1982): what is rejected is "at least one comparison gains more than `worth`",
-and if that is true of one comparison, this one is wrongly excluded in at most 5 % of runs, whatever the others show.
-So the claim is false in at most 5 % of runs without a correction for the number of comparisons. *Faster* is the
-reverse, a union of claims of which one suffices: there Holm's correction keeps the 5 %.
+"No gain" is claimed only if every comparison excludes a gain above `worth` by its own one-sided 95 % bound. This is an
+intersection-union test (Berger 1982) of the hypothesis that at least one comparison gains more than `worth`. If one
+comparison does, its gain is wrongly excluded in at most 5 % of runs, whatever the others show. So the claim is false in
+at most 5 % of runs, without a correction for the number of comparisons. *Faster* is the reverse: one comparison is
+enough for the claim, so Holm's correction keeps the 5 %.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from perfkit.analysis import policy
-from perfkit.analysis.caveats import cautions
-from perfkit.analysis.policy import BENEFIT, Outcome, Rule, left_open, number, percent, rules_of, some
+from perfkit.analysis.caveats import caveats
+from perfkit.analysis.policy import BENEFIT, Outcome, Rule, gaps_of, number, percent, rules_of, some
 from perfkit.analysis.results import (
     Analysis,
     Changes,
@@ -45,57 +45,57 @@ from perfkit.runs.rounds import Key, RoundReading, SampleCell, Times, Use
 
 
 def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse]:
-    """What each captured plan scans, and in how many executions the server's counters agree with it.
+    """Return the scans of each captured plan, and the number of executions in which the server counted them.
 
-    `sent` are by arm the queries sent as SQL; those that a service executed are in the run's blocks.
+    `sent` has the queries sent as SQL, by arm; the run's blocks have those that a service executed.
     """
-    found = []
+    plan_use = []
     for arm in bundle.run["parameters"]["arms"]:
         plans = {query: bundle.plan(arm, query) for query in bundle.run["queries"]}
-        read = {query: _plan(bundle, arm, query, plan) for query, plan in plans.items() if plan is not None}
+        captured = {query: _plan(bundle, arm, query, plan) for query, plan in plans.items() if plan is not None}
         uses = [*sent.get(arm, ()), *_http_uses(arm, bundle.run)]
-        for query, plan in read.items():
+        for query, plan in captured.items():
             executed, used = _used(query, scans(plan), uses)
             cost = (plan.execution_ms, int(plan.buffers), plan.rows)
-            found.append(
+            plan_use.append(
                 PlanUse(arm, query, in_words(plan), fingerprint(plan), *cost, executed, used, 0 < executed == used)
             )
-    return found
+    return plan_use
 
 
 @dataclass(frozen=True, slots=True)
 class Scans:
-    """What is known of the use of indexes, by arm: in captured plans, and by the server's counters in all rounds."""
+    """The use of indexes by arm: in captured plans, and by the server's counters over all rounds."""
 
-    planned: Mapping[str, frozenset[str]]  # only where every query's plan was captured
-    shapes: Mapping[str, Mapping[str, str]]  # fingerprints of the plans by query
-    counted: Mapping[str, Mapping[str, int]]  # only where every execution was counted, by index
+    planned: Mapping[str, frozenset[str]]  # index names; only arms with a plan of every query
+    shapes: Mapping[str, Mapping[str, str]]  # fingerprints of the plans, by query
+    counted: Mapping[str, Mapping[str, int]]  # scans by index; only arms of which every execution was counted
 
     @classmethod
     def of(cls, bundle: Bundle, read: RoundReading) -> Scans:
-        """Raises BundleError for a plan that cannot be read."""
+        """Read the use of indexes from a bundle. Raises BundleError if a plan cannot be read."""
         run = bundle.run
         plans = {
-            arm: {query: _plan(bundle, arm, query, own) for query in run["queries"] if (own := bundle.plan(arm, query))}
+            arm: {query: _plan(bundle, arm, query, raw) for query in run["queries"] if (raw := bundle.plan(arm, query))}
             for arm in run["parameters"]["arms"]
         }
-        whole = {arm: own for arm, own in plans.items() if own.keys() == run["queries"].keys()}
+        complete = {arm: by_query for arm, by_query in plans.items() if by_query.keys() == run["queries"].keys()}
         return cls(
-            {arm: frozenset(_indexes(own.values())) for arm, own in whole.items()},
-            {arm: {query: fingerprint(plan) for query, plan in own.items()} for arm, own in plans.items()},
+            {arm: frozenset(_indexes(by_query.values())) for arm, by_query in complete.items()},
+            {arm: {query: fingerprint(plan) for query, plan in by_query.items()} for arm, by_query in plans.items()},
             {arm: counted for arm in plans if (counted := _counted(arm, run, read)) is not None},
         )
 
 
 def _indexes(plans: Iterable[Plan]) -> set[str]:
-    """Every index that a plan names, whether that part of it was executed or not."""
+    """Return every index that the plans name, also in parts that were not executed."""
     return {name for plan in plans for node in plan.nodes for name in node.texts("Index Name")}
 
 
 def _counted(arm: str, run: Mapping[str, Any], read: RoundReading) -> Counter[str] | None:
-    """Scans by index in all rounds and by the service between them; None where some were not counted.
+    """Return the scans by index over all rounds, those of the service included; None if some were not counted.
 
-    Nothing is counted on a server that others use, and not by query where one round sends several in an open model.
+    perfkit does not count on a server that others use, nor by query if one round of an open model sends several.
     """
     single = {s["name"] for s in run["scenarios"] if len(s["send"]) == 1}
     closed = {s["name"] for s in run["scenarios"] if not s.get("rate") and s.get("engine") != "pgbench"}
@@ -105,10 +105,10 @@ def _counted(arm: str, run: Mapping[str, Any], read: RoundReading) -> Counter[st
         return None
     if not known or queries - single - closed:
         return None
-    found = Counter[str]()
-    for counts in (*(block["http_scans"][arm] for block in run["blocks"]), *(own for _, own in read.uses[arm])):
-        found.update(counts)
-    return found
+    scan_counts = Counter[str]()
+    for counts in (*(block["http_scans"][arm] for block in run["blocks"]), *(counted for _, counted in read.uses[arm])):
+        scan_counts.update(counts)
+    return scan_counts
 
 
 def _plan(bundle: Bundle, arm: str, query: str, document: Any) -> Plan:
@@ -130,7 +130,7 @@ def _http_uses(arm: str, run: Mapping[str, Any]) -> list[Use]:
 
 
 def _used(query: str, expected: Sequence[IndexScan], uses: Iterable[Use]) -> tuple[int, int]:
-    """How often a query was executed, and in how many of these the server counted every scan of its plan."""
+    """Return the executions of a query, and those in which the server counted every scan of its plan."""
     executed = used = 0
     for executions, counted in uses:
         count = executions.get(query, 0)
@@ -139,58 +139,60 @@ def _used(query: str, expected: Sequence[IndexScan], uses: Iterable[Use]) -> tup
     return executed, used
 
 
-# Whether a change is good for anything: what it made faster or mended, or that there is no gain worth having. Pure.
+# The benefit of a change: what it made faster or fixed, or the proof that no gain is worthwhile.
 
-_MENDED = ("p50", "p95", "p99", "throughput", "error rate", "capacity")  # thresholds that a change may mend
+_FIXABLE = ("p50", "p95", "p99", "throughput", "error rate", "capacity")  # thresholds that a change may fix
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the benefit of a run's arms is judged by; a run that is not `whole` proves no lack of it."""
+    """The evidence on the benefit of a run's arms; a run that is not `complete` cannot prove that there is none."""
 
     run: Mapping[str, Any]
     rules: tuple[Rule, ...]
     changes: Changes
     scans: Scans
-    whole: bool = True
+    complete: bool = True
 
     def compared(self, arm: str) -> list[Comparison]:
-        """An arm's comparisons with before."""
+        """Return an arm's comparisons with before."""
         return [c for c in self.changes.comparisons if c.after == arm]
 
     @property
     def worth(self) -> float:
-        """The least gain that is worth having, as a share."""
+        """The smallest gain that is worthwhile, as a share."""
         return worth(self.run["config"])
 
     def excluded(self, c: Comparison) -> bool:
-        """Whether a comparison excludes a gain above that."""
+        """Return whether a comparison excludes a gain above `worth`."""
         return excludes(c, self.worth, self.run["config"]["margin"])
 
 
-def benefit_rule(arm: str, given: Evidence) -> Rule:
-    """Whether one arm after the change has a benefit: the first that applies."""
-    if given.run["config"].get("need", "benefit") == "none":
-        return _rule(arm, Outcome.HOLDS, 'the configuration asks for no benefit (need = "none").')
-    own = given.compared(arm)
-    borne = [c for c in own if borne_out(c, given.run["config"]["margin"])]
-    if borne:
-        return _rule(arm, Outcome.HOLDS, f"{len(borne)} of {len(own)} comparisons are faster: {_shown(borne)}.")
-    if mended := list(_mended(arm, given)):
-        return _rule(arm, Outcome.HOLDS, f"a threshold that was broken before holds now: {some(mended)}.")
-    if given.whole and not any(c.verdict is Verdict.FASTER for c in own):
-        if _settled(arm, given) and own and all(given.excluded(c) for c in own):
-            where = "its comparison" if len(own) == 1 else f"any of its {len(own)} comparisons"
-            text = f"no gain above {percent(given.worth)} in {where} with before (95 % confidence)."
+def benefit_rule(arm: str, evidence: Evidence) -> Rule:
+    """Judge whether an arm after the change has a benefit; the first case that applies."""
+    if evidence.run["config"].get("need", "benefit") == "none":
+        return _rule(arm, Outcome.HOLDS, 'the configuration needs no benefit (need = "none").')
+    comparisons = evidence.compared(arm)
+    faster = [c for c in comparisons if beats_control(c, evidence.run["config"]["margin"])]
+    if faster:
+        return _rule(
+            arm, Outcome.HOLDS, f"{len(faster)} of {len(comparisons)} comparisons are faster: {_shown(faster)}."
+        )
+    if fixed := list(_fixed(arm, evidence)):
+        return _rule(arm, Outcome.HOLDS, f"a threshold that was broken before holds now: {some(fixed)}.")
+    if evidence.complete and not any(c.verdict is Verdict.FASTER for c in comparisons):
+        if _comparable(arm, evidence) and comparisons and all(evidence.excluded(c) for c in comparisons):
+            where = "its comparison" if len(comparisons) == 1 else f"any of its {len(comparisons)} comparisons"
+            text = f"no gain above {percent(evidence.worth)} in {where} with before (95 % confidence)."
             return _rule(arm, Outcome.ABSENT, text)
-        if unused := _unused(arm, given):
+        if unused := _unused(arm, evidence):
             which = f"the index {unused[0]}" if len(unused) == 1 else f"any of its {len(unused)} indexes"
             return _rule(arm, Outcome.ABSENT, f"no plan of this workload uses {which}. Other workloads may.")
-    return _open(arm, own, given)
+    return _unproven(arm, comparisons, evidence)
 
 
-def borne_out(c: Comparison, declared: float) -> bool:
-    """Whether a comparison is faster, and by more than the control arm, which changes nothing, shows there."""
+def beats_control(c: Comparison, declared: float) -> bool:
+    """Return whether a comparison is faster, and by more than the control arm differs there by chance."""
     if c.verdict is not Verdict.FASTER or c.ratio is None:
         return False
     if c.margin <= declared:
@@ -199,9 +201,9 @@ def borne_out(c: Comparison, declared: float) -> bool:
 
 
 def excludes(c: Comparison, least: float, declared: float) -> bool:
-    """Whether a comparison excludes a gain above the least that is worth having.
+    """Return whether a comparison excludes a gain above `least`.
 
-    It does not where the control arm alone shows as much, nor where a search ended before the target after did.
+    It cannot if the control arm differs by as much, or if the search on the arm after the change ended early.
     """
     valid, bounded = c.verdict is not Verdict.INVALID, c.bound in ("", "at most")
     return valid and c.margin <= max(least, declared) and bounded and c.p_gain <= stats.ALPHA
@@ -211,73 +213,75 @@ def _rule(arm: str, outcome: Outcome, text: str, lacking: str = "") -> Rule:
     return Rule(arm, "", BENEFIT, None, None, None, "", outcome, f"{arm}: {text}", needs=lacking)
 
 
-def _mended(arm: str, given: Evidence) -> Iterator[str]:
-    """Thresholds that `before` broke by the whole interval, which no control held, and that hold now."""
+def _fixed(arm: str, evidence: Evidence) -> Iterator[str]:
+    """Yield the thresholds that hold now, that `before` broke by its whole interval, and that no control held."""
 
-    def place(rule: Rule) -> tuple[str, ...]:
+    def key(rule: Rule) -> tuple[str, ...]:
         return (rule.name,) if rule.name == "throughput" else (rule.name, rule.scenario, rule.item)
 
-    by_arm = {(rule.arm, *place(rule)): rule.outcome for rule in given.rules}
-    before, controls = of_role(given.run, "before")[0], of_role(given.run, "control")
-    for rule in given.rules:
-        if rule.arm != arm or rule.name not in _MENDED or rule.outcome is not Outcome.HOLDS:
+    by_arm = {(rule.arm, *key(rule)): rule.outcome for rule in evidence.rules}
+    before, controls = of_role(evidence.run, "before")[0], of_role(evidence.run, "control")
+    for rule in evidence.rules:
+        if rule.arm != arm or rule.name not in _FIXABLE or rule.outcome is not Outcome.HOLDS:
             continue
-        held = any(by_arm.get((control, *place(rule))) is Outcome.HOLDS for control in controls)
-        if by_arm.get((before, *place(rule))) is Outcome.BROKEN and not held:
+        held = any(by_arm.get((control, *key(rule))) is Outcome.HOLDS for control in controls)
+        if by_arm.get((before, *key(rule))) is Outcome.BROKEN and not held:
             yield " of ".join(part for part in (rule.name, rule.scenario, rule.item) if part)
 
 
-def _settled(arm: str, given: Evidence) -> bool:
-    """Whether nothing else speaks for a gain, or against comparing: fewer failures, or a `before` that drifted."""
-    fewer = any(e.after == arm and e.significant and e.difference.value < 0 for e in given.changes.errors)
-    agree = (rule.outcome is Outcome.HOLDS for rule in given.rules if rule.arm == arm and rule.name == "befores agree")
+def _comparable(arm: str, evidence: Evidence) -> bool:
+    """Return whether the comparisons tell all: the arm does not fail less often, and `before` did not drift."""
+    fewer = any(e.after == arm and e.significant and e.difference.value < 0 for e in evidence.changes.errors)
+    agree = (
+        rule.outcome is Outcome.HOLDS for rule in evidence.rules if rule.arm == arm and rule.name == "befores agree"
+    )
     return not fewer and all(agree)
 
 
-def _unused(arm: str, given: Evidence) -> Sequence[str]:
-    """The indexes of an arm that adds nothing else, where its workload certainly uses none of them.
+def _unused(arm: str, evidence: Evidence) -> Sequence[str]:
+    """Return the indexes of an arm that adds nothing else, if the workload certainly uses none of them.
 
-    Every query's plan was captured, none names one of them, and all are those of `before`; and the server counted no
-    scan of them in any round, whatever plans other parameters or a prepared statement got there.
+    That is certain if every query's plan was captured, no plan names an index of the arm, and all plans are those of
+    `before`. The server must also have counted no scan of the indexes in any round, because other parameters or a
+    prepared statement may have led to other plans.
     """
-    run, scans, before = given.run, given.scans, of_role(given.run, "before")[0]
+    run, scans, before = evidence.run, evidence.scans, of_role(evidence.run, "before")[0]
     names = run.get("arms", {}).get(arm, {}).get("expected_indexes") or ()
     if run.get("changes", {}).get(arm) != ["indexes"] or arm not in scans.planned or arm not in scans.counted:
         return ()
     used = scans.planned[arm] | {name for name, count in scans.counted[arm].items() if count}
-    alike = scans.shapes.get(arm) == scans.shapes.get(before)
-    return names if alike and not used & set(names) else ()
+    same_plans = scans.shapes.get(arm) == scans.shapes.get(before)
+    return names if same_plans and not used & set(names) else ()
 
 
-def _open(arm: str, own: Sequence[Comparison], given: Evidence) -> Rule:
-    """Neither: what is open, and about how many blocks would settle the last of it."""
-    faster = [c for c in own if c.verdict is Verdict.FASTER]
+def _unproven(arm: str, comparisons: Sequence[Comparison], evidence: Evidence) -> Rule:
+    """Say which comparisons are open, and about how many blocks would settle the last of them."""
+    faster = [c for c in comparisons if c.verdict is Verdict.FASTER]
     if faster:
-        text = f"faster only by as much as the control, which changes nothing: {_shown(faster)}."
-        return _rule(arm, Outcome.UNPROVEN, text, "another run, in which the control is like before.")
-    open_ = [c for c in own if not given.excluded(c)]
-    more = f"a gain above {percent(given.worth)} cannot be ruled out in {len(open_)} of {len(own)}"
-    text = f"no comparison is faster, and {more}"
-    if not own:
-        return _rule(arm, Outcome.UNPROVEN, "nothing was compared with before.", "rounds of both.")
+        text = f"faster, but not by more than the control differs by chance: {_shown(faster)}."
+        return _rule(arm, Outcome.UNPROVEN, text, "another run, in which the control agrees with before.")
+    open_ = [c for c in comparisons if not evidence.excluded(c)]
+    if not comparisons:
+        return _rule(arm, Outcome.UNPROVEN, "nothing was compared with before.", "rounds of both arms.")
     if not open_:
-        return _rule(arm, Outcome.UNPROVEN, f"no comparison is faster; whether {arm} gains nothing stays open.")
+        return _rule(arm, Outcome.UNPROVEN, f"no comparison is faster; whether {arm} has any gain is open.")
     ratios = [(c, c.ratio) for c in open_ if c.ratio and c.verdict is not Verdict.INVALID and not c.bound]
-    blocks = [stats.blocks_for_gain(r, given.worth, more_is_better=c.metric == "throughput") for c, r in ratios]
+    blocks = [stats.blocks_for_gain(r, evidence.worth, more_is_better=c.metric == "throughput") for c, r in ratios]
     lacking = "complete blocks in which the client keeps up."
     if blocks and None not in blocks:
         lacking = f"about {max(filter(None, blocks))} blocks in all, if the spread stays as it is."
     elif blocks:
         lacking = "more than 1,000 blocks, or a larger `worth`."
-    return _rule(arm, Outcome.UNPROVEN, f"{text}: {_shown(open_)}.", lacking)
+    gain = f"a gain above {percent(evidence.worth)} cannot be ruled out in {len(open_)} of {len(comparisons)}"
+    return _rule(arm, Outcome.UNPROVEN, f"no comparison is faster, and {gain}: {_shown(open_)}.", lacking)
 
 
-def _shown(found: Sequence[Comparison]) -> str:
-    """Comparisons with their ratios, the largest gain first."""
-    return some(f"{c.scenario} {c.metric} of {c.item}{_times(c)}" for c in sorted(found, key=_size))
+def _shown(comparisons: Sequence[Comparison]) -> str:
+    """Return comparisons with their ratios, the largest gain first."""
+    return some(f"{c.scenario} {c.metric} of {c.item}{_times(c)}" for c in sorted(comparisons, key=_relative_time))
 
 
-def _size(c: Comparison) -> float:
+def _relative_time(c: Comparison) -> float:
     if c.ratio is None:
         return 2.0
     return 1 / c.ratio.value if c.metric == "throughput" else c.ratio.value
@@ -289,11 +293,11 @@ def _times(c: Comparison) -> str:
     return f" (x{number(c.ratio.value)}, 95 % interval {number(c.ratio.lo)} to {number(c.ratio.hi)})"
 
 
-# From a bundle to its analysis. Pure apart from reading the bundle's files.
+# From a bundle to its analysis.
 
 
 def analyse(bundle: Bundle) -> Analysis:
-    """Everything a bundle says. Raises BundleError where a file is damaged."""
+    """Analyse a bundle. Raises BundleError if a file is damaged or missing."""
     with reading(bundle.path):
         return _analyse(bundle)
 
@@ -301,25 +305,25 @@ def analyse(bundle: Bundle) -> Analysis:
 def _analyse(bundle: Bundle) -> Analysis:
     run = bundle.run
     read = RoundReading.of(bundle.rounds(), run)
-    _require_whole(bundle, read)
+    _require_complete(bundle, read)
     levels = [_level(arm, key, cell) for (arm, key), cell in read.cells.items()]
     changes = Changes.of(run, read.cells)
     plans = plan_uses(bundle, read.uses)
     arms = list(run["parameters"]["arms"])
     compared = len(arms) > 1
     judged = of_role(run, "after") if compared else arms
-    rules, partial = rules_of(run, levels, changes, read), left_open(run)
+    rules, gaps = rules_of(run, levels, changes, read), gaps_of(run)
     if compared:
-        evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), whole=not partial)
+        evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), complete=not gaps)
         rules += [benefit_rule(arm, evidence) for arm in judged]
-    judgement = _partial(policy.decide(rules, judged, compared=compared), partial)
-    alone = {arm: _partial(policy.decide(rules, [arm], compared=compared), partial).decision for arm in judged}
-    found = Analysis(
+    judgement = _with_gaps(policy.decide(rules, judged, compared=compared), gaps)
+    alone = {arm: _with_gaps(policy.decide(rules, [arm], compared=compared), gaps).decision for arm in judged}
+    analysis = Analysis(
         title=run["title"],
         judgement=judgement,
         headline="",
         arm_decisions=alone,
-        cautions=(),
+        caveats=(),
         levels=tuple(levels),
         comparisons=changes.comparisons,
         margin=run["config"]["margin"],
@@ -330,10 +334,11 @@ def _analyse(bundle: Bundle) -> Analysis:
         throughputs=changes.throughputs,
     )
     medians = {(arm, *key): cell.medians for (arm, key), cell in read.cells.items()}
-    return found.saying(headline(run, found), cautions(run, found, read.rounds, medians))
+    return replace(analysis, headline=headline(run, analysis), caveats=caveats(run, analysis, read.rounds, medians))
 
 
 def _level(arm: str, key: Key, cell: SampleCell) -> Summary:
+    """Return the estimates of one arm under one load level: percentiles, throughput and their intervals."""
     rounds = list(cell.blocks.values())
     lags, waits, services = (np.concatenate(parts) for parts in (cell.lags, cell.waits, cell.services))
     return Summary(
@@ -365,31 +370,31 @@ def _level(arm: str, key: Key, cell: SampleCell) -> Summary:
 
 
 def _tail(rounds: Sequence[Times], q: float, n: int) -> stats.Interval | None:
-    found = stats.tail(rounds, q)
-    return replace(found, n=n) if found else None
+    interval = stats.tail(rounds, q)
+    return replace(interval, n=n) if interval else None
 
 
 def _percentile(times: Times, q: float) -> float:
     return stats.percentile(times, q) if len(times) else float("nan")
 
 
-def _partial(judgement: policy.Judgement, reasons: Sequence[str]) -> policy.Judgement:
-    """A run that is not whole decides nothing for shipping; what it broke stays broken."""
+def _with_gaps(judgement: policy.Judgement, reasons: Sequence[str]) -> policy.Judgement:
+    """Make the judgement INCONCLUSIVE if a run has gaps; a NO-GO stays."""
     if judgement.decision is policy.Decision.NO_GO or not reasons:
         return judgement
     return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (*reasons, *judgement.reasons))
 
 
-def _require_whole(bundle: Bundle, read: RoundReading) -> None:
-    """Raise BundleError where a round of a block that was complete, or a plan of an arm, is gone."""
-    run, found = bundle.run, {(r.block, r.scenario, r.arm) for r in read.rounds}
+def _require_complete(bundle: Bundle, read: RoundReading) -> None:
+    """Raise BundleError if a round of a complete block, or a plan of an arm, is missing."""
+    run, rounds = bundle.run, {(r.block, r.scenario, r.arm) for r in read.rounds}
     before = of_role(run, "before")[0]
     limited = {scenario["name"]: scenario.get("arms") for scenario in run["scenarios"]}
     for block in run["blocks"]:
         arms = [*block["state"], *([FLOOR] if before in block["state"] else [])]
         for scenario, arm in product(run["parameters"]["scenarios"], arms):
             skipped = limited[scenario] and arm not in (*limited[scenario], FLOOR)
-            if not skipped and (block["block"], scenario, arm) not in found:
+            if not skipped and (block["block"], scenario, arm) not in rounds:
                 lost = f"no round of {scenario} on {arm} in block {block['block']}"
                 raise BundleError(f"{bundle.path}: {lost}; expected every round of a complete block")
     for arm, facts in run.get("arms", {}).items():

@@ -1,4 +1,4 @@
-"""The sections of a report on plans and indexes, load, and method."""
+"""The sections of a report on queries and plans, indexes, the load of one arm, and the method."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from perfkit.show.html import Block, Cell, Table, code, escape, explained, folde
 
 
 def queries(subject: Subject) -> Block:
-    """Every query in every arm: latency under load, plan and buffers of one execution; then its SQL."""
+    """Return every query in every arm: latency under load, plan and buffers of one execution; then its SQL."""
     columns = (
         "query",
         "arm",
@@ -39,18 +39,10 @@ def queries(subject: Subject) -> Block:
         if (query, arm) in uses
     )
     note = (
-        "Buffers are 8 kB pages touched by one execution. "
+        "Buffers are 8 kB pages that one execution touches. "
         "The last column compares the server's scan counters with the plan shown."
     )
-    table = Table(
-        "What the planner chose, and what that did",
-        columns,
-        rows,
-        frozenset((*columns[2:4], *columns[5:])),
-        2,
-        True,
-        note,
-    )
+    table = Table("Plans and their effect", columns, rows, frozenset((*columns[2:4], *columns[5:])), 2, True, note)
     texts = {name: str(query.get("sql", "")) for name, query in subject.run.get("queries", {}).items()}
     for arm in subject.arms:
         rewritten = subject.run.get("arms", {}).get(arm, {}).get("rewrite", {})
@@ -60,7 +52,7 @@ def queries(subject: Subject) -> Block:
 
 
 def index_costs(subject: Subject) -> Table:
-    """Every index of the change: how long it took to build, what it occupies, the WAL it wrote."""
+    """Return the size, WAL and build time of every index of the change."""
     arms: dict[str, Any] = {arm: subject.run.get("arms", {}).get(arm, {}) for arm in subject.after}
     built = {index["name"]: index for facts in arms.values() for index in facts.get("indexes", ())}
     expected = dict.fromkeys(name for facts in arms.values() for name in facts.get("expected_indexes", ()))
@@ -72,74 +64,74 @@ def index_costs(subject: Subject) -> Table:
     columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
     note = "Measured once, on an arm's template database, with the server idle and the data in memory."
     if subject.run.get("order") == "sequential":
-        note = "Measured once, built CONCURRENTLY in the database as it was in use, and removed at the end."
+        note = "Measured once, built CONCURRENTLY in the database while it was in use, and removed at the end."
     return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
 
 
 def index_lab(subject: Subject) -> Block:
-    """What an index lab found of the change's indexes, where its summary was taken into the run."""
-    found = subject.run.get("lab")
-    if not found:
-        text = "Which of them earn their keep was not measured here: perfkit indexes ablate, then report --lab FOLDER."
+    """Return the result of an index lab, if the run contains its summary."""
+    lab = subject.run.get("lab")
+    if not lab:
+        text = "This run did not test which indexes are needed: perfkit indexes ablate, then report --lab FOLDER."
         return Block(f'<p class="note">{escape(text)}</p>', text)
-    columns = tuple(found["columns"])
-    rows = tuple(tuple(Cell(*cell) for cell in row) for row in found["rows"])
-    note = f"Measured apart from this run: {found['command']}"
+    columns = tuple(lab["columns"])
+    rows = tuple(tuple(Cell(*cell) for cell in row) for row in lab["rows"])
+    note = f"Measured in a separate run: {lab['command']}"
     table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=note)
-    said = str(found["sentence"])
-    return Block(f"<p><strong>{escape(said)}</strong></p>{table.to_html()}", f"{said}\n\n{table.to_text()}")
+    sentence = str(lab["sentence"])
+    return Block(f"<p><strong>{escape(sentence)}</strong></p>{table.to_html()}", f"{sentence}\n\n{table.to_text()}")
 
 
 def plans(subject: Subject) -> Block:
-    """Every query's plan before and after, folded: what changed, both drawn, and EXPLAIN's JSON to copy."""
-    found = [_drawn(subject, query) for query in subject.queries]
-    html = "".join(block.html for block in found) or "<p>No plan was captured.</p>"
-    return Block(html, "\n\n".join(block.text for block in found) or "No plan was captured.")
+    """Return every query's plans before and after, folded: the change, both drawings, and the JSON to copy."""
+    drawn = [_drawn(subject, query) for query in subject.queries]
+    html = "".join(block.html for block in drawn) or "<p>No plan was captured.</p>"
+    return Block(html, "\n\n".join(block.text for block in drawn) or "No plan was captured.")
 
 
 def _drawn(subject: Subject, query: str) -> Block:
-    """One query: each after arm compared with before, arms with the plan of an earlier one in a sentence."""
-    seen = {arm: view for arm in subject.arms if (view := _view(subject, arm, query))}
-    before = seen.get(subject.before)
+    """Draw one query: each arm compared with before; an arm with the plan of an earlier one is one sentence."""
+    views = {arm: view for arm in subject.arms if (view := _view(subject, arm, query))}
+    before = views.get(subject.before)
     shown: list[tuple[str, str]] = []
-    said = ""
+    summary = ""
     drawn: list[str] = []
-    for arm in sorted((arm for arm in seen if arm != subject.before), key=lambda arm: arm not in subject.after):
-        pairs = (DiffView(seen[other], seen[arm]) for other in (subject.before, *drawn) if other in seen)
-        if alike := next((pair for pair in pairs if pair.diff.same), None):
-            line = f"{arm}: {alike.diff.sentence} ({alike.before.title} -> {arm})"
+    for arm in sorted((arm for arm in views if arm != subject.before), key=lambda arm: arm not in subject.after):
+        pairs = (DiffView(views[other], views[arm]) for other in (subject.before, *drawn) if other in views)
+        if same := next((pair for pair in pairs if pair.diff.same), None):
+            line = f"{arm}: {same.diff.sentence} ({same.before.title} -> {arm})"
             shown.append((f"<p>{escape(line)}</p>", line))
         elif before:
-            changed = DiffView(before, seen[arm])
-            said = said or changed.diff.sentence
+            changed = DiffView(before, views[arm])
+            summary = summary or changed.diff.sentence
             drawn.append(arm)
             shown.append((changed.html(), changed.text()))
     if not drawn:
-        shown = [(view.html(), view.text()) for view in [before or next(iter(seen.values()), None)] if view] + shown
+        shown = [(view.html(), view.text()) for view in [before or next(iter(views.values()), None)] if view] + shown
     source = "".join(
         folded(f"JSON of {query} in {arm}", code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"))
-        for arm in seen
+        for arm in views
     )
-    title = f"{query}: {said}" if said else query
+    title = f"{query}: {summary}" if summary else query
     html = folded(title, "".join(html for html, _ in shown) + source)
     return Block(html, "\n\n".join([title, *(text for _, text in shown)]))
 
 
 def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
-    """A captured plan with what the rules find in it."""
+    """Return a captured plan with its findings."""
     if (document := subject.bundle.plan(arm, query)) is None:
         return None
     try:
-        plan, beside = read_plan(document), subject.bundle.beside_plan(arm, query)
-        first = read_plan(beside["earlier"][0]) if beside.get("earlier") else None
-        return PlanView(plan, findings(plan, read_facts(beside.get("tables", ()))), arm, first)
+        plan, extra = read_plan(document), subject.bundle.beside_plan(arm, query)
+        first = read_plan(extra["earlier"][0]) if extra.get("earlier") else None
+        return PlanView(plan, findings(plan, read_facts(extra.get("tables", ()))), arm, first)
     except PlanError as error:
         raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
 
 
 def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
     level = next((x for x in subject.analysis.levels if (x.arm, x.item) == (use.arm, query)), None)
-    found = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
+    comparison = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
     quiet = "quiet" if subject.role(use.arm) == "control" else ""
     other = before if before and before.arm != use.arm else None
     change = "" if other is None else "same plan as before" if other.fingerprint == use.fingerprint else "changed"
@@ -153,7 +145,7 @@ def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -
         Cell(query, comment),
         Cell(use.arm, "", quiet),
         Cell(*units.estimate(level.p50 if level else None), quiet),
-        compared(found),
+        compared(comparison),
         Cell(use.summary, change, quiet),
         Cell(units.count(use.buffers), fewer, quiet),
         Cell(f"{mark} {seen}", "", state),
@@ -177,20 +169,20 @@ def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, .
     size, wal = (sum(index[key] or 0 for index in built) for key in ("bytes", "wal_bytes"))
     table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
     share = units.percent(size / table_bytes) if table_bytes else units.NONE
-    told = Cell(
+    label = Cell(
         "in total",
         f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {units.size(table_bytes)}",
         "total",
     )
     last = (units.size(size), share, units.size(wal), units.seconds(sum(i["seconds"] for i in built)))
-    return (told, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))
+    return (label, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))
 
 
-# One arm under load as tables: load levels, what response times are made of, capacity, health of the rounds.
+# One arm under load: load levels, parts of response times, capacity.
 
 
 def levels(subject: Subject) -> Table:
-    """Every load level: percentiles with their intervals, requests, errors, and what the client alone takes."""
+    """Return every load level: percentiles with their intervals, requests, errors, and the client alone."""
     columns = (
         "load",
         "p50, ms",
@@ -203,39 +195,39 @@ def levels(subject: Subject) -> Table:
         "client alone, p50, ms",
         "evidence",
     )
-    found = {load: subject.analysis.level(subject.before, *load) for load in subject.loads}
-    rows = tuple(_level(subject, level) for level in found.values() if level)
+    by_load = [subject.analysis.level(subject.before, *load) for load in subject.loads]
+    rows = tuple(_level(subject, level) for level in by_load if level)
     note = (
-        "In brackets: 95 % intervals, from what differs between rounds; few rounds leave them open. The client alone "
-        "is the same load against a target that does nothing."
+        "Brackets: 95 % confidence intervals, from the differences between rounds; few rounds leave them open. The "
+        "client alone is the same load against a target that does nothing."
     )
     return Table("Response time by load level", columns, rows, frozenset(columns[1:9]), note=note)
 
 
-def _level(subject: Subject, found: Summary) -> tuple[Cell, ...]:
-    floor = subject.analysis.level(FLOOR, found.scenario, found.item)
+def _level(subject: Subject, level: Summary) -> tuple[Cell, ...]:
+    floor = subject.analysis.level(FLOOR, level.scenario, level.item)
     alone = floor.p50.value if floor and floor.p50 else None
-    near = alone is not None and found.p50 is not None and found.p50.value < FLOOR_FACTOR * alone
+    near = alone is not None and level.p50 is not None and level.p50.value < FLOOR_FACTOR * alone
     return (
-        load_cell(subject, found.scenario, found.item, found.fault),
-        Cell(*units.estimate(found.p50)),
-        tail(found, 95, ""),
-        tail(found, 99, ""),
-        Cell(units.significant(found.maximum)),
-        _least(found),
-        Cell(units.count(found.n)),
-        Cell(units.count(found.errors), "", "bad" if found.errors else ""),
+        load_cell(subject, level.scenario, level.item, level.fault),
+        Cell(*units.estimate(level.p50)),
+        tail(level, 95, ""),
+        tail(level, 99, ""),
+        Cell(units.significant(level.maximum)),
+        _least(level),
+        Cell(units.count(level.n)),
+        Cell(units.count(level.errors), "", "bad" if level.errors else ""),
         Cell(units.NONE if alone is None else units.significant(alone), "much of the p50" if near else "", "quiet"),
-        Cell(units.unbroken("under load"), f"{found.rounds} round{'' if found.rounds == 1 else 's'}", "quiet"),
+        Cell(units.unbroken("under load"), f"{level.rounds} round{'' if level.rounds == 1 else 's'}", "quiet"),
     )
 
 
 def parts(subject: Subject) -> Table:
-    """Where the time of a request goes: median, and below it p99; what was dropped or sent again."""
+    """Return the parts of a request's time, as median and p99, and the requests that were dropped or retried."""
     rows = tuple(
-        (load_cell(subject, found.scenario, found.item), *_parts(found))
+        (load_cell(subject, level.scenario, level.item), *_parts(level))
         for load in subject.loads
-        if (found := subject.analysis.level(subject.before, *load))
+        if (level := subject.analysis.level(subject.before, *load))
     )
     columns = (
         "load",
@@ -247,81 +239,81 @@ def parts(subject: Subject) -> Table:
         "attempts each",
     )
     note = (
-        "Half of the requests within; below it 99 of 100, where there are the samples for it. Schedule lag: from when "
-        "a request was due to when it was sent. Service time: from then to the last byte, the wait for a connection "
-        "included. Response time: from when it was due. Dropped: due when as many as may be were waiting."
+        "Half of the requests took at most this time; below it, 99 of 100, if there are enough samples. Schedule lag: "
+        "from when a request was due until it was sent. Service time: from then to the last byte, including the wait "
+        "for a connection. Response time: from when it was due. Dropped: due at the limit of requests in flight."
     )
     return Table("Where the time goes", columns, rows, frozenset(columns[1:]), note=note)
 
 
-def _parts(found: Summary) -> Iterator[Cell]:
-    response = found.p50.value if found.p50 else math.nan, found.p99.value if found.p99 else math.nan
-    service = found.service_p50, found.service_p99
-    for half, most in ((found.lag_p50, found.lag_p99), (found.wait_p50, found.wait_p99), service, response):
-        known = supported(found.n, 99) and math.isfinite(most)
+def _parts(level: Summary) -> Iterator[Cell]:
+    response = level.p50.value if level.p50 else math.nan, level.p99.value if level.p99 else math.nan
+    service = level.service_p50, level.service_p99
+    for half, most in ((level.lag_p50, level.lag_p99), (level.wait_p50, level.wait_p99), service, response):
+        known = supported(level.n, 99) and math.isfinite(most)
         yield Cell(units.significant(half), f"p99 {units.significant(most)}" if known else "")
-    yield Cell(units.count(found.dropped), "", "bad" if found.dropped else "")
-    yield Cell(units.significant(found.attempts))
+    yield Cell(units.count(level.dropped), "", "bad" if level.dropped else "")
+    yield Cell(units.significant(level.attempts))
 
 
 def capacity(subject: Subject) -> Block:
-    """The highest rate that each search found to hold."""
+    """Return the highest rate that held in each search."""
     searched = {s["name"]: s for s in subject.run.get("scenarios", ()) if s.get("search")}
-    found = {level.scenario: level for level in subject.analysis.levels if level.arm == subject.before}
-    rows = tuple(_capacity(subject, found[name], s) for name, s in searched.items() if name in found)
+    levels = {level.scenario: level for level in subject.analysis.levels if level.arm == subject.before}
+    rows = tuple(_capacity(subject, levels[name], s) for name, s in searched.items() if name in levels)
     if not rows:
-        text = "No scenario searched for the highest rate that holds; one with `search` in perfkit.toml does."
+        text = "No scenario searched for the highest rate that holds; add `search` to a scenario in perfkit.toml."
         return Block(f'<p class="note">{text}</p>', text)
     limit = units.significant(subject.run["config"]["thresholds"]["p95_ms"])
-    columns = ("load", "searched, per second", "highest that held, per second", "rounds")
+    columns = ("load", "searched rates, per second", "highest rate that held, per second", "rounds")
     note = (
-        f"A rate holds while 95 of 100 requests are answered within {limit} ms and no more fail, or are dropped, than "
-        "the limit allows. Each round searches anew, so the interval is over rounds."
+        f"A rate holds if 95 of 100 requests are answered within {limit} ms and failed and dropped requests stay "
+        "within the limit. Each round searches anew, so the interval is over rounds."
     )
     table = Table("Capacity", columns, rows, frozenset(columns[1:]), note=note)
     return Block(table.to_html(), table.to_text())
 
 
-def _capacity(subject: Subject, found: Summary, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
-    rate = _least(found)
-    doubts = [
-        f"{found.limited} of {found.rounds} rounds ended at the bound of the search or of the client",
-        f"no rate held in {found.unheld} of {found.rounds} rounds",
+def _capacity(subject: Subject, level: Summary, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
+    rate = _least(level)
+    caveats = [
+        f"{level.limited} of {level.rounds} rounds ended at the limit of the search or of the client",
+        f"no rate held in {level.unheld} of {level.rounds} rounds",
     ]
-    doubts = [said for said, count in zip(doubts, (found.limited, found.unheld), strict=True) if count]
+    caveats = [text for text, count in zip(caveats, (level.limited, level.unheld), strict=True) if count]
     known = [rate.note] if rate.note else []
     return (
-        load_cell(subject, found.scenario, ""),
+        load_cell(subject, level.scenario, ""),
         Cell(f"{scenario['rate']:g} to {scenario['search']['most']:g}"),
-        Cell(rate.text, "; ".join(known + doubts), "unsure" if doubts else ""),
-        Cell(units.count(found.rounds)),
+        Cell(rate.text, "; ".join(known + caveats), "unsure" if caveats else ""),
+        Cell(units.count(level.rounds)),
     )
 
 
-def _least(found: Summary) -> Cell:
-    """Requests per second; of a search that more might have held, at least so many."""
-    value, interval = units.estimate(found.throughput)
-    open_ended = found.limited and found.throughput
-    return Cell(f"≥ {value}" if open_ended else value, "" if found.limited == found.rounds else interval)
+def _least(level: Summary) -> Cell:
+    """Return requests per second; "at least" if a search ended at its limit."""
+    value, interval = units.estimate(level.throughput)
+    open_ended = level.limited and level.throughput
+    return Cell(f"≥ {value}" if open_ended else value, "" if level.limited == level.rounds else interval)
 
 
-# How it was measured, on what, what the words mean, and how to do it again.
+# The method: how and on what the run was measured, the words, and how to repeat it.
 
 _WORDS = {
-    "response time": "from when a request was due to the last byte of its answer, any waiting included",
-    "p50, p95, p99": "half, 95, 99 of 100 requests were answered within; only with the samples for it",
+    "response time": "from when a request was due to the last byte of its answer, including any waiting",
+    "p50, p95, p99": "half, 95, 99 of 100 requests took at most this time; only with enough samples",
     "round, block": (
         "one load level on one arm, once; one round of every arm in random order. "
-        "n rounds are n observations, however many requests they hold"
+        "n rounds are n observations, whatever their number of requests"
     ),
     "ratio": "after divided by before, paired by block; ×0.50 is half the time",
     "interval": "95 %: of a hundred such intervals about five miss the true value",
     "faster, slower": "the interval excludes 1, also after correcting for the number of comparisons (Holm)",
-    "equivalent": "a difference larger than the margin, either way, is excluded (two one-sided tests, Holm)",
-    "inconclusive": "neither; more blocks would tell",
+    "equivalent": "a difference larger than the margin is excluded in both directions (two one-sided tests, Holm)",
+    "inconclusive": "none of these; more blocks would settle it",
     "invalid": "too few healthy rounds, or the client was the bottleneck",
-    "control": "an arm identical to before: its difference from before is chance",
-    "floor": "the same load against a target that does nothing: what the client costs",
+    "control": "an arm identical to before; it differs from before only by chance",
+    "floor": "the same load against a target that does nothing: the cost of the client",
     "under load, measured once": "many rounds, with an interval; one EXPLAIN ANALYZE",
 }
 _COMPARING = {
@@ -330,28 +322,28 @@ _COMPARING = {
     "equivalent",
     "inconclusive",
     "control",
-}  # words that one arm alone has no use for
+}  # words that a run of one arm does not need
 
 
 def method(subject: Subject) -> Block:
-    """Load levels, arms, data, machine, settings and words."""
+    """Return load levels, arms, data, machine, settings and words."""
     tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
     wide, narrow = tables[:2], tables[2:]
-    meant = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
+    words = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
     html = (
         "".join(table.to_html() for table in wide)
         + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
-        + f"<h3>Words</h3>{explained(meant.items())}"
+        + f"<h3>Words</h3>{explained(words.items())}"
     )
-    glossary = "\n".join(f"{word}: {text}" for word, text in meant.items())
+    glossary = "\n".join(f"{word}: {text}" for word, text in words.items())
     return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
 
 
-SHIPPING = "What this run cannot know, people's answers and a watch, is asked by: perfkit gate, with this folder."
+SHIPPING = "Run perfkit gate with this folder to add sign-off answers and monitoring."
 
 
 def reproduce(subject: Subject) -> Block:
-    """The command that measures the same again, and the files beside the report."""
+    """Return the command that repeats the run, and the files beside the report."""
     command = str(subject.run.get("command") or "not recorded")
     files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
     files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
@@ -369,9 +361,9 @@ def _scenarios(subject: Subject) -> Table:
         for s in subject.run.get("scenarios", ())
     )
     note = (
-        "Closed model: the users of a batch are released at one instant, and each sends its next request when the last "
-        "is answered. With a rate: requests arrive whether the ones before are answered or not, and users are the most "
-        "that may be in flight."
+        "Closed model: the users of a batch start at the same instant, and each sends the next request when the last "
+        "one is answered. With a rate: requests arrive whether earlier ones are answered or not, and users is the "
+        "largest number in flight."
     )
     return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
 
@@ -400,12 +392,12 @@ def _arms(subject: Subject) -> Table:
 
 
 def _differences(subject: Subject, arm: str) -> str:
-    """Settings and server version of an arm, where it has its own."""
+    """Return an arm's settings, and its server version if the arms differ."""
     facts = subject.run.get("arms", {}).get(arm, {})
-    said = [f"{name} = {value}" for name, value in facts.get("settings", {}).items()]
+    differences = [f"{name} = {value}" for name, value in facts.get("settings", {}).items()]
     if len({f.get("postgres") for f in subject.run.get("arms", {}).values()}) > 1:
-        said.append(f"PostgreSQL {facts.get('postgres', '?')}")
-    return ", ".join(said)
+        differences.append(f"PostgreSQL {facts.get('postgres', '?')}")
+    return ", ".join(differences)
 
 
 def _facts(subject: Subject) -> list[Table]:
@@ -415,7 +407,7 @@ def _facts(subject: Subject) -> list[Table]:
         name: f"{units.count(rows)} rows, {units.size(sizes.get(name, 0))}"
         for name, rows in database.get("rows", {}).items()
     }
-    given = {n: v for n, v in run.get("parameters", {}).items() if n not in ("arms", "scenarios") and v != ""}
+    parameters = {n: v for n, v in run.get("parameters", {}).items() if n not in ("arms", "scenarios") and v != ""}
     sequential = run.get("order") == "sequential"
     order = {
         "order": "one arm alone"
@@ -434,7 +426,8 @@ def _facts(subject: Subject) -> list[Table]:
     server = run.get("server", {})
     known = [
         _pairs(
-            "Parameters", {**given, **order, "started": run.get("started", ""), "finished": run.get("finished", "")}
+            "Parameters",
+            {**parameters, **order, "started": run.get("started", ""), "finished": run.get("finished", "")},
         ),
         _pairs("Data", {**data, "made in": units.seconds(database.get("seconds", 0.0))}),
         _pairs("Machine", {**run.get("host", {}), **run.get("packages", {})}),

@@ -1,4 +1,4 @@
-"""The tables of a report: levels, thresholds, checks, errors."""
+"""The tables of a report: p95 at a glance, load levels, thresholds, checks, errors, health of the rounds."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from perfkit.base.stats import Verdict, error_bound
 from perfkit.show.html import MARKS, Cell, Table, marked
 
 ALONE = {Decision.GO: "HOLDS", Decision.NO_GO: "BROKEN", Decision.INCONCLUSIVE: "UNPROVEN"}
-"""What is said of one arm's thresholds, where there is no change to ship."""
+"""Decisions on a run of one arm, which has no change to ship."""
 
 
 def is_alone(run: Mapping[str, Any]) -> bool:
-    """Whether a run measured one arm and compared it with nothing."""
+    """Return whether a run measured a single arm, without a comparison."""
     return list(run.get("roles", {}).values()) == ["before"]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is shown: the bundle and what was concluded from it."""
+    """What a report shows: a bundle and its analysis."""
 
     bundle: Bundle
     analysis: Analysis
@@ -37,51 +37,51 @@ class Subject:
 
     @property
     def complete(self) -> bool:
-        """Whether the run ended as planned; without that there is no GO."""
+        """Whether the run finished as planned; a GO needs that."""
         return self.run.get("status") == "complete"
 
     @property
     def alone(self) -> bool:
-        """Whether one arm was measured and compared with nothing."""
+        """Whether the run measured a single arm, without a comparison."""
         return is_alone(self.run)
 
     @property
     def word(self) -> str:
-        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE; of one arm alone HOLDS, BROKEN or UNPROVEN."""
-        found = self.analysis.judgement.decision
-        return ALONE[found] if self.alone else str(found)
+        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE; for a single arm HOLDS, BROKEN or UNPROVEN."""
+        decision = self.analysis.judgement.decision
+        return ALONE[decision] if self.alone else str(decision)
 
     @property
     def decision(self) -> str:
-        """The word; UNFINISHED where a run did not end and nothing is broken yet; of a rollback its own."""
-        if found := self.run.get("rollback"):
-            return str(found["word"])
+        """The word; UNFINISHED if a run did not finish and nothing is broken yet; a rollback has its own word."""
+        if rollback := self.run.get("rollback"):
+            return str(rollback["word"])
         broken = self.analysis.judgement.decision is Decision.NO_GO
         return self.word if self.complete or broken else "UNFINISHED"
 
     @property
     def arms(self) -> list[str]:
-        """Every arm in the order of the configuration, without the floor."""
+        """The arms in the order of the configuration, without the floor."""
         return list(self.run.get("parameters", {}).get("arms", ()))
 
     def role(self, arm: str) -> str:
-        """before, control or after; `floor` for the floor."""
+        """Return before, control, after or floor."""
         return str(self.run.get("roles", {}).get(arm, FLOOR if arm == FLOOR else ""))
 
     def title(self, arm: str) -> str:
-        """What an arm is, in words."""
+        """Return an arm's title."""
         if arm == FLOOR:
             return "the client alone"
         return str(self.run.get("arms", {}).get(arm, {}).get("title", ""))
 
     @property
     def before(self) -> str:
-        """The arm that every other is compared with."""
+        """The arm that the others are compared with."""
         return next((arm for arm in self.arms if self.role(arm) == "before"), "before")
 
     @property
     def after(self) -> list[str]:
-        """The arms on which the decision rests."""
+        """The arms that decide."""
         return [arm for arm in self.arms if self.role(arm) == "after"]
 
     @property
@@ -93,21 +93,19 @@ class Subject:
     def loads(self) -> list[tuple[str, str]]:
         """(scenario, item) of every load level in the order of the configuration.
 
-        Where there is a service, its requests; queries have a table of their own then, but not for one arm alone.
+        With a service, only its requests: queries have a table of their own, except in a run of one arm.
         """
         order = [s["name"] for s in self.run.get("scenarios", ())]
         every = [(level.scenario, level.item) for level in self.analysis.levels]
         requests = [pair for pair in every if pair[1] not in self.queries]
-        found = dict.fromkeys(every if self.alone else requests or every)
-        return sorted(found, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+        shown = dict.fromkeys(every if self.alone else requests or every)
+        return sorted(shown, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
 
     def label(self, scenario: str) -> str:
-        """What a load level offers, in words."""
+        """Return a load level's label."""
         labels = {s["name"]: s.get("label", "") for s in self.run.get("scenarios", ())}
         return str(labels.get(scenario) or scenario)
 
-
-# What was measured under load, as tables: load levels, thresholds, checks, errors.
 
 _VERDICTS = {
     Verdict.FASTER: ("▼", "good"),
@@ -117,12 +115,12 @@ _VERDICTS = {
     Verdict.INVALID: ("!", "unsure"),
 }
 STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure", Outcome.ABSENT: "neutral"}
-"""How an outcome looks."""
+"""The style of an outcome."""
 _HAS = {Outcome.HOLDS: "yes", Outcome.ABSENT: "none", Outcome.UNPROVEN: "not proven", Outcome.BROKEN: "none"}
 
 
 def glance(subject: Subject) -> Table:
-    """p95 by load level and arm against its limit, or p50 against before: what a stakeholder asks first."""
+    """Return the p95 by load level and arm against its limit, or the p50 against before: a reader's first question."""
     rules = {(r.scenario, r.item, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
     arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
     if not rules:
@@ -134,19 +132,19 @@ def glance(subject: Subject) -> Table:
             Cell(subject.label(scenario), f"{scenario}: {item}" if item else scenario),
             *(_judged(rules.get((scenario, item, arm))) for arm in arms),
         )
-        for scenario, item in sorted(known, key=lambda pair: _place(subject, pair[0]))
+        for scenario, item in sorted(known, key=lambda pair: _rank(subject, pair[0]))
     )
-    said = f" (limit {units.significant(limit)} ms)" if limit is not None else ""
-    caption = f"95 of 100 requests were answered within, ms{said}"
+    limit_text = f" (limit {units.significant(limit)} ms)" if limit is not None else ""
+    caption = f"95 of 100 requests were answered within, ms{limit_text}"
     note = (
-        "≤ and ≥ are ends of the 95 % interval. ✓ even the upper end is within the limit; ✕ not even the lower; "
-        "? neither, or too few samples."
+        "≤ and ≥ mark the bounds of the 95 % interval. ✓ even the upper bound is within the limit; ✕ not even the "
+        "lower bound is; ? only one of them is, or there are too few samples."
     )
     return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
 
 
-def _place(subject: Subject, scenario: str) -> int:
-    """A load level's place in the order of the configuration."""
+def _rank(subject: Subject, scenario: str) -> int:
+    """Return a load level's rank in the order of the configuration."""
     order = [name for name, _ in subject.loads]
     return order.index(scenario) if scenario in order else len(order)
 
@@ -160,18 +158,18 @@ def _medians(subject: Subject, arms: list[str]) -> Table:
         )
         for scenario, item in subject.loads
     )
-    note = "In brackets: 95 % intervals; of the ratio where arms are compared."
+    note = "Brackets: 95 % confidence intervals (of the ratio, in comparisons)."
     return Table("Half of the requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
 
 
 def _median(subject: Subject, arm: str, scenario: str, item: str) -> Cell:
-    found, change = (
+    level, change = (
         subject.analysis.level(arm, scenario, item),
         subject.analysis.comparison(arm, scenario, "p50", item),
     )
-    if found is None or found.p50 is None:
+    if level is None or level.p50 is None:
         return Cell(units.NONE, state="quiet")
-    value, interval = units.estimate(found.p50)
+    value, interval = units.estimate(level.p50)
     if change is None:
         return Cell(value, interval)
     verdict = compared(change)
@@ -179,7 +177,7 @@ def _median(subject: Subject, arm: str, scenario: str, item: str) -> Cell:
 
 
 def levels(subject: Subject) -> Table:
-    """Every load level in every arm, compared with `before`; the control arm and the floor beside them."""
+    """Return every load level in every arm, compared with `before`, with the control and the floor."""
     metrics = ["p50", "p95", *(["p99"] if any(c.metric == "p99" for c in subject.analysis.comparisons) else [])]
     columns = (
         "load",
@@ -201,10 +199,14 @@ def levels(subject: Subject) -> Table:
         if (found := subject.analysis.level(arm, scenario, item))
     )
     used, declared = subject.analysis.margin_used, subject.analysis.margin
-    widened = f", or where the control shows more, within that (up to {units.percent(used)})" if used > declared else ""
+    widened = (
+        f", or within the control's difference if that is larger (up to {units.percent(used)})"
+        if used > declared
+        else ""
+    )
     note = (
-        f"In brackets: 95 % intervals. Equivalent means within {units.percent(declared)}{widened}. "
-        "The control is the same as before, so its ratios are what chance alone shows; "
+        f"Brackets: 95 % confidence intervals. Equivalent means within {units.percent(declared)}{widened}. "
+        "The control is identical to before, so its ratios show what chance does; "
         "the floor is the client against a target that does nothing."
     )
     return Table(
@@ -213,21 +215,21 @@ def levels(subject: Subject) -> Table:
 
 
 def thresholds(subject: Subject) -> Table:
-    """Every rule on every arm: value, bound, limit and result."""
+    """Return every rule on every arm: value, bound, limit and result."""
     single = [rule for rule in subject.analysis.judgement.rules if not _compares(rule)]
     rules = {(r.name, r.scenario, r.item, r.arm): r for r in single}
     arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
     names = list(dict.fromkeys(r.name for r in single))
     keys = dict.fromkeys((r.name, r.scenario, r.item) for r in single)
-    ranked = sorted(keys, key=lambda key: (names.index(key[0]), _place(subject, key[1])))
+    ranked = sorted(keys, key=lambda key: (names.index(key[0]), _rank(subject, key[1])))
     rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
     if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
         rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
     note = (
-        "✓ the whole interval is within the limit; ✕ none of it is; ? too little data to say. An error rate is ✓ where "
-        "its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
-        f"{'' if subject.alone else ' ○ the change has no benefit. Only arms with a change decide.'}"
+        "✓ the whole interval is within the limit; ✕ no part of it is; ? too little data to decide. An error rate is ✓ "
+        "if its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
+        f"{'' if subject.alone else ' ○ the change has no benefit. Only arms with a change count for the decision.'}"
     )
     return Table(
         "Thresholds: what must hold",
@@ -241,7 +243,7 @@ def thresholds(subject: Subject) -> Table:
 
 
 def checks(subject: Subject) -> Table:
-    """Functional checks in every arm: expected, and what came where that differs."""
+    """Return the functional checks in every arm: the expected result, and the actual one if it differs."""
     results: Mapping[str, list[dict[str, Any]]] = subject.run.get("checks", {})
     arms = [arm for arm in subject.arms if arm in results]
     named = {(c["group"], c["name"]): c["expected"] for arm in arms for c in results[arm]}
@@ -250,11 +252,11 @@ def checks(subject: Subject) -> Table:
         (Cell(group), Cell(name, expected), *(_checked(by_arm.get((arm, group, name))) for arm in arms))
         for (group, name), expected in named.items()
     )
-    return Table("Functional checks", ("group", "check, and what it expects", *arms), rows, frozenset(), 2, True)
+    return Table("Functional checks", ("group", "check and expected result", *arms), rows, frozenset(), 2, True)
 
 
 def errors(subject: Subject) -> Table:
-    """Unexpected outcomes with the first message; where there are none, below which rate the true one is."""
+    """Return the unexpected outcomes with the first message; without any, the bound of the true error rate."""
     rows = tuple(
         (
             Cell(e.arm),
@@ -267,87 +269,86 @@ def errors(subject: Subject) -> Table:
     )
     sent = {arm: sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms}
     least = min(sent.values(), default=0)
-    none = "None; nothing was sent."
+    none = "None; no request was sent."
     if least:
         excluded = units.percent(error_bound(0, least))
-        of = f"{units.count(least)} or more requests an arm"
+        of = f"{units.count(least)} or more requests per arm"
         none = f"None in {of}. The true error rate is below {excluded} (95 % confidence)."
     columns = ("arm", "load", "outcome", "count", "first message")
     return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
 
 
-def load_cell(subject: Subject, scenario: str, item: str, wrong: str = "") -> Cell:
-    """What a load level is called; with several requests or queries, which."""
+def load_cell(subject: Subject, scenario: str, item: str, fault: str = "") -> Cell:
+    """Return the cell that names a load level, and its request or query if there are several."""
     several = len({other for name, other in subject.loads if name == scenario}) > 1
     name = f"{scenario}: {item}" if several else scenario
-    return Cell(subject.label(scenario), f"{name}; {wrong}" if wrong else name, "unsure" if wrong else "")
+    return Cell(subject.label(scenario), f"{name}; {fault}" if fault else name, "unsure" if fault else "")
 
 
-def compared(found: Comparison | None) -> Cell:
-    """A verdict with its ratio and interval."""
-    if found is None:
+def compared(comparison: Comparison | None) -> Cell:
+    """Return a verdict with its ratio and interval."""
+    if comparison is None:
         return Cell("", state="quiet")
-    mark, state = _VERDICTS[found.verdict]
-    value, interval = units.ratio(found.ratio)
-    note = "; ".join(part for part in (interval, found.qualification) if part)
-    return Cell(f"{mark} {found.verdict} {value}", note, state)
+    mark, state = _VERDICTS[comparison.verdict]
+    value, interval = units.ratio(comparison.ratio)
+    note = "; ".join(part for part in (interval, comparison.qualification) if part)
+    return Cell(f"{mark} {comparison.verdict} {value}", note, state)
 
 
-def _level(subject: Subject, found: Summary, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
-    quiet = "quiet" if subject.role(found.arm) in (FLOOR, "control") else ""
-    p50, p50_interval = units.estimate(found.p50)
+def _level(subject: Subject, level: Summary, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
+    quiet = "quiet" if subject.role(level.arm) in (FLOOR, "control") else ""
+    p50, p50_interval = units.estimate(level.p50)
     ratios = [
-        compared(subject.analysis.comparison(found.arm, found.scenario, metric, found.item)) for metric in metrics
+        compared(subject.analysis.comparison(level.arm, level.scenario, metric, level.item)) for metric in metrics
     ]
     return (
         Cell(label, name),
-        Cell(found.arm, found.fault, quiet),
+        Cell(level.arm, level.fault, quiet),
         Cell(p50, p50_interval, quiet),
-        tail(found, 95, quiet),
-        tail(found, 99, quiet),
-        _throughput(subject, found, quiet),
-        Cell(units.count(found.n), "", quiet),
-        _failed(subject, found, quiet),
+        tail(level, 95, quiet),
+        tail(level, 99, quiet),
+        _throughput(subject, level, quiet),
+        Cell(units.count(level.n), "", quiet),
+        _failed(subject, level, quiet),
         *ratios,
-        Cell(units.unbroken("under load"), f"{found.rounds} rounds", "quiet"),
+        Cell(units.unbroken("under load"), f"{level.rounds} rounds", "quiet"),
     )
 
 
-def _throughput(subject: Subject, found: Summary, state: str) -> Cell:
-    """Requests per second, and the ratio to before: of a search with its verdict."""
-    value, interval = units.estimate(found.throughput)
-    place = (found.arm, found.scenario, found.item)
-    if judged := subject.analysis.comparison(found.arm, found.scenario, "throughput", found.item):
+def _throughput(subject: Subject, level: Summary, state: str) -> Cell:
+    """Return requests per second and the ratio to before; for a search, with its verdict."""
+    value, interval = units.estimate(level.throughput)
+    if judged := subject.analysis.comparison(level.arm, level.scenario, "throughput", level.item):
         verdict = compared(judged)
         return Cell(value, f"{interval} {verdict.text} {verdict.note}".strip(), verdict.state)
     for change in subject.analysis.throughputs:
-        if (change.after, change.scenario, change.item) == place:
+        if (change.after, change.scenario, change.item) == (level.arm, level.scenario, level.item):
             times, of_ratio = units.ratio(change.ratio)
             return Cell(value, f"{interval} {times} of before {of_ratio}".strip(), state)
     return Cell(value, interval, state)
 
 
-def _failed(subject: Subject, found: Summary, state: str) -> Cell:
-    """Unexpected outcomes; where their rate differs from that of before, by how much."""
+def _failed(subject: Subject, level: Summary, state: str) -> Cell:
+    """Return the unexpected outcomes, and the difference of their rate from before if it is significant."""
     for change in subject.analysis.error_changes:
         if change.significant and (change.after, change.scenario, change.item) == (
-            found.arm,
-            found.scenario,
-            found.item,
+            level.arm,
+            level.scenario,
+            level.item,
         ):
             points = [f"{100 * value:+.2g}" for value in (change.difference.value, change.difference.lo)]
-            note = f"{points[0]} % points against before ({points[1]} to {100 * change.difference.hi:+.2g})"
-            return Cell(units.count(found.errors), note, "bad" if change.difference.value > 0 else "good")
-    return Cell(units.count(found.errors), "", "bad" if found.errors else state)
+            note = f"{points[0]} percentage points from before ({points[1]} to {100 * change.difference.hi:+.2g})"
+            return Cell(units.count(level.errors), note, "bad" if change.difference.value > 0 else "good")
+    return Cell(units.count(level.errors), "", "bad" if level.errors else state)
 
 
-def tail(found: Summary, q: int, state: str) -> Cell:
-    """A percentile with its interval, or the slowest request where the samples are too few for it."""
-    estimate = found.p95 if q == 95 else found.p99
+def tail(level: Summary, q: int, state: str) -> Cell:
+    """Return a percentile with its interval, or the slowest request if there are too few samples."""
+    estimate = level.p95 if q == 95 else level.p99
     if estimate is not None:
         return Cell(*units.estimate(estimate), state)
     return Cell(
-        f"max {units.significant(found.maximum)}" if found.n else units.NONE, units.too_few(found.n, q), "quiet"
+        f"max {units.significant(level.maximum)}" if level.n else units.NONE, units.too_few(level.n, q), "quiet"
     )
 
 
@@ -391,7 +392,7 @@ def _rule(subject: Subject, by_arm: list[Rule | None], name: str, scenario: str,
 
 
 def _counted(rules: list[Rule]) -> Cell:
-    """Comparisons of one arm with before: how many are slower, how many could not be judged."""
+    """Return the number of an arm's comparisons that are slower, and of those that are invalid."""
     if not rules:
         return Cell(units.NONE, state="quiet")
     broken, unproven = (sum(r.outcome is o for r in rules) for o in (Outcome.BROKEN, Outcome.UNPROVEN))
@@ -407,14 +408,14 @@ def _checked(check: Mapping[str, Any] | None) -> Cell:
     return marked("bad", "failed", f"got {check['got']}")
 
 
-# what a column of health shows: its heading, the key, how rounds become one, how that is written
+# a column of health: its heading, its key, how rounds are joined, how the value is written
 _Facts = tuple[tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]], ...]
 _HEALTH: _Facts = (
     ("schedule lag, p50, ms", "lag_p50_ms", max, units.significant),
     ("schedule lag, p99, ms", "lag_p99_ms", max, units.significant),
     ("busiest worker", "worker_cpu", max, units.percent),
     ("garbage collection, ms", "gc_ms", max, units.significant),
-    ("looking parameters up, ms", "lookup_ms", max, units.significant),
+    ("parameter look-up, ms", "lookup_ms", max, units.significant),
     ("taken by other machines", "steal", max, units.percent),
     ("rounds with a checkpoint", "checkpoints", sum, units.count),
     ("rounds with autovacuum", "autovacuums", sum, units.count),
@@ -424,20 +425,21 @@ _HEALTH: _Facts = (
 
 
 def health(subject: Subject, rounds: Sequence[Round]) -> Table:
-    """By load level, the worst round's client and machine, and what the server did in all rounds."""
-    own = [round_ for round_ in rounds if round_.arm == subject.before]
-    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in own)]
+    """Return by load level the client and machine in the worst round, and the server's work in all rounds."""
+    arm_rounds = [round_ for round_ in rounds if round_.arm == subject.before]
+    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in arm_rounds)]
     columns = ("load", "rounds", *(heading for heading, *_ in known))
     rows = []
     for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
-        found = [round_.health for round_ in own if round_.scenario == name]
-        figures = ([health[key] for health in found if key in health] for _, key, _, _ in known)
+        facts = [round_.health for round_ in arm_rounds if round_.scenario == name]
+        figures = ([health[key] for health in facts if key in health] for _, key, _, _ in known)
         cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
-        rows.append((load_cell(subject, name, ""), Cell(units.count(len(found))), *cells))
+        rows.append((load_cell(subject, name, ""), Cell(units.count(len(facts))), *cells))
     limits = subject.run["config"]["limits"]
     lag = f"{units.significant(limits['lag_ms'])} ms or {units.percent(limits['lag_share'])} of the median"
     note = (
-        "Of the worst round; checkpoints, autovacuums and pages of all. A round is invalid where the typical schedule "
-        f"lag is above {lag}, whichever is larger, or a worker is busy above {units.percent(limits['worker_cpu'])}."
+        "Values of the worst round; checkpoints, autovacuums and pages are sums. A round is invalid if the typical "
+        f"schedule lag is above {lag}, whichever is larger, or a worker is busier than "
+        f"{units.percent(limits['worker_cpu'])}."
     )
     return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)

@@ -35,7 +35,7 @@ from perfkit.postgres.guards import Permission
 from perfkit.postgres.sqltext import read, split
 from perfkit.release import report
 from perfkit.release import rollback as rollbacks
-from perfkit.release.gate import parse
+from perfkit.release.decision import parse_answers
 from perfkit.release.report import RolledBack
 from perfkit.runs import selection
 from perfkit.runs.selection import RunSpec
@@ -321,10 +321,10 @@ def rollback(
         if db:
             values, run = (Path(name) if name else None for name in (parameters, against))
             spec = rollbacks.RollbackSpec(db, Path(indexes), texts(query), values, run, rounds, tls)
-            prepared = rollbacks.ready(spec, permission, say)
+            prepared = rollbacks.prepare(spec, permission, say)
             folder = new_folder(reports, "rollback")
             try:
-                prepared.take_back(folder, say)
+                prepared.run(folder, say)
             except BaseException:
                 if not any(folder.iterdir()):  # nothing was measured
                     folder.rmdir()
@@ -362,7 +362,7 @@ def decide(
     if bool(run) == bool(bundle):
         raise UsageError("expected either run, the folder to decide on, or bundle, the folder of a decision to show")
     if run:
-        report.decide(Path(run), arm, str(watch), parse(names(answers)), by, junit=str(junit), json=str(json))
+        report.decide(Path(run), arm, str(watch), parse_answers(names(answers)), by, junit=str(junit), json=str(json))
     return report.GoNoGo(Path(run or bundle))
 
 

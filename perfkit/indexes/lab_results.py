@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perfkit.analysis.caveats import circumstances
-from perfkit.analysis.claims import Judged, MeasuredClaim, judge
+from perfkit.analysis.claims import JudgedClaim, ClaimEvidence, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units
@@ -368,7 +368,7 @@ def _medians(bundle: Bundle, baseline: str) -> dict[str, list[Comparison]]:
     return medians
 
 
-def judged(lab: Lab) -> list[Judged]:
+def judged(lab: Lab) -> list[JudgedClaim]:
     """Return the judged claims, without those on load levels, failures or one preset, which a lab cannot judge.
 
     A claim on the configuration's `before` arm is judged with no index, a claim on any other arm with all indexes.
@@ -379,7 +379,7 @@ def judged(lab: Lab) -> list[Judged]:
         if not own.get("scenario") and not own.get("preset") and own["measure"] != "error_rate"
     ]
     inserts = [c.item for c in lab.changes if lab.is_insert(c)]
-    return judge(claims, MeasuredClaim(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))
+    return judge(claims, ClaimEvidence(lab.ablation.run, lab.analysis, lab.ablation, NONE, ALL, inserts))
 
 
 def sentence(lab: Lab) -> str:

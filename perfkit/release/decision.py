@@ -1,12 +1,14 @@
-"""The record of a decision, and the seal that shows what changed since.
+"""The record of a decision on a run, and the seal over its folder.
 
-That content hash stands in the page, so that a page on paper can be held against the folder. It is a checksum and
-no signature: whoever can change the folder can seal it anew, and only the hash on paper tells.
+`answers.json` keeps every answer that people gave, `decision.json` the decision with its items, and `seal.json` the
+SHA-256 of every file of evidence. The seal's content hash is printed on the page, so that a page on paper can be
+checked against the folder. It is a checksum, not a signature: anyone who can change the folder can seal it again, and
+only the hash on paper reveals that.
 
-    <sha256>  <name>     one line for each file of the evidence, sorted by name, as `sha256sum` prints it;
+    <sha256>  <name>     one line per file of evidence, sorted by name, as `sha256sum` prints it;
                          the content hash is the SHA-256 of these lines
 
-Not of the evidence, for they show it and hold its hash, are the pages; the list has their hashes beside it.
+The pages show the evidence and its hash, so they are no evidence themselves; the seal lists their hashes separately.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
@@ -25,30 +27,174 @@ from typing import Any
 
 from perfkit.analysis.policy import Decision, Outcome
 from perfkit.base.bundle import read_object, reading, write_atomically
-from perfkit.base.errors import BundleError, UsageError
-from perfkit.release.gate import Gate, GateItem, RecordedAnswer, written
+from perfkit.base.errors import BundleError, UsageError, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class GateItem:
+    """One item of a decision; `go_if` and `no_go_if` are its conditions in words (an empty one never applies)."""
+
+    group: str
+    name: str
+    go_if: str
+    no_go_if: str
+    value: str
+    limit: str
+    evidence: str
+    outcome: Outcome
+    text: str  # one or two plain sentences with their numbers
+    needs: str = ""  # the evidence that an unproven item needs
+
+    @property
+    def reason(self) -> str:
+        """The text, and for an unproven item the evidence that it needs."""
+        return f"{self.text} Needed: {self.needs}" if self.needs else self.text
+
+
+def timestamp(now: datetime) -> str:
+    """Return a time as perfkit's files have it, in UTC."""
+    return f"{now:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def readable_time(on: str) -> str:
+    """Return a timestamp for people to read; leave a time that a person wrote as it is.
+
+    >>> readable_time("2026-01-15T09:00:00Z"), readable_time("Week 1")
+    ('2026-01-15 09:00:00 UTC', 'Week 1')
+    """
+    return f"{on[:10]} {on[11:19]} UTC" if on.endswith("Z") else on
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the worst outcome; no benefit if all outcomes are that, unproven if only some are."""
+    if Outcome.ABSENT in outcomes and Outcome.BROKEN not in outcomes:
+        return Outcome.ABSENT if set(outcomes) == {Outcome.ABSENT} else Outcome.UNPROVEN
+    return next((bad for bad in (Outcome.BROKEN, Outcome.UNPROVEN) if bad in outcomes), Outcome.HOLDS)
+
+
+# People's answers: `answers.json` keeps all of them, and the latest answer to a question counts.
+
+ANSWERS_FILE = "answers.json"
+ANSWERS_FORMAT = 1
+ANSWERS = ("yes", "no")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedAnswer:
+    """One answer to one question; `answer` is empty while nobody has answered."""
+
+    question: str
+    answer: str
+    by: str
+    on: str  # UTC if perfkit recorded the answer, else the configuration's text
+
+
+def parse_answers(texts: Iterable[str]) -> dict[str, str]:
+    """Return the answer to each question from texts such as `QUESTION=yes`. Raises UsageError."""
+    answers: dict[str, str] = {}
+    for text in texts:
+        question, equals, answer = (part.strip() for part in text.rpartition("="))
+        if not equals or answer.lower() not in ANSWERS:
+            raise UsageError(f"--answer {text}; expected QUESTION=yes or QUESTION=no")
+        if question in answers:
+            raise UsageError(f"--answer {text}; expected one answer to '{question}', not two")
+        answers[question] = answer.lower()
+    return answers
+
+
+def merged_answers(folder: Path, questions: Sequence[str], answers: Mapping[str, str], by: str) -> list[RecordedAnswer]:
+    """Return the answers in a run's folder and the new ones.
+
+    Raises UsageError for an unknown question, or if the name of the person who answers is missing.
+    """
+    for question in answers:
+        if question not in questions:
+            known = ", ".join(f'"{name}"' for name in questions) or "none: the run's configuration asks no question"
+            raise UsageError(f"question '{question}' is unknown; expected one of: {known}")
+    person = name_of(by)
+    if answers and not person:
+        raise UsageError("--by is missing; expected the name of the person who answers")
+    if by and not answers:
+        raise UsageError(f"--by {by}; expected an --answer with it")
+    on = timestamp(datetime.now(UTC))
+    return [
+        *read_answers(folder),
+        *(RecordedAnswer(question, answer, person, on) for question, answer in answers.items()),
+    ]
+
+
+def write_answers(folder: Path, answers: Sequence[RecordedAnswer]) -> None:
+    """Write all answers into a run's folder. Raises BundleError."""
+    content = {"format": ANSWERS_FORMAT, "answers": [asdict(answer) for answer in answers]}
+    write_atomically(folder / ANSWERS_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_answers(folder: Path) -> list[RecordedAnswer]:
+    """Return all answers, oldest first. Raises BundleError if the file is damaged."""
+    path = folder / ANSWERS_FILE
+    if not path.exists():
+        return []
+    with reading(path):
+        answers = [RecordedAnswer(**raw) for raw in read_object(path, "answers", "answers", ANSWERS_FORMAT)["answers"]]
+    if any(given.answer not in ANSWERS or not isinstance(given.question, str) for given in answers):
+        raise BundleError(f"{path}: an answer that is neither yes nor no; expected what perfkit wrote")
+    return answers
+
+
+def current_answers(questions: Sequence[Mapping[str, Any]], answers: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
+    """Return the answer that counts for each configured question: the latest, else the one in the configuration."""
+    latest = {answer.question: answer for answer in answers}
+    return [latest.get(q["name"], RecordedAnswer(q["name"], q["answer"], q["by"], q["on"])) for q in questions]
+
+
+#: The outcome of an item that leads to a decision; GO needs every item to hold.
+DECIDING = {
+    Decision.NO_GO: Outcome.BROKEN,
+    Decision.NO_BENEFIT: Outcome.ABSENT,
+    Decision.INCONCLUSIVE: Outcome.UNPROVEN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The decision on the arms to be shipped, and its items in the order of the page."""
+
+    decision: Decision
+    arms: tuple[str, ...]
+    items: tuple[GateItem, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return the texts of the items that led to the decision; for a GO, the number of items that hold."""
+        deciding = DECIDING.get(self.decision)
+        if deciding is None:
+            return (f"All {len(self.items)} items hold.",)
+        return tuple(item.reason for item in self.items if item.outcome is deciding)
+
+
+# `decision.json`: the decision, its time and its items.
 
 FILE = "decision.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """A decision with when it was made (UTC), of what, and the answers that counted."""
+class DecisionRecord:
+    """A decision with its time (UTC), the run's title and headline, and the answers that counted."""
 
     gate: Gate
     title: str
     headline: str
     on: str
-    invalid: bool  # whether comparisons of the run are invalid, so that no answer makes it a GO
+    invalid: bool  # comparisons of the run are invalid, so no answer can make it a GO
     answers: tuple[RecordedAnswer, ...] = ()
     watch: str = ""  # the name of the watch's folder
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it.
+        """Return the content of `decision.json`.
 
-        Keys: format, title, decision (GO, NO-GO, NO BENEFIT, INCONCLUSIVE), invalid (of comparisons: an INCONCLUSIVE
-        ends with 98), arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if,
+        Keys: format, title, decision (GO, NO-GO, NO BENEFIT, INCONCLUSIVE), invalid (comparisons: an INCONCLUSIVE
+        exits with 98), arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if,
         value, limit, evidence, outcome: holds, broken, unproven, no benefit; text, needs), answers (question, answer,
         by, on), watch.
         """
@@ -67,48 +213,48 @@ class Decided:
         }
 
     def text(self) -> str:
-        """The same as text."""
+        """Return the same as JSON text."""
         return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Decided:
-        """From JSON. Raises KeyError, TypeError, ValueError for what is none."""
-        items = tuple(GateItem(**{**own, "outcome": Outcome(own["outcome"])}) for own in said["items"])
-        gate = Gate(Decision(said["decision"]), tuple(said["arms"]), items)
-        answers = tuple(RecordedAnswer(**own) for own in said["answers"])
-        own = (said["title"], said["headline"], said["decided"])
-        texts = chain(own, gate.arms, [said["watch"]], *map(astuple, items), *map(astuple, answers))
+    def of(cls, content: Mapping[str, Any]) -> DecisionRecord:
+        """Make a record from the content of `decision.json`. Raises KeyError, TypeError or ValueError if malformed."""
+        items = tuple(GateItem(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in content["items"])
+        gate = Gate(Decision(content["decision"]), tuple(content["arms"]), items)
+        answers = tuple(RecordedAnswer(**raw) for raw in content["answers"])
+        heading = (content["title"], content["headline"], content["decided"])
+        texts = chain(heading, gate.arms, [content["watch"]], *map(astuple, items), *map(astuple, answers))
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a text that is none")
-        return cls(gate, *own, said["invalid"], answers, said["watch"])
+            raise TypeError("a value that must be text is not")
+        return cls(gate, *heading, content["invalid"], answers, content["watch"])
 
 
-def write(folder: Path, decided: Decided) -> None:
-    """Into a run's folder. Raises BundleError."""
-    write_atomically(folder / FILE, decided.text())
+def write(folder: Path, record: DecisionRecord) -> None:
+    """Write `decision.json` into a run's folder. Raises BundleError."""
+    write_atomically(folder / FILE, record.text())
 
 
-def read(folder: Path) -> Decided:
-    """The decision that was made of a run. Raises BundleError where there is none, or it is damaged."""
+def read(folder: Path) -> DecisionRecord:
+    """Return the decision on a run. Raises BundleError if there is none or the file is damaged."""
     path = folder / FILE
-    said = read_object(path, f"a run that was decided on: perfkit gate {folder}", "a decision", FORMAT)
+    content = read_object(path, f"a run that was decided on: perfkit gate {folder}", "a decision", FORMAT)
     with reading(path):
-        return Decided.of(said)
+        return DecisionRecord.of(content)
 
 
-# A checksum over a decision's folder: `seal.json` lists every file with its SHA-256, and one hash over the list.
+# `seal.json`: the SHA-256 of every file in the folder, and the content hash over that list.
 
 SEAL_FILE = "seal.json"
 PAGE = "decision.html"
-DERIVED = ("report.html", "load.html", "summary.md", "samples.csv")  # made of the evidence, and made again at will
+DERIVED = ("report.html", "load.html", "summary.md", "samples.csv")  # made from the evidence, and can be made again
 SEAL_FORMAT = 1
-SHORT = 12  # digits of the content hash that are read out; fewer than MIN prove little
+SHORT = 12  # digits of the content hash that commands show; fewer than MIN prove little
 MIN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What was sealed: when (UTC), the hashes of the evidence and of the pages by name, and the content hash."""
+    """A seal: its time (UTC), the content hash, and the hashes of the evidence and of the pages by name."""
 
     on: str
     content: str
@@ -117,8 +263,8 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What became of a sealed folder; `content` is the hash of its evidence as it is now."""
+class Verification:
+    """A sealed folder checked against its seal; `content` is the hash of its evidence now."""
 
     seal: Seal
     content: str
@@ -128,58 +274,58 @@ class Verified:
 
     @property
     def unchanged(self) -> bool:
-        """Whether every sealed file is as it was, and none came."""
+        """Whether every sealed file is as it was and no file is new."""
         return not (self.differ or self.missing or self.new) and self.content == self.seal.content
 
 
 def seal(folder: Path, now: datetime | None = None) -> Seal:
-    """Seal the evidence in a folder as it is now, before its page is written. Raises BundleError."""
+    """Seal the evidence in a folder; call it before the page is written. Raises BundleError."""
     files = {name: _hash(folder / name) for name in _names(folder) if name not in (*DERIVED, PAGE)}
-    return _write(folder, Seal(written(now or datetime.now(UTC)), content(files), files, {}))
+    return _write(folder, Seal(timestamp(now or datetime.now(UTC)), content(files), files, {}))
 
 
 def seal_pages(folder: Path) -> Seal:
-    """Add the pages, which hold the content hash, to a folder's seal. Raises BundleError."""
-    found = read_seal(folder)
+    """Add the pages, which show the content hash, to a folder's seal. Raises BundleError."""
+    current = read_seal(folder)
     pages = {name: _hash(folder / name) for name in (PAGE, *DERIVED) if (folder / name).is_file()}
-    return _write(folder, Seal(found.on, found.content, found.files, pages))
+    return _write(folder, Seal(current.on, current.content, current.files, pages))
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """A run's folder for one at a time: others that decide on it or write its page wait."""
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run's folder; other processes that decide on the run or write its page wait."""
     with (folder / "run.json").open("rb") as file:
-        with suppress(OSError):  # of a file system without locks
+        with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def content(files: Mapping[str, str]) -> str:
-    """The content hash: SHA-256 over the sorted lines of hashes and names."""
+    """Return the content hash: the SHA-256 of the sorted lines of hashes and names."""
     lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_seal(folder: Path) -> Seal:
-    """A folder's seal. Raises BundleError where there is none, or it is damaged."""
+    """Return a folder's seal. Raises BundleError if there is none or the file is damaged."""
     path = folder / SEAL_FILE
-    said = read_object(path, "a folder that `perfkit gate` sealed", "a seal", SEAL_FORMAT)
+    raw = read_object(path, "a folder that `perfkit gate` sealed", "a seal", SEAL_FORMAT)
     with reading(path):
-        return Seal(str(said["sealed"]), str(said["content"]), dict(said["files"]), dict(said["pages"]))
+        return Seal(str(raw["sealed"]), str(raw["content"]), dict(raw["files"]), dict(raw["pages"]))
 
 
-def verify(path: Path) -> Verified:
-    """Hold a sealed folder, or that of a page, against its seal. Raises BundleError where there is no seal to read."""
+def verify(path: Path) -> Verification:
+    """Check a sealed folder, or the folder of a page, against its seal. Raises BundleError if no seal can be read."""
     folder = path.parent if path.is_file() else path
-    found = read_seal(folder)
-    if path.is_file() and path.name not in found.pages:
-        raise BundleError(f"{path}: not among the sealed pages of its folder; expected {PAGE} where it was written")
-    sealed = {**found.files, **found.pages}
+    current = read_seal(folder)
+    if path.is_file() and path.name not in current.pages:
+        raise BundleError(f"{path}: not a sealed page of its folder; expected {PAGE} in the folder of its run")
+    sealed = {**current.files, **current.pages}
     names = set(_names(folder))
     now = {name: _hash(folder / name) for name in sorted(names & sealed.keys())}
-    return Verified(
-        found,
-        content({name: now[name] for name in found.files if name in now}),
+    return Verification(
+        current,
+        content({name: now[name] for name in current.files if name in now}),
         tuple(name for name, value in now.items() if value != sealed[name]),
         tuple(sorted(sealed.keys() - names)),
         tuple(sorted(names - sealed.keys() - set(DERIVED))),
@@ -187,27 +333,21 @@ def verify(path: Path) -> Verified:
 
 
 def require_hash(text: str) -> str:
-    """The digits of a content hash, or its beginning, as they were typed. Raises UsageError for what is none."""
+    """Return the digits of a content hash or of its beginning, as typed. Raises UsageError for other text."""
     digits = "".join(text.split()).lower()
     if not MIN <= len(digits) <= 64 or set(digits) - set("0123456789abcdef"):
-        raise UsageError(f"--hash {text}; expected {MIN} to 64 digits of 0-9 and a-f, as the page has them")
+        raise UsageError(f"--hash {text}; expected {MIN} to 64 digits of 0-9 and a-f, as on the page")
     return digits
 
 
-def _write(folder: Path, found: Seal) -> Seal:
-    said = {
-        "format": SEAL_FORMAT,
-        "sealed": found.on,
-        "content": found.content,
-        "files": found.files,
-        "pages": found.pages,
-    }
-    write_atomically(folder / SEAL_FILE, json.dumps(said, indent=1) + "\n")
-    return found
+def _write(folder: Path, new: Seal) -> Seal:
+    raw = {"format": SEAL_FORMAT, "sealed": new.on, "content": new.content, "files": new.files, "pages": new.pages}
+    write_atomically(folder / SEAL_FILE, json.dumps(raw, indent=1) + "\n")
+    return new
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Every file below a folder but the seal itself and what is half written, sorted."""
+    """Yield the names of all files below a folder, sorted, except the seal and files that are being written."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):

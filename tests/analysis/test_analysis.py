@@ -182,7 +182,7 @@ def test_a_real_run_says_how_it_was_decided_in_words(bundle: Bundle) -> None:
     assert "answered within" in found.headline and "with the seven indexes" in found.headline
     assert "no unexpected outcomes in " in found.headline
     assert found.headline.endswith("21 of 21 functional checks passed.")
-    assert any("Measured on embedded PostgreSQL 18." in line for line in found.weaknesses)
+    assert any("Measured on embedded PostgreSQL 18." in line for line in found.caveat_texts)
     assert found.errors == ()
     assert {rule.name for rule in found.judgement.rules} == {
         *("p95", "error rate", "checks", "indexes valid", "not slower", "benefit")
@@ -277,8 +277,7 @@ def test_a_percentile_needs_its_samples(run: Bundle) -> None:
     assert after.comparison("after-full", "single", "p95") is None
     assert after.judgement.decision is Decision.INCONCLUSIVE
     assert after.judgement.reasons == (
-        "after-full, single: p95 needs 72 samples, has 66. "
-        "It would take 6 more answered requests, about 7 blocks in all.",
+        "after-full, single: p95 needs 72 samples, has 66. Needed: 6 more answered requests, about 7 blocks in all.",
     )
 
 
@@ -306,7 +305,7 @@ def test_one_stray_error_is_inconclusive_and_its_kind_is_named(run: Bundle) -> N
     (reason,) = found.judgement.reasons
     assert reason.startswith("after-full: 1 of 264 requests failed, 0.38 % (95 % interval ")
     assert ": 1 x SQLSTATE 57P01 (it broke)." in reason
-    assert reason.endswith("It would take another run, or more than 1,000 requests in all with no further error.")
+    assert reason.endswith("Needed: another run, or more than 1,000 requests in all with no further error.")
 
 
 def test_errors_under_the_limit_are_shown_and_break_nothing(run: Bundle) -> None:
@@ -412,7 +411,7 @@ def test_one_unhealthy_round_makes_its_comparisons_invalid(
         assert "invalid" not in verdicts(found)[arm, "single"]
     assert found.judgement.decision is (Decision.GO if healthy else Decision.INCONCLUSIVE)
     said = "burst on before: the client was too slow; its numbers are invalid (1 of 6 rounds invalid: "
-    assert any(line.startswith(said) for line in found.weaknesses) is not healthy
+    assert any(line.startswith(said) for line in found.caveat_texts) is not healthy
 
 
 def test_a_short_latency_may_lag_by_the_limit_in_ms(run: Bundle) -> None:
@@ -447,7 +446,7 @@ def test_a_control_that_differs_widens_the_margin_there_and_is_reported(run: Bun
     elsewhere = compared(found, "after-index", "burst")
     assert elsewhere.margin == 0.05 and elsewhere.verdict is Verdict.SLOWER
     assert (found.margin, found.margin_used) == (0.05, max(c.margin for c in found.comparisons))
-    said = [line for line in found.weaknesses if line.startswith("The control arm, identical to before, differs")]
+    said = [line for line in found.caveat_texts if line.startswith("The control differs from before")]
     assert [line.split(" differs in ")[1].split(":")[0] for line in said] == [
         "single (p50 of book",
         "single (p95 of book",
@@ -466,7 +465,7 @@ def test_an_inconclusive_comparison_blocks_nothing_and_says_what_would_settle_it
     c = compared(found, "after-index", "single")
     assert c.verdict is Verdict.INCONCLUSIVE and c.blocks_needed and c.blocks_needed > 6
     assert found.judgement.decision is Decision.GO
-    [said] = [line for line in found.weaknesses if "inconclusive" in line]
+    [said] = [line for line in found.caveat_texts if "inconclusive" in line]
     assert said.startswith("after-index: ") and "single p50 of book" in said and "would settle" in said
 
 
@@ -479,7 +478,7 @@ def test_an_unfinished_run_is_never_a_go(run: Bundle, status: str) -> None:
     found = analyse(run)
     assert found.judgement.decision is Decision.INCONCLUSIVE
     assert found.judgement.reasons[0] == f"the run is {status}: stopped by the user"
-    assert found.weaknesses[0] == f"The run is {status}: 6 of 6 blocks were measured. stopped by the user"
+    assert found.caveat_texts[0] == f"The run is {status}: 6 of 6 blocks were measured. stopped by the user"
 
 
 def test_what_an_unfinished_run_broke_stays_broken(run: Bundle) -> None:
@@ -493,7 +492,7 @@ def test_a_run_that_ended_before_its_first_round_says_so(tmp_path: Path) -> None
     found = analyse(Bundle.create(tmp_path / "run", described))
     assert found.judgement.decision is Decision.INCONCLUSIVE
     assert found.headline == "Nothing was measured."
-    assert found.weaknesses[0] == "The run is running: 0 of 6 blocks were measured."
+    assert found.caveat_texts[0] == "The run is running: 0 of 6 blocks were measured."
     assert (found.levels, found.comparisons, found.plans, found.errors) == ((), (), (), ())
 
 
@@ -512,7 +511,7 @@ def test_a_plan_is_verified_where_the_server_counted_each_execution(run: Bundle)
     assert (after.scans_seen, after.scans_expected, after.verified) == (210, 240, False)
     assert (before.summary, before.buffers, before.rows) == ("Seq Scan on appointments", 6178, 1)
     assert after.summary == "Index Scan using idx_appointments_org_contact_date on appointments"
-    said = [line for line in found.weaknesses if "the plan shown" in line]
+    said = [line for line in found.caveat_texts if "the plan shown" in line]
     assert [line.split(";")[0] for line in said] == [
         f"conflict_check on {arm}: the plan shown was used in 210 of 240 executions" for arm in AFTER
     ]
@@ -538,7 +537,7 @@ def test_queries_sent_as_sql_are_counted_round_by_round_and_only_where_they_succ
 def test_a_plan_that_was_never_executed_is_not_verified_and_not_held_against_the_run(run: Bundle) -> None:
     found = analyse(run)
     assert not any(use.verified for use in found.plans)
-    assert not [line for line in found.weaknesses if "the plan shown" in line]
+    assert not [line for line in found.caveat_texts if "the plan shown" in line]
 
 
 def test_the_headline_is_the_worst_level_before_and_what_became_of_it(run: Bundle) -> None:
@@ -570,30 +569,30 @@ def test_the_headline_says_slower_where_it_is(run: Bundle) -> None:
 
 
 def test_where_it_was_measured_is_held_against_it(run: Bundle) -> None:
-    embedded, network = analyse(run).weaknesses[-2:]
+    embedded, network = analyse(run).caveat_texts[-2:]
     assert embedded.startswith("Measured on embedded PostgreSQL 18.4 that shares 2 cores ")
-    assert network.startswith("No network lies between service and database (--rtt-ms 0)")
+    assert network.startswith("There is no network between service and database (--rtt-ms 0)")
     run.run["parameters"]["rtt_ms"] = 20.0
     run.run["server"] = {"kind": "external"}
-    network = analyse(run).weaknesses[-1]
-    assert network.startswith("A round trip of 20 ms was put between service and database")
+    network = analyse(run).caveat_texts[-1]
+    assert network.startswith("A round trip of 20 ms was added between service and database")
 
 
 def test_what_was_left_out_and_what_failed_while_warming_up_is_said(run: Bundle) -> None:
     run.run["left_out"] = {"arms": [], "scenarios": ["ten", "sustained"]}
     run.run["blocks"][0]["warm_up_failures"] = {"before": 0, "after-full": 3}
-    said = analyse(run).weaknesses
+    said = analyse(run).caveat_texts
     assert "Not measured in this run: scenarios ten, sustained." in said
     assert "after-full: 3 requests of the warm-up failed; they are not among the errors." in said
 
 
 def test_what_so_few_requests_cannot_say_of_the_error_rate_is_said(run: Bundle) -> None:
     said = [
-        line for line in analyse(run).weaknesses if "too few requests to rule out an error rate of 0.1-1.1 %" in line
+        line for line in analyse(run).caveat_texts if "too few requests to rule out an error rate of 0.1-1.1 %" in line
     ]
     assert [line.split(":")[0] for line in said] == AFTER
     run.run["config"]["thresholds"]["error_rate"] = 0.5
-    assert not [line for line in analyse(run).weaknesses if "to rule out an error rate" in line]
+    assert not [line for line in analyse(run).caveat_texts if "to rule out an error rate" in line]
 
 
 def test_a_run_that_left_load_levels_out_is_never_a_go(run: Bundle) -> None:
@@ -615,7 +614,7 @@ def test_an_arm_whose_requests_all_fail_is_an_invalid_comparison_and_a_no_go(run
 
 def test_a_latency_near_the_floor_is_held_against_its_gain(run: Bundle) -> None:
     change(run, slower(10), FLOOR, "burst")  # 10 ms: after-full takes 25
-    near = [line for line in analyse(run).weaknesses if "what the client alone takes" in line]
+    near = [line for line in analyse(run).caveat_texts if "what the client alone takes" in line]
     assert len(near) == 1
     assert near[0].startswith("after-full: under 3 times") and near[0].endswith("burst of book (26 ms).")
 
@@ -670,7 +669,7 @@ def test_when_the_arm_after_fails_more_errors_lead_and_it_is_not_called_faster(r
     assert errors.difference.value == pytest.approx(6 / 30) and errors.fewer_answered == pytest.approx(0.2)
     assert verdicts(found)["after-index", "burst"] == {"invalid"}
     comparison = found.comparison("after-index", "burst")
-    assert comparison and comparison.qualification == "of those answered; 20 % fewer were on after-index"
+    assert comparison and comparison.qualification == "of answered requests; 20 % fewer on after-index"
     assert found.judgement.decision is Decision.NO_GO
     assert any("not failing more" in r.name and r.outcome is Outcome.BROKEN for r in found.judgement.rules)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule, decide
 from perfkit.analysis.results import Changes, Comparison, ErrorChange
-from perfkit.analysis.run_analysis import Evidence, Scans, benefit_rule, borne_out, excludes
+from perfkit.analysis.run_analysis import Evidence, Scans, beats_control, benefit_rule, excludes
 from perfkit.base import stats
 from perfkit.base.stats import Difference, Ratio, Verdict
 
@@ -42,9 +42,9 @@ def compared(value, verdict=Verdict.INCONCLUSIVE, margin=0.05, metric="p50", spr
 FASTER, ALIKE, OPEN = compared(0.4, Verdict.FASTER), compared(1.0, Verdict.EQUIVALENT), compared(0.85, spread=0.5)
 
 
-def judged(*comparisons, scans=UNKNOWN, rules=(), errors=(), whole=True, **config):
+def judged(*comparisons, scans=UNKNOWN, rules=(), errors=(), complete=True, **config):
     run = {**RUN, "config": {**RUN["config"], **config}}
-    return benefit_rule("after", Evidence(run, tuple(rules), Changes(comparisons, tuple(errors)), scans, whole))
+    return benefit_rule("after", Evidence(run, tuple(rules), Changes(comparisons, tuple(errors)), scans, complete))
 
 
 def rule(name, outcome, arm, scenario="burst"):
@@ -72,7 +72,7 @@ def test_a_faster_comparison_is_a_benefit_and_the_largest_is_named():
     ],
 )
 def test_what_the_control_shows_too_is_no_benefit(comparison, borne):
-    assert borne_out(comparison, 0.05) is borne
+    assert beats_control(comparison, 0.05) is borne
     found = judged(comparison)
     assert (found.outcome is Outcome.HOLDS) is borne
     if comparison.verdict is Verdict.FASTER and not borne:
@@ -140,7 +140,7 @@ def test_fewer_failures_or_a_before_that_drifted_leave_no_gain_open():
 
 
 def test_a_run_that_is_not_whole_proves_no_lack_of_benefit():
-    assert judged(ALIKE, whole=False, scans=UNUSED).outcome is Outcome.UNPROVEN
+    assert judged(ALIKE, complete=False, scans=UNUSED).outcome is Outcome.UNPROVEN
 
 
 def test_an_index_that_no_plan_uses_is_no_benefit_of_this_workload():

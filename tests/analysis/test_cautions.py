@@ -1,4 +1,4 @@
-"""What a careful reader holds against a result: each kind of caution where it belongs, and nowhere else."""
+"""What a careful reader holds against a result: each kind of caveat where it belongs, and nowhere else."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ def run(made: Path, tmp_path: Path) -> Bundle:
 
 
 def of(bundle: Bundle, kind: CaveatKind) -> list[Caveat]:
-    return [caution for caution in analyse(bundle).cautions if caution.kind is kind]
+    return [caveat for caveat in analyse(bundle).caveats if caveat.kind is kind]
 
 
 def rounds(facts: Callable[[str, int], Mapping[str, float]], blocks: int = 12) -> list[Round]:
@@ -39,7 +39,7 @@ def rounds(facts: Callable[[str, int], Mapping[str, float]], blocks: int = 12) -
 
 
 def found(facts: Callable[[str, int], Mapping[str, float]]) -> dict[CaveatKind, Caveat]:
-    return {caution.kind: caution for caution in disturbances(RUN, rounds(facts), {})}
+    return {caveat.kind: caveat for caveat in disturbances(RUN, rounds(facts), {})}
 
 
 def medians(effect: Callable[[str, int], float], blocks: int = 12) -> dict[tuple[str, str, str], dict[int, float]]:
@@ -99,18 +99,18 @@ class TestDrift:
         return list(disturbances({**RUN, **run}, [], medians(effect)))
 
     def test_of_all_arms_is_said_with_its_size_and_leaves_ratios_alone(self):
-        (caution,) = self.drifts(lambda _, block: 1.03**block)
-        assert caution.kind is CaveatKind.DRIFT and "all arms together +3" in caution.text
-        assert caution.advice.startswith("Ratios are safe")
+        (caveat,) = self.drifts(lambda _, block: 1.03**block)
+        assert caveat.kind is CaveatKind.DRIFT and "all arms together +3" in caveat.text
+        assert caveat.advice.startswith("Ratios are safe")
 
     def test_of_one_arm_alone_is_not_cancelled(self):
-        (caution,) = self.drifts(lambda arm, block: 1.04**block if arm == "before" else 1.04**-block)
-        assert "all arms" not in caution.text and "before +" in caution.text
-        assert caution.advice.startswith("Pairs of rounds do not cancel")
+        (caveat,) = self.drifts(lambda arm, block: 1.04**block if arm == "before" else 1.04**-block)
+        assert "all arms" not in caveat.text and "before +" in caveat.text
+        assert caveat.advice.startswith("Pairs of rounds do not cancel")
 
     def test_of_arms_that_followed_one_another_spoils_the_comparison(self):
-        (caution,) = self.drifts(lambda _, block: 1.03**block, order="sequential")
-        assert "nothing cancels it" in caution.advice
+        (caveat,) = self.drifts(lambda _, block: 1.03**block, order="sequential")
+        assert "nothing cancels it" in caveat.advice
 
     def test_below_the_margin_or_by_chance_is_not_said(self):
         assert self.drifts(lambda *_: 1.0) == [] and self.drifts(lambda _, block: 1.001**block) == []
@@ -124,7 +124,7 @@ class TestDrift:
 
 class TestWhatTheRunSays:
     def test_a_healthy_run_is_only_told_where_it_was_measured(self, run: Bundle):
-        kinds = {caution.kind for caution in analyse(run).cautions}
+        kinds = {caveat.kind for caveat in analyse(run).caveats}
         assert CaveatKind.MACHINE in kinds
         assert not kinds & {
             CaveatKind.UNFINISHED,
@@ -140,8 +140,8 @@ class TestWhatTheRunSays:
             facts["server_settings"] = {"work_mem": "4MB", "jit": "off"}
         assert of(run, CaveatKind.SETTINGS) == []
         run.run["arms"]["after-full"]["server_settings"] = {"work_mem": "64MB", "jit": "off"}
-        (caution,) = of(run, CaveatKind.SETTINGS)
-        assert "work_mem 64MB instead of 4MB" in caution.text and "after-full" in caution.text
+        (caveat,) = of(run, CaveatKind.SETTINGS)
+        assert "work_mem 64MB instead of 4MB" in caveat.text and "after-full" in caveat.text
         run.run["arms"]["after-full"]["settings"] = {"work_mem": "64MB"}
         assert of(run, CaveatKind.SETTINGS) == []
 
@@ -155,22 +155,22 @@ class TestWhatTheRunSays:
         for round_ in list(run.rounds()):
             if (round_.arm, round_.scenario) == ("before", "burst"):
                 run.add_round(replace(round_, health={**round_.health, "worker_cpu": 0.99}))
-        (caution,) = of(run, CaveatKind.CLIENT)
-        assert "burst on before" in caution.text and "busy 99 %" in caution.text
+        (caveat,) = of(run, CaveatKind.CLIENT)
+        assert "burst on before" in caveat.text and "busy 99 %" in caveat.text
 
     def test_what_was_left_out_or_did_not_end_is_said_first(self, run: Bundle):
         run.run["left_out"] = {"scenarios": ["burst"]}
         run.run["status"] = "interrupted"
-        kinds = [caution.kind for caution in analyse(run).cautions]
+        kinds = [caveat.kind for caveat in analyse(run).caveats]
         assert kinds[:2] == [CaveatKind.UNFINISHED, CaveatKind.LEFT_OUT]
 
     def test_failures_of_the_warm_up_are_said(self, run: Bundle):
         run.run["blocks"][0]["warm_up_failures"] = {"before": 7}
-        (caution,) = of(run, CaveatKind.WARM_UP)
-        assert caution.text.startswith("before: 7 requests of the warm-up failed")
+        (caveat,) = of(run, CaveatKind.WARM_UP)
+        assert caveat.text.startswith("before: 7 requests of the warm-up failed")
 
 
 def test_the_gravest_come_first_and_every_one_has_advice():
     given = [Caveat(kind, str(kind), "Do something.") for kind in reversed(CaveatKind)]
-    assert [caution.kind for caution in gravest_first(given)] == list(CaveatKind)
+    assert [caveat.kind for caveat in gravest_first(given)] == list(CaveatKind)
     assert some(["a", "b"]) == "a, b"

@@ -12,7 +12,7 @@ from synthetic import make_run
 
 from perfkit import config
 from perfkit.analysis import claims as display
-from perfkit.analysis.claims import Judged, MeasuredClaim, elsewhere, judge, judged
+from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, elsewhere, judge, judged
 from perfkit.analysis.report import Run, summary, verdict
 from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject
@@ -33,10 +33,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(bundle)
 
 
-def held_against(run: Run, **claim: Any) -> Judged:
+def held_against(run: Run, **claim: Any) -> JudgedClaim:
     """One claim judged on the made-up run."""
     said = Claim.model_validate({"text": "said", **claim}).model_dump(mode="json")
-    own = MeasuredClaim(run.bundle.run, run.analysis, run.bundle, "before", "after-index")
+    own = ClaimEvidence(run.bundle.run, run.analysis, run.bundle, "before", "after-index")
     (found,) = judge([said], own)
     return found
 
@@ -69,7 +69,7 @@ OUTCOMES = {
 @pytest.mark.parametrize("case", OUTCOMES)
 def test_a_claim_is_held_broken_or_open(case: str) -> None:
     low, high, good, value, interval, outcome = OUTCOMES[case]
-    assert Judged("said", low, high, "ms", "", value, interval, good=good).outcome == outcome  # type: ignore[arg-type]
+    assert JudgedClaim("said", low, high, "ms", "", value, interval, good=good).outcome == outcome  # type: ignore[arg-type]
 
 
 @given(st.lists(Numbers, min_size=5, max_size=5).map(sorted), Numbers, Numbers)
@@ -79,7 +79,7 @@ def test_what_holds_is_never_called_broken_and_less_than_claimed_never_worse(
     low, high = min(one, other), max(one, other)
     least, _, value, _, most = values
     strict, kind = (
-        Judged("said", low, high, "ms", "", value, (least, most), good=good)  # type: ignore[arg-type]
+        JudgedClaim("said", low, high, "ms", "", value, (least, most), good=good)  # type: ignore[arg-type]
         for good in ("", "low")
     )
     assert (strict.outcome == "held") == (strict.holds is True)
@@ -149,7 +149,7 @@ def test_no_error_in_n_requests_excludes_only_rates_above_three_in_n(made: Run) 
 
 def test_errors_that_are_there_have_a_lower_bound_too(made: Run) -> None:
     levels = tuple(replace(x, errors=x.sent // 10) if x.arm == "after-index" else x for x in made.analysis.levels)
-    own = MeasuredClaim(made.bundle.run, replace(made.analysis, levels=levels), made.bundle, "before", "after-index")
+    own = ClaimEvidence(made.bundle.run, replace(made.analysis, levels=levels), made.bundle, "before", "after-index")
     claim = Claim.model_validate({"text": "none", "measure": "error_rate", "high": 0.001}).model_dump()
     (found,) = judge([claim], own)
     failed, sent = (sum(getattr(x, key) for x in levels if x.arm == "after-index") for key in ("errors", "sent"))
@@ -220,7 +220,7 @@ class TestOfTheBookingSystem:
     def test_the_page_says_how_many_held_and_shows_each(self, booking: Run) -> None:
         text = repr(booking.claims)
         assert text.startswith("Expected and measured\n\nOf 11 claims: ")
-        assert "more make sense in the set-up 'checklist' alone: perfkit report --preset checklist." in text
+        assert "more apply only in the set-up 'checklist': perfkit report --preset checklist." in text
         assert "they take about 340 kB of 2.2 MB (after-index)" in text
         assert "the index lab measures it: perfkit indexes ablate" in text
         assert "<h2>Expected and measured</h2>" in booking.claims.html
@@ -232,7 +232,7 @@ class TestOfTheBookingSystem:
         (burst,) = (line for line in lines if line.startswith("30 at once (burst)"))
         assert [words in burst for words in ("669 to 817", "432 to 528", "405 to 495")] == [True] * 3
         (ten,) = (line for line in lines if line.startswith("10 concurrent (ten)"))
-        assert "nothing claimed" in ten
+        assert "no claim" in ten
         assert any("Set-up 'checklist': scale standard, a round trip of 0 ms" in line for line in lines)
 
     def test_the_verdict_holds_each_with_its_outcome_and_the_summary_those_that_did_not_hold(
@@ -249,7 +249,7 @@ class TestOfTheBookingSystem:
 
     def test_a_labs_summary_in_the_run_is_used_for_what_the_lab_alone_measures(self, booking: Run) -> None:
         text = "no risk: they do not affect data"
-        own = Judged(text, None, 0, "share", "measured under load", 0.12, (0.05, 0.2), measure="insert_slowdown")
+        own = JudgedClaim(text, None, 0, "share", "measured under load", 0.12, (0.05, 0.2), measure="insert_slowdown")
         lab = json.loads(json.dumps({"claims": [dict(_fields(own))]}))
         found = judged({**booking.bundle.run, "lab": lab}, booking.analysis, booking.bundle)
         assert next(claim for claim in found if claim.text == text) == own
@@ -257,8 +257,8 @@ class TestOfTheBookingSystem:
         assert next(claim for claim in old if claim.text == text).outcome == "not measured"
 
 
-def _fields(claim: Judged) -> list[tuple[str, Any]]:
-    return [(name, getattr(claim, name)) for name in Judged.__dataclass_fields__]
+def _fields(claim: JudgedClaim) -> list[tuple[str, Any]]:
+    return [(name, getattr(claim, name)) for name in JudgedClaim.__dataclass_fields__]
 
 
 def test_a_run_without_claims_and_an_older_bundle_have_no_such_section(made: Run) -> None:

@@ -151,12 +151,14 @@ def test_only_slower_breaks_and_only_invalid_leaves_a_comparison_open(verdict, o
 
 def test_an_inconclusive_comparison_says_that_it_blocks_nothing():
     found = comparison_rule("a", "ten", "p50", Verdict.INCONCLUSIVE, Ratio(1.1, 0.9, 1.3, 0.2, 12, 0.1))
-    assert found.text == ("a, ten: p50 is inconclusive (1.1 of before, 95 % interval 0.9 to 1.3). This blocks nothing.")
+    assert found.text == (
+        "a, ten: p50 is inconclusive (1.1 of before, 95 % interval 0.9 to 1.3). This does not block a GO."
+    )
 
 
 def test_a_comparison_without_a_ratio_says_why():
     found = comparison_rule("a", "ten", "p95", Verdict.INVALID, None)
-    assert found.text == "a, ten: p95 cannot be compared: the rounds are too few or unhealthy."
+    assert found.text == "a, ten: p95 cannot be compared: there are too few healthy rounds."
     assert (found.value, found.bound) == (None, None)
 
 
@@ -208,7 +210,7 @@ def test_without_a_benefit_there_is_no_go_and_where_none_was_judged_neither():
     assert decide([HOLDS, benefit(Outcome.UNPROVEN)], ["after-index"]).decision is Decision.INCONCLUSIVE
     assert decide([UNPROVEN, benefit(Outcome.ABSENT)], ["after-index"]).decision is Decision.NO_BENEFIT
     found = decide([HOLDS], ["after-index"])
-    assert found.reasons == ("after-index: whether it has a benefit was not judged.",)
+    assert found.reasons == ("after-index: its benefit was not judged.",)
     assert found.decision is Decision.INCONCLUSIVE
 
 
@@ -221,7 +223,7 @@ def test_an_arm_without_benefit_beside_one_with_leaves_both_open_and_says_how_to
     rules = [benefit(Outcome.HOLDS), benefit(Outcome.ABSENT, "after-full")]
     found = decide(rules, ["after-index", "after-full"])
     assert found.decision is Decision.INCONCLUSIVE
-    assert found.reasons == ("A sentence. The others can be decided on without it.",)
+    assert found.reasons == ("A sentence. Decide on the other arms without it.",)
 
 
 def test_arms_before_the_change_are_shown_and_do_not_decide():

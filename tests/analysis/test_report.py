@@ -154,7 +154,7 @@ def test_the_verdict_is_for_machines(report: Path) -> None:
 def test_the_summary_can_be_pasted(report: Path) -> None:
     text = (report.parent / "summary.md").read_text()
     assert text.startswith("**GO** · ")
-    assert "| 30 at once (burst) |" in text and "What weakens this:" in text
+    assert "| 30 at once (burst) |" in text and "Limitations:" in text
 
 
 def test_the_raw_data_has_a_line_per_request(report: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.analysis.claims import Judged
+from perfkit.analysis.claims import JudgedClaim
 from perfkit.analysis.report import Run
 from perfkit.app import api
 from perfkit.base.errors import BundleError, UsageError
@@ -352,7 +352,7 @@ def level(**given_: Any) -> Scenario:
 def test_a_claim_holds_where_the_whole_interval_lies_within_it(
     low: float | None, high: float | None, value: float | None, interval: tuple[float, float] | None, holds: bool | None
 ) -> None:
-    assert Judged("claimed", low, high, "share", "", value, interval).holds is holds
+    assert JudgedClaim("claimed", low, high, "share", "", value, interval).holds is holds
 
 
 TABLES = {

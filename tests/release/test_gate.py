@@ -28,7 +28,8 @@ from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle
 from perfkit.base.stats import Interval
 from perfkit.config.judging import Thresholds
-from perfkit.release.gate import Gate, GateItem, RecordedAnswer, WatchState, decide, judge
+from perfkit.release.decision import Gate, GateItem, RecordedAnswer
+from perfkit.release.gate import WatchState, decide, judge
 
 ARMS = ("after-index", "after-full")
 ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")
@@ -325,7 +326,7 @@ def test_each_threshold_becomes_a_rule_of_every_load_level_and_throughput_one_of
             "are under 30, but their upper bound is not (95 % interval 25 to 34).",
         ),
         (Interval(40, 0, float("inf"), 90, 1), "unproven", "lower bound does not (one round sets no lower bound)."),
-        (None, "unproven", "no throughput is known, for a round answered nothing."),
+        (None, "unproven", "no throughput is known because a round answered no request."),
     ],
 )
 def test_a_throughput_holds_and_breaks_by_its_whole_interval(
@@ -339,7 +340,7 @@ def test_what_is_unproven_says_about_how_many_blocks_it_would_take() -> None:
     # log(520/480) is 1.96 times log(500/480): 12 blocks become 12 x 3.84
     found = latency_rule("after-full", "burst", 95, Interval(480, 440, 520, 400, 12), 500, 400)
     assert found.needs == "about 47 blocks in all, if the spread stays as it is."
-    assert found.reason.endswith("It would take about 47 blocks in all, if the spread stays as it is.")
+    assert found.reason.endswith("Needed: about 47 blocks in all, if the spread stays as it is.")
 
 
 def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
@@ -352,9 +353,9 @@ def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
 def test_an_estimate_at_its_limit_is_not_promised_to_be_proven() -> None:
     assert (
         bound_needed(Interval(499.99, 400, 600, 100, 12), 500)
-        == "more than 1000 blocks: the estimate is too near to the limit."
+        == "more than 1000 blocks: the estimate is too close to the limit."
     )
-    assert bound_needed(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks than 1: so few set no bound."
+    assert bound_needed(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks (now 1) to set a bound."
 
 
 @given(st.floats(1, 1e4), st.floats(1.001, 3), st.floats(1.001, 3), st.integers(2, 50))

@@ -18,8 +18,7 @@ from perfkit.app import api
 from perfkit.app.cli import main
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.release import gate as answers
-from perfkit.release.gate import Gate
+from perfkit.release.decision import Gate, read_answers
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.show.render import GATE, execute
 
@@ -79,7 +78,7 @@ def page(run: Path) -> str:
 def test_unanswered_it_is_open_and_says_how_to_answer(run: Path) -> None:
     said = gate(100, run)
     assert said.startswith("INCONCLUSIVE: 30 at once: ")
-    assert '- Team ready for launch: not answered. It would take --answer "Team ready for launch=yes"' in said
+    assert '- Team ready for launch: not answered. Needed: --answer "Team ready for launch=yes"' in said
     assert said.splitlines()[-1] == f"content hash {json.loads((run / 'seal.json').read_text())['content']}"
     assert str(run / "decision.html") in said.splitlines()
 
@@ -89,18 +88,18 @@ def test_answers_are_kept_and_once_all_are_yes_it_is_a_go(run: Path) -> None:
     said = gate(0, run, *answered(QUESTIONS[1]), "--by", "QA Lead")
     assert said.startswith("GO: ") and "✓ holds" in said
     assert decided(run).decision == "GO"  # they are in the folder
-    assert [(own.question, own.answer, own.by) for own in answers.read(run)] == [
+    assert [(own.question, own.answer, own.by) for own in read_answers(run)] == [
         (QUESTIONS[0], "yes", "Ops Lead"),
         (QUESTIONS[1], "yes", "QA Lead"),
     ]
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", own.on) for own in answers.read(run))
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", own.on) for own in read_answers(run))
 
 
 def test_a_later_answer_counts_and_the_earlier_is_kept(run: Path) -> None:
     assert decided(run, *(f"{name}=yes" for name in QUESTIONS), by="Ops Lead").decision == "GO"
     said = gate(99, run, "--answer", f"{QUESTIONS[0]}=No", "--by", "QA Lead")
     assert said.startswith("NO-GO: ") and f"- {QUESTIONS[0]}: no, said by QA Lead, on " in said
-    assert [own.answer for own in answers.read(run)] == ["yes", "yes", "no"]
+    assert [own.answer for own in read_answers(run)] == ["yes", "yes", "no"]
 
 
 def test_an_answer_of_the_configuration_counts_until_somebody_says_otherwise(run: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_watch_that_is_required_and_not_named_leaves_it_open(run: Path) -> Non
     bundle.run["config"]["release"]["monitoring"] = True
     bundle.update()
     assert decided(run, *(f"{name}=yes" for name in QUESTIONS), by="Ops Lead").reasons == (
-        "No watch was named, so none was reached. It would take a watch that runs, named by --watch FOLDER.",
+        "Monitoring was not checked. Needed: a running watch; pass its folder with --watch FOLDER.",
     )
 
 
@@ -134,12 +133,12 @@ def test_an_older_bundle_without_a_release_is_judged_by_its_rules(tmp_path: Path
     old.run["config"]["thresholds"] = {"p95_ms": 500, "error_rate": 0.001}
     old.update()
     assert gate(0, old.path).startswith("GO: ")
-    assert "the configuration asks no question" in page(old.path)
+    assert "the configuration has no questions" in page(old.path)
 
 
 def test_a_rehearsed_rollback_is_nothing_to_ship(run: Path) -> None:
     Bundle.open(run).update(rollback={"word": "as before"})
-    assert refusal(2, "gate", run).endswith("a rollback, rehearsed; expected the run of a change that is to be shipped")
+    assert refusal(2, "gate", run).endswith("a rehearsed rollback; expected the run of a change that is to be shipped")
 
 
 def test_the_release_goes_into_the_bundle_of_a_run() -> None:
@@ -237,7 +236,7 @@ def test_two_who_answer_at_once_are_both_heard(run: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(answer, range(4)))
-    assert sorted(own.by for own in answers.read(run)) == [f"person {number}" for number in range(4)]
+    assert sorted(own.by for own in read_answers(run)) == [f"person {number}" for number in range(4)]
     assert perfkit("verify", run).exit_code == 0
 
 
@@ -292,8 +291,12 @@ def test_an_answer_given_later_changes_the_hash(run: Path) -> None:
         (["--answer", "Ready=yes", "--by", "A"], 2, "question 'Ready' is unknown; expected one of: \"Team ready"),
         (["--answer", "Team ready for launch=perhaps", "--by", "A"], 2, "expected QUESTION=yes or QUESTION=no"),
         (["--answer", "yes", "--by", "A"], 2, "--answer yes; expected QUESTION=yes or QUESTION=no"),
-        (["--answer", "Team ready for launch=yes"], 2, "--by is missing; expected who says it"),
-        (["--answer", "Team ready for launch=yes", "--by", " "], 2, "--by is missing; expected who says it"),
+        (["--answer", "Team ready for launch=yes"], 2, "--by is missing; expected the name of the person who answers"),
+        (
+            ["--answer", "Team ready for launch=yes", "--by", " "],
+            2,
+            "--by is missing; expected the name of the person who answers",
+        ),
         (["--by", "A"], 2, "--by A; expected an --answer with it"),
         ([*answered(QUESTIONS[0]), *answered(QUESTIONS[0]), "--by", "A"], 2, "expected one answer to 'Team ready for"),
         ([*answered(QUESTIONS[0]), "--by", "A\x1b[31m"], 2, "expected a name in one line of at most 100 characters"),

@@ -14,7 +14,7 @@ from perfkit.base.errors import BundleError
 from perfkit.monitor.metrics import Metrics
 from perfkit.monitor.model import Event
 from perfkit.monitor.store import Store
-from perfkit.release.gate import WatchState, look
+from perfkit.release.gate import WatchState, watch_state
 
 TICKS = quiet(hours=0.02)
 LAST = TICKS[-1].at
@@ -35,7 +35,7 @@ def note(text: str) -> Event:
 
 
 def found(folder: Path, age: float) -> WatchState:
-    return look(folder, lambda: LAST + age)
+    return watch_state(folder, lambda: LAST + age)
 
 
 @pytest.mark.parametrize(("age", "alive"), [(0, True), (4, True), (29, True), (31, False), (86400, False), (-4, True)])
@@ -45,13 +45,13 @@ def test_a_watch_is_alive_while_its_last_interval_is_younger_than_three(
     seen = found(watch(tmp_path / "watch"), age)
     assert (seen.alive, seen.age) == (alive, f"{age} s old")
     assert f"ended {age} s ago; its intervals are 10 s long" in seen.text
-    assert seen.text.endswith("No alert stands." if alive else "so it does not run.")
+    assert seen.text.endswith("No alert is active." if alive else "so the watch is not running.")
 
 
 def test_a_watch_from_the_future_is_not_believed(tmp_path: Path) -> None:
     seen = found(watch(tmp_path / "watch"), -3600)
     assert (seen.alive, seen.age) == (False, "in the future")
-    assert seen.text.endswith("ends 3600 s from now: a clock is wrong.")
+    assert seen.text.endswith("ends 3600 s from now: one of the clocks is wrong.")
 
 
 def test_a_watch_that_has_only_begun_is_not_ready(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_alerts_that_stand_are_named_and_forbid_nothing(tmp_path: Path) -> None:
     raised = [Event("raised", name, 1, LAST, "p95 712 ms", f"latency-{name}", "P2") for name in ("600", "700")]
     cleared = Event("cleared", "700", 2, LAST, "p95 300 ms", "latency-700", "P2")
     seen = found(watch(tmp_path / "watch", *raised, cleared), 4)
-    assert seen.alive and seen.text.endswith("Alerts that stand: P2 latency-600.")
+    assert seen.alive and seen.text.endswith("Active alerts: P2 latency-600.")
 
 
 def test_a_folder_that_is_no_watchs_is_one_line_and_decides_nothing(tmp_path: Path) -> None:
@@ -101,6 +101,6 @@ def test_a_dead_watch_leaves_the_decision_open_where_none_was_even_required(tmp_
     dead = watch(tmp_path / "watch")
     decided = api.decide(run, watch=dead).decided
     assert (decided.gate.decision, decided.watch) == ("INCONCLUSIVE", "watch")
-    assert decided.gate.reasons[0].endswith("It would take a watch that runs, named by --watch FOLDER.")
+    assert decided.gate.reasons[0].endswith("Needed: a running watch; pass its folder with --watch FOLDER.")
     shutil.rmtree(dead)
     assert api.decide(bundle=run).decided == decided

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.analysis.policy import Decision, Outcome
-from perfkit.release.decision import Decided
-from perfkit.release.gate import Gate, GateItem
+from perfkit.release.decision import DecisionRecord, Gate, GateItem
 from perfkit.release.report import junit
 
 # What the schema of Jenkins' plugin, the strictest of the usual readers, knows of each element.
@@ -31,8 +30,10 @@ def made(name: str = "smoke checks", outcome: Outcome = Outcome.HOLDS, group: st
     return GateItem(group, name, "all 3 pass", "one fails", "3 of 3", "3 of 3", "measured once", outcome, text, needs)
 
 
-def decided(*items: GateItem, title: str = "Clinic booking webhook") -> Decided:
-    return Decided(Gate(Decision.NO_GO, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False)
+def decided(*items: GateItem, title: str = "Clinic booking webhook") -> DecisionRecord:
+    return DecisionRecord(
+        Gate(Decision.NO_GO, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False
+    )
 
 
 def read(text: str) -> ElementTree.Element:
@@ -50,7 +51,7 @@ def test_an_item_is_a_case_broken_is_a_failure_and_unproven_is_skipped_with_what
     assert failure.text == "measured: 3 of 3\nlimit: 3 of 3\nevidence: measured once"
     useless = cases["no benefit"].find("failure")
     assert (failure.get("type"), useless is not None and useless.get("type")) == ("broken", "no benefit")
-    assert skipped is not None and str(skipped.get("message")).endswith("It would take another run.")
+    assert skipped is not None and str(skipped.get("message")).endswith("Needed: another run.")
     assert [child.tag for child in cases["holds"]] == ["system-out"]
 
 

@@ -64,7 +64,7 @@ def test_a_plan_that_differs_for_another_reason_says_that_the_set_is_not_in_it()
     item = plan_item(RollbackPlan("mine", scan(**BY_INDEX), before=scan()), {"another"})
     assert item.word is Word.DIFFERENT
     assert item.text.startswith("mine: Seq Scan on orders -> Index Scan using orders_customer; ")
-    assert item.text.endswith("; no index of the set is in it: statistics, data or settings are others.")
+    assert item.text.endswith("; the plan uses no index of the set: statistics, data or settings differ.")
 
 
 def test_plans_that_could_not_be_made_alike_settle_nothing() -> None:
@@ -78,7 +78,7 @@ def test_without_a_plan_from_before_a_plan_is_shown_and_not_judged() -> None:
     item = plan_item(RollbackPlan("mine", scan(), with_set=scan(**BY_INDEX)), {"orders_customer"})
     assert item.word is None
     assert item.text.startswith("mine: Index Scan using orders_customer on orders -> Seq Scan; ")
-    assert item.text.endswith("; no index of the set is in the plan; what it was before them is not known.")
+    assert item.text.endswith("; the plan uses no index of the set; the plan before them is not known.")
 
 
 def compared(verdict: Verdict, lo: float, hi: float, metric: str = "p50", needed: int | None = 40) -> RollbackItem:
@@ -91,17 +91,23 @@ def compared(verdict: Verdict, lo: float, hi: float, metric: str = "p50", needed
     ("verdict", "lo", "hi", "word", "said"),
     [
         (Verdict.EQUIVALENT, 0.98, 1.04, Word.SAME, "[0.980, 1.04]: equivalent within 5.00 %."),
-        (Verdict.FASTER, 0.8, 0.9, Word.SAME, "faster, and so not slower."),
+        (Verdict.FASTER, 0.8, 0.9, Word.SAME, ": faster."),
         (Verdict.SLOWER, 1.1, 1.3, Word.DIFFERENT, "[1.10, 1.30]: slower."),
-        (Verdict.INVALID, 0.9, 1.1, Word.OPEN, "the rounds are too few or unhealthy to be compared."),
+        (Verdict.INVALID, 0.9, 1.1, Word.OPEN, "too few healthy rounds to compare."),
         (
             Verdict.INCONCLUSIVE,
             0.9,
             1.12,
             Word.SAME,
-            "not slower by more than 12.0 %; about 40 blocks in place of 6 would tell whether it is equivalent.",
+            "at most 12.0 % slower; about 40 blocks instead of 6 would show whether it is equivalent.",
         ),
-        (Verdict.INCONCLUSIVE, 0.7, 1.5, Word.OPEN, "inconclusive, slower by 50.0 % is possible; about 40 blocks in"),
+        (
+            Verdict.INCONCLUSIVE,
+            0.7,
+            1.5,
+            Word.OPEN,
+            "inconclusive, up to 50.0 % slower is possible; about 40 blocks in",
+        ),
     ],
 )
 def test_a_latency_is_as_before_where_its_interval_excludes_a_slowdown(
@@ -113,7 +119,7 @@ def test_a_latency_is_as_before_where_its_interval_excludes_a_slowdown(
 
 def test_a_tail_that_says_nothing_is_shown_and_decides_nothing() -> None:
     assert compared(Verdict.INCONCLUSIVE, 0.7, 1.5, "p95").word is None
-    assert "more than 1,000 blocks in place of 6" in compared(Verdict.INCONCLUSIVE, 0.7, 1.5, needed=None).text
+    assert "more than 1,000 blocks instead of 6" in compared(Verdict.INCONCLUSIVE, 0.7, 1.5, needed=None).text
 
 
 def test_a_comparison_without_rounds_is_not_settled() -> None:
@@ -150,8 +156,8 @@ def test_every_index_that_is_left_is_named_with_why(tmp_path: Path) -> None:
     items = list(index_items(states, [Dropped("a", "dropped", bytes=8192, seconds=0.0123)]))
     assert [(item.word, item.text) for item in items] == [
         (Word.SAME, "a: dropped in 12.3 ms, 8.00 kB freed."),
-        (Word.DIFFERENT, "a is left: a exists already as b; expected c."),
-        (Word.DIFFERENT, "a is left and invalid."),
+        (Word.DIFFERENT, "a still exists: a exists already as b; expected c."),
+        (Word.DIFFERENT, "a still exists and is invalid."),
         (Word.OPEN, "a: cannot be judged: no right."),
     ]
 
@@ -232,7 +238,7 @@ def test_a_rehearsal_proves_it_by_catalogue_plans_sizes_and_rounds(home: Path, t
     assert run["command"].startswith("perfkit rollback --config ")
     assert run["arms"]["before"]["table_bytes"] == run["arms"]["rolled-back"]["table_bytes"]
     page = done.render().read_text()
-    assert "Rolled back: is it as before?" in page and "<script" not in page
+    assert "Rolled back: is everything as before?" in page and "<script" not in page
     assert f"<title>{found.word}: Rollback of set: Shop</title>" in page
 
 
@@ -255,7 +261,9 @@ def test_a_rehearsal_finds_an_index_that_somebody_defined_otherwise_and_a_table_
     assert found.word is Word.DIFFERENT
     left = texts(found, "indexes")["others_total"]
     assert left.word is Word.DIFFERENT
-    assert left.text.startswith("others_total is left: others_total exists already as CREATE INDEX others_total ON ")
+    assert left.text.startswith(
+        "others_total still exists: others_total exists already as CREATE INDEX others_total ON "
+    )
     assert texts(found, "indexes")["orders_customer"].word is Word.SAME
     assert texts(found, "sizes")["others"].word is Word.DIFFERENT
     assert texts(found, "sizes")["orders"].word is Word.SAME

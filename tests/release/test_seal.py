@@ -149,7 +149,7 @@ def test_a_seal_that_is_none_is_one_line(folder: Path, content: str | None, said
 
 def test_a_page_that_was_never_sealed_is_one_line(folder: Path) -> None:
     shutil.copy(folder / decision.PAGE, folder / "copy.html")
-    with pytest.raises(BundleError, match=r"not among the sealed pages of its folder; expected decision\.html"):
+    with pytest.raises(BundleError, match=r"not a sealed page of its folder; expected decision\.html"):
         decision.verify(folder / "copy.html")
 
 

@@ -31,7 +31,7 @@ from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import progress
 from perfkit.postgres.guards import Permission
 from perfkit.release import decision
-from perfkit.release.rollback import EXIT, RollbackSpec, Word, ready
+from perfkit.release.rollback import EXIT, RollbackSpec, Word, prepare
 
 
 @click.command()
@@ -185,7 +185,7 @@ def _script(
 ) -> str:
     values, run = (Path(name) if name else None for name in (parameters, against))
     with progress() as say:
-        prepared = ready(
+        prepared = prepare(
             RollbackSpec(db, file, query, values, run, rounds, tls), Permission((), confirm, production, ask()), say
         )
     return visible(prepared.script())
