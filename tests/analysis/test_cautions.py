@@ -58,7 +58,7 @@ class TestWhatDisturbedRounds:
         ("kind", "facts", "quiet", "said"),
         [
             (CaveatKind.STEAL, {"steal": 0.03}, {"steal": 0.005}, "before 3.0 %, after-full 3.0 %"),
-            (CaveatKind.OTHER_LOAD, {"others": 0.5}, {"others": 0.1}, "per processor before 0.5, after-full 0.5"),
+            (CaveatKind.OTHER_LOAD, {"others": 0.5}, {"others": 0.1}, "per processor: before 0.5, after-full 0.5"),
             (CaveatKind.CHECKPOINT, {"checkpoints": 1.0}, {"checkpoints": 0.0}, "24 of 24 rounds"),
             (CaveatKind.AUTOVACUUM, {"autovacuums": 1.0}, {"autovacuums": 0.0}, "24 of 24 rounds"),
             (
@@ -79,7 +79,7 @@ class TestWhatDisturbedRounds:
         text = found(lambda arm, block: {"checkpoints": float((arm, block) == ("before", 3))})[
             CaveatKind.CHECKPOINT
         ].text
-        assert text == "A checkpoint was being written during 1 of 24 rounds (burst on before 1 of 12)."
+        assert text == "A checkpoint ran during 1 of 24 rounds (burst on before 1 of 12)."
 
     def test_says_what_looking_parameters_up_took_and_whether_it_is_in_the_times(self):
         looked_up = rounds(lambda *_: {"lookup_ms": 0.25})
@@ -106,7 +106,7 @@ class TestDrift:
     def test_of_one_arm_alone_is_not_cancelled(self):
         (caveat,) = self.drifts(lambda arm, block: 1.04**block if arm == "before" else 1.04**-block)
         assert "all arms" not in caveat.text and "before +" in caveat.text
-        assert caveat.advice.startswith("Pairs of rounds do not cancel")
+        assert caveat.advice.startswith("Pairing does not cancel")
 
     def test_of_arms_that_followed_one_another_spoils_the_comparison(self):
         (caveat,) = self.drifts(lambda _, block: 1.03**block, order="sequential")

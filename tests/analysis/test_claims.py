@@ -181,7 +181,7 @@ def test_a_percentile_without_the_samples_for_it_says_how_many_it_takes(made: Ru
     run = Run(made.bundle)
     run.analysis = replace(made.analysis, levels=few)
     found = held_against(run, measure="p95_ms", scenario="burst", high=1)
-    assert (found.outcome, found.why) == ("not measured", "it takes 72 requests, here 30")
+    assert (found.outcome, found.why) == ("not measured", "72 requests are needed, 30 were answered")
 
 
 def test_numbers_of_a_client_that_was_too_slow_are_held_against_nothing(made: Run) -> None:

@@ -89,8 +89,8 @@ NONE, STRAY = [(0, 30)] * 80, [(1, 30), *[(0, 30)] * 10]
             "180 of 180 requests failed, 100 % (95 % interval 98 % to 100 %); the limit is 0.1 %",
         ),
         (STRAY, 0, "broken", "1 of 330 requests failed"),
-        ([(0, 0)], 0.001, "unproven", "no request was counted, so no error rate is known."),
-        ([], 0.001, "unproven", "no request was counted, so no error rate is known."),
+        ([(0, 0)], 0.001, "unproven", "no request was counted, so the error rate is not known."),
+        ([], 0.001, "unproven", "no request was counted, so the error rate is not known."),
     ],
 )
 def test_errors_are_judged_by_their_pooled_count_in_an_interval_by_rounds(rounds, limit, outcome, sentence):

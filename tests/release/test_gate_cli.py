@@ -171,7 +171,7 @@ def test_the_page_holds_matrix_plan_risks_answers_lines_to_sign_and_the_hash(run
         assert text in html
     assert all(f'<th scope="row">{name}</th><td></td><td></td>' in html for name in config.load().release.sign_off)
     assert content[:12] in html and " ".join(re.findall(".{8}", content)) in html
-    assert "<script" not in html and "checksum and no signature" in html
+    assert "<script" not in html and "checksum, not a signature" in html
     assert str(run.parent) not in html  # no path of this machine
 
 

@@ -69,9 +69,9 @@ def test_a_plan_that_differs_for_another_reason_says_that_the_set_is_not_in_it()
 
 def test_plans_that_could_not_be_made_alike_settle_nothing() -> None:
     item = plan_item(
-        RollbackPlan("mine", scan(**BY_INDEX), before=scan(), unlike="planned for any values"), {"another"}
+        RollbackPlan("mine", scan(**BY_INDEX), before=scan(), unlike="planned without values"), {"another"}
     )
-    assert item.word is Word.OPEN and item.text.endswith("; planned for any values, so that may be why.")
+    assert item.word is Word.OPEN and item.text.endswith("; planned without values, which may be the cause.")
 
 
 def test_without_a_plan_from_before_a_plan_is_shown_and_not_judged() -> None:
@@ -279,7 +279,7 @@ def test_a_rehearsal_finds_what_the_indexes_left_in_others_where_updates_had_roo
     assert found.word is Word.DIFFERENT
     grown = texts(found, "sizes")["orders"]
     assert grown.word is Word.DIFFERENT and "its indexes " in grown.text, grown
-    assert grown.text.endswith("what rows changed meanwhile left in them goes with REINDEX TABLE CONCURRENTLY.")
+    assert grown.text.endswith("row changes bloated the indexes; REINDEX TABLE CONCURRENTLY removes that.")
     assert {item.word for item in texts(found, "indexes").values()} == {Word.SAME}
 
 

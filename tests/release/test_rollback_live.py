@@ -98,8 +98,8 @@ def test_a_dry_run_shows_the_sql_and_what_would_be_looked_at(theirs: Theirs) -> 
     assert done.stdout.splitlines()[2:] == [
         "DROP INDEX CONCURRENTLY public.others_total;",
         "DROP INDEX CONCURRENTLY public.orders_customer;",
-        "-- planned before and after, not executed for it: query 1",
-        "-- planned before and after, not executed for it: query 2",
+        "-- planned before and after, not executed: query 1",
+        "-- planned before and after, not executed: query 2",
         "-- sent before and after, 3 rounds of 5 s, 2 a second, read-only: query 1",
         "-- not sent: query 2: it writes, locks rows or calls a volatile function",
     ]
@@ -109,7 +109,7 @@ def test_a_dry_run_shows_the_sql_and_what_would_be_looked_at(theirs: Theirs) -> 
 def test_without_queries_the_catalogue_alone_is_the_proof(theirs: Theirs) -> None:
     done = theirs.rollback()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("as before: Indexes of the set that are gone: 2.\n")
+    assert done.stdout.startswith("as before: Indexes dropped: 2.\n")
     assert "No plan was checked" in done.stdout and theirs.indexes() == {}
     page = Path(done.stdout.splitlines()[-1])
     assert page.name == "rollback.html" and "Content-Security-Policy" in page.read_text()
