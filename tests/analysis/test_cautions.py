@@ -110,7 +110,7 @@ class TestDrift:
 
     def test_of_arms_that_followed_one_another_spoils_the_comparison(self):
         (caveat,) = self.drifts(lambda _, block: 1.03**block, order="sequential")
-        assert "nothing cancels it" in caveat.advice
+        assert "nothing cancels the drift" in caveat.advice
 
     def test_below_the_margin_or_by_chance_is_not_said(self):
         assert self.drifts(lambda *_: 1.0) == [] and self.drifts(lambda _, block: 1.001**block) == []
