@@ -98,7 +98,7 @@ def test_answers_are_kept_and_once_all_are_yes_it_is_a_go(run: Path) -> None:
 def test_a_later_answer_counts_and_the_earlier_is_kept(run: Path) -> None:
     assert decided(run, *(f"{name}=yes" for name in QUESTIONS), by="Ops Lead").decision == "GO"
     said = gate(99, run, "--answer", f"{QUESTIONS[0]}=No", "--by", "QA Lead")
-    assert said.startswith("NO-GO: ") and f"- {QUESTIONS[0]}: no, said by QA Lead, on " in said
+    assert said.startswith("NO-GO: ") and f"- {QUESTIONS[0]}: no, answered by QA Lead, on " in said
     assert [own.answer for own in read_answers(run)] == ["yes", "yes", "no"]
 
 
