@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perfkit.analysis.caveats import circumstances
-from perfkit.analysis.claims import JudgedClaim, ClaimEvidence, judge
+from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units

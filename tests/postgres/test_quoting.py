@@ -10,8 +10,8 @@ from scripts import run_all
 from perfkit.explain.facts import ask, candidate, predicates, quoted, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
-from perfkit.postgres.sqltext import KEYWORDS
 from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.postgres.sqltext import KEYWORDS
 
 QUOTED_BY_SERVER = "SELECT word, quote_ident(word) AS quoted FROM pg_get_keywords()"
 NAMES = ["visits", "Day", "a b", "a$b", "1st", "_x", 'say "so"', "naïve", "x9", "", "a.b"]
