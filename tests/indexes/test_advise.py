@@ -370,7 +370,7 @@ def test_what_an_index_finds_already_needs_no_other(shop: Shop) -> None:
 def test_an_or_over_two_tables_is_a_union(shop: Shop) -> None:
     shop.assert_no_index(
         "SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id WHERE o.id = 77 OR c.name = 'Name 7'",
-        because="over columns of several tables (c, o)",
+        because="compares columns of several tables (c, o)",
         rewrite="SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id WHERE o.id = 77\nUNION ALL\n"
         "SELECT o.id FROM orders o JOIN customers c ON c.id = o.customer_id WHERE c.name = 'Name 7' AND (o.id = 77) "
         "IS NOT TRUE",
