@@ -447,7 +447,7 @@ def test_a_control_that_differs_widens_the_margin_there_and_is_reported(run: Bun
     assert elsewhere.margin == 0.05 and elsewhere.verdict is Verdict.SLOWER
     assert (found.margin, found.margin_used) == (0.05, max(c.margin for c in found.comparisons))
     said = [line for line in found.caveat_texts if line.startswith("The control differs from before")]
-    assert [line.split(" differs in ")[1].split(":")[0] for line in said] == [
+    assert [line.split(" differs from before in ")[1].split(":")[0] for line in said] == [
         "single (p50 of book",
         "single (p95 of book",
     ]
@@ -616,7 +616,7 @@ def test_a_latency_near_the_floor_is_held_against_its_gain(run: Bundle) -> None:
     change(run, slower(10), FLOOR, "burst")  # 10 ms: after-full takes 25
     near = [line for line in analyse(run).caveat_texts if "what the client alone takes" in line]
     assert len(near) == 1
-    assert near[0].startswith("after-full: under 3 times") and near[0].endswith("burst of book (26 ms).")
+    assert near[0].startswith("after-full: less than 3 times") and near[0].endswith("burst of book (26 ms).")
 
 
 # Damage

@@ -164,7 +164,7 @@ LACKING: dict[str, tuple[dict[str, Any], str]] = {
     "a level that was left out": ({"measure": "p95_ms", "scenario": "gone"}, "no round of gone on after-index"),
     "what no one compares": ({"measure": "latency_saved", "scenario": "gone"}, "not compared on after-index"),
     "before against itself": ({"measure": "throughput_change", "scenario": "ten", "arm": "before"}, "not compared"),
-    "what only the lab measures": ({"measure": "insert_slowdown"}, "the index lab measures it"),
+    "what only the lab measures": ({"measure": "insert_slowdown"}, "only the index lab measures it"),
 }
 
 
