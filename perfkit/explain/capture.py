@@ -15,7 +15,6 @@ from shlex import quote
 from typing import Any
 
 import psycopg
-import sqlglot
 from psycopg import sql
 from psycopg.rows import tuple_row
 
@@ -28,7 +27,7 @@ from perfkit.postgres.capabilities import allowing
 from perfkit.postgres.catalog import LOCK_S, holders
 from perfkit.postgres.commands import exact, send, send_unbound
 from perfkit.postgres.servers import External, Server
-from perfkit.postgres.sqltext import first_word, split
+from perfkit.postgres.sqltext import first_word, split, tokens
 
 Parameters = Mapping[str, Any] | Sequence[Any] | None
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -358,16 +357,17 @@ def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]
 
 
 def _called(text: str) -> set[str]:
-    """Return the names before a parenthesis in a statement, outside strings and comments."""
-    tokens = sqlglot.tokenize(text, read="postgres")
-    found = set()
-    for token, following in pairwise(tokens):
-        if following.token_type.name == "L_PAREN" and re.fullmatch(r"[^\W\d][\w$]*|.*[^\w].*", token.text):
-            quoted = text[token.start : token.end + 1].startswith('"')
-            found.add(token.text if quoted else token.text.lower())
-    if re.search(r"\bU&\"", text, re.IGNORECASE):
-        raise PlanError('U&"..." hides a name; expected it written out')
-    return found
+    """Return the names before a parenthesis in a statement, as the server keeps them; strings and comments hold none.
+
+    Raises PlanError for a name in the form U&"...", which hides what is called.
+    """
+    names = set()
+    for token, following in pairwise(tokens(text)):
+        if token.kind == "quoted" and token.text[0] in "uU":
+            raise PlanError('U&"..." hides a name; expected it written out')
+        if following.text == "(" and token.kind in ("word", "quoted"):
+            names.add(token.text[1:-1].replace('""', '"') if token.kind == "quoted" else token.text.lower())
+    return names
 
 
 def _planned(node: Mapping[str, Any]) -> Iterator[str]:

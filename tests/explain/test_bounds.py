@@ -163,3 +163,20 @@ def test_a_guard_looks_names_up_past_the_search_path_of_an_arm(connect: Connect,
     assert effects(place.session, "SELECT tell()", None).volatile == ("public.tell",)
     whole = capture(place.session, "SELECT * FROM pg_proc", None, ExplainSpec(analyze=False)).plan
     assert not whole.root.relation  # the statement itself means what it means to the arm
+
+
+@pytest.mark.parametrize(
+    ("sql", "names"),
+    [
+        ("SELECT f(1), \"G\"(2), s . h /* no x( */ (3), 'i(4)' -- j(5)", {"f", "G", "h"}),
+        ('SELECT "a""b"(1), $$k(6)$$, E\'\\\'l(7)\'', {'a"b'}),
+        ("SELECT U&'m(8)', count(*) FILTER (WHERE true)", {"count", "filter"}),
+    ],
+)
+def test_the_names_that_a_statement_calls_are_those_before_a_parenthesis(sql: str, names: set[str]) -> None:
+    assert capturing._called(sql) == names
+
+
+def test_a_name_that_is_hidden_by_escapes_is_refused() -> None:
+    with pytest.raises(PlanError, match="hides a name"):
+        capturing._called('SELECT U&"\\0066"(1)')
