@@ -6,18 +6,23 @@ STAMP := $(VENV)/.installed
 PROFILE ?= standard
 OPTIONS ?=
 
-.PHONY: report test test-all bench lab lint lock clean
+.PHONY: report test test-unit test-all bench lab lint lock clean
 .DEFAULT_GOAL := report
 
 report: $(STAMP)
 	@$(BIN)/perfkit report --profile $(PROFILE) $(OPTIONS)
 
 # A process for each processor, up to four; a file's tests stay together and share their servers.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(STAMP)
-	@$(BIN)/pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTEST) -m "not slow"
+
+test-unit: $(STAMP)
+	@$(PYTEST) -m "not slow and not server"
 
 test-all: $(STAMP)
-	@$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTEST)
 
 bench: $(STAMP) .venv-bench/.installed
 	@$(BIN)/python -m benchmarks $(NAME)

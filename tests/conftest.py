@@ -18,6 +18,13 @@ from perfkit.runs.selection import RunSpec, Selection
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a server: each needs a folder for it, and a system's PostgreSQL is marked by hand."""
+    for item in items:
+        if "server_home" in getattr(item, "fixturenames", ()) or item.get_closest_marker("system"):
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session")
 def server_home() -> Iterator[Path]:
     """A folder for embedded servers; pytest's own temporary folders are closed to other users."""
