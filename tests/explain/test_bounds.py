@@ -50,6 +50,7 @@ LONG: dict[str, Callable[[int], str]] = {
     "a comment": lambda n: f"SELECT 1 /* {'x' * n} */",
     "blanks": lambda n: f"SELECT 1 {' ' * n} + b FROM t",
     "a list": lambda n: f"SELECT * FROM t WHERE b IN ({', '.join('1' * 98 for _ in range(n // 100))})",
+    "numbers": lambda n: f"SELECT * FROM t WHERE b IN ({', '.join(str(k) for k in range(100_000, 100_000 + n // 8))})",
     "a folded constant": lambda n: f"SELECT repeat('a', {n})",
     "an operation of operations": lambda n: f"SELECT * FROM t WHERE {' + '.join(['b'] * (n // 500))} = 5",
     "alternatives": lambda n: f"SELECT * FROM t WHERE {' OR '.join(f'b = {k}' for k in range(n // 500))}",
@@ -71,7 +72,7 @@ def test_what_is_ten_times_as_long_takes_about_ten_times_as_long(connect: Connec
     first = min(took(connect, short) for _ in range(2))
     second = min(took(connect, long) for _ in range(2))
     assert second < 25 * max(first, 0.05)  # a hundred times where it grows with the square
-    assert second < 15
+    assert second < 10  # ten times what it takes on a quiet machine
 
 
 def test_a_statement_that_is_too_long_is_refused_in_one_line() -> None:

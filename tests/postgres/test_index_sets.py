@@ -446,7 +446,7 @@ def test_one_name_in_one_schema_is_refused_also_where_the_schema_is_not_written(
 
 def test_what_each_index_is_worth_is_told_by_names_that_differ(tmp_path: Path) -> None:
     both = parsed(tmp_path, "CREATE INDEX t_a ON t (a); CREATE INDEX t_a ON other.t (a)")
-    with pytest.raises(UsageError, match="two indexes are called t_a; expected every name once"):
+    with pytest.raises(UsageError, match="two indexes are called t_a; expected unique names across all schemas"):
         ablation(both)
 
 
