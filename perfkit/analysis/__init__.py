@@ -4,3 +4,6 @@
 p99: `stats.tail`). `results` has the records and the comparisons, `policy` the rules and the decision, `caveats` what
 limits the result, `claims` what was expected beforehand. `tables`, `sections` and `charts` show it; `report` writes it.
 """
+
+# Modules that other rooms may import.
+__all__ = ["caveats", "charts", "claims", "policy", "report", "results", "run_analysis", "tables"]

@@ -8,3 +8,6 @@ A request that times out: its sender in `senders` or `http` stops waiting after 
 connection and, for SQL, cancels the statement; the outcome is `samples.TIMEOUT`. `perfkit.runs.rounds` counts it as an
 error; like every error, it has no part in the response times.
 """
+
+# Modules that other rooms may import.
+__all__ = ["http", "pgbench", "pool", "samples", "schedule", "search", "senders"]

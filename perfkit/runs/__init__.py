@@ -3,3 +3,6 @@
 `selection` states what is measured, `experiment` runs it from start to end, `arms` provides databases and services,
 `block` sends one round per arm and scenario, `rounds` reads the bundle back.
 """
+
+# Modules that other rooms may import.
+__all__ = ["arms", "experiment", "janitor", "rounds", "selection", "service", "targets"]

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from collections import Counter
 from graphlib import TopologicalSorter
+from importlib import import_module
+
+import pytest
 
 import perfkit
 from perfkit.base.resources import CHECKOUT
@@ -68,6 +71,13 @@ def test_imports_point_down():
         if room(name) != room(other) and FLOOR[room(name)] <= FLOOR[room(other)]
     }
     assert upward == set()
+
+
+@pytest.mark.parametrize("name", sorted(FLOOR.keys() - {"config"}))  # which exports names of its modules
+def test_a_room_exports_the_modules_that_others_import_and_no_more(name):
+    others = {other for module, used in GRAPH.items() if module == "perfkit" or room(module) != name for other in used}
+    imported = {other.split(".")[2] for other in others if other.startswith(f"perfkit.{name}.")}
+    assert imported == set(getattr(import_module(f"perfkit.{name}"), "__all__", ()))
 
 
 def test_no_file_imports_itself_around_a_corner():
