@@ -225,9 +225,9 @@ def test_a_page_that_is_interrupted_leaves_nothing_beside_an_older_one(
         (["gone"], 1, "gone"),
         (["{watch}", "--out", "/proc/gone/page.html"], 1, "cannot be written"),
         (["{watch}", "--out", "page.json"], 2, "page.json: expected a name that ends in .html"),
-        (["{watch}", "--out", "{watch}/watch.html"], 2, "expected review... there, or elsewhere"),
-        (["{watch}", "--out", "{watch}/ticks.jsonl"], 2, "expected review... there, or elsewhere"),
-        (["{watch}", "--out", "{run}/decision.html"], 2, "expected review... there, or elsewhere"),
+        (["{watch}", "--out", "{watch}/watch.html"], 2, "expected review... there, or another folder"),
+        (["{watch}", "--out", "{watch}/ticks.jsonl"], 2, "expected review... there, or another folder"),
+        (["{watch}", "--out", "{run}/decision.html"], 2, "expected review... there, or another folder"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(hours: Path, run: Path, args: list[str], code: int, said: str) -> None:

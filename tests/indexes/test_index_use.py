@@ -690,7 +690,7 @@ def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.Mo
             assert (primary.counters.replicas, primary.counters.replica, theirs.counters.replica) == (1, False, True)
             unused = [remark for remark in judge(primary) if remark.kind == "unused"]
             assert {remark.index for remark in unused} == {"busy", "idle"}
-            assert all("0 of 1 were asked" in each.evidence and not each.sql for each in unused)
+            assert all("0 of 1 were read" in each.evidence and not each.sql for each in unused)
             assert all(not remark.sql for remark in judge(theirs) if remark.kind == "unused")
             with psycopg.connect(server.db("postgres", port=port), password=PASSWORDS["postgres"]) as connection:
                 connection.execute("SET enable_seqscan = off")

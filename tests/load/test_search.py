@@ -114,7 +114,7 @@ p95_ms = 100
     bundle = measure(chosen, tmp_path / "run")
     found = next(round_ for round_ in bundle.rounds() if round_.arm == "only")
     assert 55 < found.health["rate"] <= 100
-    assert found.health["is_open_ended"] == 0
+    assert found.health["limited"] == 0
     columns = found.columns
     counted = {number for number, own in zip(columns["batch"], columns["counted"], strict=True) if own}
     assert len(counted) == 1 and max(columns["batch"]) >= 3

@@ -1,5 +1,6 @@
 """The loop of a watch under a clock of the test: intervals, late ones, clocks that are set, ends and new starts."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.base.errors import TargetRefused
+from perfkit.base.resources import CHECKOUT
 from perfkit.config import Watch
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.loop import Loop, Notes, WatchClock
@@ -256,7 +258,10 @@ print(before, peak(), store.last.n + 1)
 @pytest.mark.slow
 def test_after_a_day_a_watcher_has_used_less_than_150_mb(tmp_path: Path) -> None:
     words = [sys.executable, "-c", DAY, str(tmp_path / "day")]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=280)
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT / "tests" / "support")}
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     _, after, ticks = map(float, done.stdout.split())
     assert ticks == 8640

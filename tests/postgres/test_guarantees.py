@@ -52,8 +52,8 @@ OTHERS = {
 
 # Modules that send text of their own making: constants, numbers, values as parameters, names as the server quotes them.
 OWN = {
-    "app/starter.py", "booking/service.py", "explain/capture.py", "indexes/advise.py", "indexes/designs.py",
-    "indexes/lab_results.py", "indexes/trial.py", "monitor/metrics.py", "postgres/capabilities.py",
+    "app/starter.py", "booking/service.py", "explain/capture.py", "explain/comparison.py", "indexes/designs.py",
+    "indexes/lab.py", "indexes/search.py", "indexes/trial.py", "monitor/metrics.py", "postgres/capabilities.py",
     "postgres/catalog.py", "postgres/commands.py", "postgres/copies.py", "postgres/databases.py", "postgres/guards.py",
     "postgres/index_builds.py", "postgres/index_sets.py", "postgres/servers.py", "postgres/values.py",
     "slow/logs.py", "slow/query_logging.py", "slow/statements.py",
@@ -199,7 +199,7 @@ def test_a_second_command_in_a_query_is_not_run(
 
 def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch off perfkit's own reading of texts, so that only the server's is left."""
-    for module in (capture, capture, capture, trial):
+    for module in (capture, comparison, trial):
         monkeypatch.setattr(module, "single", lambda text: text)
     monkeypatch.setattr(databases, "split", lambda text, _: [Statement(text, 1)])
 

@@ -78,7 +78,7 @@ def parse(command: str, *, whole: bool) -> None:
 
 def option_names(command: click.Command) -> set[str]:
     """Return the names of a command's options."""
-    context = click.Context(command, info_name=command.name)
+    context = click.Context(command, info_name=command.name, **main.context_settings)  # a command keeps its -h
     return {name for parameter in command.get_params(context) for name in parameter.opts}
 
 

@@ -557,7 +557,7 @@ def searched(rate: float, limited: float = 0.0) -> Round:
     ("rounds", "said"),
     [
         ([searched(80.0), searched(90.0), searched(100.0)], ["89.6 [", "50 to 100", "3"]),
-        ([searched(100.0, 1.0)] * 2, ["≥ 100", "2 of 2 rounds ended at the bound"]),
+        ([searched(100.0, 1.0)] * 2, ["≥ 100", "2 of 2 rounds ended at the limit"]),
         ([searched(80.0), searched(0.0)], ["–", "no rate held in 1 of 2 rounds"]),
     ],
 )
