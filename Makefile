@@ -16,13 +16,15 @@ report: $(STAMP)
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: $(STAMP)
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not alone"
+	@$(BIN)/pytest -m "not slow and alone"
 
 test-unit: $(STAMP)
 	@$(PYTEST) -m "not slow and not server"
 
 test-all: $(STAMP)
-	@$(PYTEST)
+	@$(PYTEST) -m "not alone"
+	@$(BIN)/pytest -m alone
 
 bench: $(STAMP) .venv-bench/.installed
 	@$(BIN)/python -m benchmarks $(NAME)

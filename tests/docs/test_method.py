@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from benchmarks.method import document, pictures, simulation
 from benchmarks.method.simulation import LOCK, Share, closed_model, open_model
-from perfkit.app.cli.runs import method
+from perfkit.app.cli import main
 from perfkit.base.errors import UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.base.stats import MIN_SAMPLES, Verdict
@@ -45,7 +45,7 @@ def copy(tmp_path):
 
 
 def ran(folder: Path, *options: str) -> dict[str, bytes]:
-    done = CliRunner().invoke(method, ["--folder", str(folder), *options])
+    done = CliRunner().invoke(main, ["method", "--folder", str(folder), *options])
     assert done.exit_code == 0, done.output
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -17,6 +17,8 @@ from perfkit.load.samples import DROPPED, OVER_RANGE, Rest
 from perfkit.load.schedule import Arrivals, Batch, batches, instants
 from perfkit.postgres import databases
 
+pytestmark = pytest.mark.alone
+
 PING = {"item": "ping", "sql": "SELECT 1", "params": None}
 NAP = {"item": "nap", "sql": "SELECT pg_sleep(%(s)s::float8)", "params": {"s": 0.2}}
 rates = st.floats(0.5, 200)

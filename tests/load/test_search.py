@@ -82,6 +82,7 @@ def test_a_rate_holds_where_every_threshold_of_latency_does(thresholds: dict[str
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_target_of_known_capacity_is_found(tmp_path: Path, server_home: Path, monkeypatch: pytest.MonkeyPatch):
     """Two connections that each take 20 ms for a query stand a hundred a second."""
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))

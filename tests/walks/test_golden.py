@@ -127,6 +127,7 @@ def test_the_help_of_every_command() -> None:
     same("help", "\n".join(pages))
 
 
+@pytest.mark.slow  # it executes a notebook
 def test_a_report_with_its_verdict_and_summary(stored: Callable[[str], Path], tmp_path: Path) -> None:
     folder = stored("run")
     run("report", "--bundle", folder)
@@ -135,6 +136,7 @@ def test_a_report_with_its_verdict_and_summary(stored: Callable[[str], Path], tm
     same("summary", steady((folder / "summary.md").read_text(), folder))
 
 
+@pytest.mark.slow  # it executes a notebook
 def test_a_gate_on_that_run(stored: Callable[[str], Path]) -> None:
     folder = stored("run")
     run("report", "--bundle", folder)
@@ -142,12 +144,14 @@ def test_a_gate_on_that_run(stored: Callable[[str], Path]) -> None:
     same("gate", steady(shown + words((folder / "decision.html").read_text()), folder))
 
 
+@pytest.mark.slow  # it executes a notebook
 def test_an_index_lab(stored: Callable[[str], Path]) -> None:
     folder = stored("lab")
     shown = run("indexes", "ablate", "--bundle", folder)
     same("lab", steady(shown + words((folder / "index_lab.html").read_text()), folder))
 
 
+@pytest.mark.slow  # it executes a notebook
 def test_a_review_of_a_watch(stored: Callable[[str], Path]) -> None:
     folder = stored("watch")
     shown = run("review", folder)
