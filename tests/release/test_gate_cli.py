@@ -147,6 +147,7 @@ def test_the_release_goes_into_the_bundle_of_a_run() -> None:
     assert described["thresholds"].keys() >= {"p50_ms", "p95_ms", "p99_ms", "throughput", "error_rate"}
 
 
+@pytest.mark.slow  # it measures a whole run
 def test_a_real_run_can_be_decided_on(bundle: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle.path, tmp_path / "run"))
     done = perfkit("gate", copy, *answered(*QUESTIONS), "--by", "Ops Lead")
