@@ -84,7 +84,9 @@ class LibpqConnection:
         self._names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}
         self._waiting: asyncio.Future[int] | None = None
         self._result: Any = None
+        self._farewell = ""
         self.broken = False
+        owner.add_notice_handler(self._noticed)
         self._loop.add_reader(self._fd, self._readable)
 
     @classmethod
@@ -153,7 +155,15 @@ class LibpqConnection:
                     self._lost(Failure("0A000", "COPY; expected a statement that returns rows or nothing"))
                     return
         except psycopg.Error as error:
-            self._lost(error)
+            # A server that ends a session says why before it closes the socket: that is the error to name.
+            if self._result is not None and self._result.status not in _OK:
+                self._finish()
+            self._lost(psycopg.OperationalError(self._farewell) if self._farewell else error)
+
+    def _noticed(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        """Keep the reason of a server that ends the session between two statements: libpq makes a notice of it."""
+        if diagnostic.severity_nonlocalized == "FATAL":
+            self._farewell = diagnostic.message_primary or ""
 
     def _writable(self) -> None:
         try:

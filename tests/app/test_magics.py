@@ -354,7 +354,7 @@ def sessions(server: EmbeddedServer, condition: str = "true") -> int:
 
 
 def sleeping(server: EmbeddedServer) -> int:
-    return sessions(server, "state = 'active' AND query LIKE '%pg_sleep(300)%'")
+    return sessions(server, "wait_event = 'PgSleep' AND query LIKE '%pg_sleep(300)%'")
 
 
 def drawn(sent: Sent) -> list[str]:
