@@ -80,7 +80,7 @@ def clinic(session: Session, seed: int = 1) -> Iterator[Work]:
         arrivals = Arrivals(messages, ((RATE, RATE, seconds),), USERS, f"{seed}/{next(turn)}")
         return Counter({item: n for (item, _), n in pool.run(target, [arrivals]).counts().items()})
 
-    server, database = session.database.site, session.database.name
+    server, database = session.database.server, session.database.name
     # Only the role that sends the load is logged: a superuser who reads the log adds nothing to it.
     role = Where("perfkit", database)
     with logging_on(server, database, LoggingSpec(ms=0.0, plans=False), role), WorkerPool(1) as pool:

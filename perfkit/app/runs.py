@@ -345,7 +345,7 @@ def measure_statement(
     if not index:
         raise UsageError("measure: no index; expected one CREATE INDEX, or several")
     indexes = [one_index(statement) for statement in index]
-    if session.database.site.foreign:
+    if session.database.server.foreign:
         opened = session.opened
         return compare(
             opened.db,
@@ -376,7 +376,7 @@ def measure_statement(
     with (
         process.alone(say),
         ExistingDatabaseArms(
-            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.site.version, place
+            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.server.version, place
         ) as workbench,
     ):
         return Run(experiment.measure(selection, folder, say, workbench=workbench))
@@ -412,7 +412,7 @@ def _config(
 
 def _database(session: Session) -> tuple[dict[str, Any], str]:
     """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
-    opened, version = session.opened, session.database.site.version
+    opened, version = session.opened, session.database.server.version
     made = opened.config.database if opened.config else None
     if opened.config is None or made is None or not made.prepare:
         return {"prepare": ["present.sql"], "postgres": version}, "-- The data was on a server that no longer exists.\n"

@@ -63,7 +63,7 @@ class Session:
     @property
     def name(self) -> str:
         """Return the name of the server in messages."""
-        return self.database.site.name
+        return self.database.server.name
 
     def explain(
         self,
@@ -82,7 +82,7 @@ class Session:
         PlanError, UsageError, and TargetRefused if the execution could change something.
         """
         options = ExplainSpec(analyze, generic, repeats, timeout_s, serialize=serialize)
-        return Explained(guarded(self.database.site, self.database.session, sql, parameters, options, self.volatile))
+        return Explained(guarded(self.database.server, self.database.session, sql, parameters, options, self.volatile))
 
     def whatif(
         self,
@@ -100,7 +100,7 @@ class Session:
         planner of this connection. Raises UsageError if neither way is possible, and PlanError.
         """
         statement = one_index(index)
-        if analyze and self.database.site.foreign:
+        if analyze and self.database.server.foreign:
             raise UsageError(f"{self.name}: HypoPG's index is hypothetical and cannot be executed; expected no analyze")
         with trying(self.database, [statement], timeout_s, executed=analyze is not False) as trial:
             if trial is None:
@@ -127,7 +127,7 @@ class Session:
 
     def activity(self) -> ActivityView:
         """List what runs in the database now, what it waits for, and which session blocks which. Raises ServerError."""
-        with connected(self.database.site, self.database.name, user="postgres") as connection:
+        with connected(self.database.server, self.database.name, user="postgres") as connection:
             return ActivityView(now(connection, self.name))
 
     def query_logging(
@@ -140,7 +140,7 @@ class Session:
         the owner if the server refuses it; UsageError, ServerError.
         """
         options = LoggingSpec(ms, rate, plans, analyze)
-        return logging_on(self.database.site, self.database.name, options, keep=keep)
+        return logging_on(self.database.server, self.database.name, options, keep=keep)
 
     def close(self) -> None:
         """Stop what the session started."""
@@ -282,7 +282,7 @@ def in_file(source: str | Path, session: Session | None = None) -> SlowTable:
 
 
 def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
-    with connected(session.database.site, session.database.name, user="postgres") as connection:
+    with connected(session.database.server, session.database.name, user="postgres") as connection:
         before = statements.snapshot(connection, session.name) if seconds else None
         stopped = _wait(seconds, say)
         queries = statements.between(before, statements.snapshot(connection, session.name))
@@ -292,9 +292,9 @@ def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
 def _log(session: Session, seconds: float, say: Say) -> SlowQueries:
     database, notes = session.database, tuple[str, ...]()
     if not seconds:
-        queries = logs.read_server_log(database.site, database.name)
+        queries = logs.read_server_log(database.server, database.name)
     else:
-        additions = logs.follow_server_log(database.site, database.name, every_s=0.0)
+        additions = logs.follow_server_log(database.server, database.name, every_s=0.0)
         next(additions)  # skips what the log holds so far
         notes = _wait(seconds, say)
         queries = next(additions)

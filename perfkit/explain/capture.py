@@ -269,7 +269,7 @@ class Effects:
 
 
 def guarded(
-    site: Server,
+    server: Server,
     connect: Connect,
     sql: str,
     parameters: Parameters,
@@ -280,14 +280,14 @@ def guarded(
 
     Raises PlanError, and TargetRefused if the statement writes or calls a volatile function without permission.
     """
-    writable = "writes" in site.permissions
-    if isinstance(site, External) and options.analyze:
+    writable = "writes" in server.permissions
+    if isinstance(server, External) and options.analyze:
         require_harmless(
             effects(connect, sql, parameters),
             writes_allowed=writable,
             volatile_allowed=volatile,
-            where=site.name,
-            allow=allowing(site, "writes"),
+            where=server.name,
+            allow=allowing(server, "writes"),
         )
     return capture(connect, sql, parameters, replace(options, writes=writable))
 

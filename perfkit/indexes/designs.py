@@ -81,11 +81,11 @@ class Writes:
     lacking: tuple[str, ...] = ()
 
 
-def design_writes(site: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
+def design_writes(server: Server, database: str, indexes: Sequence[IndexStatement]) -> Writes:
     """Return the writes for the tables of a set, each tried and rolled back. Raises ServerError."""
     tables = list(dict.fromkeys(index.table for index in indexes))
     by_table: list[Writes] = []
-    with connected(site, database) as connection:
+    with connected(server, database) as connection:
         facts = connection.execute(catalog.get("write_tables").encode(), {"tables": tables}).fetchall()
         given = {own["given"]: own["oid"] for own in facts}
         for number, table in enumerate(sorted(facts, key=lambda own: tables.index(own["given"])), 1):

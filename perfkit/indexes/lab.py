@@ -168,10 +168,10 @@ def _opened(stack: ExitStack, asked: LabSpec, folder: Path, permission: Permissi
     base = stage.base(chosen.scale)
     assert base
     _require_room(base, len(sets))
-    if base.site.foreign:
+    if base.server.foreign:
         writes = Writes(lacking=("writes: measured only on servers that perfkit starts, not on your server",))
     else:
-        writes = design_writes(base.site, base.name, asked.indexes.indexes)
+        writes = design_writes(base.server, base.name, asked.indexes.indexes)
     advised = _advised(asked, base, advise, say) if asked.advised == AUTO and asked.reads else asked.advised
     design = replace(bare, writes=writes, advised=advised)
     design.write()
@@ -243,7 +243,7 @@ def _overhead(stage: Workbench, everything: Arm) -> Mapping[str, float]:
     """Return by index the bytes that an insert is expected to add to it, as a share of the row's bytes."""
     place, _ = stage.prepare(everything)
     assert place
-    with databases.connected(place.site, place.name) as connection:
+    with databases.connected(place.server, place.name) as connection:
         return {row["name"]: row["share"] for row in catalog.rows(connection, "index_overhead")}
 
 
@@ -251,7 +251,7 @@ def _remarks(bench: _Bench, everything: Arm) -> list[dict[str, Any]]:
     """Return the catalogue's remarks on the set's indexes and tables, with the scans that the lab counted."""
     place, _ = bench.stage.prepare(everything)
     assert place
-    facts, scans = ask(place.site, place.name), bench.lab.scans
+    facts, scans = ask(place.server, place.name), bench.lab.scans
     plans = [read_plan(document) for document in bench.lab.plans]
     facts = replace(facts, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in facts.indexes))
     tables, names = set(bench.design.writes.tables), {index.name for index in bench.design.indexes.indexes}
@@ -267,7 +267,7 @@ def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callabl
     """
     rows = {}
     for write in design.writes.writes:
-        every = databases.fetched(base.site, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
+        every = databases.fetched(base.server, base.name, design.file(f"{write.item}-rows"), STATEMENTS)
         rows[write.item] = every[: write.times(STATEMENTS, SECONDS)]
     costs = []
     for arm in stage.config.arm:
@@ -279,7 +279,7 @@ def write_cost(stage: Workbench, base: Database, design: LabDesign, say: Callabl
         stage.refresh(arm)
         place = stage.database(arm)
         assert place
-        with databases.connected(place.site, place.name) as connection:
+        with databases.connected(place.server, place.name) as connection:
             counted = {write.item: _counted(connection, write, rows[write.item]) for write in writes}
             churn = _churned(connection, name, writes)
             costs.append({"arm": arm.name, "index": name, "counted": counted, "churn": churn})
@@ -326,10 +326,10 @@ def _bytes(connection: Connection, name: str) -> int:
 
 def _require_room(base: Database, sets: int) -> None:
     """Raise ServerError if the lab would fill the disk: every set needs a template database and a clone."""
-    if not isinstance(base.site, EmbeddedServer):
+    if not isinstance(base.server, EmbeddedServer):
         return
-    folder = base.site.data_dir
-    with databases.connected(base.site, base.name) as connection:
+    folder = base.server.data_dir
+    with databases.connected(base.server, base.name) as connection:
         row = connection.execute("SELECT pg_database_size(current_database()) AS bytes").fetchone() or {"bytes": 0}
     needed, free = int(row["bytes"] * (sets + 1) * 2.5), shutil.disk_usage(folder).free
     if needed > free:

@@ -69,7 +69,7 @@ def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> It
             reasons = _stale(FindingContext(capture.plan, capture.facts))
             stale_tables |= {_named(table): because for table, because in reasons.items()}
     if stale_tables:
-        with connected(session.database.site, session.database.name) as connection:
+        with connected(session.database.server, session.database.name) as connection:
             for table, because in stale_tables.items():
                 connection.execute(f"ANALYZE {table}".encode())
                 yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
@@ -345,10 +345,10 @@ def index_advice(
     executed there too, without new indexes and behind the guards of `Session.explain`. All indexes together take at
     most `max_bytes`. Raises PlanError with the query's name, UsageError, TargetRefused.
     """
-    own_server = not session.database.site.foreign
+    own_server = not session.database.server.foreign
     executed = own_server if analyze is None else analyze
     renewed = [*renew(session, queries)] if own_server else []
-    with connected(session.database.site, session.database.name) as connection:
+    with connected(session.database.server, session.database.name) as connection:
         pointing, taken = references(connection), {row["name"] for row in catalog.rows(connection, "relation_names")}
     asked = [_asked(session, name, *query, executed, timeout_s, pointing) for name, query in queries.items()]
     stale_ones = [] if own_server else [(one.name, sentence) for one in asked if (sentence := analyze_first(one.look))]

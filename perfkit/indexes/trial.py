@@ -237,7 +237,7 @@ def trying(
     With real indexes, statements are executed unless `executed` is false. Raises PlanError with the server's message
     if a statement cannot be explained.
     """
-    if not place.site.foreign:
+    if not place.server.foreign:
         with session(place.session, timeout_s, read_only=False) as connection:
             yield _Rolled(connection, statements, timeout_s, executed)
         return

@@ -82,9 +82,9 @@ class Remark:
     undo: str = ""
 
 
-def ask(site: Server, database: str = "") -> CatalogueFacts:
+def ask(server: Server, database: str = "") -> CatalogueFacts:
     """Return the facts of a database; any role may read them. Raises ServerError."""
-    with connected(site, database) as connection:
+    with connected(server, database) as connection:
         row = connection.execute(catalog.get("index_use").encode()).fetchone() or {}
     return CatalogueFacts(
         tuple(_made(IndexFacts, each) for each in row["indexes"]),

@@ -314,7 +314,7 @@ class ServerProbe:
         """Return the connection, reopened if it was lost. Raises psycopg.Error, PerfkitError."""
         if self._connection is None:
             database = self._reach()
-            connection = database.site.connect(database.name, user="postgres")
+            connection = database.server.connect(database.name, user="postgres")
             # The audit has these queries once for the whole watch, so the cursor does not record each of them.
             connection.cursor_factory, connection.row_factory = psycopg.Cursor, dict_row
             connection.prepare_threshold = None

@@ -105,7 +105,7 @@ class WatchedTarget:
         """
         database = reach()
         rows = {name: self.source(database, name) for name, _ in self._sources(sql=True)}
-        if isinstance(database.site, External):
+        if isinstance(database.server, External):
             self._require_harmless(database, {**self.rows(), **rows})
         return database, rows
 
@@ -132,7 +132,7 @@ class WatchedTarget:
                 row = rows[item.parameters][0] if item.parameters else None
                 statement_effects = effects(database.session, self.text(item.name), row)
                 require_harmless(
-                    statement_effects, writes_allowed=False, volatile_allowed=allowed, where=database.site.name
+                    statement_effects, writes_allowed=False, volatile_allowed=allowed, where=database.server.name
                 )
 
 
@@ -343,9 +343,14 @@ class Prober:
                 self._note("database", f"not reached yet: {error}")
                 tried.set()
                 await asyncio.sleep(AGAIN_S)
-        site, limit = database.site, self._watch.timeout_s
+        server, limit = database.server, self._watch.timeout_s
         spec = sql_target(
-            site.conninfo(database.name), limit, limit, pooler=site.pooler, read_only=True, settings=database.settings
+            server.conninfo(database.name),
+            limit,
+            limit,
+            pooler=server.pooler,
+            read_only=True,
+            settings=database.settings,
         )
         sender = SqlSender(**spec["options"])
         sender.stand_by(CONNECTIONS)

@@ -311,11 +311,11 @@ class Surroundings(ExitStack):
         Raises ServerError if the server is gone.
         """
         text = _STAT.read_text(encoding="ascii") if _STAT.is_file() else ""
-        if database is None or database.site.foreign or database.site.version < _VERSION:
+        if database is None or database.server.foreign or database.server.version < _VERSION:
             return machine(text)
-        key = id(database.site)
+        key = id(database.server)
         if key not in self._connections:
-            self._connections[key] = self.enter_context(databases.connected(database.site, user="postgres"))
+            self._connections[key] = self.enter_context(databases.connected(database.server, user="postgres"))
         query = catalog.get("surroundings").encode()
         row = self._connections[key].execute(query, {"database": database.name}).fetchone()
         return {**(row or {}), **machine(text)}

@@ -26,19 +26,19 @@ from perfkit.postgres.sqltext import Statement, read, split, substitute
 class Database:
     """A database on a server; every session must have its `settings`."""
 
-    site: Server
+    server: Server
     name: str
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def connect(self) -> Connection:
         """Open a connection in autocommit mode. Raises psycopg.Error."""
-        return self.site.connect(self.name)
+        return self.server.connect(self.name)
 
     def session(self) -> Connection:
         """Open a connection without autocommit; with the settings unless a pooler is in between."""
         connection = self.connect()
         try:
-            for name, value in () if self.site.pooler else self.settings.items():
+            for name, value in () if self.server.pooler else self.settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", [name, value])
             connection.autocommit = False
         except BaseException:
@@ -48,7 +48,7 @@ class Database:
 
     def conninfo(self) -> str:
         """Return a connection string for libpq, with the settings."""
-        base = self.site.conninfo(self.name)
+        base = self.server.conninfo(self.name)
         return make_conninfo(base, options=options(self.settings)) if self.settings else base
 
 

@@ -270,7 +270,7 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
         say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
         base = stage.base(chosen.scale)
         assert base
-        writes = design_writes(base.site, base.name, indexes.indexes)
+        writes = design_writes(base.server, base.name, indexes.indexes)
         chosen = Selection(_config(spec.settings, indexes, tuple(_written(writes, folder))), spec.options)
         bundle = measure(chosen, folder, say, targets, stage)
         result = _proof(bundle, stage, indexes, writes)
@@ -334,9 +334,9 @@ def round_trip(write: Write, seed: int) -> str:
 def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> Rollback:
     """Judge a rehearsal by the catalogue, the plans and the rounds."""
     before, after = (_database(stage, name) for name in (stage.config.baseline().name, ARM))
-    states, analysis = inspect_set(after.site, after.name, wanted), analyse(bundle)
+    states, analysis = inspect_set(after.server, after.name, wanted), analyse(bundle)
     names = tuple(index.name for index in wanted.indexes)
-    then, now = (databases.sizes(database.site, database.name, exact=False) for database in (before, after))
+    then, now = (databases.sizes(database.server, database.name, exact=False) for database in (before, after))
     blocks = len(bundle.run["blocks"])
     items = [
         *index_items(states, stage.dropped[ARM]),
@@ -344,7 +344,7 @@ def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> R
         *size_items(then, now),
         *(latency_item(c, blocks) for c in analysis.comparisons if c.after == ARM),
     ]
-    return Rollback(f"{after.site.name}, rehearsed", names, tuple(items), tuple(_unseen(writes, items)))
+    return Rollback(f"{after.server.name}, rehearsed", names, tuple(items), tuple(_unseen(writes, items)))
 
 
 def _database(stage: Clones, name: str) -> Database:

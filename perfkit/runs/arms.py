@@ -126,7 +126,7 @@ class Workbench(ABC):
         if origin := self.origins.get(arm):
             return origin.name
         database = next((self.database(other) for other in self.config.arm if other.name == arm), None)
-        return f"{database.site.name}: {database.name}" if database else arm
+        return f"{database.server.name}: {database.name}" if database else arm
 
     def _through_relay(self, conninfo: str) -> str:
         """Return the conninfo of the same database behind a relay, if the run has a round trip time."""
@@ -178,10 +178,10 @@ class Clones(Workbench):
             service.stop()
         # A server that perfkit started is deleted with its databases; after an error the run ends as fast as it can.
         with without_interrupts():
-            for (_, name), site in self._owned.items():
-                if kind is None or site.foreign:
-                    databases.drop(site, name)
-                if isinstance(site, External):
+            for (_, name), server in self._owned.items():
+                if kind is None or server.foreign:
+                    databases.drop(server, name)
+                if isinstance(server, External):
                     self._janitor.released("databases", [name])
         super().__exit__(kind, *exc)
 
@@ -206,39 +206,39 @@ class Clones(Workbench):
     def base(self, scale: str) -> Database | None:
         """Make the database that every arm starts from."""
         self._scale = scale
-        site = self._server(self.config.baseline())
-        return Database(site, self._base(site))
+        server = self._server(self.config.baseline())
+        return Database(server, self._base(server))
 
     def prepare(self, arm: Arm) -> tuple[Database, list[Built]]:
         """Return the arm's template and what its indexes cost; arms with the same preparation share a template."""
-        site = self._server(arm)
-        key = repr((id(site), arm.prepare, arm.indexes, arm.meanwhile, arm.rolled_back, self._settings(arm)))
+        server = self._server(arm)
+        key = repr((id(server), arm.prepare, arm.indexes, arm.meanwhile, arm.rolled_back, self._settings(arm)))
         if key not in self._templates:
-            name = self._database_name(site, f"template_{arm.name}")
-            databases.create(site, name, self._base(site))
-            databases.configure(site, name, self._settings(arm))
-            databases.prepare(site, name, arm.prepare, {})
-            built = build(site, name, arm.indexes) if arm.indexes else []
-            databases.prepare(site, name, arm.meanwhile, {})
+            name = self._database_name(server, f"template_{arm.name}")
+            databases.create(server, name, self._base(server))
+            databases.configure(server, name, self._settings(arm))
+            databases.prepare(server, name, arm.prepare, {})
+            built = build(server, name, arm.indexes) if arm.indexes else []
+            databases.prepare(server, name, arm.meanwhile, {})
             if arm.rolled_back:
-                built = self._rolled_back(arm, site, name, built)
-            databases.freeze(site, name)
-            self._templates[key] = (Database(site, name), built)
+                built = self._rolled_back(arm, server, name, built)
+            databases.freeze(server, name)
+            self._templates[key] = (Database(server, name), built)
         return self._templates[key]
 
-    def _rolled_back(self, arm: Arm, site: Server, name: str, built: list[Built]) -> list[Built]:
+    def _rolled_back(self, arm: Arm, server: Server, name: str, built: list[Built]) -> list[Built]:
         """Drop an arm's indexes again, as in a database in use; return those that remain."""
         assert arm.indexes
-        self.dropped[arm.name] = rollback(site, name, read_set(arm.indexes), self.progress)
+        self.dropped[arm.name] = rollback(server, name, read_set(arm.indexes), self.progress)
         remaining = {index.name for index in self.dropped[arm.name] if index.how == "left"}
         return [index for index in built if index.name in remaining]
 
     def refresh(self, arm: Arm) -> None:
         """Make a fresh clone of the arm's template."""
         template, _ = self.prepare(arm)
-        name = self._database_name(template.site, f"clone_{arm.name}")
-        databases.create(template.site, name, template.name)
-        databases.configure(template.site, name, self._settings(arm))
+        name = self._database_name(template.server, f"clone_{arm.name}")
+        databases.create(template.server, name, template.name)
+        databases.configure(template.server, name, self._settings(arm))
 
     def refresh_all(self, arms: Sequence[Arm]) -> None:
         """Clone two arms at a time: a server spends half of that time waiting for the disk.
@@ -248,7 +248,7 @@ class Clones(Workbench):
         """
         for arm in arms:
             template, _ = self.prepare(arm)
-            databases.drop(template.site, self._database_name(template.site, f"clone_{arm.name}"))
+            databases.drop(template.server, self._database_name(template.server, f"clone_{arm.name}"))
         with ThreadPoolExecutor(1 if self._source else 2) as pool:
             list(pool.map(self.refresh, arms))
 
@@ -258,9 +258,9 @@ class Clones(Workbench):
 
     def require_alive(self) -> None:
         """Raise ServerError with the last line of the server's log if the server died."""
-        for site in self._servers.values():
-            if not site.alive():
-                message = site.log_tail(1) or "it left no message"
+        for server in self._servers.values():
+            if not server.alive():
+                message = server.log_tail(1) or "it left no message"
                 raise ServerError(f"PostgreSQL died during the run: {message}; run it again")
 
     def _server(self, arm: Arm) -> Server:
@@ -298,31 +298,31 @@ class Clones(Workbench):
         restarting = self._restarting or frozenset()
         return {name: value for name, value in arm.settings.items() if name.lower() not in restarting}
 
-    def _base(self, site: Server) -> str:
+    def _base(self, server: Server) -> str:
         """Return the name of the server's base database: made by files, copied from the user's, or a clone of it."""
-        if id(site) in self._bases:
-            return self._bases[id(site)]
+        if id(server) in self._bases:
+            return self._bases[id(server)]
         assert self.config.database
-        settings, name = self.config.database, self._database_name(site, "base")
+        settings, name = self.config.database, self._database_name(server, "base")
         if self._source and settings.way in ("whole", "sample", "generated"):
             how = Copying(settings.way, rows=settings.sample_rows, max_bytes=settings.copy_limit_mb * 10**6)
-            assert isinstance(site, embedded.EmbeddedServer)
-            self._copied = copy_into(self._source, site, name, how, self.progress)
+            assert isinstance(server, embedded.EmbeddedServer)
+            self._copied = copy_into(self._source, server, name, how, self.progress)
         elif self._source:
-            databases.create(site, name, self._source.address.dbname)
+            databases.create(server, name, self._source.address.dbname)
         else:
-            databases.create(site, name)
-            databases.prepare(site, name, settings.prepare, settings.scales.get(self._scale, {}))
-        databases.freeze(site, name)
-        self._bases[id(site)] = name
+            databases.create(server, name)
+            databases.prepare(server, name, settings.prepare, settings.scales.get(self._scale, {}))
+        databases.freeze(server, name)
+        self._bases[id(server)] = name
         return name
 
-    def _database_name(self, site: Server, suffix: str) -> str:
+    def _database_name(self, server: Server, suffix: str) -> str:
         """Return a database name of this run; the database is dropped at the end."""
         name = f"pk_{self.run}_{suffix}"
-        if isinstance(site, External) and (id(site), name) not in self._owned:
-            self._janitor.promise(site, "databases", [name])
-        self._owned[id(site), name] = site
+        if isinstance(server, External) and (id(server), name) not in self._owned:
+            self._janitor.promise(server, "databases", [name])
+        self._owned[id(server), name] = server
         return name
 
 
@@ -341,14 +341,14 @@ class ExistingDatabaseArms(Clones):
         return {**_MADE, "way": "clones of the database as it was, in PostgreSQL that perfkit started"}
 
     def _server(self, arm: Arm) -> Server:
-        return self.origin_database.site
+        return self.origin_database.server
 
-    def _base(self, site: Server) -> str:
-        if id(site) not in self._bases:
-            self._bases[id(site)] = name = self._database_name(site, "base")
-            databases.create(site, name, self.origin_database.name)
-            databases.freeze(site, name)
-        return self._bases[id(site)]
+    def _base(self, server: Server) -> str:
+        if id(server) not in self._bases:
+            self._bases[id(server)] = name = self._database_name(server, "base")
+            databases.create(server, name, self.origin_database.name)
+            databases.freeze(server, name)
+        return self._bases[id(server)]
 
 
 @dataclass(eq=False)
@@ -406,7 +406,7 @@ class InPlace(Workbench):
         if database and arm.indexes and arm.name not in self._built:
             self.progress(f"building the indexes of {arm.name}, concurrently")
             comment = f"perfkit run {self.run}"
-            self._built[arm.name] = build(database.site, database.name, arm.indexes, in_place=comment)
+            self._built[arm.name] = build(database.server, database.name, arm.indexes, in_place=comment)
         return database, self._built.get(arm.name, [])
 
     def refresh(self, arm: Arm) -> None:
@@ -414,8 +414,8 @@ class InPlace(Workbench):
 
     def database(self, arm: Arm) -> Database | None:
         """Return the arm's database."""
-        site = self.sources.get(arm.name)
-        return Database(site, site.address.dbname, arm.settings) if site else None
+        server = self.sources.get(arm.name)
+        return Database(server, server.address.dbname, arm.settings) if server else None
 
     def require_alive(self) -> None:
         """Raise ServerError if a server no longer answers; requests that it fails are only counted."""
@@ -452,7 +452,7 @@ class InPlace(Workbench):
         assert database and arm.indexes
         self.progress(f"removing the indexes of {arm.name}")
         names = index_names(arm.indexes)
-        if remaining := remove(database.site, database.name, names):
+        if remaining := remove(database.server, database.name, names):
             statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in remaining)
             raise ServerError(
                 f"{arm.name}: not every index could be removed yet (locks?); perfkit retries for ten more minutes, or "

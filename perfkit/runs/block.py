@@ -258,7 +258,7 @@ class RunBlock:
     def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
         database = self._context.workbench.database(arm or self._chosen.config.baseline())
         assert database and isinstance(
-            database.site, embedded.EmbeddedServer
+            database.server, embedded.EmbeddedServer
         )  # `pgbench.require` refuses other servers
         work: list[ScriptQuery | Path] = list(scenario.script)
         if arm is None:
@@ -269,7 +269,7 @@ class RunBlock:
             count = min(PGBENCH_ROWS, len(self._context.rows[source])) if source else 0
             rows = [draw(source) for _ in range(count)] if source else None
             work.append(ScriptQuery(item, self._chosen.text(arm.name, item), rows))
-        program, samples = pgbench.program(database.site.bin_dir), self._chosen.config.limits.samples
+        program, samples = pgbench.program(database.server.bin_dir), self._chosen.config.limits.samples
         watch = self._context.workbench.require_alive
         return pgbench.run(program, target, scenario, work, seed, samples=samples, watch=watch)
 
@@ -312,16 +312,16 @@ class RunBlock:
         database = self._context.workbench.database(arm or self._chosen.config.baseline())
         assert database
         return sql_target(
-            database.site.conninfo(database.name),
+            database.server.conninfo(database.name),
             limits.request_timeout_s,
             limits.statement_timeout_s,
-            pooler=database.site.pooler,
-            read_only="writes" not in database.site.permissions,
+            pooler=database.server.pooler,
+            read_only="writes" not in database.server.permissions,
             settings=database.settings,
             limits=self._context.caps.get(name),
             retries=scenario.retries,
             connections=scenario.connections,
-            pinned=not database.site.foreign and scenario.users == 1 and not scenario.rate,
+            pinned=not database.server.foreign and scenario.users == 1 and not scenario.rate,
         )
 
     def _http(self, arm: Arm | None) -> Target:
@@ -345,13 +345,13 @@ class RunBlock:
         database = self._context.workbench.database(arm)
         if database is None or not self._context.workbench.private:
             return {}
-        return databases.sizes(database.site, database.name)
+        return databases.sizes(database.server, database.name)
 
     def _scans(self, arm: Arm, *, terminate: bool = False) -> dict[str, int]:
         database = self._context.workbench.database(arm)
         if database is None or not self._context.workbench.private:
             return {}
-        return databases.scans(database.site, database.name, terminate=terminate)
+        return databases.scans(database.server, database.name, terminate=terminate)
 
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks

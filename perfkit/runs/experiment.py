@@ -188,7 +188,7 @@ class Experiment:
             elif len(pool) > 1 and workbench.private:
                 database, _ = workbench.prepare(chosen.config.baseline())
                 assert database
-                target = sql_target(database.site.conninfo(database.name), 10, 10)
+                target = sql_target(database.server.conninfo(database.name), 10, 10)
                 trials = calibrate(pool, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
             pool.shrink(fewest_workers(trials) if trials else process.cores())
         bundle.update(workers=len(pool), calibration=[asdict(trial) for trial in trials])
@@ -201,12 +201,12 @@ class Experiment:
             base = workbench.base(chosen.scale)
         bundle.update(origin=dict(workbench.origin), database={"scale": chosen.scale, "rows": {}, "bytes": {}})
         if base:
-            sizes = databases.sizes(base.site, base.name, exact=workbench.private)
+            sizes = databases.sizes(base.server, base.name, exact=workbench.private)
             bundle.update(
                 server={
-                    "kind": base.site.name,
-                    "version": databases.server_version(base.site),
-                    "settings": databases.settings(base.site, base.name),
+                    "kind": base.server.name,
+                    "version": databases.server_version(base.server),
+                    "settings": databases.settings(base.server, base.name),
                 },
                 database={
                     "scale": chosen.scale,
@@ -271,13 +271,13 @@ class Experiment:
                     bundle.add_plan(arm.name, query.name, capture.documents, capture.tables)
                 except PlanError as error:
                     raise PlanError(f"{redact_home(str(file))}: {error}") from None
-        sizes = databases.sizes(database.site, database.name, exact=False) if database else {}
+        sizes = databases.sizes(database.server, database.name, exact=False) if database else {}
         return {
             "title": arm.title,
             "role": arm.role,
             "settings": arm.settings,
-            "server_settings": databases.settings(database.site, database.name) if database else {},
-            "postgres": database.site.version if database else 0,
+            "server_settings": databases.settings(database.server, database.name) if database else {},
+            "postgres": database.server.version if database else 0,
             "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
             "indexes": [asdict(index) for index in built],
             "expected_indexes": self._chosen.expected_indexes[arm.name],
@@ -291,7 +291,7 @@ class Experiment:
         config = self._chosen.config
         allowed = config.database.volatile if config.database else ()
         options = ExplainSpec(timeout_s=config.limits.statement_timeout_s)
-        return guarded(database.site, database.session, text, typical, options, allowed)
+        return guarded(database.server, database.session, text, typical, options, allowed)
 
     def _checks(self, context: RunContext, arms: Sequence[Arm]) -> dict[str, list[CheckResult]]:
         """Check the rewrites and the service of every arm except the control, on clones that no round uses."""

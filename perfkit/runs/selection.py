@@ -37,7 +37,7 @@ def rows(name: str, source: Path | Generator, database: Database | None, seed: s
         return _csv_rows(source)
     if database is None:
         raise UsageError(f"{source}: a SELECT needs a [database]; expected a CSV file or a generator")
-    return list(databases.fetched(database.site, database.name, source, LIMIT))
+    return list(databases.fetched(database.server, database.name, source, LIMIT))
 
 
 def generated(source: Generator, seed: str) -> list[Row]:

@@ -345,7 +345,7 @@ class _Known:
 
     def _harmless(self, statement: str) -> bool:
         """Return whether a query may run: on a foreign server, it must call no volatile function."""
-        if not self.place.site.foreign:
+        if not self.place.server.foreign:
             return True
         try:
             return not effects(self.place.session, statement, None).volatile

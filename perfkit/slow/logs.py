@@ -575,20 +575,20 @@ def opened(connection: Connection, name: str, last: int = LAST) -> ServerLog:
     raise ServerError(visible(f"{name}: {obstacle}"))
 
 
-def read_server_log(site: Server, database: str, last: int = LAST) -> SlowQueries:
+def read_server_log(server: Server, database: str, last: int = LAST) -> SlowQueries:
     """Return the slow statements of a database from the last `last` bytes of the server's log. Raises ServerError."""
-    with connected(site, database, user="postgres") as connection:
-        log = opened(connection, site.name, last)
+    with connected(server, database, user="postgres") as connection:
+        log = opened(connection, server.name, last)
         reader = _reader(log, database)
         for piece in log.more():
             reader.feed(piece)
         return _statements(log, reader)
 
 
-def follow_server_log(site: Server, database: str, every_s: float = 2.0, last: int = 0) -> Iterator[SlowQueries]:
+def follow_server_log(server: Server, database: str, every_s: float = 2.0, last: int = 0) -> Iterator[SlowQueries]:
     """Yield what was logged from now on, or from `last` bytes ago, every `every_s` seconds. Raises ServerError."""
-    with connected(site, database, user="postgres") as connection:
-        log = opened(connection, site.name, last)
+    with connected(server, database, user="postgres") as connection:
+        log = opened(connection, server.name, last)
         reader = _reader(log, database)
         while True:
             for piece in log.more():

@@ -141,12 +141,12 @@ class Note:
 
 
 @contextmanager
-def note(site: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
+def note(server: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
     """Return the file for these sessions; on an error it is closed, and removed if it is empty.
 
     Raises UsageError if another process holds it or if it cannot be written.
     """
-    path = _folder(site) / f"{_prefix(site)}{numbers.database}-{numbers.role}.json"
+    path = _folder(server) / f"{_prefix(server)}{numbers.database}-{numbers.role}.json"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = Note(path)
@@ -205,12 +205,12 @@ def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
     return tuple(map(visible, messages))
 
 
-def saved_changes(site: Server) -> Iterator[tuple[Saved, Note | None]]:
+def saved_changes(server: Server) -> Iterator[tuple[Saved, Note | None]]:
     """Yield the changes on this server that this user's files record; without a note if a running process holds it.
 
     The caller removes or closes each note.
     """
-    for path in sorted(_folder(site).glob(f"{_prefix(site)}*.json")):
+    for path in sorted(_folder(server).glob(f"{_prefix(server)}*.json")):
         try:
             held = Note(path)
         except BlockingIOError:
@@ -225,18 +225,18 @@ def saved_changes(site: Server) -> Iterator[tuple[Saved, Note | None]]:
             held.remove()
 
 
-def _folder(site: Server) -> Path:
+def _folder(server: Server) -> Path:
     """Return the folder for the files: a state folder, because a cache may be emptied; or the server's own folder."""
-    if not site.foreign:
-        return Path(str(conninfo_to_dict(site.conninfo())["host"])) / "lent-settings"
+    if not server.foreign:
+        return Path(str(conninfo_to_dict(server.conninfo())["host"])) / "lent-settings"
     if home := os.environ.get("PERFKIT_HOME"):
         return Path(home) / "lent-settings"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "perfkit" / "lent-settings"
 
 
-def _prefix(site: Server) -> str:
+def _prefix(server: Server) -> str:
     """Return the beginning of the file names, the same for all addresses of a cluster."""
-    system = site.system if isinstance(site, External) else ""
+    system = server.system if isinstance(server, External) else ""
     return hashlib.sha256(system.encode()).hexdigest()[:16] + "-"
 
 
@@ -335,7 +335,7 @@ class Logging:
 
 
 def logging_on(
-    site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None, *, keep: bool = False
+    server: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None, *, keep: bool = False
 ) -> Logging:
     """Switch query logging on for `where`; by default for the database or, if refused, for the user's role in it.
 
@@ -344,58 +344,58 @@ def logging_on(
     owner), UsageError if it is on already, ServerError.
     """
     options = options or LoggingSpec()
-    if isinstance(site, External):
-        require_allowed(site, "ddl", "its settings may not be changed")
-    restore(site, database, killed_only=True)
+    if isinstance(server, External):
+        require_allowed(server, "ddl", "its settings may not be changed")
+    restore(server, database, killed_only=True)
     refusals: list[str] = []
-    with connected(site, database, user="postgres") as connection:
+    with connected(server, database, user="postgres") as connection:
         facts = catalog.row(connection, "slow_logging")
         wanted, notes = _wanted(connection, options, facts)
         for place in (where,) if where else (Where(database=database), Where(facts["user"], database)):
             try:
-                held, saved, refused = _switched(connection, site, place, wanted, options, keep)
+                held, saved, refused = _switched(connection, server, place, wanted, options, keep)
             except _Refused as refusal:
                 refusals.append(str(refusal))
                 continue
-            on = Logging(place, saved.changed, (*notes, *refused, *_others(connection, saved)), site, database, held)
+            on = Logging(place, saved.changed, (*notes, *refused, *_others(connection, saved)), server, database, held)
             if keep:
                 held.close()
                 on._held = None
             else:
                 atexit.register(on.at_exit)
             return on
-    raise TargetRefused(visible(f"{site.name}: {refusals[0]}"))
+    raise TargetRefused(visible(f"{server.name}: {refusals[0]}"))
 
 
 def script(
-    site: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None
+    server: Server, database: str, options: LoggingSpec | None = None, where: Where | None = None
 ) -> tuple[str, str]:
     """Return the SQL for the owner to switch query logging on, and to restore the current settings. Raises ServerError.
 
     Changes nothing. Without `where`, the SQL is for the database.
     """
     place = where or Where(database=database)
-    with connected(site, database, user="postgres") as connection:
+    with connected(server, database, user="postgres") as connection:
         wanted, _ = _wanted(connection, options or LoggingSpec(), catalog.row(connection, "slow_logging"))
         settings = Numbers.of(connection, place).settings(connection)[1]
     return place.script(wanted), place.script({name: settings.get(name) for name in wanted})
 
 
-def restore(site: Server, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
+def restore(server: Server, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
     """Switch off the query logging that this user's files record for the server; return what was done, in sentences.
 
     With `killed_only`, only what a killed process left on. Raises ServerError with SQL for the owner if the server
     refuses.
     """
     messages: list[str] = []
-    for saved, held in saved_changes(site):
+    for saved, held in saved_changes(server):
         if held is None:
             messages.append(f"{saved.where}: on since {saved.since}; process {saved.pid} is running and will end it")
         elif saved.kept and killed_only:
             held.close()
         else:
             try:
-                with connected(site, database, user="postgres") as connection:
+                with connected(server, database, user="postgres") as connection:
                     messages += [*put_back(connection, held), f"{saved.where}: restored to before {saved.since}"]
             except BaseException:
                 held.close()
@@ -408,11 +408,11 @@ class _Refused(Exception):
 
 
 def _switched(
-    connection: Connection, site: Server, place: Where, wanted: Mapping[str, str], options: LoggingSpec, keep: bool
+    connection: Connection, server: Server, place: Where, wanted: Mapping[str, str], options: LoggingSpec, keep: bool
 ) -> tuple[Note, Saved, list[str]]:
     """Change the settings that the role may change; the file is written before the change takes effect."""
     numbers = Numbers.of(connection, place)
-    with note(site, numbers, place) as held:
+    with note(server, numbers, place) as held:
         if already := held.saved:
             raise UsageError(f"{visible(place)}: already on since {already.since}; expected {RESTORE} first")
         settings = numbers.settings(connection)[1]
@@ -425,7 +425,7 @@ def _switched(
             settings = numbers.settings(connection)[1]  # as the server keeps them
             changed = {name: settings[name] for name in wanted if name not in refused}
             since, earlier = datetime.now(UTC).isoformat(timespec="seconds"), {name: before[name] for name in changed}
-            numbered = (site.name, numbers.database, numbers.role, str(place), os.getpid(), since)
+            numbered = (server.name, numbers.database, numbers.role, str(place), os.getpid(), since)
             held.write(saved := Saved(*numbered, keep, changed, earlier))
         return held, saved, [f"not set: {visible(first_line(error))}" for error in refused.values()]
 

@@ -645,20 +645,20 @@ def test_the_command_prints_it(newest: Mine, tmp_path: Any) -> None:
 @pytest.mark.system
 @pytest.mark.slow
 def test_a_plain_role_of_a_hosted_server_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    with hosted() as server:
-        for name, value in server.environment.items():
+    with hosted() as system:
+        for name, value in system.environment.items():
             monkeypatch.setenv(name, value)
-        server.run(
+        system.run(
             "CREATE INDEX one ON sales.orders (total); CREATE INDEX two ON sales.orders (total, id)", user="shop"
         )
-        server.run("CREATE UNIQUE INDEX nulls ON sales.orders (total, id) NULLS NOT DISTINCT", user="shop")
+        system.run("CREATE UNIQUE INDEX nulls ON sales.orders (total, id) NULLS NOT DISTINCT", user="shop")
         with pytest.raises(psycopg.Error):
-            server.run("CREATE UNIQUE INDEX CONCURRENTLY once ON sales.orders (customer_id)", user="shop")
-        permission = Permission((), (server.name(),), (), None)
+            system.run("CREATE UNIQUE INDEX CONCURRENTLY once ON sales.orders (customer_id)", user="shop")
+        permission = Permission((), (system.name(),), (), None)
         texts = {}
         for user in ("shop", "clerk"):  # the second may read one table only
-            site = open_external(resolve(server.db(user)), permission, Audit(None))
-            texts[user] = [remark.text for remark in judge(ask(site))]
+            server = open_external(resolve(system.db(user)), permission, Audit(None))
+            texts[user] = [remark.text for remark in judge(ask(server))]
         assert texts["shop"] == texts["clerk"]
         assert sorted(text for text in texts["shop"] if "not used" not in text) == [
             "no index begins with (customer_id), which the foreign key orders_customer_id_fkey looks up for rows of "
@@ -672,18 +672,18 @@ def test_a_plain_role_of_a_hosted_server_learns_the_same(monkeypatch: pytest.Mon
 @pytest.mark.system
 @pytest.mark.slow
 def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    with hosted() as server:
-        for name, value in server.environment.items():
+    with hosted() as system:
+        for name, value in system.environment.items():
             monkeypatch.setenv(name, value)
-        server.run("CREATE INDEX busy ON sales.orders (total, id); CREATE INDEX idle ON sales.orders (id, total)")
-        server.run("SELECT count(*) FROM sales.orders")
-        with standby(server) as port:
-            permission = Permission((), (server.name(), server.name(port=port)), (), None)
-            sites = [open_external(resolve(server.db(port=p)), permission, Audit(None)) for p in (server.port, port)]
+        system.run("CREATE INDEX busy ON sales.orders (total, id); CREATE INDEX idle ON sales.orders (id, total)")
+        system.run("SELECT count(*) FROM sales.orders")
+        with standby(system) as port:
+            permission = Permission((), (system.name(), system.name(port=port)), (), None)
+            servers = [open_external(resolve(system.db(port=p)), permission, Audit(None)) for p in (system.port, port)]
 
             def facts() -> list[CatalogueFacts]:
                 old = {"since": "2026-01-01", "days": 90.0}
-                asked = [ask(site) for site in sites]
+                asked = [ask(server) for server in servers]
                 return [replace(each, counters=replace(each.counters, **old)) for each in asked]
 
             primary, theirs = facts()
@@ -692,7 +692,7 @@ def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.Mo
             assert {remark.index for remark in unused} == {"busy", "idle"}
             assert all("0 of 1 were read" in each.evidence and not each.sql for each in unused)
             assert all(not remark.sql for remark in judge(theirs) if remark.kind == "unused")
-            with psycopg.connect(server.db("postgres", port=port), password=PASSWORDS["postgres"]) as connection:
+            with psycopg.connect(system.db("postgres", port=port), password=PASSWORDS["postgres"]) as connection:
                 connection.execute("SET enable_seqscan = off")
                 connection.execute("SELECT * FROM sales.orders WHERE total = 5")
             primary, theirs = facts()
@@ -708,8 +708,8 @@ def test_an_index_that_only_a_standby_uses_is_not_dropped(monkeypatch: pytest.Mo
             ):
                 with pytest.raises(UsageError, match=words):
                     joined(primary, standbys)
-            words = ["--db", server.db(), "--standby", server.db(port=port), "--confirm", server.name()]
-            done = CliRunner().invoke(main, ["indexes", "use", *words, "--confirm", server.name(port=port), "--json"])
+            words = ["--db", system.db(), "--standby", system.db(port=port), "--confirm", system.name()]
+            done = CliRunner().invoke(main, ["indexes", "use", *words, "--confirm", system.name(port=port), "--json"])
             assert done.exit_code == 0, done.output
             told = json.loads(done.stdout)
             assert told["counters"]["standbys"] == told["counters"]["replicas"] == 1

@@ -95,18 +95,18 @@ def database(request: pytest.FixtureRequest, system: Hosted, monkeypatch: pytest
             monkeypatch.setenv(name, value)
         port = system.pooled if "PgBouncer" in request.param else system.port
         confirmed = (system.name("bare", port), system.name("bare"))
-        site = open_external(
+        server = open_external(
             resolve(system.db(dbname="bare", port=port)), Permission((), confirmed, (), None), Audit(None)
         )
-        yield Database(Place(site, "bare"), lambda: system.connect("shop", "bare"))
+        yield Database(Place(server, "bare"), lambda: system.connect("shop", "bare"))
         return
-    server: EmbeddedServer = request.getfixturevalue("server" if request.param == "18" else "server16")
-    databases.create(server, "pk_guarantees")
-    databases.configure(server, "pk_guarantees", {"standard_conforming_strings": "off"})
-    with server.connect("pk_guarantees") as connection:
+    embedded: EmbeddedServer = request.getfixturevalue("server" if request.param == "18" else "server16")
+    databases.create(embedded, "pk_guarantees")
+    databases.configure(embedded, "pk_guarantees", {"standard_conforming_strings": "off"})
+    with embedded.connect("pk_guarantees") as connection:
         connection.execute(VICTIM)
-    yield Database(Place(server, "pk_guarantees"), lambda: psycopg.connect(server.conninfo("pk_guarantees")))
-    databases.drop(server, "pk_guarantees")
+    yield Database(Place(embedded, "pk_guarantees"), lambda: psycopg.connect(embedded.conninfo("pk_guarantees")))
+    databases.drop(embedded, "pk_guarantees")
 
 
 def plan(**how: Any) -> Query:
@@ -118,7 +118,7 @@ def effects(place: Place, text: str, given: Parameters) -> object:
 
 
 async def sent(place: Place, text: str, given: Parameters, times: int) -> object:
-    target = sql_target(place.conninfo(), 5, 5, pooler=place.site.pooler)["options"]
+    target = sql_target(place.conninfo(), 5, 5, pooler=place.server.pooler)["options"]
     settings = {"options": options(target["session"])} if target["session"] else {}
     connection = await senders.LibpqConnection.open(
         target["conninfo"], timeout_s=5, prepare=target["prepare"], client_encoding="UTF8", **settings
@@ -139,7 +139,7 @@ def by_pgbench(place: Place, text: str, given: Parameters) -> object:
     scenario = Scenario(name="round", label="", engine="pgbench", send=("q",), seconds=0.2)
     work = pgbench.ScriptQuery("q", text, [given] if given else None)
     target = sql_target(place.conninfo(), 5, 5)
-    found = pgbench.run(pgbench.program(place.site.bin_dir), target, scenario, [work], "1")
+    found = pgbench.run(pgbench.program(place.server.bin_dir), target, scenario, [work], "1")
     if failed := [outcome for outcome in found.columns["outcome"] if outcome != "ok"]:
         raise ServerError(failed[0])
     return found
@@ -186,7 +186,7 @@ def test_a_second_command_in_a_query_is_not_run(
     database: Database, name: str, parameters: Parameters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = HIDDEN.replace("SELECT", "SELECT %(n)s::int,") if parameters else HIDDEN
-    pooled_load = name.startswith("load") and database.place.site.pooler
+    pooled_load = name.startswith("load") and database.place.server.pooler
     with pytest.raises(psycopg.OperationalError, match="reports 'off'") if pooled_load else nullcontext():
         QUERIES[name](database.place, text, parameters)  # one command, as perfkit reads it
     unread(monkeypatch)
@@ -220,17 +220,17 @@ def examined(place: Place, wanted: IndexSet) -> object:
 
 
 def built(place: Place, wanted: IndexSet) -> object:
-    return index_builds.build(place.site, place.name, wanted.path)
+    return index_builds.build(place.server, place.name, wanted.path)
 
 
 def applied(place: Place, wanted: IndexSet) -> object:
     found = index_sets.IndexStatus(wanted.indexes[0], "missing", table="victim", quoted="public.second", lockable=False)
-    work = index_builds._Work(place.site, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
+    work = index_builds._Work(place.server, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
     return work.apply([found], [])
 
 
 def analyzed(place: Place, wanted: IndexSet) -> object:
-    work = index_builds._Work(place.site, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
+    work = index_builds._Work(place.server, place.name, wanted.path, lambda _: None, index_builds.Patience(attempts=1))
     return work.apply([], wanted.analyze)
 
 
@@ -240,7 +240,7 @@ def index_tried(place: Place, wanted: IndexSet) -> object:
     with tried(place, [statement]) as trying:
         if trying.failed:
             raise UsageError(trying.failed[statement])
-    if place.site.foreign:  # HypoPG reads several statements itself, and runs none of them
+    if place.server.foreign:  # HypoPG reads several statements itself, and runs none of them
         raise UsageError("cannot insert multiple commands")
 
 
@@ -270,11 +270,11 @@ def enclosed(levels: int) -> str:
 
 
 def parameter_source(place: Place, path: Path) -> object:
-    return databases.fetched(place.site, place.name, path, 5)
+    return databases.fetched(place.server, place.name, path, 5)
 
 
 def prepare(place: Place, path: Path) -> object:
-    return databases.prepare(place.site, place.name, [path], {})
+    return databases.prepare(place.server, place.name, [path], {})
 
 
 # What is done with a file of SQL: its text, and a second command in it.
@@ -299,12 +299,12 @@ def test_a_second_command_in_a_file_is_not_run(
 
 
 def of_the_session(place: Place, value: str) -> object:
-    with Place(place.site, place.name, {"work_mem": value}).session() as connection:
+    with Place(place.server, place.name, {"work_mem": value}).session() as connection:
         return connection.execute("SELECT 1")
 
 
 def of_the_database(place: Place, value: str) -> object:
-    return databases.configure(place.site, place.name, {"work_mem": value})
+    return databases.configure(place.server, place.name, {"work_mem": value})
 
 
 def of_the_load(place: Place, value: str) -> object:

@@ -336,8 +336,8 @@ class TestPinning:
         settings = two_databases(tmp_path, cluster.db(), cluster.db(user="plain"), cluster.name())
         targets = admitted(settings, settings.arm, Permission(confirm=(cluster.name(),)))
         users = {}
-        for arm, site in targets.open(Audit(None)).items():
-            with site.connect() as connection:
+        for arm, server in targets.open(Audit(None)).items():
+            with server.connect() as connection:
                 users[arm] = connection.info.user
         assert users == {"before": "app", "control": "app", "after": "plain"}
 

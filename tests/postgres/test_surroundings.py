@@ -43,21 +43,21 @@ def seen(place: Database, act: Callable[[], None]) -> dict[str, float]:
 class TestTheServer:
     def test_a_checkpoint_is_seen(self, place: Database):
         def checkpoint() -> None:
-            with place.site.connect("beside", user="postgres") as connection:
+            with place.server.connect("beside", user="postgres") as connection:
                 connection.execute("CREATE TABLE more AS SELECT * FROM filled")
                 connection.execute("CHECKPOINT")
 
         assert seen(place, checkpoint)["checkpoints"] == 1
 
     def test_an_idle_round_counts_nothing(self, place: Database):
-        with place.site.connect(user="postgres") as connection:
+        with place.server.connect(user="postgres") as connection:
             connection.execute("CHECKPOINT")  # what came before is not written during the next round
         found = seen(place, lambda: None)
         assert (found["checkpoints"], found["autovacuums"]) == (0, 0) and found["blocks_hit"] >= 0
 
     def test_blocks_of_the_arms_database_are_counted(self, place: Database):
         def scan() -> None:
-            with place.site.connect("beside") as connection:
+            with place.server.connect("beside") as connection:
                 connection.execute("SELECT count(*) FROM filled")
 
         found = seen(place, scan)

@@ -225,11 +225,11 @@ def test_load_uses_the_index_that_the_plan_shows(place: Database, tmp_path: Path
     """`exact = 1.5::float8` reads the whole table: the sender must not send a float as one."""
     rows = selected(place, tmp_path, "SELECT exact AS value FROM prices WHERE id BETWEEN 151 AND 155")
     sent = "SELECT id FROM prices WHERE exact = %(value)s"
-    before = databases.scans(place.site, place.name)
+    before = databases.scans(place.server, place.name)
     with WorkerPool(1) as crew:
         queue = tuple({"item": "by_price", "sql": sent, "params": row} for row in rows)
-        load = crew.run(sql_target(place.site.conninfo(place.name), 5, 5), [Batch((queue,))])
-    after = databases.scans(place.site, place.name)
+        load = crew.run(sql_target(place.server.conninfo(place.name), 5, 5), [Batch((queue,))])
+    after = databases.scans(place.server, place.name)
     assert load.columns["detail"] == ["1 rows"] * 5
     assert after["prices_exact"] - before["prices_exact"] == 5
     assert after["seq:prices"] == before["seq:prices"]

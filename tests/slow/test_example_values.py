@@ -296,14 +296,14 @@ def test_what_must_not_be_is_the_rarest_value(place: Database) -> None:
 def test_what_a_part_of_a_plan_gives_is_no_parameter(place: Database) -> None:
     text = "SELECT * FROM sales WHERE id = (SELECT max(id) FROM sales WHERE shop = $1 AND day = $2)"
     (row,) = examples(place, text)
-    if place.site.version < 17:  # where plans call both `$1`
+    if place.server.version < 17:  # where plans call both `$1`
         assert "no column" in row[0].origin
     else:
         assert executed(place, text, row)
 
 
 def test_a_table_that_may_not_be_read_is_one_clear_line(place: Database) -> None:
-    with place.site.connect(place.name, "postgres") as connection:
+    with place.server.connect(place.name, "postgres") as connection:
         connection.execute("CREATE TABLE secret (id int, name text)")
         with pytest.raises(PlanError, match="permission denied for table secret"):
             examples(place, "SELECT * FROM secret WHERE id = $1 AND name = $2")

@@ -33,21 +33,21 @@ ROWS = """
 """
 
 
-def change(site: Site, statement: str, *names: str) -> None:
+def change(server: Site, statement: str, *names: str) -> None:
     """As a superuser, with quoted names."""
-    with site.connect("postgres", "postgres") as connection:
+    with server.connect("postgres", "postgres") as connection:
         connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
-def settings(site: Site, database: str = "postgres") -> list[tuple[Any, ...]]:
+def settings(server: Site, database: str = "postgres") -> list[tuple[Any, ...]]:
     """What every session to come brings along, and because of what."""
-    with site.connect(database, "postgres") as connection:
+    with server.connect(database, "postgres") as connection:
         return [tuple(row.values()) for row in connection.execute(ROWS).fetchall()]
 
 
-def shown(site: Site, database: str, setting: str = ON, user: str = "") -> str:
+def shown(server: Site, database: str, setting: str = ON, user: str = "") -> str:
     """A setting as a new session has it."""
-    with site.connect(database, user) as connection:
+    with server.connect(database, user) as connection:
         return str((connection.execute("SELECT current_setting(%s) AS value", [setting]).fetchone() or {})["value"])
 
 
@@ -321,7 +321,7 @@ def granted(system: hosted.Hosted, *parameters: str, to: str) -> Iterator[None]:
         system.run(f"REVOKE SET ON PARAMETER {names} FROM {to}")
 
 
-def site(system: hosted.Hosted, user: str = "postgres", port: int = 0, audit: Path | None = None) -> External:
+def server(system: hosted.Hosted, user: str = "postgres", port: int = 0, audit: Path | None = None) -> External:
     names = (system.name(port=port), system.name())
     return open_external(resolve(system.db(user, port=port)), Permission((), names, (), None), Audit(audit))
 
@@ -336,7 +336,7 @@ def test_without_the_owners_word_nothing_is_changed(system: hosted.Hosted, home:
     with pytest.raises(
         TargetRefused, match=r"may not be changed; the owner can allow this with: perfkit allow --db .*--ddl"
     ):
-        logging_on(site(system), "shop")
+        logging_on(server(system), "shop")
     assert rows(system) == before and not list(home.iterdir())
 
 
@@ -350,10 +350,10 @@ def scripts(message: str) -> tuple[str, str]:
 def test_a_role_that_may_not_gets_the_sql_for_its_owner(system: hosted.Hosted, home: Path) -> None:
     before = rows(system)
     with pytest.raises(TargetRefused) as raised:
-        logging_on(site(system, "shop"), "shop", LoggingSpec(plans=False))
+        logging_on(server(system, "shop"), "shop", LoggingSpec(plans=False))
     message = str(raised.value)
     assert message.startswith(f"{system.name()}: permission denied to set parameter")
-    assert script(site(system, "shop"), "shop", LoggingSpec(plans=False)) == scripts(message)
+    assert script(server(system, "shop"), "shop", LoggingSpec(plans=False)) == scripts(message)
     assert rows(system) == before and not list((home / "lent-settings").iterdir())
     on, off = scripts(message)
     system.run(*on.split("; "))
@@ -368,7 +368,7 @@ def test_a_role_that_was_granted_the_parameter_may(system: hosted.Hosted, tmp_pa
     before = rows(system)
     audit = tmp_path / "audit.jsonl"
     with granted(system, ON, to="shop"):
-        with logging_on(site(system, "shop", audit=audit), "shop") as on:
+        with logging_on(server(system, "shop", audit=audit), "shop") as on:
             assert system.run(f"SHOW {ON}", user="clerk") == [("100ms",)]
             assert any(note.startswith("no plans: ") for note in on.notes)
         assert rows(system) == before
@@ -381,7 +381,7 @@ def test_a_role_that_was_granted_the_parameter_may(system: hosted.Hosted, tmp_pa
 @pytest.mark.usefixtures("allowed")
 def test_who_does_not_own_the_database_logs_the_own_role_in_it(system: hosted.Hosted) -> None:
     before = rows(system)
-    with granted(system, ON, to="clerk"), logging_on(site(system, "clerk"), "shop") as on:
+    with granted(system, ON, to="clerk"), logging_on(server(system, "clerk"), "shop") as on:
         assert str(on.where) == "role clerk in database shop"
         assert system.run(f"SHOW {ON}", user="clerk") == [("100ms",)]
         assert system.run(f"SHOW {ON}", user="shop") == [("-1",)]
@@ -393,12 +393,12 @@ def test_who_does_not_own_the_database_logs_the_own_role_in_it(system: hosted.Ho
 def test_where_it_cannot_be_put_back_it_is_said_how_and_can_be_later(system: hosted.Hosted) -> None:
     before = rows(system)
     with granted(system, ON, to="shop"):
-        on = logging_on(site(system, "shop"), "shop")
+        on = logging_on(server(system, "shop"), "shop")
     with pytest.raises(ServerError) as raised:
         on.off()
     assert f'expected its owner to run: ALTER DATABASE "shop" RESET "{ON}"' in str(raised.value)
     assert RESTORE in str(raised.value) and rows(system) != before
-    assert len(restore(site(system), "shop")) == 1
+    assert len(restore(server(system), "shop")) == 1
     assert rows(system) == before
 
 
@@ -406,8 +406,8 @@ def test_where_it_cannot_be_put_back_it_is_said_how_and_can_be_later(system: hos
 @pytest.mark.usefixtures("allowed")
 def test_through_a_pooler_it_is_the_same_server(system: hosted.Hosted) -> None:
     before = rows(system)
-    with logging_on(site(system, "postgres"), "shop"), pytest.raises(UsageError, match="switched on by process"):
-        logging_on(site(system, port=system.pooled), "shop")
+    with logging_on(server(system, "postgres"), "shop"), pytest.raises(UsageError, match="switched on by process"):
+        logging_on(server(system, port=system.pooled), "shop")
     assert rows(system) == before
 
 
@@ -421,7 +421,7 @@ def logged(system: hosted.Hosted) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("analyze", [False, True])
 def test_plans_are_logged_where_auto_explain_can_be_loaded(system: hosted.Hosted, analyze: bool) -> None:
     before = rows(system)
-    with logging_on(site(system), "shop", LoggingSpec(ms=10, analyze=analyze)) as on:
+    with logging_on(server(system), "shop", LoggingSpec(ms=10, analyze=analyze)) as on:
         system.run(f"SELECT pg_sleep(0.02), 'analyze {analyze}'", user="shop")
         assert on.changed["session_preload_libraries"] == "auto_explain" and "compute_query_id" not in on.changed
         assert any("slow down every statement" in note for note in on.notes) is analyze
@@ -435,7 +435,7 @@ def test_plans_are_logged_where_auto_explain_can_be_loaded(system: hosted.Hosted
 def test_other_libraries_of_a_session_are_left_alone(system: hosted.Hosted, home: Path, allowed: None) -> None:
     system.run("ALTER DATABASE shop SET session_preload_libraries = 'pg_stat_statements'")
     try:
-        with logging_on(site(system), "shop") as on:
+        with logging_on(server(system), "shop") as on:
             assert set(on.changed) == {ON}
             assert "no plans: session_preload_libraries is set, and without auto_explain" in on.notes
     finally:
@@ -450,5 +450,5 @@ def test_a_folder_that_cannot_be_written_stops_it_before_anything_changes(
     (home / "file").touch()
     monkeypatch.setenv("PERFKIT_HOME", str(home / "file"))
     with pytest.raises(UsageError, match=r"cannot be written .*set PERFKIT_HOME"):
-        logging_on(site(system), "shop")
+        logging_on(server(system), "shop")
     assert rows(system) == before

@@ -70,11 +70,11 @@ def logged(own: EmbeddedServer) -> Iterator[Connection]:
         yield connection
 
 
-def found_in(site: Site, database: str, part: str) -> SlowQueries:
+def found_in(server: Site, database: str, part: str) -> SlowQueries:
     """The statements with this text, when there are any."""
     deadline = time.monotonic() + 10
     while True:
-        found = read_server_log(site, database)
+        found = read_server_log(server, database)
         chosen = tuple(statement for statement in found.statements if part in statement.text)
         if chosen or time.monotonic() > deadline:
             return replace(found, statements=chosen)
@@ -176,7 +176,7 @@ def system() -> Iterator[hosted.Hosted]:
             yield running
 
 
-def site(system: hosted.Hosted, user: str = "postgres") -> External:
+def server(system: hosted.Hosted, user: str = "postgres") -> External:
     return open_external(resolve(system.db(user)), Permission((), (system.name(),), (), None), Audit(None))
 
 
@@ -190,7 +190,7 @@ def rotate(connection: Connection) -> None:
 
 @pytest.mark.system
 def test_its_log_is_followed_across_rotations(system: hosted.Hosted) -> None:
-    with site(system).connect() as connection:
+    with server(system).connect() as connection:
         log = opened(connection, "there", 0)
         assert log.form == "jsonlog" and pieces(log) == b""
         first = log.file
@@ -219,7 +219,7 @@ def test_slow_statements_are_found_in_its_log(
         monkeypatch.setattr("perfkit.slow.logs._FORMS", {"stderr": "stderr"})
     slow = f"SELECT pg_sleep(0.02), 'x' AS in_{destination}, count(*) FROM sales.orders"
     system.run("SET log_min_duration_statement = 10", slow)
-    found = found_in(site(system), "shop", f"in_{destination}")
+    found = found_in(server(system), "shop", f"in_{destination}")
     [statement] = found.statements
     assert statement.calls == 1 and statement.total_ms >= 20
     assert statement.example and statement.example.sql == slow

@@ -357,7 +357,7 @@ def test_a_log_file_is_a_source_too(session: Session, tmp_path: Path) -> None:
     with session.query_logging(ms=0):
         run_slow(session)
         log = tmp_path / "server.json"
-        log.write_bytes((session.database.site.data_dir / "log" / "server.json").read_bytes())  # type: ignore[attr-defined]
+        log.write_bytes((session.database.server.data_dir / "log" / "server.json").read_bytes())  # type: ignore[attr-defined]
     assert session.slow(log)["notes LIKE"].explain(analyze=True).plan.rows == 1
     alone = api.slow(log)
     assert alone.session is None and len(alone) == len(session.slow(str(log)))
@@ -448,7 +448,7 @@ def test_no_volatile_function_is_called_to_find_values(foreign: Hosted, shop: Se
         "CREATE FUNCTION noisy(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN $1 > 0; END'", user="shop"
     )
     slow = table(shop, "SELECT * FROM sales.orders WHERE noisy(id) AND customer_id = $1 AND total = $2")[1]
-    shop.database.site.audit.path = tmp_path / "audit.jsonl"  # type: ignore[attr-defined]
+    shop.database.server.audit.path = tmp_path / "audit.jsonl"  # type: ignore[attr-defined]
     (row,) = slow.example_parameters().sets
     assert {value.origin for value in row} == {"a row of orders"}
     sent = [json.loads(line).get("statement", "") for line in (tmp_path / "audit.jsonl").read_text().splitlines()]

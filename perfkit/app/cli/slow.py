@@ -256,7 +256,7 @@ def logging(action: str | None, min_ms: float, plans: bool, **target: Any) -> No
     if action is None:
         raise UsageError("expected one of --on, --off and --sql")
     with _opened(**target) as session:
-        server, database = session.database.site, session.database.name
+        server, database = session.database.server, session.database.name
         if action == "on":
             on = logging_on(server, database, options, keep=True)
             settings = [f"{name} = {value} for {on.where}" for name, value in on.changed.items()]
@@ -390,7 +390,7 @@ def report(
 
 def _named(session: Session) -> str:
     """Return the options that open a session's database from another process, as a user who may read the log."""
-    server, database = session.database.site, session.database.name
+    server, database = session.database.server, session.database.name
     assert isinstance(server, EmbeddedServer)
     conninfo = make_conninfo("", host=str(server.socket_dir), port=server.port, dbname=database, user="postgres")
     return shlex.join(["--db", conninfo, "--confirm", resolve(conninfo).name])
