@@ -6,12 +6,8 @@ import math
 import shlex
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING
 
 from perfkit import config as configuration
@@ -19,7 +15,6 @@ from perfkit.app import session as sessions
 from perfkit.app.evidence import Explained
 from perfkit.app.runs import Ask, Names, compare, measure, names, new_folder, run, texts
 from perfkit.app.session import Session, in_file
-from perfkit.base import resources
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.base.process import progress
 from perfkit.explain.capture import Capture, read_documents
@@ -27,20 +22,15 @@ from perfkit.indexes.designs import workload
 from perfkit.indexes.lab import AUTO, LabSpec, run_lab
 from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
-from perfkit.load.pool import WorkerPool, sql_target
-from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.monitor import loop as watching
 from perfkit.monitor.incidents import parse_duration
 from perfkit.postgres.guards import Permission
-from perfkit.postgres.sqltext import read, split
 from perfkit.release import report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers
 from perfkit.release.report import RolledBack
-from perfkit.runs import selection
 from perfkit.runs.selection import RunSpec
 from perfkit.runs.targets import ComparisonSpec, index_set, sql_of
-from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
 
 if TYPE_CHECKING:
     from perfkit.app.session import SlowTable
@@ -49,61 +39,6 @@ if TYPE_CHECKING:
     from perfkit.monitor.review_report import Review
     from perfkit.release.report import GoNoGo
     from perfkit.runs.targets import Text
-
-
-# The demo clinic: statements per second, and the most in flight.
-RATE, USERS = 60.0, 4
-TIMEOUT_S = 30.0
-# How often each statement runs: patients look most, the front desk often, few book and fewer cancel.
-SHARES = {
-    "upcoming_for_contact": 45,
-    "clinic_day": 18,
-    "book": 14,
-    "conflict_check": 12,
-    "cancel": 6,
-    "status_counts": 5,
-}
-EVENTS = 1000
-Work = Callable[[float], Counter[str]]
-
-
-@contextmanager
-def clinic(session: Session, seed: int = 1) -> Iterator[Work]:
-    """Yield a function that runs a clinic for a number of seconds and counts its statements, all of them logged.
-
-    The `session` is in the booking system's data. Raises ServerError; the function raises LoadError.
-    """
-    target = sql_target(session.database.conninfo(), TIMEOUT_S, TIMEOUT_S)
-    messages, turn = tuple(_day(session, seed)), count()
-
-    def work(seconds: float) -> Counter[str]:
-        arrivals = Arrivals(messages, ((RATE, RATE, seconds),), USERS, f"{seed}/{next(turn)}")
-        return Counter({item: n for (item, _), n in pool.run(target, [arrivals]).counts().items()})
-
-    server, database = session.database.server, session.database.name
-    # Only the role that sends the load is logged: a superuser who reads the log adds nothing to it.
-    role = Where("perfkit", database)
-    with logging_on(server, database, LoggingSpec(ms=0.0, plans=False), role), WorkerPool(1) as pool:
-        yield work
-
-
-def _day(session: Session, seed: int) -> Iterator[Message]:
-    """Yield the statements of a clinic's day in random order, with the parameters of the booking system's workload."""
-    settings, random = configuration.load(), Random(seed)
-    files = {query.name: (query.file, query.parameters or "") for query in settings.query}
-    files |= {path.stem: (path, "bookings") for path in resources.path("sql/demo").glob("*.sql")}
-    kinds = {name: (split(read(path))[0].text, source) for name, (path, source) in files.items()}
-    rows = {
-        name: selection.rows(name, source, session.database, str(seed)) for name, source in settings.parameters.items()
-    }
-    draw = Draw(rows, str(seed))
-    booked = draw("bookings")
-    for name in random.choices(list(SHARES), list(SHARES.values()), k=EVENTS):
-        row = booked if name == "cancel" else draw(kinds[name][1])
-        if name == "book":  # a booking follows a look whether the slot is free
-            booked = row
-            yield {"item": "conflict_check", "sql": kinds["conflict_check"][0], "params": row}
-        yield {"item": name, "sql": kinds[name][0], "params": row}
 
 
 def connect(
@@ -164,7 +99,7 @@ def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1) -> Session:
         session = sessions.open_generated(scale=scale, arm="before", say=say)
         try:
             say(f"a clinic works for {seconds:g} s")
-            with clinic(session, seed) as work:
+            with sessions.clinic(session, seed) as work:
                 work(seconds)
         except BaseException:
             session.close()

@@ -372,11 +372,11 @@ def measure_statement(
     except PerfkitError:
         shutil.rmtree(folder)
         raise
-    place = session.database
+    database = session.database
     with (
         process.alone(say),
         ExistingDatabaseArms(
-            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, place.server.version, place
+            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
         ) as workbench,
     ):
         return Run(experiment.measure(selection, folder, say, workbench=workbench))

@@ -1,32 +1,39 @@
-"""Sessions in a database: explain a statement, try an index, list slow and running statements."""
+"""Sessions in a database: explain, try an index, list slow and running statements; the clinic of the demo."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
+from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from perfkit import config as configuration
 from perfkit.app.evidence import Explained, SlowQuery, WhatIf
+from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError
 from perfkit.base.process import progress
 from perfkit.explain.capture import ExplainSpec, Parameters, guarded
 from perfkit.indexes.trial import one_index, trying
+from perfkit.load.pool import WorkerPool, sql_target
+from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import open_external
+from perfkit.postgres.sqltext import read, split
 from perfkit.runs.arms import Clones
-from perfkit.runs.selection import RunSpec, Selection
+from perfkit.runs.selection import RunSpec, Selection, rows
 from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import admitted
 from perfkit.slow import logs, statements
-from perfkit.slow.query_logging import LoggingSpec, logging_on
+from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
 from perfkit.slow.statements import SlowQueries, now
 from perfkit.slow.tables import ActivityView, SlowView, one_line
 
@@ -193,6 +200,59 @@ def open_generated(
         database, _ = workbench.prepare(next(each for each in selection.arms if each.name == (arm or first)))
         origin = SessionOrigin(config=settings, scale=selection.scale, arm=arm or first)
         return Session(database, opened=origin, _stack=stack.pop_all())
+
+
+# The demo clinic: statements per second, and the most in flight.
+RATE, USERS = 60.0, 4
+TIMEOUT_S = 30.0
+# How often each statement runs: patients look most, the front desk often, few book and fewer cancel.
+SHARES = {
+    "upcoming_for_contact": 45,
+    "clinic_day": 18,
+    "book": 14,
+    "conflict_check": 12,
+    "cancel": 6,
+    "status_counts": 5,
+}
+EVENTS = 1000
+Work = Callable[[float], Counter[str]]
+
+
+@contextmanager
+def clinic(session: Session, seed: int = 1) -> Iterator[Work]:
+    """Yield a function that runs a clinic for a number of seconds and counts its statements, all of them logged.
+
+    The `session` is in the booking system's data. Raises ServerError; the function raises LoadError.
+    """
+    target = sql_target(session.database.conninfo(), TIMEOUT_S, TIMEOUT_S)
+    messages, turn = tuple(_day(session, seed)), count()
+
+    def work(seconds: float) -> Counter[str]:
+        arrivals = Arrivals(messages, ((RATE, RATE, seconds),), USERS, f"{seed}/{next(turn)}")
+        return Counter({item: n for (item, _), n in pool.run(target, [arrivals]).counts().items()})
+
+    server, database = session.database.server, session.database.name
+    # Only the role that sends the load is logged: a superuser who reads the log adds nothing to it.
+    role = Where("perfkit", database)
+    with logging_on(server, database, LoggingSpec(ms=0.0, plans=False), role), WorkerPool(1) as pool:
+        yield work
+
+
+def _day(session: Session, seed: int) -> Iterator[Message]:
+    """Yield the statements of a clinic's day in random order, with the parameters of the booking system's workload."""
+    settings, random = configuration.load(), Random(seed)
+    files = {query.name: (query.file, query.parameters or "") for query in settings.query}
+    files |= {path.stem: (path, "bookings") for path in resources.path("sql/demo").glob("*.sql")}
+    kinds = {name: (split(read(path))[0].text, source) for name, (path, source) in files.items()}
+    sources = settings.parameters.items()
+    draw = Draw({name: rows(name, source, session.database, str(seed)) for name, source in sources}, str(seed))
+    booked = draw("bookings")
+    for name in random.choices(list(SHARES), list(SHARES.values()), k=EVENTS):
+        row = booked if name == "cancel" else draw(kinds[name][1])
+        if name == "book":  # a booking follows a look whether the slot is free
+            booked = row
+            yield {"item": "conflict_check", "sql": kinds["conflict_check"][0], "params": row}
+        yield {"item": name, "sql": kinds[name][0], "params": row}
 
 
 _COLUMNS = ("id", "text", "calls", "mean_ms", "p95_ms", "total_ms", "rows", "buffers", "temp_bytes", "wal_bytes",

@@ -31,7 +31,7 @@ from perfkit.app.cli import (
     tls_option,
 )
 from perfkit.app.cli.plans import opened
-from perfkit.app.session import Session, open_generated
+from perfkit.app.session import Session, clinic, open_generated
 from perfkit.base import resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import UsageError, visible
@@ -313,7 +313,7 @@ def demo(duration: float, scale: str, seed: int, limit: int, as_json: bool, page
         raise UsageError(f"--for {duration:g}; expected seconds, more than 0")
     with progress() as say, open_generated(scale=scale, arm="before", say=say) as session:
         try:
-            with api.clinic(session, seed) as work:
+            with clinic(session, seed) as work:
                 say("")
                 echo(
                     f"A clinic works{f' for {duration:g} s' if duration else ' until Ctrl-C'}. In another terminal:",
