@@ -25,8 +25,17 @@ from math import log
 from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor import figures as monitor_figures
 from perfkit.monitor import model, notifications
-from perfkit.monitor.figures import Baseline, baseline, figures, healthy, item_names, probes, unwatched_between, window
-from perfkit.monitor.incidents import Alert, Period, alerts, duration_text
+from perfkit.monitor.figures import (
+    Baseline,
+    compute_baseline,
+    compute_figures,
+    healthy,
+    item_names,
+    probes,
+    unwatched_between,
+    window,
+)
+from perfkit.monitor.incidents import Alert, Period, collect_alerts, duration_text
 from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
 from perfkit.monitor.store import settings
 
@@ -70,7 +79,7 @@ def _score(
         # Log likelihood ratio of the limit against half of it: log(2) per bad sample, `clean` per good one.
         clean = log((1 - share) / (1 - share / 2))
         return min(bad * log(2) + (n - bad) * clean, max(log(2), -n * clean))
-    value = figures([tick], kinds, baseline, rule.item or "", before=before, few=True)[rule.metric]
+    value = compute_figures([tick], kinds, baseline, rule.item or "", before=before, few=True)[rule.metric]
     return 0.0 if value is None else 1.0 if beyond(rule, value) else -1.0
 
 
@@ -157,7 +166,7 @@ class Alerts:
         for item in self._items:
             if self._baselines[item] is None and healthy(tick, self._about.kinds, item):
                 self._healthy[item].append(tick)
-                self._baselines[item] = baseline(self._healthy[item], self._about.kinds, self._watch, item)
+                self._baselines[item] = compute_baseline(self._healthy[item], self._about.kinds, self._watch, item)
 
     def _advance(self, tick: Tick) -> None:
         """Update the figure of every rule, and which changes have begun or ended."""
@@ -174,7 +183,7 @@ class Alerts:
     def _figures(self, item: str) -> Mapping[str, float | None]:
         ticks = window(self._ticks, self._watch.window_s)
         before = self._ticks[-len(ticks) - 1] if len(ticks) < len(self._ticks) else None
-        return figures(ticks, self._about.kinds, self._baselines[item], item, before=before)
+        return compute_figures(ticks, self._about.kinds, self._baselines[item], item, before=before)
 
     def _judge(self, state: _State, value: float, tick: Tick) -> None:
         rule, soon = state.rule, tick.t + _JITTER * tick.seconds
@@ -311,12 +320,12 @@ def watch_status(record: Record, now: float, *, running: bool) -> WatchStatus:
     if not ticks:
         raise ValueError("a watch with an interval")
     watch, _ = settings(about)
-    baseline = monitor_figures.baseline(ticks, about.kinds, watch)
+    baseline = monitor_figures.compute_baseline(ticks, about.kinds, watch)
     clears = {rule.name: rule.clear_for_s for rule in watch.rule}
-    ordered = sorted(alerts(record.events, clears), key=lambda alert: -alert.noticed)
+    ordered = sorted(collect_alerts(record.events, clears), key=lambda alert: -alert.noticed)
     ordered.sort(key=lambda alert: (alert.ended is not None, alert.level if alert.ended is None else ""))
     spans = {
-        name: monitor_figures.figures(monitor_figures.window(ticks, seconds), about.kinds, baseline)
+        name: monitor_figures.compute_figures(monitor_figures.window(ticks, seconds), about.kinds, baseline)
         for name, seconds in _spans(watch.window_s, ticks[-1].t - ticks[0].start)
     }
     return WatchStatus(record, watch, baseline, now, running, ordered, spans)

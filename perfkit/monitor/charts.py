@@ -311,8 +311,8 @@ def _panel(reviewed: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
 def _stretches(reviewed: Reviewed) -> list[Span]:
     """Return the times that were up, unwatched or down, in this order: short downtime must not be drawn over."""
     names, ticks = figures.item_names(reviewed.about.kinds), reviewed.period.ticks
-    up = figures.stretches(ticks, lambda tick: not figures.is_down(tick, names))
-    down = figures.stretches(ticks, lambda tick: figures.is_down(tick, names) or False)
+    up = figures.find_stretches(ticks, lambda tick: not figures.is_down(tick, names))
+    down = figures.find_stretches(ticks, lambda tick: figures.is_down(tick, names) or False)
     named = {"up": up, "unwatched": reviewed.gaps, "down": down}
     return [Span(since, until, what) for what, times in named.items() for since, until in times]
 

@@ -137,7 +137,7 @@ def items(status: WatchStatus) -> Table:
     columns = ("request or query", "P50", "P95", "P99", "error rate", "answered", "unanswered")
     rows = []
     for name, kind in about.kinds.items():
-        values = figures.figures(recent, about.kinds, None, name)
+        values = figures.compute_figures(recent, about.kinds, None, name)
         pending = status.last.probes[name].pending if name in status.last.probes else 0
         latency = (Cell(formatted(metric, values[metric])) for metric in ("p50_ms", "p95_ms", "p99_ms"))
         failed = Cell(formatted("error_rate", values["error_rate"]), state="bad" if values["error_rate"] else "")
@@ -159,7 +159,7 @@ def events(status: WatchStatus) -> Table:
     rows = [(alert.noticed, _alert(status, alert, wall)) for alert in status.alerts]
     active = [row for _, row in rows[: len(status.active)]]
     notes = [(event.t, _note(event)) for event in status.record.events if event.what == "note"]
-    gaps = [(until, _gap(since, until, wall)) for since, until in figures.gaps(status.record.ticks)]
+    gaps = [(until, _gap(since, until, wall)) for since, until in figures.find_gaps(status.record.ticks)]
     past = [row for _, row in sorted([*rows[len(status.active) :], *notes, *gaps], key=lambda timed: -timed[0])]
     columns = ("level", "what", "since", "until", "value", "limit", "action")
     left = len(active) + len(past) - MAX_EVENTS
@@ -336,14 +336,14 @@ def _panel_alerts(status: WatchStatus, metric: Metric) -> Iterator[Span]:
 
 
 def _unwatched(period: Period) -> Iterator[Span]:
-    for since, until in figures.gaps(period.ticks):
+    for since, until in figures.find_gaps(period.ticks):
         yield Span(since, until, "unwatched")
 
 
 def _down(status: WatchStatus, period: Period) -> Iterator[Span]:
     """Yield the times in which the service or the database was down."""
     kinds = status.record.about.kinds
-    for since, until in figures.stretches(
+    for since, until in figures.find_stretches(
         period.ticks, lambda tick: figures.service_down(tick, kinds) or figures.database_down(tick, kinds)
     ):
         yield Span(since, until, "down")

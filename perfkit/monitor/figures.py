@@ -88,7 +88,7 @@ def window(ticks: Sequence[Tick], seconds: float) -> Sequence[Tick]:
     return ticks[bisect_right(ticks, ticks[-1].t - seconds, key=lambda tick: tick.t) :] if ticks else ticks
 
 
-def gaps(ticks: Sequence[Tick]) -> list[tuple[float, float]]:
+def find_gaps(ticks: Sequence[Tick]) -> list[tuple[float, float]]:
     """Return the gaps without a watch, as start and end on the time line."""
     return [(one.t, other.start) for one, other in pairwise(ticks) if unwatched_between(one, other)]
 
@@ -128,7 +128,7 @@ def is_down(tick: Tick, names: Iterable[str]) -> bool | None:
     return True if any(p.sent or (p.pending and p.oldest_s >= hangs_s) for p in due) else None
 
 
-def stretches(ticks: Iterable[Tick], condition: Callable[[Tick], bool | None]) -> list[tuple[float, float]]:
+def find_stretches(ticks: Iterable[Tick], condition: Callable[[Tick], bool | None]) -> list[tuple[float, float]]:
     """Return the times in which a condition holds, as start and end on the time line.
 
     An interval of which the condition says nothing (None) does not end such a time; a gap without a watch does.
@@ -163,7 +163,7 @@ def healthy(tick: Tick, kinds: Mapping[str, Kind], item: str = "") -> bool:
     return any(probe.ms for probe in ended) and not any(probe.failed for probe in ended)
 
 
-def baseline(ticks: Iterable[Tick], kinds: Mapping[str, Kind], watch: Watch, item: str = "") -> Baseline | None:
+def compute_baseline(ticks: Iterable[Tick], kinds: Mapping[str, Kind], watch: Watch, item: str = "") -> Baseline | None:
     """Return the figures of the first `baseline_s` healthy seconds; None if there were fewer."""
     healthy_ticks, seconds = list[Tick](), 0.0
     for tick in ticks:
@@ -176,7 +176,7 @@ def baseline(ticks: Iterable[Tick], kinds: Mapping[str, Kind], watch: Watch, ite
     return None
 
 
-def figures(
+def compute_figures(
     ticks: Sequence[Tick],
     kinds: Mapping[str, Kind],
     baseline: Baseline | None,
@@ -342,7 +342,7 @@ def _availability(names: Sequence[str], period: Period) -> Actual:
         return Actual.none("no probe was due")
     lengths = [tick.seconds for tick, down in zip(period.ticks, known, strict=True) if down]
     watched, down = period.watched, sum(lengths)
-    unknown = sum(end - start for start, end in gaps(period.ticks))
+    unknown = sum(end - start for start, end in find_gaps(period.ticks))
     weight = max(tick.seconds for tick in period.ticks) / watched
     intervals = units.count(len(period.ticks))
     how = f"{units.count(len(lengths))} of {intervals} intervals down; one interval is {percentage(weight)} of the time"
@@ -355,7 +355,7 @@ def _counted(metric: Metric, item: str | None, period: Period, about: About, bas
     """Return a figure that is read rather than sampled: the worst moment, the longest outage, or a total."""
 
     def at(ticks: Sequence[Tick]) -> float | None:
-        return figures(ticks, about.kinds, baseline, item or "")[metric]
+        return compute_figures(ticks, about.kinds, baseline, item or "")[metric]
 
     value, how = at(period.ticks), "over the whole time"
     if metric == "success_rate" and value is not None:
@@ -367,7 +367,7 @@ def _counted(metric: Metric, item: str | None, period: Period, about: About, bas
         value, how = max(moments, default=None), "the worst interval"
     elif metric in OUTAGES:
         down = OUTAGES[metric]
-        outages = stretches(period.ticks, lambda tick: down(tick, about.kinds))
+        outages = find_stretches(period.ticks, lambda tick: down(tick, about.kinds))
         value, how = max((end - start for start, end in outages), default=0.0), "the longest outage"
     if value is None:
         return Actual.none("the watch could not read it")

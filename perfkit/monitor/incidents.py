@@ -233,14 +233,14 @@ class Incident:
         return sorted((moment for alert in self.alerts for moment in _moments(alert)), key=lambda m: m.t)
 
 
-def incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s: float = 0.0) -> list[Incident]:
+def group_incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s: float = 0.0) -> list[Incident]:
     """Return the incidents of a record, the earliest first; `clear_for_s` is by rule.
 
     Alerts of any rules that overlap, or are at most `join_s` apart, form one incident.
     """
     groups: list[list[Alert]] = []
     end = float("-inf")
-    for alert in sorted(alerts(events, clear_for_s), key=lambda alert: (alert.since, alert.noticed)):
+    for alert in sorted(collect_alerts(events, clear_for_s), key=lambda alert: (alert.since, alert.noticed)):
         if not groups or alert.since > end + join_s:
             groups.append([])
             end = float("-inf")
@@ -249,7 +249,7 @@ def incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s:
     return [Incident(tuple(sorted(group, key=lambda a: (a.level, a.since)))) for group in groups]
 
 
-def alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) -> list[Alert]:
+def collect_alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) -> list[Alert]:
     """Return the alerts of a record; events with the same id are one alert.
 
     An alert that was cleared but not raised in these events is left out, since its start is unknown.

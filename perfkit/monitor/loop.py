@@ -24,7 +24,7 @@ from perfkit.base.errors import BundleError, Interrupted, UsageError
 from perfkit.config import Config, Query, Watch
 from perfkit.config.model import mistakes
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.figures import figures
+from perfkit.monitor.figures import compute_figures
 from perfkit.monitor.incidents import clock
 from perfkit.monitor.metrics import QUERIES, Metrics, ServerProbe, ServerReading, endpoint
 from perfkit.monitor.model import METRICS, About, Event, Kind, Probe, Tick
@@ -313,7 +313,9 @@ def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, 
             last_page(options.folder)
             say("")
     record = read(options.folder)
-    ended = WatchSummary.of(options.folder, record, figures(record.ticks, record.about.kinds, None), alerts.active)
+    ended = WatchSummary.of(
+        options.folder, record, compute_figures(record.ticks, record.about.kinds, None), alerts.active
+    )
     if not whole:
         raise Interrupted(f"stopped; {ended}")
     return ended
@@ -382,7 +384,7 @@ def _run(
             notifier.tell(event)
 
         def show(recent: Sequence[Tick], active: Sequence[Event]) -> None:
-            say(status_line(loop.seconds, figures(recent, about.kinds, None), active))
+            say(status_line(loop.seconds, compute_figures(recent, about.kinds, None), active))
             metrics.update(recent[-1], active)
             sent.update({name: probe.sent for name, probe in recent[-1].probes.items()})
             renewal.due(recent[-1].t)
@@ -410,7 +412,7 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     if not plan.live:
         yield sent
         return
-    has_record = time.monotonic()
+    began = time.monotonic()
     texts = [
         target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}"
         for name, item in plan.items.items()
@@ -420,7 +422,7 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     yield sent
     # A full disk raises BundleError; the record of the watch has a note about it.
     with suppress(BundleError):
-        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - has_record)
+        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - began)
 
 
 def _about(config: Config, plan: ProbePlan) -> About:

@@ -193,15 +193,15 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
         yield _running(plan, audit)
         return
     selection, targets = plan.chosen, plan.targets
-    own = selection.arms[0]
+    arm = selection.arms[0]
     where = (RelaySpec(), targets.origins, targets.open(audit))
     with Clones(selection.config, secrets.token_hex(3), *where, say, selection.postgres) as stage:
         say(f"making the data ({selection.scale})" if selection.scale else "reaching the data")
         stage.base(selection.scale)
-        stage.refresh(own)
-        stage.serve([own])
-        database = stage.database(own)
-        service = stage.service_address(own) if selection.config.service else None
+        stage.refresh(arm)
+        stage.serve([arm])
+        database = stage.database(arm)
+        service = stage.service_address(arm) if selection.config.service else None
         say("")
         yield WatchedTarget(selection, plan.items, service, lambda: database)
 
@@ -344,18 +344,12 @@ class Prober:
                 tried.set()
                 await asyncio.sleep(AGAIN_S)
         server, limit = database.server, self._watch.timeout_s
-        spec = sql_target(
-            server.conninfo(database.name),
-            limit,
-            limit,
-            pooler=server.pooler,
-            read_only=True,
-            settings=database.settings,
-        )
+        conninfo, settings = server.conninfo(database.name), database.settings
+        spec = sql_target(conninfo, limit, limit, pooler=server.pooler, read_only=True, settings=settings)
         sender = SqlSender(**spec["options"])
         sender.stand_by(CONNECTIONS)
-        for name, own in rows.items():
-            self._supply.put(name, own)
+        for name, source_rows in rows.items():
+            self._supply.put(name, source_rows)
         self._sql = sender
         tried.set()
         requests = [item for item in self._target.items.values() if isinstance(item, Request)]

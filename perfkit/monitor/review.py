@@ -24,7 +24,7 @@ from perfkit.base.stats import Interval
 from perfkit.config.judging import Metric, Target, Watch, WatchRule
 from perfkit.monitor import figures, store
 from perfkit.monitor.figures import PERCENTILES, Actual, actual_value, interval_text
-from perfkit.monitor.incidents import BLOCKS, Alert, Incident, Period, duration_text, incidents, select_period
+from perfkit.monitor.incidents import BLOCKS, Alert, Incident, Period, duration_text, group_incidents, select_period
 from perfkit.monitor.model import About, Event, Record, gravest
 from perfkit.monitor.notifications import formatted, formatted_limit
 
@@ -176,7 +176,7 @@ def review(
     period = select_period(record, since, until, last)
     about, rows = record.about, []
     for target in aims.target:
-        baseline = figures.baseline(record.ticks, about.kinds, watch, target.item or "")
+        baseline = figures.compute_baseline(record.ticks, about.kinds, watch, target.item or "")
         rows.append(judged_row(target, period, about, baseline, reported.pop(target.name, None), before))
     if reported:
         names = ", ".join(target.name for target in aims.target) or "none: no target is configured"
@@ -184,11 +184,11 @@ def review(
     clear_for_s = {rule.name: rule.clear_for_s for rule in watch.rule}
     in_period = tuple(
         incident
-        for incident in incidents(record.events, clear_for_s, about.every_s)
+        for incident in group_incidents(record.events, clear_for_s, about.every_s)
         if incident.since <= period.end and (incident.ended is None or incident.ended >= period.start)
     )
     notes = tuple(event for event in record.events if event.what == "note" and period.start <= event.t <= period.end)
-    gaps = tuple(figures.gaps(period.ticks))
+    gaps = tuple(figures.find_gaps(period.ticks))
     return Reviewed(
         about,
         watch,

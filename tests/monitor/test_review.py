@@ -221,7 +221,7 @@ def test_a_period_in_which_the_clock_was_put_back_has_no_gap() -> None:
     ticks = [replace(tick, at=tick.at - 1800 * (tick.t > 3600)) for tick in quiet(2)]
     found = select_period(record(ticks), since="2026-01-15T09:40", until="2026-01-15T09:50")
     assert (found.start, found.end) == (2400, 4800)
-    assert not figures.gaps(found.ticks)
+    assert not figures.find_gaps(found.ticks)
 
 
 def test_the_last_hours_are_cut_along_the_time_line_and_less_than_a_day_is_said() -> None:

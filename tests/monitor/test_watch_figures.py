@@ -27,7 +27,7 @@ def tick(n: int, book: Probe | None = GOOD, query: Probe | None = None, seconds:
 
 
 def said(ticks: list[Tick], item: str = "", usual: figures.Baseline | None = None) -> dict[str, float | None]:
-    return figures.figures(ticks, KINDS, usual, item)
+    return figures.compute_figures(ticks, KINDS, usual, item)
 
 
 # Which figures
@@ -40,7 +40,7 @@ def test_every_metric_of_the_configuration_has_a_figure() -> None:
 def test_nothing_is_known_of_no_interval() -> None:
     assert set(said([]).values()) == {None}
     assert figures.window([], 300) == []
-    assert figures.gaps([]) == []
+    assert figures.find_gaps([]) == []
 
 
 def test_a_window_is_the_last_seconds_of_the_time_line() -> None:
@@ -68,7 +68,7 @@ def test_without_an_item_the_requests_count_and_queries_do_not() -> None:
 
 def test_where_no_request_is_sent_the_queries_count() -> None:
     ticks = [tick(n, book=None, query=GOOD) for n in range(8)]
-    assert figures.figures(ticks, {"conflict_check": "query"}, None)["p95_ms"] == 10.0
+    assert figures.compute_figures(ticks, {"conflict_check": "query"}, None)["p95_ms"] == 10.0
 
 
 @settings(deadline=None, max_examples=40)
@@ -108,9 +108,9 @@ def test_what_is_usual_comes_from_the_first_healthy_seconds_only() -> None:
     watch, slow = Watch(baseline_s=30.0), replace(GOOD, ms=(99.0,) * 10)
     failing = Probe({"ok": 9, "timeout": 1}, {}, (1.0,) * 9)
     ticks = [tick(0, BAD), tick(1), tick(2, failing), tick(3), tick(4), tick(5, slow)]
-    assert figures.baseline(ticks[:4], KINDS, watch) is None
-    assert figures.baseline(ticks, KINDS, watch) == figures.Baseline(1.0, 10.0)
-    assert figures.baseline(ticks, KINDS, watch, "conflict_check") is None
+    assert figures.compute_baseline(ticks[:4], KINDS, watch) is None
+    assert figures.compute_baseline(ticks, KINDS, watch) == figures.Baseline(1.0, 10.0)
+    assert figures.compute_baseline(ticks, KINDS, watch, "conflict_check") is None
 
 
 def test_a_taken_slot_is_no_error_and_no_success() -> None:
@@ -153,7 +153,7 @@ def test_a_stretch_passes_over_what_says_nothing_and_ends_where_nobody_watched()
         tick(7, BAD),
         tick(8, Probe()),
     ]
-    found = figures.stretches(ticks, lambda own: figures.is_down(own, ["book"]))
+    found = figures.find_stretches(ticks, lambda own: figures.is_down(own, ["book"]))
     assert found == [(10.0, 40.0), (50.0, 60.0), (70.0, 80.0)]
 
 
@@ -164,7 +164,7 @@ def test_a_last_interval_cut_short_is_not_down_for_what_was_just_sent() -> None:
 
 def test_availability_is_of_the_time_that_somebody_watched() -> None:
     ticks = watching.without(watching.with_incident(watching.quiet(1), "service-down", 600, 100), 1800, 2400)
-    assert figures.gaps(ticks) == [(1800, 2400)]
+    assert figures.find_gaps(ticks) == [(1800, 2400)]
     assert said(ticks)["availability"] == pytest.approx(1 - 100 / 3000)
 
 
@@ -212,7 +212,7 @@ def test_counters_are_counted_over_the_window_and_from_the_interval_before_it() 
     assert said(ticks)["deadlocks"] == 3
     assert said(ticks)["temp_mb"] == 3
     assert said(ticks)["rollback_rate"] == pytest.approx(0.1)
-    assert figures.figures(ticks[2:], KINDS, None, before=ticks[1])["deadlocks"] == 2
+    assert figures.compute_figures(ticks[2:], KINDS, None, before=ticks[1])["deadlocks"] == 2
     assert said(ticks[:1])["deadlocks"] is None
 
 

@@ -22,7 +22,7 @@ from hosted import free_port
 from watched import Postgres, postgres, until
 
 from perfkit.base.resources import CHECKOUT
-from perfkit.monitor.figures import figures
+from perfkit.monitor.figures import compute_figures
 from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import Event, Record
 from perfkit.monitor.store import read
@@ -294,7 +294,7 @@ def test_whatever_goes_wrong_is_an_alert_of_its_rule_from_when_it_began_and_is_t
     assert memory < 150
     for start, end in ((killed, back), (stopped, up)):
         around = [tick for tick in record.ticks if start - 3 < tick.at < end + 3]
-        available = figures(around, record.about.kinds, None)["availability"]
+        available = compute_figures(around, record.about.kinds, None)["availability"]
         assert available is not None
         downtime = (1 - available) * sum(tick.seconds for tick in around)
         assert end - start - 2 * EVERY_S - 0.1 < downtime < end - start + 0.1  # an interval with an answer is up

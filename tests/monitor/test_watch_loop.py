@@ -228,7 +228,7 @@ import watching
 from perfkit import config
 import perfkit.monitor.loop
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.figures import figures
+from perfkit.monitor.figures import compute_figures
 from perfkit.monitor.loop import Loop, Notes
 from perfkit.monitor.store import Store
 from test_watch_loop import Figures, Probes, Time
@@ -244,7 +244,7 @@ class Day(Probes):
 
 store = Store.open(Path(sys.argv[1]), watching.about())
 loop = Loop(settings, store, Alerts(settings, store.about), Day(), Figures(), Notes(), time.clock())
-loop.on_tick.append(lambda recent, _: figures(recent, store.about.kinds, None))
+loop.on_tick.append(lambda recent, _: compute_figures(recent, store.about.kinds, None))
 def peak():  # in MB, of this program alone: ru_maxrss begins with that of whoever started it
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.figures import gaps
+from perfkit.monitor.figures import find_gaps
 from perfkit.monitor.model import Event, Probe, Record, Tick
 from perfkit.monitor.store import Store, read, timeline
 
@@ -318,7 +318,7 @@ def test_of_more_than_an_hour_the_oldest_are_given_up_and_leave_a_gap(tmp_path: 
     store.close()
     found = read(tmp_path).ticks
     assert found == [ticks[0], *ticks[5:11]]
-    assert gaps(found) == [(ticks[0].t, ticks[5].start)]
+    assert find_gaps(found) == [(ticks[0].t, ticks[5].start)]
 
 
 def test_a_line_that_did_not_reach_the_disk_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +414,7 @@ def test_the_time_line_goes_on_after_a_gap_whatever_the_wall_clock_did(passed: f
     last = TICKS[-1]
     begun = timeline(last, last.at + passed)
     assert begun == last.t + gap
-    assert gaps([last, replace(last, t=begun + 10)]) == [(last.t, begun)]
+    assert find_gaps([last, replace(last, t=begun + 10)]) == [(last.t, begun)]
 
 
 def test_a_new_watch_begins_its_time_line() -> None:
