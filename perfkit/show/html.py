@@ -1,94 +1,111 @@
-"""Escaped HTML, whole pages, and tables as HTML, text and Markdown."""
+"""What people see, described once: tables, texts, banners and pages, shown as HTML, as text and as Markdown.
+
+A room describes its output with the parts of this module. Their HTML comes from `templates/parts.html.j2`; a part of
+a room's own has a template of its own beside it. Templates escape every value, and `render` makes control and
+direction-changing characters visible, so that no text from elsewhere becomes markup or hides something.
+"""
 
 from __future__ import annotations
 
-import html
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+import markupsafe
+from markupsafe import Markup
+
+from perfkit.base import units
 from perfkit.base.errors import visible
-from perfkit.base.units import unbroken
+from perfkit.base.stats import Interval, Ratio
+from perfkit.base.units import NONE, unbroken
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_BODY = "body { margin: 16px; background: var(--paper); }"
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from pandas import DataFrame
+
+HERE = Path(__file__).parent
+PARTS = "parts.html.j2"
+#: The mark of a state, for readers who do not see its colour.
+MARKS = {"good": "✓", "bad": "✕", "neutral": "○", "unsure": "?", "unfinished": "…"}
+R = TypeVar("R")
 
 
-def escape(text: object) -> str:
+def escape(text: object) -> Markup:
     """Return text as inert HTML, safe inside a quoted attribute too."""
-    return html.escape(visible(text), quote=True)
+    return markupsafe.escape(visible(text))
 
 
-def folded(summary: str, content: str) -> str:
-    """Return a closed <details>; the summary is text, the content is already HTML."""
-    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+def render(template: str, macro: str = "", **values: object) -> Markup:
+    """Return the HTML of a template, or of one of its macros; every value is escaped.
+
+    Control and direction-changing characters are made visible here, in the whole output, so that no template can
+    forget it.
+    """
+    found = _environment().get_template(template)
+    html = getattr(found.module, macro)(**values) if macro else found.render(**values)
+    return Markup(visible(html))
 
 
-def code(text: object, *, name: str = "") -> str:
-    """Return a block of source text to scroll and copy; a screen reader announces `name`."""
-    label = f' role="region" aria-label="{escape(name)}"' if name else ""
-    return f'<pre tabindex="0"{label}><code>{escape(text)}</code></pre>'
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # 0.1 s, which commands that print do without
 
-
-def listed(lines: Iterable[str], kind: str = "") -> str:
-    """Return lines of text as a list; `kind` is a class of the style sheet. Without lines, return ""."""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    class_ = f' class="{kind}"' if kind else ""
-    return f"<ul{class_}>{items}</ul>" if items else ""
-
-
-def headed(state: str, title: str, word: str, sentence: str, more: str = "", meta: str = "", icon: str = "") -> str:
-    """Return the header of a page in the colours of a state; `more` and `icon` are already HTML."""
-    heading = f"<h1>{icon}<span>{escape(word)}</span></h1>" if word else ""
-    small = f'<p class="meta">{escape(meta)}</p>' if meta else ""
-    return (
-        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>{heading}'
-        f'<p class="headline">{escape(sentence)}</p>{more}{small}</header>'
-    )
-
-
-def explained(words: Iterable[tuple[str, str]]) -> str:
-    """Return words and their meanings as an HTML list."""
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in words)}</dl>"
-
-
-def page(title: str, content: str, *, again_s: float = 0.0) -> str:
-    """Return a whole page that requests nothing and runs nothing; it reloads every `again_s` seconds, or never (0)."""
-    again = f'<meta http-equiv="refresh" content="{again_s:.0f}">' if again_s else ""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">{again}'
-        f"<title>{escape(title)}</title><style>{style()}{_BODY}</style></head>"
-        f'<body class="pk">{content}</body></html>\n'
-    )
+    loader = FileSystemLoader(HERE / "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.globals |= {"marks": MARKS}
+    return made
 
 
 @cache
 def style() -> str:
     """Return the style sheet; all its rules apply under the class `pk` only."""
-    return (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    return (HERE / "style.css").read_text(encoding="utf-8")
 
 
-class View(ABC):
-    """Base class of results that show themselves in a notebook's cell, with the style sheet, and in a terminal."""
+def page(title: str, *parts: Part | str, again_s: float = 0.0) -> str:
+    """Return a whole page that requests nothing and runs nothing; it reloads every `again_s` seconds, or never (0)."""
+    content = "".join(part if isinstance(part, str) else part.html() for part in parts)
+    return str(render(PARTS, "page", title=title, content=Markup(content), style=Markup(style()), again_s=again_s))
 
-    @abstractmethod
+
+def markdown(text: str) -> str:
+    """Return text on one line, escaped so that Markdown shows every character."""
+    text = " ".join(visible(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+
+
+class Part(ABC):
+    """A piece of output: HTML, and the same content as plain text; displays itself in a notebook and a terminal."""
+
+    template: ClassVar[str] = PARTS
+    macro: ClassVar[str] = ""  # of the template; "" renders the whole template
+
     def html(self) -> str:
         """Return HTML for a container of the class `pk`."""
+        return render(self.template, self.macro, part=self)
 
     @abstractmethod
     def text(self) -> str:
         """Return the same content as plain text."""
 
     def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
+        return f'<div class="pk">{self.html()}</div>'
 
     def __repr__(self) -> str:
-        return self.text()
+        return visible(self.text())
+
+
+class View(Part):
+    """A result that is shown on its own, so that its HTML carries the style sheet."""
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
 
 
 class OpenedPage:
@@ -98,6 +115,336 @@ class OpenedPage:
 
     def _repr_html_(self) -> str:
         return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Some words of a line in an HTML element; `state` is a class of the style sheet. A link leads to its text."""
+
+    text: str
+    tag: str = "strong"
+    state: str = ""
+
+
+Words = str | Inline | Sequence[str | Inline]  # of a line
+
+
+def _inline(words: Words) -> list[Inline]:
+    parts = [words] if isinstance(words, str | Inline) else words
+    return [Inline(part, "") if isinstance(part, str) else part for part in parts]
+
+
+def plain(words: Words) -> str:
+    """Return the words of a line without their elements."""
+    return "".join(part.text for part in _inline(words))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Line(Part):
+    """A paragraph; `kind` is a class of the style sheet."""
+
+    macro = "line"
+    words: Words
+    kind: str = ""
+
+    @property
+    def inline(self) -> list[Inline]:
+        """The words, each with its element."""
+        return _inline(self.words)
+
+    def text(self) -> str:
+        """Return the words."""
+        return plain(self.words)
+
+
+def note(words: Words) -> Line:
+    """Return a remark in small print."""
+    return Line(words, "note")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Code(Part):
+    """Source text to scroll and copy; a screen reader announces `name`."""
+
+    macro = "code"
+    source: str
+    name: str = ""
+
+    def text(self) -> str:
+        """Return the source."""
+        return self.source
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Bullets(Part):
+    """Lines as a list; `kind` is a class of the style sheet."""
+
+    macro = "bullets"
+    lines: Sequence[Words]
+    kind: str = ""
+
+    @property
+    def inline(self) -> list[list[Inline]]:
+        """The words of each line, each with its element."""
+        return [_inline(line) for line in self.lines]
+
+    def text(self) -> str:
+        """Return the lines, each behind a dash."""
+        return "\n".join(f"- {plain(line)}" for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Terms(Part):
+    """Terms and their meanings."""
+
+    macro = "terms"
+    pairs: Sequence[tuple[str, str]]
+
+    def text(self) -> str:
+        """Return a line for each term."""
+        return "\n".join(f"{name}: {meaning}" for name, meaning in self.pairs)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Section(Part):
+    """Parts below each other, under an optional title of a heading's `level`; `kind` is a class of the style sheet.
+
+    In text, `gap` is between the parts.
+    """
+
+    macro = "section"
+    parts: Sequence[Part]
+    title: str = ""
+    level: int = 3
+    kind: str = ""
+    gap: str = "\n\n"
+
+    def text(self) -> str:
+        """Return the texts of the parts; source text is indented below a title."""
+        texts = [indent(part.text(), "  ") if self.title and isinstance(part, Code) else part.text()
+                 for part in self.parts]  # fmt: skip
+        body = self.gap.join(text for text in texts if text)
+        return f"{self.title}:\n{body}" if self.title and body else body
+
+
+def stacked(*parts: Part | None, gap: str = "\n\n") -> Section:
+    """Return parts below each other; those that are None are left out."""
+    return Section([part for part in parts if part is not None], gap=gap)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Folded(Part):
+    """Parts that a reader opens by a click on their summary; text has them open, or not at all (`in_text`)."""
+
+    macro = "folded"
+    summary: str
+    parts: Sequence[Part]
+    in_text: bool = True
+
+    def text(self) -> str:
+        """Return the summary and the texts of the parts."""
+        return "\n\n".join([self.summary, *filter(None, (part.text() for part in self.parts))]) if self.in_text else ""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Banner(Part):
+    """The head of a page in the colours of a state: title, word, sentence, reasons, more parts, and small print.
+
+    `mark` stands before the word: in text, and in HTML as an icon, unless the word has it already (`icon`).
+    """
+
+    macro = "banner"
+    state: str
+    title: str
+    word: str
+    sentence: str
+    reasons: Sequence[str] = ()
+    meta: str = ""
+    more: Sequence[Part] = ()
+    icon: str = ""  # good, bad, neutral, unsure or unfinished
+
+    def text(self) -> str:
+        """Return word and title, the sentence, and the reasons."""
+        word = f"{MARKS[self.icon]} {self.word}" if self.icon else self.word
+        lines = ["  ".join(filter(None, (word, self.title))), self.sentence]
+        return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Text with an optional second, smaller line; `state` is good, bad, neutral, unsure, quiet or empty.
+
+    `value` is what a frame holds for the cell, by default the text. An estimate becomes three values, and a mapping
+    one for each key. `full` is the whole of a text that the cell only begins, with an `id`; `share` of 1 draws a bar.
+    """
+
+    text: str
+    note: str = ""
+    state: str = ""
+    code: bool = False
+    value: object = None
+    full: str = ""
+    id: str = ""
+    share: float | None = None
+
+    def plain(self) -> str:
+        """Return both lines as one line of text."""
+        note = self.note if self.note.startswith("[") else f"({self.note})" if self.note else ""
+        return " ".join(visible(f"{self.text} {note}").split())
+
+    def values(self) -> Mapping[str, object]:
+        """Return the values for a frame by the ending of their columns' names."""
+        match self.value:
+            case None:
+                return {"": None if self.text in ("", NONE) else self.text}
+            case Interval() | Ratio() as estimate:
+                return {"": estimate.value, "_lo": estimate.lo, "_hi": estimate.hi}
+            case Mapping() as several:
+                return {f"_{key}" if key else "": value for key, value in several.items()}
+        return {"": self.value}
+
+
+def marked(state: str, word: str, note: str = "") -> Cell:
+    """Return a cell with a word and the mark of its state."""
+    return Cell(unbroken(f"{MARKS[state]} {word}"), note, state, value=word)
+
+
+def cell(value: object, show: Callable[..., str] | None = None, state: str = "") -> Cell:
+    """Return the cell of a value: as `show` writes it, or an estimate with its interval; None is a dash."""
+    match value:
+        case Cell():
+            return value
+        case None:
+            return Cell(NONE, state="quiet")
+        case Interval():
+            return Cell(*units.estimate(value), state, value=value)
+        case Ratio():
+            return Cell(*units.ratio(value), state, value=value)
+        case str() if show is None:
+            return Cell(value, state=state)
+        case int() if show is None:
+            return Cell(units.count(value), state=state, value=value)
+        case float() if show is None:
+            return Cell(units.significant(value), state=state, value=value)
+    return Cell(show(value) if show else str(value), state=state, value=value)
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[R]):
+    """A column of a table: its heading, the value of a row, and how a value is written (see `cell`).
+
+    `key` names the values in a frame, with their unit; by default it is the heading as an identifier.
+    """
+
+    name: str
+    value: Callable[[R], object]
+    show: Callable[..., str] | None = None
+    numeric: bool = False
+    key: str = ""
+
+    def cell(self, row: R) -> Cell:
+        """Return the cell of a row."""
+        return cell(self.value(row), self.show)
+
+
+def number(name: str, value: Callable[[R], object], show: Callable[..., str] | None = None, key: str = "") -> Column[R]:
+    """Return a column that is aligned to the right."""
+    return Column(name, value, show, True, key)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Table(Part):
+    """Rows under named columns, shown as HTML, plain text, Markdown or a data frame.
+
+    `numeric` names the columns to align to the right. The first `headers` cells of a row are its headers; with
+    `grouped`, neighbouring rows with an equal first cell share that cell. `keys` names the columns of the frame.
+    """
+
+    macro = "table"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    numeric: frozenset[str] = frozenset()
+    headers: int = 1
+    grouped: bool = False
+    note: str = ""
+    keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        caption: str,
+        columns: Sequence[Column[R]],
+        records: Iterable[R],
+        *,
+        headers: int = 1,
+        grouped: bool = False,
+        note: str = "",
+    ) -> Table:
+        """Return the table of records: one row for each, with a cell for each column."""
+        rows = tuple(tuple(column.cell(record) for column in columns) for record in records)
+        names, keys = tuple(column.name for column in columns), tuple(column.key for column in columns)
+        numeric = frozenset(column.name for column in columns if column.numeric)
+        return cls(caption, names, rows, numeric, headers, grouped, note, keys)
+
+    @property
+    def frame(self) -> DataFrame:
+        """The rows as a pandas DataFrame: numbers as numbers, units in the names, estimates with _lo and _hi."""
+        from pandas import DataFrame  # half a second, which showing a table does without
+
+        keys = [
+            key or re.sub(r"\W+", "_", name).strip("_").lower() or f"column_{i}"
+            for i, (name, key) in enumerate(zip(self.columns, self.keys or self.columns, strict=True))
+        ]
+        rows = [
+            {f"{key}{end}": value for key, cell in zip(keys, row, strict=True) for end, value in cell.values().items()}
+            for row in self.rows
+        ]
+        return DataFrame(rows, columns=None if rows else keys)
+
+    @property
+    def groups(self) -> Iterator[tuple[Cell | None, list[tuple[Cell, ...]]]]:
+        """The bodies of the table: the cell that all rows share, if any, and the rows without it."""
+        if not self.grouped:
+            yield None, list(self.rows)
+            return
+        for first, rows in groupby(self.rows, key=lambda row: row[0]):
+            yield first, [row[1:] for row in rows]
+
+    def text(self) -> str:
+        """Return aligned columns for a terminal."""
+        if not self.rows:
+            return visible(f"{self.caption}: {self.note or 'none'}")
+        lines = [[visible(c) for c in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        padded = ["  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines]
+        padded.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([visible(self.caption), "", *padded, *([visible(self.note)] if self.note else [])])
+
+    def markdown(self) -> str:
+        """Return a pipe table whose cells cannot break out of it."""
+        rule = ["---:" if c in self.numeric else "---" for c in self.columns]
+        lines = [[markdown(c) for c in self.columns], rule]
+        lines += [[markdown(cell.plain()) for cell in row] for row in self.rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def _pad(self, column: int, text: str, width: int) -> str:
+        return text.rjust(width) if self.columns[column] in self.numeric else text.ljust(width)
+
+    def to_html(self) -> str:
+        """As `html`, until every caller is converted."""
+        return self.html()
+
+    def to_text(self) -> str:
+        """As `text`, until every caller is converted."""
+        return self.text()
+
+    def to_markdown(self) -> str:
+        """As `markdown`, until every caller is converted."""
+        return self.markdown()
+
+
+# What remains until the last room describes its output with parts.
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -114,114 +461,31 @@ class Block:
         return visible(self.text)
 
 
-#: The mark of a state, for readers who do not see its colour.
-MARKS = {"good": "✓", "bad": "✕", "neutral": "○", "unsure": "?"}
-_LONG = 40  # characters; a longer row header wraps, because it would run into the next cell
+def code(text: object, *, name: str = "") -> str:
+    """Return `Code` as HTML."""
+    return Code(str(text), name).html()
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Text with an optional second, smaller line; `state` is good, bad, neutral, unsure, quiet or empty."""
-
-    text: str
-    note: str = ""
-    state: str = ""
-    code: bool = False
-
-    def html(self) -> str:
-        """Return the cell's content, escaped."""
-        text = f"<code>{escape(self.text)}</code>" if self.code else escape(self.text)
-        text = f"<strong>{text}</strong>" if self.state in MARKS else text
-        return text + (f"<small>{escape(self.note)}</small>" if self.note else "")
-
-    def plain(self) -> str:
-        """Return both lines as one line of text."""
-        note = self.note if self.note.startswith("[") else f"({self.note})" if self.note else ""
-        return " ".join(visible(f"{self.text} {note}").split())
+def folded(summary: str, content: str) -> str:
+    """Return a closed <details>; the summary is text, the content is already HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Table:
-    """Rows under named columns, shown as HTML, plain text or Markdown.
-
-    `numeric` names the columns to align to the right. The first `headers` cells of a row are its headers; with
-    `grouped`, neighbouring rows with an equal first cell share that cell.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    numeric: frozenset[str] = frozenset()
-    headers: int = 1
-    grouped: bool = False
-    note: str = ""
-
-    def to_html(self) -> str:
-        """Return a captioned table with scoped headers, inside a container that scrolls on its own."""
-        if not self.rows:
-            return f"<p><strong>{escape(self.caption)}:</strong> {escape(self.note or 'none')}</p>"
-        head = "".join(f'<th scope="col"{self._class(i)}>{escape(c)}</th>' for i, c in enumerate(self.columns))
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        return (
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(self.caption)}"><table>'
-            f"<caption><span>{escape(self.caption)}</span></caption><thead><tr>{head}</tr></thead>"
-            f"{''.join(self._bodies())}</table></div>{note}"
-        )
-
-    def to_text(self) -> str:
-        """Return aligned columns for a terminal."""
-        if not self.rows:
-            return visible(f"{self.caption}: {self.note or 'none'}")
-        lines = [[visible(c) for c in self.columns], *([cell.plain() for cell in row] for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        padded = ["  ".join(self._pad(i, text, widths[i]) for i, text in enumerate(line)).rstrip() for line in lines]
-        padded.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([visible(self.caption), "", *padded, *([visible(self.note)] if self.note else [])])
-
-    def to_markdown(self) -> str:
-        """Return a pipe table whose cells cannot break out of it."""
-        rule = ["---:" if c in self.numeric else "---" for c in self.columns]
-        lines = [[markdown(c) for c in self.columns], rule]
-        lines += [[markdown(cell.plain()) for cell in row] for row in self.rows]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-    def _bodies(self) -> Iterator[str]:
-        groups = groupby(self.rows, key=lambda row: row[0]) if self.grouped else [(None, iter(self.rows))]
-        for first, group in groups:
-            rows = list(group)
-            lead = f'<th scope="rowgroup" rowspan="{len(rows)}">{first.html()}</th>' if first else ""
-            skip = 1 if first else 0
-            lines = [f"{lead if i == 0 else ''}{self._cells(row, skip)}" for i, row in enumerate(rows)]
-            yield f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody>"
-
-    def _cells(self, row: tuple[Cell, ...], skip: int) -> str:
-        return "".join(
-            f'<th scope="row"{self._class(i, cell.state, "long" if len(cell.text) > _LONG else "")}>{cell.html()}</th>'
-            if i < self.headers
-            else f"<td{self._class(i, cell.state)}>{cell.html()}</td>"
-            for i, cell in enumerate(row[skip:], start=skip)
-        )
-
-    def _class(self, column: int, *states: str) -> str:
-        names = [*(["n"] if self.columns[column] in self.numeric else []), *filter(None, states)]
-        return f' class="{" ".join(names)}"' if names else ""
-
-    def _pad(self, column: int, text: str, width: int) -> str:
-        return text.rjust(width) if self.columns[column] in self.numeric else text.ljust(width)
-
-    def _repr_html_(self) -> str:
-        return f'<div class="pk">{self.to_html()}</div>'
-
-    def __repr__(self) -> str:
-        return self.to_text()
+def listed(lines: Iterable[str], kind: str = "") -> str:
+    """Return `Bullets` as HTML."""
+    return Bullets(list(lines), kind).html()
 
 
-def marked(state: str, word: str, note: str = "") -> Cell:
-    """Return a cell with a word and the mark of its state."""
-    return Cell(unbroken(f"{MARKS[state]} {word}"), note, state)
+def headed(state: str, title: str, word: str, sentence: str, more: str = "", meta: str = "", icon: str = "") -> str:
+    """Return the header of a page in the colours of a state; `more` and `icon` are already HTML."""
+    heading = f"<h1>{icon}<span>{escape(word)}</span></h1>" if word else ""
+    small = f'<p class="meta">{escape(meta)}</p>' if meta else ""
+    return (
+        f'<header class="decision {state}"><p class="eyebrow">{escape(title)}</p>{heading}'
+        f'<p class="headline">{escape(sentence)}</p>{more}{small}</header>'
+    )
 
 
-def markdown(text: str) -> str:
-    """Return text on one line, escaped so that Markdown shows every character."""
-    text = " ".join(visible(text).split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text)
+def explained(words: Iterable[tuple[str, str]]) -> str:
+    """Return `Terms` as HTML."""
+    return Terms(list(words)).html()
