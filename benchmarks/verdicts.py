@@ -26,7 +26,7 @@ from benchmarks.results import Figure, Section, publish
 from perfkit import config
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base import process, stats
+from perfkit.base import judgement, process, stats
 from perfkit.base.bundle import Bundle
 from perfkit.base.process import spawn, stop
 from perfkit.runs.experiment import measure
@@ -66,7 +66,7 @@ def judged(whole: Bundle, folder: Path) -> Section:
         _share("alike: share that a Mann-Whitney test on requests calls different", [p < 0.05 for p in pooled])
     )
     for arm, found in planned.items():
-        slower = [trial.found.verdict is stats.Verdict.SLOWER for trial in found if trial.found]
+        slower = [trial.found.verdict is judgement.Verdict.SLOWER for trial in found if trial.found]
         name = f"+{EFFECTS[arm]:.0%}: share found slower with as many blocks as planned"
         figures.append(_share(name, slower, at_least=0.8))
     return Section("verdicts", "Verdicts while the machine drifts", figures, _notes(alike, planned, blocks))
@@ -127,7 +127,7 @@ def _planned(whole: Bundle, arm: str, effect: float, folder: Path) -> Iterator[_
                 pilots[start] = _compared(whole, arm, range(start, start + PILOT), folder)
             own = pilots[start]
             spread = next(c.ratio.sd_log for c in own if (c.scenario, c.metric) == (level, "p50") and c.ratio)
-            asked = stats.blocks_for(spread, effect, PILOT, comparisons=len(own))
+            asked = judgement.blocks_for(spread, effect, PILOT, comparisons=len(own))
             first, start = start + PILOT, start + PILOT + asked
             if start <= end:
                 run = _compared(whole, arm, range(first, start), folder)
@@ -146,7 +146,7 @@ def _compared(whole: Bundle, arm: str, blocks: range, folder: Path) -> list[Comp
 
 def false_verdicts(alike: Sequence[Comparison], metric: str, at_most: float) -> Figure:
     """The share of comparisons by one metric that are called faster or slower, of arms that are the same."""
-    own = [c.verdict in (stats.Verdict.FASTER, stats.Verdict.SLOWER) for c in alike if c.metric == metric]
+    own = [c.verdict in (judgement.Verdict.FASTER, judgement.Verdict.SLOWER) for c in alike if c.metric == metric]
     return _share(f"alike: share of {metric} comparisons called faster or slower", own, at_most=at_most)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.method import simulation
 from benchmarks.method.simulation import Power
-from perfkit.base import stats
+from perfkit.base import judgement, stats
 from perfkit.show.charts import INK, draw_svg
 
 ORANGE, BLUE, GREEN, VIOLET = "#c2571a", "#2f7fd6", "#1f9d6b", "#a45fd0"
@@ -118,12 +118,12 @@ def _second(blocks: int) -> NDArray[np.bool_]:
 EXAMPLES = ((0.45, 0.24), (1.22, 0.14), (1.005, 0.05), (0.93, 0.2))
 
 
-def example(ratio: float, spread: float) -> tuple[stats.Ratio, stats.Verdict]:
+def example(ratio: float, spread: float) -> tuple[stats.Ratio, judgement.Verdict]:
     """Twelve blocks with that ratio and that spread of its log, and what the statistics say of them."""
     logs = math.log(ratio) + spread * np.tile([1.0, -1.0], 6)
     found = stats.ratio(np.ones(12), np.exp(logs))
     assert found
-    return found, stats.verdict(found, found.p, simulation.MARGIN, healthy=True)
+    return found, judgement.verdict(found, found.p, simulation.MARGIN, healthy=True)
 
 
 def verdicts() -> str:

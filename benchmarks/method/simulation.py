@@ -16,7 +16,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import special
 
-from perfkit.base import stats
+from perfkit.base import judgement, stats
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +99,7 @@ def power(repetitions: int, seed: int) -> Iterator[Power]:
 
 
 def _slower(found: stats.Ratio, p: float) -> bool:
-    return stats.verdict(found, p, MARGIN, healthy=True) is stats.Verdict.SLOWER
+    return judgement.verdict(found, p, MARGIN, healthy=True) is judgement.Verdict.SLOWER
 
 
 @dataclass(frozen=True, slots=True)

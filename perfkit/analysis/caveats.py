@@ -14,11 +14,12 @@ from enum import StrEnum
 from statistics import median
 from typing import Any
 
-from perfkit.analysis.policy import Outcome, some
+from perfkit.analysis.policy import some
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, complete_blocks, of_role
 from perfkit.base import stats
 from perfkit.base.bundle import FLOOR, Round
-from perfkit.base.stats import MIN_SAMPLES, Verdict
+from perfkit.base.judgement import Outcome, Verdict
+from perfkit.base.stats import MIN_SAMPLES
 from perfkit.base.units import millis
 from perfkit.explain.comparison import NO_TABLE
 
@@ -397,7 +398,7 @@ def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
     """Report error rates whose upper bound is above the limit, which does not block a GO."""
     limit, arms = run["config"]["thresholds"]["error_rate"], run["parameters"]["arms"]
     judged = arms if len(arms) == 1 else of_role(run, "after")
-    for rule in analysis.judgement.rules:
+    for rule in analysis.decision.rules:
         held = rule.name == "error rate" and rule.arm in judged and rule.outcome is Outcome.HOLDS
         if held and rule.bound and rule.bound > limit:
             rates = f"{100 * limit:.2g}-{100 * rule.bound:.2g} %"

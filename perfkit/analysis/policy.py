@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import product
 from typing import Any
 
 from perfkit.analysis.results import Changes, Comparison, Summary, of_role
-from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, Verdict, error_bound, share
+from perfkit.base.judgement import Outcome, Verdict
+from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, error_bound, share
 from perfkit.runs.rounds import RoundReading
 
 MOST = 1000  # blocks; a larger need is reported as "more than"
@@ -68,39 +68,21 @@ _CLIENT = "rounds in which the client keeps up: less load, more processors for i
 BENEFIT = "benefit"  # the name of the rule on whether the change improves anything
 
 
-class Outcome(StrEnum):
-    """Whether a rule holds, is broken or is unproven, by its whole interval; or that a change has no benefit."""
-
-    HOLDS = "holds"
-    BROKEN = "broken"
-    UNPROVEN = "unproven"
-    ABSENT = "no benefit"
-
-
-class Decision(StrEnum):
-    """Whether to ship the change."""
-
-    GO = "GO"
-    NO_GO = "NO-GO"
-    NO_BENEFIT = "NO BENEFIT"
-    INCONCLUSIVE = "INCONCLUSIVE"
-
-
-WHEN: Mapping[Decision, str] = {
-    Decision.NO_GO: (
+WHEN: Mapping[Outcome, str] = {
+    Outcome.BROKEN: (
         "a functional check failed; an index is missing or invalid; a threshold is broken by its whole interval; a "
         "comparison is slower; errors break their limit by the lower bound of their rate, or are significantly more "
         "frequent than before"
     ),
-    Decision.GO: (
+    Outcome.HOLDS: (
         "none of the above; every threshold holds by its bound; and there is a benefit: a comparison is faster, or a "
         'threshold that was broken before holds now. With `need = "none"` no benefit is needed'
     ),
-    Decision.NO_BENEFIT: (
+    Outcome.ABSENT: (
         "none of the reasons for NO-GO; and every comparison excludes a gain above `worth` (by default 10 %), or the "
         "change is an index that no plan of this workload uses (other workloads may)"
     ),
-    Decision.INCONCLUSIVE: "otherwise; the reasons name the evidence that is needed",
+    Outcome.UNPROVEN: "otherwise; the reasons name the evidence that is needed",
 }
 """When each decision is made; the first that applies. docs/method.md quotes these texts."""
 
@@ -128,10 +110,10 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """The decision, the rules of every arm, and the texts of the rules that led to the decision."""
+class Decision:
+    """The outcome, the rules of every arm, and the texts of the rules that led to the outcome."""
 
-    decision: Decision
+    outcome: Outcome
     rules: tuple[Rule, ...]
     reasons: tuple[str, ...]
 
@@ -315,7 +297,7 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
     return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text, needs=lacking)
 
 
-def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Judgement:
+def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Decision:
     """Return the decision that the rules of all after arms lead to (see `WHEN`).
 
     Every arm must be fit to ship: one NO-GO is a NO-GO, a GO needs all arms, and NO BENEFIT needs all arms as well.
@@ -326,10 +308,10 @@ def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool
     deciding = [rule for arm in arms for rule in by_arm[arm]]
     reasons_by_outcome = {o: tuple(rule.reason for rule in deciding if rule.outcome is o) for o in Outcome}
     if broken := reasons_by_outcome[Outcome.BROKEN]:
-        return Judgement(Decision.NO_GO, every, broken)
+        return Decision(Outcome.BROKEN, every, broken)
     useless = [arm for arm in arms if any(rule.outcome is Outcome.ABSENT for rule in by_arm[arm])]
     if useless and len(useless) == len(arms):
-        return Judgement(Decision.NO_BENEFIT, every, reasons_by_outcome[Outcome.ABSENT])
+        return Decision(Outcome.ABSENT, every, reasons_by_outcome[Outcome.ABSENT])
     unjudged = [f"{arm}: no rule was judged." for arm in arms if not by_arm[arm]]
     if compared:
         without_benefit_rule = (
@@ -338,10 +320,10 @@ def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool
         unjudged += [f"{arm}: its benefit was not judged." for arm in without_benefit_rule]
     some_useless = [f"{reason} Decide on the other arms without it." for reason in reasons_by_outcome[Outcome.ABSENT]]
     if reasons := (*some_useless, *reasons_by_outcome[Outcome.UNPROVEN], *unjudged):
-        return Judgement(Decision.INCONCLUSIVE, every, reasons)
+        return Decision(Outcome.UNPROVEN, every, reasons)
     if not arms:
-        return Judgement(Decision.INCONCLUSIVE, every, ("No arm after the change was judged.",))
-    return Judgement(Decision.GO, every, tuple(f"{arm}: all {len(by_arm[arm])} rules hold." for arm in arms))
+        return Decision(Outcome.UNPROVEN, every, ("No arm after the change was judged.",))
+    return Decision(Outcome.HOLDS, every, tuple(f"{arm}: all {len(by_arm[arm])} rules hold." for arm in arms))
 
 
 def _range(interval: Interval) -> str:

@@ -21,7 +21,8 @@ from perfkit.analysis.tables import Subject, compared, glance
 from perfkit.base import units
 from perfkit.base.bundle import Bundle, Round, reading, write_atomically
 from perfkit.base.errors import BundleError, visible
-from perfkit.show.html import MARKS, Block, Cell, OpenedPage, Table, escape, folded, headed, listed, markdown
+from perfkit.base.judgement import MARKS, Outcome
+from perfkit.show.html import Block, Cell, OpenedPage, Table, escape, folded, headed, listed, markdown
 from perfkit.show.render import LOAD, NOTEBOOK, page_of
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def verdict(subject: Subject) -> str:
         "title": analysis.title,
         "status": subject.run.get("status"),
         "decision": subject.word,
-        "arms": {arm: str(analysis.arm_decisions.get(arm, "")) for arm in subject.after},
+        "arms": {arm: analysis.arm_decisions[arm].decision for arm in subject.after},
         "headline": analysis.headline,
-        "reasons": list(analysis.judgement.reasons),
-        "rules": [asdict(rule) for rule in analysis.judgement.rules],
+        "reasons": list(analysis.decision.reasons),
+        "rules": [asdict(rule) for rule in analysis.decision.rules],
         "comparisons": [asdict(comparison) for comparison in analysis.comparisons],
         "error_changes": [asdict(change) for change in analysis.error_changes],
         "throughputs": [asdict(change) for change in analysis.throughputs],
@@ -69,7 +70,7 @@ def summary(subject: Subject) -> str:
     analysis = subject.analysis
     lines = [f"**{subject.decision}** · {markdown(analysis.title)}", "", markdown(analysis.headline), ""]
     if subject.decision not in ("GO", "HOLDS"):
-        lines += [*(f"- {markdown(reason)}" for reason in analysis.judgement.reasons), ""]
+        lines += [*(f"- {markdown(reason)}" for reason in analysis.decision.reasons), ""]
     table = glance(subject)
     if table.rows:
         lines += [markdown(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
@@ -232,7 +233,7 @@ def _sentence(subject: Subject) -> str:
 
 def _reasons(subject: Subject) -> tuple[str, ...]:
     """Return the reasons against GO; the numbers of a GO are in its sentence and in the tables."""
-    return () if subject.decision in ("GO", "HOLDS") else subject.analysis.judgement.reasons[:REASONS]
+    return () if subject.decision in ("GO", "HOLDS") else subject.analysis.decision.reasons[:REASONS]
 
 
 def _arms(subject: Subject) -> str:
@@ -240,7 +241,7 @@ def _arms(subject: Subject) -> str:
         return ""
     lines = []
     for arm in subject.after:
-        word = str(subject.analysis.arm_decisions.get(arm, "INCONCLUSIVE"))
+        word = subject.analysis.arm_decisions.get(arm, Outcome.UNPROVEN).decision
         state, mark, _ = _appearance(word)
         lines.append(
             f'<li><strong class="{state}">{mark} {escape(word)}</strong> '

@@ -10,15 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perfkit.base import stats
+from perfkit.base import judgement, stats
 from perfkit.base.bundle import FLOOR
-from perfkit.base.stats import Difference, Interval, Ratio, Verdict, differences
+from perfkit.base.judgement import Outcome, Verdict
+from perfkit.base.stats import Difference, Interval, Ratio, differences
 from perfkit.base.units import millis
 from perfkit.runs.rounds import Key, SampleCell
 
 if TYPE_CHECKING:  # an `Analysis` holds what is concluded from the records above it
     from perfkit.analysis.caveats import Caveat
-    from perfkit.analysis.policy import Decision, Judgement
+    from perfkit.analysis.policy import Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +142,9 @@ class Analysis:
     """All results of a run, ready to be shown."""
 
     title: str
-    judgement: Judgement
+    decision: Decision
     headline: str  # the decision in one sentence of numbers
-    arm_decisions: dict[str, Decision]
+    arm_decisions: dict[str, Outcome]
     caveats: tuple[Caveat, ...]  # most serious first
     levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
     comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
@@ -304,7 +305,7 @@ def _judged(
 ) -> list[Comparison]:
     """Return the comparisons of one pair of arms, with Holm's correction for differences and for equivalence."""
     declared, least = config["margin"], worth(config)
-    margins = [stats.widened_margin(control.get((row.key, row.metric), ()), declared) for row in rows]
+    margins = [judgement.widened_margin(control.get((row.key, row.metric), ()), declared) for row in rows]
     different = stats.holm([row.ratio.p if row.ratio else 1.0 for row in rows])
     equivalent = stats.holm(
         [stats.equivalence(r.ratio, m, r.step) if r.ratio else 1.0 for r, m in zip(rows, margins, strict=True)]
@@ -312,13 +313,13 @@ def _judged(
     comparisons = []
     for row, margin, p, p_equivalent in zip(rows, margins, different, equivalent, strict=True):
         more = row.metric == "throughput"
-        verdict = stats.verdict(
+        verdict = judgement.verdict(
             row.ratio, p, margin, healthy=row.healthy, declared=declared, p_equivalent=p_equivalent, more_is_better=more
         )
         verdict = _limited(_of_survivors(verdict, row.fewer), row.bound)
         needed = None
         if row.ratio and verdict is Verdict.INCONCLUSIVE and not row.bound:
-            needed = stats.blocks_needed(row.ratio, margin)
+            needed = judgement.blocks_needed(row.ratio, margin)
         comparisons.append(
             Comparison(
                 before,

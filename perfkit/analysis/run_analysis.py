@@ -22,7 +22,7 @@ import numpy as np
 
 from perfkit.analysis import policy
 from perfkit.analysis.caveats import caveats
-from perfkit.analysis.policy import BENEFIT, Outcome, Rule, gaps_of, number, percent, rules_of, some
+from perfkit.analysis.policy import BENEFIT, Rule, gaps_of, number, percent, rules_of, some
 from perfkit.analysis.results import (
     Analysis,
     Changes,
@@ -34,10 +34,10 @@ from perfkit.analysis.results import (
     of_role,
     worth,
 )
-from perfkit.base import stats
+from perfkit.base import judgement, stats
 from perfkit.base.bundle import FLOOR, Bundle, reading
 from perfkit.base.errors import BundleError, PlanError
-from perfkit.base.stats import Verdict
+from perfkit.base.judgement import Outcome, Verdict
 from perfkit.explain.comparison import IndexScan, fingerprint, in_words, scans
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.load.samples import DROPPED
@@ -266,7 +266,7 @@ def _unproven(arm: str, comparisons: Sequence[Comparison], evidence: Evidence) -
     if not open_:
         return _rule(arm, Outcome.UNPROVEN, f"no comparison is faster; whether {arm} has any gain is open.")
     ratios = [(c, c.ratio) for c in open_ if c.ratio and c.verdict is not Verdict.INVALID and not c.bound]
-    blocks = [stats.blocks_for_gain(r, evidence.worth, more_is_better=c.metric == "throughput") for c, r in ratios]
+    blocks = [judgement.blocks_for_gain(r, evidence.worth, more_is_better=c.metric == "throughput") for c, r in ratios]
     lacking = "complete blocks in which the client keeps up."
     if blocks and None not in blocks:
         lacking = f"about {max(filter(None, blocks))} blocks in all, if the spread stays as it is."
@@ -316,11 +316,11 @@ def _analyse(bundle: Bundle) -> Analysis:
     if compared:
         evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), complete=not gaps)
         rules += [benefit_rule(arm, evidence) for arm in judged]
-    judgement = _with_gaps(policy.decide(rules, judged, compared=compared), gaps)
-    alone = {arm: _with_gaps(policy.decide(rules, [arm], compared=compared), gaps).decision for arm in judged}
+    decision = _with_gaps(policy.decide(rules, judged, compared=compared), gaps)
+    alone = {arm: _with_gaps(policy.decide(rules, [arm], compared=compared), gaps).outcome for arm in judged}
     analysis = Analysis(
         title=run["title"],
-        judgement=judgement,
+        decision=decision,
         headline="",
         arm_decisions=alone,
         caveats=(),
@@ -378,11 +378,11 @@ def _percentile(times: Times, q: float) -> float:
     return stats.percentile(times, q) if len(times) else float("nan")
 
 
-def _with_gaps(judgement: policy.Judgement, reasons: Sequence[str]) -> policy.Judgement:
-    """Make the judgement INCONCLUSIVE if a run has gaps; a NO-GO stays."""
-    if judgement.decision is policy.Decision.NO_GO or not reasons:
-        return judgement
-    return policy.Judgement(policy.Decision.INCONCLUSIVE, judgement.rules, (*reasons, *judgement.reasons))
+def _with_gaps(decision: policy.Decision, reasons: Sequence[str]) -> policy.Decision:
+    """Make the decision INCONCLUSIVE if a run has gaps; a NO-GO stays."""
+    if decision.outcome is Outcome.BROKEN or not reasons:
+        return decision
+    return policy.Decision(Outcome.UNPROVEN, decision.rules, (*reasons, *decision.reasons))
 
 
 def _require_complete(bundle: Bundle, read: RoundReading) -> None:

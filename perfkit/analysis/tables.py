@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule
+from perfkit.analysis.policy import BENEFIT, Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.base import units
 from perfkit.base.bundle import FLOOR, Bundle, Round
-from perfkit.base.stats import Verdict, error_bound
-from perfkit.show.html import MARKS, Cell, Table, marked
-
-ALONE = {Decision.GO: "HOLDS", Decision.NO_GO: "BROKEN", Decision.INCONCLUSIVE: "UNPROVEN"}
-"""Decisions on a run of one arm, which has no change to ship."""
+from perfkit.base.judgement import MARKS, Outcome, Verdict
+from perfkit.base.stats import error_bound
+from perfkit.show.html import Cell, Table, marked
 
 
 def is_alone(run: Mapping[str, Any]) -> bool:
@@ -48,15 +46,15 @@ class Subject:
     @property
     def word(self) -> str:
         """GO, NO-GO, NO BENEFIT or INCONCLUSIVE; for a single arm HOLDS, BROKEN or UNPROVEN."""
-        decision = self.analysis.judgement.decision
-        return ALONE[decision] if self.alone else str(decision)
+        outcome = self.analysis.decision.outcome
+        return outcome.upper() if self.alone else outcome.decision
 
     @property
     def decision(self) -> str:
         """The word; UNFINISHED if a run did not finish and nothing is broken yet; a rollback has its own word."""
         if rollback := self.run.get("rollback"):
             return str(rollback["word"])
-        broken = self.analysis.judgement.decision is Decision.NO_GO
+        broken = self.analysis.decision.outcome is Outcome.BROKEN
         return self.word if self.complete or broken else "UNFINISHED"
 
     @property
@@ -114,14 +112,12 @@ _VERDICTS = {
     Verdict.INCONCLUSIVE: ("?", ""),
     Verdict.INVALID: ("!", "unsure"),
 }
-STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsure", Outcome.ABSENT: "neutral"}
-"""The style of an outcome."""
 _HAS = {Outcome.HOLDS: "yes", Outcome.ABSENT: "none", Outcome.UNPROVEN: "not proven", Outcome.BROKEN: "none"}
 
 
 def glance(subject: Subject) -> Table:
     """Return the p95 by load level and arm against its limit, or the p50 against before: a reader's first question."""
-    rules = {(r.scenario, r.item, r.arm): r for r in subject.analysis.judgement.rules if r.name == "p95"}
+    rules = {(r.scenario, r.item, r.arm): r for r in subject.analysis.decision.rules if r.name == "p95"}
     arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
     if not rules:
         return _medians(subject, arms)
@@ -216,14 +212,14 @@ def levels(subject: Subject) -> Table:
 
 def thresholds(subject: Subject) -> Table:
     """Return every rule on every arm: value, bound, limit and result."""
-    single = [rule for rule in subject.analysis.judgement.rules if not _compares(rule)]
+    single = [rule for rule in subject.analysis.decision.rules if not _compares(rule)]
     rules = {(r.name, r.scenario, r.item, r.arm): r for r in single}
     arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
     names = list(dict.fromkeys(r.name for r in single))
     keys = dict.fromkeys((r.name, r.scenario, r.item) for r in single)
     ranked = sorted(keys, key=lambda key: (names.index(key[0]), _rank(subject, key[1])))
     rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
-    if comparisons := [rule for rule in subject.analysis.judgement.rules if _compares(rule)]:
+    if comparisons := [rule for rule in subject.analysis.decision.rules if _compares(rule)]:
         counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
         rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
     note = (
@@ -355,8 +351,7 @@ def tail(level: Summary, q: int, state: str) -> Cell:
 def _judged(rule: Rule | None) -> Cell:
     if rule is None:
         return Cell(units.NONE, state="quiet")
-    state = STATES[rule.outcome]
-    mark = MARKS[state]
+    mark, state = rule.outcome.mark, rule.outcome.state
     if rule.name == BENEFIT:
         return Cell(f"{mark} {_HAS[rule.outcome]}", rule.reason, state)
     if rule.value is None:

@@ -1,4 +1,4 @@
-"""Statistics as pure functions: intervals, paired ratios, verdicts, and error rates by rounds.
+"""Statistics as pure functions: intervals, paired ratios, tests, and error rates by rounds.
 
 The unit of all statistics is the round, because requests inside a round resemble each other, and so do their failures
 (a pool is full, a server restarts): a test that counts requests would claim too much. Samples come as one sequence per
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +25,18 @@ Samples = Sequence[float] | NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A statistic of one arm in the samples' unit; without a bound from the data, `lo` is 0 and `hi` infinite."""
+class Estimate:
+    """A value with its 95 % interval; without a bound from the data, `lo` is 0 (or -inf) and `hi` infinite."""
 
     value: float
     lo: float
     hi: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interval(Estimate):
+    """A statistic of one arm in the samples' unit."""
+
     n: int  # samples
     rounds: int
 
@@ -187,12 +192,9 @@ def t_limit(df: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
+class Ratio(Estimate):
     """After/before over paired rounds; `sd_log` is the standard deviation of one pair's log ratio."""
 
-    value: float
-    lo: float
-    hi: float
     p: float  # two-sided, of the hypothesis that the ratio is 1
     pairs: int
     sd_log: float
@@ -270,16 +272,6 @@ def known_within(r: Ratio, step: float) -> Ratio:
     return Ratio(r.value, r.lo / step, r.hi * step, p, r.pairs, r.sd_log)
 
 
-class Verdict(StrEnum):
-    """The result of a comparison; faster means a shorter latency, or more requests per second."""
-
-    FASTER = "faster"
-    SLOWER = "slower"
-    EQUIVALENT = "equivalent"
-    INCONCLUSIVE = "inconclusive"
-    INVALID = "invalid"
-
-
 def equivalence(r: Ratio, margin: float, step: float = 1.0) -> float:
     """Return the p-value of the ratio being outside 1 - margin to 1 + margin, by two one-sided tests (Schuirmann 1987).
 
@@ -298,7 +290,7 @@ def gain(r: Ratio, worth: float, step: float = 1.0, *, more_is_better: bool = Fa
     The t test of the paired log ratio that is one half of `equivalence`; at 0.05 or less the one-sided 95 % bound
     excludes such a gain. A factor `step` (see `known_within`) narrows the limit.
     """
-    gained, limit = _log_gains(r, worth, more_is_better)
+    gained, limit = log_gains(r, worth, more_is_better)
     return _one_sided(r, limit - math.log(step) - gained)
 
 
@@ -309,7 +301,7 @@ def _one_sided(r: Ratio, room: float) -> float:
     return float(special.stdtr(r.pairs - 1, -room / (r.sd_log / math.sqrt(r.pairs))))
 
 
-def _log_gains(r: Ratio, worth: float, more_is_better: bool) -> tuple[float, float]:
+def log_gains(r: Ratio, worth: float, more_is_better: bool) -> tuple[float, float]:
     """Return the measured gain and the smallest gain worth having, as logarithms; above 0 is better."""
     if more_is_better:
         return math.log(r.value), math.log1p(worth)
@@ -330,97 +322,6 @@ def error_bound(errors: int, n: int) -> float:
     return float(special.betaincinv(errors + 1, n - errors, 1 - ALPHA)) if errors < n else 1.0
 
 
-def verdict(
-    r: Ratio | None,
-    p_holm: float,
-    margin: float,
-    *,
-    healthy: bool,
-    min_pairs: int = 6,
-    declared: float = math.inf,
-    p_equivalent: float | None = None,
-    more_is_better: bool = False,
-) -> Verdict:
-    """Return the first verdict that applies: invalid, equivalent, faster, slower, inconclusive.
-
-    `p_holm` and `p_equivalent` are the p-values of a difference and of `equivalence`, corrected over the table;
-    without `p_equivalent`, the value of this ratio alone is used. A throughput needs `more_is_better`: above 1 is then
-    faster. If the control arm widened the margin beyond the declared one, the wider margin must not hide a slowdown:
-    an interval on the slow side of 1 that is equivalent only by the wider margin is invalid.
-    """
-    if not healthy or r is None or r.pairs < min_pairs:
-        return Verdict.INVALID
-    better, worse = (r.lo > 1, r.hi < 1) if more_is_better else (r.hi < 1, r.lo > 1)
-    if (equivalence(r, margin) if p_equivalent is None else p_equivalent) <= ALPHA:
-        return Verdict.INVALID if worse and equivalence(r, declared) > ALPHA else Verdict.EQUIVALENT
-    if better and p_holm < ALPHA:
-        return Verdict.FASTER
-    if worse and p_holm < ALPHA:
-        return Verdict.SLOWER
-    return Verdict.INCONCLUSIVE
-
-
-def widened_margin(control: Sequence[Ratio], margin: float) -> float:
-    """Return the margin, widened to every interval of the control arm that excludes 1."""
-    return max([margin, *(max(1 - r.lo, r.hi - 1) for r in control if r.lo > 1 or r.hi < 1)])
-
-
-def blocks_needed(r: Ratio, margin: float) -> int | None:
-    """Estimate the total number of blocks until the interval excludes 1 or the arms are equivalent.
-
-    Uses the estimate and its spread without Holm's correction; more than the run had, None if above 1000.
-    """
-    blocks = np.arange(max(r.pairs + 1, 6), 1001)
-    error, centre = r.sd_log / np.sqrt(blocks), math.log(r.value)
-    low = math.log1p(-margin) if margin < 1 else -math.inf
-    one_sided = special.stdtrit(blocks - 1, 1 - ALPHA) * error
-    fits = (centre - one_sided >= low) & (centre + one_sided <= math.log1p(margin))
-    decisive = blocks[fits | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < abs(centre))]
-    return int(decisive[0]) if len(decisive) else None
-
-
-def blocks_for_gain(r: Ratio, worth: float, *, more_is_better: bool = False) -> int | None:
-    """Estimate the total number of blocks until a gain is proven, or a gain above `worth` is excluded.
-
-    Uses the estimate and its spread without Holm's correction; more than the run had, None if above 1000.
-    """
-    blocks = np.arange(max(r.pairs + 1, 6), 1001)
-    error, (gained, limit) = r.sd_log / np.sqrt(blocks), _log_gains(r, worth, more_is_better)
-    excluded = gained + special.stdtrit(blocks - 1, 1 - ALPHA) * error <= limit
-    decisive = blocks[excluded | (special.stdtrit(blocks - 1, 1 - ALPHA / 2) * error < gained)]
-    return int(decisive[0]) if len(decisive) else None
-
-
-def blocks_for(sd_log: float, margin: float, pairs: int, *, comparisons: int = 1, power: float = 0.8) -> int:
-    """Return the number of blocks (minimum 6) that finds a change of a ratio by the margin with the given power.
-
-    The plan uses only the spread of a pilot of `pairs` blocks (`sd_log` of one pair's log ratio), not the effect that
-    the pilot showed. The test is a t test at ALPHA divided by the number of comparisons (Holm's first step). The
-    pilot's spread is itself an estimate; the quantile of the noncentral t with the pilot's degrees of freedom and the
-    test's limit as noncentrality accounts for that: log(1 + margin) * sqrt(n) / sd_log >= tinv(power; pairs - 1,
-    t_limit) (Julious & Owen 2006). Raises ValueError for fewer than two pairs, an infinite or negative spread, a
-    margin that is not above 0, or no comparison.
-    """
-    if pairs < 2 or not (sd_log >= 0 and math.isfinite(sd_log)) or not margin > 0 or comparisons < 1:
-        raise ValueError(
-            f"sd {sd_log:g} of {pairs} pairs, margin {margin:g}, {comparisons} comparisons; expected 2 pairs, a "
-            "spread, a margin, a comparison"
-        )
-
-    def fits(blocks: int) -> bool:
-        limit = float(special.stdtrit(blocks - 1, 1 - ALPHA / 2 / comparisons))
-        needed = float(special.nctdtrit(pairs - 1, limit, power))
-        return needed * sd_log / math.sqrt(blocks) <= math.log1p(margin)
-
-    least = most = 6
-    while not fits(most):
-        least, most = most + 1, 2 * most
-    while least < most:
-        middle = (least + most) // 2
-        least, most = (least, middle) if fits(middle) else (middle + 1, most)
-    return most
-
-
 EXACT_BLOCKS = 12
 """The largest number of blocks for which all 2^blocks ways to swap arms are tried."""
 
@@ -428,12 +329,9 @@ Counts = Sequence[tuple[int, int]]  # failed and sent requests, by block; (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Estimate):
     """Error rate after minus before, over pooled counts; `p` is two-sided, `p_table` is corrected over the table."""
 
-    value: float
-    lo: float
-    hi: float
     p: float
     p_table: float
     blocks: int

@@ -15,7 +15,8 @@ from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units
 from perfkit.base.bundle import FLOOR, Bundle, read_object, reading
-from perfkit.base.stats import Interval, Verdict
+from perfkit.base.judgement import Verdict
+from perfkit.base.stats import Interval
 from perfkit.explain.facts import quoted
 from perfkit.indexes.designs import ADVISED, ALL, CHOSEN, CONTROL, NONE, MeasuredSets, within, worse
 

@@ -13,7 +13,7 @@ from perfkit.analysis.results import Comparison
 from perfkit.analysis.tables import compared
 from perfkit.base import units
 from perfkit.base.bundle import write_atomically
-from perfkit.base.stats import Verdict
+from perfkit.base.judgement import Verdict
 from perfkit.indexes.lab_results import IndexValue, Lab, caveats, judged, read, reason, sentence
 from perfkit.show import render
 from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed, listed

@@ -11,6 +11,7 @@ from pathlib import Path
 from perfkit.analysis.report import finite
 from perfkit.base.bundle import Bundle, require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
+from perfkit.base.judgement import MARKS
 from perfkit.config import load
 from perfkit.monitor import charts
 from perfkit.monitor.dashboard import STATES
@@ -18,7 +19,7 @@ from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.notifications import limit_text
 from perfkit.monitor.review import DIFFERENT_LOAD, ReportedValue, Result, Reviewed, before_release, review
 from perfkit.monitor.store import read
-from perfkit.show.html import MARKS, Block, Cell, OpenedPage, Table, explained, headed, listed, markdown, marked
+from perfkit.show.html import Block, Cell, OpenedPage, Table, explained, headed, listed, markdown, marked
 from perfkit.show.render import REVIEW, page_of
 
 _STATES = {Result.MET: "good", Result.MISSED: "bad", Result.UNPROVEN: "unsure"}

@@ -25,9 +25,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from perfkit.analysis.policy import Decision, Outcome
 from perfkit.base.bundle import read_object, reading, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
+from perfkit.base.judgement import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,6 @@ def readable_time(on: str) -> str:
     ('2026-01-15 09:00:00 UTC', 'Week 1')
     """
     return f"{on[:10]} {on[11:19]} UTC" if on.endswith("Z") else on
-
-
-def worst(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the worst outcome; no benefit if all outcomes are that, unproven if only some are."""
-    if Outcome.ABSENT in outcomes and Outcome.BROKEN not in outcomes:
-        return Outcome.ABSENT if set(outcomes) == {Outcome.ABSENT} else Outcome.UNPROVEN
-    return next((bad for bad in (Outcome.BROKEN, Outcome.UNPROVEN) if bad in outcomes), Outcome.HOLDS)
 
 
 # People's answers: `answers.json` keeps all of them, and the latest answer to a question counts.
@@ -147,29 +140,25 @@ def current_answers(questions: Sequence[Mapping[str, Any]], answers: Sequence[Re
     return [latest.get(q["name"], RecordedAnswer(q["name"], q["answer"], q["by"], q["on"])) for q in questions]
 
 
-#: The outcome of an item that leads to a decision; GO needs every item to hold.
-DECIDING = {
-    Decision.NO_GO: Outcome.BROKEN,
-    Decision.NO_BENEFIT: Outcome.ABSENT,
-    Decision.INCONCLUSIVE: Outcome.UNPROVEN,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Gate:
     """The decision on the arms to be shipped, and its items in the order of the page."""
 
-    decision: Decision
+    outcome: Outcome
     arms: tuple[str, ...]
     items: tuple[GateItem, ...]
 
     @property
+    def decision(self) -> str:
+        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE."""
+        return self.outcome.decision
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Return the texts of the items that led to the decision; for a GO, the number of items that hold."""
-        deciding = DECIDING.get(self.decision)
-        if deciding is None:
+        if self.outcome is Outcome.HOLDS:
             return (f"All {len(self.items)} items hold.",)
-        return tuple(item.reason for item in self.items if item.outcome is deciding)
+        return tuple(item.reason for item in self.items if item.outcome is self.outcome)
 
 
 # `decision.json`: the decision, its time and its items.
@@ -201,7 +190,7 @@ class DecisionRecord:
         return {
             "format": FORMAT,
             "title": self.title,
-            "decision": str(self.gate.decision),
+            "decision": self.gate.decision,
             "invalid": self.invalid,
             "arms": list(self.gate.arms),
             "decided": self.on,
@@ -220,7 +209,7 @@ class DecisionRecord:
     def of(cls, content: Mapping[str, Any]) -> DecisionRecord:
         """Make a record from the content of `decision.json`. Raises KeyError, TypeError or ValueError if malformed."""
         items = tuple(GateItem(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in content["items"])
-        gate = Gate(Decision(content["decision"]), tuple(content["arms"]), items)
+        gate = Gate(Outcome.of(content["decision"]), tuple(content["arms"]), items)
         answers = tuple(RecordedAnswer(**raw) for raw in content["answers"])
         heading = (content["title"], content["headline"], content["decided"])
         texts = chain(heading, gate.arms, [content["watch"]], *map(astuple, items), *map(astuple, answers))

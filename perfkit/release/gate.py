@@ -12,15 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule, number, percent, some
+from perfkit.analysis.policy import BENEFIT, Rule, number, percent, some
 from perfkit.analysis.results import Analysis, complete_blocks
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PerfkitError, PlanError, ServerError, visible
+from perfkit.base.judgement import Outcome, worst
 from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
 from perfkit.explain.comparison import typical_parameters
 from perfkit.explain.facts import NO_FACTS, PlanFacts, read_facts
@@ -29,7 +30,7 @@ from perfkit.monitor import store
 from perfkit.monitor.alerts import MISSED
 from perfkit.monitor.model import METRICS, Record
 from perfkit.postgres.databases import Database
-from perfkit.release.decision import DECIDING, Gate, GateItem, RecordedAnswer, readable_time, worst
+from perfkit.release.decision import Gate, GateItem, RecordedAnswer, readable_time
 from perfkit.runs.targets import Text, is_file, sql_of
 
 LOAD, ONCE, CATALOGUE = "measured under load", "measured once", "read from the catalogue"
@@ -119,7 +120,7 @@ _UNREACHED = ("refused", "reset")
 
 def measured_items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Iterator[GateItem]:
     """Yield the items that a run gives for the arms to be shipped."""
-    rules = [rule for rule in analysis.judgement.rules if rule.arm in arms]
+    rules = [rule for rule in analysis.decision.rules if rule.arm in arms]
     yield _complete(run, arms)
     yield from _checks(run, arms)
     for name, group in _GROUPS.items():
@@ -211,7 +212,7 @@ def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -
 def _too_many(analysis: Analysis, arms: Sequence[str]) -> bool:
     """Return whether errors break their limit or are significantly more frequent than before."""
     names = ("error rate", "not failing more")
-    rules = (rule for rule in analysis.judgement.rules if rule.arm in arms and rule.name in names)
+    rules = (rule for rule in analysis.decision.rules if rule.arm in arms and rule.name in names)
     return any(rule.outcome is Outcome.BROKEN for rule in rules)
 
 
@@ -251,7 +252,9 @@ def _benefit(rules: Sequence[Rule], _: Analysis) -> GateItem:
     value = f"{have} of {len(rules)} arms" if len(rules) > 1 else "yes" if have else "none proven"
     words = ("a comparison is faster, or a threshold that was broken holds", "", value, "every arm")
     needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in shown if rule.needs))
-    text, outcome = " ".join(rule.text for rule in shown[:SHOWN]), worst([rule.outcome for rule in rules])
+    text, outcome = " ".join(rule.text for rule in shown[:SHOWN]), worst(rule.outcome for rule in rules)
+    if outcome is Outcome.ABSENT and len({rule.outcome for rule in rules}) > 1:  # decide on the other arms alone
+        outcome = Outcome.UNPROVEN
     return GateItem("performance", "Benefit", *words, LOAD, outcome, text, f"{needs}." if needs else "")
 
 
@@ -317,7 +320,7 @@ def _item(
     held: str = "",
 ) -> GateItem:
     """Make an item of several rules; those with the worst outcome decide and give its text."""
-    outcome = worst([rule.outcome for rule in rules])
+    outcome = worst(rule.outcome for rule in rules)
     deciding = [rule for rule in rules if rule.outcome is outcome]
     rest = len(deciding) - SHOWN
     text = " ".join(rule.text for rule in deciding[:SHOWN]) + (f" And {rest} more." if rest > 0 else "")
@@ -372,19 +375,7 @@ def judge(
         *_monitoring(bool(release.get("monitoring")), watch),
         *map(_answered, answers),
     ]
-    return Gate(decide(items), tuple(arms), tuple(items))
-
-
-def decide(items: Iterable[GateItem]) -> Decision:
-    """Return NO-GO if an item is broken, NO BENEFIT if one has none, GO if all hold, otherwise INCONCLUSIVE.
-
-    Without any item the decision is INCONCLUSIVE, never GO.
-    """
-    outcomes = {item.outcome for item in items}
-    for decision in (Decision.NO_GO, Decision.NO_BENEFIT):
-        if DECIDING[decision] in outcomes:
-            return decision
-    return Decision.GO if outcomes == {Outcome.HOLDS} else Decision.INCONCLUSIVE
+    return Gate(worst(item.outcome for item in items), tuple(arms), tuple(items))
 
 
 def _monitoring(required: bool, watch: WatchState | None) -> list[GateItem]:

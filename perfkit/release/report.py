@@ -14,12 +14,11 @@ from xml.etree import ElementTree
 
 from perfkit.analysis import report
 from perfkit.analysis.claims import JudgedClaim, expected, held, judged, measured
-from perfkit.analysis.policy import Outcome
 from perfkit.analysis.report import Run, render
-from perfkit.analysis.tables import STATES, Subject
+from perfkit.analysis.tables import Subject
 from perfkit.base.bundle import Bundle, reading, require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, visible
-from perfkit.base.stats import Verdict
+from perfkit.base.judgement import MARKS, Outcome, Verdict
 from perfkit.base.units import NONE, unbroken
 from perfkit.config import Release, restored
 from perfkit.release import decision
@@ -38,7 +37,7 @@ from perfkit.release.decision import (
 )
 from perfkit.release.gate import CHECKED_NOW, LOAD, judge, watch_state
 from perfkit.release.rollback import FILE, Rollback, Word
-from perfkit.show.html import MARKS, Block, Cell, OpenedPage, Table, code, escape, headed, listed, marked, page, style
+from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, headed, listed, marked, page, style
 from perfkit.show.render import GATE, page_of
 
 REASONS = 8  # in the banner; the matrix has all items
@@ -52,7 +51,7 @@ def banner(record: DecisionRecord) -> Block:
     reasons += (f"And {rest} more, in the table below.",) if rest > 0 else ()
     arms = ", ".join(gate.arms) or "none"
     meta = f"to be shipped: {arms} · {_counted(gate.items)} · decided {readable_time(record.on)}"
-    return report.banner(str(gate.decision), record.title, record.headline, reasons, meta)
+    return report.banner(gate.decision, record.title, record.headline, reasons, meta)
 
 
 def items(record: DecisionRecord) -> Table:
@@ -63,7 +62,7 @@ def items(record: DecisionRecord) -> Table:
             Cell(item.name),
             Cell(item.value),
             Cell(item.limit),
-            marked(STATES[item.outcome], item.outcome),
+            marked(item.outcome.state, item.outcome),
         )
         for item in record.gate.items
     )
@@ -177,7 +176,7 @@ def _explained(item: GateItem) -> str:
 
 
 def _result(item: GateItem) -> Cell:
-    return marked(STATES[item.outcome], item.outcome, f"Needed: {item.needs}" if item.needs else "")
+    return marked(item.outcome.state, item.outcome, f"Needed: {item.needs}" if item.needs else "")
 
 
 def _counted(every: Sequence[GateItem]) -> str:

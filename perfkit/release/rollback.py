@@ -24,8 +24,8 @@ from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle, reading, write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError
+from perfkit.base.judgement import Verdict
 from perfkit.base.process import alone
-from perfkit.base.stats import Verdict
 from perfkit.base.units import count, percent, ratio, seconds, significant, size
 from perfkit.config import Arm, Config, Thresholds
 from perfkit.explain.capture import named

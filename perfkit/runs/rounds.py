@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from perfkit.base import stats
 from perfkit.base.bundle import FLOOR, Round
-from perfkit.base.stats import Ratio, blocks_for, ratio
+from perfkit.base.judgement import blocks_for
+from perfkit.base.stats import Ratio, ratio
 from perfkit.load.samples import DROPPED, OK, Rest, faults
 
 MOST = 100_000  # maximum number of times made from the histogram of a round's requests beyond `limits.samples`

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from synthetic import make_run
 
 from perfkit import config
-from perfkit.analysis.policy import Decision, Outcome, Rule
+from perfkit.analysis.policy import Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.errors import BundleError, PerfkitError
-from perfkit.base.stats import Verdict
+from perfkit.base.judgement import Outcome, Verdict
 from perfkit.load.samples import Rest
 from perfkit.runs.selection import RunSpec, Selection
 
@@ -110,7 +110,7 @@ def compared(found: Analysis, arm: str, scenario: str, metric: str = "p50") -> C
 
 
 def broken(found: Analysis, arm: str) -> list[Rule]:
-    return [rule for rule in found.judgement.rules if rule.arm == arm and rule.outcome is Outcome.BROKEN]
+    return [rule for rule in found.decision.rules if rule.arm == arm and rule.outcome is Outcome.BROKEN]
 
 
 def verdicts(found: Analysis) -> dict[tuple[str, str], set[str]]:
@@ -184,10 +184,10 @@ def test_a_real_run_says_how_it_was_decided_in_words(bundle: Bundle) -> None:
     assert found.headline.endswith("21 of 21 functional checks passed.")
     assert any("Measured on embedded PostgreSQL 18." in line for line in found.caveat_texts)
     assert found.errors == ()
-    assert {rule.name for rule in found.judgement.rules} == {
+    assert {rule.name for rule in found.decision.rules} == {
         *("p95", "error rate", "checks", "indexes valid", "not slower", "benefit")
     }
-    assert {rule.arm for rule in found.judgement.rules} == set(ARMS)  # the floor is never judged
+    assert {rule.arm for rule in found.decision.rules} == set(ARMS)  # the floor is never judged
 
 
 # What the numbers are
@@ -195,8 +195,8 @@ def test_a_real_run_says_how_it_was_decided_in_words(bundle: Bundle) -> None:
 
 def test_a_healthy_run_of_a_faster_system_is_a_go(run: Bundle) -> None:
     found = analyse(run)
-    assert found.judgement.decision is Decision.GO
-    assert found.arm_decisions == dict.fromkeys(AFTER, Decision.GO)
+    assert found.decision.outcome is Outcome.HOLDS
+    assert found.arm_decisions == dict.fromkeys(AFTER, Outcome.HOLDS)
     for arm, factor in (("control", 1), ("after-index", 0.5), ("after-full", 0.25)):
         for scenario in SCENARIOS:
             ratio = compared(found, arm, scenario).ratio
@@ -242,7 +242,7 @@ def test_a_failure_before_the_counted_part_is_a_failure_all_the_same(run: Bundle
     change(run, failing(1, counted=False), "after-full", "single")
     found = analyse(run)
     assert level(found, "after-full", "single").errors == 6
-    assert found.judgement.decision is Decision.NO_GO
+    assert found.decision.outcome is Outcome.BROKEN
 
 
 def test_a_round_in_which_everything_failed_is_no_pair(run: Bundle) -> None:
@@ -256,9 +256,9 @@ def test_an_arm_that_only_fails_is_a_no_go_without_numbers(run: Bundle) -> None:
     change(run, lambda r: failing(len(r.columns["item"]))(r), "after-index")
     found = analyse(run)
     assert level(found, "after-index", "burst").p50 is None
-    assert found.judgement.decision is Decision.NO_GO
+    assert found.decision.outcome is Outcome.BROKEN
     said = "after-index: 264 of 264 requests failed, 100 % (95 % interval 9"
-    (reason,) = [reason for reason in found.judgement.reasons if reason.startswith(said)]
+    (reason,) = [reason for reason in found.decision.reasons if reason.startswith(said)]
     assert reason.endswith("the limit is 0.1 %: 264 x http_500 (it broke).")
 
 
@@ -275,8 +275,8 @@ def test_a_percentile_needs_its_samples(run: Bundle) -> None:
     after = analyse(run)
     assert level(after, "after-full", "single").p95 is None
     assert after.comparison("after-full", "single", "p95") is None
-    assert after.judgement.decision is Decision.INCONCLUSIVE
-    assert after.judgement.reasons == (
+    assert after.decision.outcome is Outcome.UNPROVEN
+    assert after.decision.reasons == (
         "after-full, single: p95 needs 72 samples, has 66. Needed: 6 more answered requests, about 7 blocks in all.",
     )
 
@@ -286,10 +286,10 @@ def test_a_percentile_needs_its_samples(run: Bundle) -> None:
 
 def no_go(found: Analysis, arm: str, sentence: str) -> None:
     """The run is a NO-GO for this one reason, and only because of that arm."""
-    assert found.judgement.decision is Decision.NO_GO
-    assert [rule.text for rule in broken(found, arm)] == list(found.judgement.reasons)
-    assert all(sentence in reason for reason in found.judgement.reasons)
-    assert {a for a, own in found.arm_decisions.items() if own is not Decision.GO} == {arm}
+    assert found.decision.outcome is Outcome.BROKEN
+    assert [rule.text for rule in broken(found, arm)] == list(found.decision.reasons)
+    assert all(sentence in reason for reason in found.decision.reasons)
+    assert {a for a, own in found.arm_decisions.items() if own is not Outcome.HOLDS} == {arm}
 
 
 def test_errors_over_the_limit_by_their_lower_bound_are_a_no_go(run: Bundle) -> None:
@@ -300,9 +300,9 @@ def test_errors_over_the_limit_by_their_lower_bound_are_a_no_go(run: Bundle) -> 
 def test_one_stray_error_is_inconclusive_and_its_kind_is_named(run: Bundle) -> None:
     change(run, failing(1, "sqlstate_57P01"), "after-full", "burst", range(1))
     found = analyse(run)
-    assert found.judgement.decision is Decision.INCONCLUSIVE
-    assert found.arm_decisions == {"after-index": Decision.GO, "after-full": Decision.INCONCLUSIVE}
-    (reason,) = found.judgement.reasons
+    assert found.decision.outcome is Outcome.UNPROVEN
+    assert found.arm_decisions == {"after-index": Outcome.HOLDS, "after-full": Outcome.UNPROVEN}
+    (reason,) = found.decision.reasons
     assert reason.startswith("after-full: 1 of 264 requests failed, 0.38 % (95 % interval ")
     assert ": 1 x SQLSTATE 57P01 (it broke)." in reason
     assert reason.endswith("Needed: another run, or more than 1,000 requests in all with no further error.")
@@ -312,7 +312,7 @@ def test_errors_under_the_limit_are_shown_and_break_nothing(run: Bundle) -> None
     run.run["config"]["thresholds"]["error_rate"] = 0.01
     change(run, failing(1), "after-full", "burst", range(1))
     found = analyse(run)
-    assert found.judgement.decision is Decision.GO
+    assert found.decision.outcome is Outcome.HOLDS
     assert "1 unexpected outcome in 1,320 requests" not in found.headline  # the floor's are no outcomes
     assert "1 unexpected outcome in 1,056 requests" in found.headline
     assert len(found.errors) == 1
@@ -344,11 +344,11 @@ def test_a_slower_comparison_is_a_no_go(run: Bundle) -> None:
 def test_a_latency_over_its_limit_is_a_no_go(run: Bundle) -> None:
     run.run["config"]["thresholds"]["p95_ms"] = 40
     found = analyse(run)
-    assert found.judgement.decision is Decision.NO_GO
-    assert [(r.arm, r.name) for r in found.judgement.rules if r.outcome is Outcome.BROKEN] == [
+    assert found.decision.outcome is Outcome.BROKEN
+    assert [(r.arm, r.name) for r in found.decision.rules if r.outcome is Outcome.BROKEN] == [
         (arm, "p95") for arm in ARMS[:3] for _ in SCENARIOS
     ]
-    assert found.arm_decisions["after-full"] is Decision.GO
+    assert found.arm_decisions["after-full"] is Outcome.HOLDS
 
 
 def test_a_latency_whose_bound_alone_is_over_the_limit_is_inconclusive(run: Bundle) -> None:
@@ -357,8 +357,8 @@ def test_a_latency_whose_bound_alone_is_over_the_limit_is_inconclusive(run: Bund
     for limit, said in (((p95.value + p95.hi) / 2, "upper bound is not"), ((p95.value + p95.lo) / 2, "lower bound is")):
         run.run["config"]["thresholds"]["p95_ms"] = limit
         found = analyse(run)
-        assert found.judgement.decision is Decision.INCONCLUSIVE
-        assert any(f"but its {said}" in reason for reason in found.judgement.reasons)
+        assert found.decision.outcome is Outcome.UNPROVEN
+        assert any(f"but its {said}" in reason for reason in found.decision.reasons)
 
 
 def test_only_the_arms_after_the_change_decide(run: Bundle) -> None:
@@ -369,7 +369,7 @@ def test_only_the_arms_after_the_change_decide(run: Bundle) -> None:
     found = analyse(run)
     assert broken(found, "before") and broken(found, "control")
     assert found.arm_decisions.keys() == set(AFTER)
-    assert found.judgement.decision is Decision.GO
+    assert found.decision.outcome is Outcome.HOLDS
 
 
 def test_the_floor_is_shown_and_never_judged_or_compared(run: Bundle) -> None:
@@ -377,13 +377,13 @@ def test_the_floor_is_shown_and_never_judged_or_compared(run: Bundle) -> None:
     change(run, lambda r: replace(r, health={**r.health, "worker_cpu": 1.0}), FLOOR)
     found = analyse(run)
     assert level(found, FLOOR, "burst").healthy
-    assert FLOOR not in {rule.arm for rule in found.judgement.rules}
+    assert FLOOR not in {rule.arm for rule in found.decision.rules}
     assert FLOOR not in {c.after for c in found.comparisons}
-    assert found.judgement.decision is Decision.GO
+    assert found.decision.outcome is Outcome.HOLDS
 
 
 def test_a_query_beside_a_service_is_compared_and_has_no_limit_of_its_own(tmp_path: Path) -> None:
-    rules = analyse(make_run(tmp_path / "run")).judgement.rules
+    rules = analyse(make_run(tmp_path / "run")).decision.rules
     assert "queries" not in {rule.scenario for rule in rules if rule.name == "p95"}
     assert "queries: clinic_day" in {rule.scenario for rule in rules if rule.name == "not slower"}
 
@@ -409,7 +409,7 @@ def test_one_unhealthy_round_makes_its_comparisons_invalid(
     for arm in ("control", *AFTER):
         assert (verdicts(found)[arm, "burst"] == {"invalid"}) is not healthy
         assert "invalid" not in verdicts(found)[arm, "single"]
-    assert found.judgement.decision is (Decision.GO if healthy else Decision.INCONCLUSIVE)
+    assert found.decision.outcome is (Outcome.HOLDS if healthy else Outcome.UNPROVEN)
     said = "burst on before: the client was too slow; its numbers are invalid (1 of 6 rounds invalid: "
     assert any(line.startswith(said) for line in found.caveat_texts) is not healthy
 
@@ -429,7 +429,7 @@ def test_an_unhealthy_arm_spoils_only_its_own_comparison(run: Bundle) -> None:
 def test_five_blocks_are_too_few(tmp_path: Path) -> None:
     found = analyse(Bundle.open(make(tmp_path / "run", blocks=5)))
     assert {str(c.verdict) for c in found.comparisons} == {"invalid"}
-    assert found.judgement.decision is Decision.INCONCLUSIVE
+    assert found.decision.outcome is Outcome.UNPROVEN
     assert all(c.ratio and c.ratio.pairs == 5 for c in found.comparisons)
 
 
@@ -464,7 +464,7 @@ def test_an_inconclusive_comparison_blocks_nothing_and_says_what_would_settle_it
     found = analyse(run)
     c = compared(found, "after-index", "single")
     assert c.verdict is Verdict.INCONCLUSIVE and c.blocks_needed and c.blocks_needed > 6
-    assert found.judgement.decision is Decision.GO
+    assert found.decision.outcome is Outcome.HOLDS
     [said] = [line for line in found.caveat_texts if "inconclusive" in line]
     assert said.startswith("after-index: ") and "single p50 of book" in said and "would settle" in said
 
@@ -476,21 +476,21 @@ def test_an_inconclusive_comparison_blocks_nothing_and_says_what_would_settle_it
 def test_an_unfinished_run_is_never_a_go(run: Bundle, status: str) -> None:
     run.run.update(status=status, message="stopped by the user")
     found = analyse(run)
-    assert found.judgement.decision is Decision.INCONCLUSIVE
-    assert found.judgement.reasons[0] == f"the run is {status}: stopped by the user"
+    assert found.decision.outcome is Outcome.UNPROVEN
+    assert found.decision.reasons[0] == f"the run is {status}: stopped by the user"
     assert found.caveat_texts[0] == f"The run is {status}: 6 of 6 blocks were measured. stopped by the user"
 
 
 def test_what_an_unfinished_run_broke_stays_broken(run: Bundle) -> None:
     run.run.update(status="interrupted", message="stopped by the user")
     run.run["checks"]["after-full"][0]["passed"] = False
-    assert analyse(run).judgement.decision is Decision.NO_GO
+    assert analyse(run).decision.outcome is Outcome.BROKEN
 
 
 def test_a_run_that_ended_before_its_first_round_says_so(tmp_path: Path) -> None:
     described = Selection(config.load(), RunSpec(profile="quick", scale="seed")).describe()
     found = analyse(Bundle.create(tmp_path / "run", described))
-    assert found.judgement.decision is Decision.INCONCLUSIVE
+    assert found.decision.outcome is Outcome.UNPROVEN
     assert found.headline == "Nothing was measured."
     assert found.caveat_texts[0] == "The run is running: 0 of 6 blocks were measured."
     assert (found.levels, found.comparisons, found.plans, found.errors) == ((), (), (), ())
@@ -596,12 +596,12 @@ def test_what_so_few_requests_cannot_say_of_the_error_rate_is_said(run: Bundle) 
 
 
 def test_a_run_that_left_load_levels_out_is_never_a_go(run: Bundle) -> None:
-    assert analyse(run).judgement.decision is Decision.GO
+    assert analyse(run).decision.outcome is Outcome.HOLDS
     run.run["left_out"] = {"arms": ["after-full"], "scenarios": []}
-    assert analyse(run).judgement.decision is Decision.GO
+    assert analyse(run).decision.outcome is Outcome.HOLDS
     run.run["left_out"] = {"arms": [], "scenarios": ["ten"]}
-    found = analyse(run).judgement
-    assert found.decision is Decision.INCONCLUSIVE
+    found = analyse(run).decision
+    assert found.outcome is Outcome.UNPROVEN
     assert found.reasons[0] == "not every load level was measured: ten left out"
 
 
@@ -609,7 +609,7 @@ def test_an_arm_whose_requests_all_fail_is_an_invalid_comparison_and_a_no_go(run
     change(run, failing(10_000), "after-full")
     found = analyse(run)
     assert compared(found, "after-full", "burst").verdict is Verdict.INVALID
-    assert found.judgement.decision is Decision.NO_GO
+    assert found.decision.outcome is Outcome.BROKEN
 
 
 def test_a_latency_near_the_floor_is_held_against_its_gain(run: Bundle) -> None:
@@ -670,15 +670,15 @@ def test_when_the_arm_after_fails_more_errors_lead_and_it_is_not_called_faster(r
     assert verdicts(found)["after-index", "burst"] == {"invalid"}
     comparison = found.comparison("after-index", "burst")
     assert comparison and comparison.qualification == "of answered requests; 20 % fewer on after-index"
-    assert found.judgement.decision is Decision.NO_GO
-    assert any("not failing more" in r.name and r.outcome is Outcome.BROKEN for r in found.judgement.rules)
+    assert found.decision.outcome is Outcome.BROKEN
+    assert any("not failing more" in r.name and r.outcome is Outcome.BROKEN for r in found.decision.rules)
 
 
 def test_when_before_fails_more_an_arm_may_still_be_faster(run: Bundle) -> None:
     change(run, failing(6), "before", "burst")
     found = analyse(run)
     assert verdicts(found)["after-index", "burst"] == {"faster"}
-    assert all(r.outcome is Outcome.HOLDS for r in found.judgement.rules if r.name == "not failing more")
+    assert all(r.outcome is Outcome.HOLDS for r in found.decision.rules if r.name == "not failing more")
 
 
 def searching(run: Bundle, rates: dict[str, float], limited: float = 0.0) -> Analysis:
@@ -716,7 +716,7 @@ def test_a_search_that_ended_before_the_target_did_proves_nothing(run: Bundle) -
 def test_a_search_in_which_no_rate_held_has_no_ratio_and_breaks_the_rule(run: Bundle) -> None:
     found = searching(run, {**RATES, "after-full": 0.0})
     (comparison,) = [c for c in found.comparisons if (c.after, c.scenario) == ("after-full", "burst")]
-    assert comparison.ratio is None and found.judgement.decision is Decision.NO_GO
+    assert comparison.ratio is None and found.decision.outcome is Outcome.BROKEN
 
 
 def test_a_run_of_one_arm_is_judged_by_its_thresholds_alone(run: Bundle) -> None:
@@ -729,7 +729,7 @@ def test_a_run_of_one_arm_is_judged_by_its_thresholds_alone(run: Bundle) -> None
         if path.name.split(".")[2] not in ("before", "floor"):
             path.unlink()
     found = analyse(run)
-    assert found.comparisons == () and {r.arm for r in found.judgement.rules} == {"before"}
+    assert found.comparisons == () and {r.arm for r in found.decision.rules} == {"before"}
     assert found.arm_decisions.keys() == {"before"}
 
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.analysis.policy import BENEFIT, Decision, Outcome, Rule, decide
+from perfkit.analysis.policy import BENEFIT, Rule, decide
 from perfkit.analysis.results import Changes, Comparison, ErrorChange
 from perfkit.analysis.run_analysis import Evidence, Scans, beats_control, benefit_rule, excludes
-from perfkit.base import stats
-from perfkit.base.stats import Difference, Ratio, Verdict
+from perfkit.base import judgement, stats
+from perfkit.base.judgement import Outcome, Verdict
+from perfkit.base.stats import Difference, Ratio
 
 RUN = {
     "config": {"margin": 0.05},
@@ -194,13 +195,13 @@ ratios = st.builds(
 @given(st.lists(ratios, max_size=5), st.sampled_from([UNUSED, UNKNOWN]), st.sampled_from(["benefit", "none"]))
 def test_a_go_has_a_benefit_and_no_benefit_has_no_faster_comparison(comparisons, scans, need):
     found = judged(*comparisons, scans=scans, need=need)
-    decision = decide([found], ["after"]).decision
-    if decision is Decision.GO:
+    decision = decide([found], ["after"]).outcome
+    if decision is Outcome.HOLDS:
         assert need == "none" or any(c.verdict is Verdict.FASTER for c in comparisons)
-    if decision is Decision.NO_BENEFIT:
+    if decision is Outcome.ABSENT:
         assert need == "benefit" and not any(c.verdict is Verdict.FASTER for c in comparisons)
         assert scans is UNUSED or all(excludes(c, 0.1, 0.05) for c in comparisons)
-    assert (found.outcome is Outcome.UNPROVEN) is (decision is Decision.INCONCLUSIVE)
+    assert (found.outcome is Outcome.UNPROVEN) is (decision is Outcome.UNPROVEN)
 
 
 @given(st.floats(0.5, 2), st.floats(0.01, 0.9), st.floats(0.01, 0.5))
@@ -215,6 +216,6 @@ def test_a_gain_is_excluded_where_the_one_sided_bound_does_and_in_the_same_way_f
 
 def test_blocks_for_a_gain_are_enough_where_the_spread_stays():
     r = ratio(1.0, 0.3)
-    blocks = stats.blocks_for_gain(r, 0.1)
+    blocks = judgement.blocks_for_gain(r, 0.1)
     assert stats.gain(replace(r, pairs=blocks), 0.1) <= 0.05 < stats.gain(replace(r, pairs=blocks - 1), 0.1)
-    assert stats.blocks_for_gain(ratio(0.95, 5.0), 0.1) is None
+    assert judgement.blocks_for_gain(ratio(0.95, 5.0), 0.1) is None

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from perfkit.analysis.policy import (
     BENEFIT,
     WHEN,
-    Decision,
-    Outcome,
     Rule,
     checks_rule,
     comparison_rule,
@@ -20,9 +18,9 @@ from perfkit.analysis.policy import (
     index_rule,
     latency_rule,
 )
-from perfkit.app.cli.runs import GATE, INVALID
+from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.resources import CHECKOUT
-from perfkit.base.stats import Interval, Ratio, Verdict
+from perfkit.base.stats import Interval, Ratio
 
 
 def rule(outcome, arm="after-index", text="A sentence."):
@@ -179,65 +177,65 @@ def benefit(outcome, arm="after-index"):
 def test_the_decision_is_what_the_rules_of_all_arms_lead_to(rules, has):
     every = [*rules, *map(benefit, has, "ab")]
     found, outcomes = decide(every, ["a", "b"]), {rule.outcome for rule in every}
-    expected = Decision.INCONCLUSIVE
+    expected = Outcome.UNPROVEN
     if Outcome.BROKEN in outcomes:
-        expected = Decision.NO_GO
+        expected = Outcome.BROKEN
     elif set(has) == {Outcome.ABSENT}:
-        expected = Decision.NO_BENEFIT
+        expected = Outcome.ABSENT
     elif outcomes == {Outcome.HOLDS}:
-        expected = Decision.GO
-    assert found.decision is expected
+        expected = Outcome.HOLDS
+    assert found.outcome is expected
     assert found.reasons and found.rules == tuple(every)
 
 
 @given(tables, benefits)
 def test_the_decision_on_two_arms_follows_from_that_on_each_alone(rules, has):
     every = [*rules, *map(benefit, has, "ab")]
-    both, alone = decide(every, ["a", "b"]).decision, [decide(every, [arm]).decision for arm in "ab"]
-    assert (both is Decision.NO_GO) is (Decision.NO_GO in alone)
-    assert (both is Decision.GO) is (set(alone) == {Decision.GO})
-    assert (both is Decision.NO_BENEFIT) is (set(alone) == {Decision.NO_BENEFIT})
+    both, alone = decide(every, ["a", "b"]).outcome, [decide(every, [arm]).outcome for arm in "ab"]
+    assert (both is Outcome.BROKEN) is (Outcome.BROKEN in alone)
+    assert (both is Outcome.HOLDS) is (set(alone) == {Outcome.HOLDS})
+    assert (both is Outcome.ABSENT) is (set(alone) == {Outcome.ABSENT})
 
 
 @given(st.permutations([HOLDS, UNPROVEN, benefit(Outcome.ABSENT), benefit(Outcome.HOLDS), BROKEN]), st.integers(1, 5))
 def test_the_order_of_rules_is_of_no_importance(rules, count):
     chosen = rules[:count]
-    assert decide(chosen, ["after-index"]).decision is decide(chosen[::-1], ["after-index"]).decision
+    assert decide(chosen, ["after-index"]).outcome is decide(chosen[::-1], ["after-index"]).outcome
 
 
 def test_without_a_benefit_there_is_no_go_and_where_none_was_judged_neither():
-    assert decide([HOLDS, benefit(Outcome.HOLDS)], ["after-index"]).decision is Decision.GO
-    assert decide([HOLDS, benefit(Outcome.UNPROVEN)], ["after-index"]).decision is Decision.INCONCLUSIVE
-    assert decide([UNPROVEN, benefit(Outcome.ABSENT)], ["after-index"]).decision is Decision.NO_BENEFIT
+    assert decide([HOLDS, benefit(Outcome.HOLDS)], ["after-index"]).outcome is Outcome.HOLDS
+    assert decide([HOLDS, benefit(Outcome.UNPROVEN)], ["after-index"]).outcome is Outcome.UNPROVEN
+    assert decide([UNPROVEN, benefit(Outcome.ABSENT)], ["after-index"]).outcome is Outcome.ABSENT
     found = decide([HOLDS], ["after-index"])
     assert found.reasons == ("after-index: its benefit was not judged.",)
-    assert found.decision is Decision.INCONCLUSIVE
+    assert found.outcome is Outcome.UNPROVEN
 
 
 def test_one_arm_compared_with_nothing_needs_no_benefit():
-    assert decide([HOLDS], ["after-index"], compared=False).decision is Decision.GO
-    assert decide([UNPROVEN], ["after-index"], compared=False).decision is Decision.INCONCLUSIVE
+    assert decide([HOLDS], ["after-index"], compared=False).outcome is Outcome.HOLDS
+    assert decide([UNPROVEN], ["after-index"], compared=False).outcome is Outcome.UNPROVEN
 
 
 def test_an_arm_without_benefit_beside_one_with_leaves_both_open_and_says_how_to_go_on():
     rules = [benefit(Outcome.HOLDS), benefit(Outcome.ABSENT, "after-full")]
     found = decide(rules, ["after-index", "after-full"])
-    assert found.decision is Decision.INCONCLUSIVE
+    assert found.outcome is Outcome.UNPROVEN
     assert found.reasons == ("A sentence. Decide on the other arms without it.",)
 
 
 def test_arms_before_the_change_are_shown_and_do_not_decide():
     before = rule(Outcome.BROKEN, arm="before")
     found = decide([before, HOLDS, benefit(Outcome.HOLDS)], ["after-index"])
-    assert found.decision is Decision.GO
+    assert found.outcome is Outcome.HOLDS
     assert found.rules[0] is before
 
 
 def test_what_was_not_judged_is_never_a_go():
     assert decide([], []).reasons == ("No arm after the change was judged.",)
-    assert decide([HOLDS], []).decision is Decision.INCONCLUSIVE
+    assert decide([HOLDS], []).outcome is Outcome.UNPROVEN
     found = decide([HOLDS, benefit(Outcome.HOLDS)], ["after-index", "after-full"])
-    assert found.decision is Decision.INCONCLUSIVE
+    assert found.outcome is Outcome.UNPROVEN
     assert found.reasons == ("after-full: no rule was judged.",)
 
 
@@ -245,12 +243,12 @@ def test_what_was_not_judged_is_never_a_go():
 
 
 def test_each_decision_has_an_exit_code_of_its_own():
-    codes = {decision: GATE[decision] for decision in Decision}
+    codes = {outcome.decision: outcome.exit_code() for outcome in Outcome}
     assert codes == {"GO": 0, "NO BENEFIT": 96, "NO-GO": 99, "INCONCLUSIVE": 100}
-    assert len({*codes.values(), INVALID, *ERRORS}) == len(codes) + 1 + len(ERRORS)
+    assert len({*codes.values(), Outcome.UNPROVEN.exit_code(invalid=True), *ERRORS}) == len(codes) + 1 + len(ERRORS)
 
 
 def test_the_method_page_has_the_table_of_decisions():
     page = (CHECKOUT / "docs" / "method.md").read_text()
-    for decision, when in WHEN.items():
-        assert f"| **{decision}** | {when} | {GATE[decision]} |\n" in page
+    for outcome, when in WHEN.items():
+        assert f"| **{outcome.decision}** | {when} | {outcome.exit_code()} |\n" in page

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from scipy.stats.mstats import hdquantiles
 
+from perfkit.base.judgement import Verdict, blocks_for, blocks_needed, verdict, widened_margin
 from perfkit.base.stats import (
     MIN_SAMPLES,
     Ratio,
-    Verdict,
     _ranks,
-    blocks_for,
-    blocks_needed,
     equivalence,
     error_bound,
     holm,
@@ -27,8 +25,6 @@ from perfkit.base.stats import (
     tail,
     tail_ratio,
     typical,
-    verdict,
-    widened_margin,
 )
 
 repeatable = settings(deadline=None, derandomize=True, max_examples=60)

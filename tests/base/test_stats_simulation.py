@@ -16,7 +16,8 @@ from scipy import stats as scipy_stats
 
 from benchmarks.method.simulation import TABLE, coverage, pace, power, requests
 from perfkit.analysis.results import Changes
-from perfkit.base.stats import Verdict, blocks_for, differences, percentile, ratio, tail, tail_ratio, typical, verdict
+from perfkit.base.judgement import Verdict, blocks_for, verdict
+from perfkit.base.stats import differences, percentile, ratio, tail, tail_ratio, typical
 from perfkit.runs.rounds import SampleCell
 
 Z95 = scipy_stats.norm.ppf(0.95)

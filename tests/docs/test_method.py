@@ -14,8 +14,9 @@ from benchmarks.method import document, pictures, simulation
 from benchmarks.method.simulation import LOCK, Share, closed_model, open_model
 from perfkit.app.cli import main
 from perfkit.base.errors import UsageError
+from perfkit.base.judgement import Verdict
 from perfkit.base.resources import CHECKOUT
-from perfkit.base.stats import MIN_SAMPLES, Verdict
+from perfkit.base.stats import MIN_SAMPLES
 
 DOCS = CHECKOUT / "docs"
 PAGE = (DOCS / "method.md").read_text(encoding="utf-8")

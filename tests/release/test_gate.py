@@ -14,22 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run
 
-from perfkit.analysis.policy import (
-    Decision,
-    Outcome,
-    bound_needed,
-    error_rule,
-    latency_rule,
-    samples_needed,
-    throughput_rule,
-)
+from perfkit.analysis.policy import bound_needed, error_rule, latency_rule, samples_needed, throughput_rule
 from perfkit.analysis.results import Analysis, ErrorGroup
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import Bundle
+from perfkit.base.judgement import Outcome, worst
 from perfkit.base.stats import Interval
 from perfkit.config.judging import Thresholds
 from perfkit.release.decision import Gate, GateItem, RecordedAnswer
-from perfkit.release.gate import WatchState, decide, judge
+from perfkit.release.gate import WatchState, judge
 
 ARMS = ("after-index", "after-full")
 ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")
@@ -69,10 +62,10 @@ class Case:
 
     def rule(self, name: str, **changes: Any) -> None:
         """Change the first rule of that name on an arm to be shipped."""
-        rules = list(self.analysis.judgement.rules)
+        rules = list(self.analysis.decision.rules)
         place = next(i for i, rule in enumerate(rules) if rule.name == name and rule.arm == "after-full")
         rules[place] = replace(rules[place], **changes)
-        self.analysis = replace(self.analysis, judgement=replace(self.analysis.judgement, rules=tuple(rules)))
+        self.analysis = replace(self.analysis, decision=replace(self.analysis.decision, rules=tuple(rules)))
 
     def fail(self, group: str, arm: str = "after-full") -> None:
         next(check for check in self.run["checks"][arm] if check["group"] == group)["passed"] = False
@@ -133,7 +126,7 @@ NO_GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
 
 def test_a_run_of_which_everything_holds_is_a_go(case: Case) -> None:
     gate = case.gate
-    assert gate.decision is Decision.GO
+    assert gate.outcome is Outcome.HOLDS
     assert gate.reasons == (f"All {len(gate.items)} items hold.",)
     assert [own.value for own in gate.items if own.group == "functional checks"] == [
         "3 of 3 on each of 2 arms",
@@ -147,7 +140,7 @@ def test_what_a_go_needs_and_lacks_leaves_the_decision_open(
 ) -> None:
     change(case)
     gate = case.gate
-    assert (gate.decision, item(gate, name).outcome) == (Decision.INCONCLUSIVE, Outcome.UNPROVEN), line
+    assert (gate.outcome, item(gate, name).outcome) == (Outcome.UNPROVEN, Outcome.UNPROVEN), line
     assert item(gate, name).reason in gate.reasons
 
 
@@ -158,7 +151,7 @@ def test_each_of_these_forbids_it_whatever_else_is_open(
     case.watched = None
     change(case)
     gate = case.gate
-    assert (gate.decision, item(gate, name).outcome) == (Decision.NO_GO, Outcome.BROKEN), line
+    assert (gate.outcome, item(gate, name).outcome) == (Outcome.BROKEN, Outcome.BROKEN), line
     assert gate.reasons == (item(gate, name).reason,)
     assert item(gate, name).no_go_if
 
@@ -177,37 +170,37 @@ def test_each_of_these_forbids_it_whatever_else_is_open(
 )
 def test_what_forbids_nothing(case: Case, name: str, change: Callable[[Case], None]) -> None:
     change(case)
-    assert case.gate.decision is Decision.GO, name
+    assert case.gate.outcome is Outcome.HOLDS, name
 
 
 def test_only_the_arms_to_be_shipped_decide(case: Case) -> None:
     case.fail("smoke", "after-full")
-    assert case.gate.decision is Decision.NO_GO
+    assert case.gate.outcome is Outcome.BROKEN
     assert item(case.gate, "smoke checks").value == "3 of 3 on after-index, 2 of 3 on after-full"
     case.arms = ("after-index",)
-    assert case.gate.decision is Decision.GO
+    assert case.gate.outcome is Outcome.HOLDS
     assert item(case.gate, "smoke checks").value == "3 of 3"
 
 
 def test_nothing_to_ship_is_never_a_go(case: Case) -> None:
     case.arms = ()
-    assert case.gate.decision is Decision.INCONCLUSIVE
-    assert decide([]) is Decision.INCONCLUSIVE
+    assert case.gate.outcome is Outcome.UNPROVEN
+    assert worst([]) is Outcome.UNPROVEN
 
 
 def test_without_a_release_table_neither_people_nor_a_watch_are_asked_for(case: Case) -> None:
     del case.run["config"]["release"]
     case.answers, case.watched = (), None
-    assert case.gate.decision is Decision.GO
+    assert case.gate.outcome is Outcome.HOLDS
     assert {own.group for own in case.gate.items} == {"the run", "functional checks", "performance", "database"}
 
 
 def test_an_item_of_many_rules_says_three_and_counts_the_rest(case: Case) -> None:
     rules = [
         replace(rule, outcome=Outcome.BROKEN, value=900.0) if rule.name == "p95" else rule
-        for rule in case.analysis.judgement.rules
+        for rule in case.analysis.decision.rules
     ]
-    case.analysis = replace(case.analysis, judgement=replace(case.analysis.judgement, rules=tuple(rules)))
+    case.analysis = replace(case.analysis, decision=replace(case.analysis.decision, rules=tuple(rules)))
     found = item(case.gate, "p95 latency")
     assert found.value == "900 ms at most"
     assert found.text.endswith(" And 7 more.")
@@ -221,30 +214,29 @@ def test_hostile_names_are_made_visible_in_an_items_name(case: Case) -> None:
 def test_server_errors_that_break_the_limit_forbid_it_as_database_trouble_too(case: Case) -> None:
     case.errors(5, 20)
     case.trouble("sqlstate_53300")
-    assert case.gate.decision is Decision.NO_GO
+    assert case.gate.outcome is Outcome.BROKEN
     assert item(case.gate, "Database trouble").outcome is Outcome.BROKEN
 
 
 def test_arms_that_all_lack_a_benefit_are_no_benefit_whatever_is_open(case: Case) -> None:
     case.watched = None
     case.rule("benefit", outcome=Outcome.ABSENT, text="after-full: no gain.")
-    assert case.gate.decision is Decision.INCONCLUSIVE
+    assert case.gate.outcome is Outcome.UNPROVEN
     case.arms = ("after-full",)
     gate = case.gate
-    assert (gate.decision, gate.reasons) == (Decision.NO_BENEFIT, ("after-full: no gain.",))
+    assert (gate.outcome, gate.reasons) == (Outcome.ABSENT, ("after-full: no gain.",))
 
 
 @given(st.lists(st.sampled_from(Outcome), min_size=1, max_size=8))
 def test_one_broken_item_is_a_no_go_one_unproven_leaves_it_open(outcomes: list[Outcome]) -> None:
-    items = [GateItem("", "", "", "", "", "", "", outcome, "") for outcome in outcomes]
-    expected = Decision.GO
+    expected = Outcome.HOLDS
     if Outcome.UNPROVEN in outcomes:
-        expected = Decision.INCONCLUSIVE
+        expected = Outcome.UNPROVEN
     if Outcome.ABSENT in outcomes:
-        expected = Decision.NO_BENEFIT
+        expected = Outcome.ABSENT
     if Outcome.BROKEN in outcomes:
-        expected = Decision.NO_GO
-    assert decide(items) is expected
+        expected = Outcome.BROKEN
+    assert worst(outcomes) is expected
 
 
 def _no_change(_: Bundle) -> None: ...
@@ -274,8 +266,8 @@ def test_the_items_of_a_run_alone_decide_as_its_rules_do(
     change(bundle)
     analysis = analyse(bundle)
     gate = judge(bundle.run, analysis, ARMS, (), None)
-    assert gate.decision is analysis.judgement.decision
-    rules = [rule for rule in analysis.judgement.rules if rule.arm in ARMS]
+    assert gate.outcome is analysis.decision.outcome
+    rules = [rule for rule in analysis.decision.rules if rule.arm in ARMS]
     for outcome in (Outcome.BROKEN, Outcome.UNPROVEN):
         if any(rule.outcome is outcome for rule in rules):
             assert any(own.outcome is outcome for own in gate.items)
@@ -306,7 +298,7 @@ def test_equal_thresholds_do_not_contradict() -> None:
 def test_each_threshold_becomes_a_rule_of_every_load_level_and_throughput_one_of_an_arm(folder: Path) -> None:
     bundle = Bundle.open(folder)
     bundle.run["config"]["thresholds"] = {"p50_ms": 400, "p99_ms": 900, "throughput": 10, "error_rate": 0.001}
-    rules = [rule for rule in analyse(bundle).judgement.rules if rule.arm == "after-full"]
+    rules = [rule for rule in analyse(bundle).decision.rules if rule.arm == "after-full"]
     names = [rule.name for rule in rules]
     assert [names.count(name) for name in ("p50", "p95", "p99", "throughput")] == [5, 0, 5, 1]
     open_ = [rule for rule in rules if rule.outcome is Outcome.UNPROVEN]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.analysis.policy import Decision, Outcome
+from perfkit.base.judgement import Outcome
 from perfkit.release.decision import DecisionRecord, Gate, GateItem
 from perfkit.release.report import junit
 
@@ -32,7 +32,7 @@ def made(name: str = "smoke checks", outcome: Outcome = Outcome.HOLDS, group: st
 
 def decided(*items: GateItem, title: str = "Clinic booking webhook") -> DecisionRecord:
     return DecisionRecord(
-        Gate(Decision.NO_GO, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False
+        Gate(Outcome.BROKEN, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False
     )
 
 

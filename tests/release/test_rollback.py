@@ -17,7 +17,8 @@ from perfkit.analysis.run_analysis import analyse
 from perfkit.app import api
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import BundleError, UsageError
-from perfkit.base.stats import Ratio, Verdict
+from perfkit.base.judgement import Verdict
+from perfkit.base.stats import Ratio
 from perfkit.config import Arm
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.designs import design_writes

@@ -319,7 +319,7 @@ def test_a_service_that_answers_otherwise_shows_in_its_arm_alone(home: Path, tmp
         text = f'allow = ["{one}", "{other}"]\n[service]\nurl = "{one}"\n' + REQUEST + SCENARIO.format('"hello"') + arms
         run = measured(tmp_path, text, confirm=[one, other])
     assert answers(run, "hello") == {"before": {"ok: 200"}, "after": {"http_503: hello"}}
-    assert str(run.analysis.judgement.decision) == "INCONCLUSIVE"  # of a single round, which bounds no rate
+    assert run.analysis.decision.outcome.decision == "INCONCLUSIVE"  # of a single round, which bounds no rate
     assert any(
-        "100 % (95 % interval 0 % to 100 %)" in said and "x http_503" in said for said in run.analysis.judgement.reasons
+        "100 % (95 % interval 0 % to 100 %)" in said and "x http_503" in said for said in run.analysis.decision.reasons
     )

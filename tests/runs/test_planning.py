@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from perfkit import config
 from perfkit.base.errors import UsageError
-from perfkit.base.stats import blocks_for
+from perfkit.base.judgement import blocks_for
 from perfkit.runs.experiment import measure
 from perfkit.runs.rounds import MIN_PLANNED_BLOCKS, PILOT_BLOCKS, SampleCell, planned
 from perfkit.runs.selection import RunSpec, Selection

@@ -192,8 +192,8 @@ def test_one_connection_that_somebody_ends_is_inconclusive_and_named(
         stop.set()
         helper.join()
     assert ended
-    assert str(run.analysis.judgement.decision) == "INCONCLUSIVE"
-    (rule,) = [rule for rule in run.analysis.judgement.rules if (rule.arm, rule.name) == ("after", "error rate")]
+    assert run.analysis.decision.outcome.decision == "INCONCLUSIVE"
+    (rule,) = [rule for rule in run.analysis.decision.rules if (rule.arm, rule.name) == ("after", "error rate")]
     assert rule.outcome == "unproven" and "1 of 126 requests failed" in rule.text
     assert "terminating connection due to administrator command" in rule.text
 
@@ -258,15 +258,15 @@ def test_a_rewrite_with_the_same_rows_is_compared(compare: Any, tmp_path: Path, 
     run = compare(BY_CUSTOMER, rewrite=rewrite, parameters=tmp_path / "values.sql", users=1)
     (check,) = run.bundle.run["checks"]["after"]
     assert (check["passed"], check["got"]) == (True, "the same for 15 of 15 parameter sets")
-    assert str(run.analysis.judgement.decision) != "NO-GO"
+    assert run.analysis.decision.outcome.decision != "NO-GO"
 
 
 def test_a_rewrite_with_other_rows_is_a_no_go_that_says_so_before_any_time(compare: Any) -> None:
     run = compare(BY_NOTE, rewrite="SELECT count(note) + 1 FROM orders WHERE note = 'n12'", users=1)
     (check,) = run.bundle.run["checks"]["after"]
     assert check["got"].startswith("parameter set 1: other values in 1 rows")
-    assert str(run.analysis.judgement.decision) == "NO-GO"
-    first = run.analysis.judgement.reasons[0]
+    assert run.analysis.decision.outcome.decision == "NO-GO"
+    first = run.analysis.decision.reasons[0]
     assert "Rows of query" in first and " ms" not in first
 
 

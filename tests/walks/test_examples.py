@@ -90,7 +90,7 @@ def decided(found: Analysis) -> bool:
     """
     verdicts = {str(c.verdict) for c in found.comparisons if c.after == "after"}
     expected = "NO-GO" if "slower" in verdicts else "INCONCLUSIVE" if "invalid" in verdicts else "GO"
-    return str(found.judgement.decision) == expected
+    return found.decision.outcome.decision == expected
 
 
 # pgbench: its own database, made by its own program

@@ -25,7 +25,7 @@ from perfkit.app.cli import (
     target_options,
     tls_option,
 )
-from perfkit.app.cli.runs import GATE, INVALID, exit_code
+from perfkit.app.cli.runs import exit_code
 from perfkit.base.bundle import Bundle
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import progress
@@ -65,8 +65,7 @@ def gate(run: Path, arm: str, watch: str, answers: tuple[str, ...], by: str, jun
     for reason in decided.gate.reasons:
         echo(f"- {reason}")
     echo(f"\n{record.items!r}\n\n{page}\ncontent hash {record.seal.content}")
-    code = GATE[str(decided.gate.decision)]
-    sys.exit(INVALID if decided.invalid and code == GATE["INCONCLUSIVE"] else code)
+    sys.exit(decided.gate.outcome.exit_code(invalid=decided.invalid))
 
 
 def _alone(run: Path) -> NoReturn:

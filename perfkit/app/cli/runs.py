@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from perfkit import config
 from perfkit.analysis.report import render
+from perfkit.analysis.tables import Subject
 from perfkit.app import api
 from perfkit.app.cli import (
     DATABASE,
@@ -34,15 +35,12 @@ from perfkit.app.cli import (
 )
 from perfkit.app.starter import copy_notebooks
 from perfkit.base.errors import UsageError
+from perfkit.base.judgement import Verdict
 from perfkit.base.process import progress
-from perfkit.base.stats import Verdict
 from perfkit.postgres.guards import Permission
 from perfkit.runs.experiment import Experiment
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import admitted
-
-GATE = {"GO": 0, "NO BENEFIT": 96, "NO-GO": 99, "INCONCLUSIVE": 100, "HOLDS": 0, "BROKEN": 99, "UNPROVEN": 100}
-INVALID = 98
 
 
 @click.command()
@@ -182,12 +180,12 @@ def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any)
     sys.exit(1 if failed else 0)
 
 
-def exit_code(subject: Any) -> int:
+def exit_code(subject: Subject) -> int:
     """Return the exit code of a decision; invalid outranks inconclusive."""
-    analysis, code = subject.analysis, GATE[subject.word]
+    analysis = subject.analysis
     invalid = any(comparison.verdict is Verdict.INVALID for comparison in analysis.comparisons)
     slow = subject.alone and not all(level.healthy for level in analysis.levels)
-    return INVALID if code == GATE["INCONCLUSIVE"] and (invalid or slow) else code
+    return analysis.decision.outcome.exit_code(invalid=invalid or slow)
 
 
 @click.command()
