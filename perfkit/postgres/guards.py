@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -85,25 +85,23 @@ def resolve(db: str, tls: bool = True) -> Address:
     Raises UsageError for an invalid value, TargetRefused for a value that could lead to another target, ServerError
     for a host name without an address.
     """
-    given = _read(db)
+    read = _read(db)
     for key in ("host", "hostaddr", "port"):
-        if "," in given.get(key, ""):
-            raise TargetRefused(f"{key} = {given[key]!r}; expected one host, so that load reaches no other")
+        if "," in read.get(key, ""):
+            raise TargetRefused(f"{key} = {read[key]!r}; expected one host, so that load reaches no other")
     for key in _UNWANTED:
-        if given.get(key):
-            raise TargetRefused(f"{key} = {given[key]!r}; expected no {key}: it changes the kind of session")
-    if not given.get("dbname"):
+        if read.get(key):
+            raise TargetRefused(f"{key} = {read[key]!r}; expected no {key}: it changes the kind of session")
+    if not read.get("dbname"):
         raise UsageError("db names no database; expected dbname=... or a service with a dbname")
-    port = given.get("port") or "5432"
+    port = read.get("port") or "5432"
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"port = {port!r}; expected a number from 1 to 65535")
-    host, address, aliases = _located(given.get("host", ""), given.get("hostaddr", ""), int(port))
-    parameters = {k: v for k, v in given.items() if k not in (*_PINNED, *_SECRETS, "service", "requiressl")}
-    parameters["sslmode"] = _mode(given, address, tls)
-    return Address(
-        host, address, int(port), given["dbname"], given.get("user", ""), given.get("service", ""), aliases,
-        parameters,
-    )  # fmt: skip
+    host, address, aliases = _located(read.get("host", ""), read.get("hostaddr", ""), int(port))
+    parameters = {k: v for k, v in read.items() if k not in (*_PINNED, *_SECRETS, "service", "requiressl")}
+    parameters["sslmode"] = _mode(read, address, tls)
+    user, service = read.get("user", ""), read.get("service", "")
+    return Address(host, address, int(port), read["dbname"], user, service, aliases, parameters)
 
 
 def bracketed(host: str) -> str:
@@ -114,8 +112,7 @@ def bracketed(host: str) -> str:
 def canonical(host: str) -> str:
     """Return the canonical spelling of a host: lower case, no final dot, addresses in standard notation."""
     text = host.strip().lower().rstrip(".").removeprefix("[").removesuffix("]")
-    found = _numeric(text)
-    return str(found) if found else text
+    return str(_numeric(text) or text)
 
 
 def addresses(host: str, port: int) -> tuple[list[str], tuple[str, ...]]:
@@ -123,26 +120,23 @@ def addresses(host: str, port: int) -> tuple[list[str], tuple[str, ...]]:
     if literal := _numeric(host):
         return [str(literal)], ()
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
     except (OSError, ValueError):
         raise ServerError(f"{host!r} cannot be resolved; expected a host name with an address") from None
     if canonical(host) == "localhost":  # many servers listen on 127.0.0.1 only, and perfkit uses one address
-        found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    others = {canonical(name) for _, _, _, name, _ in found if name} - {canonical(host)}
-    return list(dict.fromkeys(str(_numeric(address := str(entry[4][0])) or address) for entry in found)), tuple(
-        sorted(others)
-    )
+        entries.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    others = {canonical(name) for _, _, _, name, _ in entries if name} - {canonical(host)}
+    texts = [str(entry[4][0]) for entry in entries]
+    return list(dict.fromkeys(str(_numeric(text) or text) for text in texts)), tuple(sorted(others))
 
 
 def here(address: str) -> bool:
     """Whether an address belongs to this machine: only then can a socket bind to it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
+    with suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return True
+    return False
 
 
 def require_sensible(host: str, address: str) -> None:
@@ -162,10 +156,10 @@ def require_sensible(host: str, address: str) -> None:
         )
 
 
-def _require_plain(given: Mapping[str, str]) -> None:
+def _require_plain(parameters: Mapping[str, str]) -> None:
     """Raise UsageError for a connection string in place of a name; do not repeat it, as it may hold a password."""
     for key in ("host", "hostaddr", "port", "dbname", "user", "service"):
-        text = given.get(key, "")
+        text = parameters.get(key, "")
         if "://" in text or re.search(r"\bpassword\s*=", text) or ("@" in text[1:] and key in ("host", "hostaddr")):
             raise UsageError(f"{key} contains a connection string or a password; expected a name")
 
@@ -185,9 +179,9 @@ def _read(db: str) -> dict[str, str]:
         if service:
             os.environ["PGSERVICE"] = service
         try:
-            found = pq.Conninfo.get_defaults()
+            defaults = pq.Conninfo.get_defaults()
         except psycopg.Error:
-            found = []
+            defaults = []
         finally:
             if before is None:
                 os.environ.pop("PGSERVICE", None)
@@ -195,15 +189,15 @@ def _read(db: str) -> dict[str, str]:
                 os.environ["PGSERVICE"] = before
     if service and not _defined(service):
         raise UsageError(f"service={service}: not defined; expected it in ~/.pg_service.conf or PGSERVICEFILE")
-    usual = {o.keyword.decode(): o.val.decode() for o in found if o.val is not None and o.compiled != o.val}
-    default = {o.keyword.decode(): o.compiled.decode() for o in found if o.compiled is not None}
-    given = {"port": default.get("port", "5432")} | usual | explicit
-    given.setdefault("user", next((o.val.decode() for o in found if o.keyword == b"user" and o.val), ""))
+    from_outside = {o.keyword.decode(): o.val.decode() for o in defaults if o.val is not None and o.compiled != o.val}
+    compiled = {o.keyword.decode(): o.compiled.decode() for o in defaults if o.compiled is not None}
+    parameters = {"port": compiled.get("port", "5432")} | from_outside | explicit
+    parameters.setdefault("user", next((o.val.decode() for o in defaults if o.keyword == b"user" and o.val), ""))
     if service:
-        given["service"] = service
-    given.setdefault("dbname", given["user"])
-    _require_plain(given)
-    return given
+        parameters["service"] = service
+    parameters.setdefault("dbname", parameters["user"])
+    _require_plain(parameters)
+    return parameters
 
 
 def _defined(service: str) -> bool:
@@ -228,23 +222,21 @@ def _located(host: str, hostaddr: str, port: int) -> tuple[str, str, tuple[str, 
     if not (host or hostaddr).isascii():
         raise TargetRefused(f"host = {host or hostaddr!r}; expected a name in ASCII: other letters can look alike")
     host = canonical(host or hostaddr)
-    found, aliases = addresses(host, port)
-    chosen = found[0]
-    if hostaddr:
-        chosen = canonical(hostaddr)
-        if chosen not in found:
-            raise TargetRefused(f"hostaddr = {hostaddr!r}, but {host} is {', '.join(found)}; expected one of these")
+    known, aliases = addresses(host, port)
+    chosen = canonical(hostaddr) if hostaddr else known[0]
+    if chosen not in known:
+        raise TargetRefused(f"hostaddr = {hostaddr!r}, but {host} is {', '.join(known)}; expected one of these")
     require_sensible(host, chosen)
     return host, chosen, aliases
 
 
-def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
+def _mode(parameters: Mapping[str, str], address: str, tls: bool) -> str:
     """Return the sslmode: connections to other machines are encrypted unless the user chose `tls = false`."""
-    mode = given.get("sslmode", "")
+    mode = parameters.get("sslmode", "")
     if not address or ipaddress.ip_address(address).is_loopback or not tls:
         return mode or "prefer"
     if not mode:
-        return "verify-full" if given.get("sslrootcert") else "require"
+        return "verify-full" if parameters.get("sslrootcert") else "require"
     if mode not in _SAFE_MODES:
         raise TargetRefused(
             f"sslmode = {mode!r}; expected {', '.join(_SAFE_MODES)} for another machine, or tls = false"
@@ -255,7 +247,7 @@ def _mode(given: Mapping[str, str], address: str, tls: bool) -> str:
 def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return an address from any notation: also 127.1, 2130706433, 0x7f.1 and ::ffff:127.0.0.1."""
     try:
-        found = ipaddress.ip_address(text.split("%")[0] if ":" in text else text)
+        ip = ipaddress.ip_address(text.split("%")[0] if ":" in text else text)
     except ValueError:
         if not re.fullmatch(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}", text):
             return None
@@ -263,8 +255,7 @@ def _numeric(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
             return ipaddress.IPv4Address(socket.inet_aton(text))
         except OSError:
             return None
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return mapped or found
+    return (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip
 
 
 def _translated(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
@@ -301,11 +292,6 @@ class Origin:
         """The names that could contain a word for production."""
         return (self.host, *self.aliases)
 
-    @property
-    def local(self) -> bool:
-        """Whether the address belongs to this machine."""
-        return ipaddress.ip_address(self.address).is_loopback
-
 
 def resolve_origin(url: str) -> Origin:
     """Return the origin of a base URL. Raises UsageError for more than an origin, ServerError, TargetRefused."""
@@ -317,15 +303,11 @@ def resolve_origin(url: str) -> Origin:
         if not host:
             raise ValueError
     except ValueError:
-        raise UsageError(f"url = {_shown(url)!r}; expected http(s)://host[:port] and nothing more") from None
-    found, aliases = addresses(host, port)
-    require_sensible(host, found[0])
-    return Origin(parts.scheme, host, port, found[0], aliases)
-
-
-def _shown(url: str) -> str:
-    """Return a URL without parts that may be a password or a token."""
-    return re.sub(r"[?#].*", "?...", re.sub(r"//.*@", "//...@", url))
+        shown = re.sub(r"[?#].*", "?...", re.sub(r"//.*@", "//...@", url))  # without a password or a token
+        raise UsageError(f"url = {shown!r}; expected http(s)://host[:port] and nothing more") from None
+    known, aliases = addresses(host, port)
+    require_sensible(host, known[0])
+    return Origin(parts.scheme, host, port, known[0], aliases)
 
 
 # Admission: a target must be named and confirmed, and confirmed again if it looks like production.
@@ -366,19 +348,19 @@ def admit(target: Address | Origin, permission: Permission) -> None:
             raise TargetRefused(f"{shown} was not started by perfkit; to use it: --confirm {name}")
         if normal(permission.ask(f"{shown} was not started by perfkit. To use it, type its name")) != name:
             raise TargetRefused(f"{shown}: the typed name differs; nothing was sent to it")
-    if isinstance(target, Origin) and target.scheme == "http" and not target.local and name not in allow:
+    plain = isinstance(target, Origin) and target.scheme == "http"
+    if plain and not ipaddress.ip_address(target.address).is_loopback and name not in allow:
         raise TargetRefused(f"{name}: not encrypted; expected https, or this exact text in 'allow'")
 
 
 def normal(text: str) -> str:
     """Return a target's name in canonical spelling; return any other text unchanged, which matches no target."""
-    if found := re.fullmatch(r"(https?)://(\[[^\]]+\]|[^/:\[\]]+)(?::(\d+))?/?", text.strip(), re.IGNORECASE):
-        scheme = found[1].lower()
-        port = int(found[3] or (443 if scheme == "https" else 80))
-        return f"{scheme}://{bracketed(canonical(found[2]))}:{port}"
-    if found := re.fullmatch(r"(/.*|\[[^\]]+\]|[^/:\[\]]+):(\d+)/(.+)", text.strip()):
-        host = found[1] if found[1].startswith("/") else bracketed(canonical(found[1]))
-        return f"{host}:{int(found[2])}/{found[3]}"
+    if url := re.fullmatch(r"(https?)://(\[[^\]]+\]|[^/:\[\]]+)(?::(\d+))?/?", text.strip(), re.IGNORECASE):
+        scheme = url[1].lower()
+        return f"{scheme}://{bracketed(canonical(url[2]))}:{int(url[3] or _PORTS[scheme])}"
+    if database := re.fullmatch(r"(/.*|\[[^\]]+\]|[^/:\[\]]+):(\d+)/(.+)", text.strip()):
+        host = database[1] if database[1].startswith("/") else bracketed(canonical(database[1]))
+        return f"{host}:{int(database[2])}/{database[3]}"
     return text
 
 

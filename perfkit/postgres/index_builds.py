@@ -49,11 +49,6 @@ class Built:
     valid: bool
 
 
-def index_names(path: Path) -> list[str]:
-    """Return the names of the indexes that a file creates. Raises UsageError as `read_set`."""
-    return [index.name for index in read_set(path).indexes]
-
-
 def build(server: Server, database: str, path: Path, *, in_place: str = "") -> list[Built]:
     """Create a file's indexes one by one in a database, then run its ANALYZE statements.
 
@@ -165,8 +160,7 @@ def remove(server: Server, database: str, names: Sequence[str]) -> list[str]:
     left = [sql.Identifier(name).as_string() for name in names]
     for _ in range(_ATTEMPTS):
         try:
-            with server.connect(database) as connection:
-                unhurried(connection, LOCK_TIMEOUT)
+            with _session(server, database, LOCK_TIMEOUT) as connection:
                 left = existing_indexes(connection, names)
                 for name in left:
                     connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.SQL(name)))
@@ -182,8 +176,7 @@ def clear(server: Server, database: str, index: str, *, lock: str = LOCK_TIMEOUT
     Wait `lock` for its table and `wait` for transactions on the table. Raises psycopg.Error if that is too short.
     """
     validity = catalog.get("index_validity").encode()
-    with server.connect(database) as connection:
-        unhurried(connection, lock)
+    with _session(server, database, lock) as connection:
         row = connection.execute(validity, [index]).fetchone()
         if row and row["lockable"]:
             probe(connection, row["table"])  # a running build holds this lock, and may make the index valid
@@ -380,7 +373,8 @@ class _Work:
     def _create(self, status: IndexStatus, label: str) -> float:
         """Create the index; return the build's seconds. Remove the invalid index if the build ends early."""
         with _session(self.server, self.database, self.patience.transactions) as connection:
-            self._promise(status)
+            if self.keeper and isinstance(self.server, External):
+                self.keeper.promise(self.server, "leftovers", [status.quoted])
             start = perf_counter()
             try:
                 with watched(self.server, self.database, connection.info.backend_pid, label, self.say):
@@ -423,10 +417,6 @@ class _Work:
     def _run(self, text: str) -> None:
         with _session(self.server, self.database, self.patience.lock) as connection:
             send(connection.cursor(), text)
-
-    def _promise(self, status: IndexStatus) -> None:
-        if self.keeper and isinstance(self.server, External):
-            self.keeper.promise(self.server, "leftovers", [status.quoted])
 
     def _release(self, status: IndexStatus) -> None:
         if self.keeper and isinstance(self.server, External):

@@ -73,6 +73,11 @@ class IndexSet:
     indexes: tuple[IndexStatement, ...]
     analyze: tuple[str, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the indexes."""
+        return [index.name for index in self.indexes]
+
     def rollback(self, *, concurrently: bool = True) -> str:
         """Return a DROP INDEX statement for each index, the last index first."""
         form = "DROP INDEX CONCURRENTLY IF EXISTS" if concurrently else "DROP INDEX IF EXISTS"

@@ -25,7 +25,7 @@ from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Origin
-from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexes, index_names, remove, rollback
+from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexes, remove, rollback
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
 from perfkit.runs.janitor import Janitor, without_interrupts
@@ -392,7 +392,7 @@ class InPlace(Workbench):
         for arm in indexed:
             self._require_buildable(arm, self.sources[arm.name])  # the database may have changed since the start
             assert arm.indexes
-            self._janitor.promise(self.sources[arm.name], "indexes", index_names(arm.indexes))
+            self._janitor.promise(self.sources[arm.name], "indexes", read_set(arm.indexes).names)
         try:
             yield
         finally:
@@ -440,7 +440,7 @@ class InPlace(Workbench):
         require_direct(source, "to build indexes")
         require_allowed(source, "ddl", "indexes may not be built in it")
         with databases.connected(source) as connection:
-            if existing := existing_indexes(connection, index_names(arm.indexes)):
+            if existing := existing_indexes(connection, read_set(arm.indexes).names):
                 raise UsageError(
                     f"{arm.indexes}: index {existing[0]} exists already; expected a new index (left behind by an "
                     f"interrupted run? then: DROP INDEX CONCURRENTLY {existing[0]})"
@@ -451,7 +451,7 @@ class InPlace(Workbench):
         database = self.database(arm)
         assert database and arm.indexes
         self.progress(f"removing the indexes of {arm.name}")
-        names = index_names(arm.indexes)
+        names = read_set(arm.indexes).names
         if remaining := remove(database.server, database.name, names):
             statements = "; ".join(f"DROP INDEX CONCURRENTLY IF EXISTS {name}" for name in remaining)
             raise ServerError(

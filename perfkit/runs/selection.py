@@ -21,7 +21,7 @@ from perfkit.config import COPIES, Arm, Config, Generator, ParameterColumn, Quer
 from perfkit.load import pgbench
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
-from perfkit.postgres.index_builds import index_names
+from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.sqltext import comment, read
 
 LIMIT = 5000  # maximum number of rows of a source that a run uses
@@ -207,7 +207,7 @@ class Selection:
     def expected_indexes(self) -> dict[str, list[str]]:
         """By arm, the names of the indexes that exist while the arm is measured."""
         paths = {arm.name: arm.indexes for arm in self.arms if not arm.rolled_back}
-        return {arm.name: index_names(path) if (path := paths.get(arm.name)) else [] for arm in self.arms}
+        return {arm.name: read_set(path).names if (path := paths.get(arm.name)) else [] for arm in self.arms}
 
     @property
     def changes(self) -> dict[str, list[str]]:

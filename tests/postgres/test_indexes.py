@@ -14,7 +14,8 @@ from perfkit.base.resources import CHECKOUT
 from perfkit.postgres import databases
 from perfkit.postgres.commands import send
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import Built, build, existing_indexes, index_names
+from perfkit.postgres.index_builds import Built, build, existing_indexes
+from perfkit.postgres.index_sets import read_set
 
 TABLE = """
 CREATE TABLE visits (id int, clinic int, note text);
@@ -77,8 +78,8 @@ def test_every_index_of_the_file_is_built_in_order_valid_and_with_its_costs(
 
 
 def test_the_names_are_known_before_anything_is_built(tmp_path: Path) -> None:
-    assert index_names(file(tmp_path, SET)) == NAMES
-    assert len(index_names(CHECKOUT / "sql/indexes/performance_indexes.sql")) == 7
+    assert read_set(file(tmp_path, SET)).names == NAMES
+    assert len(read_set(CHECKOUT / "sql/indexes/performance_indexes.sql").names) == 7
 
 
 def test_analyze_in_the_file_is_run(database: tuple[EmbeddedServer, str], tmp_path: Path) -> None:
@@ -102,10 +103,10 @@ def test_an_index_without_a_name_gets_one_that_its_statement_alone_decides(
     database: tuple[EmbeddedServer, str], tmp_path: Path
 ) -> None:
     path = file(tmp_path, "CREATE INDEX ON visits (id);\ncreate unique index  on visits (id, note, clinic)")
-    names = index_names(path)
+    names = read_set(path).names
     assert len(set(names)) == 2 and all(name.startswith("perfkit_") for name in names)
     assert [index.name for index in build(*database, path)] == names
-    assert index_names(file(tmp_path, "CREATE INDEX CONCURRENTLY ON visits (id)")) != names[:1]
+    assert read_set(file(tmp_path, "CREATE INDEX CONCURRENTLY ON visits (id)")).names != names[:1]
 
 
 def test_an_index_is_found_in_whatever_schema_its_table_is(
