@@ -411,51 +411,8 @@ def squeezed(expression: str) -> str:
 
 # The index for conditions: columns of equality first, then those of the order, then one range.
 
-_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An index that would serve conditions: its CREATE INDEX, and the equal index that exists already."""
-
-    sql: str
-    columns: tuple[str, ...]
-    existing: Index | None = None
-
-
-def candidate(
-    schema: str, relation: str, conditions: Iterable[Predicate], table: TableFacts | None, order: Sequence[str] = ()
-) -> Candidate | None:
-    """Return an index on the plain columns of the conditions; None if no condition can use an index.
-
-    `order` names columns that follow the equality columns in this order. An index with the same leading columns is
-    returned as existing unless it is invalid or partial.
-    """
-    usable = [(column, p) for p in conditions if (column := comparable(p, table))]
-    equal = list(dict.fromkeys(column for column, p in usable if p.equality))
-    if table:
-        equal.sort(key=lambda name: -distinct(table, name))
-    ranged = [(column, p) for column, p in usable if (p.range or p.prefix) and column not in equal]
-    last = [name for name in order if name not in equal] or [column for column, _ in ranged[:1]]
-    if not (columns := (*equal, *last)):
-        return None
-    keys = [quoted(name) for name in columns]
-    if not order and ranged and ranged[0][1].prefix:
-        keys[-1] += " text_pattern_ops"
-    where = f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
-    return Candidate(f"CREATE INDEX ON {where} ({', '.join(keys)})", columns, _existing(table, keys, len(equal)))
-
-
-def comparable(predicate: Predicate, table: TableFacts | None) -> str:
-    """Return the column whose plain index serves a condition; "" if there is none.
-
-    PostgreSQL compares varchar as text and prints a cast, which costs nothing and blocks no index.
-    """
-    if predicate.column or predicate.cast != "text":
-        return predicate.column
-    (name,) = predicate.columns
-    column = table.column(name) if table else None
-    return name if column is None or column.type.startswith("character varying") else ""
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
 
 
 def quoted(name: str) -> str:
@@ -464,23 +421,5 @@ def quoted(name: str) -> str:
     >>> quoted("visits"), quoted("Day"), quoted("order"), quoted("left"), quoted("a$b")
     ('visits', '"Day"', '"order"', '"left"', '"a$b"')
     """
-    plain = _PLAIN.fullmatch(name) and name not in KEYWORDS
+    plain = _IDENTIFIER.fullmatch(name) and name not in KEYWORDS
     return name if plain else '"' + name.replace('"', '""') + '"'
-
-
-def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Index | None:
-    """Return a valid B-tree, not partial, that begins with these keys; equality keys may be in any order."""
-    for index in table.indexes if table else ():
-        begins = [re.sub(r" (ASC|DESC)?( NULLS \w+)?$", "", key) for key in index.keys[: len(keys)]]
-        same = set(begins[:equal]) == set(keys[:equal]) and begins[equal:] == list(keys[equal:])
-        if index.method == "btree" and index.valid and not index.predicate and same and len(begins) == len(keys):
-            return index
-    return None
-
-
-def distinct(table: TableFacts, name: str) -> float:
-    """Return the number of distinct values of a column by the statistics; 0 if unknown."""
-    column = table.column(name)
-    if column is None or column.distinct is None:
-        return 0.0
-    return column.distinct if column.distinct >= 0 else -column.distinct * table.rows

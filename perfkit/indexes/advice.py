@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from perfkit.base.errors import visible
 from perfkit.base.units import NONE, count, millis, seconds, size
+from perfkit.explain.candidates import SCANS, Blocker, added, blocks, condition, conditions, home, placed, plain
 from perfkit.explain.facts import Predicate, TableFacts, quoted
-from perfkit.explain.findings.blocked import Blocker, added, blocks, condition
-from perfkit.explain.findings.model import FindingContext, conditions, counted, home, percent, placed, plain
+from perfkit.explain.findings.model import FindingContext, counted, percent
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import rewritten
-from perfkit.indexes.candidates import SCANS, TINY, IndexDesign
+from perfkit.indexes.candidates import TINY, IndexDesign
 from perfkit.indexes.rewriting import either, replaced
 from perfkit.indexes.trial import CostFigures, quicker
 from perfkit.show.html import Block, Cell, Table, code, escape, listed
@@ -193,7 +193,7 @@ def _blocked(text: str, look: FindingContext, generic: FindingContext | None, sc
         table = _table(look, node)
         (name,) = p.columns
         ready = next((i for i in table.indexes if i.keys[:1] == (quoted(name),) and i.valid and not i.predicate), None)
-        index = f"the index {ready.name}" if ready else f"CREATE INDEX ON {placed(look, node)} ({quoted(name)})"
+        index = f"the index {ready.name}" if ready else f"CREATE INDEX ON {placed(look.facts, node)} ({quoted(name)})"
         return f"{cause}; {index} serves {block.rewrite}", _rewritten(text, generic or look, node, name)
     return None
 
@@ -219,13 +219,13 @@ def _rewritten(text: str, look: FindingContext, node: Node, name: str) -> str:
     new = text
     for same, p, block in _blocks(look, _alike(look, node)):
         if p.columns == {name} and block.found:
-            new = replaced(new, same.text("Alias"), name, condition(look, same, p), block.found)
+            new = replaced(new, same.text("Alias"), name, condition(look.facts, same, p), block.found)
     return new if new != text else ""
 
 
 def _names(text: str, look: FindingContext, node: Node) -> bool:
     return any(
-        re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in (node.relation, home(look, node)[1])
+        re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in (node.relation, home(look.facts, node)[1])
     )
 
 
@@ -235,13 +235,13 @@ def _alike(look: FindingContext, node: Node) -> list[Node]:
 
 def _pattern(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     for node in scans:
-        for p in conditions(look, node, "Filter"):
+        for p in conditions(look.facts, node, "Filter"):
             if p.operator not in ("~~", "~~*", "~", "~*") or p.prefix or _pages(look, node) <= TINY:
                 continue
             shown, (name, *_) = _shown(node, p), sorted(p.columns)
-            c = condition(look, node, p) if len(p.columns) == 1 else None
+            c = condition(look.facts, node, p) if len(p.columns) == 1 else None
             if c and p.operator == "~~*" and (found := rewritten(c)):
-                made = f"CREATE INDEX ON {placed(look, node)} (lower({quoted(name)}) text_pattern_ops)"
+                made = f"CREATE INDEX ON {placed(look.facts, node)} (lower({quoted(name)}) text_pattern_ops)"
                 alone = generic is None and _names(text, look, node)
                 rewrite = replaced(text, node.text("Alias"), name, c, found) if alone else ""
                 serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
@@ -338,9 +338,9 @@ def _many(text: str, look: FindingContext, generic: FindingContext | None, scans
 
 def _blocks(look: FindingContext, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate, Blocker]]:
     for node in scans:
-        every = conditions(look, node, "Filter")
+        every = conditions(look.facts, node, "Filter")
         for p in every:
-            if (block := blocks(look, node, p)) and not added(block, p, every):
+            if (block := blocks(look.facts, node, p)) and not added(block, p, every):
                 yield node, p, block
 
 

@@ -10,20 +10,19 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from perfkit.explain.candidates import SCANS, blocks, column_of, conditions, distinct, home, plain, usable
 from perfkit.explain.facts import (
     Index,
     Predicate,
     TableFacts,
     alternatives,
     columns_in,
-    distinct,
     predicates,
     quoted,
     squeezed,
     unquoted,
 )
-from perfkit.explain.findings.blocked import blocks
-from perfkit.explain.findings.model import FindingContext, column_of, conditions, home, plain, usable
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import walks
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog
@@ -99,7 +98,6 @@ def _set(text: str) -> set[str]:
     return {target.name for target in targets if isinstance(target, exp.Column)}
 
 
-SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 TINY = 16.0  # pages that are read as fast as an index is searched
 INCLUDED = 3  # maximum number of INCLUDE columns
 _WIDE = ("json", "jsonb", "bytea", "xml", "tsvector")
@@ -190,8 +188,8 @@ def _of_scan(
     look: FindingContext, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[Move]:
     alias = node.text("Alias")
-    own = _unique(conditions(look, node, "Filter", "Index Cond", "Recheck Cond"))
-    where = home(look, node)
+    own = _unique(conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond"))
+    where = home(look.facts, node)
     fixed = [key for p in own if not p.joined and p.equality and (key := _key(look, node, p))]
     ranges = [key for p in own if not p.joined and not p.equality and (key := _key(look, node, p))]
     joined = [quoted(column_of(p, table)) for p in usable([*own, *_joined(look, node)], table)
@@ -257,7 +255,7 @@ def _key(look: FindingContext, node: Node, p: Predicate) -> str:
     table = look.facts.of(node)
     if usable([p], table):
         return quoted(column_of(p, table)) + (" text_pattern_ops" if p.prefix else "")
-    block = blocks(look, node, p)
+    block = blocks(look.facts, node, p)
     return _LITERAL.sub(r"\1", block.key) if block and not block.rewrite else ""
 
 
@@ -344,7 +342,7 @@ def _few(
         named = p.operator in ("=", "<>") and 0 < distinct(table, p.column) <= _FEW_VALUES and p.value[:1] == "'"
         if not (named or p.operator in ("IS NULL", "IS NOT NULL", "IS TRUE", "IS FALSE")):
             continue
-        if share(*home(look, node), _pretty(plain(p.text, alias))) <= RARE:
+        if share(*home(look.facts, node), _pretty(plain(p.text, alias))) <= RARE:
             rare.append(p)
     yield from ((p,) for p in rare)
     if len(rare) > 1:
@@ -360,7 +358,7 @@ def _either(look: FindingContext, node: Node, predicate: Predicate, table: Table
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
     keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
     if keys and all(keys):
-        yield tuple(dict.fromkeys(IndexDesign(*home(look, node), (key,)) for key in keys))
+        yield tuple(dict.fromkeys(IndexDesign(*home(look.facts, node), (key,)) for key in keys))
 
 
 def _unique(found: Sequence[Predicate]) -> list[Predicate]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from perfkit.base.errors import PlanError
+from perfkit.explain.candidates import SCANS, conditions, distinct, plain
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.facts import GROWN, TableFacts, distinct, doubt, quoted, stale
-from perfkit.explain.findings.model import FindingContext, conditions, counted, plain
+from perfkit.explain.facts import GROWN, TableFacts, doubt, quoted, stale
+from perfkit.explain.findings.model import FindingContext, counted
 from perfkit.explain.plan import Node
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served, reason
-from perfkit.indexes.candidates import SCANS, IndexDesign, Move, Reference, derive, probes, references
+from perfkit.indexes.candidates import IndexDesign, Move, Reference, derive, probes, references
 from perfkit.indexes.trial import (
     UNVERIFIED,
     CostFigures,
@@ -81,7 +82,7 @@ def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list
         return []
     return [
         plain(p.text, node.text("Alias"))
-        for p in conditions(look, node, "Filter")
+        for p in conditions(look.facts, node, "Filter")
         if p.operator == "=" and p.column and not p.joined and "$" not in p.value
         and 0 < distinct(table, p.column) * COMMON <= table.rows
     ]  # fmt: skip
@@ -130,7 +131,7 @@ class AdvisedQuery:
             (node.text("Alias"), column)
             for node in look.plan.nodes
             if node.kind in SCANS and self.parameters
-            for p in conditions(look, node, "Filter", "Index Cond", "Recheck Cond")
+            for p in conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond")
             for column in p.columns
             if not self.generic or "$" in p.text
         )

@@ -29,13 +29,13 @@ from sqlglot.errors import SqlglotError
 
 from perfkit.base.errors import UsageError, first_line
 from perfkit.base.units import count, significant
+from perfkit.explain.candidates import SCANS
 from perfkit.explain.capture import Capture, ExplainSpec, Parameters, explained, named, numbered, session, single
 from perfkit.explain.comparison import fingerprint
 from perfkit.explain.facts import ask
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node, Plan, read_plan
-from perfkit.indexes.candidates import SCANS
 from perfkit.postgres import catalog
 from perfkit.postgres.commands import pin, send, sendable
 from perfkit.postgres.databases import Database

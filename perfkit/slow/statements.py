@@ -18,8 +18,9 @@ from sqlglot.errors import SqlglotError
 
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
+from perfkit.explain.candidates import conditions, home
 from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
-from perfkit.explain.findings.model import FindingContext, conditions, counted, home
+from perfkit.explain.findings.model import FindingContext, counted
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
@@ -321,10 +322,10 @@ def _read(look: FindingContext, node: Node, internal: set[int]) -> StatementScan
     """Return the table that a node reads, with its conditions; None if it reads none."""
     if not node.text("Relation Name") or node.kind == "ModifyTable":
         return None
-    schema, table = home(look, node)
+    schema, table = home(look.facts, node)
     known, alias = look.facts.of(node), node.text("Alias") or table
     names = frozenset(column.name for column in known.columns) if known else None
-    all_ = list(dict.fromkeys(conditions(look, node, *_CONDITIONS)))
+    all_ = list(dict.fromkeys(conditions(look.facts, node, *_CONDITIONS)))
     one_of = [p for whole in all_ for part in alternatives(whole) for p in predicates(part, alias, names)]
     uses = [use for p in (*all_, *one_of) for use in _uses(p, alias) if use.number not in internal]
     always = tuple(p.text for p in all_ if p.operator and not p.joined and not _PLANNED.search(p.text))
@@ -370,7 +371,7 @@ def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
             for column, value in _pairs(statement)
             for number in _numbers(value)
         ]
-        yield StatementScan(*home(look, target), alias, known.pages if known else 0.0, tuple(uses))
+        yield StatementScan(*home(look.facts, target), alias, known.pages if known else 0.0, tuple(uses))
 
 
 def _pairs(statement: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:

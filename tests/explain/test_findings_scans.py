@@ -14,9 +14,15 @@ from perfkit.base.errors import PlanError
 from perfkit.explain.capture import Capture, ExplainSpec, capture
 from perfkit.explain.facts import NO_FACTS
 from perfkit.explain.findings import RULES, Finding, Severity, findings
-from perfkit.explain.findings.blocked import blocked_condition
 from perfkit.explain.findings.model import FindingContext, FindingLimits
-from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, ordered_limit, sequential_scan
+from perfkit.explain.findings.scans import (
+    blocked_condition,
+    heap_fetches,
+    index_filter,
+    lossy_bitmap,
+    ordered_limit,
+    sequential_scan,
+)
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from scripts import run_all
 
+from perfkit.explain.candidates import blocks, condition, conditions
 from perfkit.explain.facts import PlanFacts, ask, read_facts
-from perfkit.explain.findings.blocked import blocks, condition
-from perfkit.explain.findings.model import FindingContext, conditions
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import read_plan
 from perfkit.explain.rewrites import RULES, UNITS, WHY, operand, rewritten
 from perfkit.indexes.advice import reason
@@ -97,12 +97,12 @@ class Database:
         """The rule, a condition of a statement, and the condition and statement that are offered for it."""
         look = self.look(sql)
         for node in look.plan.nodes:
-            for p in conditions(look, node, "Filter"):
-                if len(p.columns) != 1 or (not p.operator and not blocks(look, node, p)):
+            for p in conditions(look.facts, node, "Filter"):
+                if len(p.columns) != 1 or (not p.operator and not blocks(look.facts, node, p)):
                     continue
-                c, (name,) = condition(look, node, p), p.columns
+                c, (name,) = condition(look.facts, node, p), p.columns
                 if found := rewritten(c):
-                    block = blocks(look, node, p)
+                    block = blocks(look.facts, node, p)
                     text = block.rewrite if block and block.rewrite else found.filled(name, operand(c.value), c.text)
                     yield found.rule, c.text, text, replaced(sql, node.text("Alias"), name, c, found)
 
@@ -488,10 +488,10 @@ def assert_printed_rows(db: Database, sql: str) -> None:
     if because := reason(sql, look):
         assert not because[1] or db.rows(because[1]) == db.rows(sql), because
     for node in look.plan.nodes:
-        for p in conditions(look, node, "Filter"):
-            block = blocks(look, node, p)
+        for p in conditions(look.facts, node, "Filter"):
+            block = blocks(look.facts, node, p)
             if block and block.rewrite:
-                c = condition(look, node, p)
+                c = condition(look.facts, node, p)
                 where = f'"{node.text("Schema")}"."{node.relation}"'
                 assert db.different(where, c.text, block.rewrite) == 0, block
 

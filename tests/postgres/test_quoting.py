@@ -7,7 +7,8 @@ import pytest
 from hosted import hosted
 from scripts import run_all
 
-from perfkit.explain.facts import ask, candidate, predicates, quoted, read_facts
+from perfkit.explain.candidates import candidate
+from perfkit.explain.facts import ask, predicates, quoted, read_facts
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer

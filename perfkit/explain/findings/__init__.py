@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from perfkit.explain.facts import NO_FACTS, PlanFacts
-from perfkit.explain.findings.blocked import blocked_condition
 from perfkit.explain.findings.estimates import correlated_subplan, misestimate, nested_loop
 from perfkit.explain.findings.model import Finding, FindingContext, FindingLimits, Severity
 from perfkit.explain.findings.resources import (
@@ -20,7 +19,14 @@ from perfkit.explain.findings.resources import (
     trigger_time,
     workers_not_launched,
 )
-from perfkit.explain.findings.scans import heap_fetches, index_filter, lossy_bitmap, ordered_limit, sequential_scan
+from perfkit.explain.findings.scans import (
+    blocked_condition,
+    heap_fetches,
+    index_filter,
+    lossy_bitmap,
+    ordered_limit,
+    sequential_scan,
+)
 from perfkit.explain.plan import Plan
 
 __all__ = ["Finding", "Severity", "findings"]

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from perfkit.explain.accounting import GATHERS
-from perfkit.explain.facts import Predicate, TableFacts, candidate, predicates, quoted, stale
+from perfkit.explain.candidates import candidate
+from perfkit.explain.facts import Predicate, TableFacts, predicates, quoted, stale
 from perfkit.explain.findings.model import Finding, FindingContext, child, counted, inclusive, took, worth
 from perfkit.explain.plan import Node
 

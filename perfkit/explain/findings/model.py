@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from math import prod
 
 from perfkit.base.units import millis, significant
-from perfkit.explain.facts import (
-    NO_FACTS,
-    Candidate,
-    Index,
-    PlanFacts,
-    Predicate,
-    TableFacts,
-    candidate,
-    comparable,
-    predicates,
-    quoted,
-    stale,
-)
+from perfkit.explain.candidates import placed
+from perfkit.explain.facts import NO_FACTS, Index, PlanFacts, stale
 from perfkit.explain.plan import Node, Plan
 
 
@@ -211,10 +199,6 @@ def child(node: Node, relationship: str) -> Node | None:
 
 # The rows that a scan's conditions keep, and the index that would find them.
 
-COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
-_UNSTABLE = re.compile(r"\b(?:random|clock_timestamp|nextval|timeofday|gen_random_uuid)\(")
-_OWN = r"""'(?:[^']|'')*'|(?P<own>(?:"(?:[^"]|"")*"|[^\W\d][\w$]*)\.)(?=["\w])"""
-_KEY = re.compile(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)(?P<down> DESC)?')
 _SETTINGS = ("enable_indexscan", "enable_bitmapscan", "enable_indexonlyscan")
 
 
@@ -255,68 +239,6 @@ def wasteful(context: FindingContext, node: Node, found: Sifted) -> bool:
     return found.seen >= limits.sifted_rows and found.share <= limits.sifted_share and worth(context, found.ms)
 
 
-def conditions(context: FindingContext, node: Node, *keys: str) -> tuple[Predicate, ...]:
-    """Return a scan's conditions of these kinds, parsed."""
-    table = context.facts.of(node)
-    names = frozenset(column.name for column in table.columns) if table else None
-    alias = node.text("Alias") or node.text("Relation Name")
-    return tuple(p for key in keys for text in node.texts(key) for p in predicates(text, alias, names))
-
-
-def column_of(predicate: Predicate, table: TableFacts | None) -> str:
-    """Return the column whose plain index serves a condition; "" if a collation or a volatile value prevents it."""
-    if COLLATED.match(predicate.subject + " " + predicate.value) or _UNSTABLE.search(predicate.value):
-        return ""
-    column = table.column(predicate.column) if table and predicate.column else None
-    if column and column.type in ("json", "xml", "point", "box", "polygon", "tsvector"):
-        return ""
-    return comparable(predicate, table)
-
-
-def usable(found: Iterable[Predicate], table: TableFacts | None) -> list[Predicate]:
-    """Return the conditions that an index on the plain column serves."""
-    return [p for p in found if (p.equality or p.range or p.prefix) and column_of(p, table)]
-
-
-def home(context: FindingContext, node: Node) -> tuple[str, str]:
-    """Return schema and name of the table to index: for a partition, the partitioned table."""
-    table = context.facts.of(node)
-    if table and table.parent:
-        return table.parent
-    return (table.schema if table else node.text("Schema")), node.text("Relation Name")
-
-
-def placed(context: FindingContext, node: Node) -> str:
-    """Return the table to index as SQL writes its name."""
-    schema, name = home(context, node)
-    return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
-
-
-def index_for(
-    context: FindingContext, node: Node, found: Sequence[Predicate], order: Sequence[str] = ()
-) -> Candidate | None:
-    """Return an index that serves the conditions, whether it exists or not."""
-    table = context.facts.of(node)
-    if len(found) == 1 and (row := _row(found[0], table)):
-        found, order = (), row
-    good = candidate(*home(context, node), usable(found, table), table, order)
-    if good and table:
-        prefix = f"{quoted(good.columns[-1])} text_pattern_ops"
-        if good.existing and "COLLATE" in good.existing.definition:
-            good = replace(good, existing=None)
-        if good.sql.endswith(f"{prefix})"):
-            keys = tuple(quoted(name) for name in good.columns)
-            ready = (i for i in table.indexes if i.keys[: len(keys)] == keys and prefix in i.definition and i.valid)
-            good = replace(good, existing=next(ready, None))
-    return good
-
-
-def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
-    """Return an index on these columns that a failed CREATE INDEX CONCURRENTLY left invalid."""
-    keys = tuple(quoted(name) for name in columns)
-    return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
-
-
 def why_unused(context: FindingContext, node: Node, index: Index) -> tuple[str, str]:
     """Return advice and SQL for an existing index that the planner did not use."""
     there = f"The planner did not use the existing index {index.name}"
@@ -326,45 +248,12 @@ def why_unused(context: FindingContext, node: Node, index: Index) -> tuple[str, 
     old = table is not None and stale(table, context.limits.stale_share)
     if old or (context.plan.analyzed and node.misestimate <= 1 / context.limits.misestimate):
         expected = f" because it expected {node.estimated:,.0f} rows" if context.plan.analyzed else ""
-        return f"{there}{expected}: renew the statistics.", f"ANALYZE {placed(context, node)}"
+        return f"{there}{expected}: renew the statistics.", f"ANALYZE {placed(context.facts, node)}"
     return (
         f"{there}. Test with SET enable_seqscan = off whether it is faster; if so, random_page_cost is too high for "
         "this server (1.1 suits SSDs and data that is in memory).",
         "",
     )
-
-
-def explained(found: Sequence[Predicate], table: TableFacts | None) -> float:
-    """Return the share of rows that equality conditions keep, by the statistics; 1 if these know nothing."""
-    columns = {p.column for p in usable(found, table) if p.operator == "="}
-    known = [table.column(name) for name in columns] if table else []
-    counts = [c.distinct if c.distinct > 0 else -c.distinct * (table.rows if table else 0.0) for c in known
-              if c and c.distinct]  # fmt: skip
-    return prod(1 / max(count, 1.0) for count in counts)
-
-
-def plain(text: str, alias: str) -> str:
-    """Return an expression without the table's name in front of its columns.
-
-    >>> plain("lower(v.note) = 'v.x'::text", "v")
-    "lower(note) = 'v.x'::text"
-    """
-    names = (alias + ".", f'"{alias.replace(chr(34), chr(34) * 2)}".')
-    return re.sub(_OWN, lambda m: "" if m["own"] in names else m[0], text)
-
-
-def wanted_order(node: Node, alias: str) -> tuple[str, ...]:
-    """Return the columns of the ORDER BY above a scan if a LIMIT needs only the first rows; else ()."""
-    sort = node.parent
-    if sort is None or sort.kind != "Sort":
-        return ()
-    top = next((above for above in sort.above() if above.kind != "Gather Merge"), None)
-    if top is None or top.kind != "Limit":
-        return ()
-    keys = [_KEY.fullmatch(plain(key, alias)) for key in sort.texts("Sort Key")]
-    if not all(keys) or len({bool(key["down"]) for key in keys if key}) != 1:
-        return ()
-    return tuple(key[1][1:-1].replace('""', '"') if key[1].startswith('"') else key[1] for key in keys if key)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -374,10 +263,3 @@ def listed(names: Sequence[str]) -> str:
     'a, b and c'
     """
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _row(predicate: Predicate, table: TableFacts | None) -> tuple[str, ...]:
-    """Return the columns of a row comparison, `ROW(a, b) > ROW(1, 2)`, which is one range over them."""
-    found = re.fullmatch(r"ROW\(([^()']+)\)", predicate.subject) if predicate.range else None
-    names = [_KEY.fullmatch(name) for name in found[1].split(", ")] if found else []
-    return tuple(name[1].strip('"') for name in names if name) if all(names) else ()

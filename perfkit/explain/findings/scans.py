@@ -6,40 +6,44 @@ import re
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
-from perfkit.explain.findings.blocked import blocks, condition
+from perfkit.explain.candidates import (
+    SCANS,
+    Blocker,
+    Remedy,
+    added,
+    blocks,
+    broken,
+    closes,
+    column_of,
+    conditions,
+    explained,
+    index_for,
+    other_kind,
+    partial_index,
+    placed,
+    plain,
+    ready,
+    usable,
+    wanted_order,
+)
+from perfkit.explain.facts import Predicate, alternatives, predicates, quoted, squeezed
 from perfkit.explain.findings.model import (
     Finding,
     FindingContext,
     Sifted,
-    broken,
-    column_of,
-    conditions,
     counted,
-    explained,
-    index_for,
     listed,
     memory,
-    placed,
-    plain,
     rounded,
     sifted,
-    usable,
-    wanted_order,
     wasteful,
     why_unused,
     worth,
 )
 from perfkit.explain.plan import Node
-from perfkit.explain.rewrites import rewritten
 
 INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
-_CONSTANT = re.compile(r"(?:'(?:[^']|'')*'|\d+(?:\.\d+)?)(?:::[\w ]+)?|")
 _ENTRY = 64  # bytes for a page in a bitmap: tidbitmap.c, tbm_calculate_entries
-_GIN = {"@>": " jsonb_path_ops", "@?": " jsonb_path_ops", "@@": " jsonb_path_ops"}
-_CONTAINMENT = frozenset({"@>", "<@", "&&", "?", "?|", "?&", "@?", "@@", "-|-", "ANY ="})
-_PATTERNS = frozenset({"~~", "~~*", "~", "~*"})
-Remedy = tuple[str, str]  # advice and SQL
 
 
 def sequential_scan(context: FindingContext) -> Iterator[Finding]:
@@ -191,16 +195,20 @@ def _known_pages(context: FindingContext, nodes: Sequence[Node]) -> float:
 
 def _remedy(context: FindingContext, node: Node, share: float) -> Remedy | None:
     """Return what would find the rows of a scan; None if nothing beats reading the whole table."""
-    found, table = conditions(context, node, "Filter"), context.facts.of(node)
+    found, table = conditions(context.facts, node, "Filter"), context.facts.of(node)
     good = usable(found, table)
     others = [p for p in found if p not in good]
     vague = bool(good) and bool(others) and all(p.operator == "=" for p in good) and explained(good, table) > 0.25
     if not vague and (remedy := _index(context, node, found, good, share)):
         return remedy
-    if not good and any(blocks(context, node, p) for p in found):
+    if not good and any(blocks(context.facts, node, p) for p in found):
         return None  # blocked-condition reports it
     for p in others:
-        if remedy := _either(context, node, p) or _other_kind(context, node, p) or _partial(context, node, p):
+        if (
+            remedy := _either(context, node, p)
+            or other_kind(context.facts, node, p)
+            or partial_index(context.facts, node, p)
+        ):
             return remedy
     return _index(context, node, found, good, share) if vague else None
 
@@ -215,7 +223,7 @@ def _index(
     order = [name for name in wanted_order(node, node.text("Alias")) if name not in fixed]
     if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
-    if not (best := index_for(context, node, found, order)):
+    if not (best := index_for(context.facts, node, found, order)):
         return None
     if best.existing:
         return why_unused(context, node, best.existing) if share <= context.limits.unused_share else None
@@ -231,7 +239,7 @@ def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy
     table = context.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
-    served = [index_for(context, node, part) if part else None for part in parts]
+    served = [index_for(context.facts, node, part) if part else None for part in parts]
     if not served or not all(served):
         return None
     best = [one for one in served if one]
@@ -248,78 +256,23 @@ def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy
     )
 
 
-def _other_kind(context: FindingContext, node: Node, p: Predicate) -> Remedy | None:
-    """Return the index for conditions that no B-tree serves: patterns, JSON, arrays, ranges, full text."""
-    key, table = plain(p.subject, node.text("Alias")), context.facts.of(node)
-    name = quoted(column_of(p, table))
-    if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
-        ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
-        made = f"CREATE INDEX ON {placed(context, node)} ({name} text_pattern_ops)"
-        return (
-            None
-            if ready
-            else (f"An index on {name} with text_pattern_ops finds values that begin with this text.", made)
-        )
-    if p.operator in _PATTERNS and not p.prefix and name != '""':
-        return (
-            f"A pattern without a fixed beginning needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
-            f"INDEX ON {placed(context, node)} USING gin ({name} gin_trgm_ops).",
-            "",
-        )
-    if p.operator not in _CONTAINMENT or p.joined or not (p.column or "tsvector(" in p.subject):
-        return None
-    column = table.column(p.column) if table and p.column else None
-    kind = column.type if column else (re.findall(r"::([\w\[\]]+)$", p.value) or [""])[0]
-    method, ops = "gin", ""
-    if kind == "jsonb" and p.operator not in ("<@", "&&", "-|-"):
-        ops = _GIN.get(p.operator, "")
-    elif "range" in kind:
-        method = "gist"
-    elif not kind.endswith("[]") and kind not in ("tsvector", "tsquery") and p.column:
-        return None
-    if p.operator == "ANY =":
-        found = rewritten(condition(context, node, p))
-        rewrite = (
-            f" Write {found.filled(key, p.value, '')} for {p.value} = ANY ({key}), which no index serves."
-            if found
-            else f" No index serves {p.value} = ANY ({key}): write it with @> and an array of the column's type."
-        )
-        return f"A GIN index on {key} finds these rows.{rewrite}", ""
-    if any(i.method == method and i.keys == (key,) and i.valid for i in (table.indexes if table else ())):
-        return None
-    made = f"CREATE INDEX ON {placed(context, node)} USING {method} ({key}{ops})"
-    return f"A {'GiST' if method == 'gist' else 'GIN'} index on {key} serves {p.operator}; a B-tree does not.", made
-
-
-def _partial(context: FindingContext, node: Node, p: Predicate) -> Remedy | None:
-    """Return a partial index of the few rows that differ from a constant."""
-    if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
-        return None
-    table, condition = context.facts.of(node), plain(p.text, node.text("Alias"))
-    if table and any(_same(i.predicate, condition) for i in table.indexes):
-        return None
-    made = f"CREATE INDEX ON {placed(context, node)} ({quoted(p.column)}) WHERE {condition}"
-    return f"Few rows meet {condition}: a partial index of only those rows is small and finds them.", made
-
-
-def _same(one: str, other: str) -> bool:
-    return re.sub(r"[\s()]", "", one) == re.sub(r"[\s()]", "", other)
-
-
 def _sharper(context: FindingContext, node: Node) -> Remedy | None:
     """Return an index that has the filter's columns too."""
     table = context.facts.of(node)
-    found, bitmaps = conditions(context, node, "Filter"), [n for n in node.below() if n.kind == "Bitmap Index Scan"]
-    by = conditions(context, node, "Recheck Cond" if bitmaps else "Index Cond")
+    found, bitmaps = (
+        conditions(context.facts, node, "Filter"),
+        [n for n in node.below() if n.kind == "Bitmap Index Scan"],
+    )
+    by = conditions(context.facts, node, "Recheck Cond" if bitmaps else "Index Cond")
     if not usable(found, table):
-        return None if any(blocks(context, node, p) for p in found) else _beside(context, node, found)
+        return None if any(blocks(context.facts, node, p) for p in found) else _beside(context, node, found)
     if any(p.operator == "OR" for p in by):
         columns = listed(sorted({p.column for p in usable(found, table)}))
         return f"Add {columns} to the indexes of the OR, {_indexes(node)}, before any column compared with a range.", ""
     both = usable([*by, *found], table)
     ranged = list(dict.fromkeys(column_of(p, table) for p in both if not p.equality))
     order = ranged if len(ranged) > 1 or not any(p.prefix for p in both) else []
-    best = index_for(context, node, both, order)
+    best = index_for(context.facts, node, both, order)
     if best is None:
         return None
     if best.existing:
@@ -329,7 +282,11 @@ def _sharper(context: FindingContext, node: Node) -> Remedy | None:
 
 def _beside(context: FindingContext, node: Node, found: Sequence[Predicate]) -> Remedy | None:
     for p in found:
-        if remedy := _either(context, node, p) or _other_kind(context, node, p) or _partial(context, node, p):
+        if (
+            remedy := _either(context, node, p)
+            or other_kind(context.facts, node, p)
+            or partial_index(context.facts, node, p)
+        ):
             return remedy
     return None
 
@@ -398,7 +355,7 @@ def ordered_limit(context: FindingContext) -> Iterator[Finding]:
 def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice and SQL for an index on the filter's columns, followed by those of the order."""
     table = context.facts.of(node)
-    filters = conditions(context, node, "Filter")
+    filters = conditions(context.facts, node, "Filter")
     fixed = [p for p in usable(filters, table) if p.operator == "=" or p.operator.startswith("IS ")]
     columns = {column_of(p, table) for p in fixed}
     walked = next((i for i in table.indexes if i.name == node.text("Index Name")), None) if table else None
@@ -410,7 +367,67 @@ def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
     if not order:
         walked_by = node.text("Index Name")
         return f"Create an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
-    best = index_for(context, node, fixed, order)
+    best = index_for(context.facts, node, fixed, order)
     if best is None or best.existing:
         return f"The index {best.existing.name if best and best.existing else ''} serves both. {_OTHERWISE}", ""
     return f"An index on {listed(best.columns)} has the matching rows together, in order. {_OTHERWISE}", best.sql
+
+
+def blocked_condition(context: FindingContext) -> Iterator[Finding]:
+    """Find conditions on an expression, collation or pattern, which an index on the column alone cannot serve."""
+    for node in context.plan.nodes:
+        if node.kind not in SCANS or not (found := sifted(context, node)) or not wasteful(context, node, found):
+            continue
+        every = conditions(context.facts, node, "Filter")
+        if explained(every, context.facts.of(node)) <= 2 * found.share:
+            continue  # the other conditions explain the few rows
+        for p in every:
+            if not (block := blocks(context.facts, node, p)) or added(block, p, every):
+                continue
+            advice, sql = _advice(context, node, p, block)
+            yield context.finding(
+                "blocked-condition",
+                node,
+                f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
+                f"{counted(found.seen, 'row')} of {node.relation} {'were' if context.plan.analyzed else 'will be'} "
+                f"read to keep {found.few}.",
+                advice,
+                sql=sql,
+            )
+
+
+def _advice(context: FindingContext, node: Node, p: Predicate, block: Blocker) -> tuple[str, str]:
+    table = context.facts.of(node)
+    (name,) = p.columns
+    if block.rewrite:
+        if index := ready(context.facts, node, name):
+            return f"Write {block.rewrite}, which the index {index.name} serves.", ""
+        return (
+            f"Write {block.rewrite}, and CREATE INDEX ON {placed(context.facts, node)} ({quoted(name)}) to serve it.",
+            "",
+        )
+    if not block.key:
+        return block.hint, ""
+    wanted = squeezed(block.key.removesuffix(" text_pattern_ops"))
+    for index in table.indexes if table else ():
+        patterns = block.key.endswith(" text_pattern_ops")
+        if index.keys[:1] == (quoted(name),) and "(" in block.key:
+            continue  # squeezed, a cast to text is nothing
+        if index.valid and not index.predicate and index.keys and squeezed(index.keys[0]) == wanted and not (
+            patterns and "text_pattern_ops" not in index.definition
+        ):  # fmt: skip
+            return why_unused(context, node, index)
+    what = "An index with this operator class" if p.column and p.prefix else "An index on the expression itself"
+    what = f"An index on {name} in that collation" if " COLLATE " in block.key else what
+    more = f" {block.hint}" if block.hint else ""
+    return f"{what} serves it.{more}", f"CREATE INDEX ON {placed(context.facts, node)} ({block.key})"
+
+
+def _columns(p: Predicate) -> str:
+    return ", ".join(sorted(p.columns))
+
+
+def _shown(p: Predicate, node: Node) -> str:
+    text = plain(p.text, node.text("Alias"))
+    text = text[1:-1] if text.startswith("(") and closes(text) else text
+    return text if len(text) <= 80 else text[:79] + "…"
