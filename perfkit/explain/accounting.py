@@ -1,8 +1,9 @@
-"""Which node spent what: inclusive figures turned into exclusive ones.
+"""What each node spent itself: inclusive figures turned into exclusive ones.
 
-A node's figure (time, pages) includes whatever was executed inside of it: its children, as a rule. Two kinds of
-subtree are executed elsewhere than they are listed: a CTE by the CTE Scans that read it, an InitPlan by the first
-node that asks for its value, somewhere below the node that lists it, or by the Gather that hands it to workers.
+A node's figure (time, pages) includes everything executed inside the node, usually its children. Two kinds of subtree
+are not executed where EXPLAIN lists them: the CTE Scans that read a CTE execute it, and the first node that needs an
+InitPlan's value executes the InitPlan. That node is somewhere below the node that lists the InitPlan, or it is the
+Gather that passes the value to workers.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ _EXPRESSIONS = {
     *("TID Cond", "Order By", "Sort Key", "Group Key", "Cache Key", "Function Call", "Table Function Call"),
     *("Run Condition", "Conflict Filter", "Repeatable Seed", "Sampling Parameters", "Params Evaluated", "Window"),
 }
-_CHAIN = 50  # nodes that are asked whether they evaluated an InitPlan
+_CHAIN = 50  # maximum number of nodes considered as evaluating an InitPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Hoisted:
-    """A subtree executed elsewhere: a CTE by its scans, an InitPlan by one of its payers, likeliest first."""
+    """A subtree that other nodes execute: a CTE's scans, or one of an InitPlan's `payers`, the most likely first."""
 
     node: int
     payers: Sequence[int]
     cte: bool
-    writes: bool  # a data-modifying CTE, which runs to its end even where nobody reads it
+    writes: bool  # a data-modifying CTE, which runs to its end even if no scan reads it
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Nodes in preorder: parents, regular children, and `trees`: the root and what is hoisted, payers' trees first.
+    """Nodes in preorder: parents, regular children, and trees.
 
-    Of each tree the nodes that have children, in preorder.
+    `trees` are the root and the hoisted subtrees, each after the trees of its payers. Each tree lists its nodes that
+    have children, in preorder.
     """
 
     parents: Sequence[int]
@@ -52,9 +54,9 @@ class Structure:
 
 
 def structure(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float]) -> Structure:
-    """Tell what each node executes. SubPlans are regular children: the node that lists one executes it.
+    """Return what each node executes. SubPlans are regular children: the node that lists one executes it.
 
-    Raises PlanError where CTEs would execute each other.
+    Raises PlanError if CTEs would execute each other.
     """
     children: list[list[int]] = [[] for _ in raws]
     lifted: list[int] = []
@@ -86,12 +88,12 @@ def structure(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float
 def exclusive(
     found: Structure, inclusive: list[float], rounding: Sequence[float] | None = None
 ) -> tuple[list[float], float]:
-    """Each node's own part of a figure, and what was executed outside of the root; both add up to the root's.
+    """Return each node's own part of a figure, and the part outside the root; all parts add up to the whole.
 
-    Outside are data-modifying CTEs, which run on when the root has ended. Counts are exact. Times were rounded
-    per loop by the server, which moves them by up to `rounding`: where children exceed their parent for that,
-    both are adjusted, in `inclusive` too. A CTE read by several scans is divided in proportion to their figures:
-    the plan does not tell who found it unread.
+    Data-modifying CTEs continue after the root has ended: their work is outside the root. Counts are exact. The server
+    rounds times per loop, an error of up to `rounding`: if children therefore exceed their parent, both are adjusted,
+    in `inclusive` too. A CTE that several scans read is divided in proportion to their figures, because the plan does
+    not show which scan executed it.
     """
     exact = rounding is None
     if rounding is not None:
@@ -108,7 +110,7 @@ def exclusive(
                 outside += whole
                 whole = 0.0
             lister = found.parents[top]
-            while whole > 0 and lister >= 0:  # what ends with the statement is told to those above: workers, as a rule
+            while whole > 0 and lister >= 0:  # the nodes above report what ends with the statement, usually workers
                 part = max(0.0, min(whole, own[lister]))
                 own[lister] -= part
                 whole -= part
@@ -130,10 +132,10 @@ def exclusive(
 
 
 def processes(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float]) -> list[float]:
-    """How many processes divided a node's loops among them: 1 outside of a Gather.
+    """Return the number of processes that divided each node's loops among them; 1 outside a Gather.
 
-    Told by how often the Gather's child was executed, so that a leader that took no part, and workers that were
-    not launched, are not counted.
+    The number of executions of the Gather's child gives it, so a leader that took no part and workers that were not
+    launched do not count.
     """
     found = [1.0] * len(raws)
     for node, parent in enumerate(parents):
@@ -146,7 +148,7 @@ def processes(raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float
 
 
 def _fit(children: Sequence[Sequence[int]], ms: list[float], rounding: Sequence[float]) -> None:
-    """Move times by no more than their rounding, so that no node has less than its children."""
+    """Adjust times by at most their rounding, so that no node has less than the sum of its children."""
     if all(ms[node] >= sum([ms[child] for child in below]) for node, below in enumerate(children) if below):
         return
     least = list(ms)
@@ -164,7 +166,7 @@ def _fit(children: Sequence[Sequence[int]], ms: list[float], rounding: Sequence[
 
 
 def _shares(hoisted: Hoisted, own: Sequence[float], whole: float, exact: bool) -> list[tuple[int, float]]:
-    """Who is charged how much of a hoisted subtree, nobody more than it has."""
+    """Return the payers of a hoisted subtree, each with its part, which is at most its own figure."""
     if whole <= 0:
         return []
     if not hoisted.cte and (fits := next((payer for payer in hoisted.payers if own[payer] >= whole), None)) is not None:
@@ -196,7 +198,7 @@ def _hoisted(
         tokens = {f"({name})", *re.findall(r"\$\d+", name)}
         near = {n for token in tokens for n in references[token] if _in(n, parent, ends)}
         below = {n for n in near if not _in(n, node, ends)}
-        likely = sorted(below, key=lambda n: (ends[n], -n))  # children before their parents, outer before inner
+        likely = sorted(below, key=lambda n: (ends[n], -n))  # children before parents, the outer side before the inner
         chain = _chain(raws, parents, parent, ends)
         asking = (asks for n in likely[:_CHAIN] for asks in _asks(raws, parents, pruning, n, parent))
         payers = dict.fromkeys([*asking, *chain])
@@ -206,7 +208,7 @@ def _hoisted(
 def _cte_scans(
     raws: Sequence[Raw], parents: Sequence[int], loops: Sequence[float], ctes: Mapping[tuple[int, str], int]
 ) -> Mapping[int, list[int]]:
-    """The executed scans of each CTE; a name means the nearest one listed above."""
+    """Return the executed scans of each CTE; a name means the nearest CTE listed above."""
     found: dict[int, list[int]] = defaultdict(list)
     for node, raw in enumerate(raws):
         if raw["Node Type"] != "CTE Scan" or not loops[node]:
@@ -220,7 +222,7 @@ def _cte_scans(
 
 
 def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, list[int]]:
-    """Executed nodes by the parameters and InitPlans that their expressions name, constants aside."""
+    """Return executed nodes by the parameters and InitPlans that their expressions name outside constants."""
     found: dict[str, list[int]] = defaultdict(list)
     for node, raw in enumerate(raws):
         if loops[node]:
@@ -233,10 +235,10 @@ def _references(raws: Sequence[Raw], loops: Sequence[float]) -> Mapping[str, lis
 
 
 def _asks(raws: Sequence[Raw], parents: Sequence[int], pruning: Collection[int], node: int, top: int) -> Iterable[int]:
-    """The nodes that may evaluate what `node` refers to, likeliest first.
+    """Return the nodes that may evaluate what `node` refers to, the most likely first.
 
-    It is the Gather above that hands values to workers, the Append above that prunes by them (as it touches no pages
-    itself, it can only be charged if it did), or the node itself.
+    That is the Gather above, which passes values to workers; or the Append above, which prunes by the value (an Append
+    touches no pages itself, so it can be charged only if it pruned); or the node itself.
     """
     asks, pruner = node, -1
     while node != top:
@@ -249,7 +251,7 @@ def _asks(raws: Sequence[Raw], parents: Sequence[int], pruning: Collection[int],
 
 
 def _chain(raws: Sequence[Raw], parents: Sequence[int], top: int, ends: Sequence[int]) -> list[int]:
-    """A node and, one below the other, those it gets its rows from."""
+    """Return a node and the nodes that its rows come from, each below the one before."""
     chain = [top]
     while len(chain) < _CHAIN:
         child = chain[-1] + 1
@@ -266,7 +268,7 @@ def _in(node: int, top: int, ends: Sequence[int]) -> bool:
 
 
 def _ends(parents: Sequence[int]) -> list[int]:
-    """Of each node in preorder, the number after the last one below it."""
+    """Return for each node in preorder the position after the last node below it."""
     ends = [node + 1 for node in range(len(parents))]
     for node in range(len(parents) - 1, 0, -1):
         ends[parents[node]] = max(ends[parents[node]], ends[node])

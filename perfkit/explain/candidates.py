@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from perfkit.explain.facts import Index, PlanFacts, Predicate, TableFacts, predicates, quoted
+from perfkit.explain.facts import Index, PlanFacts, Predicate, TableFacts, predicates, qualified, quoted
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import UNITS, Condition, Rewrite, as_condition, operand, rewritten
 
@@ -21,12 +21,13 @@ _KEY = re.compile(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]
 # The conditions of a scan, and the plain columns that an index serves them by.
 
 
-def conditions(facts: PlanFacts, node: Node, *keys: str) -> tuple[Predicate, ...]:
-    """Return a scan's conditions of these kinds, parsed."""
+def conditions(facts: PlanFacts, node: Node, *keys: str, join: str = "") -> tuple[Predicate, ...]:
+    """Return a scan's distinct conditions of these kinds, parsed, and those on its table in a join's condition."""
     table = facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
     alias = node.text("Alias") or node.text("Relation Name")
-    return tuple(p for key in keys for text in node.texts(key) for p in predicates(text, alias, names))
+    texts = [*(text for key in keys for text in node.texts(key)), *([join] if join else [])]
+    return tuple(dict.fromkeys(p for text in texts for p in predicates(text, alias, names)))
 
 
 def plain(text: str, alias: str) -> str:
@@ -145,7 +146,7 @@ def candidate(
     keys = [quoted(name) for name in columns]
     if not order and ranged and ranged[0][1].prefix:
         keys[-1] += " text_pattern_ops"
-    where = f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
+    where = qualified(schema, relation)
     return Candidate(f"CREATE INDEX ON {where} ({', '.join(keys)})", columns, _existing(table, keys, len(equal)))
 
 
@@ -182,8 +183,7 @@ def home(facts: PlanFacts, node: Node) -> tuple[str, str]:
 
 def placed(facts: PlanFacts, node: Node) -> str:
     """Return the table to index as SQL writes its name."""
-    schema, name = home(facts, node)
-    return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
+    return qualified(*home(facts, node))
 
 
 # Conditions on an expression, which an index on the column alone cannot serve.

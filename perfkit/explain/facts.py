@@ -423,3 +423,8 @@ def quoted(name: str) -> str:
     """
     plain = _IDENTIFIER.fullmatch(name) and name not in KEYWORDS
     return name if plain else '"' + name.replace('"', '""') + '"'
+
+
+def qualified(schema: str, name: str) -> str:
+    """Return a table's name as SQL writes it; the schema `public` is omitted."""
+    return quoted(name) if schema in ("", "public") else f"{quoted(schema)}.{quoted(name)}"

@@ -1,18 +1,18 @@
-"""Conditions that return the same rows written otherwise, so that an index on the column serves them.
+"""Rewrites of conditions that return the same rows and can use an index on the column.
 
-The only place for such rules: findings and index advice both ask `rewritten`. WHY is the table of rules; each line is
-the argument that the rows are equal. A rule *replaces* a condition only if both are true for the same rows and raise
-the same errors, or it *adds* conditions that follow from the original one, which stays.
+Findings and index advice both call `rewritten`, the only place for these rules. WHY lists the rules, each with the
+argument why the rows are equal. A rule *replaces* a condition only if both conditions are true for the same rows and
+raise the same errors. Otherwise the rule *adds* conditions that follow from the original condition, which stays.
 
-Not here, because the rows would differ:
+There is no rule for the following conditions, because the rows would differ:
 
-- a cast that loses something: numeric to integer, a time to its hour, text to char(3),
-- text made of anything but an integer or a uuid: it depends on DateStyle, on scale, on padding, on extra digits,
-- integer arithmetic: `a + 1` fails for the largest integer and `a = 4` does not; `a * 2`, `a / 2` and `a % 2` round,
+- a cast that loses information: numeric to integer, a time to its hour, text to char(3),
+- a cast to text from other types than integers and uuid: the text depends on DateStyle, scale, padding, extra digits,
+- integer arithmetic: `a + 1` fails for the largest integer, `a = 4` does not; `a * 2`, `a / 2` and `a % 2` round,
 - floating-point arithmetic, which rounds,
-- to_char, age and substring, which are equal for different values (BC years, days of the month, endings),
+- to_char, age and substring, which return equal results for different values (BC years, days of the month, endings),
 - lower, upper, trim, coalesce and ||: an index on the expression itself needs no rewrite,
-- any parameter whose value decides whether a rule holds.
+- parameters whose value decides whether a rule holds.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from perfkit.explain.facts import Predicate
 
 WHY: Mapping[str, str] = {
     "widened": "A cast to a wider type (smallint < integer < bigint, real < double precision) changes no value, and "
-    "B-trees compare both types as they are. The value has one of these types, or PostgreSQL would have cast further.",
-    "whole number": "An integer is compared as a number with a constant: beyond the next whole numbers nothing "
-    "differs. As far as double precision (2^53) and real (2^24) hold every integer.",
+    "B-trees compare both types directly. The value has one of these types; otherwise the cast would go further.",
+    "whole number": "An integer compared with a number gives the same result as compared with the next whole number, "
+    "within the range in which double precision (2^53) and real (2^24) hold every integer.",
     "integer as text": "An integer has one text, `-?[1-9][0-9]*` or 0. Other constants are never equal.",
     "uuid as text": "A uuid has one text: lower case, five groups. Other constants are never equal.",
     "day of a timestamp": "A timestamp without time zone has day D from D to D + 1; infinity has no other day.",
-    "day of a timestamptz": "Adds D - 1 to D + 2: a day begins with the time zone's midnight, which can come twice or "
-    "late, but no clock was ever set by more than a day.",
-    "unit of a timestamp": "date_trunc is a step function: the steps' edges are calculated from the constant, aligned "
-    "or not. (It fails for the first moments of 4714 BC, a range does not.)",
-    "near a unit": "Adds a range: date_trunc moves a time back by less than a unit. From days on it is the time zone's "
-    "unit, and the offsets of one zone differ by at most 31 hours, on one day by 24.",
+    "day of a timestamptz": "Adds D - 1 to D + 2: a day begins at midnight in the time zone, which can occur twice or "
+    "late, but no clock was ever moved by more than a day.",
+    "unit of a timestamp": "date_trunc is a step function; the edges of its steps follow from the constant, aligned "
+    "or not. (date_trunc fails for the first moments of 4714 BC, a range does not.)",
+    "near a unit": "Adds a range: date_trunc moves a time back by less than a unit. Days and longer units are those of "
+    "the time zone, whose offsets differ by at most 31 hours, within one day by 24.",
     "year": "The year is a step function of a date and of a timestamp; infinity is beyond every year.",
     "year of a timestamptz": "Adds the year and a day on both sides, as for the day of a timestamptz.",
-    "shifted time": "Adds a range: a month is 28 to 31 days, a day is 24 hours give or take the 31 hours by which the "
-    "offsets of a zone differ, hours are exact, infinity stays infinity.",
+    "shifted time": "Adds a range: a month has 28 to 31 days, a day 24 hours plus or minus the 31 hours by which the "
+    "offsets of a zone differ; hours are exact, and infinity stays infinity.",
     "shifted date": "Adds the same comparison with the days on the other side: dates are counted in days.",
-    "elapsed": "Adds a comparison with the moment so long ago: the difference of two times is compared in units of 24 "
-    "hours and 30 days, whatever the calendar says.",
-    "not distinct": "From a constant: equality, which a null does not meet either. From a parameter: or both are null.",
+    "elapsed": "Adds a comparison with the time at that distance from now: differences between times are compared in "
+    "units of 24 hours and 30 days, regardless of the calendar.",
+    "not distinct": "With a constant: equality, which is never true for a null. With a parameter: or both are null.",
     "ignoring case": "ILIKE compares lower(text) with lower(pattern), by the column's collation, for text and varchar.",
-    "member": "x = ANY (array) and array @> ARRAY[x] use the same equality; a null meets neither.",
-    "sides of an or": "A UNION ALL of the rows that meet one side, and of those that meet the other but not the first. "
-    "Only of a SELECT that neither groups, sorts, limits, locks nor calls what may answer differently each time.",
+    "member": "x = ANY (array) and array @> ARRAY[x] use the same equality; neither is true for a null.",
+    "sides of an or": "A UNION ALL of the rows that meet one side and the rows that meet only the other side. Requires "
+    "a SELECT without grouping, sorting, limits, locks and functions whose result can change between calls.",
 }
 _SHORT = frozenset({"second", "minute", "hour"})
 _TZ, _TS = "timestamp with time zone", "timestamp without time zone"
@@ -63,7 +63,7 @@ _FLIPPED = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _INTEGERS = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 _WIDER = {"smallint": ("integer", "bigint"), "integer": ("bigint",), "real": ("double precision",)}
 _EXACT = {"numeric": 2.0**62, "double precision": 2.0**53, "real": 2.0**24}
-_ANCIENT, _FAR = 1000, 9000  # years: between them no range leaves what timestamps and Python can hold
+_ANCIENT, _FAR = 1000, 9000  # years; ranges around years between them fit into timestamps and Python's datetime
 
 _COLUMN = r'(?:"(?:[^"]|"")*"|[^\W\d][\w$]*)'
 _INTERVAL = r"'(?P<interval>[^']*)'::interval"
@@ -105,19 +105,19 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A condition of the same rows: `form` with {column}, {value} and {condition}, the original's parts, in it."""
+    """A condition with the same rows; {column}, {value}, {condition} in `form` stand for the original's parts."""
 
     rule: str
     form: str
-    type: str = ""  # of the value, where a bare constant has to be told its type
+    type: str = ""  # of the value, if a bare constant needs a cast
 
     @property
     def sides(self) -> frozenset[str]:
-        """The sides on which it bounds the column, where the original condition stays: <, > or =."""
+        """The operators (<, >, =) by which added conditions bound the column; empty if the original is replaced."""
         return frozenset(re.findall(r"\{column\} ([<>=])", self.form)) if "{condition}" in self.form else frozenset()
 
     def filled(self, column: str, value: str, condition: str) -> str:
-        """The condition with the parts as they are written somewhere."""
+        """Return the condition with these parts."""
         parts = {"{column}": column, "{value}": value, "{condition}": condition}
         return re.sub(r"\{\w+\}", lambda found: parts[found[0]], self.form)
 
@@ -126,7 +126,7 @@ Rule = Callable[[Condition], str]
 
 
 def rewritten(condition: Condition) -> Rewrite | None:
-    """The condition of the same rows that an index on the column serves; None where no rule proves one.
+    """Return a condition with the same rows that can use an index on the column; None if no rule proves one.
 
     >>> found = rewritten(Condition("", "(at)::date", "=", "'2024-02-28'::date", "timestamp without time zone"))
     >>> found.filled("at", "", "")
@@ -142,7 +142,7 @@ def rewritten(condition: Condition) -> Rewrite | None:
 
 
 def as_condition(text: str, subject: str, p: Predicate, kind: str) -> Condition:
-    """A predicate as rules see it; `text` and `subject` are its own without the table's name."""
+    """Return a predicate in the form that rules read; `text` and `subject` are without the table's name."""
     if not p.operator and (found := _DISTINCT.fullmatch(text)):
         return Condition(text, found["column"], "IS NOT DISTINCT FROM", found["value"], kind)
     return Condition(text, subject, p.operator, _bare(p.value), kind)
@@ -332,7 +332,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def _stepped(operator: str, first: str, after: str, *, aligned: bool) -> str:
-    """A step function compared with a constant, whose step goes from `first` to `after`."""
+    """Return a comparison of a step function with a constant; the constant's step is from `first` to `after`."""
     if operator == "=":
         return f"{{column}} >= {first} AND {{column}} < {after}" if aligned else ""
     edge = first if aligned else after
@@ -345,7 +345,7 @@ def _stepped(operator: str, first: str, after: str, *, aligned: bool) -> str:
 
 
 def _added(operator: str, low: str, high: str) -> str:
-    """The condition with the sides that its operator bounds."""
+    """Return the condition with the bounds that follow from its operator."""
     if operator not in _FLIPPED:
         return ""
     sides = {"<": [f"{{column}} < {high}"], ">": [f"{{column}} >= {low}"]}
@@ -353,7 +353,7 @@ def _added(operator: str, low: str, high: str) -> str:
 
 
 def _between(operator: str, low: int, high: int) -> str:
-    """The condition on a time that was moved by `low` to `high` seconds, with the times that it can have come from."""
+    """Return a condition on a time moved by `low` to `high` seconds, with bounds on the original time."""
     if operator not in _FLIPPED:
         return ""
     sides = {">": f"{{column}} >= {_moved('{value}', -high)}", "<": f"{{column}} <= {_moved('{value}', -low)}"}
@@ -377,20 +377,20 @@ def _is_day(subject: str) -> bool:
 
 
 def _day(value: str) -> date | None:
-    """A constant day that every calculation stays near."""
+    """Return a constant day; None for other values, and for years outside the safe range."""
     found = _DATE.fullmatch(value)
     return date.fromisoformat(found[1]) if found and _ANCIENT <= int(found[1][:4]) < _FAR else None
 
 
 def _moment(value: str, kind: str) -> datetime | None:
-    """A constant time of a type, with its offset where it has one."""
+    """Return a constant time of a type, with its offset if it has one; None for other values."""
     found = _MOMENT.fullmatch(value)
     known = found and found[2] == kind and _ANCIENT <= int(found[1][:4]) < _FAR
     return datetime.fromisoformat(found[1]) if found and known else None
 
 
 def _moving(value: str, kind: str) -> bool:
-    """Whether a value is the present, perhaps truncated or moved by an interval: always finite."""
+    """Return whether a value is the current time, possibly truncated or moved by an interval: always finite."""
     now = rf"(?:{_NOW[kind]}|date_trunc\('[a-z]+'(?:::text)?, {_NOW[kind]}\))"
     if not (found := re.fullmatch(rf"{now}(?: [-+] {_INTERVAL})?", value)):
         return False
@@ -399,14 +399,14 @@ def _moving(value: str, kind: str) -> bool:
 
 
 def _the_year(value: str) -> int:
-    """A whole year as EXTRACT is compared with one; 0 for anything else."""
+    """Return the constant year that EXTRACT is compared with; 0 for other values."""
     found = re.fullmatch(r"'(\d{4})'::(?:numeric|double precision)|(?P<plain>\d{4})", value)
     year = int(found[1] or found["plain"]) if found else 0
     return year if _ANCIENT <= year < _FAR else 0
 
 
 def _first(unit: str, moment: datetime) -> datetime:
-    """The beginning of the unit that a moment is in."""
+    """Return the beginning of the unit that contains a moment."""
     if unit in _SHORT:
         parts = {"microsecond": 0, **({"second": 0} if unit != "second" else {})}
         return moment.replace(**parts, **({"minute": 0} if unit == "hour" else {}))  # type: ignore[arg-type]
@@ -420,7 +420,7 @@ def _first(unit: str, moment: datetime) -> datetime:
 
 
 def _following(unit: str, first: datetime) -> datetime:
-    """The beginning of the next unit."""
+    """Return the beginning of the next unit."""
     if unit not in _MONTHS:
         return first + timedelta(seconds=UNITS[unit])
     years, month = divmod(first.month - 1 + _MONTHS[unit], 12)
@@ -445,7 +445,7 @@ def span_of(text: str) -> tuple[int, int, int] | None:
 
 
 def _bare(value: str) -> str:
-    """A value without the parentheses around all of it."""
+    """Return a value without the parentheses around all of it."""
     inner = value[1:-1] if value.startswith("(") and value.endswith(")") else value
     depth = 0
     for letter in re.sub(r"'(?:[^']|'')*'", "''", inner):
@@ -456,7 +456,7 @@ def _bare(value: str) -> str:
 
 
 def operand(value: str) -> str:
-    """A value that something can be added to.
+    """Return a value as the operand of an addition, in parentheses if necessary.
 
     >>> operand("now()"), operand("'2024-01-01'::date"), operand("CURRENT_DATE - 7")
     ('now()', "'2024-01-01'::date", '(CURRENT_DATE - 7)')

@@ -188,7 +188,7 @@ def _of_scan(
     look: FindingContext, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[Move]:
     alias = node.text("Alias")
-    own = _unique(conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond"))
+    own = conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond")
     where = home(look.facts, node)
     fixed = [key for p in own if not p.joined and p.equality and (key := _key(look, node, p))]
     ranges = [key for p in own if not p.joined and not p.equality and (key := _key(look, node, p))]
@@ -359,10 +359,6 @@ def _either(look: FindingContext, node: Node, predicate: Predicate, table: Table
     keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
     if keys and all(keys):
         yield tuple(dict.fromkeys(IndexDesign(*home(look.facts, node), (key,)) for key in keys))
-
-
-def _unique(found: Sequence[Predicate]) -> list[Predicate]:
-    return list(dict.fromkeys(found))
 
 
 def _pretty(condition: str) -> str:

@@ -325,7 +325,7 @@ def _read(look: FindingContext, node: Node, internal: set[int]) -> StatementScan
     schema, table = home(look.facts, node)
     known, alias = look.facts.of(node), node.text("Alias") or table
     names = frozenset(column.name for column in known.columns) if known else None
-    all_ = list(dict.fromkeys(conditions(look.facts, node, *_CONDITIONS)))
+    all_ = conditions(look.facts, node, *_CONDITIONS)
     one_of = [p for whole in all_ for part in alternatives(whole) for p in predicates(part, alias, names)]
     uses = [use for p in (*all_, *one_of) for use in _uses(p, alias) if use.number not in internal]
     always = tuple(p.text for p in all_ if p.operator and not p.joined and not _PLANNED.search(p.text))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from perfkit.explain.accounting import GATHERS
 from perfkit.explain.candidates import candidate
-from perfkit.explain.facts import Predicate, TableFacts, predicates, quoted, stale
+from perfkit.explain.candidates import conditions
+from perfkit.explain.facts import Predicate, TableFacts, predicates, qualified, quoted, stale
 from perfkit.explain.findings.model import Finding, FindingContext, child, counted, inclusive, took, worth
 from perfkit.explain.plan import Node
 
@@ -88,20 +89,6 @@ def cure(context: FindingContext, node: Node) -> tuple[str, str]:
     return "The planner cannot estimate this: put these rows into a temporary table, ANALYZE it and query it.", ""
 
 
-def conditions(
-    node: Node, table: TableFacts | None, keys: Iterable[str] = CONDITIONS, more: str = ""
-) -> list[Predicate]:
-    """Return the distinct conditions of a scan, and those of a join, `more`."""
-    names = frozenset(column.name for column in table.columns) if table and table.columns else None
-    texts = [text for key in keys if (text := node.text(key))] + ([more] if more else [])
-    return list(dict.fromkeys(p for text in texts for p in predicates(text, node.text("Alias"), names)))
-
-
-def qualified(schema: str, relation: str) -> str:
-    """Return a table's name as SQL needs it."""
-    return f"{quoted(schema)}.{quoted(relation)}" if schema not in ("", "public") else quoted(relation)
-
-
 def _off(context: FindingContext, node: Node, parallel: bool) -> bool:
     """Return whether an estimate is far off for a node that was not stopped early."""
     limits, parent, rows = context.limits, node.parent, node.rows
@@ -177,7 +164,7 @@ def _of_table(context: FindingContext, node: Node) -> tuple[str, str]:
     if because := stale(table, context.limits.stale_share):
         often = ", and make autovacuum do so more often (autovacuum_analyze_scale_factor)" if table.analyzed else ""
         return f"{because}: ANALYZE it{often}.", analyze
-    found = conditions(node, table)
+    found = conditions(context.facts, node, *CONDITIONS)
     if any(re.search(r"\$\d", p.value) for p in found):
         return (
             "The plan was made without the parameters' values: SET plan_cache_mode = force_custom_plan makes the"
@@ -300,11 +287,11 @@ def correlated_subplan(context: FindingContext) -> Iterator[Finding]:
         )
         if scan is None and not often:
             continue
-        compared: list[Predicate] = []
+        compared: tuple[Predicate, ...] = ()
         sql = ""
         if scan is not None:
             table = context.facts.of(scan)
-            compared = conditions(scan, table, ("Filter",))
+            compared = conditions(context.facts, scan, "Filter")
             found = candidate(scan.text("Schema"), scan.text("Relation Name"), compared, table)
             useful = found and any(p.joined and p.equality for p in compared if p.column in found.columns)
             sql = found.sql if found and useful and not found.existing and scan.kind == "Seq Scan" else ""
@@ -325,7 +312,7 @@ def _whole(context: FindingContext, node: Node, inner: Node, scan: Node, spent: 
     real = _real(scan)
     table = context.facts.of(real)
     relation = real.text("Relation Name")
-    found = conditions(real, table, ("Filter",), node.text("Join Filter"))
+    found = conditions(context.facts, real, "Filter", join=node.text("Join Filter"))
     joined = [p for p in found if p.joined]
     index = candidate(real.text("Schema"), relation, [*joined, *(p for p in found if not p.joined)], table)
     sql = ""

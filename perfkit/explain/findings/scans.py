@@ -26,7 +26,7 @@ from perfkit.explain.candidates import (
     usable,
     wanted_order,
 )
-from perfkit.explain.facts import Predicate, alternatives, predicates, quoted, squeezed
+from perfkit.explain.facts import Predicate, alternatives, predicates, qualified, quoted, squeezed
 from perfkit.explain.findings.model import (
     Finding,
     FindingContext,
@@ -100,9 +100,6 @@ def heap_fetches(context: FindingContext) -> Iterator[Finding]:
         seen = max(fetches, node.rows + node.value("Rows Removed by Filter") * node.loops)
         if fetches < context.limits.heap_fetch_share * seen:
             continue
-        name = quoted(node.relation)
-        schema = node.text("Schema")
-        name = f"{quoted(schema)}.{name}" if schema not in ("", "public") else name
         yield context.finding(
             "heap-fetches",
             node,
@@ -111,7 +108,7 @@ def heap_fetches(context: FindingContext) -> Iterator[Finding]:
             f"VACUUM {node.relation}, and make autovacuum run sooner on this table (autovacuum_vacuum_scale_factor, "
             "or autovacuum_vacuum_insert_scale_factor if rows are only inserted). If that does not help, look for a "
             "transaction that has been open for a long time.",
-            sql=f"VACUUM {name}",
+            sql=f"VACUUM {qualified(node.text('Schema'), node.relation)}",
         )
 
 
