@@ -12,17 +12,18 @@ from perfkit.app.runs import measure_statement
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.base.process import progress
+from perfkit.base.units import count, significant, size
 from perfkit.explain.capture import Capture, single
 from perfkit.explain.comparison import PLANNED, Diff, typical_parameters
 from perfkit.explain.findings import Finding, findings
 from perfkit.explain.findings.model import FindingContext
-from perfkit.explain.html import DiffView, PlanView, WhatIfView
+from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import Plan
 from perfkit.indexes.advice import Advice, advice_block
 from perfkit.indexes.search import analyze_first, index_advice
 from perfkit.indexes.trial import Made
 from perfkit.postgres.sqltext import aligned, named_placeholders, placed, placeholders
-from perfkit.show.html import Cell, Table, code, escape, page, style
+from perfkit.show.html import Cell, Table, View, code, escape, page, style
 from perfkit.slow.examples import Value, example_rows, preparable, prepared
 from perfkit.slow.statements import SlowQueries, SlowStatement
 from perfkit.slow.tables import SlowView, one_line
@@ -62,20 +63,26 @@ class Explained:
         return repr(self.view)
 
 
-@dataclass(frozen=True)
-class WhatIf:
+@dataclass(frozen=True, repr=False)
+class WhatIf(View):
     """A statement without and with an index that was not kept; displays as the change of its plan."""
 
     index: str  # the CREATE INDEX
     before: Explained
     after: Explained
     evidence: str
-    made: Made
+    made: Made  # built and rolled back, or hypothetical (HypoPG)
+
+    @cached_property
+    def plans(self) -> DiffView:
+        """Return both plans, side by side."""
+        before = PlanView(self.before.plan, self.before.findings, "without the index")
+        return DiffView(before, PlanView(self.after.plan, self.after.findings, "with the index"))
 
     @property
     def diff(self) -> Diff:
         """Return both plans, aligned."""
-        return self.view.plans.diff
+        return self.plans.diff
 
     @property
     def bytes(self) -> int:
@@ -87,21 +94,31 @@ class WhatIf:
         """Return whether the planner uses the index."""
         return any(node.text("Index Name") in self.made.names for node in self.after.plan.nodes)
 
+    @property
+    def sentence(self) -> str:
+        """`would be used: 9,091 -> 3 pages, measured once on a rolled-back build; 22 MB`."""
+        verb = "would be used" if self.used else "would not be used"
+        how, about = ("on a rolled-back build", "") if self.made.quoted else ("by HypoPG", "about ")
+        before, after = self.before.plan, self.after.plan
+        figures = f"cost {' -> '.join(significant(plan.root.value('Total Cost')) for plan in (before, after))}"
+        if before.analyzed and after.analyzed:
+            figures = f"{count(before.buffers)} -> {count(after.buffers)} pages"
+        return f"{verb}: {figures}, {self.evidence} {how}; {about}{size(self.bytes)}"
+
     @cached_property
-    def view(self) -> WhatIfView:
-        """Return what displays it."""
-        before = PlanView(self.before.plan, self.before.findings, "without the index")
-        after = PlanView(self.after.plan, self.after.findings, "with the index")
-        estimated = not self.before.plan.analyzed
-        limitation = analyze_first(FindingContext(self.before.plan, self.before.capture.facts)) if estimated else ""
-        plans, built = DiffView(before, after), bool(self.made.quoted)
-        return WhatIfView(plans, self.used, self.bytes, self.evidence, built, limitation)
+    def limitation(self) -> str:
+        """Return that the tables need ANALYZE first, if the plans are estimates and statistics are out of date."""
+        facts = self.before.capture.facts
+        return "" if self.before.plan.analyzed else analyze_first(FindingContext(self.before.plan, facts))
 
-    def _repr_html_(self) -> str:
-        return self.view._repr_html_()
+    def html(self) -> str:
+        """Return the sentence and the plans, for a page with the style sheet."""
+        limitation = f"<p>{escape(self.limitation)}</p>" if self.limitation else ""
+        return f"<p><strong>{escape(self.sentence)}</strong></p>{limitation}{self.plans.html()}"
 
-    def __repr__(self) -> str:
-        return repr(self.view)
+    def text(self, width: int | None = None) -> str:
+        """Return the sentence and the plans as text."""
+        return "\n\n".join(part for part in (self.sentence, self.limitation, self.plans.text(width)) if part)
 
 
 Values = Mapping[int, Any] | Sequence[Any]  # of a statement's parameters
@@ -278,8 +295,9 @@ class SlowQuery:
         if not self.plans:
             self.explain()
         plans = [self.plans[-1].view, *([plan.view] if (plan := self.logged_plan) else [])]
-        trials = [(trial.index, trial.view) for trial in self.trials]
-        evidence = StatementEvidence(self.found, self.position, self.sql, plans, self.advice[-1:], trials, self.runs)
+        evidence = StatementEvidence(
+            self.found, self.position, self.sql, plans, self.advice[-1:], self.trials, self.runs
+        )
         write_atomically(Path(path), evidence.page())
         return Path(path)
 
@@ -382,7 +400,7 @@ class StatementEvidence:
     sql: str
     plans: Sequence[PlanView] = ()
     advice: Sequence[Advice] = ()
-    trials: Sequence[tuple[str, WhatIfView]] = ()  # each with its CREATE INDEX
+    trials: Sequence[WhatIf] = ()
     runs: Sequence[Run] = ()
 
     def page(self) -> str:
@@ -396,8 +414,8 @@ class StatementEvidence:
             yield f"<h2>Plan</h2>{plan.html()}"
         for advised in self.advice:
             yield f"<h2>Advice</h2>{advice_block(advised).html}"
-        for index, trial in self.trials:
-            yield f"<h2>What if</h2>{code(index, name='SQL')}{trial.html()}"
+        for trial in self.trials:
+            yield f"<h2>What if</h2>{code(trial.index, name='SQL')}{trial.html()}"
         for run in self.runs:
             yield f"<h2>Measured</h2>{run.decision.html}{run.levels.to_html()}{run.index_costs.to_html()}"
             yield run.weaknesses.html

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from perfkit.explain.facts import Index, PlanFacts, Predicate, TableFacts, predicates, qualified, quoted
+from perfkit.explain.facts import Index, PlanFacts, Predicate, TableFacts, bare, predicates, qualified, quoted
 from perfkit.explain.plan import Node
-from perfkit.explain.rewrites import UNITS, Condition, Rewrite, as_condition, operand, rewritten
+from perfkit.explain.rewrites import NOT_DISTINCT, UNITS, Condition, Rewrite, operand, rewritten
 
 SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
@@ -267,7 +267,10 @@ def condition(facts: PlanFacts, node: Node, p: Predicate) -> Condition:
     (name,) = p.columns
     alias, table = node.text("Alias"), facts.of(node)
     column = table.column(name) if table else None
-    return as_condition(plain(p.text, alias), plain(p.subject, alias), p, column.type if column else "")
+    kind, text = column.type if column else "", plain(p.text, alias)
+    if not p.operator and (negated := NOT_DISTINCT.fullmatch(text)):
+        return Condition(text, negated["column"], "IS NOT DISTINCT FROM", negated["value"], kind)
+    return Condition(text, plain(p.subject, alias), p.operator, bare(p.value), kind)
 
 
 def added(block: Blocker, p: Predicate, others: Iterable[Predicate]) -> bool:
@@ -284,9 +287,8 @@ def ready(facts: PlanFacts, node: Node, name: str) -> Index | None:
 
 
 def _filled(found: Rewrite | None, name: str, c: Condition) -> str:
-    text = c.text[1:-1] if c.text.startswith("(") and closes(c.text) else c.text
     value = c.value.replace(f"::{_TZ}", "::timestamptz").replace(f"::{_TS}", "::timestamp")
-    return found.filled(quoted(name), operand(value), text) if found else ""
+    return found.filled(quoted(name), operand(value), bare(c.text)) if found else ""
 
 
 def _pattern(facts: PlanFacts, node: Node, p: Predicate) -> Blocker | None:
@@ -316,21 +318,21 @@ def _what(c: Condition, name: str, cast: str) -> str:
 
 def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Blocker:
     """Return a blocker with an index on the expression, if it can be indexed, and a hint at other conditions."""
-    bare = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
-    bare = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", bare)
-    functions = {name.strip('"').lower() for name in re.findall(r'([\w."]+)\(', bare)}
-    casts = {cast.strip() for cast in re.findall(r"::([a-z][a-z ]*[a-z])", bare)}
-    call = re.fullmatch(r"[\w.]+\(.*\)", c.subject)
-    key = c.subject if call and closes(c.subject) else f"({c.subject})"
+    operands = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
+    operands = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", operands)
+    functions = {name.strip('"').lower() for name in re.findall(r'([\w."]+)\(', operands)}
+    casts = {cast.strip() for cast in re.findall(r"::([a-z][a-z ]*[a-z])", operands)}
+    call = re.fullmatch(r"[\w.]+(\(.*\))", c.subject)
+    key = c.subject if call and bare(call[1]) != call[1] else f"({c.subject})"
     key += " text_pattern_ops" if p.prefix else ""
     hint = _otherwise(c, name, p.cast)
     # A timestamptz AT TIME ZONE 'a constant' is a timestamp; a timestamp AT TIME ZONE is a timestamptz.
-    zoned = bare.count(" AT TIME ZONE ''")
-    kind = {_TZ: _TS, _TS: _TZ}.get(c.type, c.type) if zoned == 1 else "" if " AT TIME ZONE " in bare else c.type
+    zoned = operands.count(" AT TIME ZONE ''")
+    kind = {_TZ: _TS, _TS: _TZ}.get(c.type, c.type) if zoned == 1 else "" if " AT TIME ZONE " in operands else c.type
     allowed = _OF_TIMES.get(kind, (_IMMUTABLE, _SAFE_CASTS) if kind.startswith(_PLAIN) else None)
     known = allowed is not None and functions <= allowed[0] and casts <= allowed[1] and not (casts and "[]" in kind)
-    moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", bare)
-    if known and not moving and ("||" not in bare or c.type.startswith(("text", "character"))):
+    moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", operands)
+    if known and not moving and ("||" not in operands or c.type.startswith(("text", "character"))):
         return Blocker(what, key=key, hint=hint)
     hint = (
         hint
@@ -375,17 +377,6 @@ def _otherwise(c: Condition, name: str, cast: str) -> str:
             f"avoids the error if the calculation is out of range for {c.type}."
         )
     return ""
-
-
-def closes(subject: str) -> bool:
-    """Return whether the last character closes the first parenthesis."""
-    depth = 0
-    bare = re.sub(r"'(?:[^']|'')*'", "''", subject)
-    for at, letter in enumerate(bare):
-        depth += (letter == "(") - (letter == ")")
-        if letter == ")" and depth == 0:
-            return at == len(bare) - 1
-    return False
 
 
 # Conditions that another kind of index serves.

@@ -271,7 +271,7 @@ def predicates(condition: str, alias: str = "", names: frozenset[str] | None = N
 
     `names` are the table's columns, if known. A condition that is not understood has no operator.
     """
-    return tuple(found for text in _split(_bare(condition), "and") if (found := _predicate(text, alias, names)))
+    return tuple(found for text in _split(bare(condition), "and") if (found := _predicate(text, alias, names)))
 
 
 def alternatives(predicate: Predicate) -> tuple[str, ...]:
@@ -280,7 +280,7 @@ def alternatives(predicate: Predicate) -> tuple[str, ...]:
 
 
 def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate | None:
-    inner = _bare(text)
+    inner = bare(text)
     own = columns_in(inner, alias, names)
     if not own:
         return None
@@ -292,12 +292,12 @@ def _predicate(text: str, alias: str, names: frozenset[str] | None) -> Predicate
     left, operator, right = _operation(inner)
     if not operator:
         negated = inner.lower().startswith("not ")
-        subject = _bare(inner[4:] if negated else inner)
+        subject = bare(inner[4:] if negated else inner)
         column = _column(subject, own)
         return Predicate(text, subject, "IS TRUE", str(not negated).lower(), column, own, False) if column else whole
     if not columns_in(left, alias, names):
         left, right, operator = right, left, _FLIPPED.get(operator, operator)
-    subject, mine = _bare(left), columns_in(left, alias, names)
+    subject, mine = bare(left), columns_in(left, alias, names)
     if columns_in(right, alias, names):
         return whole  # compared with itself
     return Predicate(text, subject, operator, right, _column(subject, mine), mine, _qualified(right, alias))
@@ -316,7 +316,7 @@ def _operation(text: str) -> tuple[str, str, str]:
                 return (
                     text[: token.start()].strip(),
                     f"{token[0]} {quantified[1].upper()}",
-                    _bare(right[quantified.end() :]),
+                    bare(right[quantified.end() :]),
                 )
             return text[: token.start()].strip(), token[0], right
         if depth == 0 and (found := re.match(r"IS (NOT )?DISTINCT FROM", text[token.start() :])):
@@ -335,7 +335,7 @@ def _split(text: str, word: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """Return a text without the parentheses around all of it."""
     text = text.strip()
     while text.startswith("(") and text.endswith(")"):

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from perfkit.base import units
-from perfkit.base.errors import visible
-from perfkit.base.units import count, significant, size
+from perfkit.base.bundle import dumps
+from perfkit.base.errors import PlanError, visible
 from perfkit.explain import text as plan_text
-from perfkit.explain.comparison import ChangeKind, Diff, PlanChange, diff
+from perfkit.explain.comparison import CONDITIONS, ChangeKind, Diff, PlanChange, diff
 from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
-from perfkit.explain.plan import Node, Plan
-from perfkit.explain.text import (
-    STATES,
-    FigureGroup,
-    PlanFigures,
-    badge,
-    brief,
-    details,
-    pairs,
-)
+from perfkit.explain.plan import COUNTERS, Node, Plan
+from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
 from perfkit.show.html import Cell, Table, View, code, escape, explained
 
 Mark = Callable[[Node], str]  # HTML before a node's title, such as its change in a diff
@@ -353,37 +346,105 @@ class DiffView(View):
         return self.before.figures(pinned), self.after.figures(pinned)
 
 
-@dataclass(frozen=True, repr=False)
-class WhatIfView(View):
-    """Plans without and with an index, which was built and rolled back (`built`) or hypothetical (HypoPG)."""
+_LONG = 1_000  # characters of any value
 
-    plans: DiffView
-    used: bool
-    bytes: int
-    evidence: str
-    built: bool
-    limitation: str = ""
 
-    @property
-    def sentence(self) -> str:
-        """`would be used: 9,091 -> 3 pages, measured once on a rolled-back build; 22 MB`."""
-        verb = "would be used" if self.used else "would not be used"
-        how = "on a rolled-back build" if self.built else "by HypoPG"
-        about = "" if self.built else "about "
-        return f"{verb}: {self._figures()}, {self.evidence} {how}; {about}{size(self.bytes)}"
+_OUTPUT = 6  # number of columns that are named
 
-    def html(self) -> str:
-        """Return the sentence and the plans, for a page with the style sheet."""
-        limitation = f"<p>{escape(self.limitation)}</p>" if self.limitation else ""
-        return f"<p><strong>{escape(self.sentence)}</strong></p>{limitation}{self.plans.html()}"
 
-    def text(self, width: int | None = None) -> str:
-        """Return the sentence and the plans as text."""
-        return "\n\n".join(part for part in (self.sentence, self.limitation, self.plans.text(width)) if part)
+_WORKERS = 16
 
-    def _figures(self) -> str:
-        before, after = self.plans.before.plan, self.plans.after.plan
-        if before.analyzed and after.analyzed:
-            return f"{count(before.buffers)} -> {count(after.buffers)} pages"
-        costs = (significant(plan.root.value("Total Cost")) for plan in (before, after))
-        return f"cost {' -> '.join(costs)}"
+
+_IN_TITLE = (  # keys that a node's title shows
+    *("Node Type", "Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name"),
+    *("Alias", "Index Name", "Join Type", "Strategy", "Partial Mode", "Scan Direction", "Subplan Name", "Command"),
+)
+
+
+_BRIEF = (*REMOVED_ROWS, "Heap Fetches", "Workers Planned", "Workers Launched")  # numbers in the brief line
+
+
+def details(node: Node) -> Iterator[tuple[str, str]]:
+    """Yield name and value of all other details; omit 0, `false` and values that `brief` shows in full."""
+    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.text(key))}
+    done |= {key for key in CONDITIONS if (texts := node.texts(key)) and len(", ".join(texts)) <= SHORT}
+    done |= {key for key in _BRIEF if _plain(raw, key)}
+    if node.text("Sort Method") and _plain(raw, "Sort Space Used"):
+        done |= {"Sort Method", "Sort Space Used", "Sort Space Type"}
+    if _plain(raw, "Total Cost"):
+        yield "Cost", _cost(node)
+        done |= {"Startup Cost", "Total Cost", "Plan Rows", "Plan Width"}
+    if _plain(raw, "Actual Loops") and node.executed:
+        yield "Each loop", _loop(node)
+        done |= {"Actual Loops", "Actual Rows", "Actual Startup Time", "Actual Total Time"}
+    if node.children and node.inclusive_ms is not None and node.executed:
+        yield "With all below", f"{ms(node.inclusive_ms)} ms, {counted(node.pages, 'page')}"
+    if buffers := _buffers(node):
+        yield "Buffers, with all below", buffers
+    done |= {key for key in COUNTERS if _plain(raw, key)}
+    if outputs := node.texts("Output"):
+        more = f" and {len(outputs) - _OUTPUT} more" if len(outputs) > _OUTPUT else ""
+        yield "Output", shortened(", ".join(outputs[:_OUTPUT]), SHORT) + more
+        done.add("Output")
+    yield from pairs(raw, done)
+
+
+def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the keys that are not in `done` with their values as text; omit 0 and false."""
+    for key, value in raw.items():
+        if key in done or not value:
+            continue
+        if key == "Workers" and isinstance(value, list):
+            for at, worker in enumerate(value[:_WORKERS]):
+                figures = (
+                    {k: v for k, v in worker.items() if k != "Worker Number"} if isinstance(worker, dict) else worker
+                )
+                yield f"Worker {at}", _flat(figures)
+            if len(value) > _WORKERS:
+                yield "Workers", f"{len(value) - _WORKERS} more"
+        else:
+            yield key, _flat(value) + (" ms" if key.endswith(" Time") and _plain(raw, key) else "")
+
+
+def _cost(node: Node) -> str:
+    start, end = (f"{node.value(key):,.10g}" for key in ("Startup Cost", "Total Cost"))
+    rows = counted(node.value("Plan Rows"), "row")
+    return f"{start} to {end} for {rows} of {counted(node.value('Plan Width'), 'byte')}"
+
+
+def _loop(node: Node) -> str:
+    rows = f"{node.value('Actual Rows'):,.10g} rows"
+    if "Actual Total Time" not in node.raw:
+        return rows
+    start, end = (ms(node.value(key)) for key in ("Actual Startup Time", "Actual Total Time"))
+    return f"{rows}, first after {start} ms, last after {end} ms"
+
+
+def _buffers(node: Node) -> str:
+    found: dict[str, list[str]] = {}
+    for key in COUNTERS:
+        if count := node.value(key):
+            kind, what, _ = key.lower().split(" ")
+            found.setdefault(kind, []).append(f"{what} {units.count(count)}")
+    return "; ".join(f"{kind} {', '.join(counts)}" for kind, counts in found.items())
+
+
+def _plain(raw: Mapping[str, Any], key: str) -> bool:
+    """Return whether a value is a number, as EXPLAIN writes it."""
+    return isinstance(raw.get(key), int | float) and not isinstance(raw[key], bool)
+
+
+def _flat(value: Any, depth: int = 3) -> str:
+    """Return any value of a document on one line, without parts that are 0 or false."""
+    if isinstance(value, dict | list) and not depth:
+        try:
+            text = dumps(value)
+        except PlanError:
+            text = "(nested too deeply)"
+    elif isinstance(value, dict):
+        text = ", ".join(f"{key} {_flat(part, depth - 1)}" for key, part in value.items() if part)
+    elif isinstance(value, list):
+        text = ", ".join(_flat(part, depth - 1) for part in value)
+    else:
+        return shortened(str(value), _LONG)
+    return shortened(text if depth == 3 else f"({text})", _LONG)

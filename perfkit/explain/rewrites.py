@@ -24,8 +24,6 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from math import ceil, floor
 
-from perfkit.explain.facts import Predicate
-
 WHY: Mapping[str, str] = {
     "widened": "A cast to a wider type (smallint < integer < bigint, real < double precision) changes no value, and "
     "B-trees compare both types directly. The value has one of these types; otherwise the cast would go further.",
@@ -85,7 +83,7 @@ _TRUNCATED = re.compile(rf"date_trunc\('(?P<unit>\w+)'(?:::text)?, (?:{_COLUMN}|
 _YEAR = re.compile(
     rf"(?:EXTRACT\(year FROM {_COLUMN}\)|date_part\('year'(?:::text)?, (?:{_COLUMN}|\({_COLUMN}\)::{_TS})\))"
 )
-_DISTINCT = re.compile(rf"\(*NOT \((?P<column>{_COLUMN}) IS DISTINCT FROM (?P<value>.+?)\)+")
+NOT_DISTINCT = re.compile(rf"\(*NOT \((?P<column>{_COLUMN}) IS DISTINCT FROM (?P<value>.+?)\)+")
 _CONSTANT = re.compile(r"'(?:[^']|'')*'(?:::[\w ]+)?|-?\d[\d.]*|true|false")
 _SPAN = re.compile(
     r"(?:(?P<parts>(?:[-+]?\d+ (?:year|mon|day)s? ?)*))(?:(?P<sign>[-+]?)(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d)(?:\.\d+)?)?"
@@ -139,13 +137,6 @@ def rewritten(condition: Condition) -> Rewrite | None:
             kind = "timestamptz" if name == "near a unit" and condition.type == "date" else kind
             return Rewrite(name, form, kind)
     return None
-
-
-def as_condition(text: str, subject: str, p: Predicate, kind: str) -> Condition:
-    """Return a predicate in the form that rules read; `text` and `subject` are without the table's name."""
-    if not p.operator and (found := _DISTINCT.fullmatch(text)):
-        return Condition(text, found["column"], "IS NOT DISTINCT FROM", found["value"], kind)
-    return Condition(text, subject, p.operator, _bare(p.value), kind)
 
 
 def _widened(c: Condition) -> str:
@@ -442,17 +433,6 @@ def span_of(text: str) -> tuple[int, int, int] | None:
         months, days = months + int(number) * units[unit][0], days + int(number) * units[unit][1]
     seconds = sum(int(found[key] or 0) * size for key, size in (("h", 3600), ("m", 60), ("s", 1)))
     return months, days, -seconds if found["sign"] == "-" else seconds
-
-
-def _bare(value: str) -> str:
-    """Return a value without the parentheses around all of it."""
-    inner = value[1:-1] if value.startswith("(") and value.endswith(")") else value
-    depth = 0
-    for letter in re.sub(r"'(?:[^']|'')*'", "''", inner):
-        depth += (letter == "(") - (letter == ")")
-        if depth < 0:
-            return value
-    return inner
 
 
 def operand(value: str) -> str:

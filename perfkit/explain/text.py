@@ -7,14 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
-from typing import Any
 
 from perfkit.base import units
-from perfkit.base.bundle import dumps
-from perfkit.base.errors import PlanError, visible
+from perfkit.base.errors import visible
 from perfkit.explain.comparison import CONDITIONS
 from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
-from perfkit.explain.plan import COUNTERS, PAGES, Node, Plan, number
+from perfkit.explain.plan import PAGES, Node, Plan, number
 
 SIGNS = {Severity.HIGH: "▲", Severity.MEDIUM: "△", Severity.LOW: "▹"}
 STATES = {Severity.HIGH: "bad", Severity.MEDIUM: "unsure", Severity.LOW: "quiet"}
@@ -186,27 +184,19 @@ def rank(finding: Finding) -> int:
 # The details of a node: one line with the most important ones, then every other key of EXPLAIN.
 
 SHORT = 160  # characters of a condition in the brief line
-_LONG = 1_000  # characters of any value
-_OUTPUT = 6  # number of columns that are named
-_WORKERS = 16
-_IN_TITLE = (  # keys that a node's title shows
-    *("Node Type", "Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name"),
-    *("Alias", "Index Name", "Join Type", "Strategy", "Partial Mode", "Scan Direction", "Subplan Name", "Command"),
-)
-_REMOVED = {
+REMOVED_ROWS = {
     "Rows Removed by Filter": "removed by the filter",
     "Rows Removed by Join Filter": "removed by the join filter",
     "Rows Removed by Index Recheck": "removed when rechecked",
     "Rows Removed by Conflict Filter": "removed by the conflict filter",
 }
-_BRIEF = (*_REMOVED, "Heap Fetches", "Workers Planned", "Workers Launched")  # numbers in the brief line
 _KILOBYTES = {"Peak Memory Usage": "in memory", "Disk Usage": "on disk"}
 
 
 def brief(node: Node) -> str:
     """Return conditions, removed rows, memory and workers in one line; "" if the node has none of these."""
     parts = [f"{key}: {shortened(', '.join(texts), SHORT)}" for key in CONDITIONS if (texts := node.texts(key))]
-    for key, words in _REMOVED.items():
+    for key, words in REMOVED_ROWS.items():
         if count := node.value(key) * max(node.loops, 1.0):
             parts.append(f"{counted(count, 'row')} {words}")
     parts += _memory(node)
@@ -220,52 +210,6 @@ def brief(node: Node) -> str:
         launched = f", {units.count(node.value('Workers Launched'))} launched" if node.executed else ""
         parts.append(f"{counted(node.value('Workers Planned'), 'worker')} planned{launched}")
     return " · ".join(parts)
-
-
-def details(node: Node) -> Iterator[tuple[str, str]]:
-    """Yield name and value of all other details; omit 0, `false` and values that `brief` shows in full."""
-    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.text(key))}
-    done |= {key for key in CONDITIONS if (texts := node.texts(key)) and len(", ".join(texts)) <= SHORT}
-    done |= {key for key in _BRIEF if _plain(raw, key)}
-    if node.text("Sort Method") and _plain(raw, "Sort Space Used"):
-        done |= {"Sort Method", "Sort Space Used", "Sort Space Type"}
-    if _plain(raw, "Total Cost"):
-        yield "Cost", _cost(node)
-        done |= {"Startup Cost", "Total Cost", "Plan Rows", "Plan Width"}
-    if _plain(raw, "Actual Loops") and node.executed:
-        yield "Each loop", _loop(node)
-        done |= {"Actual Loops", "Actual Rows", "Actual Startup Time", "Actual Total Time"}
-    if node.children and node.inclusive_ms is not None and node.executed:
-        yield "With all below", f"{ms(node.inclusive_ms)} ms, {counted(node.pages, 'page')}"
-    if buffers := _buffers(node):
-        yield "Buffers, with all below", buffers
-    done |= {key for key in COUNTERS if _plain(raw, key)}
-    if outputs := node.texts("Output"):
-        more = f" and {len(outputs) - _OUTPUT} more" if len(outputs) > _OUTPUT else ""
-        yield "Output", shortened(", ".join(outputs[:_OUTPUT]), SHORT) + more
-        done.add("Output")
-    yield from pairs(raw, done)
-
-
-def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the keys that are not in `done` with their values as text; omit 0 and false."""
-    for key, value in raw.items():
-        if key in done or not value:
-            continue
-        if key == "Workers" and isinstance(value, list):
-            for at, worker in enumerate(value[:_WORKERS]):
-                yield (
-                    f"Worker {at}",
-                    _flat(
-                        {k: v for k, v in worker.items() if k != "Worker Number"}
-                        if isinstance(worker, dict)
-                        else worker
-                    ),
-                )
-            if len(value) > _WORKERS:
-                yield "Workers", f"{len(value) - _WORKERS} more"
-        else:
-            yield key, _flat(value) + (" ms" if key.endswith(" Time") and _plain(raw, key) else "")
 
 
 def shortened(text: str, limit: int) -> str:
@@ -286,50 +230,6 @@ def _memory(node: Node) -> Iterator[str]:
             yield f"{units.size(used * 1024)} {words}"
 
 
-def _cost(node: Node) -> str:
-    start, end = (f"{node.value(key):,.10g}" for key in ("Startup Cost", "Total Cost"))
-    rows = counted(node.value("Plan Rows"), "row")
-    return f"{start} to {end} for {rows} of {counted(node.value('Plan Width'), 'byte')}"
-
-
-def _loop(node: Node) -> str:
-    rows = f"{node.value('Actual Rows'):,.10g} rows"
-    if "Actual Total Time" not in node.raw:
-        return rows
-    start, end = (ms(node.value(key)) for key in ("Actual Startup Time", "Actual Total Time"))
-    return f"{rows}, first after {start} ms, last after {end} ms"
-
-
-def _buffers(node: Node) -> str:
-    found: dict[str, list[str]] = {}
-    for key in COUNTERS:
-        if count := node.value(key):
-            kind, what, _ = key.lower().split(" ")
-            found.setdefault(kind, []).append(f"{what} {units.count(count)}")
-    return "; ".join(f"{kind} {', '.join(counts)}" for kind, counts in found.items())
-
-
-def _plain(raw: Mapping[str, Any], key: str) -> bool:
-    """Return whether a value is a number, as EXPLAIN writes it."""
-    return isinstance(raw.get(key), int | float) and not isinstance(raw[key], bool)
-
-
-def _flat(value: Any, depth: int = 3) -> str:
-    """Return any value of a document on one line, without parts that are 0 or false."""
-    if isinstance(value, dict | list) and not depth:
-        try:
-            text = dumps(value)
-        except PlanError:
-            text = "(nested too deeply)"
-    elif isinstance(value, dict):
-        text = ", ".join(f"{key} {_flat(part, depth - 1)}" for key, part in value.items() if part)
-    elif isinstance(value, list):
-        text = ", ".join(_flat(part, depth - 1) for part in value)
-    else:
-        return shortened(str(value), _LONG)
-    return shortened(text if depth == 3 else f"({text})", _LONG)
-
-
 # The statement as a whole: its figures, their caveats, and its findings.
 
 _MEASURED = "Page counts are reproducible; a single timing is not."
@@ -339,12 +239,9 @@ _ESTIMATED = "Costs (in the planner's own unit) and rows are the planner's estim
 def whole_plan(figures: PlanFigures) -> list[str]:
     """Return the figures of the statement, most important first."""
     plan, document = figures.plan, figures.plan.document
-    parts = []
-    if plan.analyzed:
-        if plan.execution_ms:
-            parts.append(f"{duration(plan.execution_ms)} executing")
-    else:
-        parts.append(f"cost {figures.cost(plan.root)}")
+    parts = [] if plan.analyzed else [f"cost {figures.cost(plan.root)}"]
+    if plan.analyzed and plan.execution_ms:
+        parts.append(f"{duration(plan.execution_ms)} executing")
     if "Planning Time" in document:
         parts.append(f"{duration(plan.planning_ms)} planning")
     if figures.paged and plan.analyzed:
@@ -401,11 +298,11 @@ def summary(figures: PlanFigures) -> str:
     if not found:
         return ""
     ranked = sorted(found, key=lambda f: (rank(f), f.node or 0))
-    places = dict.fromkeys(f"{badge(f)} {place(figures, f)}" for f in ranked)
-    return f"{counted(len(found), 'finding')}: {', '.join(places)}"
+    steps = dict.fromkeys(f"{badge(f)} {step_of(figures, f)}" for f in ranked)
+    return f"{counted(len(found), 'finding')}: {', '.join(steps)}"
 
 
-def place(figures: PlanFigures, finding: Finding) -> str:
+def step_of(figures: PlanFigures, finding: Finding) -> str:
     """Return the step of a finding, in words."""
     return "of the statement" if finding in figures.findings.get(None, ()) else f"at {finding.node}"
 
@@ -479,7 +376,7 @@ def findings(figures: PlanFigures, width: int | None) -> Iterator[str]:
     """Yield each finding with the number of its step, most severe first."""
     found = [f for key in sorted(figures.findings, key=lambda n: n or 0) for f in figures.findings[key]]
     for finding in sorted(found, key=rank):
-        parts = f"{badge(finding)} {place(figures, finding)}: {finding.text} {finding.advice}"
+        parts = f"{badge(finding)} {step_of(figures, finding)}: {finding.text} {finding.advice}"
         yield from wrapped(parts, width, "  ")
         for line in finding.sql.splitlines():
             yield f"    {visible(line)}"
@@ -509,9 +406,9 @@ def _columns(figures: PlanFigures, node: Node) -> tuple[str, ...]:
 
 def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns of a group; empty if the tree has other columns than a plan's."""
-    _, spent, pages = figures.group(group)
     if heads != _HEADS[True]:
-        return tuple("" for _ in heads)
+        return ("",) * len(heads)
+    _, spent, pages = figures.group(group)
     time, of = (ms(spent), share(figures.part(spent))) if figures.plan.timed else (units.NONE, units.NONE)
     return time, of, units.count(pages) if figures.paged else units.NONE, ""
 
@@ -519,14 +416,11 @@ def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -
 def _title(figures: PlanFigures, what: Node | FigureGroup) -> str:
     if isinstance(what, FigureGroup):
         return f"… {figures.group(what)[0]}"
-    parts = ", ".join(text for text in (figures.execution(what), _hidden(figures, what)) if text)
+    count = figures.below[what][0] if what in figures.negligible else 0
+    hidden = f"+ {counted(count, 'step')}" if count else ""
+    parts = ", ".join(text for text in (figures.execution(what), hidden) if text)
     label = f"{what.text('Subplan Name')}: " if what.text("Subplan Name") else ""
     return " ".join(visible(f"{label}{what.title}{f' ({parts})' if parts else ''}").split())
-
-
-def _hidden(figures: PlanFigures, node: Node) -> str:
-    count = figures.below[node][0]
-    return f"+ {counted(count, 'step')}" if count and node in figures.negligible else ""
 
 
 def _fitting(title: str, room: int, indent: int) -> list[str]:

@@ -174,7 +174,7 @@ def test_elsewhere_stale_statistics_are_to_be_made_anew_before_any_advice(
     assert refusal.sentence.startswith("ANALYZE shipments first: ")
     assert "statistics were made" in refusal.sentence
     imagined = foreign.whatif(COUNT, "CREATE INDEX ON shipments (state)")
-    assert refusal.sentence in imagined.view.text() and refusal.sentence in imagined._repr_html_()
+    assert refusal.sentence in imagined.text() and refusal.sentence in imagined._repr_html_()
     system.run("ANALYZE shipments", user="shop")
     found = asked(foreign, COUNT)
     assert not any(proposal.design.where for proposal in found.proposals)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from perfkit.explain.accounting import GATHERS
-from perfkit.explain.candidates import candidate
-from perfkit.explain.candidates import conditions
+from perfkit.explain.candidates import candidate, conditions
 from perfkit.explain.facts import Predicate, TableFacts, predicates, qualified, quoted, stale
 from perfkit.explain.findings.model import Finding, FindingContext, child, counted, inclusive, took, worth
 from perfkit.explain.plan import Node

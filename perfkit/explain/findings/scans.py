@@ -13,7 +13,6 @@ from perfkit.explain.candidates import (
     added,
     blocks,
     broken,
-    closes,
     column_of,
     conditions,
     explained,
@@ -26,7 +25,7 @@ from perfkit.explain.candidates import (
     usable,
     wanted_order,
 )
-from perfkit.explain.facts import Predicate, alternatives, predicates, qualified, quoted, squeezed
+from perfkit.explain.facts import Predicate, alternatives, bare, predicates, qualified, quoted, squeezed
 from perfkit.explain.findings.model import (
     Finding,
     FindingContext,
@@ -425,6 +424,5 @@ def _columns(p: Predicate) -> str:
 
 
 def _shown(p: Predicate, node: Node) -> str:
-    text = plain(p.text, node.text("Alias"))
-    text = text[1:-1] if text.startswith("(") and closes(text) else text
+    text = bare(plain(p.text, node.text("Alias")))
     return text if len(text) <= 80 else text[:79] + "…"
