@@ -20,7 +20,7 @@ test: $(STAMP)
 	@$(BIN)/pytest -m "not slow and alone"
 
 test-unit: $(STAMP)
-	@$(PYTEST) -m "not slow and not server"
+	@$(PYTEST) -m "not slow and not alone and not server and not process"
 
 test-all: $(STAMP)
 	@$(PYTEST) -m "not alone"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,43 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a server: each needs a folder for it, and a system's PostgreSQL is marked by hand."""
+    """Mark tests that start a server or other processes by their fixtures; all others are unit tests."""
     for item in items:
-        if "server_home" in getattr(item, "fixturenames", ()) or item.get_closest_marker("system"):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        fixtures = {*getattr(item, "fixturenames", ()), *(value for value in parameters if isinstance(value, str))}
+        if fixtures & {"server_home", "server", "server16"} or item.get_closest_marker("system"):
             item.add_marker("server")
+        if "processes" in fixtures:
+            item.add_marker("process")
+
+
+_unit_test: list[str] = []  # the unit test that runs now, if one does
+
+
+def _no_process(event: str, _details: object) -> None:
+    if _unit_test and event in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+        raise AssertionError(
+            f"{_unit_test[0]} starts a process; expected the mark `process` or the fixture `processes`"
+        )
+
+
+sys.addaudithook(_no_process)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keep unit tests free of other processes, so that they stay fast."""
+    if not any(item.get_closest_marker(name) for name in ("server", "process", "slow", "alone")):
+        _unit_test[:] = [item.nodeid]
+    try:
+        return (yield)
+    finally:
+        _unit_test.clear()
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Stand for what a fixture starts that is no server: a kernel, a command, load workers."""
 
 
 @pytest.fixture(scope="session")

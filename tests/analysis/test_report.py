@@ -28,7 +28,7 @@ NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """The report of a healthy run."""
     folder = tmp_path_factory.mktemp("a run with spaces") / "run"
     make_run(folder)
@@ -36,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(tmp_path_factory: pytest.TempPathFactory, processes: None) -> Path:
     """The report of a run whose names, SQL, checks and errors try to become markup."""
     folder = tmp_path_factory.mktemp("hostile") / "run"
     make_run(folder, fail=HOSTILE, name=HOSTILE)
@@ -116,6 +116,7 @@ def test_the_same_bundle_gives_the_same_bytes(report: Path, tmp_path: Path) -> N
     assert not list(report.parent.glob("*.ipynb")) and not list(report.parent.glob(".*"))
 
 
+@pytest.mark.process
 def test_a_cell_writes_the_report_of_its_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run").path
     source = (
@@ -164,6 +165,7 @@ def test_the_raw_data_has_a_line_per_request(report: Path) -> None:
     assert {row["outcome"] for row in rows} == {"ok"} and float(rows[0]["done_ms"]) > 0
 
 
+@pytest.mark.process
 def test_an_interrupted_run_is_rendered_and_marked(tmp_path: Path) -> None:
     make_run(tmp_path / "run", blocks=2, status="interrupted")
     text = render(tmp_path / "run").read_text()
@@ -200,6 +202,7 @@ def test_notebooks_are_clean_and_their_parameters_documented(notebook: Path) -> 
     assert found and all(p["inferred_type_name"] != "None" and p["help"] for p in found.values())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -101,6 +101,7 @@ def loaded(*args: str) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.process
 def test_the_list_of_commands_imports_no_command_and_nothing_heavy() -> None:
     modules = loaded("--help")
     assert not modules & {"pandas", "matplotlib", "numpy", "aiohttp", "sqlglot", "psycopg", "pydantic"}
@@ -108,6 +109,7 @@ def test_the_list_of_commands_imports_no_command_and_nothing_heavy() -> None:
     assert {name.split(".")[1] for name in modules if name.startswith("perfkit.")} == {"app", "base"}
 
 
+@pytest.mark.process
 def test_a_plan_from_a_file_imports_neither_load_nor_reports() -> None:
     modules = loaded("explain", str(CHECKOUT / "tests/plans/18/bitmap_and.json"))
     assert not modules & {"pandas", "matplotlib", "aiohttp", "perfkit.app.api"}
@@ -135,6 +137,7 @@ def test_each_command_about_what_is_slow_shows_an_example_too(command: str) -> N
     assert f"\n    perfkit slow {command}" in done.output.partition("Example")[2]
 
 
+@pytest.mark.process
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "perfkit", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()[-1]) == (0, "0.1.0")
@@ -282,12 +285,14 @@ def test_a_service_that_cannot_start_is_one_line(home: Path, booking: Path) -> N
 # Decisions
 
 
+@pytest.mark.process
 def test_gate_exits_0_on_go_and_says_why(go: Path) -> None:
     done = perfkit("gate", go)
     assert done.exit_code == 0
     assert done.stdout.startswith("GO: 30 at once: 95 of 100 requests were answered within ")
 
 
+@pytest.mark.process
 def test_gate_exits_99_on_no_go(run: Bundle) -> None:
     run.run["checks"]["after-full"][0]["passed"] = False
     run.update()
@@ -295,17 +300,20 @@ def test_gate_exits_99_on_no_go(run: Bundle) -> None:
     assert done.exit_code == 99 and done.stdout.startswith("NO-GO: ")
 
 
+@pytest.mark.process
 def test_gate_exits_100_where_it_is_inconclusive(run: Bundle) -> None:
     run.update(status="interrupted")
     done = perfkit("gate", run.path)
     assert done.exit_code == 100 and done.stdout.startswith("INCONCLUSIVE: ")
 
 
+@pytest.mark.process
 def test_gate_exits_98_where_a_comparison_is_invalid(tmp_path: Path) -> None:
     done = perfkit("gate", make_run(tmp_path / "run", blocks=5).path)
     assert done.exit_code == 98 and done.stdout.startswith("INCONCLUSIVE: ")
 
 
+@pytest.mark.process
 def test_a_no_go_outranks_an_invalid_comparison(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", blocks=5)
     run.run["checks"]["after-full"][0]["passed"] = False
@@ -313,6 +321,7 @@ def test_a_no_go_outranks_an_invalid_comparison(tmp_path: Path) -> None:
     assert perfkit("gate", run.path).exit_code == 99
 
 
+@pytest.mark.process
 def test_a_report_is_a_success_whatever_it_says_unless_it_is_asked_to_gate(run: Bundle) -> None:
     run.run["checks"]["after-full"][0]["passed"] = False
     run.update()

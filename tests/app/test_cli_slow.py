@@ -134,6 +134,7 @@ def test_several_files_are_told_as_one(log: Path, tmp_path: Path) -> None:
     assert [(s["calls"], s["total_ms"]) for s in found["statements"]] == [(3, 961.0), (9, 225.0)]
 
 
+@pytest.mark.process
 def test_a_log_is_followed_until_it_is_interrupted(log: Path) -> None:
     command = [sys.executable, "-m", "perfkit", "slow", "log", str(log), "--follow", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

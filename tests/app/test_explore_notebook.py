@@ -47,6 +47,7 @@ def test_untouched_it_ends_at_the_right_index_with_the_proof(home: Path, tmp_pat
     assert "CREATE INDEX" in (tmp_path / "statement.html").read_text()
 
 
+@pytest.mark.process
 def test_a_log_alone_is_shown_and_the_rest_says_what_it_lacks(tmp_path: Path) -> None:
     entry = {"timestamp": "2026-03-01 09:00:00.123 UTC", "error_severity": "LOG", "query_id": 11}
     log = tmp_path / "server.json"

@@ -182,6 +182,7 @@ def made(tmp_path: Path, notes: list[tuple[str, str]]) -> Callable[[str], Renewa
     return make
 
 
+@pytest.mark.process
 def test_a_dashboard_is_written_at_once_and_then_every_half_minute(
     made: Callable[[str], Renewal], tmp_path: Path, notes: list[tuple[str, str]]
 ) -> None:
@@ -194,6 +195,7 @@ def test_a_dashboard_is_written_at_once_and_then_every_half_minute(
     assert (tmp_path / "n").read_text() == "xxxx" and notes == []
 
 
+@pytest.mark.process
 def test_the_last_page_says_that_nobody_watches_any_more(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "live", watching.about())
     for tick in watching.quiet(hours=0.02):
@@ -203,6 +205,7 @@ def test_the_last_page_says_that_nobody_watches_any_more(tmp_path: Path) -> None
     assert "ENDED" in (tmp_path / "live" / "watch.html").read_text()
 
 
+@pytest.mark.process
 def test_a_dashboard_that_fails_is_a_note_with_its_last_words(
     made: Callable[[str], Renewal], notes: list[tuple[str, str]]
 ) -> None:
@@ -212,6 +215,7 @@ def test_a_dashboard_that_fails_is_a_note_with_its_last_words(
     assert notes == [("dashboard", "the dashboard cannot be written: perfkit: no room")]
 
 
+@pytest.mark.process
 def test_a_dashboard_that_hangs_is_not_waited_for_and_ended_at_last(
     made: Callable[[str], Renewal], notes: list[tuple[str, str]]
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from perfkit.base.process import spawn, stop
 
+pytestmark = pytest.mark.process
+
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a killed parent's children")
 SLEEP = ["sleep", "600"]
 # Says when it is ready, then ignores requests to end.

@@ -37,6 +37,7 @@ class TestAFileThatComesWithPerfkit:
         assert resources.path("sql/catalog/settings.sql").read_text() == "-- the copy"
         assert resources.name_of(built) == "perfkit:sql/catalog/settings.sql"
 
+    @pytest.mark.process
     def test_is_found_by_an_install_whose_folder_is_not_the_working_folder(self, tmp_path: Path) -> None:
         said = subprocess.run([sys.executable, "-m", "perfkit", "config", "show"], cwd=tmp_path, capture_output=True)
         assert said.returncode == 0 and b'"perfkit:sql/booking/schema.sql"' in said.stdout

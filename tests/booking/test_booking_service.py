@@ -443,6 +443,7 @@ def test_an_exhausted_pool_says_so(server: EmbeddedServer, database: Connection,
     }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("handler", HANDLERS)
 def test_a_database_out_of_reach_is_503(tmp_path: Path, handler: str) -> None:
     conninfo = f"host='{tmp_path}' dbname=none user=perfkit"
@@ -533,6 +534,7 @@ def test_it_ends_at_once_and_leaves_no_connection(
     assert booked(database, patient) == []
 
 
+@pytest.mark.process
 def test_a_port_in_use_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -548,6 +550,7 @@ def test_a_port_in_use_is_said_in_one_line() -> None:
     assert port in line
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("handler", "options", "word"),
     [

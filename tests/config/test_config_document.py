@@ -105,6 +105,7 @@ def test_a_command_below_perfkits_own_folder_stays_a_path(tmp_path: Path) -> Non
     assert shown["database"]["prepare"][0] == "perfkit:sql/booking/schema.sql"
 
 
+@pytest.mark.process
 def test_every_key_that_has_a_value_is_shown() -> None:
     shown = tomllib.loads(perfkit("config", "show"))
     assert shown["limits"] == config.Limits().model_dump()
@@ -116,6 +117,7 @@ def test_every_key_that_has_a_value_is_shown() -> None:
 # The reference
 
 
+@pytest.mark.process
 def test_the_reference_is_kept() -> None:
     kept = (CHECKOUT / "docs" / "configuration.md").read_text()
     assert kept == perfkit("config", "reference"), "perfkit config reference > docs/configuration.md"

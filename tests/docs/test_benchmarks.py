@@ -47,6 +47,7 @@ def test_a_section_is_written_anew_and_the_others_stay(tmp_path: Path):
     assert text.count("About http") == 1 and "**missed**" in text and "| met |" in text
 
 
+@pytest.mark.process
 def test_an_unknown_name_is_refused_before_anything_is_measured():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "spd"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60

@@ -29,6 +29,7 @@ def test_every_perfkit_command_takes_the_options_shown(page: Path) -> None:
             pytest.fail(f"{command}: {error.format_message()}")
 
 
+@pytest.mark.process
 @each_page
 def test_every_make_command_has_its_target(page: Path) -> None:
     for command in documents.commands(page, "make"):

@@ -84,6 +84,7 @@ def test_no_file_imports_itself_around_a_corner():
     TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
 
 
+@pytest.mark.process
 def test_the_core_imports_no_optional_room():
     core = [name for name in MODULES if "." in name and FLOOR.keys() - OPTIONAL >= {room(name)}]
     script = f"import sys, importlib; [*map(importlib.import_module, {core})]; print(*sys.modules)"

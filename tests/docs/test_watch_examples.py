@@ -131,6 +131,7 @@ def chat() -> Iterator[HTTPServer]:
         server.shutdown()
 
 
+@pytest.mark.process
 def test_a_chat_is_told_of_an_alert(chat: HTTPServer) -> None:
     event = Event("raised", "e1", 60, watching.BEGAN, "p95 712 ms, above 600 ms", "latency-600", "P2")
     assert set(re.findall(r"`(\w+)`", PAGE[PAGE.index("The event has") : PAGE.index("## Prometheus")])) - {

@@ -48,7 +48,7 @@ class Live:
 
 
 @pytest.fixture(scope="module", params=SERVERS)
-def live(request: pytest.FixtureRequest) -> Iterator[Live]:
+def live(request: pytest.FixtureRequest, server_home: Path) -> Iterator[Live]:
     if request.param == "system":
         with corpus.system_cluster() as (_, connect):
             yield gathered(connect, corpus.VERSION, system=True)
@@ -742,6 +742,7 @@ def test_ctes_that_read_each_other_are_no_plan() -> None:
         read_plan({"Plan": {"Node Type": "Result", "Actual Loops": 1, "Plans": [cte("a", "b"), cte("b", "a")]}})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", [18, 16])
 def test_the_corpus_is_written_anew_by_its_command(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(tempfile.mkdtemp(prefix="perfkit-plans-"))

@@ -510,6 +510,7 @@ def test_the_notebooks_parameters_are_the_calls() -> None:
     assert all(taken[name].default in (value, ()) for name, value in defaults.items())
 
 
+@pytest.mark.process
 def test_a_dry_run_prints_every_set_and_measures_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [*PERFKIT, "indexes", "ablate", "--config", str(shop(tmp_path / "shop")), "--dry-run"],

@@ -52,7 +52,7 @@ def served(**routes):
 
 
 @pytest.fixture(scope="module")
-def crew():
+def crew(processes):
     with WorkerPool(2) as crew:
         yield crew
 
@@ -160,6 +160,7 @@ def test_sql_runs_with_its_parameters_and_reports_the_sqlstate(crew, server):
     assert columns["detail"][1] == "division by zero"
 
 
+@pytest.mark.process
 def test_a_database_that_cannot_be_reached_is_an_error_and_the_crew_is_spent(tmp_path):
     target = sql_target(f"host={tmp_path} dbname=x", 0.5, 1)
     with WorkerPool(2) as crew:
@@ -191,6 +192,7 @@ def test_health_says_what_the_client_cost(crew, null):
     assert 0 < health["worker_cpu"] <= 1.05
 
 
+@pytest.mark.process
 def test_a_worker_that_dies_is_an_error_not_a_hang():
     with WorkerPool(2) as crew:
         os.kill(crew._workers[0]._process.pid, signal.SIGKILL)
@@ -198,6 +200,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang():
             crew.run(http_target("http://127.0.0.1:1", 1), one())
 
 
+@pytest.mark.process
 def test_workers_end_with_their_parent():
     script = (
         "import os; from perfkit.load.pool import WorkerPool as Crew; crew = Crew(2);"

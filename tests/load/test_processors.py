@@ -21,7 +21,7 @@ several = pytest.mark.skipif(len(ALL) < 2 and not os.environ.get("CI"), reason="
 
 
 @pytest.fixture
-def other() -> Iterator[subprocess.Popen[bytes]]:
+def other(processes: None) -> Iterator[subprocess.Popen[bytes]]:
     """A process of ours that waits."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
@@ -40,6 +40,7 @@ def test_both_sides_keep_to_their_own_processor_until_the_way_back(other: subpro
     assert os.sched_getaffinity(0) == ALL
 
 
+@pytest.mark.process
 @several
 def test_nothing_moves_with_one_processor_no_connection_or_one_that_is_gone(other: subprocess.Popen[bytes]) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])

@@ -305,6 +305,7 @@ def command(*args: str | Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "perfkit.monitor.dashboard", *args], capture_output=True, text=True)
 
 
+@pytest.mark.process
 def test_the_command_writes_the_page_and_says_nothing(tmp_path: Path, quiet: Record) -> None:
     folder = tmp_path / "a watch"
     now = replace(quiet, ticks=quiet.ticks[:90], events=[])
@@ -322,6 +323,7 @@ def test_the_command_writes_the_page_and_says_nothing(tmp_path: Path, quiet: Rec
     Store.open(folder, now.about).close()  # nothing holds it
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("make", ["nothing", "empty", "run", "settings"])
 def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> None:
     folder = tmp_path / "f"
@@ -340,6 +342,7 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> No
         dashboard.write(folder)
 
 
+@pytest.mark.process
 def test_without_a_folder_it_says_how_it_is_called() -> None:
     done = command()
     assert done.returncode == 1 and done.stderr == "usage: python -m perfkit.monitor.dashboard FOLDER\n"

@@ -57,6 +57,7 @@ def told(path: Path) -> list[tuple[dict[str, object], dict[str, str]]]:
     return [(json.loads(text), environment) for text, environment in lines]
 
 
+@pytest.mark.process
 def test_it_gets_the_event_as_json_and_its_id_in_the_environment(made: Callable[..., Notifier], tmp_path: Path) -> None:
     notifier = made(sys.executable, "-c", KEEP, tmp_path / "told")
     notifier.tell(event())
@@ -77,6 +78,7 @@ def test_it_is_not_told_of_notes(made: Callable[..., Notifier], tmp_path: Path) 
     assert told(tmp_path / "told") == []
 
 
+@pytest.mark.process
 def test_a_command_that_fails_is_told_three_times_with_the_same_id(
     made: Callable[..., Notifier], notes: list[tuple[str, str]], tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_command_that_fails_is_told_three_times_with_the_same_id(
     assert notes[0][1].endswith("failed with status 3; for alert w1-latency-3")
 
 
+@pytest.mark.process
 def test_a_command_that_hangs_is_ended_with_what_it_started_and_delays_nobody(
     made: Callable[..., Notifier], notes: list[tuple[str, str]], tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_a_command_that_hangs_is_ended_with_what_it_started_and_delays_nobody(
     wait_for(lambda: not any(lives(pid) for pid in pids))
 
 
+@pytest.mark.process
 def test_the_end_of_the_watch_ends_a_command_that_hangs(made: Callable[..., Notifier], tmp_path: Path) -> None:
     notifier = made("/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; sleep 600")
     notifier.tell(event())
@@ -111,6 +115,7 @@ def test_the_end_of_the_watch_ends_a_command_that_hangs(made: Callable[..., Noti
     wait_for(lambda: not lives(int((tmp_path / "pid").read_text())))
 
 
+@pytest.mark.process
 def test_more_events_than_can_wait_are_left_out_and_noted(
     made: Callable[..., Notifier], notes: list[tuple[str, str]]
 ) -> None:

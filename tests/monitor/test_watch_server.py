@@ -108,6 +108,7 @@ def lock_held(running: Postgres) -> Iterator[psycopg.Connection]:
             thread.join()
 
 
+@pytest.mark.usefixtures("server_home")
 @pytest.mark.parametrize("version", [15, 16, 18])
 def test_every_figure_is_there_for_who_may_see_it(
     version: int, asked: Callable[..., Asked], request: pytest.FixtureRequest
@@ -123,6 +124,7 @@ def test_every_figure_is_there_for_who_may_see_it(
     assert found.server["connections_max"] == 100 and found.server["started"] == pytest.approx(time.time(), abs=120)
 
 
+@pytest.mark.usefixtures("server_home")
 @pytest.mark.parametrize("version", [15, 16, 18])
 def test_what_a_role_may_not_see_is_left_out_and_noted_once(
     version: int, asked: Callable[..., Asked], request: pytest.FixtureRequest

@@ -61,6 +61,7 @@ def test_an_interval_is_on_the_disk_before_the_next_begins(tmp_path: Path) -> No
     store.close()
 
 
+@pytest.mark.process
 def test_a_day_takes_a_fifth_of_50_mb_on_disk_and_is_read_in_bounded_memory(tmp_path: Path) -> None:
     day = watching.quiet(24)
     Store.open(tmp_path, ABOUT).close()
@@ -199,6 +200,7 @@ def increase(path: Path, least: int) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.process
 def test_kill_9_in_the_middle_of_writing_loses_at_most_one_interval_each_time(tmp_path: Path) -> None:
     for size in (30_000, 90_000, 200_000):
         process = writer(tmp_path)
@@ -222,6 +224,7 @@ def test_a_second_watcher_is_told_which_folder_is_taken(tmp_path: Path) -> None:
     Store.open(tmp_path, ABOUT).close()
 
 
+@pytest.mark.process
 def test_a_watcher_in_another_process_holds_the_folder_until_it_is_killed(tmp_path: Path) -> None:
     process = writer(tmp_path)
     increase(tmp_path / "ticks.jsonl", 2_000)

@@ -182,7 +182,7 @@ def unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[WorkerPool]:
+def crew(processes: None) -> Iterator[WorkerPool]:
     with WorkerPool(2) as found:
         yield found
 
@@ -798,6 +798,7 @@ class TestRequests:
         with pytest.raises(ValueError, match=r"leaves http://127.0.0.1:80; expected a path"):
             sender.check({**GET, "path": path.format(other=door.port)})
 
+    @pytest.mark.process
     @pytest.mark.parametrize("change", ["path", "warm", "headers"])
     def test_no_worker_sends_what_is_refused(self, change: str) -> None:
         with service() as other, service() as meant, WorkerPool(1) as crew:
@@ -831,6 +832,7 @@ class TestRequests:
         with stopped_by_a_guard("names an environment variable"):
             http_message(request, {"name": "{env:PGPASSWORD}"})
 
+    @pytest.mark.process
     def test_a_proxy_of_the_environment_is_not_used(self, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{door.port}")
@@ -1071,17 +1073,20 @@ class TestLoad:
             crew.run(target, [Batch(((GET,) * each,) * users)])
         return str(caught.value)
 
+    @pytest.mark.process
     def test_the_total_stops_the_run(self) -> None:
         with service() as seen:
             assert "limit on requests" in self.stopped(seen, Caps(total=25), users=6, each=20)
         assert seen.requests == 25
 
+    @pytest.mark.process
     def test_warming_up_is_within_the_bounds(self) -> None:
         with service(seconds=0.02) as seen:
             assert "limit on requests" in self.stopped(seen, Caps(total=9, in_flight=2), users=6, each=20, warm="/")
         assert seen.requests == 9
         assert seen.most <= 2
 
+    @pytest.mark.process
     @pytest.mark.parametrize("in_flight", [1, 2, 3])
     def test_no_more_are_in_flight_than_allowed(self, in_flight: int) -> None:
         with service(seconds=0.02) as seen, WorkerPool(2) as crew:
@@ -1091,6 +1096,7 @@ class TestLoad:
         assert seen.requests == 24 + 8
         assert seen.most == in_flight
 
+    @pytest.mark.process
     def test_rounds_of_one_run_share_its_total_however_many_workers_each_uses(self) -> None:
         with service() as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, limits=Caps("run", total=20))
@@ -1100,6 +1106,7 @@ class TestLoad:
                 crew.run(target, [Batch(((GET,) * 10,) * 2)])
         assert 14 < seen.requests <= 20
 
+    @pytest.mark.process
     def test_the_deadline_stops_the_run_and_those_who_wait_for_their_turn(self) -> None:
         with service() as seen:
             deadline = time.monotonic_ns() + 1_500_000_000
@@ -1109,6 +1116,7 @@ class TestLoad:
         assert max(seen.times) <= deadline / 1e9 + 0.5  # a request may be on its way
         assert seen.requests <= 20 * 1.5 + 2
 
+    @pytest.mark.process
     def test_the_breaker_stops_the_run_on_errors_and_those_who_wait_for_their_turn(self) -> None:
         with service(500) as seen:
             limits = Caps(rate=200, breaker_errors=0.5, breaker_window=5, grace=10)
@@ -1116,12 +1124,14 @@ class TestLoad:
             assert "circuit breaker: 5 of the last 5 requests failed (http_500); nothing more was sent" in said
         assert 10 <= seen.requests <= 2 * (10 + 4)  # each worker's own, and what was on its way
 
+    @pytest.mark.process
     def test_the_breaker_stops_the_run_on_slow_answers(self) -> None:
         with service(seconds=0.05) as seen:
             limits = Caps(in_flight=4, breaker_ms=10, breaker_window=5, grace=0)
             assert "took longer than 10 ms" in self.stopped(seen, limits, users=4, each=50)
         assert seen.requests <= 2 * (5 + 2)
 
+    @pytest.mark.process
     def test_the_rate_is_kept(self) -> None:
         with service() as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, limits=Caps(rate=50))

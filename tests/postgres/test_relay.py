@@ -179,6 +179,7 @@ def test_it_ends_with_its_parent_or_on_a_signal(server: EmbeddedServer, tmp_path
             connection.execute("SELECT 1")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [

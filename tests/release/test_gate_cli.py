@@ -75,6 +75,7 @@ def page(run: Path) -> str:
 # The decision
 
 
+@pytest.mark.process
 def test_unanswered_it_is_open_and_says_how_to_answer(run: Path) -> None:
     said = gate(100, run)
     assert said.startswith("INCONCLUSIVE: 30 at once: ")
@@ -83,6 +84,7 @@ def test_unanswered_it_is_open_and_says_how_to_answer(run: Path) -> None:
     assert str(run / "decision.html") in said.splitlines()
 
 
+@pytest.mark.process
 def test_answers_are_kept_and_once_all_are_yes_it_is_a_go(run: Path) -> None:
     assert decided(run, f"{QUESTIONS[0]}=yes", by="Ops Lead").decision == "INCONCLUSIVE"
     said = gate(0, run, *answered(QUESTIONS[1]), "--by", "QA Lead")
@@ -95,6 +97,7 @@ def test_answers_are_kept_and_once_all_are_yes_it_is_a_go(run: Path) -> None:
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", own.on) for own in read_answers(run))
 
 
+@pytest.mark.process
 def test_a_later_answer_counts_and_the_earlier_is_kept(run: Path) -> None:
     assert decided(run, *(f"{name}=yes" for name in QUESTIONS), by="Ops Lead").decision == "GO"
     said = gate(99, run, "--answer", f"{QUESTIONS[0]}=No", "--by", "QA Lead")
@@ -111,6 +114,7 @@ def test_an_answer_of_the_configuration_counts_until_somebody_says_otherwise(run
     assert decided(run, f"{QUESTIONS[1]}=no", by="QA Lead").decision == "NO-GO"
 
 
+@pytest.mark.process
 def test_a_failing_check_outranks_what_is_open(run: Path) -> None:
     bundle = Bundle.open(run)
     bundle.run["checks"]["after-full"][0]["passed"] = False
@@ -128,6 +132,7 @@ def test_a_watch_that_is_required_and_not_named_leaves_it_open(run: Path) -> Non
     )
 
 
+@pytest.mark.process
 def test_an_older_bundle_without_a_release_is_judged_by_its_rules(tmp_path: Path) -> None:
     old = make_run(tmp_path / "run")
     old.run["config"]["thresholds"] = {"p95_ms": 500, "error_rate": 0.001}
@@ -165,6 +170,7 @@ def test_a_real_run_can_be_decided_on(bundle: Bundle, tmp_path: Path) -> None:
 # What it writes
 
 
+@pytest.mark.process
 def test_the_page_holds_matrix_plan_risks_answers_lines_to_sign_and_the_hash(run: Path) -> None:
     gate(0, run, *answered(*QUESTIONS), "--by", "Ops <script>Lead")
     html, content = page(run), json.loads((run / "seal.json").read_text())["content"]
@@ -200,6 +206,7 @@ def test_the_notebook_decides_as_the_command_does(run: Path) -> None:
         execute(GATE, {})
 
 
+@pytest.mark.process
 def test_junit_and_json_hold_the_decision(run: Path, tmp_path: Path) -> None:
     gate(100, run, "--junit", tmp_path / "gate.xml", "--json", tmp_path / "gate.json")
     found = json.loads((tmp_path / "gate.json").read_text())
@@ -251,6 +258,7 @@ def test_a_report_made_again_after_the_decision_changes_nothing(run: Path) -> No
 # Checking
 
 
+@pytest.mark.process
 def test_verify_says_since_when_nothing_changed_and_compares_the_hash_on_paper(run: Path) -> None:
     gate(100, run)
     content = json.loads((run / "seal.json").read_text())["content"]

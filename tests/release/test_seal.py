@@ -95,6 +95,7 @@ def test_an_edited_list_is_found_by_its_own_hash(folder: Path) -> None:
     assert not found.unchanged
 
 
+@pytest.mark.process
 def test_the_content_hash_is_what_sha256sum_gives(folder: Path) -> None:
     names = sorted(decision.read_seal(folder).files)
     listed = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True).stdout

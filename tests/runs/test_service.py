@@ -90,6 +90,7 @@ def booking(server: EmbeddedServer) -> Iterator[str]:
     databases.drop(server, "service_test")
 
 
+@pytest.mark.process
 def test_it_answers_once_entered_with_its_database_and_is_gone_once_left() -> None:
     with python(SLOW_TO_RESET) as running:
         found = answer(running)
@@ -100,6 +101,7 @@ def test_it_answers_once_entered_with_its_database_and_is_gone_once_left() -> No
         answer(running)
 
 
+@pytest.mark.process
 def test_stop_ends_what_the_service_started_and_may_be_called_again() -> None:
     family = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
     running = service("{python}", "-c", family, SLOW_TO_RESET.replace("{", "{{").replace("}", "}}"), "{port}")
@@ -110,6 +112,7 @@ def test_stop_ends_what_the_service_started_and_may_be_called_again() -> None:
         running.stop()
 
 
+@pytest.mark.process
 def test_reset_by_restart_is_another_process() -> None:
     with python(SLOW_TO_RESET, reset="restart") as running:
         first = answer(running)["pid"]
@@ -119,6 +122,7 @@ def test_reset_by_restart_is_another_process() -> None:
         assert not psutil.pid_exists(first)
 
 
+@pytest.mark.process
 def test_reset_by_hup_is_the_same_process_and_waits_for_its_new_answer() -> None:
     with python(SLOW_TO_RESET, reset="hup") as running:
         first = answer(running)
@@ -128,6 +132,7 @@ def test_reset_by_hup_is_the_same_process_and_waits_for_its_new_answer() -> None
             assert answer(running) == {**first, "resets": resets}
 
 
+@pytest.mark.process
 def test_reset_by_hup_starts_a_service_that_has_died() -> None:
     with python(SLOW_TO_RESET, reset="hup") as running:
         process = psutil.Process(answer(running)["pid"])
@@ -173,18 +178,21 @@ def test_a_placeholder_without_a_value_is_one_line(argument: str, said: str) -> 
     assert failure(service("true", argument)) == said
 
 
+@pytest.mark.process
 def test_the_arms_own_values_fill_placeholders(tmp_path: Path) -> None:
     code = f"import sys; open({str(tmp_path / 'seen')!r}, 'w').write(' '.join(sys.argv[1:]))"
     failure(service("{python}", "-c", code, "{handler}", "{{literal}}"))
     assert (tmp_path / "seen").read_text() == "pooled {literal}"
 
 
+@pytest.mark.process
 def test_a_service_that_dies_while_starting_shows_its_last_words() -> None:
     said = failure(python("import sys; sys.exit('starting\\nno database to be found')"))
     assert said == "after: the service ended while starting: no database to be found"
     assert failure(python("")) == "after: the service ended while starting: it left no message"
 
 
+@pytest.mark.process
 def test_a_service_that_never_becomes_healthy_is_one_line_and_stopped() -> None:
     said = failure(python(SLOW_TO_RESET, health="/ready", start_timeout_s=0.5))
     assert said == "after: /ready did not answer 200 within 0.5 s"
@@ -193,6 +201,7 @@ def test_a_service_that_never_becomes_healthy_is_one_line_and_stopped() -> None:
     )
 
 
+@pytest.mark.process
 def test_a_service_that_says_much_is_not_blocked() -> None:
     chatty = "import sys\nfor _ in range(20000): print('x' * 100); print('y' * 100, file=sys.stderr)\n"
     with python(chatty + SLOW_TO_RESET) as running:
