@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.phases import Memory
 from perfkit.app import api
-from perfkit.base.bundle import Bundle
+from perfkit.indexes.designs import ADVISED, CHOSEN
 
 LIMITS = {"quick": 240.0, "standard": 900.0}  # seconds from the call to the page
 MEMORY_GB = 1.5
@@ -20,13 +20,13 @@ def main(profile: str = "quick") -> bool:
         lab = api.ablate(profile=profile, advised="auto", reports=folder)
         lab.render()
         seconds = time.perf_counter() - start
-        found, whole = lab.lab, sum(worth.bytes for worth in lab.lab.index_values)
-        timings = Bundle.open(found.folder / "ablation").run["timings"]
+        last, whole = lab.lab.last, sum(index.bytes for index in lab.lab.index_values)
+        assert last
+        timings = lab.lab.ablation.bundle.run["timings"]
         kept, advised = (
             (sum(size for size in sizes) / whole, max((c.ratio.hi for c in own if c.ratio), default=float("nan")))
             for sizes, own in (
-                ([worth.bytes for worth in found.kept], found.confirmed),
-                ([index["bytes"] for index in found.advised_indexes], found.advised),
+                ([index["bytes"] for index in last.built(arm)], lab.lab.confirming(arm)) for arm in (CHOSEN, ADVISED)
             )
         )
     for name, value in timings.items():

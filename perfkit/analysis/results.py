@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perfkit.base import judgement, stats
@@ -154,6 +154,7 @@ class Analysis:
     errors: tuple[ErrorGroup, ...]
     error_changes: tuple[ErrorChange, ...] = ()
     throughputs: tuple[ThroughputChange, ...] = ()
+    rebased: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)  # comparisons with other baselines
 
     @property
     def caveat_texts(self) -> tuple[str, ...]:

@@ -296,13 +296,13 @@ def _times(c: Comparison) -> str:
 # From a bundle to its analysis.
 
 
-def analyse(bundle: Bundle) -> Analysis:
-    """Analyse a bundle. Raises BundleError if a file is damaged or missing."""
+def analyse(bundle: Bundle, *baselines: str) -> Analysis:
+    """Analyse a bundle; `baselines` are other arms to compare all arms with. Raises BundleError for a damaged file."""
     with reading(bundle.path):
-        return _analyse(bundle)
+        return _analyse(bundle, baselines)
 
 
-def _analyse(bundle: Bundle) -> Analysis:
+def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
     run = bundle.run
     read = RoundReading.of(bundle.rounds(), run)
     _require_complete(bundle, read)
@@ -332,9 +332,16 @@ def _analyse(bundle: Bundle) -> Analysis:
         errors=tuple(ErrorGroup(*key, *own) for key, own in sorted(read.errors.items())),
         error_changes=changes.errors,
         throughputs=changes.throughputs,
+        rebased={arm: _rebased(run, arm, read) for arm in baselines if run["roles"].get(arm) == "after"},
     )
     medians = {(arm, *key): cell.medians for (arm, key), cell in read.cells.items()}
     return replace(analysis, headline=headline(run, analysis), caveats=caveats(run, analysis, read.rounds, medians))
+
+
+def _rebased(run: Mapping[str, Any], baseline: str, read: RoundReading) -> tuple[Comparison, ...]:
+    """Return the comparisons with another baseline; the control, a copy of `before`, is an arm like the others."""
+    roles = dict.fromkeys(run["roles"], "after") | {baseline: "before"}
+    return Changes.of({**run, "roles": roles}, read.cells).comparisons
 
 
 def _level(arm: str, key: Key, cell: SampleCell) -> Summary:

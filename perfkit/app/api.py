@@ -175,7 +175,7 @@ def ablate(
     permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     try:
         with progress() as say:
-            run_lab(
+            lab = run_lab(
                 spec,
                 folder,
                 permission,
@@ -186,7 +186,7 @@ def ablate(
         if not any((folder / name).exists() for name in ("ablation", "audit.jsonl")):  # nothing was measured or done
             shutil.rmtree(folder)
         raise
-    return IndexLab(folder)
+    return IndexLab(lab)
 
 
 def advise(

@@ -20,8 +20,7 @@ from perfkit.base.process import progress
 from perfkit.config import Config
 from perfkit.config.model import show
 from perfkit.config.workload import FOLDER
-from perfkit.indexes.lab_results import read
-from perfkit.indexes.lab_tables import summary
+from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.trial import one_index
 from perfkit.postgres.guards import Permission
 from perfkit.postgres.index_sets import read_set
@@ -289,7 +288,7 @@ def _opened(folder: Path) -> Run:
 def _with_lab(run: Run, lab: str | Path) -> Run:
     """Keep the summary of an index lab in the run. Raises BundleError."""
     if lab:
-        run.bundle.update(lab=summary(read(Path(lab))))
+        run.bundle.update(lab=IndexLab(Path(lab)).summary)
     return run
 
 

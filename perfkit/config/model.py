@@ -224,7 +224,7 @@ def _known(where: str, names: Iterable[str], known: set[str]) -> Iterator[str]:
             yield f"{where} = '{name}'; expected one of: {', '.join(sorted(known)) or 'none defined'}"
 
 
-_M = TypeVar("_M", bound=Model)
+_M = TypeVar("_M", bound=BaseModel)
 
 BOOKING = resources.PACKAGE / "booking" / "perfkit.toml"
 

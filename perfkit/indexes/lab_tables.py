@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from perfkit.analysis.tables import compared
 from perfkit.base import units
 from perfkit.base.bundle import write_atomically
 from perfkit.base.judgement import Verdict
+from perfkit.indexes.designs import ADVISED
 from perfkit.indexes.lab_results import IndexValue, Lab, caveats, judged, read, reason, sentence
 from perfkit.show import render
 from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed, listed
@@ -32,49 +33,196 @@ _NOTE = (
 )
 
 
-def answer(lab: Lab) -> Block:
-    """Return the lab's result as one sentence, with what was measured."""
-    state = "good" if lab.holds else "unsure"
-    run = lab.ablation.run
-    rows = max(run.get("database", {}).get("rows", {"": 0}).items(), key=lambda item: item[1], default=("", 0))
-    parts = [
-        f"profile {run['parameters']['profile']}",
-        *([f"scale {run['parameters']['scale']}"] if run["parameters"]["scale"] else []),
-        f"{units.count(rows[1])} rows in {rows[0]}",
-        f"PostgreSQL {run.get('server', {}).get('version', '?')}",
-        str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
-    ]
-    text = sentence(lab)
-    html = headed(state, f"{lab.title}: what each index is worth", "", text, meta=" · ".join(parts))
-    return Block(html, f"{lab.title}\n{text}\n{' · '.join(parts)}")
+class IndexLab(OpenedPage):
+    """A finished or stopped lab; every property displays itself in a notebook or as text."""
 
+    def __init__(self, lab: Lab | Path) -> None:
+        """Take a lab, or read one from its folder. Raises BundleError if a file is damaged or missing."""
+        self.lab = lab if isinstance(lab, Lab) else read(lab)
 
-def verdicts(lab: Lab) -> Table:
-    """Return one row for each index: keep or remove, the reason, its gain and its cost."""
-    columns = ("index", "verdict", "faster with it alone", "slower without it", "size", "inserts")
-    rows = tuple(
-        (
-            Cell(index.name, f"{index.table}: {index.definition.partition(' USING ')[2]}"),
-            Cell("keep", reason(lab, index), "good") if index.kept else Cell("remove", reason(lab, index), "unsure"),
-            _factors(index.faster),
-            _factors(index.missed),
-            Cell(units.size(index.bytes), f"{_share(index)} of {index.table}"),
-            _latency(index, "insert"),
+    def render(self) -> Path:
+        """Write index_lab.html, keep.sql and remove.sql; return the path of the page. Raises BundleError."""
+        lab = self.lab
+        if lab.confirmed:
+            write_atomically(lab.folder / "keep.sql", "".join(f"{w.sql};\n" for w in lab.kept))
+            write_atomically(lab.folder / "remove.sql", "".join(f"{w.drop};\n" for w in lab.dropped))
+        page, title = lab.folder / "index_lab.html", f"Index lab: {lab.record.title}"
+        return render.page_of(render.LAB, {"bundle": str(lab.folder.resolve())}, page, title)
+
+    @property
+    def answer(self) -> Block:
+        """Return the lab's result as one sentence, with what was measured."""
+        lab, run, title = self.lab, self.lab.ablation.bundle.run, self.lab.record.title
+        rows = max(run.get("database", {}).get("rows", {"": 0}).items(), key=lambda item: item[1], default=("", 0))
+        parts = [
+            f"profile {run['parameters']['profile']}",
+            *([f"scale {run['parameters']['scale']}"] if run["parameters"]["scale"] else []),
+            f"{units.count(rows[1])} rows in {rows[0]}",
+            f"PostgreSQL {run.get('server', {}).get('version', '?')}",
+            str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+        ]
+        text = sentence(lab)
+        state, meta = "good" if lab.holds else "unsure", " · ".join(parts)
+        html = headed(state, f"{title}: what each index is worth", "", text, meta=meta)
+        return Block(html, f"{title}\n{text}\n{meta}")
+
+    @property
+    def weaknesses(self) -> Block:
+        """Return the caveats as a list."""
+        lines = list(caveats(self.lab))
+        return Block(listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
+
+    @property
+    def verdicts(self) -> Table:
+        """Return one row for each index: keep or remove, the reason, its gain and its cost."""
+        lab = self.lab
+        columns = ("index", "verdict", "faster with it alone", "slower without it", "size", "inserts")
+        rows = [
+            (
+                Cell(index.name, f"{index.table}: {index.definition.partition(' USING ')[2]}"),
+                _verdict(lab, index),
+                _factors(index.faster),
+                _factors(index.missed),
+                Cell(units.size(index.bytes), f"{_share(index)} of {index.table}"),
+                _latency(index, "insert"),
+            )
+            for index in sorted(lab.index_values, key=lambda index: (not index.kept, -index.bytes))
+        ]
+        if lab.queries:
+            return Table("What each index is worth", columns, tuple(rows), frozenset(columns[4:]), note=_NOTE)
+        costs = tuple((row[0], *row[4:]) for row in rows)
+        return Table("What each index costs", (columns[0], *columns[4:]), costs, frozenset(columns[4:]), note=_NOTE)
+
+    @property
+    def picture(self) -> Block:
+        """Return a chart with a point for each index, and the same figures in words."""
+        from perfkit.show.charts import draw_svg  # matplotlib takes a second to import
+
+        index_values = [index for index in self.lab.index_values if index.alone]
+        if not index_values:
+            return Block("", "")
+        finding = "; ".join(f"{w.name}: ×{units.significant(_gain(w))} for {units.size(w.bytes)}" for w in index_values)
+        svg = draw_svg("gain-against-cost", "Gain against cost", finding, lambda ax: _draw(ax, index_values))
+        html = f'<p class="note">{escape(CAPTION)}</p><div class="gallery"><figure>{svg}</figure></div>'
+        return Block(html, f"{CAPTION}\n{finding}")
+
+    @property
+    def statements(self) -> Block:
+        """Return the SQL of the recommended set, of its rollback, and of the removal of the other indexes."""
+        lab = self.lab
+        if not lab.confirmed:
+            return Block("", "")
+        parts = {
+            "Keep": "\n".join(f"{w.sql};" for w in lab.kept),
+            "Roll back the kept indexes": "\n".join(f"{w.drop};" for w in reversed(lab.kept)),
+            "Remove the others": "\n".join(f"{w.drop};" for w in lab.dropped),
+            "The advised set, for comparison": lab.record.advised.strip(),
+        }
+        html = "".join(f"<h4>{escape(title)}</h4>{code(sql, name=title)}" for title, sql in parts.items() if sql)
+        return Block(html, "\n\n".join(f"-- {title}\n{sql}" for title, sql in parts.items() if sql))
+
+    @property
+    def confirmation(self) -> Table:
+        """Return the chosen set in rounds that the search did not use, and the set without each of its indexes."""
+        lab = self.lab
+        advised = lab.confirming(ADVISED)
+        compared_sets = {
+            "all / none": lab.whole,
+            "kept / all": lab.confirmed,
+            **{f"kept without {name} / all": reads for name, reads in lab.needs.items() if reads},
+            **({"advised / all": advised} if advised else {}),
+        }
+        by_query = [_by_query(comparisons) for comparisons in compared_sets.values()]
+        rows = [(Cell(c.item), *(compared(queries.get(c.item)) for queries in by_query)) for c in lab.confirmed]
+        empty = [Cell("", "", "quiet")] * (len(by_query) - 2)
+        rows += [(Cell(lab.title_of(c.item)), Cell(units.NONE, "", "quiet"), compared(c), *empty) for c in lab.lighter]
+        blocks = lab.last.bundle.run["blocks"] if lab.last else ()
+        note = (
+            f"{len(blocks)} blocks that the search did not use. Kept / all is proven if its whole interval is at "
+            f"most ×{units.significant(1 + lab.record.margin)}."
         )
-        for index in sorted(lab.index_values, key=lambda index: (not index.kept, -index.bytes))
-    )
-    if not lab.queries:
-        few = tuple((row[0], *row[4:]) for row in rows)
-        return Table("What each index costs", (columns[0], *columns[4:]), few, frozenset(columns[4:]), note=_NOTE)
+        if lab.last and advised:
+            built = sum(index["bytes"] for index in lab.last.built(ADVISED))
+            share = units.percent(built / sum(index.bytes for index in lab.index_values))
+            note += f" The advised indexes take {units.size(built)}, {share} of all."
+        return Table("Confirmation by separate rounds", ("query", *compared_sets), tuple(rows), note=note)
+
+    @property
+    def costs(self) -> Block:
+        """Return what each index costs writes: in latency, and in WAL and HOT updates as the server counted them."""
+        tables = (_latencies(self.lab), _counted(self.lab))
+        return Block("".join(table.to_html() for table in tables), "\n\n".join(table.to_text() for table in tables))
+
+    @property
+    def scans(self) -> Table:
+        """Return how often each index was scanned with all indexes present, and what the catalogue says of it."""
+        scans, rows = self.lab.scans, []
+        for index in self.lab.index_values:
+            remarks = "; ".join(r.text for r in self.lab.record.remarks if r.index == index.name)
+            counted = Cell(units.count(scans[index.name]), "", "" if scans[index.name] else "unsure")
+            rows.append((Cell(index.name), counted, Cell(remarks or units.NONE)))
+        missing = (r for r in self.lab.record.remarks if r.kind == "missing")
+        rows += [(Cell(r.table), Cell(units.NONE), Cell(r.text)) for r in missing]
+        note = (
+            "Counted by the server on the arm with all indexes. An index that is scanned is not necessarily an index "
+            "that is needed."
+        )
+        columns = ("index", "scans", "from the catalogue")
+        return Table("Scans with all indexes present", columns, tuple(rows), frozenset({"scans"}), note=note)
+
+    @property
+    def details(self) -> Block:
+        """Return every index and query, folded."""
+        lab = self.lab
+        tables = (
+            _matrix(
+                "Each index alone, compared with no index",
+                {**{index.name: index.alone for index in lab.index_values}, "all": lab.whole},
+                lab.queries,
+                "Ratio of medians under load; ×0.10 is a tenth of the time.",
+            ),
+            _matrix(
+                "All indexes but one, compared with all",
+                {index.name: index.without for index in lab.index_values},
+                lab.queries,
+                "Ratio of medians under load; ×2.00 is twice the time.",
+            ),
+        )
+        html = "".join(folded(table.caption, table.to_html()) for table in tables if table.rows)
+        return Block(html, "\n\n".join(table.to_text() for table in tables if table.rows))
+
+    @property
+    def claims(self) -> Table:
+        """Return the claims made beforehand beside the measurements."""
+        return claims_table(judged(self.lab), "What was claimed, and what was measured")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Return the lab's part of a report on a change, as JSON values."""
+        table = self.verdicts
+        return {
+            "sentence": sentence(self.lab),
+            "columns": list(table.columns),
+            "rows": [[[cell.text, cell.note, cell.state] for cell in row] for row in table.rows],
+            "claims": [asdict(claim) for claim in judged(self.lab) if claim.measure == LAB],
+            "command": self.lab.record.command,
+        }
+
+    @property
+    def reproduce(self) -> Block:
+        """Return the command that measures the lab again."""
+        command = self.lab.record.command or "# measured from a notebook or a program"
+        files = "In the same folder: lab.json, and a folder with the bundle of each run."
+        return Block(f"{code(command, name='command')}<p>{escape(files)}</p>", f"{command}\n{files}")
+
+    def __repr__(self) -> str:
+        return f"{self.lab.record.title}: index lab, {self.lab.record.status}, in {self.lab.folder}"
+
+
+def _verdict(lab: Lab, index: IndexValue) -> Cell:
     if not lab.confirmed:
-        rows = tuple((row[0], Cell(units.NONE, "not tested", "quiet"), *row[2:]) for row in rows)
-    return Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=_NOTE)
-
-
-def costs(lab: Lab) -> Block:
-    """Return what each index costs writes: in latency, and in WAL and HOT updates as the server counted them."""
-    tables = (_latencies(lab), _counted(lab))
-    return Block("".join(table.to_html() for table in tables), "\n\n".join(table.to_text() for table in tables))
+        return Cell(units.NONE, "not tested", "quiet")
+    return Cell("keep" if index.kept else "remove", reason(lab, index), "good" if index.kept else "unsure")
 
 
 def _latencies(lab: Lab) -> Table:
@@ -116,143 +264,11 @@ def _counted(lab: Lab) -> Table:
     return Table("WAL, HOT updates and growth", columns, rows, frozenset(columns[1:]), note=note)
 
 
-def alone(lab: Lab) -> Table:
-    """Return every query with each index alone, compared with no index."""
-    note = "Ratio of medians under load; ×0.10 is a tenth of the time."
-    return _matrix(lab, "Each index alone, compared with no index", lambda w: w.alone, lab.whole, "all", note)
-
-
-def without(lab: Lab) -> Table:
-    """Return every query without each index, compared with all indexes."""
-    note = "Ratio of medians under load; ×2.00 is twice the time."
-    return _matrix(lab, "All indexes but one, compared with all", lambda w: w.without, (), "", note)
-
-
-def confirmation(lab: Lab) -> Table:
-    """Return the chosen set in rounds that the search did not use, and the set without each of its indexes."""
-    needed = {name: comparisons for name, comparisons in lab.needs.items() if comparisons}
-    columns = (
-        "query",
-        "all / none",
-        "kept / all",
-        *(f"kept without {n} / all" for n in needed),
-        *(["advised / all"] if lab.advised else []),
-    )
-    by = [
-        _by_query(found)
-        for found in (lab.whole, lab.confirmed, *needed.values(), *([lab.advised] if lab.advised else []))
-    ]
-    rows = tuple((Cell(c.item), *(compared(found.get(c.item)) for found in by)) for c in lab.confirmed)
-    changes = tuple(
-        (
-            Cell(lab.title_of(c.item)),
-            Cell(units.NONE, "", "quiet"),
-            compared(c),
-            *[Cell("", "", "quiet")] * (len(columns) - 3),
-        )
-        for c in lab.lighter
-    )
-    blocks = len(lab.last.run["blocks"]) if lab.last else 0
-    note = (
-        f"{blocks} blocks that the search did not use. Kept / all is proven if its whole interval is at most "
-        f"×{units.significant(1 + lab.margin)}."
-    )
-    if lab.advised:
-        size, whole = sum(i["bytes"] for i in lab.advised_indexes), sum(w.bytes for w in lab.index_values)
-        note += f" The advised indexes take {units.size(size)}, {units.percent(size / whole)} of all."
-    return Table("Confirmation by separate rounds", columns, (*rows, *changes), frozenset(), note=note)
-
-
-def scans(lab: Lab) -> Table:
-    """Return how often each index was scanned with all indexes present, and what the catalogue says of it."""
-    remarks: Mapping[str, Sequence[str]] = {}
-    for remark in lab.record.get("remarks", ()):
-        remarks = {**remarks, remark["index"]: [*remarks.get(remark["index"], ()), remark["text"]]}
-    rows = tuple(
-        (
-            Cell(w.name),
-            Cell(units.count(lab.scans.get(w.name, 0)), "", "" if lab.scans.get(w.name) else "unsure"),
-            Cell("; ".join(remarks.get(w.name, ())) or units.NONE),
-        )
-        for w in lab.index_values
-    )
-    missing = tuple(
-        (Cell(r["table"]), Cell(units.NONE), Cell(r["text"]))
-        for r in lab.record.get("remarks", ())
-        if r["kind"] == "missing"
-    )
-    note = (
-        "Counted by the server on the arm with all indexes. An index that is scanned is not necessarily an index that "
-        "is needed."
-    )
-    return Table(
-        "Scans with all indexes present",
-        ("index", "scans", "from the catalogue"),
-        (*rows, *missing),
-        frozenset({"scans"}),
-        note=note,
-    )
-
-
-def statements(lab: Lab) -> Block:
-    """Return the SQL of the recommended set, of its rollback, and of the removal of the other indexes."""
-    if not lab.confirmed:
-        return Block("", "")
-    parts = {
-        "Keep": "\n".join(f"{w.sql};" for w in lab.kept),
-        "Roll back the kept indexes": "\n".join(f"{w.drop};" for w in reversed(lab.kept)),
-        "Remove the others": "\n".join(f"{w.drop};" for w in lab.dropped),
-        "The advised set, for comparison": str(lab.record.get("advised", "")).strip(),
-    }
-    html = "".join(f"<h4>{escape(title)}</h4>{code(sql, name=title)}" for title, sql in parts.items() if sql)
-    return Block(html, "\n\n".join(f"-- {title}\n{sql}" for title, sql in parts.items() if sql))
-
-
-def claims(lab: Lab) -> Table:
-    """Return the claims made beforehand beside the measurements."""
-    return claims_table(judged(lab), "What was claimed, and what was measured")
-
-
-def limitations(lab: Lab) -> Block:
-    """Return the caveats as a list."""
-    lines = list(caveats(lab))
-    return Block(listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
-
-
-def details(lab: Lab) -> Block:
-    """Return every index and query, folded."""
-    tables = (alone(lab), without(lab))
-    html = "".join(folded(table.caption, table.to_html()) for table in tables if table.rows)
-    return Block(html, "\n\n".join(table.to_text() for table in tables if table.rows))
-
-
-def summary(lab: Lab) -> dict[str, Any]:
-    """Return the lab's part of a report on a change, as JSON values."""
-    table = verdicts(lab)
-    rows = [[[cell.text, cell.note, cell.state] for cell in row] for row in table.rows]
-    return {
-        "sentence": sentence(lab),
-        "columns": list(table.columns),
-        "rows": rows,
-        "claims": [asdict(claim) for claim in judged(lab) if claim.measure == LAB],
-        "command": lab.record["command"],
-    }
-
-
-def _matrix(
-    lab: Lab,
-    caption: str,
-    of: Callable[[IndexValue], Sequence[Comparison]],
-    last: Sequence[Comparison],
-    name: str,
-    note: str,
-) -> Table:
-    rows = [
-        (Cell(w.name), *(compared(_by_query(of(w)).get(q)) for q in lab.queries)) for w in lab.index_values if of(w)
-    ]
-    if last and rows:
-        rows.append((Cell(name), *(compared(_by_query(last).get(q)) for q in lab.queries)))
-    return Table(caption, ("index", *lab.queries), tuple(rows), frozenset(), note=note)
+def _matrix(caption: str, comparisons: Mapping[str, Sequence[Comparison]], queries: Sequence[str], note: str) -> Table:
+    """Return a row for each set of indexes that was compared, with a column for each query."""
+    by_set = {name: _by_query(compared_queries) for name, compared_queries in comparisons.items() if compared_queries}
+    rows = tuple((Cell(name), *(compared(by_query.get(q)) for q in queries)) for name, by_query in by_set.items())
+    return Table(caption, ("index", *queries), rows, note=note)
 
 
 def _by_query(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
@@ -275,7 +291,7 @@ def _latency(index: IndexValue, kind: str, *, own: bool = True) -> Cell:
     if cost is None:
         return Cell(units.NONE, "", "quiet")
     cell = compared(cost.latency)
-    note = f"{cell.note} {cost.column}".strip()
+    note = f"{cell.note} {cost.write.column}".strip()
     return Cell(cell.text, note, cell.state if cost.latency.verdict is not Verdict.INCONCLUSIVE else "quiet")
 
 
@@ -293,27 +309,14 @@ def _hot(index: IndexValue) -> Cell:
     if cost is None or cost.hot is None:
         return Cell(units.NONE, "", "quiet")
     before, after = (f"{100 * share:.0f} %" for share in cost.hot)
-    return Cell(f"{before} → {after}", cost.column, "bad" if cost.hot[1] < cost.hot[0] - 0.1 else "")
+    return Cell(f"{before} → {after}", cost.write.column, "bad" if cost.hot[1] < cost.hot[0] - 0.1 else "")
 
 
 def _churn(index: IndexValue) -> Cell:
     if index.churn is None:
         return Cell(units.NONE, "", "quiet")
-    before, after = index.churn
+    before, after = index.churn.before, index.churn.after
     return Cell(f"×{units.significant(after / before)}", f"{units.size(before)} → {units.size(after)}")
-
-
-def gain_against_cost(lab: Lab) -> Block:
-    """Return a chart with a point for each index, and the same figures in words."""
-    from perfkit.show.charts import draw_svg  # matplotlib takes a second to import
-
-    index_values = [index for index in lab.index_values if index.alone]
-    if not index_values:
-        return Block("", "")
-    finding = "; ".join(f"{w.name}: ×{units.significant(_gain(w))} for {units.size(w.bytes)}" for w in index_values)
-    svg = draw_svg("gain-against-cost", "Gain against cost", finding, lambda ax: _draw(ax, index_values))
-    html = f'<p class="note">{escape(CAPTION)}</p><div class="gallery"><figure>{svg}</figure></div>'
-    return Block(html, f"{CAPTION}\n{finding}")
 
 
 def _gain(index: IndexValue) -> float:
@@ -349,80 +352,3 @@ def _spread_labels(heights: Sequence[float], distance: float) -> list[float]:
     for index in sorted(range(len(heights)), key=heights.__getitem__):
         spread[index] = max(heights[index], max(spread.values(), default=-math.inf) + distance)
     return [spread[index] for index in range(len(heights))]
-
-
-class IndexLab(OpenedPage):
-    """A finished or stopped lab, read from its folder; every property displays itself in a notebook or as text."""
-
-    def __init__(self, folder: Path) -> None:
-        """Read a lab's folder. Raises BundleError where a file is damaged or missing."""
-        self.lab: Lab = read(folder)
-
-    def render(self) -> Path:
-        """Write index_lab.html, keep.sql and remove.sql; return the path of the page. Raises BundleError."""
-        lab = self.lab
-        if lab.confirmed:
-            write_atomically(lab.folder / "keep.sql", "".join(f"{w.sql};\n" for w in lab.kept))
-            write_atomically(lab.folder / "remove.sql", "".join(f"{w.drop};\n" for w in lab.dropped))
-        page, title = lab.folder / "index_lab.html", f"Index lab: {lab.title}"
-        return render.page_of(render.LAB, {"bundle": str(lab.folder.resolve())}, page, title)
-
-    @property
-    def answer(self) -> Block:
-        """Return the lab's result as one sentence."""
-        return answer(self.lab)
-
-    @property
-    def weaknesses(self) -> Block:
-        """Return what limits the result."""
-        return limitations(self.lab)
-
-    @property
-    def verdicts(self) -> Table:
-        """Return the verdict on each index."""
-        return verdicts(self.lab)
-
-    @property
-    def picture(self) -> Block:
-        """Return the chart of gain against size."""
-        return gain_against_cost(self.lab)
-
-    @property
-    def statements(self) -> Block:
-        """Return SQL to copy."""
-        return statements(self.lab)
-
-    @property
-    def confirmation(self) -> Table:
-        """Return the chosen set as the separate rounds measured it."""
-        return confirmation(self.lab)
-
-    @property
-    def costs(self) -> Block:
-        """Return what each index costs writes."""
-        return costs(self.lab)
-
-    @property
-    def scans(self) -> Table:
-        """Return how often each index was used, and what the catalogue says of it."""
-        return scans(self.lab)
-
-    @property
-    def details(self) -> Block:
-        """Return every index and query, folded."""
-        return details(self.lab)
-
-    @property
-    def claims(self) -> Table:
-        """Return the claims beside the measurements."""
-        return claims(self.lab)
-
-    @property
-    def reproduce(self) -> Block:
-        """Return the command that measures the lab again."""
-        command = str(self.lab.record["command"]) or "# measured from a notebook or a program"
-        files = "In the same folder: lab.json, and a folder with the bundle of each run."
-        return Block(f"{code(command, name='command')}<p>{escape(files)}</p>", f"{command}\n{files}")
-
-    def __repr__(self) -> str:
-        return f"{self.lab.title}: index lab, {self.lab.record['status']}, in {self.lab.folder}"

@@ -32,7 +32,7 @@ from perfkit.explain.capture import named
 from perfkit.explain.comparison import PLANNED, diff
 from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
-from perfkit.indexes.designs import Write, Writes, design_writes
+from perfkit.indexes.writes import Write, Writes, design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve

@@ -19,6 +19,8 @@ from perfkit.analysis.tables import Subject
 from perfkit.base.bundle import Bundle
 from perfkit.base.stats import error_bound
 from perfkit.config import Claim
+from perfkit.indexes.designs import LabRecord
+from perfkit.indexes.lab_results import LabRun
 from perfkit.indexes.lab_results import judged as lab_judged
 from perfkit.runs.selection import RunSpec, Selection
 
@@ -296,18 +298,20 @@ class TestInALab:
     class Lab:
         """What a lab's claims look at, of the made-up run: after-index has the indexes, before none."""
 
-        def __init__(self, run: Run, claims: list[dict[str, Any]]) -> None:
+        def __init__(self, run: Run, claims: list[dict[str, Any]], baseline: str | None = "before") -> None:
             arms = {"none": "before", "all": "after-index"}
             facts = run.bundle.run
             named = {new: facts["arms"][old] for new, old in arms.items()}
             parameters = {**facts["parameters"], "arms": list(arms)}
-            self.ablation = Bundle(run.bundle.path, {**facts, "arms": named, "parameters": parameters})
+            bundle = Bundle(run.bundle.path, {**facts, "arms": named, "parameters": parameters})
             names = {old: new for new, old in arms.items()}
             levels = tuple(replace(x, arm=names[x.arm]) for x in run.analysis.levels if x.arm in names)
             comparisons = tuple(replace(c, after=names[c.after]) for c in run.analysis.comparisons if c.after in names)
-            self.analysis = replace(run.analysis, levels=levels, comparisons=comparisons)
+            analysis = replace(run.analysis, levels=levels, comparisons=comparisons)
+            self.ablation = LabRun(bundle, analysis, {"none": [], "all": ["one"]})
             self.changes = comparisons
-            self.record = {"claims": claims, "baseline": "before"}
+            about = {"title": "", "margin": 0.05, "indexes": [], "parameters": {"profile": "", "scale": "", "seed": 1}}
+            self.record = LabRecord.model_validate({**about, "claims": claims, "baseline": baseline})
 
         def is_insert(self, c: Any) -> bool:
             return bool(c.item == "status_counts")
@@ -331,9 +335,7 @@ class TestInALab:
 
     def test_the_record_of_an_older_lab_has_claims_without_an_arm(self, made: Run) -> None:
         old = {"text": "said", "measure": "build_total_s", "query": None, "low": None, "high": 10}
-        lab = self.Lab(made, [old])
-        del lab.record["baseline"]
-        (found,) = lab_judged(lab)  # type: ignore[arg-type]
+        (found,) = lab_judged(self.Lab(made, [old], None))  # type: ignore[arg-type]
         assert (found.value, found.outcome) == (0.62, "held")
 
 

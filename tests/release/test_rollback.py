@@ -21,7 +21,7 @@ from perfkit.base.judgement import Verdict
 from perfkit.base.stats import Ratio
 from perfkit.config import Arm
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.indexes.designs import design_writes
+from perfkit.indexes.writes import design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_builds import Dropped

@@ -383,9 +383,9 @@ def _print_sql(options: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         index_set = targets.index_set(settings, options["indexes"], Path(folder))
     by_name = {index.name: index.sql(concurrently=False) for index in index_set.indexes}
-    for arm, names in ablation(index_set).items():
-        echo(f"-- {arm}")
-        for name in names:
+    for arm in ablation(index_set):
+        echo(f"-- {arm.name}")
+        for name in arm.indexes:
             echo(f"{by_name[name]};")
 
 
