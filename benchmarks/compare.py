@@ -42,7 +42,7 @@ def main() -> bool:
             whole = time.perf_counter() - start
         finally:
             databases.drop(server, DATABASE)
-    for name, value in {**run.bundle.run["timings"], "whole": whole}.items():
+    for name, value in {**run.bundle.run.timings, "whole": whole}.items():
         print(f"compare  {name:13} {value:7.2f}" + (f"  (limit {LIMIT:g})" if name == "whole" else ""))
     return whole <= LIMIT
 

@@ -22,11 +22,11 @@ def main(profile: str = "quick") -> bool:
         seconds = time.perf_counter() - start
         last, whole = lab.lab.last, sum(index.bytes for index in lab.lab.index_values)
         assert last
-        timings = lab.lab.ablation.bundle.run["timings"]
+        timings = lab.lab.ablation.bundle.run.timings
         kept, advised = (
             (sum(size for size in sizes) / whole, max((c.ratio.hi for c in own if c.ratio), default=float("nan")))
             for sizes, own in (
-                ([index["bytes"] for index in last.built(arm)], lab.lab.confirming(arm)) for arm in (CHOSEN, ADVISED)
+                ([index.bytes for index in last.built(arm)], lab.lab.confirming(arm)) for arm in (CHOSEN, ADVISED)
             )
         )
     for name, value in timings.items():

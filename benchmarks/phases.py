@@ -56,7 +56,7 @@ def main(profile: str = "quick") -> bool:
         measured = time.perf_counter()
         render(bundle.path)
         end = time.perf_counter()
-    timings = bundle.run["timings"]
+    timings = bundle.run.timings
     found = {
         "whole": end - start,
         "server start": timings["server"],

@@ -27,9 +27,9 @@ from perfkit import config
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import judgement, process, stats
-from perfkit.base.bundle import Bundle
 from perfkit.base.process import spawn, stop
 from perfkit.runs.experiment import measure
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 
 BLOCKS = 96  # about ten minutes on two cores
@@ -56,7 +56,7 @@ def main(blocks: int = BLOCKS) -> bool:
 
 def judged(whole: Bundle, folder: Path) -> Section:
     """What one long run says, cut into short ones in a folder."""
-    blocks = len(whole.run["blocks"])
+    blocks = len(whole.run.blocks)
     runs = [cut(whole, range(n, n + RUN), folder / f"run{n}") for n in range(0, blocks - RUN + 1, RUN)]
     alike = [c for run in runs for c in analyse(run).comparisons if c.after == "control"]
     pooled = [p for run in runs for p in _on_requests(run)]
@@ -97,7 +97,8 @@ def _selection(blocks: int) -> Selection:
 
 def cut(whole: Bundle, blocks: range, folder: Path) -> Bundle:
     """A run of these blocks alone, as if it had been measured so."""
-    part = Bundle.create(folder, {**whole.run, "blocks": [b for b in whole.run["blocks"] if b["block"] in blocks]})
+    part = Bundle.create(folder, whole.run.model_copy())
+    part.update(blocks=[block for block in whole.run.blocks if block.block in blocks])
     for file in (whole.path / "rounds").iterdir():
         if int(file.name.split(".")[0]) in blocks:
             shutil.copy(file, folder / "rounds")
@@ -112,15 +113,15 @@ def _on_requests(run: Bundle) -> Iterator[float]:
         c = round_.columns
         own = times.setdefault((round_.scenario, round_.arm), [])
         own += [d - s for d, s, counted in zip(c["done"], c["scheduled"], c["counted"], strict=True) if counted]
-    for level in (scenario["name"] for scenario in run.run["scenarios"]):
+    for level in (scenario.name for scenario in run.run.scenarios):
         yield float(tests.mannwhitneyu(times[level, "before"], times[level, "control"]).pvalue)
 
 
 def _planned(whole: Bundle, arm: str, effect: float, folder: Path) -> Iterator[_Trial]:
     """For every load level one planned run after the other, each from its own pilot; no block of it serves twice."""
-    end = len(whole.run["blocks"])
+    end = len(whole.run.blocks)
     pilots: dict[int, list[Comparison]] = {}
-    for level in (scenario["name"] for scenario in whole.run["scenarios"]):
+    for level in (scenario.name for scenario in whole.run.scenarios):
         start = 0
         while start + PILOT < end:
             if start not in pilots:

@@ -10,9 +10,9 @@ import pytest
 from folders import open_folder
 
 from perfkit import config
-from perfkit.base.bundle import Bundle
 from perfkit.postgres import embedded
 from perfkit.runs.experiment import measure
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 
 # Started in the background the suite may have been told to ignore it, and would hand that down to every process.

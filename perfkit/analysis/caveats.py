@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Any
 
 from perfkit.analysis.policy import some
-from perfkit.analysis.results import FLOOR_FACTOR, Analysis, complete_blocks, of_role
+from perfkit.analysis.results import FLOOR_FACTOR, Analysis
 from perfkit.base import stats
-from perfkit.base.bundle import FLOOR, Round
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import MIN_SAMPLES
 from perfkit.base.units import millis
 from perfkit.explain.comparison import NO_TABLE
+from perfkit.runs.records import FLOOR, Round, RunRecord
 
 Medians = Mapping[tuple[str, str, str], Mapping[int, float]]  # arm, scenario, item -> block -> ms
 
@@ -82,7 +81,7 @@ def gravest_first(every: Iterable[Caveat]) -> tuple[Caveat, ...]:
 ALL = "all arms together"
 
 
-def disturbances(run: Mapping[str, Any], rounds: Sequence[Round], medians: Medians) -> Iterator[Caveat]:
+def disturbances(run: RunRecord, rounds: Sequence[Round], medians: Medians) -> Iterator[Caveat]:
     """Yield what disturbed the rounds of a run's arms; the floor does not matter."""
     arm_rounds = [round_ for round_ in rounds if round_.arm != FLOOR]
     for source in (_steal, _others, _checkpoints, _autovacuums, _cache):
@@ -113,9 +112,9 @@ def _others(rounds: Sequence[Round]) -> Iterator[Caveat]:
         )
 
 
-def _lookups(run: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Caveat]:
+def _lookups(run: RunRecord, rounds: Sequence[Round]) -> Iterator[Caveat]:
     """Report look-ups: pgbench has no text variables, so it reads such parameters from the server, which costs time."""
-    paced = {scenario["name"]: bool(scenario.get("rate")) for scenario in run["scenarios"]}
+    paced = {scenario.name: bool(scenario.rate) for scenario in run.scenarios}
     for name in dict.fromkeys(round_.scenario for round_ in rounds):
         took = [r.health["lookup_ms"] for r in rounds if r.scenario == name and "lookup_ms" in r.health]
         if took:
@@ -188,21 +187,21 @@ def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:
         )
 
 
-def _drift(run: Mapping[str, Any], medians: Medians) -> Iterator[Caveat]:
+def _drift(run: RunRecord, medians: Medians) -> Iterator[Caveat]:
     """Report medians that moved with the blocks by more than the margin, with Holm's correction over all series."""
     every = _centred(medians)
     series = {ALL: every, **{a: _centred({k: v for k, v in medians.items() if k[0] == a}) for a, *_ in medians}}
     trends = {name: trend(own) for name, own in series.items()}
     adjusted = dict(zip(trends, stats.holm([p for _, p in trends.values()]), strict=True))
     sizes = {name: math.expm1(change) for name, (change, _) in trends.items()}
-    found = [n for n in trends if adjusted[n] < stats.ALPHA and abs(sizes[n]) > run["config"]["margin"]]
+    found = [n for n in trends if adjusted[n] < stats.ALPHA and abs(sizes[n]) > run.config.margin]
     if not found:
         return
     listed = some((f"{name} {100 * sizes[name]:+.0f} % (p = {adjusted[name]:.2g})" for name in found), 5)
     advice = "Ratios are safe because every block has all arms; for milliseconds, measure again on a quiet machine."
     if ALL not in found:
         advice = "Pairing does not cancel the drift of a single arm: look for what grows there, such as data or bloat."
-    if run.get("order") == "sequential":
+    if run.order == "sequential":
         advice = "The arms ran one after the other, so nothing cancels the drift: measure again, or in a copy."
     yield Caveat(CaveatKind.DRIFT, f"Medians moved from the first block to the last: {listed}.", advice)
 
@@ -238,34 +237,32 @@ def trend(series: Mapping[int, float]) -> tuple[float, float]:
 MIN_BLOCKS = MIN_SAMPLES[50]  # rounds, each of which is one sample
 
 
-def caveats(
-    run: Mapping[str, Any], analysis: Analysis, rounds: Sequence[Round], medians: Medians
-) -> tuple[Caveat, ...]:
+def caveats(run: RunRecord, analysis: Analysis, rounds: Sequence[Round], medians: Medians) -> tuple[Caveat, ...]:
     """Return all caveats of a run, the most serious first; of the rounds only the health is needed."""
     of_run = [caveat for source in (*_OF_THE_RUN, *_OF_THE_RESULTS) for caveat in source(run, analysis)]
     return gravest_first([*of_run, *disturbances(run, rounds, medians)])
 
 
-def circumstances(run: Mapping[str, Any], analysis: Analysis) -> tuple[str, ...]:
+def circumstances(run: RunRecord, analysis: Analysis) -> tuple[str, ...]:
     """Return the circumstances of all results of a run: its order, its data, its server."""
     return tuple(caveat.text for source in (_order, _data, _machine) for caveat in source(run, analysis))
 
 
-def _unfinished(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    if run["status"] != "complete":
-        done, planned, why = complete_blocks(run), run["parameters"]["blocks"], run.get("message", "")
-        text = f"The run is {run['status']}: {done} of {planned} blocks were measured. {why}".strip()
+def _unfinished(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+    if run.status != "complete":
+        done, planned, why = run.complete_blocks, run.parameters.blocks, run.message
+        text = f"The run is {run.status}: {done} of {planned} blocks were measured. {why}".strip()
         yield Caveat(CaveatKind.UNFINISHED, text, "Complete a run before you decide.")
 
 
-def _left_out(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    for what, names in run.get("left_out", {}).items():
+def _left_out(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+    for what, names in run.left_out.items():
         if names:
             text = f"Not measured in this run: {what} {', '.join(names)}."
             yield Caveat(CaveatKind.LEFT_OUT, text, "Leave nothing out of the run that you decide on.")
 
 
-def _client(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _client(_: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     for level in analysis.levels:
         if not level.healthy and level.arm != FLOOR:
             yield Caveat(
@@ -275,8 +272,8 @@ def _client(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _few_rounds(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
-    done = min((c.ratio.pairs for c in analysis.comparisons if c.ratio), default=complete_blocks(run))
+def _few_rounds(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
+    done = min((c.ratio.pairs for c in analysis.comparisons if c.ratio), default=run.complete_blocks)
     if 0 < done < MIN_BLOCKS:
         yield Caveat(
             CaveatKind.FEW_ROUNDS,
@@ -286,15 +283,15 @@ def _few_rounds(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
         )
 
 
-def _settings(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
+def _settings(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
     """Report session settings that differ from those of `before` and that the arm does not declare."""
-    arms, before = run.get("arms", {}), of_role(run, "before")[0]
-    base: Mapping[str, str] = arms.get(before, {}).get("server_settings", {})
+    arms, before = run.arms, run.of_role("before")[0]
+    base = run.arm(before).server_settings
     for arm, facts in arms.items():
-        if facts.get("postgres") != arms[before].get("postgres"):  # another version has other defaults
+        if facts.postgres != arms[before].postgres:  # another version has other defaults
             continue
-        settings = facts.get("server_settings", {})
-        declared = {name.lower() for known in (facts, arms[before]) for name in known.get("settings", {})}
+        settings = facts.server_settings
+        declared = {name.lower() for known in (facts, arms[before]) for name in known.settings}
         differing = [n for n in base if n in settings and settings[n] != base[n] and n.lower() not in declared]
         if differing:
             listed = some(f"{name} {settings[name]} instead of {base[name]}" for name in differing)
@@ -305,10 +302,10 @@ def _settings(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _warm_up(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
+def _warm_up(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
     failed: Counter[str] = Counter()
-    for block in run["blocks"]:
-        failed.update(block.get("warm_up_failures", {}))
+    for block in run.blocks:
+        failed.update(block.warm_up_failures)
     for arm, count in failed.items():
         if count:
             yield Caveat(
@@ -318,8 +315,8 @@ def _warm_up(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _order(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    if run.get("order") == "sequential":
+def _order(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+    if run.order == "sequential":
         yield Caveat(
             CaveatKind.SEQUENTIAL,
             "The arms ran one after the other (before, after, before again): sequential, drift not cancelled.",
@@ -327,27 +324,27 @@ def _order(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
         )
 
 
-def _data(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    origin = run.get("origin", {})
-    if way := origin.get("way"):
+def _data(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+    origin = run.origin
+    if way := origin.way:
         live = way.startswith("in place")
         yield Caveat(
             CaveatKind.DATA,
-            f"{way[0].upper()}{way[1:]}: this tells {origin['tells']}, but not {origin['cannot_tell']}.",
+            f"{way[0].upper()}{way[1:]}: this tells {origin.tells}, but not {origin.cannot_tell}.",
             "Measure at another hour too." if live else "After shipping, check the real database again.",
         )
-    for lack in origin.get("missing", ()):
+    for lack in origin.missing:
         yield Caveat(CaveatKind.DATA, f"Not in the copy: {lack}.", "Do not judge by this run what depends on it.")
 
 
-def _machine(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
-    server, host, rtt = run.get("server", {}), run["host"], run["parameters"]["rtt_ms"]
-    if server.get("kind") == "embedded":
-        others = "the service and the load" if run["config"]["request"] else "the load"
+def _machine(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+    server, host, rtt = run.server, run.host, run.parameters.rtt_ms
+    if server.kind == "embedded":
+        others = "the service and the load" if run.config.request else "the load"
         yield Caveat(
             CaveatKind.MACHINE,
-            f"Measured on embedded PostgreSQL {server['version']} that shares {host['cores']} cores with "
-            f"{others}, fsync {server['settings'].get('fsync')}. Ratios carry over "
+            f"Measured on embedded PostgreSQL {server.version} that shares {host['cores']} cores with "
+            f"{others}, fsync {server.settings.get('fsync')}. Ratios carry over "
             "to another machine better than milliseconds, so whether a limit in ms holds depends on the machine.",
             "Check limits in ms on hardware like that of production.",
         )
@@ -355,10 +352,10 @@ def _machine(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
         yield Caveat(
             CaveatKind.MACHINE,
             f"A round trip of {rtt:g} ms was added between service and database (connecting costs "
-            f"{run['parameters']['connect_rtts']}); direct SQL has no added round trip.",
+            f"{run.parameters.connect_rtts}); direct SQL has no added round trip.",
             "Compare it with the round trip in production.",
         )
-    elif run["config"]["request"]:
+    elif run.config.request:
         yield Caveat(
             CaveatKind.MACHINE,
             "There is no network between service and database (--rtt-ms 0), so connecting for every request "
@@ -367,9 +364,9 @@ def _machine(run: Mapping[str, Any], _: Analysis) -> Iterator[Caveat]:
         )
 
 
-def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _control(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     for c in analysis.comparisons:
-        if c.after in of_role(run, "control") and c.ratio and not c.ratio.lo <= 1 <= c.ratio.hi:
+        if c.after in run.of_role("control") and c.ratio and not c.ratio.lo <= 1 <= c.ratio.hi:
             yield Caveat(
                 CaveatKind.CONTROL,
                 f"The control differs from before in {c.scenario} ({c.metric} of {c.item}: "
@@ -379,9 +376,9 @@ def _control(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _unsettled(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     """Report inconclusive comparisons, except those of the control, which chance alone makes inconclusive."""
-    for arm in of_role(run, "after"):
+    for arm in run.of_role("after"):
         open_ = [c for c in analysis.comparisons if c.after == arm and c.verdict is Verdict.INCONCLUSIVE]
         if open_:
             what = some(f"{c.scenario} {c.metric} of {c.item}" for c in open_)
@@ -394,10 +391,10 @@ def _unsettled(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _error_rate(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     """Report error rates whose upper bound is above the limit, which does not block a GO."""
-    limit, arms = run["config"]["thresholds"]["error_rate"], run["parameters"]["arms"]
-    judged = arms if len(arms) == 1 else of_role(run, "after")
+    limit, arms = run.config.thresholds.error_rate, run.parameters.arms
+    judged = arms if len(arms) == 1 else run.of_role("after")
     for rule in analysis.decision.rules:
         held = rule.name == "error rate" and rule.arm in judged and rule.outcome is Outcome.HOLDS
         if held and rule.bound and rule.bound > limit:
@@ -410,7 +407,7 @@ def _error_rate(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _plan(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _plan(_: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     for use in analysis.plans:
         if use.scans_expected and not use.verified and use.summary != NO_TABLE:
             yield Caveat(
@@ -421,9 +418,9 @@ def _plan(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _floor(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     floors = {(f.scenario, f.item): f.p50.value for f in analysis.levels if f.arm == FLOOR and f.p50}
-    for arm in of_role(run, "after"):
+    for arm in run.of_role("after"):
         near = [
             f"{level.scenario} of {level.item} ({millis(level.p50.value)})"
             for level in analysis.levels
@@ -439,7 +436,7 @@ def _floor(run: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _p99(_: Mapping[str, Any], analysis: Analysis) -> Iterator[Caveat]:
+def _p99(_: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     answered = [level.n for level in analysis.levels if level.arm != FLOOR and level.n]
     few = [n for n in answered if n < MIN_SAMPLES[99]]
     if few:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from perfkit.analysis.tables import Subject
 from perfkit.base import units
-from perfkit.base.bundle import Round
 from perfkit.base.stats import MIN_SAMPLES, percentile, supported
 from perfkit.load.samples import DROPPED
+from perfkit.runs.records import Round, ScenarioRecord
 from perfkit.show.charts import INK, draw_svg
 from perfkit.show.html import Block, escape
 
@@ -47,7 +47,7 @@ class ChartSeries:
 
 def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
     """Draw the share of requests answered within a time, for all arms: one chart per load level, with the limit."""
-    limit = subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
+    limit = subject.run.config.thresholds.p95_ms
     samples = _samples(rounds)
 
     def chart(scenario: str) -> Drawn:
@@ -247,8 +247,8 @@ class Stretch:
 
 def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
     """Draw one chart for each load level of the run's first arm."""
-    arm, limit = subject.arms[0], subject.run.get("config", {}).get("thresholds", {}).get("p95_ms")
-    scenarios: dict[str, Mapping[str, Any]] = {s["name"]: s for s in subject.run.get("scenarios", ())}
+    arm, limit = subject.arms[0], subject.run.config.thresholds.p95_ms
+    scenarios = {scenario.name: scenario for scenario in subject.run.scenarios}
     flows = {
         (name, arm): flow
         for name, scenario in scenarios.items()
@@ -265,9 +265,9 @@ def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
     return gallery(subject, chart, flows, CAPTION)
 
 
-def flow_of(rounds: Sequence[Round], scenario: Mapping[str, Any]) -> Flow:
+def flow_of(rounds: Sequence[Round], scenario: ScenarioRecord) -> Flow:
     """Return the counted requests of a scenario's rounds on one arm; of a search, the requests of every step."""
-    timed, step_s = bool(scenario.get("rate")), float(scenario["seconds"]) if scenario.get("search") else 0.0
+    timed, step_s = bool(scenario.rate), (scenario.seconds or 0.0) if scenario.search else 0.0
     x: list[float] = []
     ms: list[float] = []
     lost: dict[str, list[float]] = {kind: [] for kind in _LOST}

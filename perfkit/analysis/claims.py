@@ -11,9 +11,10 @@ from typing import Any, Literal
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.analysis.tables import Subject
 from perfkit.base import units
-from perfkit.base.bundle import Bundle
 from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
+from perfkit.config import Claim
 from perfkit.explain.plan import read_plan
+from perfkit.runs.records import Bundle, RunRecord
 from perfkit.show.html import Block, Cell, Table, escape
 
 ONCE, LOAD = "measured once", "measured under load"
@@ -73,7 +74,6 @@ class JudgedClaim:
 # Claims judged by what a run measured.
 
 LAB = "insert_slowdown"  # only the index lab measures it
-Claim = Mapping[str, Any]  # as a bundle has it: see `perfkit.config.judging.Claim`
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ClaimEvidence:
     `inserts` are the items of its load that insert rows.
     """
 
-    run: Mapping[str, Any]
+    run: RunRecord
     analysis: Analysis
     bundle: Bundle
     before: str
@@ -91,20 +91,20 @@ class ClaimEvidence:
     inserts: Collection[str] = ()
 
 
-def judged(run: Mapping[str, Any], analysis: Analysis, bundle: Bundle) -> list[JudgedClaim]:
+def judged(run: RunRecord, analysis: Analysis, bundle: Bundle) -> list[JudgedClaim]:
     """Judge every claim that makes sense in a run's set-up.
 
     There are none if the bundle is older than claims in bundles, or if a single arm was measured.
     """
-    preset = run["parameters"].get("preset", "")
-    claims = [claim for claim in run["config"].get("claim", ()) if claim.get("preset") in (None, preset)]
-    roles = run.get("roles", {})
-    after = [arm for arm in run["parameters"]["arms"] if roles.get(arm) == "after"]
+    preset = run.parameters.preset
+    claims = [claim for claim in run.config.claim if claim.preset in (None, preset)]
+    roles = run.roles
+    after = [arm for arm in run.parameters.arms if roles.get(arm) == "after"]
     if not after:
         return []
     before = next((arm for arm, role in roles.items() if role == "before"), "")
     judged_here = judge(claims, ClaimEvidence(run, analysis, bundle, before, after[0]))
-    of_lab = {raw["text"]: raw for raw in (run.get("lab") or {}).get("claims", ())}
+    of_lab = {raw["text"]: raw for raw in (run.lab.claims if run.lab else ())}
     return [JudgedClaim(**_spans(of_lab[claim.text])) if claim.text in of_lab else claim for claim in judged_here]
 
 
@@ -113,10 +113,10 @@ def judge(claims: Iterable[Claim], measured: ClaimEvidence) -> list[JudgedClaim]
     return [_judged(claim, measured) for claim in claims]
 
 
-def elsewhere(run: Mapping[str, Any]) -> dict[str, int]:
+def elsewhere(run: RunRecord) -> dict[str, int]:
     """Return the number of claims that make sense only in another set-up, by preset."""
-    current = run["parameters"].get("preset", "")
-    named = [claim.get("preset") for claim in run["config"].get("claim", ())]
+    current = run.parameters.preset
+    named = [claim.preset for claim in run.config.claim]
     return {name: named.count(name) for name in dict.fromkeys(named) if name and name != current}
 
 
@@ -126,25 +126,25 @@ def _spans(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged(claim: Claim, measured: ClaimEvidence) -> JudgedClaim:
-    measure = claim["measure"]
+    measure = claim.measure
     measuring, unit, evidence, good = _MEASURES[measure]
-    arm = claim.get("arm") or measured.arm
+    arm = claim.arm or measured.arm
     found: _Found = f"{arm} was not measured"
-    if arm in measured.run["parameters"]["arms"]:
+    if arm in measured.run.parameters.arms:
         found = measuring(claim, measured, arm)
     why, value, interval = (found, None, None) if isinstance(found, str) else ("", *found)
     better: Any = "" if arm == measured.before else good  # a claim about the past holds or does not
     return JudgedClaim(
-        claim["text"],
-        claim["low"],
-        claim["high"],
+        claim.text,
+        claim.low,
+        claim.high,
         unit,
         evidence,
         value,
         interval,
         measure,
         arm,
-        claim.get("scenario") or "",
+        claim.scenario or "",
         why,
         better,
     )
@@ -155,32 +155,32 @@ _Found = tuple[float, Span | None] | str  # a value and its interval, or why the
 
 def _size(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     """Measure the arm's indexes in kB, as a share of their tables, or together with the largest table in MB."""
-    facts = measured.run.get("arms", {}).get(arm, {})
-    built, tables = facts.get("indexes", ()), facts.get("table_bytes", {})
-    total = sum(index["bytes"] for index in built)
+    facts = measured.run.arm(arm)
+    built, tables = facts.indexes, facts.table_bytes
+    total = sum(index.bytes for index in built)
     if not tables:
         return f"the table sizes on {arm} are not known"
-    if claim["measure"] == "table_mb":
-        largest = max({index["table"] for index in built} or tables, key=lambda name: tables.get(name, 0))
-        indexes = sum(index["bytes"] for index in built if index["table"] == largest)
+    if claim.measure == "table_mb":
+        largest = max({index.table for index in built} or tables, key=lambda name: tables.get(name, 0))
+        indexes = sum(index.bytes for index in built if index.table == largest)
         return (tables.get(largest, 0) + indexes) / 1024**2, None
     if not built:
         return f"no index is built on {arm}"
-    if claim["measure"] == "index_kb":
+    if claim.measure == "index_kb":
         return total / 1024, None
-    return total / max(sum(tables.get(name, 0) for name in {index["table"] for index in built}), 1), None
+    return total / max(sum(tables.get(name, 0) for name in {index.table for index in built}), 1), None
 
 
 def _build(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
-    seconds = [index["seconds"] for index in measured.run.get("arms", {}).get(arm, {}).get("indexes", ())]
+    seconds = [index.seconds for index in measured.run.arm(arm).indexes]
     if not seconds:
         return f"no index is built on {arm}"
-    return (max(seconds), (min(seconds), max(seconds))) if claim["measure"] == "build_s" else (sum(seconds), None)
+    return (max(seconds), (min(seconds), max(seconds))) if claim.measure == "build_s" else (sum(seconds), None)
 
 
 def _execution(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     """Measure the last execution of a query under EXPLAIN, with the range of all its executions."""
-    bundle, query = measured.bundle, claim["query"]
+    bundle, query = measured.bundle, claim.query or ""
     documents = [*bundle.beside_plan(arm, query).get("earlier", ()), bundle.plan(arm, query)]
     times = [ms for d in documents if d is not None and (ms := read_plan(d).execution_ms) is not None]
     return (times[-1], (min(times), max(times))) if times else f"no plan of {query} on {arm}"
@@ -192,7 +192,7 @@ def _level(claim: Claim, measured: ClaimEvidence, arm: str) -> Summary | None:
         (
             level
             for level in measured.analysis.levels
-            if level.arm == arm and (level.scenario == claim.get("scenario") or level.item == claim.get("query"))
+            if level.arm == arm and (level.scenario == claim.scenario or level.item == claim.query)
         ),
         None,
     )
@@ -202,10 +202,10 @@ def _under_load(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     """Measure an estimate of the claim's load level."""
     level = _level(claim, measured, arm)
     if level is None:
-        return f"no round of {claim.get('scenario') or claim.get('query')} on {arm}"
+        return f"no round of {claim.scenario or claim.query} on {arm}"
     if not level.healthy:
         return f"the client was too slow: {level.fault}"
-    name = {"latency_ms": "p50", "p50_ms": "p50", "p95_ms": "p95"}.get(claim["measure"], "throughput")
+    name = {"latency_ms": "p50", "p50_ms": "p50", "p95_ms": "p95"}.get(claim.measure, "throughput")
     found: Interval | None = getattr(level, name)
     if found is None:
         return (
@@ -217,13 +217,13 @@ def _under_load(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
 
 
 def _saved(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
-    metric = "p95" if claim.get("scenario") else "p50"
+    metric = "p95" if claim.scenario else "p50"
     found = _first(measured.analysis.comparisons, arm, claim, metric)
     return _share(found.ratio if found else None, arm, saved=True)
 
 
 def _throughput(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
-    shown = (c for c in measured.analysis.throughputs if c.after == arm and c.scenario == claim["scenario"])
+    shown = (c for c in measured.analysis.throughputs if c.after == arm and c.scenario == claim.scenario)
     found = next(shown, None) or _first(measured.analysis.comparisons, arm, claim, "throughput")
     return _share(found.ratio if found else None, arm)
 
@@ -245,7 +245,7 @@ def _errors(_: Claim, measured: ClaimEvidence, arm: str) -> _Found:
 
 
 def _first(comparisons: Sequence[Comparison], arm: str, claim: Claim, metric: str) -> Comparison | None:
-    scenario, query = claim.get("scenario"), claim.get("query")
+    scenario, query = claim.scenario, claim.query
     of_arm = (c for c in comparisons if c.after == arm and c.metric == metric)
     return next((c for c in of_arm if c.scenario == scenario or c.item == query), None)
 
@@ -398,12 +398,12 @@ def _at(subject: Subject, claim: JudgedClaim | None, load: str, arm: str) -> Cel
 
 def _setup(subject: Subject) -> str:
     """Return the set-up that the claims in absolute figures are for, if this run has it."""
-    parameters = subject.run["parameters"]
-    if not parameters.get("preset"):
+    parameters = subject.run.parameters
+    if not parameters.preset:
         return ""
     return (
-        f"Set-up '{parameters['preset']}': scale {parameters['scale']}, a round trip of "
-        f"{parameters['rtt_ms']:g} ms between service and database, {parameters['connect_rtts']} to connect."
+        f"Set-up '{parameters.preset}': scale {parameters.scale}, a round trip of "
+        f"{parameters.rtt_ms:g} ms between service and database, {parameters.connect_rtts} to connect."
     )
 
 

@@ -9,11 +9,11 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
-from perfkit.analysis.results import Changes, Comparison, Summary, of_role
+from perfkit.analysis.results import Changes, Comparison, Summary
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, error_bound, share
+from perfkit.runs.records import RunRecord
 from perfkit.runs.rounds import RoundReading
 
 MOST = 1000  # blocks; a larger need is reported as "more than"
@@ -351,10 +351,10 @@ def number(value: float) -> str:
 _MESSAGE = 100  # characters of an error message in a reason
 
 
-def rules_of(run: Mapping[str, Any], levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
+def rules_of(run: RunRecord, levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
     """Return the rules of every arm in the run's order, except the benefit."""
     rules: list[Rule] = []
-    for arm in run["parameters"]["arms"]:
+    for arm in run.parameters.arms:
         rules += _level_rules(run, arm, levels)
         rules.append(_error_rule(run, arm, read))
         rules += _search_rules(run, arm, [level for level in levels if level.arm == arm])
@@ -363,38 +363,38 @@ def rules_of(run: Mapping[str, Any], levels: Sequence[Summary], changes: Changes
     return rules
 
 
-def gaps_of(run: Mapping[str, Any]) -> list[str]:
+def gaps_of(run: RunRecord) -> list[str]:
     """Return why a run cannot lead to a GO: it did not finish, or load levels were left out."""
     reasons = []
-    if run["status"] != "complete":
-        reasons.append(f"the run is {run['status']}: {run.get('message') or 'it has not finished'}")
-    alone = len(run["parameters"]["arms"]) == 1  # one arm is judged by what was measured: nothing is to be shipped
-    if (left_out := run.get("left_out", {}).get("scenarios")) and not alone:
+    if run.status != "complete":
+        reasons.append(f"the run is {run.status}: {run.message or 'it has not finished'}")
+    alone = len(run.parameters.arms) == 1  # one arm is judged by what was measured: nothing is to be shipped
+    if (left_out := run.left_out.get("scenarios")) and not alone:
         reasons.append(f"not every load level was measured: {', '.join(left_out)} left out")
     return reasons
 
 
-def _level_rules(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
+def _level_rules(run: RunRecord, arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
     """Yield the rules on latency, throughput and the client's health."""
-    thresholds, searches = run["config"]["thresholds"], _rates(run)
-    requests = {r["name"] for r in run["config"]["request"]} & {level.item for level in levels}
+    thresholds, searches = run.config.thresholds, _rates(run)
+    requests = {request.name for request in run.config.request} & {level.item for level in levels}
     of_arm = [level for level in levels if level.arm == arm]
     users = [level for level in of_arm if not requests or level.item in requests]  # a service's requests are the load
     sent = {level.scenario: {other.item for other in levels if other.scenario == level.scenario} for level in users}
     names = {level: level.item if len(sent[level.scenario]) > 1 else "" for level in users}
     for q, level in product((50, 95, 99), users):
         # a search keeps to this limit by itself
-        if (limit := thresholds.get(f"p{q}_ms")) and level.scenario not in searches:
+        if (limit := getattr(thresholds, f"p{q}_ms")) and level.scenario not in searches:
             known = (getattr(level, f"p{q}"), limit, level.n, names[level], level.rounds)
             yield latency_rule(arm, level.scenario, q, *known)
-    if (least := thresholds.get("throughput")) and users:
+    if (least := thresholds.throughput) and users:
         best = max(users, key=lambda level: level.throughput.value if level.throughput else 0.0)
         yield throughput_rule(arm, best.scenario, best.throughput, least, names[best])
-    if len(run["parameters"]["arms"]) == 1:  # with several arms, the comparison is invalid instead
+    if len(run.parameters.arms) == 1:  # with several arms, the comparison is invalid instead
         yield from (health_rule(arm, level.scenario, level.fault) for level in of_arm if level.fault)
 
 
-def _error_rule(run: Mapping[str, Any], arm: str, read: RoundReading) -> Rule:
+def _error_rule(run: RunRecord, arm: str, read: RoundReading) -> Rule:
     """Count errors by round: the items of one load level fail together."""
     rounds: dict[tuple[str, int], tuple[int, int]] = {}
     for (cell_arm, (scenario, _)), cell in read.cells.items():
@@ -408,7 +408,7 @@ def _error_rule(run: Mapping[str, Any], arm: str, read: RoundReading) -> Rule:
             kinds[outcome] = so_far + count, first
     ranked = sorted(kinds.items(), key=lambda kind: -kind[1][0])
     named = [_kind(outcome, count, message) for outcome, (count, message) in ranked]
-    return error_rule(arm, list(rounds.values()), run["config"]["thresholds"]["error_rate"], named)
+    return error_rule(arm, list(rounds.values()), run.config.thresholds.error_rate, named)
 
 
 def _kind(outcome: str, count: int, message: str) -> str:
@@ -417,29 +417,29 @@ def _kind(outcome: str, count: int, message: str) -> str:
     return f"{count:,} x {name}" + (f" ({message[:_MESSAGE]})" if message else "")
 
 
-def _search_rules(run: Mapping[str, Any], arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
+def _search_rules(run: RunRecord, arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
     for scenario, rate in _rates(run).items():
         if searched := [level for level in levels if level.scenario == scenario]:
             yield capacity_rule(arm, scenario, rate, searched[0].rounds, searched[0].unheld)
 
 
-def _rates(run: Mapping[str, Any]) -> dict[str, float]:
+def _rates(run: RunRecord) -> dict[str, float]:
     """Return the first rate of each search, by scenario."""
-    return {s["name"]: s["rate"] for s in run["scenarios"] if s.get("search")}
+    return {s.name: s.rate for s in run.scenarios if s.search and s.rate}
 
 
-def _fact_rules(run: Mapping[str, Any], arm: str) -> Iterator[Rule]:
+def _fact_rules(run: RunRecord, arm: str) -> Iterator[Rule]:
     """Yield the rules on functional checks and indexes."""
-    if checks := run["checks"].get(arm):
-        failed = [check["name"] for check in checks if not check["passed"]]
+    if checks := run.checks.get(arm):
+        failed = [check.name for check in checks if not check.passed]
         yield checks_rule(arm, len(checks) - len(failed), len(checks), failed)
-    facts = run.get("arms", {}).get(arm, {})
-    if facts.get("expected_indexes"):
-        valid = [index["name"] for index in facts["indexes"] if index["valid"]]
-        yield index_rule(arm, facts["expected_indexes"], valid)
+    facts = run.arm(arm)
+    if facts.expected_indexes:
+        valid = [index.name for index in facts.indexes if index.valid]
+        yield index_rule(arm, facts.expected_indexes, valid)
 
 
-def _comparison_rules(run: Mapping[str, Any], arm: str, changes: Changes) -> Iterator[Rule]:
+def _comparison_rules(run: RunRecord, arm: str, changes: Changes) -> Iterator[Rule]:
     for c in changes.comparisons:
         if c.after == arm:
             where = f"{c.scenario}: {c.item}"
@@ -448,8 +448,8 @@ def _comparison_rules(run: Mapping[str, Any], arm: str, changes: Changes) -> Ite
         if e.after == arm:
             item = e.item if len({c.item for c in changes.comparisons if c.scenario == e.scenario}) > 1 else ""
             yield more_errors_rule(arm, e.scenario, e.difference, e.significant, item)
-    if run.get("order") == "sequential" and run["roles"][arm] == "after":
-        yield _agreement(arm, [c for c in changes.comparisons if c.after in of_role(run, "control")])
+    if run.order == "sequential" and run.roles[arm] == "after":
+        yield _agreement(arm, [c for c in changes.comparisons if c.after in run.of_role("control")])
 
 
 def _agreement(arm: str, again: Sequence[Comparison]) -> Rule:

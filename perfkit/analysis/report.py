@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from perfkit.analysis import sections, tables
 from perfkit.analysis.caveats import Caveat
 from perfkit.analysis.claims import JudgedClaim, claims_block, judged, measured, sentence
-from perfkit.analysis.results import complete_blocks
 from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject, compared, glance
 from perfkit.base import units
-from perfkit.base.bundle import Bundle, Round, reading, write_atomically
+from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import BundleError, visible
 from perfkit.base.judgement import MARKS, Outcome
+from perfkit.runs.records import Bundle, Round
 from perfkit.show.html import Block, Cell, OpenedPage, Table, escape, folded, headed, listed, markdown
 from perfkit.show.render import LOAD, NOTEBOOK, page_of
 
@@ -44,7 +44,7 @@ def verdict(subject: Subject) -> str:
     content = {
         "format": FORMAT,
         "title": analysis.title,
-        "status": subject.run.get("status"),
+        "status": subject.run.status,
         "decision": subject.word,
         "arms": {arm: analysis.arm_decisions[arm].decision for arm in subject.after},
         "headline": analysis.headline,
@@ -59,8 +59,8 @@ def verdict(subject: Subject) -> str:
         "cautions": [asdict(caveat) for caveat in analysis.caveats],
         "margin": analysis.margin,
         "margin_used": analysis.margin_used,
-        "parameters": subject.run.get("parameters"),
-        "command": subject.run.get("command"),
+        "parameters": subject.run.parameters.model_dump(exclude_unset=True),
+        "command": subject.run.command,
     }
     return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -88,7 +88,7 @@ def summary(subject: Subject) -> str:
         texts = (f"{caveat.text} {caveat.advice}" for caveat in analysis.caveats[:GRAVEST])
         lines += ["Limitations:", "", *(f"- {markdown(line)}" for line in texts)]
         lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
-    command = visible(subject.run.get("command") or "").replace("`", "'")
+    command = visible(subject.run.command).replace("`", "'")
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
 
 
@@ -223,10 +223,8 @@ def _sentence(subject: Subject) -> str:
     if subject.complete:
         return subject.analysis.headline
     run = subject.run
-    how = {"running": "has not finished", "interrupted": "was interrupted", "failed": "failed"}.get(
-        str(run.get("status")), ""
-    )
-    done, planned = complete_blocks(run), run.get("parameters", {}).get("blocks", "?")
+    how = {"running": "has not finished", "interrupted": "was interrupted", "failed": "failed"}.get(run.status, "")
+    done, planned = run.complete_blocks, run.parameters.blocks
     so_far = subject.analysis.headline
     return f"The run {how}: {done} of {planned} blocks are complete. Measured so far: {so_far}"
 
@@ -252,17 +250,17 @@ def _arms(subject: Subject) -> str:
 
 def _meta(subject: Subject) -> str:
     run = subject.run
-    parameters, rows = run.get("parameters", {}), run.get("database", {}).get("rows", {})
+    parameters, rows = run.parameters, run.database.rows
     largest = max(rows.items(), key=lambda item: item[1], default=None)
-    server, blocks = run.get("server", {}), complete_blocks(run)
-    version = server.get("version", parameters.get("postgres", "?"))
+    server, blocks = run.server, run.complete_blocks
+    version = server.version or parameters.postgres
     parts = [
-        *([f"profile {parameters['profile']}"] if parameters.get("profile") else []),
+        *([f"profile {parameters.profile}"] if parameters.profile else []),
         f"{blocks} block{'' if blocks == 1 else 's'}",
-        *([f"scale {parameters['scale']}"] if parameters.get("scale") else []),
+        *([f"scale {parameters.scale}"] if parameters.scale else []),
         *([f"{units.count(largest[1])} rows in {largest[0]}"] if largest else []),
-        *([f"PostgreSQL {version} ({server.get('kind', 'not started')})"] if version else []),
-        str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+        *([f"PostgreSQL {version} ({server.kind or 'not started'})"] if version else []),
+        run.started.replace("T", " ")[:16] + " UTC",
     ]
     return " · ".join(parts)
 
@@ -376,8 +374,8 @@ class Run(OpenedPage):
 
     def __repr__(self) -> str:
         run, path = self.bundle.run, self.bundle.path
-        planned = run["parameters"]["blocks"]
-        return f"{run['title']}: {run['status']}, {complete_blocks(run)} of {planned} blocks, in {path}"
+        planned = run.parameters.blocks
+        return f"{run.title}: {run.status}, {run.complete_blocks} of {planned} blocks, in {path}"
 
 
 def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfkit.base import judgement, stats
-from perfkit.base.bundle import FLOOR
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import Difference, Interval, Ratio, differences
 from perfkit.base.units import millis
+from perfkit.runs.records import FLOOR, JudgingRecord, RunRecord, ScenarioRecord
 from perfkit.runs.rounds import Key, SampleCell
 
 if TYPE_CHECKING:  # an `Analysis` holds what is concluded from the records above it
@@ -193,24 +193,24 @@ class Changes:
     throughputs: tuple[ThroughputChange, ...] = ()
 
     @classmethod
-    def of(cls, run: Mapping[str, Any], cells: Cells) -> Changes:
+    def of(cls, run: RunRecord, cells: Cells) -> Changes:
         """Compare every arm with `before`, the control first: its intervals may widen the margin for the others."""
-        scenarios = {scenario["name"]: scenario for scenario in run["scenarios"]}
-        before = of_role(run, "before")[0]
+        scenarios = {scenario.name: scenario for scenario in run.scenarios}
+        before = run.of_role("before")[0]
         comparisons: list[Comparison] = []
         errors: list[ErrorChange] = []
         throughputs: list[ThroughputChange] = []
         control: dict[tuple[Key, str], list[Ratio]] = defaultdict(list)
-        controls = of_role(run, "control")
-        for arm in [*controls, *of_role(run, "after")]:
+        controls = run.of_role("control")
+        for arm in [*controls, *run.of_role("after")]:
             pairs = {
                 key: (cell, cells[arm, key]) for (a, key), cell in cells.items() if a == before and (arm, key) in cells
             }
-            failing = _error_changes(before, arm, {k: p for k, p in pairs.items() if not scenarios[k[0]].get("search")})
+            failing = _error_changes(before, arm, {k: p for k, p in pairs.items() if not scenarios[k[0]].search})
             rows = list(
                 _rows(pairs, scenarios, {(e.scenario, e.item): e.fewer_answered for e in failing if e.significant})
             )
-            judged = _judged(before, arm, rows, control, run["config"])
+            judged = _judged(before, arm, rows, control, run.config)
             errors += failing
             comparisons += judged
             throughputs += _throughputs(before, arm, pairs, scenarios)
@@ -218,16 +218,6 @@ class Changes:
                 if c.ratio:
                     control[(c.scenario, c.item), c.metric].append(c.ratio)
         return cls(tuple(comparisons), tuple(errors), tuple(throughputs))
-
-
-def worth(config: Mapping[str, Any]) -> float:
-    """Return the smallest worthwhile gain, as a share; 0.1 in an old bundle without the key."""
-    return float(config.get("worth", 0.1))
-
-
-def of_role(run: Mapping[str, Any], role: str) -> list[str]:
-    """Return the arms of one role, in the run's order."""
-    return [name for name in run["parameters"]["arms"] if run["roles"][name] == role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,16 +240,16 @@ class _Row:
 
 def _rows(
     pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
-    scenarios: Mapping[str, Mapping[str, Any]],
+    scenarios: Mapping[str, ScenarioRecord],
     fewer: Mapping[Key, float],
 ) -> Iterator[_Row]:
     """Yield the metrics to compare; a tail with too few samples is left out, a median without a ratio is invalid."""
     searched = set()
     for key, (before, after) in pairs.items():
-        if search := scenarios[key[0]].get("search"):
+        if search := scenarios[key[0]].search:
             if key[0] not in searched:  # one rate for the scenario, whatever it sends
                 searched.add(key[0])
-                step = search["growth"] ** (0.5 ** search["closer"])
+                step = search.growth ** (0.5**search.closer)
                 yield _Row(
                     key, "throughput", before, after, _capacity(before, after, step), step, bound=_bound(before, after)
                 )
@@ -302,10 +292,10 @@ def _judged(
     after: str,
     rows: Sequence[_Row],
     control: Mapping[tuple[Key, str], Sequence[Ratio]],
-    config: Mapping[str, Any],
+    config: JudgingRecord,
 ) -> list[Comparison]:
     """Return the comparisons of one pair of arms, with Holm's correction for differences and for equivalence."""
-    declared, least = config["margin"], worth(config)
+    declared, least = config.margin, config.worth
     margins = [judgement.widened_margin(control.get((row.key, row.metric), ()), declared) for row in rows]
     different = stats.holm([row.ratio.p if row.ratio else 1.0 for row in rows])
     equivalent = stats.holm(
@@ -385,13 +375,13 @@ def _throughputs(
     before: str,
     after: str,
     pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
-    scenarios: Mapping[str, Mapping[str, Any]],
+    scenarios: Mapping[str, ScenarioRecord],
 ) -> Iterator[ThroughputChange]:
     """Yield the changes to show: not for a search, and not for a fixed rate that was reached."""
     for key, (one, other) in pairs.items():
         scenario = scenarios[key[0]]
-        reached = scenario.get("rate") and not (one.errors or other.errors)
-        if reached or scenario.get("search"):
+        reached = scenario.rate and not (one.errors or other.errors)
+        if reached or scenario.search:
             continue
         blocks = sorted(one.rates.keys() & other.rates.keys())
         ratio = stats.ratio([one.rates[b] for b in blocks], [other.rates[b] for b in blocks])
@@ -404,29 +394,29 @@ def _throughputs(
 FLOOR_FACTOR = 3.0  # times the floor's median; a latency below that is mostly the client's
 
 
-def headline(run: Mapping[str, Any], analysis: Analysis) -> str:
+def headline(run: RunRecord, analysis: Analysis) -> str:
     """Return one sentence with the load level that was slowest before, errors and checks."""
     parts = [_worst(run, analysis), *_counted(run, analysis), _errors(analysis), _checks(run)]
     sentence = "; ".join(part for part in parts if part)
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
 
 
-def _worst(run: Mapping[str, Any], analysis: Analysis) -> str:
+def _worst(run: RunRecord, analysis: Analysis) -> str:
     """Return the slowest level by its p95, or by its median if no level has enough samples for a p95."""
-    before = [level for level in analysis.levels if level.arm in of_role(run, "before")]
+    before = [level for level in analysis.levels if level.arm in run.of_role("before")]
     for metric, share in (("p95", "95 of 100 requests were"), ("p50", "half of the requests were")):
         known = [(interval.value, level) for level in before if (interval := getattr(level, metric))]
         if known:
             value, worst = max(known, key=lambda pair: pair[0])
-            after = of_role(run, "after")
+            after = run.of_role("after")
             changes = [change for arm in after if (change := _change(run, analysis, worst, arm, metric))]
-            label = next(s["label"] for s in run["scenarios"] if s["name"] == worst.scenario)
+            label = next(s.label for s in run.scenarios if s.name == worst.scenario)
             when = " before" if after else ""
             return ", ".join([f"{label}: {share} answered within {millis(value)}{when}", *changes])
     return ""
 
 
-def _change(run: Mapping[str, Any], analysis: Analysis, worst: Summary, arm: str, metric: str) -> str:
+def _change(run: RunRecord, analysis: Analysis, worst: Summary, arm: str, metric: str) -> str:
     level = analysis.level(arm, worst.scenario, worst.item)
     comparison = analysis.comparison(arm, worst.scenario, metric, worst.item)
     interval = getattr(level, metric) if level else None
@@ -436,17 +426,17 @@ def _change(run: Mapping[str, Any], analysis: Analysis, worst: Summary, arm: str
     return f"{text} ({_times(comparison)})" if comparison and comparison.ratio else text
 
 
-def _counted(run: Mapping[str, Any], analysis: Analysis) -> Iterator[str]:
+def _counted(run: RunRecord, analysis: Analysis) -> Iterator[str]:
     """Yield the number of queries that became faster or slower, if the run has several."""
-    for arm in of_role(run, "after") if len(run["queries"]) > 1 and not run["config"]["request"] else ():
+    for arm in run.of_role("after") if len(run.queries) > 1 and not run.config.request else ():
         verdicts = [c.verdict for c in analysis.comparisons if c.after == arm and c.metric == "p50"]
         faster, slower = verdicts.count(Verdict.FASTER), verdicts.count(Verdict.SLOWER)
         yield f"of {len(verdicts)} medians {faster} faster and {slower} slower {_named(run, arm)}"
 
 
-def _named(run: Mapping[str, Any], arm: str) -> str:
+def _named(run: RunRecord, arm: str) -> str:
     """Return an arm's title for use within a sentence."""
-    title = str(run["arms"][arm]["title"] or arm)
+    title = run.arms[arm].title or arm
     return title if title.startswith(("with ", "without ")) else f"with {title}"
 
 
@@ -468,16 +458,10 @@ def _errors(analysis: Analysis) -> str:
     return f"{errors or 'no'} unexpected outcome{plural} in {sent:,} requests" if sent else ""
 
 
-def _checks(run: Mapping[str, Any]) -> str:
-    results = [check for checks in run["checks"].values() for check in checks]
-    passed = sum(check["passed"] for check in results)
+def _checks(run: RunRecord) -> str:
+    results = [check for checks in run.checks.values() for check in checks]
+    passed = sum(check.passed for check in results)
     return f"{passed} of {len(results)} functional checks passed" if results else ""
-
-
-def complete_blocks(run: Mapping[str, Any]) -> int:
-    """Return the number of blocks that every arm completed; in a sequential run the last arm comes last."""
-    arms = set(run["parameters"]["arms"])
-    return sum(arms <= block["state"].keys() for block in run["blocks"])
 
 
 def _three(value: float) -> str:

@@ -31,16 +31,15 @@ from perfkit.analysis.results import (
     PlanUse,
     Summary,
     headline,
-    of_role,
-    worth,
 )
 from perfkit.base import judgement, stats
-from perfkit.base.bundle import FLOOR, Bundle, reading
+from perfkit.base.bundle import reading
 from perfkit.base.errors import BundleError, PlanError
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.explain.comparison import IndexScan, fingerprint, in_words, scans
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.load.samples import DROPPED
+from perfkit.runs.records import FLOOR, Bundle, RunRecord
 from perfkit.runs.rounds import Key, RoundReading, SampleCell, Times, Use
 
 
@@ -50,8 +49,8 @@ def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse
     `sent` has the queries sent as SQL, by arm; the run's blocks have those that a service executed.
     """
     plan_use = []
-    for arm in bundle.run["parameters"]["arms"]:
-        plans = {query: bundle.plan(arm, query) for query in bundle.run["queries"]}
+    for arm in bundle.run.parameters.arms:
+        plans = {query: bundle.plan(arm, query) for query in bundle.run.queries}
         captured = {query: _plan(bundle, arm, query, plan) for query, plan in plans.items() if plan is not None}
         uses = [*sent.get(arm, ()), *_http_uses(arm, bundle.run)]
         for query, plan in captured.items():
@@ -76,10 +75,10 @@ class Scans:
         """Read the use of indexes from a bundle. Raises BundleError if a plan cannot be read."""
         run = bundle.run
         plans = {
-            arm: {query: _plan(bundle, arm, query, raw) for query in run["queries"] if (raw := bundle.plan(arm, query))}
-            for arm in run["parameters"]["arms"]
+            arm: {query: _plan(bundle, arm, query, raw) for query in run.queries if (raw := bundle.plan(arm, query))}
+            for arm in run.parameters.arms
         }
-        complete = {arm: by_query for arm, by_query in plans.items() if by_query.keys() == run["queries"].keys()}
+        complete = {arm: by_query for arm, by_query in plans.items() if by_query.keys() == run.queries.keys()}
         return cls(
             {arm: frozenset(_indexes(by_query.values())) for arm, by_query in complete.items()},
             {arm: {query: fingerprint(plan) for query, plan in by_query.items()} for arm, by_query in plans.items()},
@@ -92,21 +91,21 @@ def _indexes(plans: Iterable[Plan]) -> set[str]:
     return {name for plan in plans for node in plan.nodes for name in node.texts("Index Name")}
 
 
-def _counted(arm: str, run: Mapping[str, Any], read: RoundReading) -> Counter[str] | None:
+def _counted(arm: str, run: RunRecord, read: RoundReading) -> Counter[str] | None:
     """Return the scans by index over all rounds, those of the service included; None if some were not counted.
 
     perfkit does not count on a server that others use, nor by query if one round of an open model sends several.
     """
-    single = {s["name"] for s in run["scenarios"] if len(s["send"]) == 1}
-    closed = {s["name"] for s in run["scenarios"] if not s.get("rate") and s.get("engine") != "pgbench"}
-    queries = {s["name"] for s in run["scenarios"] if set(s["send"]) <= run["queries"].keys()}
+    single = {s.name for s in run.scenarios if len(s.send) == 1}
+    closed = {s.name for s in run.scenarios if not s.rate and not s.pgbench}
+    queries = {s.name for s in run.scenarios if set(s.send) <= run.queries.keys()}
     known = all(r.usage or r.scenario not in queries for r in read.rounds if r.arm == arm)
-    if not run["blocks"] or not all(arm in block["http_scans"] for block in run["blocks"]):
+    if not run.blocks or not all(arm in block.http_scans for block in run.blocks):
         return None
     if not known or queries - single - closed:
         return None
     scan_counts = Counter[str]()
-    for counts in (*(block["http_scans"][arm] for block in run["blocks"]), *(counted for _, counted in read.uses[arm])):
+    for counts in (*(block.http_scans[arm] for block in run.blocks), *(counted for _, counted in read.uses[arm])):
         scan_counts.update(counts)
     return scan_counts
 
@@ -118,14 +117,14 @@ def _plan(bundle: Bundle, arm: str, query: str, document: Any) -> Plan:
         raise BundleError(f"{bundle.path}/plans/{arm}/{query}.json: {error}") from None
 
 
-def _http_uses(arm: str, run: Mapping[str, Any]) -> list[Use]:
-    runs = {request["name"]: request["runs"] for request in run["config"]["request"]}
+def _http_uses(arm: str, run: RunRecord) -> list[Use]:
+    runs = {request.name: request.runs for request in run.config.request}
     uses: list[Use] = []
-    for block in run["blocks"]:
+    for block in run.blocks:
         executions: Counter[str] = Counter()
-        for item, count in block["http_requests"].get(arm, {}).items():
+        for item, count in block.http_requests.get(arm, {}).items():
             executions.update(dict.fromkeys(runs.get(item, ()), count))
-        uses.append((executions, block["http_scans"].get(arm, {})))
+        uses.append((executions, block.http_scans.get(arm, {})))
     return uses
 
 
@@ -148,7 +147,7 @@ _FIXABLE = ("p50", "p95", "p99", "throughput", "error rate", "capacity")  # thre
 class Evidence:
     """The evidence on the benefit of a run's arms; a run that is not `complete` cannot prove that there is none."""
 
-    run: Mapping[str, Any]
+    run: RunRecord
     rules: tuple[Rule, ...]
     changes: Changes
     scans: Scans
@@ -161,19 +160,19 @@ class Evidence:
     @property
     def worth(self) -> float:
         """The smallest gain that is worthwhile, as a share."""
-        return worth(self.run["config"])
+        return self.run.config.worth
 
     def excluded(self, c: Comparison) -> bool:
         """Return whether a comparison excludes a gain above `worth`."""
-        return excludes(c, self.worth, self.run["config"]["margin"])
+        return excludes(c, self.worth, self.run.config.margin)
 
 
 def benefit_rule(arm: str, evidence: Evidence) -> Rule:
     """Judge whether an arm after the change has a benefit; the first case that applies."""
-    if evidence.run["config"].get("need", "benefit") == "none":
+    if evidence.run.config.need == "none":
         return _rule(arm, Outcome.HOLDS, 'the configuration needs no benefit (need = "none").')
     comparisons = evidence.compared(arm)
-    faster = [c for c in comparisons if beats_control(c, evidence.run["config"]["margin"])]
+    faster = [c for c in comparisons if beats_control(c, evidence.run.config.margin)]
     if faster:
         return _rule(
             arm, Outcome.HOLDS, f"{len(faster)} of {len(comparisons)} comparisons are faster: {_shown(faster)}."
@@ -220,7 +219,7 @@ def _fixed(arm: str, evidence: Evidence) -> Iterator[str]:
         return (rule.name,) if rule.name == "throughput" else (rule.name, rule.scenario, rule.item)
 
     by_arm = {(rule.arm, *key(rule)): rule.outcome for rule in evidence.rules}
-    before, controls = of_role(evidence.run, "before")[0], of_role(evidence.run, "control")
+    before, controls = evidence.run.of_role("before")[0], evidence.run.of_role("control")
     for rule in evidence.rules:
         if rule.arm != arm or rule.name not in _FIXABLE or rule.outcome is not Outcome.HOLDS:
             continue
@@ -245,9 +244,9 @@ def _unused(arm: str, evidence: Evidence) -> Sequence[str]:
     `before`. The server must also have counted no scan of the indexes in any round, because other parameters or a
     prepared statement may have led to other plans.
     """
-    run, scans, before = evidence.run, evidence.scans, of_role(evidence.run, "before")[0]
-    names = run.get("arms", {}).get(arm, {}).get("expected_indexes") or ()
-    if run.get("changes", {}).get(arm) != ["indexes"] or arm not in scans.planned or arm not in scans.counted:
+    run, scans, before = evidence.run, evidence.scans, evidence.run.of_role("before")[0]
+    names = run.arm(arm).expected_indexes
+    if run.changes.get(arm) != ["indexes"] or arm not in scans.planned or arm not in scans.counted:
         return ()
     used = scans.planned[arm] | {name for name, count in scans.counted[arm].items() if count}
     same_plans = scans.shapes.get(arm) == scans.shapes.get(before)
@@ -309,9 +308,9 @@ def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
     levels = [_level(arm, key, cell) for (arm, key), cell in read.cells.items()]
     changes = Changes.of(run, read.cells)
     plans = plan_uses(bundle, read.uses)
-    arms = list(run["parameters"]["arms"])
+    arms = list(run.parameters.arms)
     compared = len(arms) > 1
-    judged = of_role(run, "after") if compared else arms
+    judged = run.of_role("after") if compared else arms
     rules, gaps = rules_of(run, levels, changes, read), gaps_of(run)
     if compared:
         evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), complete=not gaps)
@@ -319,29 +318,29 @@ def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
     decision = _with_gaps(policy.decide(rules, judged, compared=compared), gaps)
     alone = {arm: _with_gaps(policy.decide(rules, [arm], compared=compared), gaps).outcome for arm in judged}
     analysis = Analysis(
-        title=run["title"],
+        title=run.title,
         decision=decision,
         headline="",
         arm_decisions=alone,
         caveats=(),
         levels=tuple(levels),
         comparisons=changes.comparisons,
-        margin=run["config"]["margin"],
-        margin_used=max((c.margin for c in changes.comparisons), default=run["config"]["margin"]),
+        margin=run.config.margin,
+        margin_used=max((c.margin for c in changes.comparisons), default=run.config.margin),
         plans=tuple(plans),
         errors=tuple(ErrorGroup(*key, *own) for key, own in sorted(read.errors.items())),
         error_changes=changes.errors,
         throughputs=changes.throughputs,
-        rebased={arm: _rebased(run, arm, read) for arm in baselines if run["roles"].get(arm) == "after"},
+        rebased={arm: _rebased(run, arm, read) for arm in baselines if run.roles.get(arm) == "after"},
     )
     medians = {(arm, *key): cell.medians for (arm, key), cell in read.cells.items()}
     return replace(analysis, headline=headline(run, analysis), caveats=caveats(run, analysis, read.rounds, medians))
 
 
-def _rebased(run: Mapping[str, Any], baseline: str, read: RoundReading) -> tuple[Comparison, ...]:
+def _rebased(run: RunRecord, baseline: str, read: RoundReading) -> tuple[Comparison, ...]:
     """Return the comparisons with another baseline; the control, a copy of `before`, is an arm like the others."""
-    roles = dict.fromkeys(run["roles"], "after") | {baseline: "before"}
-    return Changes.of({**run, "roles": roles}, read.cells).comparisons
+    roles = dict.fromkeys(run.roles, "after") | {baseline: "before"}
+    return Changes.of(run.model_copy(update={"roles": roles}), read.cells).comparisons
 
 
 def _level(arm: str, key: Key, cell: SampleCell) -> Summary:
@@ -395,16 +394,16 @@ def _with_gaps(decision: policy.Decision, reasons: Sequence[str]) -> policy.Deci
 def _require_complete(bundle: Bundle, read: RoundReading) -> None:
     """Raise BundleError if a round of a complete block, or a plan of an arm, is missing."""
     run, rounds = bundle.run, {(r.block, r.scenario, r.arm) for r in read.rounds}
-    before = of_role(run, "before")[0]
-    limited = {scenario["name"]: scenario.get("arms") for scenario in run["scenarios"]}
-    for block in run["blocks"]:
-        arms = [*block["state"], *([FLOOR] if before in block["state"] else [])]
-        for scenario, arm in product(run["parameters"]["scenarios"], arms):
+    before = run.of_role("before")[0]
+    limited = {scenario.name: scenario.arms for scenario in run.scenarios}
+    for block in run.blocks:
+        arms = [*block.state, *([FLOOR] if before in block.state else [])]
+        for scenario, arm in product(run.parameters.scenarios, arms):
             skipped = limited[scenario] and arm not in (*limited[scenario], FLOOR)
-            if not skipped and (block["block"], scenario, arm) not in rounds:
-                lost = f"no round of {scenario} on {arm} in block {block['block']}"
+            if not skipped and (block.block, scenario, arm) not in rounds:
+                lost = f"no round of {scenario} on {arm} in block {block.block}"
                 raise BundleError(f"{bundle.path}: {lost}; expected every round of a complete block")
-    for arm, facts in run.get("arms", {}).items():
-        for query in facts.get("plans", run["queries"]) if facts["postgres"] else ():
+    for arm, facts in run.arms.items():
+        for query in run.queries if facts.plans is None else facts.plans if facts.postgres else ():
             if bundle.plan(arm, query) is None:
                 raise BundleError(f"{bundle.path}: no plan of {query} on {arm}; expected that of every query")

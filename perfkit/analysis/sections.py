@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
 from perfkit.analysis.tables import Subject, compared, load_cell, tail
 from perfkit.base import units
-from perfkit.base.bundle import FLOOR, dumps
+from perfkit.base.bundle import dumps
 from perfkit.base.errors import BundleError, PlanError
 from perfkit.base.stats import supported
 from perfkit.explain.facts import read_facts
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import read_plan
+from perfkit.postgres.index_builds import Built
+from perfkit.runs.records import FLOOR, ScenarioRecord
 from perfkit.show.html import Block, Cell, Table, code, escape, explained, folded
 
 
@@ -43,43 +45,43 @@ def queries(subject: Subject) -> Block:
         "The last column compares the server's scan counters with the plan shown."
     )
     table = Table("Plans and their effect", columns, rows, frozenset((*columns[2:4], *columns[5:])), 2, True, note)
-    texts = {name: str(query.get("sql", "")) for name, query in subject.run.get("queries", {}).items()}
+    texts = {name: query.sql for name, query in subject.run.queries.items()}
     for arm in subject.arms:
-        rewritten = subject.run.get("arms", {}).get(arm, {}).get("rewrite", {})
-        texts |= {f"{name} in {arm}": str(text) for name, text in rewritten.items()}
+        rewritten = subject.run.arm(arm).rewrite
+        texts |= {f"{name} in {arm}": text for name, text in rewritten.items()}
     sql = "".join(folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items())
     return Block(table.to_html() + sql, table.to_text())
 
 
 def index_costs(subject: Subject) -> Table:
     """Return the size, WAL and build time of every index of the change."""
-    arms: dict[str, Any] = {arm: subject.run.get("arms", {}).get(arm, {}) for arm in subject.after}
-    built = {index["name"]: index for facts in arms.values() for index in facts.get("indexes", ())}
-    expected = dict.fromkeys(name for facts in arms.values() for name in facts.get("expected_indexes", ()))
-    tables = {table: size for facts in arms.values() for table, size in facts.get("table_bytes", {}).items()}
-    rows = [_index(index, tables.get(index["table"], 0)) for index in built.values()]
+    arms = [subject.run.arm(arm) for arm in subject.after]
+    built = {index.name: index for facts in arms for index in facts.indexes}
+    expected = dict.fromkeys(name for facts in arms for name in facts.expected_indexes)
+    tables = {table: size for facts in arms for table, size in facts.table_bytes.items()}
+    rows = [_index(index, tables.get(index.table, 0)) for index in built.values()]
     rows += [(Cell(name, "missing", "bad"), *[Cell("")] * 5) for name in expected if name not in built]
     if built:
         rows.append(_total(list(built.values()), tables))
     columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
     note = "Measured once, on an arm's template database, with the server idle and the data in memory."
-    if subject.run.get("order") == "sequential":
+    if subject.run.order == "sequential":
         note = "Measured once, built CONCURRENTLY in the database while it was in use, and removed at the end."
     return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
 
 
 def index_lab(subject: Subject) -> Block:
     """Return the result of an index lab, if the run contains its summary."""
-    lab = subject.run.get("lab")
+    lab = subject.run.lab
     if not lab:
         text = "This run did not test which indexes are needed: perfkit indexes ablate, then report --lab FOLDER."
         return Block(f'<p class="note">{escape(text)}</p>', text)
-    columns = tuple(lab["columns"])
-    rows = tuple(tuple(Cell(*cell) for cell in row) for row in lab["rows"])
-    note = f"Measured in a separate run: {lab['command']}"
+    columns = tuple(lab.columns)
+    rows = tuple(tuple(Cell(*cell) for cell in row) for row in lab.rows)
+    note = f"Measured in a separate run: {lab.command}"
     table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=note)
-    sentence = str(lab["sentence"])
-    return Block(f"<p><strong>{escape(sentence)}</strong></p>{table.to_html()}", f"{sentence}\n\n{table.to_text()}")
+    html = f"<p><strong>{escape(lab.sentence)}</strong></p>{table.to_html()}"
+    return Block(html, f"{lab.sentence}\n\n{table.to_text()}")
 
 
 def plans(subject: Subject) -> Block:
@@ -140,9 +142,8 @@ def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -
     state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
     seen = f"{units.count(use.scans_seen)} of {units.count(use.scans_expected)}"
     seen = seen if use.scans_expected else "not counted"
-    comment = str(subject.run.get("queries", {}).get(query, {}).get("comment", ""))
     return (
-        Cell(query, comment),
+        Cell(query, subject.run.queries[query].comment),
         Cell(use.arm, "", quiet),
         Cell(*units.estimate(level.p50 if level else None), quiet),
         compared(comparison),
@@ -152,29 +153,29 @@ def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -
     )
 
 
-def _index(index: dict[str, Any], table_bytes: float) -> tuple[Cell, ...]:
-    definition = str(index["definition"]).split(" USING ")[-1]
-    share = units.percent(index["bytes"] / table_bytes) if table_bytes else units.NONE
+def _index(index: Built, table_bytes: float) -> tuple[Cell, ...]:
+    definition = index.definition.split(" USING ")[-1]
+    share = units.percent(index.bytes / table_bytes) if table_bytes else units.NONE
     return (
-        Cell(str(index["name"]), "" if index["valid"] else "invalid", "" if index["valid"] else "bad"),
-        Cell(f"{index['table']}: {definition}", code=True),
-        Cell(units.size(index["bytes"])),
+        Cell(index.name, "" if index.valid else "invalid", "" if index.valid else "bad"),
+        Cell(f"{index.table}: {definition}", code=True),
+        Cell(units.size(index.bytes)),
         Cell(share),
-        Cell(units.NONE if index["wal_bytes"] is None else units.size(index["wal_bytes"])),
-        Cell(units.seconds(index["seconds"])),
+        Cell(units.NONE if index.wal_bytes is None else units.size(index.wal_bytes)),
+        Cell(units.seconds(index.seconds)),
     )
 
 
-def _total(built: list[dict[str, Any]], tables: dict[str, int]) -> tuple[Cell, ...]:
-    size, wal = (sum(index[key] or 0 for index in built) for key in ("bytes", "wal_bytes"))
-    table_bytes = sum(tables.get(table, 0) for table in {index["table"] for index in built})
+def _total(built: Sequence[Built], tables: dict[str, int]) -> tuple[Cell, ...]:
+    size, wal = sum(index.bytes for index in built), sum(index.wal_bytes or 0 for index in built)
+    table_bytes = sum(tables.get(table, 0) for table in {index.table for index in built})
     share = units.percent(size / table_bytes) if table_bytes else units.NONE
     label = Cell(
         "in total",
         f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {units.size(table_bytes)}",
         "total",
     )
-    last = (units.size(size), share, units.size(wal), units.seconds(sum(i["seconds"] for i in built)))
+    last = (units.size(size), share, units.size(wal), units.seconds(sum(index.seconds for index in built)))
     return (label, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))
 
 
@@ -258,13 +259,13 @@ def _parts(level: Summary) -> Iterator[Cell]:
 
 def capacity(subject: Subject) -> Block:
     """Return the highest rate that held in each search."""
-    searched = {s["name"]: s for s in subject.run.get("scenarios", ()) if s.get("search")}
+    searched = {s.name: s for s in subject.run.scenarios if s.search}
     levels = {level.scenario: level for level in subject.analysis.levels if level.arm == subject.before}
     rows = tuple(_capacity(subject, levels[name], s) for name, s in searched.items() if name in levels)
     if not rows:
         text = "No scenario searched for the highest rate that holds; add `search` to a scenario in perfkit.toml."
         return Block(f'<p class="note">{text}</p>', text)
-    limit = units.significant(subject.run["config"]["thresholds"]["p95_ms"])
+    limit = units.significant(subject.run.config.thresholds.p95_ms or math.nan)
     columns = ("load", "searched rates, per second", "highest rate that held, per second", "rounds")
     note = (
         f"A rate holds if 95 of 100 requests are answered within {limit} ms and failed and dropped requests stay "
@@ -274,7 +275,7 @@ def capacity(subject: Subject) -> Block:
     return Block(table.to_html(), table.to_text())
 
 
-def _capacity(subject: Subject, level: Summary, scenario: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _capacity(subject: Subject, level: Summary, scenario: ScenarioRecord) -> tuple[Cell, ...]:
     rate = _least(level)
     caveats = [
         f"{level.limited} of {level.rounds} rounds ended at the limit of the search or of the client",
@@ -284,7 +285,7 @@ def _capacity(subject: Subject, level: Summary, scenario: Mapping[str, Any]) -> 
     known = [rate.note] if rate.note else []
     return (
         load_cell(subject, level.scenario, ""),
-        Cell(f"{scenario['rate']:g} to {scenario['search']['most']:g}"),
+        Cell(f"{scenario.rate:g} to {scenario.search.most:g}" if scenario.search else ""),
         Cell(rate.text, "; ".join(known + caveats), "unsure" if caveats else ""),
         Cell(units.count(level.rounds)),
     )
@@ -344,12 +345,12 @@ SHIPPING = "Run perfkit gate with this folder to add sign-off answers and monito
 
 def reproduce(subject: Subject) -> Block:
     """Return the command that repeats the run, and the files beside the report."""
-    command = str(subject.run.get("command") or "not recorded")
+    command = subject.run.command or "not recorded"
     files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
     files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
     beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
-    shipping = "" if subject.alone or "rollback" in subject.run else SHIPPING
+    shipping = "" if subject.alone or subject.run.rollback else SHIPPING
     html = f"{code(command, name='command')}<p>{beside} {escape(shipping)}</p>"
     return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/. {shipping}".rstrip())
 
@@ -357,8 +358,8 @@ def reproduce(subject: Subject) -> Block:
 def _scenarios(subject: Subject) -> Table:
     columns = ("load", "sends", "users", "requests each", "batches", "requests a round")
     rows = tuple(
-        (Cell(str(s.get("label") or s["name"]), s["name"]), Cell(", ".join(s["send"])), *map(Cell, _amounts(s)))
-        for s in subject.run.get("scenarios", ())
+        (Cell(s.label or s.name, s.name), Cell(", ".join(s.send)), *map(Cell, _amounts(s)))
+        for s in subject.run.scenarios
     )
     note = (
         "Closed model: the users of a batch start at the same instant, and each sends the next request when the last "
@@ -368,14 +369,14 @@ def _scenarios(subject: Subject) -> Table:
     return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
 
 
-def _amounts(scenario: Mapping[str, Any]) -> tuple[str, ...]:
-    users, batches, rate = scenario.get("users", 1), scenario.get("batches", 1), scenario.get("rate")
-    if rate or scenario.get("engine") == "pgbench":
-        lasts = f"{scenario['seconds']:g} s" + (f" at {rate:g} per second" if rate else "")
-        lasts += "".join(f", {stage['seconds']:g} s to {stage['rate']:g}" for stage in scenario.get("stage", ()))
-        steps = ", then faster by steps" if scenario.get("search") else ""
+def _amounts(scenario: ScenarioRecord) -> tuple[str, ...]:
+    users, batches, rate = scenario.users, scenario.batches, scenario.rate
+    if rate or scenario.pgbench:
+        lasts = f"{scenario.seconds:g} s" + (f" at {rate:g} per second" if rate else "")
+        lasts += "".join(f", {stage.seconds:g} s to {stage.rate:g}" for stage in scenario.stage)
+        steps = ", then faster by steps" if scenario.search else ""
         return units.count(users), units.NONE, units.NONE, lasts + steps
-    requests = scenario.get("requests", 1) * len(scenario["send"])
+    requests = scenario.requests * len(scenario.send)
     return tuple(map(units.count, (users, requests, batches, users * requests * batches)))
 
 
@@ -393,47 +394,46 @@ def _arms(subject: Subject) -> Table:
 
 def _differences(subject: Subject, arm: str) -> str:
     """Return an arm's settings, and its server version if the arms differ."""
-    facts = subject.run.get("arms", {}).get(arm, {})
-    differences = [f"{name} = {value}" for name, value in facts.get("settings", {}).items()]
-    if len({f.get("postgres") for f in subject.run.get("arms", {}).values()}) > 1:
-        differences.append(f"PostgreSQL {facts.get('postgres', '?')}")
+    facts = subject.run.arm(arm)
+    differences = [f"{name} = {value}" for name, value in facts.settings.items()]
+    if len({other.postgres for other in subject.run.arms.values()}) > 1:
+        differences.append(f"PostgreSQL {facts.postgres or '?'}")
     return ", ".join(differences)
 
 
 def _facts(subject: Subject) -> list[Table]:
     run = subject.run
-    database, sizes = run.get("database", {}), run.get("database", {}).get("bytes", {})
+    database = run.database
     data = {
-        name: f"{units.count(rows)} rows, {units.size(sizes.get(name, 0))}"
-        for name, rows in database.get("rows", {}).items()
+        name: f"{units.count(rows)} rows, {units.size(database.bytes.get(name, 0))}"
+        for name, rows in database.rows.items()
     }
-    parameters = {n: v for n, v in run.get("parameters", {}).items() if n not in ("arms", "scenarios") and v != ""}
-    sequential = run.get("order") == "sequential"
+    options = run.parameters.model_dump(exclude_unset=True, exclude={"arms", "scenarios"})
+    parameters = {name: value for name, value in options.items() if value != ""}
+    sequential = run.order == "sequential"
     order = {
         "order": "one arm alone"
         if subject.alone
         else "one arm after the other: before, after, before again"
         if sequential
         else "all arms alternate in random order inside every block",
-        "database": run.get("origin", {}).get("way", ""),
-        "worker processes": run.get("workers", "?"),
+        "database": run.origin.way,
+        "worker processes": run.workers or "?",
         "tried on this machine": "; ".join(
-            f"{trial['workers']}: {units.significant(trial['p50_ms'])} ms" for trial in run.get("calibration", ())
+            f"{trial.workers}: {units.significant(trial.p50_ms)} ms" for trial in run.calibration
         ),
-        "planned": run.get("planning", {}).get("sentence", ""),
+        "planned": run.planning.sentence if run.planning else "",
     }
-    spent = {name: units.seconds(value) for name, value in run.get("timings", {}).items()}
-    server = run.get("server", {})
+    spent = {name: units.seconds(value) for name, value in run.timings.items()}
+    server = run.server
     known = [
         _pairs(
             "Parameters",
-            {**parameters, **order, "started": run.get("started", ""), "finished": run.get("finished", "")},
+            {**parameters, **order, "started": run.started, "finished": run.finished},
         ),
-        _pairs("Data", {**data, "made in": units.seconds(database.get("seconds", 0.0))}),
-        _pairs("Machine", {**run.get("host", {}), **run.get("packages", {})}),
-        _pairs(
-            f"PostgreSQL {server.get('version', '?')}, {server.get('kind', '?')}: settings", server.get("settings", {})
-        ),
+        _pairs("Data", {**data, "made in": units.seconds(database.seconds)}),
+        _pairs("Machine", {**run.host, **run.packages}),
+        _pairs(f"PostgreSQL {server.version or '?'}, {server.kind or '?'}: settings", server.settings),
         _pairs("Where the time went", spent),
     ]
     return [table for table in known if table.rows]

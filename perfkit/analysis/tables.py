@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from perfkit.analysis.policy import BENEFIT, Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.base import units
-from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.judgement import MARKS, Outcome, Verdict
 from perfkit.base.stats import error_bound
+from perfkit.runs.records import FLOOR, Bundle, CheckResult, Round, RunRecord
 from perfkit.show.html import Cell, Table, marked
-
-
-def is_alone(run: Mapping[str, Any]) -> bool:
-    """Return whether a run measured a single arm, without a comparison."""
-    return list(run.get("roles", {}).values()) == ["before"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +23,19 @@ class Subject:
     analysis: Analysis
 
     @property
-    def run(self) -> Mapping[str, Any]:
+    def run(self) -> RunRecord:
         """The content of `run.json`."""
         return self.bundle.run
 
     @property
     def complete(self) -> bool:
         """Whether the run finished as planned; a GO needs that."""
-        return self.run.get("status") == "complete"
+        return self.run.status == "complete"
 
     @property
     def alone(self) -> bool:
         """Whether the run measured a single arm, without a comparison."""
-        return is_alone(self.run)
+        return self.run.alone
 
     @property
     def word(self) -> str:
@@ -52,7 +46,7 @@ class Subject:
     @property
     def decision(self) -> str:
         """The word; UNFINISHED if a run did not finish and nothing is broken yet; a rollback has its own word."""
-        if rollback := self.run.get("rollback"):
+        if rollback := self.run.rollback:
             return str(rollback["word"])
         broken = self.analysis.decision.outcome is Outcome.BROKEN
         return self.word if self.complete or broken else "UNFINISHED"
@@ -60,17 +54,17 @@ class Subject:
     @property
     def arms(self) -> list[str]:
         """The arms in the order of the configuration, without the floor."""
-        return list(self.run.get("parameters", {}).get("arms", ()))
+        return self.run.parameters.arms
 
     def role(self, arm: str) -> str:
         """Return before, control, after or floor."""
-        return str(self.run.get("roles", {}).get(arm, FLOOR if arm == FLOOR else ""))
+        return self.run.roles.get(arm, FLOOR if arm == FLOOR else "")
 
     def title(self, arm: str) -> str:
         """Return an arm's title."""
         if arm == FLOOR:
             return "the client alone"
-        return str(self.run.get("arms", {}).get(arm, {}).get("title", ""))
+        return self.run.arm(arm).title
 
     @property
     def before(self) -> str:
@@ -85,7 +79,7 @@ class Subject:
     @property
     def queries(self) -> list[str]:
         """SQL queries of the workload by name."""
-        return list(self.run.get("queries", {}))
+        return list(self.run.queries)
 
     @property
     def loads(self) -> list[tuple[str, str]]:
@@ -93,7 +87,7 @@ class Subject:
 
         With a service, only its requests: queries have a table of their own, except in a run of one arm.
         """
-        order = [s["name"] for s in self.run.get("scenarios", ())]
+        order = [scenario.name for scenario in self.run.scenarios]
         every = [(level.scenario, level.item) for level in self.analysis.levels]
         requests = [pair for pair in every if pair[1] not in self.queries]
         shown = dict.fromkeys(every if self.alone else requests or every)
@@ -101,8 +95,8 @@ class Subject:
 
     def label(self, scenario: str) -> str:
         """Return a load level's label."""
-        labels = {s["name"]: s.get("label", "") for s in self.run.get("scenarios", ())}
-        return str(labels.get(scenario) or scenario)
+        labels = {s.name: s.label for s in self.run.scenarios}
+        return labels.get(scenario) or scenario
 
 
 _VERDICTS = {
@@ -240,10 +234,10 @@ def thresholds(subject: Subject) -> Table:
 
 def checks(subject: Subject) -> Table:
     """Return the functional checks in every arm: the expected result, and the actual one if it differs."""
-    results: Mapping[str, list[dict[str, Any]]] = subject.run.get("checks", {})
+    results = subject.run.checks
     arms = [arm for arm in subject.arms if arm in results]
-    named = {(c["group"], c["name"]): c["expected"] for arm in arms for c in results[arm]}
-    by_arm = {(arm, c["group"], c["name"]): c for arm in arms for c in results[arm]}
+    named = {(c.group, c.name): c.expected for arm in arms for c in results[arm]}
+    by_arm = {(arm, c.group, c.name): c for arm in arms for c in results[arm]}
     rows = tuple(
         (Cell(group), Cell(name, expected), *(_checked(by_arm.get((arm, group, name))) for arm in arms))
         for (group, name), expected in named.items()
@@ -395,12 +389,12 @@ def _counted(rules: list[Rule]) -> Cell:
     return Cell(f"{MARKS[state]} {broken} of {len(rules)}", f"{unproven} invalid" if unproven else "", state)
 
 
-def _checked(check: Mapping[str, Any] | None) -> Cell:
+def _checked(check: CheckResult | None) -> Cell:
     if check is None:
         return Cell("not run", state="unsure")
-    if check["passed"]:
-        return marked("good", "passed", f"{units.significant(float(check['ms']))} ms")
-    return marked("bad", "failed", f"got {check['got']}")
+    if check.passed:
+        return marked("good", "passed", f"{units.significant(check.ms)} ms")
+    return marked("bad", "failed", f"got {check.got}")
 
 
 # a column of health: its heading, its key, how rounds are joined, how the value is written
@@ -430,11 +424,11 @@ def health(subject: Subject, rounds: Sequence[Round]) -> Table:
         figures = ([health[key] for health in facts if key in health] for _, key, _, _ in known)
         cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
         rows.append((load_cell(subject, name, ""), Cell(units.count(len(facts))), *cells))
-    limits = subject.run["config"]["limits"]
-    lag = f"{units.significant(limits['lag_ms'])} ms or {units.percent(limits['lag_share'])} of the median"
+    limits = subject.run.config.limits
+    lag = f"{units.significant(limits.lag_ms)} ms or {units.percent(limits.lag_share)} of the median"
     note = (
         "Values of the worst round; checkpoints, autovacuums and pages are sums. A round is invalid if the typical "
         f"schedule lag is above {lag}, whichever is larger, or a worker is busier than "
-        f"{units.percent(limits['worker_cpu'])}."
+        f"{units.percent(limits.worker_cpu)}."
     )
     return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)

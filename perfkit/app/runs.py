@@ -14,7 +14,7 @@ from psycopg import sql
 from perfkit import config as configuration
 from perfkit.analysis.report import LoadRun, Run
 from perfkit.base import process, resources
-from perfkit.base.bundle import Bundle, write_atomically
+from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
 from perfkit.base.process import progress
 from perfkit.config import Config
@@ -27,6 +27,7 @@ from perfkit.postgres.index_sets import read_set
 from perfkit.release.report import RehearsedRun
 from perfkit.runs import experiment
 from perfkit.runs.arms import ExistingDatabaseArms
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection, alone
 from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import ComparisonSpec, admitted, scenario
@@ -282,7 +283,7 @@ def measure(
 def _opened(folder: Path) -> Run:
     """Open a run from its folder, as a rehearsed rollback if it is one. Raises BundleError."""
     bundle = Bundle.open(folder)
-    return RehearsedRun(bundle) if "rollback" in bundle.run else Run(bundle)
+    return RehearsedRun(bundle) if bundle.run.rollback is not None else Run(bundle)
 
 
 def _with_lab(run: Run, lab: str | Path) -> Run:

@@ -1,12 +1,4 @@
-"""The folder of a run: JSON files written round by round, and checked when read.
-
-<folder>/run.json                                what was run, on which target, and how far the run got
-    <folder>/rounds/003.burst.after-index.json       samples of one round, column by column
-    <folder>/plans/after-index/conflict_check.json   EXPLAIN's JSON, untouched
-    .../conflict_check.facts.json                    earlier executions, and facts about the tables from the catalogue
-
-A crash loses at most the round that was running.
-"""
+"""JSON files of perfkit's: written completely or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -16,14 +8,17 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from perfkit.base.errors import BundleError, UsageError
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_Record = TypeVar("_Record", bound="BaseModel")
 _MAX_DEPTH = 10_000  # Python's limit is 1,000 calls; a plan needs two for each level
 _recursion_limit = threading.Lock()
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot encode
@@ -69,113 +64,6 @@ def _levels(value: Any) -> int:
         layer = [item for values in children for item in values if isinstance(item, dict | list)]
         levels += 1
     return levels
-
-
-FORMAT = 2
-_FACTS = ".facts.json"
-COLUMNS = (
-    "item",
-    "user",
-    "batch",
-    "counted",
-    "scheduled",
-    "started",
-    "acquired",
-    "done",
-    "outcome",
-    "detail",
-    "attempts",
-)
-FLOOR = "floor"  # the arm's name in rounds against a target that does nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One scenario on one arm, once. Columns have an entry per request; times are in ns since its batch's start."""
-
-    block: int
-    position: int  # order in which the round ran within the run
-    scenario: str
-    arm: str
-    columns: Mapping[str, list[Any]]  # see COLUMNS; a request with the outcome `dropped` was never started
-    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), cpu_ms, gc_ms, wall_ms
-    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
-    rest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by item, see perfkit.load.samples.Rest
-
-    @property
-    def name(self) -> str:
-        """The file's name without suffix."""
-        return f"{self.block:03}.{self.scenario}.{self.arm}"
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """The folder of a run; `run` is the content of `run.json`."""
-
-    path: Path
-    run: dict[str, Any]
-
-    @classmethod
-    def create(cls, path: Path, run: Mapping[str, Any]) -> Bundle:
-        """Start a bundle in a new folder. Raises BundleError if the folder cannot be created."""
-        try:
-            (path / "rounds").mkdir(parents=True)
-            (path / "plans").mkdir()
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be created ({error.strerror}); expected a writable folder") from None
-        bundle = cls(path, {"format": FORMAT, "status": "running", **run})
-        bundle.update()
-        return bundle
-
-    @classmethod
-    def open(cls, path: Path) -> Bundle:
-        """Open a bundle for reading. Raises BundleError if run.json is missing, damaged or of another format."""
-        return cls(path, read_object(path / "run.json", "a bundle's folder", "a bundle", FORMAT))
-
-    def update(self, **values: Any) -> None:
-        """Add values to `run.json` and write the file."""
-        self.run.update(values)
-        write_atomically(self.path / "run.json", json.dumps(self.run, indent=1, ensure_ascii=False))
-
-    def add_round(self, round_: Round) -> None:
-        """Write one round."""
-        text = json.dumps(asdict(round_), separators=(",", ":"), ensure_ascii=False)
-        write_atomically(self.path / "rounds" / f"{round_.name}.json", text)
-
-    def rounds(self) -> Iterator[Round]:
-        """Yield all rounds in the order of block, scenario and arm name. Raises BundleError for a damaged file."""
-        for path in sorted((self.path / "rounds").glob("[!.]*.json")):
-            try:
-                round_ = Round(**read_json(path, "a round"))
-                lengths = {len(round_.columns[name]) for name in COLUMNS}
-            except (KeyError, TypeError):
-                raise BundleError(f"{path}: not a round; expected the columns of format {FORMAT}") from None
-            if len(lengths) != 1:
-                raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
-            yield round_
-
-    def add_plan(self, arm: str, query: str, documents: Sequence[Any], tables: Sequence[Any] = ()) -> None:
-        """Write EXPLAIN's JSON of the last execution, unchanged, and a file with earlier ones and facts on tables."""
-        folder = self.path / "plans" / arm
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{query}.json", dumps(documents[-1]))
-        rest = {"earlier": documents[:-1], "tables": tables}
-        write_atomically(folder / f"{query}{_FACTS}", dumps(rest))
-
-    def plan(self, arm: str, query: str) -> Any | None:
-        """Return EXPLAIN's JSON of a query in an arm; None if the plan was not captured."""
-        return self._plan(arm, query, ".json")
-
-    def beside_plan(self, arm: str, query: str) -> Mapping[str, Any]:
-        """Return `earlier`, EXPLAIN's JSON of earlier executions, and `tables`, facts from the catalogue."""
-        return dict(self._plan(arm, query, _FACTS) or {})
-
-    def _plan(self, arm: str, query: str, suffix: str) -> Any | None:
-        for name in (arm, query):
-            if Path(name).name != name:
-                raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
-        path = self.path / "plans" / arm / f"{query}{suffix}"
-        return read_json(path, "a plan") if path.is_file() else None
 
 
 @contextmanager
@@ -239,3 +127,26 @@ def read_object(path: Path, expected: str, kind: str, version: int) -> dict[str,
     if format_ != version:
         raise BundleError(f"{path}: format {format_!r}; expected {kind} of format {version}")
     return dict(content)
+
+
+def read_record(path: Path, model: type[_Record], expected: str, kind: str) -> _Record:
+    """Return the record in a JSON file; its model has the field `format`, whose default is the only one accepted.
+
+    Keys that the model does not know are ignored: older versions may have written them. `expected` and `kind` name
+    the file and the record in errors, for example "a bundle's folder", "a bundle". Raises BundleError.
+    """
+    content = read_object(path, expected, kind, model.model_fields["format"].default)
+    try:
+        return model.model_validate(content, extra="ignore")
+    except ValueError as error:
+        raise BundleError(f"{path}: damaged ({first_fault(error)}); expected what perfkit wrote") from None
+
+
+def first_fault(error: ValueError) -> str:
+    """Return the first fault that a model found, with the key that has it: "parameters.blocks: Field required"."""
+    from pydantic import ValidationError  # loading it takes 0.1 s, which reading other JSON does not need
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

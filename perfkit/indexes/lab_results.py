@@ -14,14 +14,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from perfkit.analysis.caveats import circumstances
 from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units
-from perfkit.base.bundle import FLOOR, Bundle, read_object, reading, write_atomically
+from perfkit.base.bundle import read_object, reading, write_atomically
 from perfkit.base.judgement import Verdict
 from perfkit.config import restored
 from perfkit.explain.facts import quoted
@@ -38,6 +37,8 @@ from perfkit.indexes.designs import (
     worse,
 )
 from perfkit.indexes.writes import Churn, Write
+from perfkit.postgres.index_builds import Built
+from perfkit.runs.records import FLOOR, Bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,9 @@ class LabRun:
         sets = ((name, {*names}) for name, names in self.arms.items() if name != ADVISED)
         return next((name for name, names in sets if names == {*indexes}), "")
 
-    def built(self, arm: str) -> Sequence[Mapping[str, Any]]:
+    def built(self, arm: str) -> list[Built]:
         """Return the indexes of an arm as they were built."""
-        return list(self.bundle.run.get("arms", {}).get(arm, {}).get("indexes", ()))
+        return self.bundle.run.arm(arm).indexes
 
     def medians(self, baseline: str, arm: str | None = None) -> tuple[Comparison, ...]:
         """Return the medians of an arm, or of all arms, compared with those of a baseline."""
@@ -169,7 +170,7 @@ class Lab:
     @property
     def queries(self) -> list[str]:
         """Return the names of the workload's queries."""
-        return [name for name in self.ablation.bundle.run["queries"] if name not in self.writes]
+        return [name for name in self.ablation.bundle.run.queries if name not in self.writes]
 
     @property
     def measured(self) -> MeasuredSets:
@@ -184,7 +185,7 @@ class Lab:
 
         names = self.record.names
         alone = {name: ratios(run.arm([name])) or unchanged for name in names}
-        sizes = {index["name"]: index["bytes"] for index in run.built(ALL)}
+        sizes = {index.name: index.bytes for index in run.built(ALL)}
         return MeasuredSets(
             alone, ratios(NONE), sizes, frozenset(n for n in names if any(map(missed, self._without(n))))
         )
@@ -192,7 +193,7 @@ class Lab:
     @cached_property
     def index_values(self) -> tuple[IndexValue, ...]:
         """Return the value of every index, in the set's order."""
-        built = {index["name"]: index for index in self.ablation.built(ALL)}
+        built = {index.name: index for index in self.ablation.built(ALL)}
         return tuple(
             self._index_value(index, built[index.name]) for index in self.record.indexes if index.name in built
         )
@@ -253,15 +254,15 @@ class Lab:
     @property
     def changes(self) -> list[Comparison]:
         """Return the comparisons of all indexes with none: queries and writes, those of the largest table first."""
-        sizes = self.ablation.bundle.run["arms"][ALL]["table_bytes"]
+        sizes = self.ablation.bundle.run.arms[ALL].table_bytes
         return sorted(self.ablation.medians(NONE, ALL), key=lambda c: -sizes.get(self.table_of(c.item), 0))
 
     @property
     def scans(self) -> Counter[str]:
         """Return how often each index was scanned in the rounds of the arm with all indexes."""
         scans: Counter[str] = Counter()
-        for block in self.ablation.bundle.run["blocks"]:
-            scans.update(block["http_scans"].get(ALL, {}))
+        for block in self.ablation.bundle.run.blocks:
+            scans.update(block.http_scans.get(ALL, {}))
         return scans
 
     @property
@@ -289,19 +290,19 @@ class Lab:
         run, names = self.ablation, {*self.record.names}
         return self._reads(run.medians(ALL, run.arm(names - {name})))
 
-    def _index_value(self, index: LabIndex, built: Mapping[str, Any]) -> IndexValue:
-        record, name, table = self.record, index.name, built["table"]
+    def _index_value(self, index: LabIndex, built: Built) -> IndexValue:
+        record, name, table = self.record, index.name, built.table
         alone = self.ablation.medians(NONE, self.ablation.arm([name]))
         updated = {w.column for w in record.writes if w.column and name in w.indexes}
         return IndexValue(
             name=name,
             table=table,
-            definition=built["definition"],
+            definition=built.definition,
             sql=index.sql,
-            bytes=built["bytes"],
-            table_bytes=self.ablation.bundle.run["arms"][ALL]["table_bytes"].get(table, 0),
-            seconds=built["seconds"],
-            wal_bytes=built["wal_bytes"] or 0,
+            bytes=built.bytes,
+            table_bytes=self.ablation.bundle.run.arms[ALL].table_bytes.get(table, 0),
+            seconds=built.seconds,
+            wal_bytes=built.wal_bytes or 0,
             overhead=record.overhead.get(name),
             alone=self._reads(alone),
             without=self._without(name),
@@ -338,7 +339,7 @@ def judged(lab: Lab) -> list[JudgedClaim]:
     A claim on the configuration's `before` arm is judged with no index, a claim on any other arm with all indexes.
     """
     claims = [
-        {**claim.model_dump(), "arm": NONE if claim.arm and claim.arm == lab.record.baseline else ALL}
+        claim.model_copy(update={"arm": NONE if claim.arm and claim.arm == lab.record.baseline else ALL})
         for claim in lab.record.claims
         if not claim.scenario and not claim.preset and claim.measure != "error_rate"
     ]

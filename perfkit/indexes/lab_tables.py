@@ -53,13 +53,13 @@ class IndexLab(OpenedPage):
     def answer(self) -> Block:
         """Return the lab's result as one sentence, with what was measured."""
         lab, run, title = self.lab, self.lab.ablation.bundle.run, self.lab.record.title
-        rows = max(run.get("database", {}).get("rows", {"": 0}).items(), key=lambda item: item[1], default=("", 0))
+        rows = max(run.database.rows.items(), key=lambda item: item[1], default=("", 0))
         parts = [
-            f"profile {run['parameters']['profile']}",
-            *([f"scale {run['parameters']['scale']}"] if run["parameters"]["scale"] else []),
+            f"profile {run.parameters.profile}",
+            *([f"scale {run.parameters.scale}"] if run.parameters.scale else []),
             f"{units.count(rows[1])} rows in {rows[0]}",
-            f"PostgreSQL {run.get('server', {}).get('version', '?')}",
-            str(run.get("started", "")).replace("T", " ")[:16] + " UTC",
+            f"PostgreSQL {run.server.version}",
+            str(run.started).replace("T", " ")[:16] + " UTC",
         ]
         text = sentence(lab)
         state, meta = "good" if lab.holds else "unsure", " · ".join(parts)
@@ -136,7 +136,7 @@ class IndexLab(OpenedPage):
         rows = [(Cell(c.item), *(compared(queries.get(c.item)) for queries in by_query)) for c in lab.confirmed]
         empty = [Cell("", "", "quiet")] * (len(by_query) - 2)
         rows += [(Cell(lab.title_of(c.item)), Cell(units.NONE, "", "quiet"), compared(c), *empty) for c in lab.lighter]
-        blocks = lab.last.bundle.run["blocks"] if lab.last else ()
+        blocks = lab.last.bundle.run.blocks if lab.last else ()
         note = (
             f"{len(blocks)} blocks that the search did not use. Kept / all is proven if its whole interval is at "
             f"most ×{units.significant(1 + lab.record.margin)}."

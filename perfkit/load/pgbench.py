@@ -37,13 +37,12 @@ import psycopg
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import make_conninfo
 
-from perfkit.base.bundle import COLUMNS
 from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
 from perfkit.base.process import spawn, stop
 from perfkit.base.refusals import COMMAND, HARMLESS, PROGRAMS, require_harmless_commands
 from perfkit.config import Scenario
 from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target
-from perfkit.load.samples import OK, Rest
+from perfkit.load.samples import COLUMNS, OK, Rest
 from perfkit.postgres.commands import exact, named, options
 from perfkit.postgres.sqltext import read as read_script
 from perfkit.postgres.sqltext import split

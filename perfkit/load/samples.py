@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic_ns
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hdrh.histogram import HdrHistogram
+
+if TYPE_CHECKING:  # see `schedule`
+    from perfkit.config import Limits
 
 # Outcomes of a request. Every outcome except OK is an error; besides these there are `http_<status>` and
 # `sqlstate_<code>` for answers that were not expected, and pgbench's own two, see `pgbench`.
@@ -57,21 +60,22 @@ LATE = "the typical request left {:.3g} ms late"
 BUSY = "a worker was busy {:.0f} % of the time"
 
 
-def faults(health: Mapping[str, float], p50_ms: float, limits: Mapping[str, float]) -> dict[str, float]:
+def faults(health: Mapping[str, float], p50_ms: float, limits: Limits) -> dict[str, float]:
     """Return why a round is invalid, as texts with a placeholder and their numbers; empty if the client was healthy.
 
     Schedule lag is a fault if it exceeds both `lag_ms` and `lag_share` of the round's median response time.
 
-    >>> limits = {"lag_ms": 5, "lag_share": 0.25, "worker_cpu": 0.95}
+    >>> from perfkit.config import Limits
+    >>> limits = Limits(lag_ms=5, lag_share=0.25, worker_cpu=0.95)
     >>> faults({"lag_p50_ms": 6, "worker_cpu": 0.5}, 100, limits)
     {}
     >>> faults({"lag_p50_ms": 6, "worker_cpu": 0.5}, 10, limits)
     {'the typical request left {:.3g} ms late': 6}
     """
     reasons = {}
-    if health["lag_p50_ms"] > max(limits["lag_ms"], limits["lag_share"] * p50_ms):
+    if health["lag_p50_ms"] > max(limits.lag_ms, limits.lag_share * p50_ms):
         reasons[LATE] = health["lag_p50_ms"]
-    if health["worker_cpu"] > limits["worker_cpu"]:
+    if health["worker_cpu"] > limits.worker_cpu:
         reasons[BUSY] = 100 * health["worker_cpu"]
     return reasons
 
@@ -247,6 +251,21 @@ def first_words(error: Exception) -> str:
     """Return an error's class and the first line of its message, up to 200 characters."""
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
 
+
+# The columns of a round: an entry for each request.
+COLUMNS = (
+    "item",
+    "user",
+    "batch",
+    "counted",
+    "scheduled",
+    "started",
+    "acquired",
+    "done",
+    "outcome",
+    "detail",
+    "attempts",
+)
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
 

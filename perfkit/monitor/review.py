@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any
 
 from perfkit import config
 from perfkit.analysis.results import Summary
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import stats, units
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import UsageError
 from perfkit.base.stats import Interval
 from perfkit.config.judging import Metric, Target, Watch, WatchRule
@@ -27,6 +25,7 @@ from perfkit.monitor.figures import PERCENTILES, Actual, actual_value, interval_
 from perfkit.monitor.incidents import BLOCKS, Alert, Incident, Period, duration_text, group_incidents, select_period
 from perfkit.monitor.model import About, Event, Record, gravest
 from perfkit.monitor.notifications import formatted, formatted_limit
+from perfkit.runs.records import Bundle, ScenarioRecord
 
 MAX_FACTOR = 1000.0  # if proof takes more than this multiple of the time watched, do not advise to keep watching
 LATENCIES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
@@ -407,23 +406,23 @@ def _incident_text(incident: Incident, period: Period) -> str:
 def before_release(bundle: Bundle, arm: str = "") -> BeforeRelease:
     """Return what a run measured of an arm, by default of the last `after` arm. Raises BundleError, UsageError."""
     run, analysis = bundle.run, analyse(bundle)
-    arms: list[str] = list(run["parameters"]["arms"])
+    arms: list[str] = run.parameters.arms
     if arm and arm not in arms:
         raise UsageError(f"arm '{arm}' is unknown; expected one of: {', '.join(arms)}")
-    released = arm or next((name for name in reversed(arms) if run["roles"][name] == "after"), arms[-1])
-    scenarios = {scenario["name"]: scenario for scenario in run["scenarios"]}
+    released = arm or next((name for name in reversed(arms) if run.roles[name] == "after"), arms[-1])
+    scenarios = {scenario.name: scenario for scenario in run.scenarios}
     levels = [level for level in analysis.levels if level.arm == released]
     return BeforeRelease(
         bundle.path.resolve().name,
         released,
         sorted(levels, key=lambda level: _load(scenarios[level.scenario])),
-        {name: str(scenario.get("label", "")) for name, scenario in scenarios.items()},
+        {name: scenario.label for name, scenario in scenarios.items()},
     )
 
 
-def _load(scenario: Mapping[str, Any]) -> tuple[float, float]:
+def _load(scenario: ScenarioRecord) -> tuple[float, float]:
     """Return a sort key for load levels: requests in flight, then requests per second."""
-    return float(scenario.get("users") or 0), float(scenario.get("rate") or 0)
+    return float(scenario.users), scenario.rate or 0.0
 
 
 def release_comparisons(before: BeforeRelease, period: Period, about: About) -> Iterator[ReleaseComparison]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from perfkit.analysis.report import finite
-from perfkit.base.bundle import Bundle, require_spare, write_atomically
+from perfkit.base.bundle import require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
 from perfkit.base.judgement import MARKS
 from perfkit.config import load
@@ -19,6 +19,7 @@ from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.notifications import limit_text
 from perfkit.monitor.review import DIFFERENT_LOAD, ReportedValue, Result, Reviewed, before_release, review
 from perfkit.monitor.store import read
+from perfkit.runs.records import Bundle
 from perfkit.show.html import Block, Cell, OpenedPage, Table, explained, headed, listed, markdown, marked
 from perfkit.show.render import REVIEW, page_of
 

@@ -28,6 +28,7 @@ from typing import Any
 from perfkit.base.bundle import read_object, reading, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
 from perfkit.base.judgement import Outcome
+from perfkit.config import Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,10 @@ def read_answers(folder: Path) -> list[RecordedAnswer]:
     return answers
 
 
-def current_answers(questions: Sequence[Mapping[str, Any]], answers: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
+def current_answers(questions: Sequence[Question], answers: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
     """Return the answer that counts for each configured question: the latest, else the one in the configuration."""
     latest = {answer.question: answer for answer in answers}
-    return [latest.get(q["name"], RecordedAnswer(q["name"], q["answer"], q["by"], q["on"])) for q in questions]
+    return [latest.get(q.name, RecordedAnswer(q.name, q.answer, q.by, q.on)) for q in questions]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from perfkit.analysis.policy import BENEFIT, Rule, number, percent, some
-from perfkit.analysis.results import Analysis, complete_blocks
-from perfkit.base.bundle import Bundle
+from perfkit.analysis.results import Analysis
 from perfkit.base.errors import PerfkitError, PlanError, ServerError, visible
 from perfkit.base.judgement import Outcome, worst
 from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
@@ -31,6 +30,7 @@ from perfkit.monitor.alerts import MISSED
 from perfkit.monitor.model import METRICS, Record
 from perfkit.postgres.databases import Database
 from perfkit.release.decision import Gate, GateItem, RecordedAnswer, readable_time
+from perfkit.runs.records import Bundle, RunRecord
 from perfkit.runs.targets import Text, is_file, sql_of
 
 LOAD, ONCE, CATALOGUE = "measured under load", "measured once", "read from the catalogue"
@@ -73,14 +73,14 @@ def stored_plan(run: Bundle, arm: str, query: str) -> tuple[Plan, PlanFacts]:
 
 def query_texts(queries: Sequence[Text], against: Bundle | None) -> Iterator[tuple[str, str, str]]:
     """Yield name, SQL and name in the run `against` of each query; without queries, of those of the run."""
-    known: Mapping[str, Any] = against.run["queries"] if against else {}
-    names = {_one_line(query["sql"]): name for name, query in known.items()}
+    known = against.run.queries if against else {}
+    names = {_one_line(query.sql): name for name, query in known.items()}
     for position, text in enumerate(queries, 1):
         sql = sql_of(text)
         name = names.get(_one_line(sql), "")
         yield name or f"query {position}{f' ({Path(text).stem})' if is_file(text) else ''}", sql, name
     if not queries:
-        yield from ((name, query["sql"], name) for name, query in known.items())
+        yield from ((name, query.sql, name) for name, query in known.items())
 
 
 def prepare_query(
@@ -118,7 +118,7 @@ _DAMAGE = ("58", "F0", "XX")  # trouble that no accident explains: disk, configu
 _UNREACHED = ("refused", "reset")
 
 
-def measured_items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> Iterator[GateItem]:
+def measured_items(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> Iterator[GateItem]:
     """Yield the items that a run gives for the arms to be shipped."""
     rules = [rule for rule in analysis.decision.rules if rule.arm in arms]
     yield _complete(run, arms)
@@ -129,12 +129,12 @@ def measured_items(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[st
     yield _database(run, analysis, arms)
 
 
-def _complete(run: Mapping[str, Any], arms: Sequence[str]) -> GateItem:
-    done, planned = complete_blocks(run), run["parameters"]["blocks"]
-    left = run.get("left_out", {}).get("scenarios") or []
+def _complete(run: RunRecord, arms: Sequence[str]) -> GateItem:
+    done, planned = run.complete_blocks, run.parameters.blocks
+    left = run.left_out.get("scenarios") or []
     problems = []
-    if run["status"] != "complete":
-        problems.append(f"The run is {run['status']}: {run.get('message') or 'it has not ended'}.")
+    if run.status != "complete":
+        problems.append(f"The run is {run.status}: {run.message or 'it has not ended'}.")
     if left:
         problems.append(f"Not every load level was measured: {some(left)} left out.")
     if not arms:
@@ -155,14 +155,14 @@ def _complete(run: Mapping[str, Any], arms: Sequence[str]) -> GateItem:
     )
 
 
-def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[GateItem]:
+def _checks(run: RunRecord, arms: Sequence[str]) -> Iterator[GateItem]:
     """Yield one item for each group of functional checks that any arm ran."""
-    groups = dict.fromkeys(check["group"] for checks in run["checks"].values() for check in checks)
+    groups = dict.fromkeys(check.group for checks in run.checks.values() for check in checks)
     for group in groups:
-        by_arm = {arm: [c for c in run["checks"].get(arm, ()) if c["group"] == group] for arm in arms}
-        failed = [f"{c['name']} on {arm}" for arm in arms for c in by_arm[arm] if not c["passed"]]
+        by_arm = {arm: [c for c in run.checks.get(arm, ()) if c.group == group] for arm in arms}
+        failed = [f"{c.name} on {arm}" for arm in arms for c in by_arm[arm] if not c.passed]
         missing = [arm for arm in arms if not by_arm[arm]]
-        value = _each_arm({arm: f"{sum(c['passed'] for c in own)} of {len(own)}" for arm, own in by_arm.items()})
+        value = _each_arm({arm: f"{sum(c.passed for c in own)} of {len(own)}" for arm, own in by_arm.items()})
         outcome = Outcome.BROKEN if failed else Outcome.UNPROVEN if missing else Outcome.HOLDS
         text = f"{group} checks: {value} passed."
         text += f" Failed: {some(failed, 5)}." if failed else f" Not run on {', '.join(missing)}." if missing else ""
@@ -172,9 +172,9 @@ def _checks(run: Mapping[str, Any], arms: Sequence[str]) -> Iterator[GateItem]:
         yield GateItem("functional checks", f"{group} checks", *words, ONCE, outcome, text, needs)
 
 
-def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -> GateItem:
+def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateItem:
     """Judge errors of the server itself, a run that they ended, and plans that could not be captured."""
-    queries = set(run["queries"])
+    queries = set(run.queries)
     direct = {level.scenario for level in analysis.levels if level.item in queries}
     trouble, damaged = Counter[str](), False
     for error in analysis.errors:
@@ -183,13 +183,13 @@ def _database(run: Mapping[str, Any], analysis: Analysis, arms: Sequence[str]) -
         if error.arm in arms and (code.startswith(_TROUBLE) or unreached):
             trouble[f"{error.outcome}: {error.message}" if error.message else error.outcome] += error.count
             damaged |= code.startswith(_DAMAGE)
-    facts = [run.get("arms", {}).get(arm, {}) for arm in arms]
-    expected = {(arm, query) for arm, known in zip(arms, facts, strict=True) for query in known.get("plans", ())}
+    facts = [run.arm(arm) for arm in arms]
+    expected = {(arm, query) for arm, known in zip(arms, facts, strict=True) for query in known.plans or ()}
     missing = sorted(f"{query} on {arm}" for arm, query in expected - {(use.arm, use.query) for use in analysis.plans})
     sentences = [f"The server answered {count} times with {what}." for what, count in trouble.most_common(SHOWN)]
     # A server error before the first block is a fault of the set-up, not of the arms.
-    ended = run.get("error") == ServerError.__name__ and run["blocks"]
-    sentences += [f"A server error ended the run: {run.get('message')}."] if ended else []
+    ended = run.error == ServerError.__name__ and run.blocks
+    sentences += [f"A server error ended the run: {run.message}."] if ended else []
     sentences += [f"No plan of {some(missing)} could be captured."] if missing else []
     grave = damaged or ended or missing or (trouble and _too_many(analysis, arms))
     outcome = Outcome.BROKEN if grave else Outcome.UNPROVEN if trouble else Outcome.HOLDS
@@ -362,17 +362,16 @@ class WatchState:
 
 
 def judge(
-    run: Mapping[str, Any],
+    run: RunRecord,
     analysis: Analysis,
     arms: Sequence[str],
     answers: Sequence[RecordedAnswer],
     watch: WatchState | None,
 ) -> Gate:
     """Judge the arms to be shipped by a run, the answers that count, and a watch."""
-    release = run["config"].get("release") or {}
     items = [
         *measured_items(run, analysis, arms),
-        *_monitoring(bool(release.get("monitoring")), watch),
+        *_monitoring(run.config.release.monitoring, watch),
         *map(_answered, answers),
     ]
     return Gate(worst(item.outcome for item in items), tuple(arms), tuple(items))

@@ -9,18 +9,17 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from perfkit.analysis import report
 from perfkit.analysis.claims import JudgedClaim, expected, held, judged, measured
 from perfkit.analysis.report import Run, render
 from perfkit.analysis.tables import Subject
-from perfkit.base.bundle import Bundle, reading, require_spare, write_atomically
+from perfkit.base.bundle import reading, require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, visible
 from perfkit.base.judgement import MARKS, Outcome, Verdict
 from perfkit.base.units import NONE, unbroken
-from perfkit.config import Release, restored
+from perfkit.config import PlanStep, Risk
 from perfkit.release import decision
 from perfkit.release.decision import (
     SHORT,
@@ -37,6 +36,7 @@ from perfkit.release.decision import (
 )
 from perfkit.release.gate import CHECKED_NOW, LOAD, judge, watch_state
 from perfkit.release.rollback import FILE, Rollback, Word
+from perfkit.runs.records import Bundle
 from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, headed, listed, marked, page, style
 from perfkit.show.render import GATE, page_of
 
@@ -107,15 +107,15 @@ def people(record: DecisionRecord) -> Block:
     return Block(f'<div class="whole">{table.to_html()}</div>', table.to_text())
 
 
-def plan(steps: Sequence[Mapping[str, Any]], claims: Mapping[str, JudgedClaim]) -> Block:
+def plan(steps: Sequence[PlanStep], claims: Mapping[str, JudgedClaim]) -> Block:
     """Return the plan of the release, with the measured value of each claim."""
     rows = tuple(
         (
-            Cell(step["action"], step["when"]),
-            Cell(step["time"] or NONE),
-            Cell(step["risk"] or NONE),
-            Cell(step["rollback"] or NONE),
-            _measured(step["measures"], claims),
+            Cell(step.action, step.when),
+            Cell(step.time or NONE),
+            Cell(step.risk or NONE),
+            Cell(step.rollback or NONE),
+            _measured(step.measures, claims),
         )
         for step in steps
     )
@@ -123,14 +123,14 @@ def plan(steps: Sequence[Mapping[str, Any]], claims: Mapping[str, JudgedClaim]) 
     return _lines(Table("Plan", columns, rows, note="" if rows else "the configuration has no plan"))
 
 
-def risks(listed_risks: Sequence[Mapping[str, Any]], claims: Mapping[str, JudgedClaim]) -> Block:
+def risks(listed_risks: Sequence[Risk], claims: Mapping[str, JudgedClaim]) -> Block:
     """Return the risks as judged beforehand, with the measured value of each claim."""
     rows = tuple(
         (
-            Cell(risk["name"]),
-            Cell(risk["severity"], state=_SEVERITIES.get(risk["severity"], "")),
-            Cell("\n".join(risk["mitigation"]) or NONE),
-            _measured(risk["measures"], claims),
+            Cell(risk.name),
+            Cell(risk.severity, state=_SEVERITIES.get(risk.severity, "")),
+            Cell("\n".join(risk.mitigation) or NONE),
+            _measured(risk.measures, claims),
         )
         for risk in listed_risks
     )
@@ -296,7 +296,7 @@ class GoNoGo(OpenedPage):
         self.folder = folder
         self.decided: DecisionRecord = decision.read(folder)
         self.seal: Seal = decision.read_seal(folder)
-        self._release = _release(Bundle.open(folder))
+        self._release = Bundle.open(folder).run.config.release
 
     def render(self) -> Path:
         """Write decision.html into the run's folder, seal it, and return its path. Raises BundleError."""
@@ -329,17 +329,17 @@ class GoNoGo(OpenedPage):
     @property
     def plan(self) -> Block:
         """The plan of the release, with the measured value of each claim."""
-        return plan(self._release["step"], self.claims)
+        return plan(self._release.step, self.claims)
 
     @property
     def risks(self) -> Block:
         """The risks of the release, with the measured value of each claim."""
-        return risks(self._release["risk"], self.claims)
+        return risks(self._release.risk, self.claims)
 
     @property
     def sign_off(self) -> Block:
         """A line for each person who signs, and the content hash."""
-        return sign_off(self._release["sign_off"], self.decided, self.seal)
+        return sign_off(self._release.sign_off, self.decided, self.seal)
 
     @property
     def checking(self) -> Block:
@@ -369,12 +369,12 @@ def decide(
     run = Run(Bundle.open(folder))
     if run.subject.alone:
         raise UsageError(f"{folder}: a run of one arm; expected a run that compares before with an arm to be shipped")
-    if "rollback" in run.bundle.run:
+    if run.bundle.run.rollback is not None:
         raise UsageError(f"{folder}: a rehearsed rollback; expected the run of a change that is to be shipped")
-    questions = _release(run.bundle)["question"]
+    questions = run.bundle.run.config.release.question
     with locked(folder):
         with reading(folder):
-            every = merged_answers(folder, [own["name"] for own in questions], answers or {}, by)
+            every = merged_answers(folder, [question.name for question in questions], answers or {}, by)
             found = _decided(run, shipped(run.subject, arm), current_answers(questions, every), watch)
             verdict = report.verdict(run.subject)
         for kind, text in (("junit", junit), ("json", DecisionRecord.text)):
@@ -386,13 +386,6 @@ def decide(
         decision.write(folder, found)
         (folder / decision.PAGE).unlink(missing_ok=True)  # it shows an earlier decision
         decision.seal(folder)
-
-
-def _release(bundle: Bundle) -> dict[str, Any]:
-    """Return the `[release]` table of a run's configuration, with every key. Raises BundleError."""
-    with reading(bundle.path):
-        said = bundle.run["config"].get("release") or {}
-    return restored(Release, said, f"{bundle.path}/run.json: config.release").model_dump()
 
 
 def _decided(run: Run, arms: Sequence[str], standing: Sequence[RecordedAnswer], watch: str) -> DecisionRecord:
@@ -425,7 +418,7 @@ class RehearsedRun(Run):
     def decision(self) -> Block:
         """Return whether everything is as before, item by item."""
         with reading(self.bundle.path):
-            return rollback(Rollback.of(self.bundle.run["rollback"]))
+            return rollback(Rollback.of(self.bundle.run.rollback or {}))
 
 
 class RolledBack:

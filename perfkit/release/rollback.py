@@ -22,7 +22,7 @@ from typing import Any, Self
 from perfkit import config as configuration
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base.bundle import Bundle, reading, write_atomically
+from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.base.judgement import Verdict
 from perfkit.base.process import alone
@@ -43,6 +43,7 @@ from perfkit.release.gate import JudgedQuery, capture_plan, prepare_query, query
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones
 from perfkit.runs.experiment import measure, open_workbench
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.selection import alone as selection_alone
 from perfkit.runs.targets import ComparisonSpec, Text, admitted, index_set
@@ -275,7 +276,7 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
         bundle = measure(chosen, folder, say, targets, stage)
         result = _proof(bundle, stage, indexes, writes)
     set_name = f" {quote(indexes.path.name)}" if spec.indexes else ""
-    command = bundle.run["command"].replace("perfkit report", f"perfkit rollback{set_name}", 1)
+    command = bundle.run.command.replace("perfkit report", f"perfkit rollback{set_name}", 1)
     bundle.update(rollback=result.as_dict(), command=command)
     write_atomically(folder / FILE, json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return bundle
@@ -337,7 +338,7 @@ def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> R
     states, analysis = inspect_set(after.server, after.name, wanted), analyse(bundle)
     names = tuple(index.name for index in wanted.indexes)
     then, now = (databases.sizes(database.server, database.name, exact=False) for database in (before, after))
-    blocks = len(bundle.run["blocks"])
+    blocks = len(bundle.run.blocks)
     items = [
         *index_items(states, stage.dropped[ARM]),
         *(plan_item(planned, names) for planned in _plans(bundle, stage.config.baseline().name)),
@@ -353,7 +354,7 @@ def _database(stage: Clones, name: str) -> Database:
 
 
 def _plans(bundle: Bundle, before: str) -> Iterator[RollbackPlan]:
-    for query in bundle.run["arms"][ARM]["plans"]:
+    for query in bundle.run.arms[ARM].plans or ():
         (now, facts), (then, was) = (stored_plan(bundle, arm, query) for arm in (ARM, before))
         yield RollbackPlan(query, now, facts, then, was)
 
@@ -559,7 +560,7 @@ def prepare(spec: RollbackSpec, permission: Permission, say: Say) -> PreparedRol
 
 
 def _before(run: Bundle) -> str:
-    return next(str(arm) for arm, role in run.run["roles"].items() if role == "before")
+    return next(arm for arm, role in run.run.roles.items() if role == "before")
 
 
 def _medians(run: Bundle) -> Medians:

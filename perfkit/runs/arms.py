@@ -29,6 +29,7 @@ from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexe
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
 from perfkit.runs.janitor import Janitor, without_interrupts
+from perfkit.runs.records import OriginRecord
 from perfkit.runs.service import RelaySpec, Service, relay_started
 
 
@@ -62,7 +63,7 @@ class Workbench(ABC):
 
     @property
     @abstractmethod
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> OriginRecord:
         """How the arms were made, and what that can and cannot show; for the bundle."""
 
     @abstractmethod
@@ -138,16 +139,16 @@ class Workbench(ABC):
         return make_conninfo(conninfo, host=self._relays[server])
 
 
-_MADE = {
-    "way": "made by SQL files in PostgreSQL that perfkit started",
-    "tells": "how these arms compare on this data",
-    "cannot_tell": "how another server, other data or other load would behave",
-}
-_CLONED = {
-    "way": "template clones on the database's own server",
-    "tells": "how these arms compare on the whole of the data, on the server's own hardware and settings",
-    "cannot_tell": "how they behave beside the load that the database itself carries, or with its bloat",
-}
+_MADE = OriginRecord(
+    way="made by SQL files in PostgreSQL that perfkit started",
+    tells="how these arms compare on this data",
+    cannot_tell="how another server, other data or other load would behave",
+)
+_CLONED = OriginRecord(
+    way="template clones on the database's own server",
+    tells="how these arms compare on the whole of the data, on the server's own hardware and settings",
+    cannot_tell="how they behave beside the load that the database itself carries, or with its bloat",
+)
 
 
 @dataclass(eq=False)
@@ -191,17 +192,17 @@ class Clones(Workbench):
         return self.sources.get(self.config.baseline().name)
 
     @property
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> OriginRecord:
         """How the arms were made, and what that can and cannot show."""
         if (copied := self._copied) is None:
             return _CLONED if self._source else _MADE
-        return {
-            "way": f"a private copy ({copied.method}) in PostgreSQL that perfkit started",
-            "tells": copied.tells,
-            "cannot_tell": copied.cannot_tell,
-            "missing": list(copied.missing),
-            "source_rows": dict(copied.source_rows),
-        }
+        return OriginRecord(
+            way=f"a private copy ({copied.method}) in PostgreSQL that perfkit started",
+            tells=copied.tells,
+            cannot_tell=copied.cannot_tell,
+            missing=list(copied.missing),
+            source_rows=dict(copied.source_rows),
+        )
 
     def base(self, scale: str) -> Database | None:
         """Make the database that every arm starts from."""
@@ -336,9 +337,10 @@ class ExistingDatabaseArms(Clones):
         super().__exit__(None)  # the server keeps running, so that the clones must be dropped even after an error
 
     @property
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> OriginRecord:
         """How the arms were made."""
-        return {**_MADE, "way": "clones of the database as it was, in PostgreSQL that perfkit started"}
+        way = "clones of the database as it was, in PostgreSQL that perfkit started"
+        return _MADE.model_copy(update={"way": way})
 
     def _server(self, arm: Arm) -> Server:
         return self.origin_database.server
@@ -360,14 +362,14 @@ class InPlace(Workbench):
     _built: dict[str, list[Built]] = field(default_factory=dict, init=False)
 
     @property
-    def origin(self) -> Mapping[str, Any]:
+    def origin(self) -> OriginRecord:
         """How the arms were made, and what that can and cannot show."""
         order = "before, after, before again" if self.config.sequential else "alternating, nothing changed"
-        return {
-            "way": f"in place ({order})",
-            "tells": "how these arms compare on the database as it is, beside whatever else it was doing",
-            "cannot_tell": "how much of a difference that other load made, unless the control arm shows it",
-        }
+        return OriginRecord(
+            way=f"in place ({order})",
+            tells="how these arms compare on the database as it is, beside whatever else it was doing",
+            cannot_tell="how much of a difference that other load made, unless the control arm shows it",
+        )
 
     def base(self, scale: str) -> Database | None:
         """Return the database of the first arm. Raises TargetRefused if an arm's database cannot take its changes."""

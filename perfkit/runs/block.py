@@ -12,19 +12,32 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.errors import LoadError
 from perfkit.config import Arm, RateSearch, Scenario
 from perfkit.load import pgbench
 from perfkit.load.pgbench import ScriptQuery
-from perfkit.load.pool import Load, Target, WorkerPool, alternating_target, combined, http_target, selected, sql_target
+from perfkit.load.pool import (
+    Load,
+    SearchStep,
+    Target,
+    WorkerPool,
+    alternating_target,
+    combined,
+    combined_steps,
+    http_target,
+    is_open_ended,
+    judge_step,
+    next_rate,
+    selected,
+    sql_target,
+)
 from perfkit.load.samples import DROPPED, OK, Caps
 from perfkit.load.schedule import Batch, Draw, Message, batches, http_message, turns
-from perfkit.load.search import SearchStep, combined_steps, is_open_ended, judge_step, next_rate
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.capabilities import Surroundings, between
 from perfkit.postgres.guards import Audit
 from perfkit.runs.arms import Workbench
+from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
 from perfkit.runs.selection import Selection
 
 Progress = Callable[[str], None]
@@ -116,29 +129,18 @@ class RunBlock:
         with clock.timed("scans"):
             end = {arm.name: self._scans(arm, terminate=True) for arm in arms}
         exact = workbench.private  # otherwise the counters include other users' scans
-        self._record(
-            bundle,
-            {
-                "block": self._number,
-                "seconds": round(perf_counter() - self._started, 2),
-                "state": state,
-                "warm_up_failures": dict(self._failures),
-                "http_requests": {arm: dict(answered) for arm, answered in self._answered.items() if exact},
-                "http_scans": {a: _minus(end[a], begin[a], self._sql_scans[a]) for a in end if exact},
-            },
+        record = BlockRecord(
+            block=self._number,
+            seconds=round(perf_counter() - self._started, 2),
+            state=state,
+            warm_up_failures=dict(self._failures),
+            http_requests={arm: dict(answered) for arm, answered in self._answered.items() if exact},
+            http_scans={a: _minus(end[a], begin[a], self._sql_scans[a]) for a in end if exact},
         )
+        earlier = bundle.run.blocks[self._number : self._number + 1]  # of the arms in an earlier phase
+        blocks = [*bundle.run.blocks[: self._number], earlier[0].merged(record) if earlier else record]
+        bundle.update(blocks=[*blocks, *bundle.run.blocks[self._number + 1 :]])
         return self._done
-
-    def _record(self, bundle: Bundle, record: dict[str, Any]) -> None:
-        """Add the block's record to the bundle, merged with the record of an earlier phase."""
-        blocks = list(bundle.run["blocks"])
-        if self._number < len(blocks):
-            earlier = blocks[self._number]
-            merged = {k: {**earlier[k], **v} for k, v in record.items() if isinstance(v, dict)}
-            blocks[self._number] = {**earlier, **merged, "seconds": earlier["seconds"] + record["seconds"]}
-        else:
-            blocks.append(record)
-        bundle.update(blocks=blocks)
 
     def _warm_up(self) -> None:
         """Fill caches and the statement plans of pooled connections, with the arm's number of requests of each kind.

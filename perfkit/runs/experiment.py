@@ -10,14 +10,13 @@ import secrets
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from perfkit.base import process
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import Interrupted, LoadError, PerfkitError, PlanError, redact_home
 from perfkit.base.process import MODULE, alone, spawn, stop
 from perfkit.config import Arm
@@ -34,9 +33,10 @@ from perfkit.postgres.guards import Audit, Permission
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones, InPlace, Workbench
 from perfkit.runs.block import BlockClock, Progress, Rows, RunBlock, RunContext
+from perfkit.runs.records import ArmRecord, Bundle, CheckResult, DataRecord, ServerRecord
 from perfkit.runs.rounds import PILOT_BLOCKS, RoundReading, planned
 from perfkit.runs.selection import Selection, fitted
-from perfkit.runs.service import CheckResult, RelaySpec, run_checks
+from perfkit.runs.service import RelaySpec, run_checks
 from perfkit.runs.targets import LOADED, Targets, admitted, caps
 
 MAX_WORKERS = 16
@@ -58,7 +58,7 @@ def measure(
     """
     targets = targets or admitted(chosen.config, chosen.arms, Permission())
     experiment = Experiment(chosen, targets, progress)
-    bundle = Bundle.create(folder, {"started": _now(), **chosen.describe()})
+    bundle = Bundle.create(folder, chosen.describe(_now()))
     try:
         experiment.run(bundle, workbench)
         bundle.update(status="complete", finished=_now())
@@ -155,21 +155,21 @@ class Experiment:
         options = context.chosen.options
         if not options.plan_for:
             return context
-        pilot = Bundle.create(bundle.path / "pilot", {**bundle.run, "blocks": []})
+        pilot = Bundle.create(bundle.path / "pilot", bundle.run.model_copy(update={"blocks": []}))
         context = replace(context, chosen=replace(context.chosen, options=replace(options, blocks=PILOT_BLOCKS)))
         done = 0
         for number in range(PILOT_BLOCKS):
             done = RunBlock(context, number, arms, done, "pilot").run(pilot)
         pilot.update(status="complete")
         cells = RoundReading.of(pilot.rounds(), pilot.run).cells
-        block_s = sum(block["seconds"] for block in pilot.run["blocks"]) / PILOT_BLOCKS
+        block_s = sum(block.seconds for block in pilot.run.blocks) / PILOT_BLOCKS
         before = context.chosen.config.baseline().name
         plan = planned(cells, before, options.plan_for / 100, block_s, 60 * options.max_minutes)
         if plan is None:
             raise LoadError("the pilot gave no medians to plan from; expected requests that are answered")
         self._progress(plan.sentence)
         blocks = plan.blocks
-        bundle.update(planning=plan.as_dict(), parameters={**bundle.run["parameters"], "blocks": blocks})
+        bundle.update(planning=plan, parameters=bundle.run.parameters.model_copy(update={"blocks": blocks}))
         return replace(context, chosen=replace(context.chosen, options=replace(options, blocks=blocks)))
 
     def _most_workers(self) -> int:
@@ -191,7 +191,7 @@ class Experiment:
                 target = sql_target(database.server.conninfo(database.name), 10, 10)
                 trials = calibrate(pool, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
             pool.shrink(fewest_workers(trials) if trials else process.cores())
-        bundle.update(workers=len(pool), calibration=[asdict(trial) for trial in trials])
+        bundle.update(workers=len(pool), calibration=list(trials))
 
     def _set_up(self, workbench: Workbench, bundle: Bundle) -> Rows:
         """Make the base database; return the parameter rows."""
@@ -199,21 +199,21 @@ class Experiment:
         with clock.timed("data"):
             self._progress(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
             base = workbench.base(chosen.scale)
-        bundle.update(origin=dict(workbench.origin), database={"scale": chosen.scale, "rows": {}, "bytes": {}})
+        bundle.update(origin=workbench.origin, database=DataRecord(scale=chosen.scale))
         if base:
             sizes = databases.sizes(base.server, base.name, exact=workbench.private)
             bundle.update(
-                server={
-                    "kind": base.server.name,
-                    "version": databases.server_version(base.server),
-                    "settings": databases.settings(base.server, base.name),
-                },
-                database={
-                    "scale": chosen.scale,
-                    "rows": {table: size["rows"] for table, size in sizes.items()},
-                    "bytes": {table: size["bytes"] for table, size in sizes.items()},
-                    "seconds": round(clock.seconds["data"], 2),
-                },
+                server=ServerRecord(
+                    kind=base.server.name,
+                    version=databases.server_version(base.server),
+                    settings=databases.settings(base.server, base.name),
+                ),
+                database=DataRecord(
+                    scale=chosen.scale,
+                    rows={table: size["rows"] for table, size in sizes.items()},
+                    bytes={table: size["bytes"] for table, size in sizes.items()},
+                    seconds=round(clock.seconds["data"], 2),
+                ),
             )
         return self._rows(base)
 
@@ -236,10 +236,8 @@ class Experiment:
         for arm in arms:
             self._progress(f"preparing {arm.name}")
             facts = self._facts(context.workbench, arm, context.rows, bundle)
-            bundle.update(arms={**bundle.run["arms"], arm.name: facts})
-        results = self._checks(context, arms).items()
-        records = {arm: [result.as_dict() for result in of_arm] for arm, of_arm in results}
-        bundle.update(checks={**bundle.run["checks"], **records})
+            bundle.update(arms={**bundle.run.arms, arm.name: facts})
+        bundle.update(checks={**bundle.run.checks, **self._checks(context, arms)})
 
     def _took(self, arms: Sequence[Arm], bundle: Bundle) -> dict[tuple[str, str], float]:
         """Return a query's execution time at the capture of its plan, in ms, by arm: the shortest of equal plans."""
@@ -255,10 +253,10 @@ class Experiment:
         """Return the selection with fewer requests in rounds that would exceed their time."""
         before = self._chosen.config.baseline().name
         chosen = fitted(self._chosen, {query: ms for (arm, query), ms in took.items() if arm == before})
-        bundle.update(scenarios=chosen.describe()["scenarios"])
+        bundle.update(scenarios=chosen.scenario_records)
         return chosen
 
-    def _facts(self, workbench: Workbench, arm: Arm, rows: Rows, bundle: Bundle) -> dict[str, Any]:
+    def _facts(self, workbench: Workbench, arm: Arm, rows: Rows, bundle: Bundle) -> ArmRecord:
         with self._clock.timed("indexes"):
             database, built = workbench.prepare(arm)
         with self._clock.timed("plans"):
@@ -272,18 +270,18 @@ class Experiment:
                 except PlanError as error:
                     raise PlanError(f"{redact_home(str(file))}: {error}") from None
         sizes = databases.sizes(database.server, database.name, exact=False) if database else {}
-        return {
-            "title": arm.title,
-            "role": arm.role,
-            "settings": arm.settings,
-            "server_settings": databases.settings(database.server, database.name) if database else {},
-            "postgres": database.server.version if database else 0,
-            "rewrite": {query: self._chosen.text(arm.name, query) for query in arm.rewrite},
-            "indexes": [asdict(index) for index in built],
-            "expected_indexes": self._chosen.expected_indexes[arm.name],
-            "table_bytes": {table: size["bytes"] for table, size in sizes.items()},
-            "plans": [query.name for query in self._chosen.queries_on(arm)] if database else [],
-        }
+        return ArmRecord(
+            title=arm.title,
+            role=arm.role,
+            settings=arm.settings,
+            server_settings=databases.settings(database.server, database.name) if database else {},
+            postgres=database.server.version if database else 0,
+            rewrite={query: self._chosen.text(arm.name, query) for query in arm.rewrite},
+            indexes=built,
+            expected_indexes=self._chosen.expected_indexes[arm.name],
+            table_bytes={table: size["bytes"] for table, size in sizes.items()},
+            plans=[query.name for query in self._chosen.queries_on(arm)] if database else [],
+        )
 
     def _plan(self, database: Database, text: str, rows: Sequence[Any]) -> Capture:
         """Run EXPLAIN ANALYZE with typical parameters; on a foreign server only if the query is harmless."""
@@ -338,7 +336,16 @@ class Experiment:
             )
             got = rows.first_difference or f"the same for {rows.equal} of {rows.compared} parameter sets"
             passed = rows.equal == rows.compared
-            results.append(CheckResult(f"Rows of {name}", "rewrite", passed, "the rows of before", got, 0.0))
+            results.append(
+                CheckResult(
+                    name=f"Rows of {name}",
+                    group="rewrite",
+                    passed=passed,
+                    expected="the rows of before",
+                    got=got,
+                    ms=0.0,
+                )
+            )
         return results
 
 

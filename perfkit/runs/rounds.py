@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfkit.base import stats
-from perfkit.base.bundle import FLOOR, Round
 from perfkit.base.judgement import blocks_for
 from perfkit.base.stats import Ratio, ratio
+from perfkit.config import Limits
 from perfkit.load.samples import DROPPED, OK, Rest, faults
+from perfkit.runs.records import FLOOR, PlannedBlocks, Round, RunRecord, Spread
 
 MOST = 100_000  # maximum number of times made from the histogram of a round's requests beyond `limits.samples`
 
@@ -83,15 +84,15 @@ class RoundReading:
     errors: dict[tuple[str, str, str], tuple[int, str]] = field(default_factory=dict)  # arm, scenario, outcome
 
     @classmethod
-    def of(cls, rounds: Iterable[Round], run: Mapping[str, Any]) -> RoundReading:
+    def of(cls, rounds: Iterable[Round], run: RunRecord) -> RoundReading:
         """Read rounds one by one, each once."""
-        searches = {scenario["name"] for scenario in run["scenarios"] if scenario.get("search")}
+        searches = {scenario.name for scenario in run.scenarios if scenario.search}
         reading = cls()
         for round_ in rounds:
-            reading._add(round_, round_.scenario in searches and round_.arm != FLOOR, run["config"]["limits"])
+            reading._add(round_, round_.scenario in searches and round_.arm != FLOOR, run.config.limits)
         return reading
 
-    def _add(self, round_: Round, searched: bool, limits: Mapping[str, float]) -> None:
+    def _add(self, round_: Round, searched: bool, limits: Limits) -> None:
         columns = round_.columns
         included = [not searched or bool(counted) for counted in columns["counted"]]
         rest = {item: Rest.of(record) for item, record in round_.rest.items()}
@@ -186,43 +187,6 @@ MIN_PLANNED_BLOCKS = 6
 METRICS = 2  # number of metrics of a load level that are usually compared: p50 and p95
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The spread of one comparison's log ratio in the pilot, and the number of blocks that it requires."""
-
-    arm: str
-    scenario: str
-    item: str
-    sd_log: float
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedBlocks:
-    """The number of blocks of a run: what the widest spread requires, and what the time allows."""
-
-    margin: float  # the change of any median that must be found with a probability of 80 %
-    needed: int
-    blocks: int
-    block_s: float  # seconds of a block in the pilot
-    widest: Spread
-
-    @property
-    def sentence(self) -> str:
-        """The plan and its reason, in one line."""
-        widest, seconds = self.widest, self.needed * self.block_s
-        what = f"{widest.scenario} of {widest.item} on {widest.arm}"
-        why = f"{what} varies by {100 * widest.sd_log:.2g} % from block to block"
-        text = f"to find {100 * self.margin:g} % needs {self.needed} blocks, about {_time(seconds)}: {why}"
-        if self.blocks < self.needed:
-            text += f"; the time allows {self.blocks}"
-        return text
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan as `run.json` records it."""
-        return {**asdict(self), "pilot": PILOT_BLOCKS, "sentence": self.sentence}
-
-
 def planned(
     cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float, block_s: float, most_s: float
 ) -> PlannedBlocks | None:
@@ -233,7 +197,21 @@ def planned(
     widest = max(spreads, key=lambda spread: (spread.blocks, spread.sd_log))
     needed = max(MIN_PLANNED_BLOCKS, widest.blocks)
     blocks = max(MIN_PLANNED_BLOCKS, min(needed, int(most_s / block_s)))
-    return PlannedBlocks(margin, needed, blocks, round(block_s, 2), widest)
+    block_s = round(block_s, 2)
+    what = f"{widest.scenario} of {widest.item} on {widest.arm}"
+    why = f"{what} varies by {100 * widest.sd_log:.2g} % from block to block"
+    sentence = f"to find {100 * margin:g} % needs {needed} blocks, about {_time(needed * block_s)}: {why}"
+    if blocks < needed:
+        sentence += f"; the time allows {blocks}"
+    return PlannedBlocks(
+        margin=margin,
+        needed=needed,
+        blocks=blocks,
+        block_s=block_s,
+        widest=widest,
+        pilot=PILOT_BLOCKS,
+        sentence=sentence,
+    )
 
 
 def _spreads(cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: float) -> Iterator[Spread]:
@@ -249,7 +227,8 @@ def _spreads(cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: f
     for arm, changes in by_arm.items():
         for key, change in changes:
             needed = blocks_for(change.sd_log, margin, change.pairs, comparisons=METRICS * len(changes))
-            yield Spread(arm, *key, change.sd_log, needed)
+            scenario, item = key
+            yield Spread(arm=arm, scenario=scenario, item=item, sd_log=change.sd_log, blocks=needed)
 
 
 def _time(seconds: float) -> str:

@@ -23,6 +23,7 @@ from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.sqltext import comment, read
+from perfkit.runs.records import JudgingRecord, QueryRecord, RequestRecord, RunParameters, RunRecord, ScenarioRecord
 
 LIMIT = 5000  # maximum number of rows of a source that a run uses
 
@@ -242,53 +243,57 @@ class Selection:
         """Return whether a scenario goes to the database, not to the service."""
         return bool(scenario.script) or scenario.send[0] in self.queries
 
-    def describe(self) -> dict[str, Any]:
-        """Return the content of `run.json` before anything ran."""
-        return {
-            "perfkit": process.packages().get("perfkit", ""),
-            "title": self.config.title,
-            "command": self.command(),
-            "parameters": {
-                "profile": "" if self.options.blocks else self.options.profile,
-                "blocks": self.blocks,
-                "scale": self.scale,
-                "seed": self.options.seed,
-                "rtt_ms": self.options.rtt_ms,
-                "connect_rtts": self.options.connect_rtts,
-                "postgres": self.postgres if self.on_own_server else 0,
-                "preset": self.preset,
-                "arms": [arm.name for arm in self.arms],
-                "scenarios": [scenario.name for scenario in self.scenarios],
-            },
-            "left_out": {
-                "arms": [arm.name for arm in self.config.arm if arm not in self.arms],
-                "scenarios": [s.name for s in self.config.scenario if s not in self.scenarios],
-            },
-            "order": "sequential" if self.config.sequential and len(self.arms) > 1 else "interleaved",
-            "roles": {arm.name: arm.role for arm in self.arms},
-            "changes": self.changes,
-            "scenarios": [scenario.model_dump(mode="json") for scenario in self.scenarios],
-            "config": self.config.model_dump(
-                mode="json",
-                include={
-                    "thresholds": True,
-                    "limits": True,
-                    "margin": True,
-                    "need": True,
-                    "worth": True,
-                    "release": True,
-                    **(
-                        {} if any(arm.rolled_back for arm in self.arms) else {"claim": True}
-                    ),  # a claim is about a change that stays
-                    "request": {"__all__": {"name", "runs", "expect"}},
-                },
+    @property
+    def scenario_records(self) -> list[ScenarioRecord]:
+        """The load levels as `run.json` records them."""
+        return [ScenarioRecord(**scenario.model_dump()) for scenario in self.scenarios]
+
+    def describe(self, started: str = "") -> RunRecord:
+        """Return the record of the run before anything ran."""
+        config, options, scenarios = self.config, self.options, [scenario.name for scenario in self.scenarios]
+        rolled_back = any(arm.rolled_back for arm in self.arms)
+        requests = [RequestRecord(name=r.name, expect=list(r.expect), runs=list(r.runs)) for r in config.request]
+        return RunRecord(
+            started=started,
+            perfkit=process.packages().get("perfkit", ""),
+            title=config.title,
+            command=self.command(),
+            parameters=RunParameters(
+                profile="" if options.blocks else options.profile,
+                blocks=self.blocks,
+                scale=self.scale,
+                seed=options.seed,
+                rtt_ms=options.rtt_ms,
+                connect_rtts=options.connect_rtts,
+                postgres=self.postgres if self.on_own_server else 0,
+                preset=self.preset,
+                arms=[arm.name for arm in self.arms],
+                scenarios=scenarios,
             ),
-            "queries": {name: {"sql": sql, "comment": comment(sql)} for name, sql in self.sql.items()},
-            "host": process.facts(),
-            "packages": process.packages(),
-            "blocks": [],
-            "checks": {},
-        }
+            left_out={
+                "arms": [arm.name for arm in config.arm if arm not in self.arms],
+                "scenarios": [scenario.name for scenario in config.scenario if scenario.name not in scenarios],
+            },
+            order="sequential" if config.sequential and len(self.arms) > 1 else "interleaved",
+            roles={arm.name: arm.role for arm in self.arms},
+            changes=self.changes,
+            scenarios=self.scenario_records,
+            config=JudgingRecord(
+                request=requests,
+                claim=[] if rolled_back else list(config.claim),  # a claim is about a change that stays
+                thresholds=config.thresholds,
+                release=config.release,
+                limits=config.limits,
+                margin=config.margin,
+                need=config.need,
+                worth=config.worth,
+            ),
+            queries={name: QueryRecord(sql=sql, comment=comment(sql)) for name, sql in self.sql.items()},
+            host=process.facts(),
+            packages=process.packages(),
+            blocks=[],
+            checks={},
+        )
 
     def command(self) -> str:
         """Return the command that repeats this run."""

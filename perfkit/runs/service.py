@@ -13,7 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Self
@@ -24,6 +24,7 @@ from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Check, CheckStep, Config
 from perfkit.load.pool import Load, Target, WorkerPool
 from perfkit.load.schedule import Batch, Draw, Message, Row, fill, http_message
+from perfkit.runs.records import CheckResult
 
 
 class Service:
@@ -187,22 +188,6 @@ def _is_free(port: int) -> bool:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """A functional check: whether it passed, what was expected and received, and its slowest request in ms."""
-
-    name: str
-    group: str
-    passed: bool
-    expected: str
-    got: str
-    ms: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the result as the bundle records it."""
-        return asdict(self)
-
-
 def run_checks(config: Config, target: Target, pool: WorkerPool, draw: Draw) -> list[CheckResult]:
     """Run every check of the configuration against a service, each as steps of HTTP requests.
 
@@ -239,7 +224,14 @@ def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: D
         context |= saved
         if not good:
             break
-    return CheckResult(check.name, check.group, passed, "; ".join(expected), "; ".join(got), round(slowest, 1))
+    return CheckResult(
+        name=check.name,
+        group=check.group,
+        passed=passed,
+        expected="; ".join(expected),
+        got="; ".join(got),
+        ms=round(slowest, 1),
+    )
 
 
 def _rows(check: Check, draw: Draw) -> dict[str, Row]:

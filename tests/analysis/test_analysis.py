@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic import make_run
+from synthetic import make_run, tuned
 
 from perfkit import config
 from perfkit.analysis.policy import Rule
 from perfkit.analysis.results import Analysis, Comparison, Summary
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base.bundle import FLOOR, Bundle, Round
 from perfkit.base.errors import BundleError, PerfkitError
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.load.samples import Rest
+from perfkit.runs.records import FLOOR, Bundle, Round, ServerRecord
 from perfkit.runs.selection import RunSpec, Selection
 
 ARMS = ["before", "control", "after-index", "after-full"]
@@ -48,7 +48,8 @@ def run(made: Path, tmp_path: Path) -> Bundle:
 
 def make(folder: Path, blocks: int = 6) -> Path:
     bundle = make_run(folder, blocks=blocks)
-    bundle.update(parameters={**bundle.run["parameters"], "scenarios": list(SCENARIOS)})
+    bundle.run.parameters.scenarios = list(SCENARIOS)
+    bundle.update()
     for path in (folder / "rounds").glob("*.json"):
         if path.name.split(".")[1] not in SCENARIOS:
             path.unlink()
@@ -164,9 +165,9 @@ def test_arms_of_a_real_run_are_compared_with_before_and_only_measured_ones(bund
 
 def test_the_real_plans_were_used_as_often_as_the_server_counted(bundle: Bundle) -> None:
     plans = {(use.arm, use.query): use for use in analyse(bundle).plans}
-    assert plans.keys() == {(arm, query) for arm in ARMS for query in bundle.run["queries"]}
+    assert plans.keys() == {(arm, query) for arm in ARMS for query in bundle.run.queries}
     use = plans["before", "conflict_check"]
-    booked = sum(block["http_requests"]["before"]["book"] for block in bundle.run["blocks"])
+    booked = sum(block.http_requests["before"]["book"] for block in bundle.run.blocks)
     queried = sum(
         r.columns["item"].count("conflict_check")
         for r in bundle.rounds()
@@ -309,7 +310,7 @@ def test_one_stray_error_is_inconclusive_and_its_kind_is_named(run: Bundle) -> N
 
 
 def test_errors_under_the_limit_are_shown_and_break_nothing(run: Bundle) -> None:
-    run.run["config"]["thresholds"]["error_rate"] = 0.01
+    tuned(run, "thresholds", error_rate=0.01)
     change(run, failing(1), "after-full", "burst", range(1))
     found = analyse(run)
     assert found.decision.outcome is Outcome.HOLDS
@@ -319,7 +320,7 @@ def test_errors_under_the_limit_are_shown_and_break_nothing(run: Bundle) -> None
 
 
 def test_a_failed_check_is_a_no_go(run: Bundle) -> None:
-    run.run["checks"]["after-index"][0]["passed"] = False
+    run.run.checks["after-index"][0].passed = False
     found = analyse(run)
     no_go(found, "after-index", "1 of 7 functional checks failed: Basic insert.")
     assert found.headline.endswith("27 of 28 functional checks passed.")
@@ -327,9 +328,9 @@ def test_a_failed_check_is_a_no_go(run: Bundle) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "invalid"])
 def test_an_index_that_is_missing_or_invalid_is_a_no_go(run: Bundle, how: str) -> None:
-    indexes = run.run["arms"]["after-full"]["indexes"]
-    gone = indexes.pop()["name"] if how == "missing" else indexes[1]["name"]
-    indexes[-1]["valid"] = how == "missing"
+    indexes = run.run.arms["after-full"].indexes
+    gone = indexes.pop().name if how == "missing" else indexes[1].name
+    indexes[-1] = replace(indexes[-1], valid=how == "missing")
     no_go(analyse(run), "after-full", f"1 of 2 indexes missing or invalid: {gone}.")
 
 
@@ -342,7 +343,7 @@ def test_a_slower_comparison_is_a_no_go(run: Bundle) -> None:
 
 
 def test_a_latency_over_its_limit_is_a_no_go(run: Bundle) -> None:
-    run.run["config"]["thresholds"]["p95_ms"] = 40
+    tuned(run, "thresholds", p95_ms=40)
     found = analyse(run)
     assert found.decision.outcome is Outcome.BROKEN
     assert [(r.arm, r.name) for r in found.decision.rules if r.outcome is Outcome.BROKEN] == [
@@ -355,14 +356,14 @@ def test_a_latency_whose_bound_alone_is_over_the_limit_is_inconclusive(run: Bund
     p95 = level(analyse(run), "after-index", "burst").p95
     assert p95
     for limit, said in (((p95.value + p95.hi) / 2, "upper bound is not"), ((p95.value + p95.lo) / 2, "lower bound is")):
-        run.run["config"]["thresholds"]["p95_ms"] = limit
+        tuned(run, "thresholds", p95_ms=limit)
         found = analyse(run)
         assert found.decision.outcome is Outcome.UNPROVEN
         assert any(f"but its {said}" in reason for reason in found.decision.reasons)
 
 
 def test_only_the_arms_after_the_change_decide(run: Bundle) -> None:
-    run.run["checks"]["before"][0]["passed"] = False
+    run.run.checks["before"][0].passed = False
     change(run, slower(10), "before")
     change(run, slower(20), "control")
     change(run, failing(3), "before", "burst")
@@ -474,7 +475,7 @@ def test_an_inconclusive_comparison_blocks_nothing_and_says_what_would_settle_it
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_an_unfinished_run_is_never_a_go(run: Bundle, status: str) -> None:
-    run.run.update(status=status, message="stopped by the user")
+    run.update(status=status, message="stopped by the user")
     found = analyse(run)
     assert found.decision.outcome is Outcome.UNPROVEN
     assert found.decision.reasons[0] == f"the run is {status}: stopped by the user"
@@ -482,8 +483,8 @@ def test_an_unfinished_run_is_never_a_go(run: Bundle, status: str) -> None:
 
 
 def test_what_an_unfinished_run_broke_stays_broken(run: Bundle) -> None:
-    run.run.update(status="interrupted", message="stopped by the user")
-    run.run["checks"]["after-full"][0]["passed"] = False
+    run.update(status="interrupted", message="stopped by the user")
+    run.run.checks["after-full"][0].passed = False
     assert analyse(run).decision.outcome is Outcome.BROKEN
 
 
@@ -501,9 +502,9 @@ def test_a_run_that_ended_before_its_first_round_says_so(tmp_path: Path) -> None
 
 def test_a_plan_is_verified_where_the_server_counted_each_execution(run: Bundle) -> None:
     scans = {"seq:appointments": 40, "idx_appointments_org_contact_date": 35}
-    for block in run.run["blocks"]:
-        block["http_requests"] = {arm: {"book": 40} for arm in ARMS}
-        block["http_scans"] = dict.fromkeys(ARMS, scans)
+    for block in run.run.blocks:
+        block.http_requests = {arm: {"book": 40} for arm in ARMS}
+        block.http_scans = dict.fromkeys(ARMS, scans)
     found = analyse(run)
     uses = {use.arm: use for use in found.plans if use.query == "conflict_check"}
     before, after = uses["before"], uses["after-full"]
@@ -518,9 +519,9 @@ def test_a_plan_is_verified_where_the_server_counted_each_execution(run: Bundle)
 
 
 def test_a_block_with_more_scans_does_not_make_up_for_another(run: Bundle) -> None:
-    for block, count in zip(run.run["blocks"], (0, 80, 40, 40, 40, 40), strict=True):
-        block["http_requests"] = {"before": {"book": 40}}
-        block["http_scans"] = {"before": {"seq:appointments": count}}
+    for block, count in zip(run.run.blocks, (0, 80, 40, 40, 40, 40), strict=True):
+        block.http_requests = {"before": {"book": 40}}
+        block.http_scans = {"before": {"seq:appointments": count}}
     use = next(u for u in analyse(run).plans if (u.arm, u.query) == ("before", "conflict_check"))
     assert (use.scans_seen, use.scans_expected, use.verified) == (200, 240, False)
 
@@ -572,15 +573,15 @@ def test_where_it_was_measured_is_held_against_it(run: Bundle) -> None:
     embedded, network = analyse(run).caveat_texts[-2:]
     assert embedded.startswith("Measured on embedded PostgreSQL 18.4 that shares 2 cores ")
     assert network.startswith("There is no network between service and database (--rtt-ms 0)")
-    run.run["parameters"]["rtt_ms"] = 20.0
-    run.run["server"] = {"kind": "external"}
+    run.run.parameters.rtt_ms = 20.0
+    run.run.server = ServerRecord(kind="external")
     network = analyse(run).caveat_texts[-1]
     assert network.startswith("A round trip of 20 ms was added between service and database")
 
 
 def test_what_was_left_out_and_what_failed_while_warming_up_is_said(run: Bundle) -> None:
-    run.run["left_out"] = {"arms": [], "scenarios": ["ten", "sustained"]}
-    run.run["blocks"][0]["warm_up_failures"] = {"before": 0, "after-full": 3}
+    run.run.left_out = {"arms": [], "scenarios": ["ten", "sustained"]}
+    run.run.blocks[0].warm_up_failures = {"before": 0, "after-full": 3}
     said = analyse(run).caveat_texts
     assert "Not measured in this run: scenarios ten, sustained." in said
     assert "after-full: 3 requests of the warm-up failed; they are not among the errors." in said
@@ -591,15 +592,15 @@ def test_what_so_few_requests_cannot_say_of_the_error_rate_is_said(run: Bundle) 
         line for line in analyse(run).caveat_texts if "too few requests to rule out an error rate of 0.1-1.1 %" in line
     ]
     assert [line.split(":")[0] for line in said] == AFTER
-    run.run["config"]["thresholds"]["error_rate"] = 0.5
+    tuned(run, "thresholds", error_rate=0.5)
     assert not [line for line in analyse(run).caveat_texts if "to rule out an error rate" in line]
 
 
 def test_a_run_that_left_load_levels_out_is_never_a_go(run: Bundle) -> None:
     assert analyse(run).decision.outcome is Outcome.HOLDS
-    run.run["left_out"] = {"arms": ["after-full"], "scenarios": []}
+    run.run.left_out = {"arms": ["after-full"], "scenarios": []}
     assert analyse(run).decision.outcome is Outcome.HOLDS
-    run.run["left_out"] = {"arms": [], "scenarios": ["ten"]}
+    run.run.left_out = {"arms": [], "scenarios": ["ten"]}
     found = analyse(run).decision
     assert found.outcome is Outcome.UNPROVEN
     assert found.reasons[0] == "not every load level was measured: ten left out"
@@ -684,10 +685,10 @@ def test_when_before_fails_more_an_arm_may_still_be_faster(run: Bundle) -> None:
 def searching(run: Bundle, rates: dict[str, float], limited: float = 0.0) -> Analysis:
     """The burst as a search that found these rates, within a few percent."""
     scenarios = [
-        {**s, "rate": 10.0, "search": {"most": 1000, "growth": 1.5, "closer": 2}} if s["name"] == "burst" else s
-        for s in run.run["scenarios"]
+        s.model_copy(update={"rate": 10.0, "search": config.RateSearch(most=1000)}) if s.name == "burst" else s
+        for s in run.run.scenarios
     ]
-    run.run["scenarios"] = scenarios
+    run.run.scenarios = scenarios
 
     def how(r: Round) -> Round:
         rate = rates[r.arm] * (1 + 0.02 * (r.block % 3))
@@ -720,11 +721,11 @@ def test_a_search_in_which_no_rate_held_has_no_ratio_and_breaks_the_rule(run: Bu
 
 
 def test_a_run_of_one_arm_is_judged_by_its_thresholds_alone(run: Bundle) -> None:
-    run.run["roles"] = {"before": "before"}
-    run.run["parameters"]["arms"] = ["before"]
-    run.run["arms"] = {"before": run.run["arms"]["before"]}
-    for block in run.run["blocks"]:
-        block["state"] = {"before": {}}
+    run.run.roles = {"before": "before"}
+    run.run.parameters.arms = ["before"]
+    run.run.arms = {"before": run.run.arms["before"]}
+    for block in run.run.blocks:
+        block.state = {"before": {}}
     for path in (run.path / "rounds").glob("*.json"):
         if path.name.split(".")[2] not in ("before", "floor"):
             path.unlink()

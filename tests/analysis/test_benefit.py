@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import record_of
 
 from perfkit.analysis.policy import BENEFIT, Rule, decide
 from perfkit.analysis.results import Changes, Comparison, ErrorChange
@@ -13,14 +14,17 @@ from perfkit.analysis.run_analysis import Evidence, Scans, beats_control, benefi
 from perfkit.base import judgement, stats
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import Difference, Ratio
+from perfkit.runs.records import ArmRecord
 
-RUN = {
-    "config": {"margin": 0.05},
-    "parameters": {"arms": ["before", "control", "after"]},
-    "roles": {"before": "before", "control": "control", "after": "after"},
-    "arms": {"after": {"expected_indexes": ["by_note"]}},
-    "changes": {"after": ["indexes"]},
-}
+ROLES = {"before": "before", "control": "control", "after": "after"}
+
+
+def run(changes=("indexes",), **config):
+    record = record_of(ROLES, **config)
+    record.arms, record.changes = {"after": ArmRecord(expected_indexes=["by_note"])}, {"after": list(changes)}
+    return record
+
+
 USED, PLANS = frozenset({"by_id"}), {"orders": "Seq Scan"}
 UNUSED = Scans(
     {"before": USED, "after": USED}, {"before": PLANS, "after": PLANS}, {"after": {"by_id": 9, "by_note": 0}}
@@ -44,8 +48,9 @@ FASTER, ALIKE, OPEN = compared(0.4, Verdict.FASTER), compared(1.0, Verdict.EQUIV
 
 
 def judged(*comparisons, scans=UNKNOWN, rules=(), errors=(), complete=True, **config):
-    run = {**RUN, "config": {**RUN["config"], **config}}
-    return benefit_rule("after", Evidence(run, tuple(rules), Changes(comparisons, tuple(errors)), scans, complete))
+    return benefit_rule(
+        "after", Evidence(run(**config), tuple(rules), Changes(comparisons, tuple(errors)), scans, complete)
+    )
 
 
 def rule(name, outcome, arm, scenario="burst"):
@@ -164,9 +169,9 @@ def test_an_index_that_may_be_used_is_not_called_useless(scans):
     assert judged(OPEN, scans=scans).outcome is Outcome.UNPROVEN
 
 
-@pytest.mark.parametrize("changes", [{}, {"after": ["indexes", "settings"]}, {"after": ["service"]}])
+@pytest.mark.parametrize("changes", [(), ("indexes", "settings"), ("service",)])
 def test_a_change_that_is_more_than_an_index_is_not_judged_by_its_plans(changes):
-    found = benefit_rule("after", Evidence({**RUN, "changes": changes}, (), Changes((OPEN,)), UNUSED))
+    found = benefit_rule("after", Evidence(run(changes), (), Changes((OPEN,)), UNUSED))
     assert found.outcome is Outcome.UNPROVEN
 
 

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from synthetic import make_run
 
+from perfkit import config
 from perfkit.analysis.caveats import Caveat, CaveatKind, disturbances, gravest_first, trend
 from perfkit.analysis.policy import some
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base.bundle import Bundle, Round
+from perfkit.runs.records import Bundle, Round
+from perfkit.runs.selection import RunSpec, Selection
 
 ARMS = ("before", "after-full")
-RUN: dict[str, Any] = {"config": {"margin": 0.05}, "order": "interleaved", "scenarios": [{"name": "burst"}]}
+RUN = Selection(config.load(), RunSpec()).describe()
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +85,10 @@ class TestWhatDisturbedRounds:
 
     def test_says_what_looking_parameters_up_took_and_whether_it_is_in_the_times(self):
         looked_up = rounds(lambda *_: {"lookup_ms": 0.25})
-        texts = [
-            next(disturbances({**RUN, "scenarios": [{"name": "burst", "rate": rate}]}, looked_up, {})).text
-            for rate in (None, 100)
-        ]
+        burst = next(scenario for scenario in RUN.scenarios if scenario.name == "burst")
+        levels = [burst.model_copy(update={"rate": rate}) for rate in (None, 100)]
+        runs = [RUN.model_copy(update={"scenarios": [level]}) for level in levels]
+        texts = [next(disturbances(run, looked_up, {})).text for run in runs]
         assert "between the samples and took 0.25 ms" in texts[0]
         assert "part of its response time and took 0.25 ms" in texts[1]
 
@@ -96,7 +98,7 @@ class TestWhatDisturbedRounds:
 
 class TestDrift:
     def drifts(self, effect: Callable[[str, int], float], **run: Any) -> list[Caveat]:
-        return list(disturbances({**RUN, **run}, [], medians(effect)))
+        return list(disturbances(RUN.model_copy(update=run), [], medians(effect)))
 
     def test_of_all_arms_is_said_with_its_size_and_leaves_ratios_alone(self):
         (caveat,) = self.drifts(lambda _, block: 1.03**block)
@@ -136,19 +138,19 @@ class TestWhatTheRunSays:
         }
 
     def test_settings_that_nobody_declared_are_said_and_declared_ones_are_not(self, run: Bundle):
-        for facts in run.run["arms"].values():
-            facts["server_settings"] = {"work_mem": "4MB", "jit": "off"}
+        for facts in run.run.arms.values():
+            facts.server_settings = {"work_mem": "4MB", "jit": "off"}
         assert of(run, CaveatKind.SETTINGS) == []
-        run.run["arms"]["after-full"]["server_settings"] = {"work_mem": "64MB", "jit": "off"}
+        run.run.arms["after-full"].server_settings = {"work_mem": "64MB", "jit": "off"}
         (caveat,) = of(run, CaveatKind.SETTINGS)
         assert "work_mem 64MB instead of 4MB" in caveat.text and "after-full" in caveat.text
-        run.run["arms"]["after-full"]["settings"] = {"work_mem": "64MB"}
+        run.run.arms["after-full"].settings = {"work_mem": "64MB"}
         assert of(run, CaveatKind.SETTINGS) == []
 
     def test_another_version_has_other_defaults(self, run: Bundle):
-        for arm, facts in run.run["arms"].items():
-            facts["server_settings"] = {"io_method": "worker" if arm == "before" else "sync"}
-            facts["postgres"] = 18 if arm == "before" else 16
+        for arm, facts in run.run.arms.items():
+            facts.server_settings = {"io_method": "worker" if arm == "before" else "sync"}
+            facts.postgres = 18 if arm == "before" else 16
         assert of(run, CaveatKind.SETTINGS) == []
 
     def test_a_client_that_was_too_slow_is_said_with_the_reason(self, run: Bundle):
@@ -159,13 +161,13 @@ class TestWhatTheRunSays:
         assert "burst on before" in caveat.text and "busy 99 %" in caveat.text
 
     def test_what_was_left_out_or_did_not_end_is_said_first(self, run: Bundle):
-        run.run["left_out"] = {"scenarios": ["burst"]}
-        run.run["status"] = "interrupted"
+        run.run.left_out = {"scenarios": ["burst"]}
+        run.run.status = "interrupted"
         kinds = [caveat.kind for caveat in analyse(run).caveats]
         assert kinds[:2] == [CaveatKind.UNFINISHED, CaveatKind.LEFT_OUT]
 
     def test_failures_of_the_warm_up_are_said(self, run: Bundle):
-        run.run["blocks"][0]["warm_up_failures"] = {"before": 7}
+        run.run.blocks[0].warm_up_failures = {"before": 7}
         (caveat,) = of(run, CaveatKind.WARM_UP)
         assert caveat.text.startswith("before: 7 requests of the warm-up failed")
 

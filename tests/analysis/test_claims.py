@@ -16,12 +16,12 @@ from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, elsewhere, judge
 from perfkit.analysis.report import Run, summary, verdict
 from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject
-from perfkit.base.bundle import Bundle
 from perfkit.base.stats import error_bound
 from perfkit.config import Claim
 from perfkit.indexes.designs import LabRecord
 from perfkit.indexes.lab_results import LabRun
 from perfkit.indexes.lab_results import judged as lab_judged
+from perfkit.runs.records import Bundle, LabSummary
 from perfkit.runs.selection import RunSpec, Selection
 
 Numbers = st.floats(-1e6, 1e6)
@@ -31,13 +31,14 @@ Numbers = st.floats(-1e6, 1e6)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A made-up run: before 18 ms and more, after-index a sixth of that, two indexes of 15 MB on 61 MB."""
     bundle = make_run(tmp_path_factory.mktemp("claims") / "run")
-    bundle.update(config={key: own for key, own in bundle.run["config"].items() if key != "claim"})
+    bundle.run.config.claim = []
+    bundle.update()
     return Run(bundle)
 
 
 def held_against(run: Run, **claim: Any) -> JudgedClaim:
     """One claim judged on the made-up run."""
-    said = Claim.model_validate({"text": "said", **claim}).model_dump(mode="json")
+    said = Claim.model_validate({"text": "said", **claim})
     own = ClaimEvidence(run.bundle.run, run.analysis, run.bundle, "before", "after-index")
     (found,) = judge([said], own)
     return found
@@ -152,7 +153,7 @@ def test_no_error_in_n_requests_excludes_only_rates_above_three_in_n(made: Run) 
 def test_errors_that_are_there_have_a_lower_bound_too(made: Run) -> None:
     levels = tuple(replace(x, errors=x.sent // 10) if x.arm == "after-index" else x for x in made.analysis.levels)
     own = ClaimEvidence(made.bundle.run, replace(made.analysis, levels=levels), made.bundle, "before", "after-index")
-    claim = Claim.model_validate({"text": "none", "measure": "error_rate", "high": 0.001}).model_dump()
+    claim = Claim(text="none", measure="error_rate", high=0.001)
     (found,) = judge([claim], own)
     failed, sent = (sum(getattr(x, key) for x in levels if x.arm == "after-index") for key in ("errors", "sent"))
     assert found.interval == (1 - error_bound(sent - failed, sent), error_bound(failed, sent))
@@ -204,16 +205,17 @@ class TestOfTheBookingSystem:
     """The checklist's own claims, in a run of its configuration."""
 
     def test_those_of_a_set_up_are_judged_there_alone(self, booking: Run) -> None:
-        every = booking.bundle.run["config"]["claim"]
-        own = [claim["text"] for claim in every if claim["preset"] is None]
+        every = booking.bundle.run.config.claim
+        own = [claim.text for claim in every if claim.preset is None]
         assert [claim.text for claim in judged(booking.bundle.run, booking.analysis, booking.bundle)] == own
         assert elsewhere(booking.bundle.run) == {"checklist": len(every) - len(own)}
-        there = {**booking.bundle.run, "parameters": {**booking.bundle.run["parameters"], "preset": "checklist"}}
+        there = booking.bundle.run.model_copy(deep=True)
+        there.parameters.preset = "checklist"
         assert len(judged(there, booking.analysis, booking.bundle)) == len(every)
         assert elsewhere(there) == {}
 
     def test_the_documents_tables_are_claimed_whole(self, booking: Run) -> None:
-        claimed = {(c["scenario"], c["arm"]) for c in booking.bundle.run["config"]["claim"] if c["measure"] == "p95_ms"}
+        claimed = {(c.scenario, c.arm) for c in booking.bundle.run.config.claim if c.measure == "p95_ms"}
         levels = {
             (load, arm) for load in ("single", "ramp-up", "ten", "burst") for arm in ("after-index", "after-full")
         }
@@ -228,7 +230,8 @@ class TestOfTheBookingSystem:
         assert "<h2>Expected and measured</h2>" in booking.claims.html
 
     def test_in_the_set_up_a_table_by_load_level_stands_beside_the_documents(self, booking: Run) -> None:
-        there = {**booking.bundle.run, "parameters": {**booking.bundle.run["parameters"], "preset": "checklist"}}
+        there = booking.bundle.run.model_copy(deep=True)
+        there.parameters.preset = "checklist"
         subject = Subject(Bundle(booking.bundle.path, there), booking.analysis)
         lines = repr(display.claims_block(subject)).splitlines()
         (burst,) = (line for line in lines if line.startswith("30 at once (burst)"))
@@ -252,10 +255,12 @@ class TestOfTheBookingSystem:
     def test_a_labs_summary_in_the_run_is_used_for_what_the_lab_alone_measures(self, booking: Run) -> None:
         text = "no risk: they do not affect data"
         own = JudgedClaim(text, None, 0, "share", "measured under load", 0.12, (0.05, 0.2), measure="insert_slowdown")
-        lab = json.loads(json.dumps({"claims": [dict(_fields(own))]}))
-        found = judged({**booking.bundle.run, "lab": lab}, booking.analysis, booking.bundle)
+        lab = json.loads(json.dumps({"sentence": "", "claims": [dict(_fields(own))]}))
+        run = booking.bundle.run.model_copy(update={"lab": LabSummary(**lab)})
+        found = judged(run, booking.analysis, booking.bundle)
         assert next(claim for claim in found if claim.text == text) == own
-        old = judged({**booking.bundle.run, "lab": {"sentence": "Keep 1 of 7."}}, booking.analysis, booking.bundle)
+        older = booking.bundle.run.model_copy(update={"lab": LabSummary(sentence="Keep 1 of 7.")})
+        old = judged(older, booking.analysis, booking.bundle)
         assert next(claim for claim in old if claim.text == text).outcome == "not measured"
 
 
@@ -264,15 +269,15 @@ def _fields(claim: JudgedClaim) -> list[tuple[str, Any]]:
 
 
 def test_a_run_without_claims_and_an_older_bundle_have_no_such_section(made: Run) -> None:
-    assert "claim" not in made.bundle.run["config"] and "preset" not in made.bundle.run["parameters"]
+    assert not made.bundle.run.config.claim and not made.bundle.run.parameters.preset
     assert (made.claims.html, repr(made.claims)) == ("", "")
     assert json.loads(verdict(made.subject))["claims"] == []
     assert "Expected and measured" not in summary(made.subject)
 
 
 def test_one_arm_alone_has_changed_nothing_and_is_held_against_no_claim(booking: Run) -> None:
-    alone = {**booking.bundle.run, "roles": {"after-index": "before"}}
-    alone["parameters"] = {**alone["parameters"], "arms": ["after-index"]}
+    alone = booking.bundle.run.model_copy(deep=True)
+    alone.roles, alone.parameters.arms = {"after-index": "before"}, ["after-index"]
     assert judged(alone, booking.analysis, booking.bundle) == []
 
 
@@ -280,14 +285,14 @@ def test_what_is_rolled_back_again_keeps_no_claim() -> None:
     settings = config.load()
     arms = tuple(arm.model_copy(update={"rolled_back": bool(arm.indexes)}) for arm in settings.arm)
     described = Selection(settings.model_copy(update={"arm": arms}), RunSpec()).describe()
-    assert "claim" not in described["config"]
+    assert described.config.claim == []
 
 
 def test_hostile_text_in_a_claim_is_shown_and_does_nothing(made: Run, tmp_path: Path) -> None:
     bundle = make_run(tmp_path / "run")
     text = "<script>alert(1)</script> \x1b[31m | `"
-    claim = Claim(text=text, measure="index_kb", high=1).model_dump(mode="json")
-    bundle.update(config={**bundle.run["config"], "claim": [claim]})
+    bundle.run.config.claim = [Claim(text=text, measure="index_kb", high=1)]
+    bundle.update()
     run = Run(bundle)
     assert "<script>" not in run.claims.html and "&lt;script&gt;" in run.claims.html
     assert "\x1b" not in repr(run.claims)
@@ -300,10 +305,10 @@ class TestInALab:
 
         def __init__(self, run: Run, claims: list[dict[str, Any]], baseline: str | None = "before") -> None:
             arms = {"none": "before", "all": "after-index"}
-            facts = run.bundle.run
-            named = {new: facts["arms"][old] for new, old in arms.items()}
-            parameters = {**facts["parameters"], "arms": list(arms)}
-            bundle = Bundle(run.bundle.path, {**facts, "arms": named, "parameters": parameters})
+            facts = run.bundle.run.model_copy(deep=True)
+            facts.arms = {new: facts.arms[old] for new, old in arms.items()}
+            facts.parameters.arms = list(arms)
+            bundle = Bundle(run.bundle.path, facts)
             names = {old: new for new, old in arms.items()}
             levels = tuple(replace(x, arm=names[x.arm]) for x in run.analysis.levels if x.arm in names)
             comparisons = tuple(replace(c, after=names[c.after]) for c in run.analysis.comparisons if c.after in names)
@@ -341,6 +346,6 @@ class TestInALab:
 
 def test_the_analysis_of_a_bundle_and_its_claims_agree_after_a_round_trip_through_the_disk(made: Run) -> None:
     again = Bundle.open(made.bundle.path)
-    claim = Claim(text="said", measure="index_kb", high=1).model_dump(mode="json")
-    run = {**again.run, "config": {**again.run["config"], "claim": [claim]}}
+    run = again.run.model_copy(deep=True)
+    run.config.claim = [Claim(text="said", measure="index_kb", high=1)]
     assert judged(run, analyse(again), again) == judged(run, made.analysis, made.bundle)

@@ -120,7 +120,7 @@ def test_the_same_bundle_gives_the_same_bytes(report: Path, tmp_path: Path) -> N
 def test_a_cell_writes_the_report_of_its_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run").path
     source = (
-        "from pathlib import Path\nfrom perfkit.base.bundle import Bundle\nfrom perfkit.analysis.report import Run\n"
+        "from pathlib import Path\nfrom perfkit.runs.records import Bundle\nfrom perfkit.analysis.report import Run\n"
         f"Run(Bundle.open(Path({str(folder)!r}))).render()"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])

@@ -15,8 +15,8 @@ from synthetic import make_run
 from perfkit import config
 from perfkit.app.cli import COMMANDS as LISTED
 from perfkit.app.cli import main
-from perfkit.base.bundle import Bundle
 from perfkit.base.resources import CHECKOUT
+from perfkit.runs.records import Bundle
 
 COMMANDS = [
     "report",
@@ -294,7 +294,7 @@ def test_gate_exits_0_on_go_and_says_why(go: Path) -> None:
 
 @pytest.mark.process
 def test_gate_exits_99_on_no_go(run: Bundle) -> None:
-    run.run["checks"]["after-full"][0]["passed"] = False
+    run.run.checks["after-full"][0].passed = False
     run.update()
     done = perfkit("gate", run.path)
     assert done.exit_code == 99 and done.stdout.startswith("NO-GO: ")
@@ -316,14 +316,14 @@ def test_gate_exits_98_where_a_comparison_is_invalid(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_no_go_outranks_an_invalid_comparison(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", blocks=5)
-    run.run["checks"]["after-full"][0]["passed"] = False
+    run.run.checks["after-full"][0].passed = False
     run.update()
     assert perfkit("gate", run.path).exit_code == 99
 
 
 @pytest.mark.process
 def test_a_report_is_a_success_whatever_it_says_unless_it_is_asked_to_gate(run: Bundle) -> None:
-    run.run["checks"]["after-full"][0]["passed"] = False
+    run.run.checks["after-full"][0].passed = False
     run.update()
     for options, code in ([], 0), (["--gate"], 99):
         done = subprocess.run(

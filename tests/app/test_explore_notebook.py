@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from perfkit.app.cli import main
 from perfkit.app.cli.slow import NOTEBOOK
-from perfkit.base.bundle import Bundle
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
+from perfkit.runs.records import Bundle
 from perfkit.show.render import execute, page
 
 
@@ -40,7 +40,7 @@ def test_untouched_it_ends_at_the_right_index_with_the_proof(home: Path, tmp_pat
     before, after = map(int, re.findall(r"^pages +(\d+) +(\d+)$", shown(done, "slow-whatif"), re.MULTILINE)[0])
     assert before > 50 * after
     (run,) = (Bundle.open(path.parent) for path in tmp_path.glob("*/run.json"))
-    assert run.run["status"] == "complete"
+    assert run.run.status == "complete"
     assert shown(done, "slow-decision").count("▼ faster") == 2
     html = page(done, "Slow queries")
     assert not re.search(r"<script|<link|src=\"http", html) and "api.demo" not in html

@@ -281,7 +281,7 @@ def test_a_statement_is_measured_without_and_with_an_index(
     found = shell.run_cell_magic("measure", options, sql)
     assert "faster" in repr(found) and "<svg" in found._repr_html_() and "<style>" in found._repr_html_()
     run = shell.user_ns["run"]
-    assert run.bundle.run["status"] == "complete" and run.bundle.path.parent == tmp_path
+    assert run.bundle.run.status == "complete" and run.bundle.path.parent == tmp_path
     (row,) = [row for row in run.levels.rows if row[1].text == "after"]
     assert any("faster" in cell.text for cell in row)
     (source,) = run.bundle.path.glob("parameters.sql")

@@ -78,7 +78,7 @@ def measured(folder: Path, server: embedded.EmbeddedServer, tmp_path: Path) -> R
     assert words[:5] == ["report", "--config", "perfkit.toml", "--profile", "quick"] and words[5] == "--confirm"
     run = perfkit.run("quick", config=folder / "perfkit.toml", confirm=[words[6]], reports=tmp_path / "runs")
     assert {outcome for round_ in run.rounds for outcome in round_.columns["outcome"]} == {"ok"}
-    assert run.bundle.run["status"] == "complete"
+    assert run.bundle.run.status == "complete"
     return run
 
 
@@ -90,8 +90,8 @@ def test_without_a_database_it_is_an_example_that_runs(tmp_path: Path) -> None:
     done = perfkit_init(tmp_path / "mine")
     assert (done.exit_code, done.stdout.splitlines()[0]) == (0, f"{tmp_path}/mine/perfkit.toml")
     run = perfkit.run("quick", config=tmp_path / "mine/perfkit.toml", scenarios="alone", reports=tmp_path / "runs")
-    assert run.bundle.run["status"] == "complete"
-    assert run.bundle.run["arms"]["after"]["indexes"][0]["valid"]
+    assert run.bundle.run.status == "complete"
+    assert run.bundle.run.arms["after"].indexes[0].valid
 
 
 @pytest.mark.parametrize("name", ["perfkit.toml", "tables.sql"])
@@ -151,7 +151,7 @@ def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
     assert "key order_id, number; order_id -> public.orders" in text
     assert "public.visits: about 300 rows" in text and "no primary key; customer -> public.customers" in text
     run = measured(folder, server, tmp_path)
-    assert len(run.bundle.run["arms"]["after"]["indexes"]) == 2
+    assert len(run.bundle.run.arms["after"].indexes) == 2
     answers = {
         item: {d for r in run.rounds for i, d in zip(r.columns["item"], r.columns["detail"], strict=True) if i == item}
         for item in ("by_orders", "one_of_lines")
@@ -169,7 +169,7 @@ def test_it_runs_before_anything_was_analysed_and_where_all_keys_have_indexes(
     folder = init()
     assert not (folder / "indexes.sql").exists()
     assert read(folder).arm[2].settings == {"work_mem": "64MB"}
-    assert measured(folder, server, tmp_path).bundle.run["arms"]["after"]["settings"] == {"work_mem": "64MB"}
+    assert measured(folder, server, tmp_path).bundle.run.arms["after"].settings == {"work_mem": "64MB"}
 
 
 HOSTILE = [
@@ -218,7 +218,7 @@ def test_no_name_breaks_out_of_a_file(
     assert len(split((folder / "indexes.sql").read_text())) == len(HOSTILE)
     assert "\u202e" not in (folder / "perfkit.toml").read_text()
     run = measured(folder, server, tmp_path)
-    assert len(run.bundle.run["arms"]["after"]["indexes"]) == len(HOSTILE)
+    assert len(run.bundle.run.arms["after"].indexes) == len(HOSTILE)
 
 
 def test_a_database_with_a_name_for_the_shell_is_quoted_in_the_command(

@@ -13,11 +13,13 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from synthetic import record_of
 
 from benchmarks.method.simulation import TABLE, coverage, pace, power, requests
 from perfkit.analysis.results import Changes
 from perfkit.base.judgement import Verdict, blocks_for, verdict
 from perfkit.base.stats import differences, percentile, ratio, tail, tail_ratio, typical
+from perfkit.runs.records import ScenarioRecord
 from perfkit.runs.rounds import SampleCell
 
 Z95 = scipy_stats.norm.ppf(0.95)
@@ -182,13 +184,9 @@ def busy_at_times(rng):
     return np.log(1.5) * rng.permuted(switched.reshape(6, 6, 3), axis=2).transpose(2, 1, 0)
 
 
-LEVELS, ARMS = [f"level {i}" for i in range(6)], {"before": "before", "control": "control", "after": "after"}
-RUN = {
-    "scenarios": [{"name": name} for name in LEVELS],
-    "parameters": {"arms": list(ARMS)},
-    "roles": ARMS,
-    "config": {"margin": 0.05},
-}
+LEVELS, ARMS = [f"level-{i}" for i in range(6)], {"before": "before", "control": "control", "after": "after"}
+RUN = record_of(ARMS)
+RUN.scenarios = [ScenarioRecord(name=name, label=name, send=("book",)) for name in LEVELS]
 
 
 def cell(rounds):

@@ -121,8 +121,8 @@ def test_a_run_belongs_to_the_preset_whose_set_up_it_has_however_that_was_given(
     given: dict[str, Any], recorded: str
 ) -> None:
     described = Selection(config.load(), RunSpec(**given)).describe()
-    assert described["parameters"]["preset"] == recorded
-    assert len(described["config"]["claim"]) == len(config.load().claim)
+    assert described.parameters.preset == recorded
+    assert len(described.config.claim) == len(config.load().claim)
 
 
 def test_a_preset_that_names_the_usual_set_up_is_that_of_every_usual_run() -> None:

@@ -171,7 +171,7 @@ class TestALabOfFourIndexes:
     def test_confirms_the_choice_by_rounds_of_another_run_with_other_requests(self, found: IndexLab) -> None:
         last = found.lab.last
         first = found.lab.ablation.bundle
-        assert last and last.bundle.run["parameters"]["seed"] != first.run["parameters"]["seed"]
+        assert last and last.bundle.run.parameters.seed != first.run.parameters.seed
         assert [c.item for c in found.lab.confirmed] == ["of_customer", "latest"]
         assert [c.item for c in found.lab.whole] == ["of_customer", "latest"]
 
@@ -226,7 +226,7 @@ class TestALabOfFourIndexes:
         run = api.run(bundle=tmp_path / "run", lab=found.lab.folder)
         assert sentence(found.lab) in repr(run.index_lab)
         assert sentence(found.lab) in repr(Run(run.bundle).index_lab)  # it is kept in the bundle
-        (claim,) = run.bundle.run["lab"]["claims"]
+        (claim,) = run.bundle.run.lab.claims
         assert (claim["measure"], claim["text"]) == ("insert_slowdown", "inserts become faster") and claim[
             "value"
         ] > -0.5

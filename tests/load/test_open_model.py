@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.base.bundle import COLUMNS
 from perfkit.config import Scenario
 from perfkit.load.pool import WorkerPool, sql_target
-from perfkit.load.samples import DROPPED, OVER_RANGE, Rest
+from perfkit.load.samples import COLUMNS, DROPPED, OVER_RANGE, Rest
 from perfkit.load.schedule import Arrivals, Batch, batches, instants
 from perfkit.postgres import databases
 

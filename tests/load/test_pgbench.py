@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripts import run_all
 
-from perfkit.base.bundle import COLUMNS
 from perfkit.base.errors import LoadError, ServerError, UsageError
 from perfkit.config import Scenario
 from perfkit.load import pgbench
 from perfkit.load.pgbench import AbortedClient, ScriptQuery, TransactionLog, read, script
 from perfkit.load.pool import WorkerPool, sql_target
-from perfkit.load.samples import Caps, Rest
+from perfkit.load.samples import COLUMNS, Caps, Rest
 from perfkit.load.schedule import Batch
 from perfkit.postgres import databases
 

@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 
 from perfkit import config
 from perfkit.config import Limits, RateSearch, Thresholds
-from perfkit.load.pool import CalibrationTrial, Load, fewest_workers
-from perfkit.load.search import SearchStep, highest_rate, is_open_ended, judge_step, next_rate
+from perfkit.load.pool import (
+    CalibrationTrial,
+    Load,
+    SearchStep,
+    fewest_workers,
+    highest_rate,
+    is_open_ended,
+    judge_step,
+    next_rate,
+)
 from perfkit.runs.experiment import measure
 from perfkit.runs.selection import RunSpec, alone
 

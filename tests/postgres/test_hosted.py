@@ -24,12 +24,12 @@ from scripts import run_all
 
 from perfkit.app.cli import main
 from perfkit.app.starter import capabilities
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PlanError, TargetRefused
 from perfkit.explain.capture import ExplainSpec, capture, effects, require_harmless
 from perfkit.postgres.capabilities import Capabilities, Capability, ConnectionFacts, judge
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import External, open_external
+from perfkit.runs.records import Bundle
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -382,8 +382,8 @@ def test_settings_are_compared_in_place_without_changing_anything(server: Hosted
     with changed(server, "ALTER ROLE shop SET log_statement = 'all'", "ALTER ROLE shop RESET log_statement"):
         done = compare("--way", "in-place", "--set", "work_mem=8MB")
     assert done.code == 0, done.error
-    assert done.bundle.run["status"] == "complete" and (done.bundle.path / "report.html").exists()
-    assert done.bundle.run["order"] == "interleaved"
+    assert done.bundle.run.status == "complete" and (done.bundle.path / "report.html").exists()
+    assert done.bundle.run.order == "interleaved"
     assert server.run(SNAPSHOT) == before
     assert not any(word in (done.bundle.path / file).read_text() for file in ("run.json", "audit.jsonl") for word in
                    ("Secret", "passfile"))  # fmt: skip
@@ -432,10 +432,10 @@ def test_an_index_is_built_concurrently_measured_between_two_befores_and_removed
     assert [entry["arm"] for entry in done.loads if entry["statements"] != ["SELECT 1"]] == [  # 6 blocks of 2 levels
         arm for arm in ("before", "after", "control") for _ in range(12)
     ]
-    assert run["order"] == "sequential"
-    built = {index["name"]: index for index in run["arms"]["after"]["indexes"]}
+    assert run.order == "sequential"
+    built = {index.name: index for index in run.arms["after"].indexes}
     tables = {"orders_customer": "sales.orders", "orders_customer_name": "customers"}
-    assert {name: index["table"] for name, index in built.items() if index["valid"]} == tables
+    assert {name: index.table for name, index in built.items() if index.valid} == tables
     made = [text for text in done.statements if "CREATE INDEX" in text]
     gone = [text for text in done.statements if "DROP INDEX" in text]
     assert len(made) == len(gone) == 2 and all(" INDEX CONCURRENTLY " in text for text in made + gone)
@@ -469,7 +469,7 @@ def test_an_interrupt_in_the_middle_of_the_build_leaves_no_index(server: Hosted,
         eventually(server, f"SELECT WHERE NOT EXISTS ({WAITING})")
         writer.execute("ROLLBACK")
     done = running.end()
-    assert (done.code, done.bundle.run["status"]) == (105, "interrupted")
+    assert (done.code, done.bundle.run.status) == (105, "interrupted")
     assert server.run(OURS) == []
 
 
@@ -478,7 +478,7 @@ def test_an_interrupt_in_the_middle_of_the_load_leaves_no_index(server: Hosted, 
     eventually(server, LOADING)
     running.interrupt()
     done = running.end()
-    assert (done.code, done.bundle.run["status"]) == (105, "interrupted")
+    assert (done.code, done.bundle.run.status) == (105, "interrupted")
     assert {entry["arm"] for entry in done.loads} == {"before", "after"}
     assert [entry["requests"] is None for entry in done.loads].index(True) == len(done.loads) - 1
     assert server.run(OURS) == []
@@ -524,8 +524,8 @@ def test_clones_are_made_beside_the_database_and_removed(
         server.leave_alone()
         done = compare("--way", "clone", "--index", INDEX)
     assert done.code == 0, done.error
-    assert done.bundle.run["order"] == "interleaved"
-    assert "template clones" in done.bundle.run["origin"]["way"]
+    assert done.bundle.run.order == "interleaved"
+    assert "template clones" in done.bundle.run.origin.way
     assert (server.run(SNAPSHOT), server.run(CLONES)) == (before, [])
 
 
@@ -552,7 +552,7 @@ def test_a_query_and_its_rewrite_are_compared_through_a_pooler_without_anything_
         done = compare("--way", "in-place", "--rewrite", rewrite, db=server.db(port=server.pooled))
     server.leave_alone()
     assert done.code == 0, done.error
-    assert done.bundle.run["checks"]["after"][0]["passed"]
+    assert done.bundle.run.checks["after"][0].passed
     assert all(set(found.columns["outcome"]) == {"ok"} for found in done.bundle.rounds())
     ran = [text for (program, text) in logged(server, since) if program.startswith("perfkit")]
     ran = [text for text in ran if not text.startswith("SET application_name=")]  # the pooler's own
@@ -764,6 +764,6 @@ def test_a_server_that_is_killed_in_the_middle_ends_the_run_in_one_line(tmp_path
     # Between two rounds it is a connection that is refused; inside one the circuit breaker may be first (97).
     assert done.code in (1, 97) and done.error.startswith("perfkit: ")
     assert re.search(r": the server no longer answers; the rounds measured so far are kept$|refused", done.error)
-    assert (done.bundle.run["status"], done.bundle.run["message"]) == ("failed", done.error.removeprefix("perfkit: "))
+    assert (done.bundle.run.status, done.bundle.run.message) == ("failed", done.error.removeprefix("perfkit: "))
     shown = CliRunner().invoke(main, ["report", "--bundle", str(done.folder)])
     assert shown.exit_code == 0 and shown.stdout.startswith("INCONCLUSIVE: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import make_run
+from synthetic import make_run, tuned
 
 from perfkit.analysis.policy import bound_needed, error_rule, latency_rule, samples_needed, throughput_rule
 from perfkit.analysis.results import Analysis, ErrorGroup
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base.bundle import Bundle
 from perfkit.base.judgement import Outcome, worst
 from perfkit.base.stats import Interval
-from perfkit.config.judging import Thresholds
+from perfkit.config.judging import Release, Thresholds
 from perfkit.release.decision import Gate, GateItem, RecordedAnswer
 from perfkit.release.gate import WatchState, judge
+from perfkit.runs.records import Bundle, RunRecord
 
 ARMS = ("after-index", "after-full")
 ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")
@@ -37,20 +36,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def analysed(folder: Path) -> tuple[dict[str, Any], Analysis]:
     bundle = Bundle.open(folder)
-    bundle.run["config"]["release"] = {"monitoring": True}
+    bundle.run.config.release = Release(monitoring=True)
     return bundle.run, analyse(bundle)
 
 
 @pytest.fixture
 def case(analysed: tuple[dict[str, Any], Analysis]) -> Case:
     run, analysis = analysed
-    return Case(copy.deepcopy(run), analysis)
+    return Case(run.model_copy(deep=True), analysis)
 
 
 class Case:
     """A run that is a GO, one thing of which is changed."""
 
-    def __init__(self, run: dict[str, Any], analysis: Analysis) -> None:
+    def __init__(self, run: RunRecord, analysis: Analysis) -> None:
         self.run, self.analysis = run, analysis
         self.arms: tuple[str, ...] = ARMS
         self.answers: tuple[RecordedAnswer, ...] = (READY,)
@@ -68,7 +67,11 @@ class Case:
         self.analysis = replace(self.analysis, decision=replace(self.analysis.decision, rules=tuple(rules)))
 
     def fail(self, group: str, arm: str = "after-full") -> None:
-        next(check for check in self.run["checks"][arm] if check["group"] == group)["passed"] = False
+        next(check for check in self.run.checks[arm] if check.group == group).passed = False
+
+    def record(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self.run, name, value)
 
     def errors(self, by_round: int, rounds: int, of: int = 100) -> None:
         """So many requests fail in each of some rounds, of 20 rounds."""
@@ -92,8 +95,8 @@ def item(gate: Gate, name: str) -> GateItem:
 # The checklist's own lists, line by line
 
 GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
-    ("Smoke tests pass (3/3)", "smoke checks", lambda c: c.run["checks"].pop("after-full")),
-    ("UAT tests pass (4/4)", "acceptance checks", lambda c: c.run["checks"].pop("after-full")),
+    ("Smoke tests pass (3/3)", "smoke checks", lambda c: c.run.checks.pop("after-full")),
+    ("UAT tests pass (4/4)", "acceptance checks", lambda c: c.run.checks.pop("after-full")),
     ("Performance tests show 0% errors", "Error rate", lambda c: c.errors(3, 1)),
     ("(a benefit)", "Benefit", lambda c: c.rule("benefit", outcome=Outcome.UNPROVEN, needs="more.")),
     ("(a benefit of each)", "Benefit", lambda c: c.rule("benefit", outcome=Outcome.ABSENT)),
@@ -102,8 +105,8 @@ GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("(one accident)", "Database trouble", lambda c: c.trouble("refused")),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=None)),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=WatchState(False, "90 s old", "It is dead."))),
-    ("(the run is whole)", "Run complete", lambda c: c.run.update(status="interrupted")),
-    ("(the run is whole)", "Run complete", lambda c: c.run.update(left_out={"scenarios": ["burst"]})),
+    ("(the run is whole)", "Run complete", lambda c: c.record(status="interrupted")),
+    ("(the run is whole)", "Run complete", lambda c: c.record(left_out={"scenarios": ["burst"]})),
     ("(a latency holds)", "p95 latency", lambda c: c.rule("p95", outcome=Outcome.UNPROVEN, needs="more.")),
     ("(nothing invalid)", "Not slower than before", lambda c: c.rule("not slower", outcome=Outcome.UNPROVEN)),
     ("(people answered)", "Team ready for launch", lambda c: c.set(answers=(replace(READY, answer="", by=""),))),
@@ -115,8 +118,8 @@ NO_GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("Error rate > 0.1%", "Error rate", lambda c: c.errors(1, 12)),
     ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_XX001", "burst")),
     ("Database issues detected", "Database trouble", lambda c: c.trouble("sqlstate_58030")),
-    ("Database issues detected", "Database trouble", lambda c: c.run["arms"]["after-full"].update(plans=["gone"])),
-    ("Database issues detected", "Database trouble", lambda c: c.run.update(status="failed", error="ServerError")),
+    ("Database issues detected", "Database trouble", lambda c: setattr(c.run.arms["after-full"], "plans", ["gone"])),
+    ("Database issues detected", "Database trouble", lambda c: c.record(status="failed", error="ServerError")),
     ("(an index is missing)", "Indexes valid", lambda c: c.rule("indexes valid", value=1.0, outcome=Outcome.BROKEN)),
     ("Team not ready for launch", "Team ready for launch", lambda c: c.set(answers=(replace(READY, answer="no"),))),
     ("(a threshold is broken)", "p95 latency", lambda c: c.rule("p95", value=900.0, outcome=Outcome.BROKEN)),
@@ -189,7 +192,7 @@ def test_nothing_to_ship_is_never_a_go(case: Case) -> None:
 
 
 def test_without_a_release_table_neither_people_nor_a_watch_are_asked_for(case: Case) -> None:
-    del case.run["config"]["release"]
+    case.run.config.release = Release()
     case.answers, case.watched = (), None
     assert case.gate.outcome is Outcome.HOLDS
     assert {own.group for own in case.gate.items} == {"the run", "functional checks", "performance", "database"}
@@ -243,19 +246,19 @@ def _no_change(_: Bundle) -> None: ...
 
 
 def _fails(bundle: Bundle) -> None:
-    bundle.run["checks"]["after-index"][0]["passed"] = False
+    bundle.run.checks["after-index"][0].passed = False
 
 
 def _stopped(bundle: Bundle) -> None:
-    bundle.run["status"] = "interrupted"
+    bundle.run.status = "interrupted"
 
 
 def _strict(bundle: Bundle) -> None:
-    bundle.run["config"]["thresholds"].update(p50_ms=1.0, p99_ms=1e6, throughput=1e6)
+    tuned(bundle, "thresholds", p50_ms=1.0, p99_ms=1e6, throughput=1e6)
 
 
 def _unreached(bundle: Bundle) -> None:
-    bundle.run["config"]["thresholds"].update(p99_ms=1e6)
+    tuned(bundle, "thresholds", p99_ms=1e6)
 
 
 @pytest.mark.parametrize("change", [_no_change, _fails, _stopped, _strict, _unreached])
@@ -297,7 +300,7 @@ def test_equal_thresholds_do_not_contradict() -> None:
 
 def test_each_threshold_becomes_a_rule_of_every_load_level_and_throughput_one_of_an_arm(folder: Path) -> None:
     bundle = Bundle.open(folder)
-    bundle.run["config"]["thresholds"] = {"p50_ms": 400, "p99_ms": 900, "throughput": 10, "error_rate": 0.001}
+    bundle.run.config.thresholds = Thresholds(p50_ms=400, p99_ms=900, throughput=10, error_rate=0.001)
     rules = [rule for rule in analyse(bundle).decision.rules if rule.arm == "after-full"]
     names = [rule.name for rule in rules]
     assert [names.count(name) for name in ("p50", "p95", "p99", "throughput")] == [5, 0, 5, 1]

@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
-from synthetic import make_run
+from synthetic import make_run, tuned
 
 from perfkit import config
 from perfkit.app import api
 from perfkit.app.cli import main
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.release.decision import Gate, read_answers
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.show.render import GATE, execute
 
@@ -30,7 +30,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which everything holds, whose release has two questions and a plan, and requires no watch."""
     run = make_run(tmp_path_factory.mktemp("gate") / "run")
     release = config.load().release.model_copy(update={"monitoring": False})
-    run.run["config"]["release"] = release.model_dump(mode="json")
+    run.run.config.release = release
     run.update()
     return run.path
 
@@ -107,8 +107,8 @@ def test_a_later_answer_counts_and_the_earlier_is_kept(run: Path) -> None:
 
 def test_an_answer_of_the_configuration_counts_until_somebody_says_otherwise(run: Path) -> None:
     bundle = Bundle.open(run)
-    for question in bundle.run["config"]["release"]["question"]:
-        question.update(answer="yes", by="Ops Lead", on="2026-01-15")
+    answer = {"answer": "yes", "by": "Ops Lead", "on": "2026-01-15"}
+    tuned(bundle, "release", question=[q.model_copy(update=answer) for q in bundle.run.config.release.question])
     bundle.update()
     assert decided(run).decision == "GO"
     assert decided(run, f"{QUESTIONS[1]}=no", by="QA Lead").decision == "NO-GO"
@@ -117,7 +117,7 @@ def test_an_answer_of_the_configuration_counts_until_somebody_says_otherwise(run
 @pytest.mark.process
 def test_a_failing_check_outranks_what_is_open(run: Path) -> None:
     bundle = Bundle.open(run)
-    bundle.run["checks"]["after-full"][0]["passed"] = False
+    bundle.run.checks["after-full"][0].passed = False
     bundle.update()
     assert "Failed: Basic insert on after-full." in decided(run).reasons[0]
     gate(100, run, "--arm", "after-index")
@@ -125,7 +125,7 @@ def test_a_failing_check_outranks_what_is_open(run: Path) -> None:
 
 def test_a_watch_that_is_required_and_not_named_leaves_it_open(run: Path) -> None:
     bundle = Bundle.open(run)
-    bundle.run["config"]["release"]["monitoring"] = True
+    tuned(bundle, "release", monitoring=True)
     bundle.update()
     assert decided(run, *(f"{name}=yes" for name in QUESTIONS), by="Ops Lead").reasons == (
         "Monitoring was not checked. Needed: a running watch; pass its folder with --watch FOLDER.",
@@ -135,7 +135,7 @@ def test_a_watch_that_is_required_and_not_named_leaves_it_open(run: Path) -> Non
 @pytest.mark.process
 def test_an_older_bundle_without_a_release_is_judged_by_its_rules(tmp_path: Path) -> None:
     old = make_run(tmp_path / "run")
-    old.run["config"]["thresholds"] = {"p95_ms": 500, "error_rate": 0.001}
+    old.run.config.thresholds = config.Thresholds(p95_ms=500, error_rate=0.001)
     old.update()
     assert gate(0, old.path).startswith("GO: ")
     assert "the configuration has no questions" in page(old.path)
@@ -147,7 +147,7 @@ def test_a_rehearsed_rollback_is_nothing_to_ship(run: Path) -> None:
 
 
 def test_the_release_goes_into_the_bundle_of_a_run() -> None:
-    described = Selection(config.load(), RunSpec()).describe()["config"]
+    described = Selection(config.load(), RunSpec()).describe().as_json["config"]
     assert [own["name"] for own in described["release"]["question"]] == list(QUESTIONS)
     assert described["thresholds"].keys() >= {"p50_ms", "p95_ms", "p99_ms", "throughput", "error_rate"}
 
@@ -339,9 +339,9 @@ def test_damaged_answers_are_one_line(run: Path, content: str) -> None:
     ],
 )
 def test_a_release_that_is_damaged_is_one_line_before_anything_is_written(run: Path, release: object) -> None:
-    bundle = Bundle.open(run)
-    bundle.run["config"]["release"] = release
-    bundle.update()
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["release"] = release
+    (run / "run.json").write_text(json.dumps(content))
     assert refusal(1, "gate", run).endswith("expected what perfkit wrote")
     assert not (run / "decision.json").exists()
 

@@ -26,7 +26,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     release["sign_off"].append(HOSTILE)
     release["sign_off"].append(MANY)
     release["question"].append({"name": MANY})
-    run.run["config"] |= {"release": release}
+    run.run.config.release = config.Release.model_validate(release)
     run.update(title=HOSTILE + LONG)
     return api.decide(run.path).render()
 

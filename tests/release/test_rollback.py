@@ -15,7 +15,6 @@ from perfkit import config
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.app import api
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import BundleError, UsageError
 from perfkit.base.judgement import Verdict
 from perfkit.base.stats import Ratio
@@ -39,6 +38,7 @@ from perfkit.release.rollback import (
     round_trip,
     size_items,
 )
+from perfkit.runs.records import Bundle
 
 # What counts as before
 
@@ -235,9 +235,9 @@ def test_a_rehearsal_proves_it_by_catalogue_plans_sizes_and_rounds(home: Path, t
     assert "alone: mine, p50" in texts(found, "latency")
     assert any("5 % of the rows changed and changed back in total of orders" in line for line in found.unseen)
     run = Bundle.open(done.folder).run
-    assert run["rollback"]["word"] == str(found.word) and run["arms"]["rolled-back"]["indexes"] == []
-    assert run["command"].startswith("perfkit rollback --config ")
-    assert run["arms"]["before"]["table_bytes"] == run["arms"]["rolled-back"]["table_bytes"]
+    assert run.rollback["word"] == str(found.word) and run.arms["rolled-back"].indexes == []
+    assert run.command.startswith("perfkit rollback --config ")
+    assert run.arms["before"].table_bytes == run.arms["rolled-back"].table_bytes
     page = done.render().read_text()
     assert "Rolled back: is everything as before?" in page and "<script" not in page
     assert f"<title>{found.word}: Rollback of set: Shop</title>" in page

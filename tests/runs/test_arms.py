@@ -102,7 +102,7 @@ def own(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_setting_holds_in_every_session_of_its_arm_and_in_no_other(own: Run) -> None:
     assert answers(own, "memory") == rows(before=4, control=4, memory=8, restarted=2, older=4, fuller=4, reworded=4)
-    assert own.bundle.run["arms"]["memory"]["settings"] == {"Work_Mem": "8MB"}
+    assert own.bundle.run.arms["memory"].settings == {"Work_Mem": "8MB"}
 
 
 def test_what_only_a_start_can_set_gets_a_server_of_its_own(own: Run) -> None:
@@ -113,24 +113,24 @@ def test_another_version_of_postgresql_is_an_arm(own: Run) -> None:
     assert answers(own, "version") == rows(
         before=18, control=18, memory=18, restarted=18, older=16, fuller=18, reworded=18
     )
-    assert {name: facts["postgres"] for name, facts in own.bundle.run["arms"].items() if name != "older"} == (
+    assert {name: facts.postgres for name, facts in own.bundle.run.arms.items() if name != "older"} == (
         dict.fromkeys(("before", "control", "memory", "restarted", "fuller", "reworded"), 18)
     )
-    assert own.bundle.run["arms"]["older"]["postgres"] == 16
+    assert own.bundle.run.arms["older"].postgres == 16
 
 
 def test_prepared_data_is_the_arms_own(own: Run) -> None:
     assert answers(own, "things") == rows(before=3, control=3, memory=3, restarted=3, older=3, fuller=5, reworded=3)
-    (state,) = [block["state"] for block in own.bundle.run["blocks"]]
+    (state,) = [block.state for block in own.bundle.run.blocks]
     assert (state["before"]["things"]["rows"], state["fuller"]["things"]["rows"]) == (3, 5)
 
 
 def test_a_rewrite_is_sent_by_its_arm_alone_after_its_rows_were_compared(own: Run) -> None:
     assert "Sort" in str(own.bundle.plan("reworded", "things"))
     assert "Sort" not in str(own.bundle.plan("before", "things"))
-    assert list(own.bundle.run["checks"]) == ["reworded"]
-    (check,) = own.bundle.run["checks"]["reworded"]
-    assert (check["passed"], check["got"]) == (True, "the same for 1 of 1 parameter sets")
+    assert list(own.bundle.run.checks) == ["reworded"]
+    (check,) = own.bundle.run.checks["reworded"]
+    assert (check.passed, check.got) == (True, "the same for 1 of 1 parameter sets")
 
 
 def test_copies_of_the_same_data_come_into_the_servers_memory_alike(
@@ -162,8 +162,8 @@ def test_copies_of_the_same_data_come_into_the_servers_memory_alike(
 
 
 def test_arms_on_perfkits_own_server_alternate(own: Run) -> None:
-    assert own.bundle.run["order"] == "interleaved"
-    assert own.bundle.run["origin"]["way"] == "made by SQL files in PostgreSQL that perfkit started"
+    assert own.bundle.run.order == "interleaved"
+    assert own.bundle.run.origin.way == "made by SQL files in PostgreSQL that perfkit started"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_two_databases_are_compared_as_they_stand(home: Path, two: embedded.Embe
         arm("set", "after", 'settings = { work_mem = "8MB" }'),
     )
     run = measured(tmp_path, text + "".join(arms), confirm=[first, second])
-    assert run.bundle.run["order"] == "interleaved"
+    assert run.bundle.run.order == "interleaved"
     assert answers(run, "things") == rows(before=3, other=4, set=3)
     assert answers(run, "writable") == rows(before=0, other=0, set=0)
     assert answers(run, "memory") == rows(before=4, other=4, set=8)
@@ -242,10 +242,10 @@ def test_indexes_in_place_follow_one_another_and_are_gone_at_the_end(
     text = f'allow = ["{name}"]\n[database]\ntarget = "{target}"\nway = "in-place"\n' + queries("things")
     arms = arm("before", "before") + arm("control", "control") + arm("after", "after", 'indexes = "index.sql"')
     run = measured(tmp_path, text + arms, confirm=[name])
-    assert run.bundle.run["order"] == "sequential"
+    assert run.bundle.run.order == "sequential"
     order = [found.arm for found in sorted(run.rounds, key=lambda r: r.position) if found.arm != "floor"]
     assert [name for name, _ in groupby(order)] == ["before", "after", "control"]
-    assert run.bundle.run["arms"]["after"]["indexes"][0]["valid"]
+    assert run.bundle.run.arms["after"].indexes[0].valid
     with two.connect("pk_one") as connection:
         assert connection.execute("SELECT FROM pg_indexes WHERE schemaname = 'public'").fetchall() == []
 

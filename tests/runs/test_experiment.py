@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from perfkit import config
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.explain.comparison import in_words, scans
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import embedded
 from perfkit.runs.experiment import measure
+from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
@@ -43,7 +43,7 @@ def test_the_order_of_arms_differs_from_round_to_round(bundle):
 
 
 def test_every_block_starts_from_the_same_state(bundle):
-    first, *others = [block["state"] for block in bundle.run["blocks"]]
+    first, *others = [block.state for block in bundle.run.blocks]
     assert len(others) == 5
     assert all(state == first for state in others)
     assert first["before"] == first["control"]
@@ -93,31 +93,31 @@ def test_every_arm_shows_the_plan_its_rounds_used(bundle):
 
 
 def test_the_server_counts_the_scans_of_every_booking(bundle):
-    for block in bundle.run["blocks"]:
-        booked = block["http_requests"]
-        assert block["http_scans"]["before"]["seq:appointments"] == booked["before"]["book"]
+    for block in bundle.run.blocks:
+        booked = block.http_requests
+        assert block.http_scans["before"]["seq:appointments"] == booked["before"]["book"]
         for arm in ("after-index", "after-full"):
-            scans = block["http_scans"][arm]
+            scans = block.http_scans[arm]
             assert sum(n for name, n in scans.items() if "appointments" in name) == booked[arm]["book"]
             assert scans["seq:appointments"] == 0
 
 
 def test_the_seven_indexes_are_built_valid_and_their_cost_is_known(bundle):
-    indexes = bundle.run["arms"]["after-index"]["indexes"]
+    indexes = bundle.run.arms["after-index"].indexes
     assert len(indexes) == 7
-    assert all(i["valid"] and i["bytes"] > 0 and i["wal_bytes"] > 0 and i["seconds"] > 0 for i in indexes)
-    assert bundle.run["arms"]["after-full"]["indexes"] == indexes
-    assert bundle.run["arms"]["before"]["indexes"] == []
+    assert all(i.valid and i.bytes > 0 and i.wal_bytes > 0 and i.seconds > 0 for i in indexes)
+    assert bundle.run.arms["after-full"].indexes == indexes
+    assert bundle.run.arms["before"].indexes == []
 
 
 def test_run_json_says_what_was_run_on_what_and_holds_no_secret(bundle):
     run = bundle.run
-    assert run["status"] == "complete"
-    assert run["parameters"]["blocks"] == 6
-    assert run["server"]["version"].startswith("18.")
-    assert {"fsync", "shared_buffers", "autovacuum", "compute_query_id"} <= set(run["server"]["settings"])
-    assert run["database"]["rows"]["appointments"] == 15_000
-    assert run["host"]["cores"] >= 1
+    assert run.status == "complete"
+    assert run.parameters.blocks == 6
+    assert run.server.version.startswith("18.")
+    assert {"fsync", "shared_buffers", "autovacuum", "compute_query_id"} <= set(run.server.settings)
+    assert run.database.rows["appointments"] == 15_000
+    assert run.host["cores"] >= 1
     text = (bundle.path / "run.json").read_text().lower()
     for word in ("password", "passfile", os.environ.get("HOME", "/nonexistent/home").lower() + "/"):
         assert word not in text
@@ -125,11 +125,11 @@ def test_run_json_says_what_was_run_on_what_and_holds_no_secret(bundle):
 
 def test_all_functional_checks_pass_and_say_what_came(bundle):
     for arm in ("before", "after-index", "after-full"):
-        checks = bundle.run["checks"][arm]
-        assert [check["group"] for check in checks] == ["smoke"] * 3 + ["acceptance"] * 4
-        assert all(check["passed"] for check in checks)
-        contested = next(check for check in checks if check["name"].startswith("Concurrent bookings"))
-        assert contested["got"] == "book: 1 x 201, 4 x 409"
+        checks = bundle.run.checks[arm]
+        assert [check.group for check in checks] == ["smoke"] * 3 + ["acceptance"] * 4
+        assert all(check.passed for check in checks)
+        contested = next(check for check in checks if check.name.startswith("Concurrent bookings"))
+        assert contested.got == "book: 1 x 201, 4 x 409"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_stopped_run_leaves_a_readable_bundle_and_nothing_running(running, how
     assert "Traceback" not in errors
     wait_for(lambda: not left_over(folder.parent), 2)
     bundle = Bundle.open(folder)
-    assert bundle.run["status"] == "interrupted"
+    assert bundle.run.status == "interrupted"
     assert len(list(bundle.rounds())) > 2
 
 
@@ -228,15 +228,16 @@ def test_a_server_killed_under_a_run_is_one_line_and_the_bundle_says_so(running)
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("perfkit: ")
-    assert Bundle.open(folder).run["status"] == "failed"
+    assert Bundle.open(folder).run.status == "failed"
     wait_for(lambda: not left_over(folder.parent), 5)
 
 
 def test_a_full_disk_is_one_line_and_what_came_before_is_kept(tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from perfkit.base.bundle import COLUMNS, Bundle, Round;"
-        "from perfkit.base.errors import BundleError;"
-        "bundle = Bundle.create(Path(sys.argv[1]) / 'run', {});"
+        "import resource, sys; from pathlib import Path; from perfkit.load.samples import COLUMNS;"
+        "from perfkit.runs.records import Bundle, Round; from perfkit.base.errors import BundleError;"
+        "from perfkit.config import load; from perfkit.runs.selection import RunSpec, Selection;"
+        "bundle = Bundle.create(Path(sys.argv[1]) / 'run', Selection(load(), RunSpec()).describe());"
         "small, big = ({name: ['x'] * n for name in COLUMNS} for n in (10, 100_000));"
         "bundle.add_round(Round(0, 0, 'burst', 'before', small, {}));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"

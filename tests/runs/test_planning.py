@@ -77,12 +77,12 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
         said: list[str] = []
         options = RunSpec(profile="quick", plan_for=5, max_minutes=0.2)
         bundle = measure(Selection(settings, options), tmp_path / "run", said.append)
-        plan = bundle.run["planning"]
-        assert bundle.run["parameters"]["blocks"] == plan["blocks"] == len(bundle.run["blocks"]) >= MIN_PLANNED_BLOCKS
+        plan = bundle.run.planning
+        assert bundle.run.parameters.blocks == plan.blocks == len(bundle.run.blocks) >= MIN_PLANNED_BLOCKS
         assert plan["sentence"] in said
         assert len(list((tmp_path / "run" / "pilot" / "rounds").glob("*.json"))) == 3 * PILOT_BLOCKS
-        assert {round_.block for round_ in bundle.rounds()} == set(range(plan["blocks"]))
-        assert "--plan-for 5 --max-time 0.2" in bundle.run["command"]
+        assert {round_.block for round_ in bundle.rounds()} == set(range(plan.blocks))
+        assert "--plan-for 5 --max-time 0.2" in bundle.run.command
 
     @pytest.mark.parametrize("wrong", [{"plan_for": -1}, {"plan_for": 100}, {"plan_for": 5, "max_minutes": 0}])
     def test_cannot_be_planned_for_what_makes_no_sense(self, settings: config.Config, wrong: dict[str, float]):

@@ -10,8 +10,8 @@ from synthetic import make_run
 
 from perfkit.analysis.report import Run
 from perfkit.base import units
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import visible
+from perfkit.runs.records import Bundle, RunRecord
 from perfkit.show.html import Block, Cell, Table, code, escape, folded, style
 
 HOSTILE = "<script>alert(1)</script>\"' onclick=x \x1b[31m\u202e`|*"
@@ -142,7 +142,7 @@ def test_the_cost_of_the_indexes_has_a_total(run: Run) -> None:
 
 def test_a_missing_index_is_shown(run: Run, tmp_path: Path) -> None:
     bundle = make_run(tmp_path / "run")
-    bundle.run["arms"]["after-full"]["expected_indexes"].append("idx_forgotten")
+    bundle.run.arms["after-full"].expected_indexes.append("idx_forgotten")
     assert ("idx_forgotten", "missing") in [(row[0].text, row[0].note) for row in Run(bundle).index_costs.rows]
 
 
@@ -162,22 +162,8 @@ def test_an_unfinished_run_is_never_go(tmp_path: Path, status: str) -> None:
 
 def test_a_run_that_has_just_begun_can_be_shown(tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole")
-    early = {
-        key: whole.run[key]
-        for key in (
-            "title",
-            "parameters",
-            "config",
-            "roles",
-            "scenarios",
-            "queries",
-            "host",
-            "packages",
-            "started",
-            "perfkit",
-        )
-    }
-    bundle = Bundle.create(tmp_path / "early", early | {"blocks": [], "checks": {}})
+    early = {"title", "parameters", "config", "roles", "scenarios", "queries", "host", "packages", "started", "perfkit"}
+    bundle = Bundle.create(tmp_path / "early", RunRecord(**whole.run.model_dump(include=early)))
     shown = Run(bundle)
     for name in (name for name, kind in vars(Run).items() if isinstance(kind, property)):
         assert getattr(shown, name)._repr_html_()

@@ -310,7 +310,7 @@ def test_it_is_measured_on_clones_which_are_gone_afterwards(
     (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     again = configuration.load(folder / "perfkit.toml")  # from files, where the server is gone
     assert [arm.name for arm in again.arm] == ["before", "control", "after"] and again.database.scale == "standard"
-    assert "--scale small" in run.bundle.run["command"]
+    assert "--scale small" in run.bundle.run.command
     assert f'"{folder.name}' not in page and str(tmp_path) not in page
 
 
@@ -463,7 +463,7 @@ def test_a_database_of_the_users_is_measured_in_a_private_copy(shop: Session, tm
         connection.execute("SELECT count(*) FROM sales.orders WHERE customer_id = 7")
     slow = shop.slow()["SELECT count(*) FROM sales.orders WHERE customer_id = $1"]
     run = slow.measure("CREATE INDEX ON sales.orders (customer_id)", users=2, reports=tmp_path)
-    assert run.analysis.comparisons and "private copy" in run.bundle.run["origin"]["way"]
+    assert run.analysis.comparisons and "private copy" in run.bundle.run.origin.way
 
 
 @pytest.mark.system

@@ -6,8 +6,9 @@ from random import Random
 from typing import Any
 
 from perfkit import config
-from perfkit.base.bundle import COLUMNS, Bundle, Round
+from perfkit.load.samples import COLUMNS
 from perfkit.postgres.sqltext import comment
+from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
 
 SPEED = {"before": 6.0, "control": 6.0, "after-index": 1.0, "after-full": 0.45, "floor": 0.12}
 SETTINGS = {"shared_buffers": "512MB", "fsync": "off", "autovacuum": "off", "max_parallel_workers": "0"}
@@ -35,9 +36,10 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
             "arms": [a.name for a in booking.arm],
             "scenarios": [s.name for s in booking.scenario],
         },
-        "config": booking.model_dump(
-            mode="json", include={"thresholds", "limits", "margin", "request", "query", "claim"}
-        ),
+        "config": {
+            **booking.model_dump(include={"thresholds", "limits", "margin", "claim"}),
+            "request": [r.model_dump(include={"name", "runs", "expect"}) for r in booking.request],
+        },
         "roles": {a.name: a.role for a in booking.arm},
         "scenarios": [s.model_dump(mode="json") for s in booking.scenario],
         "queries": queries,
@@ -62,7 +64,7 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
         "workers": 2,
         "timings": {"data": 7.1, "load": 61.3},
     }
-    bundle = Bundle.create(folder, run)
+    bundle = Bundle.create(folder, RunRecord(**run))
     for arm in run["roles"]:
         for query in queries:
             bundle.add_plan(arm, query, [_plan(arm)])
@@ -72,17 +74,20 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
             for arm in random.sample([*run["roles"], "floor"], 5):
                 bundle.add_round(_round(scenario, block, position, arm, random, fail))
                 position += 1
-        bundle.run["blocks"].append(
-            {
-                "block": block,
-                "seconds": 7.0,
-                "state": {arm: {} for arm in run["roles"]},
-                "http_requests": {},
-                "http_scans": {},
-            }
-        )
+        bundle.run.blocks.append(BlockRecord(block=block, seconds=7.0, state={arm: {} for arm in run["roles"]}))
     bundle.update(status=status, finished="2026-01-15T09:02:00+00:00")
     return bundle
+
+
+def record_of(roles: dict[str, str], **config: object) -> RunRecord:
+    """The record of a run of these arms, of which nothing else is known."""
+    parameters = {"blocks": 6, "arms": list(roles), "scenarios": []}
+    return RunRecord(title="made up", parameters=parameters, roles=roles, scenarios=[], config=config, queries={})
+
+
+def tuned(bundle: Bundle, part: str, **values: object) -> None:
+    """Judge a run by other `thresholds`, `limits` or another `release`; nothing is written."""
+    setattr(bundle.run.config, part, getattr(bundle.run.config, part).model_copy(update=values))
 
 
 def _arm(arm: config.Arm) -> dict[str, Any]:

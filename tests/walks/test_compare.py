@@ -125,7 +125,7 @@ def test_one_line_gives_a_report_and_a_folder_that_measures_it_again(
     monkeypatch.setattr(Selection, "blocks", property(lambda _: 1))
     config = folder / "perfkit.toml"
     same = perfkit.run("quick", config=config, confirm=given["confirm"], reports=tmp_path / "again").bundle.run
-    assert same["queries"] == run["queries"] and same["status"] == "complete"
+    assert same.as_json["queries"] == run["queries"] and same.status == "complete"
     assert definitions(same) == definitions(run)
 
 
@@ -203,15 +203,15 @@ def test_one_connection_that_somebody_ends_is_inconclusive_and_named(
 
 def test_it_is_one_call_in_a_notebook(compare: Any, tmp_path: Path) -> None:
     run = compare(BY_CUSTOMER, parameters="SELECT DISTINCT customer FROM orders LIMIT :rows", index=INDEX)
-    assert (run.bundle.run["parameters"]["profile"], run.bundle.path.parent) == ("quick", tmp_path / "reports")
-    assert {scenario["users"] for scenario in run.bundle.run["scenarios"]} == {1, 2}
+    assert (run.bundle.run.parameters.profile, run.bundle.path.parent) == ("quick", tmp_path / "reports")
+    assert {scenario.users for scenario in run.bundle.run.scenarios} == {1, 2}
     assert "before and after" in repr(run)
     assert (
         answers(run, "before")
         == answers(run, "after")
         == {"100 rows", "98 rows", "50 rows", "0 rows"} & (answers(run, "before"))
     )
-    assert run.bundle.run["origin"]["way"].startswith("a private copy")
+    assert run.bundle.run.origin.way.startswith("a private copy")
 
 
 def test_importing_perfkit_imports_little_else() -> None:
@@ -256,14 +256,14 @@ def test_a_percent_sign_needs_no_care_where_there_are_no_parameters(compare: Any
 def test_a_rewrite_with_the_same_rows_is_compared(compare: Any, tmp_path: Path, rewrite: str) -> None:
     (tmp_path / "values.sql").write_text("SELECT n AS customer FROM generate_series(0, 20) n LIMIT :rows")
     run = compare(BY_CUSTOMER, rewrite=rewrite, parameters=tmp_path / "values.sql", users=1)
-    (check,) = run.bundle.run["checks"]["after"]
-    assert (check["passed"], check["got"]) == (True, "the same for 15 of 15 parameter sets")
+    (check,) = run.bundle.run.checks["after"]
+    assert (check.passed, check.got) == (True, "the same for 15 of 15 parameter sets")
     assert run.analysis.decision.outcome.decision != "NO-GO"
 
 
 def test_a_rewrite_with_other_rows_is_a_no_go_that_says_so_before_any_time(compare: Any) -> None:
     run = compare(BY_NOTE, rewrite="SELECT count(note) + 1 FROM orders WHERE note = 'n12'", users=1)
-    (check,) = run.bundle.run["checks"]["after"]
+    (check,) = run.bundle.run.checks["after"]
     assert check["got"].startswith("parameter set 1: other values in 1 rows")
     assert run.analysis.decision.outcome.decision == "NO-GO"
     first = run.analysis.decision.reasons[0]

@@ -19,12 +19,12 @@ from psycopg.rows import dict_row
 from perfkit import config
 from perfkit.analysis.results import Analysis
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base.bundle import Bundle
 from perfkit.base.resources import CHECKOUT
 from perfkit.config import Generator
 from perfkit.config import ServiceConfig as Launched
 from perfkit.postgres import databases, embedded
 from perfkit.runs import selection
+from perfkit.runs.records import Bundle
 from perfkit.runs.service import Service
 
 EXAMPLES = CHECKOUT / "docs" / "examples"
@@ -63,8 +63,8 @@ def reported(example: Path, folder: Path, *args: object, home: Path, **environme
     html, verdict = Path(page).read_text(), json.loads((run / "verdict.json").read_text())
     assert decision.split(":")[0] == verdict["decision"] and verdict["decision"] in html
     bundle = Bundle.open(run)
-    assert bundle.run["status"] == "complete" and len(bundle.run["blocks"]) == 6
-    assert all(query in html for query in bundle.run["queries"])
+    assert bundle.run.status == "complete" and len(bundle.run.blocks) == 6
+    assert all(query in html for query in bundle.run.queries)
     return bundle
 
 
@@ -155,8 +155,8 @@ def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bund
 
 @pytest.mark.slow
 def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, server: embedded.EmbeddedServer) -> None:
-    assert "private copy" in pgbench.run["origin"]["way"]
-    assert pgbench.run["database"]["rows"]["pgbench_accounts"] == 500_000
+    assert "private copy" in pgbench.run.origin.way
+    assert pgbench.run.database.rows["pgbench_accounts"] == 500_000
     outcomes = {outcome for round_ in pgbench.rounds() for outcome in round_.columns["outcome"]}
     assert outcomes == {"ok"}
     with server.connect(BENCH) as connection:
@@ -320,7 +320,7 @@ def test_the_wholesalers_report_says_which_questions_the_indexes_change(server_h
     assert "orders_custkey" in after["customer_orders"] and "lineitem_partkey" in after["part_history"]
     buffers = {use.arm: use.buffers for use in found.plans if use.query == "customer_orders"}
     assert buffers["after"] < 0.7 * buffers["before"]
-    assert len(bundle.run["arms"]["after"]["indexes"]) == 5
+    assert len(bundle.run.arms["after"].indexes) == 5
     page = (bundle.path / "report.html").read_text()
     assert all(name in page for name in ("lineitem_receiptdate", "orders_orderdate"))
 
@@ -411,8 +411,8 @@ def test_a_fetch_is_faster_with_the_librarys_index_on_priority_and_its_checks_pa
     bundle = reported(library, tmp_path, home=server_home)
     found = analyse(bundle)
     assert faster(found, "one", "fetch") and faster(found, "five", "fetch")
-    checks = [check for own in bundle.run["checks"].values() for check in own]
-    assert len(checks) == 4 and all(check["passed"] for check in checks), checks
+    checks = [check for own in bundle.run.checks.values() for check in own]
+    assert len(checks) == 4 and all(check.passed for check in checks), checks
     index = "procrastinate_jobs_priority_idx_v1"
     assert index in plans(found, "after")["next_job"] and index not in plans(found, "before")["next_job"]
     # The library's function, which cannot be explained from outside, reads what the explained query reads.

@@ -12,16 +12,17 @@ import psutil
 import pytest
 from browser import browser, needs_browser
 from click.testing import CliRunner, Result
+from synthetic import tuned
 
 import perfkit
 from perfkit import config as configuration
 from perfkit.analysis import charts, report
 from perfkit.analysis.report import LoadRun, render
 from perfkit.app.cli import main
-from perfkit.base.bundle import COLUMNS, FLOOR, Bundle, Round
 from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.load.samples import Rest
+from perfkit.load.samples import COLUMNS, Rest
 from perfkit.postgres import databases, embedded
+from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
 from perfkit.runs.selection import RunSpec, Selection, alone
 from perfkit.show.charts import draw_svg
 from perfkit.show.render import LOAD, execute
@@ -138,9 +139,9 @@ def test_the_arm_is_the_last_one_to_ship_unless_another_is_named(things: Path) -
 
 def test_it_stands_where_before_would_and_keeps_what_it_is(things: Path) -> None:
     found = chosen(things)
-    assert found.describe()["roles"] == {"last": "before"}
+    assert found.describe().roles == {"last": "before"}
     assert found.config.baseline().name == "last" and found.expected_indexes == {"last": ["things_id"]}
-    assert found.describe()["left_out"] == {"arms": [], "scenarios": []}
+    assert found.describe().left_out == {"arms": [], "scenarios": []}
 
 
 def test_only_the_load_levels_that_are_run_on_it_are(things: Path) -> None:
@@ -196,7 +197,7 @@ def test_one_arm_and_the_floor_are_all_that_was_measured(live: Path) -> None:
     assert {round_.arm for round_ in run.rounds} == {"last", FLOOR}
     assert len(run.rounds) == 2 * 2 * 3
     assert {o for r in run.rounds for o in r.columns["outcome"]} == {"ok"}
-    assert run.bundle.run["parameters"]["blocks"] == 2 and run.bundle.run["status"] == "complete"
+    assert run.bundle.run.parameters.blocks == 2 and run.bundle.run.status == "complete"
 
 
 def test_it_says_in_one_sentence_whether_the_limits_hold(live: Path) -> None:
@@ -273,7 +274,7 @@ def test_the_page_fits_its_window_and_requests_nothing(live: Path, tmp_path: Pat
 def limits(folder: Path, **thresholds: float) -> Path:
     """Judge a run by other limits."""
     bundle = Bundle.open(folder)
-    bundle.run["config"]["thresholds"].update(thresholds)
+    tuned(bundle, "thresholds", **thresholds)
     bundle.update()
     return folder
 
@@ -307,7 +308,8 @@ def test_one_round_proves_nothing_and_says_so(copy: Path) -> None:
     bundle = Bundle.open(copy)
     for path in (copy / "rounds").glob("001.*"):
         path.unlink()
-    bundle.update(blocks=bundle.run["blocks"][:1], parameters={**bundle.run["parameters"], "blocks": 1})
+    bundle.run.parameters.blocks = 1
+    bundle.update(blocks=bundle.run.blocks[:1])
     assert gate(limits(copy, p95_ms=1e9), 100).startswith("UNPROVEN: ")
     assert "set no upper bound" in verdict(copy)["reasons"][0]
     assert "∞" in repr(LoadRun(Bundle.open(copy)).levels)
@@ -315,7 +317,7 @@ def test_one_round_proves_nothing_and_says_so(copy: Path) -> None:
 
 def test_a_client_that_was_too_slow_ends_with_98(copy: Path) -> None:
     bundle = Bundle.open(copy)
-    bundle.run["config"]["limits"].update(worker_cpu=1e-9)
+    tuned(bundle, "limits", worker_cpu=1e-9)
     bundle.update()
     assert gate(limits(copy, p95_ms=1e9), 98).startswith("UNPROVEN: ")
     assert "invalid" in repr(LoadRun(Bundle.open(copy)).levels)
@@ -391,9 +393,9 @@ def test_without_a_rate_it_is_one_connection_and_several(
 ) -> None:
     monkeypatch.setenv("PERFKIT_HOME", str(server_home))
     run = perfkit.measure(**shop, users=3, p95_ms=1e6, reports=tmp_path)
-    assert [s["name"] for s in run.bundle.run["scenarios"]] == ["alone", "together"]
+    assert [s.name for s in run.bundle.run.scenarios] == ["alone", "together"]
     assert {r.arm for r in run.rounds} == {"current", FLOOR}
-    assert run.bundle.run["config"]["thresholds"]["p95_ms"] == 1e6
+    assert run.bundle.run.config.thresholds.p95_ms == 1e6
 
 
 def test_a_refused_database_leaves_no_folder(shop: dict[str, Any], tmp_path: Path) -> None:
@@ -521,15 +523,14 @@ def test_the_picture_is_the_same_bytes_every_time_and_holds_what_was_lost() -> N
 
 def made(folder: Path, things: Path, rounds: Sequence[Round], scenario: str = "open") -> LoadRun:
     """A run of one scenario with these rounds, one for each block, all of which are also the floor's."""
-    said = chosen(things, scenarios=(scenario,), blocks=len(rounds)).describe()
-    bundle = Bundle.create(folder / "made", {**said, "status": "complete"})
+    described = chosen(things, scenarios=(scenario,), blocks=len(rounds)).describe()
+    described.status = "complete"
+    bundle = Bundle.create(folder / "made", described)
     for block, own in enumerate(rounds):
         for arm in ("last", FLOOR):
             health = {"lag_p50_ms": 0.0, "lag_p99_ms": 0.0, "worker_cpu": 0.0, **own.health}
             bundle.add_round(Round(block, block, scenario, arm, own.columns, health, rest=own.rest))
-    bundle.update(
-        blocks=[{"block": n, "state": {"last": {}}, "http_requests": {}, "http_scans": {}} for n in range(len(rounds))]
-    )
+    bundle.update(blocks=[BlockRecord(block=n, state={"last": {}}) for n in range(len(rounds))])
     return LoadRun(bundle)
 
 

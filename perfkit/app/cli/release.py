@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import click
 
 from perfkit.analysis.report import Run
-from perfkit.analysis.tables import is_alone
 from perfkit.app import api
 from perfkit.app.cli import (
     DATABASE,
@@ -26,12 +25,12 @@ from perfkit.app.cli import (
     tls_option,
 )
 from perfkit.app.cli.runs import exit_code
-from perfkit.base.bundle import Bundle
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import progress
 from perfkit.postgres.guards import Permission
 from perfkit.release import decision
 from perfkit.release.rollback import EXIT, RollbackSpec, Word, prepare
+from perfkit.runs.records import Bundle
 
 
 @click.command()
@@ -57,7 +56,7 @@ def gate(run: Path, arm: str, watch: str, answers: tuple[str, ...], by: str, jun
       perfkit gate reports/RUN --answer "Team ready for launch=yes" --by "Ops Lead"
       perfkit gate reports/RUN --junit gate.xml --json gate.json
     """  # noqa: D301 - click wants the character
-    if is_alone(Bundle.open(run).run):
+    if Bundle.open(run).run.alone:
         _alone(run)
     record = api.decide(run, arm, watch, answers, by, junit=junit, json=as_json)
     page, decided = record.render(), record.decided

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from perfkit.base.bundle import COLUMNS, FORMAT, Bundle, Round, write_atomically
+from perfkit import config
+from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError
+from perfkit.load.samples import COLUMNS
+from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
+from perfkit.runs.selection import RunSpec, Selection
 
 
 def round_(block: int, scenario: str = "burst", arm: str = "before", position: int = 0) -> Round:
@@ -18,7 +22,14 @@ def round_(block: int, scenario: str = "burst", arm: str = "before", position: i
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return Bundle.create(tmp_path / "deep" / "run", {"title": "Ünïcode"})
+    return Bundle.create(tmp_path / "deep" / "run", described("Ünïcode"))
+
+
+def described(title: str) -> RunRecord:
+    """The record of a run of the booking system before anything ran."""
+    record = Selection(config.load(), RunSpec()).describe()
+    record.title = title
+    return record
 
 
 def files(bundle: Bundle) -> set[str]:
@@ -33,16 +44,18 @@ def refusal(path: Path) -> str:
 
 
 def test_a_new_bundle_is_running_and_readable_at_once(bundle: Bundle) -> None:
-    assert Bundle.open(bundle.path).run == {"format": FORMAT, "status": "running", "title": "Ünïcode"}
+    run = Bundle.open(bundle.path).run
+    assert (run.format, run.status, run.title) == (2, "running", "Ünïcode")
+    assert run.as_json == bundle.run.as_json == json.loads((bundle.path / "run.json").read_text())
     assert list(Bundle.open(bundle.path).rounds()) == []
 
 
 def test_what_is_added_is_on_disk_at_once(bundle: Bundle) -> None:
-    bundle.update(status="complete", blocks=[1])
+    bundle.update(status="complete", blocks=[BlockRecord(block=0)])
     bundle.add_round(round_(0))
     bundle.add_plan("before", "q", [[{"Plan": {}}], [{"Plan": {"Strange Key": "kept"}}]], [{"name": "visits"}])
     found = Bundle.open(bundle.path)
-    assert (found.run["status"], found.run["blocks"], found.run["title"]) == ("complete", [1], "Ünïcode")
+    assert (found.run.status, len(found.run.blocks), found.run.title) == ("complete", 1, "Ünïcode")
     assert list(found.rounds()) == [round_(0)]
     assert found.plan("before", "q") == [{"Plan": {"Strange Key": "kept"}}]
     assert found.beside_plan("before", "q") == {"earlier": [[{"Plan": {}}]], "tables": [{"name": "visits"}]}
@@ -106,6 +119,20 @@ def test_half_a_character_is_written_as_json_has_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "file.json").read_bytes()) == "\ud800"
 
 
+def test_a_key_of_another_version_is_ignored_and_a_missing_one_has_its_default(bundle: Bundle) -> None:
+    content = json.loads((bundle.path / "run.json").read_text())
+    del content["config"]["worth"], content["parameters"]["preset"], content["changes"]
+    content["config"]["limits"]["gone"] = content["scenarios"][0]["gone"] = content["gone"] = 1
+    (bundle.path / "run.json").write_text(json.dumps(content))
+    run = Bundle.open(bundle.path).run
+    assert (run.config.worth, run.parameters.preset, run.changes) == (0.1, "", {})
+
+
+def test_what_is_set_is_checked_as_if_it_were_read(bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match="status"):
+        bundle.update(status="done")
+
+
 def test_a_hidden_file_is_no_round(bundle: Bundle) -> None:
     bundle.add_round(round_(0))
     (bundle.path / "rounds" / ".001.burst.before.json").write_text("{}")  # no seal covers it
@@ -121,8 +148,8 @@ def test_a_temporary_file_of_a_crash_is_no_round(bundle: Bundle) -> None:
 def test_a_folder_that_exists_is_not_written_over(bundle: Bundle) -> None:
     bundle.add_round(round_(0))
     with pytest.raises(BundleError, match=r"cannot be created \(File exists\); expected a writable folder"):
-        Bundle.create(bundle.path, {"title": "another"})
-    assert Bundle.open(bundle.path).run["title"] == "Ünïcode"
+        Bundle.create(bundle.path, described("another"))
+    assert Bundle.open(bundle.path).run.title == "Ünïcode"
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
@@ -132,11 +159,13 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 99}', f"format 99; expected a bundle of format {FORMAT}"),
-        ('{"title": "no format"}', f"format None; expected a bundle of format {FORMAT}"),
-        ("[1, 2]", f"format None; expected a bundle of format {FORMAT}"),
+        ('{"format": 99}', "format 99; expected a bundle of format 2"),
+        ('{"title": "no format"}', "format None; expected a bundle of format 2"),
+        ("[1, 2]", "format None; expected a bundle of format 2"),
         ('{"format": 1, "ti', "expected JSON written by perfkit"),
         ("", "expected JSON written by perfkit"),
+        ('{"format": 2, "title": 7}', "damaged (title: Input should be a valid string); expected what perfkit wrote"),
+        ('{"format": 2, "title": "a"}', "damaged (parameters: Field required); expected what perfkit wrote"),
     ],
 )
 def test_a_run_of_another_version_or_cut_short_is_one_line(bundle: Bundle, text: str, said: str) -> None:
