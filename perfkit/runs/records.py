@@ -30,13 +30,13 @@ _FACTS = ".facts.json"
 FLOOR = "floor"  # the arm's name in rounds against a target that does nothing
 
 
-class Record(BaseModel):
+class StoredRecord(BaseModel):
     """Base class of every part of a record; an assignment is checked like the file's content."""
 
     model_config = ConfigDict(validate_assignment=True, use_attribute_docstrings=True)
 
 
-class RunParameters(Record):
+class RunParameters(StoredRecord):
     """The options of a run, with the values that the configuration gave."""
 
     profile: str = ""
@@ -71,7 +71,7 @@ class ScenarioRecord(Scenario):
         return self
 
 
-class RequestRecord(Record):
+class RequestRecord(StoredRecord):
     """A request of the workload, as far as judging needs it."""
 
     name: str
@@ -81,7 +81,7 @@ class RequestRecord(Record):
     """Queries that the request executes."""
 
 
-class JudgingRecord(Record):
+class JudgingRecord(StoredRecord):
     """The part of the configuration by which the run is judged."""
 
     request: list[RequestRecord] = []
@@ -96,14 +96,14 @@ class JudgingRecord(Record):
     """The smallest gain worth having, as a share."""
 
 
-class QueryRecord(Record):
+class QueryRecord(StoredRecord):
     """A query's text, and the comment at its beginning."""
 
     sql: str
     comment: str = ""
 
 
-class BlockRecord(Record):
+class BlockRecord(StoredRecord):
     """One block: what the server counted besides the samples, which are in the rounds. All by arm."""
 
     block: int
@@ -128,7 +128,7 @@ class BlockRecord(Record):
         )
 
 
-class CheckResult(Record):
+class CheckResult(StoredRecord):
     """A functional check: whether it passed, what was expected and received, and its slowest request in ms."""
 
     name: str
@@ -139,7 +139,7 @@ class CheckResult(Record):
     ms: float
 
 
-class ArmRecord(Record):
+class ArmRecord(StoredRecord):
     """An arm as it was prepared."""
 
     title: str = ""
@@ -160,7 +160,7 @@ class ArmRecord(Record):
     """Queries whose plans are in the bundle; older bundles do not say."""
 
 
-class DataRecord(Record):
+class DataRecord(StoredRecord):
     """The data of the run: rows and bytes by table, and the seconds that making it took."""
 
     scale: str = ""
@@ -169,7 +169,7 @@ class DataRecord(Record):
     seconds: float = 0.0
 
 
-class ServerRecord(Record):
+class ServerRecord(StoredRecord):
     """The server of the baseline."""
 
     kind: str = ""
@@ -177,7 +177,7 @@ class ServerRecord(Record):
     settings: dict[str, str] = {}
 
 
-class OriginRecord(Record):
+class OriginRecord(StoredRecord):
     """How the arms were made, and what that can and cannot show."""
 
     way: str = ""
@@ -189,7 +189,7 @@ class OriginRecord(Record):
     """The planner's estimates of rows in the source of a copy."""
 
 
-class Spread(Record):
+class Spread(StoredRecord):
     """The spread of one comparison's log ratio in the pilot, and the number of blocks that it requires."""
 
     arm: str
@@ -199,7 +199,7 @@ class Spread(Record):
     blocks: int
 
 
-class PlannedBlocks(Record):
+class PlannedBlocks(StoredRecord):
     """The number of blocks of a run: what the widest spread requires, and what the time allows."""
 
     margin: float
@@ -215,7 +215,7 @@ class PlannedBlocks(Record):
     """The plan and its reason, in one line."""
 
 
-class LabSummary(Record):
+class LabSummary(StoredRecord):
     """The result of an index lab, as the report of a change shows it."""
 
     sentence: str
@@ -226,7 +226,7 @@ class LabSummary(Record):
     command: str = ""
 
 
-class RunRecord(Record):
+class RunRecord(StoredRecord):
     """The content of `run.json`: what was run, on what, how far the run got, and why it ended."""
 
     format: Literal[2] = 2

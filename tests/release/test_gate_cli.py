@@ -108,7 +108,7 @@ def test_a_later_answer_counts_and_the_earlier_is_kept(run: Path) -> None:
 def test_an_answer_of_the_configuration_counts_until_somebody_says_otherwise(run: Path) -> None:
     bundle = Bundle.open(run)
     answer = {"answer": "yes", "by": "Ops Lead", "on": "2026-01-15"}
-    tuned(bundle, "release", question=[q.model_copy(update=answer) for q in bundle.run.config.release.question])
+    tuned(bundle, "release", question=tuple(q.model_copy(update=answer) for q in bundle.run.config.release.question))
     bundle.update()
     assert decided(run).decision == "GO"
     assert decided(run, f"{QUESTIONS[1]}=no", by="QA Lead").decision == "NO-GO"
