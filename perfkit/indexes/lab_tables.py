@@ -142,7 +142,7 @@ class IndexLab(OpenedPage):
             f"most ×{units.significant(1 + lab.record.margin)}."
         )
         if lab.last and advised:
-            built = sum(index["bytes"] for index in lab.last.built(ADVISED))
+            built = sum(index.bytes for index in lab.last.built(ADVISED))
             share = units.percent(built / sum(index.bytes for index in lab.index_values))
             note += f" The advised indexes take {units.size(built)}, {share} of all."
         return Table("Confirmation by separate rounds", ("query", *compared_sets), tuple(rows), note=note)
