@@ -122,9 +122,7 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
             connection.autocommit = False
             connection.read_only = read_only
             raw_json(connection)
-            limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, LOCK_S)}
-            for limit, seconds in limits.items():
-                connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 means no limit
+            set_limits(connection, timeout_s)
             yield connection
             connection.rollback()
     except KeyboardInterrupt:  # psycopg raises it after cancelling the statement
@@ -132,6 +130,13 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
     except psycopg.Error as error:
         kind = _WouldWrite if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) else PlanError
         raise marked(kind(f"EXPLAIN failed: {first_line(error)}{holders(connect, error)}"), error) from None
+
+
+def set_limits(connection: psycopg.Connection[Any], timeout_s: float) -> None:
+    """Limit the statements of the transaction that begins here, and their waits for locks."""
+    limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, LOCK_S)}
+    for limit, seconds in limits.items():
+        connection.execute(f"SET LOCAL {limit} = {max(1, int(seconds * 1000))}")  # 0 means no limit
 
 
 def marked(refusal: PlanError, error: psycopg.Error) -> PlanError:

@@ -113,13 +113,18 @@ def parsed(tables: Sequence[Any]) -> list[Any]:
 
 def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
     """Return the facts about a plan's tables as the connection gives them. Raises psycopg.Error."""
-    names = {(node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name"))}
+    names = relations(plan)
     if not names:
         return []
     schemas, tables = zip(*sorted(names), strict=True)
     cursor = connection.cursor(row_factory=tuple_row)
     cursor.execute(catalog.get("plan_tables").encode(), {"schemas": list(schemas), "tables": list(tables)})
     return [row[0] for row in cursor]
+
+
+def relations(plan: Plan) -> frozenset[tuple[str, str]]:
+    """Return schema and name of the relations that a plan reads or changes."""
+    return frozenset((node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name")))
 
 
 def read_facts(tables: Sequence[Mapping[str, Any]]) -> PlanFacts:

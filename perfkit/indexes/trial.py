@@ -16,39 +16,44 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psycopg
 import sqlglot
-from psycopg.rows import dict_row
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from perfkit.base.errors import UsageError, first_line
 from perfkit.base.units import count, significant
 from perfkit.explain.candidates import SCANS
-from perfkit.explain.capture import Capture, ExplainSpec, Parameters, explained, named, numbered, session, single
+from perfkit.explain.capture import (
+    Capture,
+    ExplainSpec,
+    Parameters,
+    explain_json,
+    explained,
+    named,
+    numbered,
+    session,
+    set_limits,
+    single,
+)
 from perfkit.explain.comparison import fingerprint
-from perfkit.explain.facts import ask
+from perfkit.explain.facts import ask, fetched, parsed, relations
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
-from perfkit.explain.plan import Node, Plan, read_plan
+from perfkit.explain.plan import Node, Plan, document, read_plan
 from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import pin, send, sendable
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import split
 
-# HypoPG's faults, each with the first version without it.
-FAULTS = (
-    (
-        (1, 4, 5),
-        "can ignore a partial or expression index, or crash the server for it, unless the statement reads only its "
-        "table, and directly",
-    ),
-)
+SOUND = (1, 4, 5)  # the first version of HypoPG without the fault
 _ELSEWHERE = (exp.Join, exp.Lateral, exp.Values, exp.With, exp.Unnest, exp.Subquery, exp.SetOperation)
 
 
@@ -64,8 +69,12 @@ def fault(*versions: str | None) -> str:
     """
     numbers = {version: _number(version) for version in versions}
     oldest = min(numbers, key=lambda version: numbers[version])
-    named = f"HypoPG {oldest}" if numbers[oldest] else "HypoPG of an unknown version"
-    return next((f"{named} {does}" for sound, does in FAULTS if numbers[oldest] < sound), "")
+    if numbers[oldest] >= SOUND:
+        return ""
+    return (
+        f"HypoPG {oldest if numbers[oldest] else 'of an unknown version'} can ignore a partial or expression index, or "
+        "crash the server for it, unless the statement reads only its table, and directly"
+    )
 
 
 def only_table(text: str) -> str:
@@ -95,33 +104,33 @@ def _number(version: str | None) -> tuple[int, ...]:
     return tuple(map(int, version.split("."))) if version and re.fullmatch(r"\d+(\.\d+)*", version) else ()
 
 
-# What a query costs by its plan, and how much less of it an index must bring to be worth making. Pure.
+# The cost of a query by its plan, and the gain that makes an index worth building. Pure.
 
-SLACK = 16.0  # pages, or units of cost: a few lookups, felt by nobody, so that tiny tables never get an index
-ROOM = 32.0  # what an index may take more than another that is larger: nobody feels so few pages
-MOSTLY = 0.3  # of a table's rows: an index that is read for so many stands for its table as one that is read whole
-TRUSTED = 2.0  # times as many rows as expected, at most, for the planner's costs to be taken for anything
-HALF = 2.0  # an index helps a query that then touches at most half the pages, the slack aside,
-QUICKER = 3.0  # or takes a third of its time, which a single measurement shows safely
-FELT = 5.0  # where that was so many ms,
-AS_MANY = 1.25  # and reads hardly more pages than before: on another day they are not in memory
-SORTED = 1000.0  # or where it spares sorting at least so many rows for a LIMIT, and more pages are not touched
+SLACK = 16.0  # pages, or units of cost: a few lookups, which nobody notices, so that tiny tables never get an index
+ROOM = 32.0  # pages by which a smaller index may exceed a larger one: nobody notices so few
+MOSTLY = 0.3  # share of a table's rows from which on a scan counts as one of the whole index
+TRUSTED = 2.0  # factor between expected and actual rows up to which the planner's costs are believed
+# An index helps if the pages fall to half, without the slack, or if the time falls to a third, which a single
+# measurement shows safely: but only a time that people notice, and only if hardly more pages are read than before,
+# because on another day they are not in memory. It also helps if it avoids the sort of many rows for a LIMIT and the
+# pages do not increase.
+HALF, QUICKER, FELT_MS, AS_MANY, SORTED = 2.0, 3.0, 5.0, 1.25, 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class CostFigures:
-    """What a query costs, foreign keys' checks included; pages and ms are None where nothing was executed."""
+    """The cost of a query with the checks of its foreign keys; pages and ms are None if nothing was executed."""
 
     pages: float | None
     ms: float | None
     cost: float
     sorted: float = 0.0  # rows sorted for a LIMIT
-    narrow: float = 0.0  # pages spared only because an index that is read from end to end is smaller than its table
-    again: float = 0.0  # of the pages, those touched again and again, which costs next to nothing
+    narrow: float = 0.0  # pages saved only because an index that is read as a whole is smaller than its table
+    again: float = 0.0  # of the pages, those touched repeatedly, which costs next to nothing
 
     @property
     def work(self) -> float:
-        """Pages, or the planner's cost where nothing was executed."""
+        """Return the pages, or the planner's cost if nothing was executed."""
         return (self.cost if self.pages is None else self.pages) + self.narrow
 
     def __str__(self) -> str:
@@ -129,24 +138,23 @@ class CostFigures:
 
 
 def figures(look: FindingContext) -> CostFigures:
-    """What one plan costs."""
+    """Return the cost of one plan."""
     plan, root = look.plan, look.plan.root
-    done = plan.analyzed
     sort = sum(_sorted(plan, node) for node in plan.nodes if node.kind == "Sort")
     narrow = sum(_narrow(look, node) for node in plan.nodes if node.kind == "Index Only Scan")
-    pages, ms = (plan.buffers, plan.execution_ms) if done else (None, None)
+    pages, ms = (plan.buffers, plan.execution_ms) if plan.analyzed else (None, None)
     return CostFigures(pages, ms, root.value("Total Cost"), sort, narrow, _again(plan))
 
 
 def helps(before: CostFigures, after: CostFigures) -> bool:
-    """The rule by which an index is kept."""
+    """Return whether an index is worth keeping for a query."""
     spared = before.sorted >= SORTED and not after.sorted and after.work <= before.work
     return spared or quicker(before, after) or (after.work + SLACK) * HALF <= before.work + SLACK
 
 
 def quicker(before: CostFigures, after: CostFigures) -> bool:
-    """Whether the time that was measured falls so far that the pages, nearly as many, do not matter."""
-    if before.ms is None or after.ms is None or before.ms < FELT:
+    """Return whether the measured time falls so far that the pages, nearly as many as before, do not matter."""
+    if before.ms is None or after.ms is None or before.ms < FELT_MS:
         return False
     return after.ms * QUICKER <= before.ms and after.work <= AS_MANY * before.work + SLACK
 
@@ -206,52 +214,55 @@ class Made:
     bytes: int
 
 
-class IndexTrial(Protocol):
-    """A way to explain statements as if some indexes existed."""
+class IndexTrial(ABC):
+    """A way to explain statements as if some indexes existed.
 
-    @property
-    def evidence(self) -> str:
-        """Return the evidence class of the plans."""
+    `made` are the tried indexes, `failed` the server's messages on the others, by CREATE INDEX statement.
+    """
 
-    @property
-    def made(self) -> Mapping[str, Made]:
-        """Return the tried index of each CREATE INDEX statement."""
+    evidence: str  # the evidence class of the plans
 
-    @property
-    def failed(self) -> Mapping[str, str]:
-        """Return the server's message for each statement that failed."""
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.made: dict[str, Made] = {}
+        self.failed: dict[str, str] = {}
 
     def avoided(self, text: str, statement: str) -> str:
         """Return why an index is not tried for a statement, as a clause; "" if it is tried."""
+        return ""
 
+    @abstractmethod
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
         """Return a statement's plan with these indexes, without the avoided ones. Raises psycopg.Error."""
+
+    def _make_each(self, statements: Sequence[str], make: Callable[[str], Made]) -> None:
+        """Make an index for each statement. `make` raises psycopg.Error, or UsageError if it made nothing."""
+        for statement in statements:
+            with _restored(self.connection, keep=True):
+                try:
+                    self.made[statement] = make(statement)
+                except (psycopg.Error, UsageError) as error:
+                    self.failed[statement] = first_line(error)
+                    _back(self.connection)
 
 
 @contextmanager
 def trying(
-    place: Database, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
+    database: Database, statements: Sequence[str], timeout_s: float = 60.0, *, executed: bool = True
 ) -> Iterator[IndexTrial | None]:
     """Return the best way to try these CREATE INDEX statements in a database; None if there is none.
 
     With real indexes, statements are executed unless `executed` is false. Raises PlanError with the server's message
     if a statement cannot be explained.
     """
-    if not place.server.foreign:
-        with session(place.session, timeout_s, read_only=False) as connection:
+    if not database.server.foreign:
+        with session(database.session, timeout_s, read_only=False) as connection:
             yield _Rolled(connection, statements, timeout_s, executed)
         return
-    with session(place.session, timeout_s) as connection:
-        if there := catalog.row(connection, "hypopg"):
-            schema = there["schema"]
-            with _restored(connection):
-                try:
-                    yield _Imagined(connection, statements, schema, fault(there["version"], there["files"]))
-                finally:  # hypothetical indexes live in the backend, so reset them on the same connection
-                    _back(connection)
-                    connection.execute(f"SELECT {schema}.hypopg_reset()".encode())
-            return
-    yield None
+    with session(database.session, timeout_s) as connection:
+        hypopg = catalog.row(connection, "hypopg")
+        connection.rollback()
+        yield _Imagined(connection, statements, timeout_s, hypopg) if hypopg else None
 
 
 def one_index(statement: str) -> str:
@@ -276,51 +287,34 @@ def positional(text: str, parameters: Parameters) -> str:
     return re.sub("%[s%]", lambda m: f"${next(counter)}" if m[0] == "%s" else "%", text)
 
 
-@dataclass(eq=False)
-class _Rolled:
+class _Rolled(IndexTrial):
     """Real indexes in a transaction that is rolled back; each different plan is executed once."""
 
-    connection: psycopg.Connection[Any]
-    statements: Sequence[str]
-    timeout_s: float
-    executed: bool = True
-    _prepared: int = 0
-    made: dict[str, Made] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    _known: dict[tuple[str, str, str], Capture] = field(default_factory=dict)
+    def __init__(self, connection: Connection, statements: Sequence[str], timeout_s: float, executed: bool) -> None:
+        super().__init__(connection)
+        self.executed, self.evidence = executed, MEASURED if executed else ESTIMATED
+        self._prepared = 0
+        self._known: dict[tuple[str, str, str], Capture] = {}
+        self._expressive: set[str] = set()
+        self._oids = {row["oid"] for row in catalog.rows(connection, "own_indexes")}
+        connection.execute("SET LOCAL statement_timeout = 0")
+        self._make_each(statements, self._make)
+        for table in sorted(self._expressive):  # an expression has no statistics until its index is analysed
+            connection.execute(f"ANALYZE {table}".encode())
+        connection.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}".encode())
 
-    @property
-    def evidence(self) -> str:
-        return MEASURED if self.executed else ESTIMATED
-
-    def __post_init__(self) -> None:
-        self.connection.execute("SET LOCAL statement_timeout = 0")
-        expressive: set[str] = set()
-        known = {row["oid"] for row in self._indexes()}
-        for statement in self.statements:
-            with _restored(self.connection, keep=True):
-                try:
-                    send(self.connection.cursor(), statement)
-                except psycopg.Error as error:
-                    self.failed[statement] = first_line(error)
-                    _back(self.connection)
-                    continue
-            new = [row for row in self._indexes() if row["oid"] not in known]
-            known |= {row["oid"] for row in new}
-            if not new:
-                self.failed[statement] = "an index of this name exists already"
-                continue
-            names, size = frozenset(row["name"] for row in new), sum(row["bytes"] for row in new)
-            self.made[statement] = Made(names, next(row["quoted"] for row in new if not row["part"]), int(size))
-            expressive |= {row["on_table"] for row in new if row["expressive"]}
-        for table in sorted(expressive):  # an expression has no statistics until its index is analysed
-            self.connection.execute(f"ANALYZE {table}".encode())
-        self.connection.execute(f"SET LOCAL statement_timeout = {max(1, int(self.timeout_s * 1000))}".encode())
-
-    def avoided(self, text: str, statement: str) -> str:
-        return ""
+    def _make(self, statement: str) -> Made:
+        send(self.connection.cursor(), statement)
+        new = [row for row in catalog.rows(self.connection, "own_indexes") if row["oid"] not in self._oids]
+        if not new:
+            raise UsageError("an index of this name exists already")
+        self._oids |= {row["oid"] for row in new}
+        self._expressive |= {row["on_table"] for row in new if row["expressive"]}
+        names, size = frozenset(row["name"] for row in new), sum(row["bytes"] for row in new)
+        return Made(names, next(row["quoted"] for row in new if not row["part"]), int(size))
 
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
+        """Drop the other indexes, explain, and roll back to the savepoint."""
         text = single(text)
         absent = [made.quoted for statement, made in self.made.items() if statement not in present]
         with _restored(self.connection):
@@ -328,30 +322,28 @@ class _Rolled:
                 self.connection.execute(f"DROP INDEX {', '.join(absent)}".encode())
             planned = explained(self.connection, text, parameters, ExplainSpec(analyze=False))
             if not self.executed:
-                return _captured(self.connection, planned)
-            found = self._measured(text, parameters, planned)
-            if parameters and (kept := self._kept(text, parameters, read_plan(planned))):
-                return max(found, kept, key=lambda capture: capture.plan.buffers)
-        return found
+                return self._captured(planned)
+            measured = self._measured(text, parameters, planned)
+            generic = self._generic(text, parameters, read_plan(planned)) if parameters else None
+        return max(measured, generic or measured, key=lambda capture: capture.plan.buffers)
 
     def _measured(self, text: str, parameters: Parameters, planned: Any) -> Capture:
         """Execute the statement once for each plan, and return the plan with actual figures."""
         key = (text, repr(parameters), fingerprint(read_plan(planned)))
         if key not in self._known:
-            document = self._executed(text, parameters)
-            if read_plan(document).execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
-                document = min(
-                    (self._executed(text, parameters) for _ in range(2)), key=lambda d: read_plan(d).execution_ms
-                )
-            document[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
-            self._known[key] = _captured(self.connection, document)
+            executed = self._executed(text, parameters)
+            if read_plan(executed).execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
+                again = (self._executed(text, parameters) for _ in range(2))
+                executed = min(again, key=lambda executed: read_plan(executed).execution_ms)
+            executed[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+            self._known[key] = self._captured(executed)
         return self._known[key]
 
     def _executed(self, text: str, parameters: Parameters) -> Any:
         with _restored(self.connection):
             return explained(self.connection, text, parameters, ExplainSpec(writes=True))
 
-    def _kept(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
+    def _generic(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
         """Execute the statement as a prepared one with its generic plan, which drivers end up with.
 
         Return None if the server would not use the generic plan, because plans for the values are cheaper.
@@ -373,73 +365,86 @@ class _Rolled:
                 return None
             return self._measured(execute, None, generic)
 
-    def _indexes(self) -> list[dict[str, Any]]:
-        return self.connection.cursor(row_factory=dict_row).execute(catalog.get("own_indexes").encode()).fetchall()
+    def _captured(self, raw: Any) -> Capture:
+        return Capture((raw,), tuple(ask(self.connection, read_plan(raw))))
 
 
-@dataclass(eq=False)
-class _Imagined:
+class _Imagined(IndexTrial):
     """Hypothetical indexes of HypoPG, which only the planner of this backend knows; nothing is executed.
 
     `fault` is the fault of this HypoPG with partial and expression indexes, which are `delicate` in that case.
     """
 
-    connection: psycopg.Connection[Any]
-    statements: Sequence[str]
-    schema: str
-    fault: str
-    evidence: str = ESTIMATED
-    made: dict[str, Made] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    delicate: frozenset[str] = frozenset()
-    _plain: dict[str, bool] = field(default_factory=dict)
+    evidence = ESTIMATED
 
-    def __post_init__(self) -> None:
-        for statement in self.statements:
-            with _restored(self.connection, keep=True):
-                try:
-                    self.made[statement] = self._imagine(statement)
-                except psycopg.Error as error:
-                    self.failed[statement] = first_line(error)
-                    _back(self.connection)
-        if self.fault:
-            asked = (
-                f"SELECT indexname AS name FROM {self.schema}.hypopg() WHERE coalesce(indexprs, indpred) IS NOT NULL"
-            )
-            rows = self.connection.cursor(row_factory=dict_row).execute(asked.encode()).fetchall()
-            names = {row["name"] for row in rows}
-            self.delicate = frozenset(s for s, made in self.made.items() if made.names & names)
+    def __init__(
+        self, connection: Connection, statements: Sequence[str], timeout_s: float, hypopg: Mapping[str, str]
+    ) -> None:
+        super().__init__(connection)
+        self.timeout_s, self.schema = timeout_s, hypopg["schema"]
+        self.fault, self.delicate = fault(hypopg["version"], hypopg["files"]), frozenset[str]()
+        self._plain: dict[str, bool] = {}
+        self._tables: dict[frozenset[tuple[str, str]], tuple[object, ...]] = {}
+        with self._transaction():
+            self._make_each(statements, self._imagine)
+            if self.fault:
+                query = f"SELECT indexname FROM {self.schema}.hypopg() WHERE coalesce(indexprs, indpred) IS NOT NULL"
+                names = {row["indexname"] for row in connection.execute(query.encode())}
+                self.delicate = frozenset(s for s, made in self.made.items() if made.names & names)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Open a transaction with time limits; at its end forget the hypothetical indexes and roll back.
+
+        No transaction stays open while perfkit reads a plan: it would hold back VACUUM on the user's server. The
+        indexes live in the backend, which a pooler gives to other clients between two transactions.
+        """
+        set_limits(self.connection, self.timeout_s)
+        self.connection.execute(f"SAVEPOINT {_SAVED}".encode())
+        try:
+            yield
+        finally:
+            _back(self.connection)
+            self.connection.execute(f"SELECT {self.schema}.hypopg_reset()".encode())
+            self.connection.rollback()
 
     def avoided(self, text: str, statement: str) -> str:
+        """Return the fault of this HypoPG if the index is delicate and the statement reads other relations."""
         if statement not in self.delicate:
             return ""
         if text not in self._plain:
-            name = only_table(numbered(positional(text, ["%s"])))
-            asked = catalog.get("plain_table").encode()
-            self._plain[text] = bool(name) and self.connection.execute(asked, {"name": name}).fetchone() is not None
+            name, query = only_table(numbered(positional(text, ["%s"]))), catalog.get("plain_table").encode()
+            with self._transaction():
+                self._plain[text] = bool(name and self.connection.execute(query, {"name": name}).fetchone())
         return "" if self._plain[text] else self.fault
 
     def explain(self, text: str, parameters: Parameters, present: Collection[str]) -> Capture:
-        self.connection.execute(f"SELECT {self.schema}.hypopg_reset()".encode())
-        for statement in present:
-            if self.avoided(text, statement):
-                self.made[statement] = replace(self.made[statement], names=frozenset())
-            else:
-                self.made[statement] = self._imagine(statement)  # by another name each time
-        with _restored(self.connection):
-            return _captured(self.connection, explained(self.connection, single(text), parameters, ExplainSpec(False)))
+        """Imagine the indexes and explain in one transaction; read the plan after its end."""
+        tried = [statement for statement in present if not self.avoided(text, statement)]
+        text = single(text)
+        self.made |= {statement: replace(self.made[statement], names=frozenset()) for statement in present}
+        with self._transaction():
+            self.made |= {statement: self._imagine(statement) for statement in tried}  # by another name each time
+            raw = explain_json(self.connection, text, parameters, ExplainSpec(analyze=False))
+        read = document(raw)
+        plan = read_plan(read)
+        if (tables := relations(plan)) not in self._tables:
+            with self._transaction():
+                facts = fetched(self.connection, plan)
+            self._tables[tables] = tuple(parsed(facts))
+        return Capture((read,), self._tables[tables])
 
     def _imagine(self, statement: str) -> Made:
         schema = self.schema.replace("%", "%%")
         sizes, create = f"{schema}.hypopg_relation_size(indexrelid)", f"{schema}.hypopg_create_index(%s)"
         query = f"SELECT indexname AS name, {sizes} AS bytes FROM {create}".encode()
         pin(self.connection)  # HypoPG reads the statement by this session's settings
-        row = self.connection.cursor(row_factory=dict_row).execute(query, [sendable(statement)]).fetchone() or {}
+        [row] = self.connection.execute(query, [sendable(statement)]).fetchall()
         return Made(frozenset({row["name"]}), "", int(row["bytes"]))
 
 
 @contextmanager
-def _restored(connection: psycopg.Connection[Any], *, keep: bool = False) -> Iterator[None]:
+def _restored(connection: Connection, *, keep: bool = False) -> Iterator[None]:
     """Set a savepoint and roll back to it afterwards, or release it with `keep`."""
     connection.execute(f"SAVEPOINT {_SAVED}".encode())
     yield  # no cleanup after an error, which ends the whole transaction
@@ -448,9 +453,5 @@ def _restored(connection: psycopg.Connection[Any], *, keep: bool = False) -> Ite
     connection.execute(f"RELEASE SAVEPOINT {_SAVED}".encode())
 
 
-def _back(connection: psycopg.Connection[Any]) -> None:
+def _back(connection: Connection) -> None:
     connection.execute(f"ROLLBACK TO SAVEPOINT {_SAVED}".encode())
-
-
-def _captured(connection: psycopg.Connection[Any], document: Any) -> Capture:
-    return Capture((document,), tuple(ask(connection, read_plan(document))))

@@ -11,6 +11,8 @@ from scripts import run_all
 from perfkit.app.session import Session, connect
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.base.resources import CHECKOUT
+from perfkit.explain import capture, plan
+from perfkit.indexes import trial
 from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
@@ -264,3 +266,24 @@ def test_elsewhere_advice_is_estimated_and_leaves_nothing(system: Hosted, monkey
             assert catalogue(session.database) == before
     finally:
         system.run("DROP EXTENSION hypopg", dbname="bare")
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_elsewhere_no_transaction_is_open_while_a_plan_is_read(
+    foreign: Session, system: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[str] = []
+    read_plan = plan.read_plan
+
+    def watched(document: Any) -> plan.Plan:
+        query = "SELECT state FROM pg_stat_activity WHERE usename = 'shop' AND xact_start IS NOT NULL"
+        with system.connect() as connection:
+            states.extend(row[0] for row in connection.execute(query))
+        return read_plan(document)
+
+    for module in (capture, trial):
+        monkeypatch.setattr(module, "read_plan", watched)
+    assert foreign.whatif(QUERY, INDEX).used
+    assert index_advice(foreign, {"query": (QUERY, None)}).proposals
+    assert states == []
