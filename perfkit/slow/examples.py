@@ -15,10 +15,10 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 
 from perfkit.base.errors import PlanError, first_line
-from perfkit.explain.capture import ExplainSpec, effects, explained, session
-from perfkit.explain.facts import ask, quoted, read_facts
+from perfkit.explain.capture import ExplainSpec, effects, explain_json, session
+from perfkit.explain.facts import fetched, parsed, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
-from perfkit.explain.plan import read_plan
+from perfkit.explain.plan import document, read_plan
 from perfkit.postgres import catalog, sqltext
 from perfkit.postgres.commands import send
 from perfkit.postgres.databases import Database
@@ -223,12 +223,17 @@ def example_rows(place: Database, text: str, n: int = 1, seed: int = 1) -> list[
     read-only transaction: at most ROWS rows of a table, from about PAGES pages. Raises PlanError with the server's
     message if the statement cannot be prepared.
     """
+    # No transaction stays open while the plan is read: it would hold back VACUUM on the user's server.
     with session(place.session, TIMEOUT_S) as connection:
         types = parameter_types(connection, text)
-        plan = read_plan(explained(connection, text, None, ExplainSpec(analyze=False, generic=True)))
-        tables = scans(FindingContext(plan, read_facts(ask(connection, plan))), text)
+        raw = explain_json(connection, text, None, ExplainSpec(analyze=False, generic=True))
+    plan, fixed = read_plan(document(raw)), _fixed(text, types)
+    with session(place.session, TIMEOUT_S) as connection:
+        facts = fetched(connection, plan)
+    tables = scans(FindingContext(plan, read_facts(parsed(facts))), text)
+    with session(place.session, TIMEOUT_S) as connection:
         known = _Known(place, connection, types, n, seed)
-        found = {number: _constant(known, *given) for number, given in _fixed(text, types).items()}
+        found = {number: _constant(known, *given) for number, given in fixed.items()}
         for scan in tables:
             found |= known.of(scan, [use for use in scan.uses if use.number in types and use.number not in found])
         found |= {number: _plain(known, types[number]) for number in types.keys() - found.keys()}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.base.errors import PlanError
+from perfkit.explain import plan
 from perfkit.postgres import databases
 from perfkit.postgres.commands import numbered
 from perfkit.postgres.databases import Database
@@ -351,3 +352,17 @@ def test_the_server_finds_the_same_placeholders(place: Database, parts: list[str
     if placeholders(text) in ((1,), (1, 2)):
         (row,) = example_rows(place, text)
         assert tuple(value.number for value in row) == placeholders(text)
+
+
+def test_no_transaction_is_open_while_the_plan_is_read(place: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, reads = prepared(place, "SELECT * FROM sales WHERE colour = $1 AND size > $2"), []
+
+    def watched(raw: bytes) -> Any:
+        query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = 'examples' AND state ~ 'in transaction'"
+        with databases.connected(place.server, "postgres", user="postgres") as connection:
+            reads.extend(row["n"] for row in connection.execute(query))
+        return plan.document(raw)
+
+    monkeypatch.setattr("perfkit.slow.examples.document", watched)
+    monkeypatch.setattr("perfkit.slow.examples.parsed", lambda tables: [watched(t) for t in tables])
+    assert example_rows(place, text) and reads and not any(reads)
