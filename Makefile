@@ -15,6 +15,9 @@ report: $(STAMP)
 # A process for each processor, up to four; a file's tests stay together and share their servers.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
+# Many tests start commands and kernels: without compiled modules each would compile perfkit anew.
+test test-unit test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)
 	@$(PYTEST) -m "not slow and not alone"
 	@$(BIN)/pytest -m "not slow and alone"
@@ -56,7 +59,7 @@ $(STAMP): requirements.lock requirements.txt pyproject.toml
 	@echo "setting up $(VENV) (once)"
 	@if command -v uv >/dev/null; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		VIRTUAL_ENV=$(VENV) uv pip install --quiet -r requirements.lock && \
+		VIRTUAL_ENV=$(VENV) uv pip install --quiet --compile-bytecode -r requirements.lock && \
 		VIRTUAL_ENV=$(VENV) uv pip install --quiet --no-deps -e . ; \
 	else \
 		$(PYTHON) -m venv $(VENV) && \
