@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from benchmarks.method import simulation
 from benchmarks.method.simulation import Power
 from perfkit.base import judgement, stats
-from perfkit.show.charts import INK, draw_svg
+from perfkit.show.charts import BLUE, GREEN, INK, ORANGE, VIOLET, Picture
 
-ORANGE, BLUE, GREEN, VIOLET = "#c2571a", "#2f7fd6", "#1f9d6b", "#a45fd0"
 _SPREADS = ((GREEN, "-", "o"), (BLUE, "--", "s"), (ORANGE, "-.", "^"), (VIOLET, ":", "D"))
 # Alone in a page an <img> has no colour to take from it.
 _ALONE = "<style>.chart{color:#1f2328;background:#fff}</style>"
 
 
 def _picture(slug: str, title: str, finding: str, draw: Callable[[Axes], None]) -> str:
-    svg = draw_svg(slug, title, finding, draw)
+    svg = Picture(slug, title, finding, draw).svg
     return svg.replace("</desc>", f"</desc>{_ALONE}", 1) + "\n"
 
 

@@ -6,4 +6,4 @@ limits the result, `claims` what was expected beforehand. `tables`, `sections` a
 """
 
 # Modules that other rooms may import.
-__all__ = ["caveats", "charts", "claims", "policy", "report", "results", "run_analysis", "tables"]
+__all__ = ["caveats", "claims", "policy", "report", "results", "run_analysis", "tables"]

@@ -1,39 +1,47 @@
-"""The charts of a report: distributions, medians of rounds, latency over time, each with its finding in words."""
+"""The pictures of a run: distributions, medians of rounds, latency over time, each with its finding in words.
+
+Every picture is a function of a run's `Subject` that draws into axes and returns them (`run.plot` offers them to
+notebooks); the functions `..._pictures` make the parts of a report from them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter
 from numpy.typing import NDArray
 
 from perfkit.analysis.tables import Subject
 from perfkit.base import units
+from perfkit.base.errors import UsageError
 from perfkit.base.stats import MIN_SAMPLES, percentile, supported
 from perfkit.load.samples import DROPPED
 from perfkit.runs.records import Round, ScenarioRecord
-from perfkit.show.charts import INK, draw_svg
-from perfkit.show.html import Block, escape
-
-QUANTILES = np.linspace(0, 1, 100)
-# Mid tones have a contrast of 3:1 on white and on near-black; dashes and markers work without colour.
-_STYLES = (
-    ("#c2571a", "-", "o"),
-    ("#7f8791", (0, (2, 2)), "s"),
-    ("#2f7fd6", (0, (6, 2)), "^"),
-    ("#1f9d6b", (0, (6, 2, 1.5, 2)), "D"),
-    ("#a45fd0", (0, (1, 1)), "v"),
-    ("#b58900", (0, (9, 3)), "P"),
+from perfkit.show.charts import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    RED,
+    SERIES,
+    VIOLET,
+    YELLOW,
+    Picture,
+    axes,
+    label,
+    limit_line,
+    logarithmic,
+    spread_labels,
 )
+from perfkit.show.html import Paragraph, Part, Section, note, stacked
 
-
-Drawn = tuple[str, str]  # SVG, and its finding in words
+V = TypeVar("V")
+QUANTILES = np.linspace(0, 1, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +53,66 @@ class ChartSeries:
     x: Sequence[float] = ()
 
 
-def ecdf(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """Draw the share of requests answered within a time, for all arms: one chart per load level, with the limit."""
-    limit = subject.run.config.thresholds.p95_ms
-    samples = _samples(rounds)
-
-    def chart(scenario: str) -> Drawn:
-        series = [ChartSeries(arm, samples[scenario, arm]) for arm in subject.arms if samples.get((scenario, arm))]
-        finding = _finding(series, limit)
-        return draw_svg(
-            f"ecdf-{scenario}", subject.label(scenario), finding, lambda ax: _ecdf(ax, subject, series, limit)
-        ), finding
-
-    return gallery(
-        subject, chart, samples, "Share of requests answered within a time (logarithmic). Further left is faster."
-    )
+def ecdf(subject: Subject, scenario: str = "", ax: Axes | None = None) -> Axes:
+    """Draw the share of requests answered within a time; see `RunPlots.ecdf`."""
+    return _draw_ecdf(axes(ax), subject, _chosen(_latencies(subject), scenario))
 
 
-def rounds_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """Draw the median of every round in the order of rounds; a drift would show as a slope of all arms."""
-    medians: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for round_ in sorted(rounds, key=lambda r: r.position):
-        if values := latencies(round_):
-            medians.setdefault((round_.scenario, round_.arm), []).append((round_.position, float(np.median(values))))
+def rounds(subject: Subject, scenario: str = "", ax: Axes | None = None) -> Axes:
+    """Draw the median of every round; see `RunPlots.rounds`."""
+    return _draw_rounds(axes(ax), subject, _chosen(_medians(subject), scenario))
 
-    def chart(scenario: str) -> Drawn:
-        series = [
-            ChartSeries(arm, [y for _, y in found], [x for x, _ in found])
-            for arm in subject.arms
-            if (found := medians.get((scenario, arm)))
-        ]
-        finding = _drift(series)
-        return draw_svg(
-            f"rounds-{scenario}", subject.label(scenario), finding, lambda ax: _strip(ax, subject, series)
-        ), finding
 
-    return gallery(subject, chart, medians, "Median of each round, ms, in the order in which the rounds ran.")
+def latency(subject: Subject, scenario: str = "", arm: str = "", ax: Axes | None = None) -> Axes:
+    """Draw the response time of each request over time; see `RunPlots.latency`."""
+    return _draw_flow(axes(ax), _chosen(_flows(subject, arm or subject.arms[0]), scenario), _limit(subject))
+
+
+def _chosen(data: Mapping[str, V], scenario: str) -> V:
+    """Return the data of the named load level, or of the first. Raises UsageError."""
+    if (name := scenario or next(iter(data), "")) in data:
+        return data[name]
+    raise UsageError(f"scenario = '{scenario}'; expected one of: {', '.join(data) or 'none in this run'}")
+
+
+def _limit(subject: Subject) -> float | None:
+    """Return the limit on the p95 in ms."""
+    return subject.run.config.thresholds.p95_ms
+
+
+def ecdf_pictures(subject: Subject) -> Section:
+    """Return the share of requests answered within a time, for all arms: one picture per load level, with the limit."""
+
+    def picture(scenario: str, series: list[ChartSeries]) -> Picture:
+        finding = _finding(series, _limit(subject))
+        return _picture(subject, "ecdf", scenario, finding, lambda ax: _draw_ecdf(ax, subject, series))
+
+    caption = "Share of requests answered within a time (logarithmic). Further left is faster."
+    return gallery(caption, [picture(*item) for item in _latencies(subject).items()])
+
+
+def round_pictures(subject: Subject) -> Section:
+    """Return the median of every round in the order of rounds; a drift would show as a slope of all arms."""
+
+    def picture(scenario: str, series: list[ChartSeries]) -> Picture:
+        return _picture(subject, "rounds", scenario, _drift(series), lambda ax: _draw_rounds(ax, subject, series))
+
+    caption = "Median of each round, ms, in the order in which the rounds ran."
+    return gallery(caption, [picture(*item) for item in _medians(subject).items()])
+
+
+def _picture(
+    subject: Subject, kind: str, scenario: str, finding: str, draw: Callable[[Axes], Axes], *, shown: bool = False
+) -> Picture:
+    title = subject.label(scenario)
+    return Picture(f"{kind}-{scenario}", title, finding, draw, f"{title} ({scenario})", shown=shown)
+
+
+def gallery(caption: str, pictures: Sequence[Part]) -> Section:
+    """Return pictures side by side below a caption."""
+    if not pictures:
+        return stacked(Paragraph("Nothing to draw."))
+    return stacked(note(caption), Section(pictures, kind="gallery", gap="\n"), gap="\n")
 
 
 def latencies(round_: Round) -> list[float]:
@@ -90,120 +122,134 @@ def latencies(round_: Round) -> list[float]:
     return [(done - due) / 1e6 for due, done, counted, outcome in rows if counted and outcome == "ok"]
 
 
-def _samples(rounds: Sequence[Round]) -> dict[tuple[str, str], list[float]]:
-    found: dict[tuple[str, str], list[float]] = {}
-    for round_ in rounds:
-        found.setdefault((round_.scenario, round_.arm), []).extend(latencies(round_))
-    return found
+def _latencies(subject: Subject) -> dict[str, list[ChartSeries]]:
+    """Return the response times of each arm by load level."""
+    samples: dict[tuple[str, str], list[float]] = {}
+    for round_ in subject.rounds:
+        samples.setdefault((round_.scenario, round_.arm), []).extend(latencies(round_))
+    return _by_level(subject, {key: ChartSeries(key[1], values) for key, values in samples.items() if values})
 
 
-def _ecdf(ax: Axes, subject: Subject, series: Sequence[ChartSeries], limit: float | None) -> None:
-    curves = [(s, np.quantile(s.y, QUANTILES)) for s in series]
+def _medians(subject: Subject) -> dict[str, list[ChartSeries]]:
+    """Return the medians of the rounds of each arm, with their positions, by load level."""
+    medians: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for round_ in sorted(subject.rounds, key=lambda r: r.position):
+        if values := latencies(round_):
+            medians.setdefault((round_.scenario, round_.arm), []).append((round_.position, float(np.median(values))))
+    series = {key: ChartSeries(key[1], [y for _, y in own], [x for x, _ in own]) for key, own in medians.items()}
+    return _by_level(subject, series)
+
+
+def _by_level(subject: Subject, series: Mapping[tuple[str, str], ChartSeries]) -> dict[str, list[ChartSeries]]:
+    """Return the series of the arms by load level, both in the order of the configuration."""
+    levels = dict.fromkeys(scenario for scenario, _ in subject.loads)
+    by_level = {name: [series[name, arm] for arm in subject.arms if (name, arm) in series] for name in levels}
+    return {name: arms for name, arms in by_level.items() if arms}
+
+
+def _draw_ecdf(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> Axes:
+    limit = _limit(subject)
+    curves = [(s.arm, np.quantile(s.y, QUANTILES)) for s in series]
     low, high = min(c[0] for _, c in curves), max(c[-1] for _, c in curves)
     high = max(high, limit * 1.3) if limit else high
     room = max(2.0, (high / low) ** 0.22)
     ax.set_xscale("log")
     ax.set_xlim(low / room, high * room)
     ax.set_ylim(0, 1.0)
-    for found, curve in curves:
-        colour, dash, _ = _style(subject, found.arm)
+    for arm, curve in curves:
+        colour, dash, _ = _style(subject, arm)
         ax.plot(curve, QUANTILES, color=colour, linestyle=dash, linewidth=1.6)
-    for position, (found, curve) in enumerate(sorted(curves, key=lambda item: item[1][50])):
+    for position, (arm, curve) in enumerate(sorted(curves, key=lambda item: item[1][50])):
         height, left = ((0.82, True), (0.24, False), (0.62, True), (0.4, False))[position % 4]
-        _label(ax, subject, found.arm, float(np.interp(height, QUANTILES, curve)), height, left=left)
+        offset, side = (-4, "right") if left else (4, "left")
+        at = (float(np.interp(height, QUANTILES, curve)), height)
+        colour = _style(subject, arm)[0]
+        ax.annotate(label(arm), at, (offset, 0), textcoords="offset points", ha=side, va="center", color=colour)
     if limit:
-        ax.axvline(limit, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.text(limit, 1.02, f"limit {units.significant(limit)} ms", ha="center", va="bottom", fontsize=8)
-    ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([0, 0.25, 0.5, 0.75, 0.95]))
+        limit_line(ax, limit)
+    ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 0.95]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}".replace("%", " %")))
     logarithmic(ax.xaxis)
     ax.set_xlabel("response time, ms")
+    return ax
 
 
-def _strip(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> None:
+def _draw_rounds(ax: Axes, subject: Subject, series: Sequence[ChartSeries]) -> Axes:
     ax.set_yscale("log")
     lows, highs = min(min(s.y) for s in series), max(max(s.y) for s in series)
     room = max(1.5, (highs / lows) ** 0.15)
     ax.set_ylim(lows / room, highs * room)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
-    ax.set_xlim(first - (last - first + 1) * 0.03, last + (last - first + 1) * 0.34)
+    margin = (last - first + 1) * 0.03
+    ax.set_xlim(first - margin, last + (last - first + 1) * 0.34)
     heights = spread_labels({s.arm: float(np.log(s.y[-1])) for s in series}, 0.1 * np.log(highs * room * room / lows))
-    for found in series:
-        colour, dash, marker = _style(subject, found.arm)
-        ax.plot(found.x, found.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
-        ax.text(
-            last + (last - first + 1) * 0.03,
-            np.exp(heights[found.arm]),
-            found.arm.replace("$", r"\$"),
-            color=colour,
-            va="center",
-            fontsize=9,
-        )
+    for s in series:
+        colour, dash, marker = _style(subject, s.arm)
+        ax.plot(s.x, s.y, color=colour, linestyle=dash, linewidth=0.9, marker=marker, markersize=3.6)
+        height = np.exp(heights[s.arm])
+        ax.text(last + margin, height, label(s.arm), color=colour, va="center", fontsize=9)
     logarithmic(ax.yaxis)
     ax.set_xticks(sorted({first, (first + last) // 2, last}))
     ax.set_xlabel("order of rounds")
+    return ax
 
 
-def _label(ax: Axes, subject: Subject, arm: str, x: float, y: float, *, left: bool) -> None:
-    offset, side = (-4, "right") if left else (4, "left")
-    text = arm.replace("$", r"\$")  # matplotlib would read $ as a formula
-    ax.annotate(
-        text, (x, y), (offset, 0), textcoords="offset points", ha=side, va="center", color=_style(subject, arm)[0]
+def levels(subject: Subject, metric: str = "p50", ax: Axes | None = None) -> Axes:
+    """Draw a percentile of every load level and arm with its interval; see `RunPlots.levels`."""
+    if metric not in ("p50", "p95", "p99"):
+        raise UsageError(f"metric = '{metric}'; expected p50, p95 or p99")
+    ax = axes(ax)
+    ax.set_xscale("log")
+    drawn = False
+    for position, arm in enumerate(subject.arms):
+        estimates = {
+            at: estimate
+            for at, load in enumerate(subject.loads)
+            if (level := subject.analysis.level(arm, *load)) and (estimate := getattr(level, metric))
+        }
+        values = np.array([e.value for e in estimates.values()])
+        ends = np.array([(e.value - e.lo, e.hi - e.value) for e in estimates.values() if math.isfinite(e.hi)])
+        drawn = drawn or bool(estimates)
+        colour, _, marker = _style(subject, arm)
+        heights = np.array([*estimates]) + 0.12 * (position - (len(subject.arms) - 1) / 2)
+        bounded = [math.isfinite(e.hi) for e in estimates.values()]
+        ax.plot(values, heights, marker, color=colour, markersize=4, label=label(arm))
+        if any(bounded):
+            ax.errorbar(values[bounded], heights[bounded], xerr=ends.T, fmt="none", ecolor=colour, elinewidth=1)
+    if not drawn:
+        raise UsageError(f"metric = '{metric}'; expected a percentile that a load level has enough samples for")
+    ax.set_yticks(
+        range(len(subject.loads)),
+        [load[0] if len(dict(subject.loads)) == len(subject.loads) else ": ".join(load) for load in subject.loads],
     )
-
-
-def spread_labels(heights: Mapping[str, float], least: float) -> dict[str, float]:
-    """Move the heights of labels so that they are at least a distance apart."""
-    placed: dict[str, float] = {}
-    for arm, height in sorted(heights.items(), key=lambda item: item[1]):
-        placed[arm] = max(height, max(placed.values(), default=-np.inf) + least)
-    return placed
-
-
-def logarithmic(axis: mpl.axis.Axis) -> None:
-    """Give a logarithmic axis few ticks, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    ax.invert_yaxis()
+    logarithmic(ax.xaxis)
+    ax.set_xlabel(f"{metric} of response times, ms, with 95 % interval")
+    ax.legend(frameon=False, fontsize=8)
+    return ax
 
 
 def _style(subject: Subject, arm: str) -> tuple[str, object, str]:
-    arms = subject.arms
-    return _STYLES[(arms.index(arm) if arm in arms else 0) % len(_STYLES)]
+    """Return an arm's colour, dashes and marker."""
+    return SERIES[(subject.arms.index(arm) if arm in subject.arms else 0) % len(SERIES)]
 
 
 def _finding(series: Sequence[ChartSeries], limit: float | None) -> str:
     parts = []
-    for found in series:
-        within = f", {units.percent(float(np.mean(np.asarray(found.y) <= limit)))} within the limit" if limit else ""
-        parts.append(f"{found.arm}: half within {units.significant(float(np.median(found.y)))} ms{within}")
+    for s in series:
+        within = f", {units.percent(float(np.mean(np.asarray(s.y) <= limit)))} within the limit" if limit else ""
+        parts.append(f"{s.arm}: half within {units.significant(float(np.median(s.y)))} ms{within}")
     return "; ".join(parts) + "."
 
 
 def _drift(series: Sequence[ChartSeries]) -> str:
     """Compare the second half of the rounds with the first, by arm."""
     parts = []
-    for found in series:
-        half = len(found.y) // 2
-        change = float(np.median(found.y[half:]) / np.median(found.y[:half])) if half else 1.0
-        parts.append(f"{found.arm}: second half ×{units.significant(change)} of the first")
+    for s in series:
+        half = len(s.y) // 2
+        change = float(np.median(s.y[half:]) / np.median(s.y[:half])) if half else 1.0
+        parts.append(f"{s.arm}: second half ×{units.significant(change)} of the first")
     return "; ".join(parts) + "."
-
-
-def gallery(
-    subject: Subject, chart: Callable[[str], Drawn], data: Mapping[tuple[str, str], object], caption: str
-) -> Block:
-    """Draw every load level that was measured; `data` is by scenario and arm."""
-    measured = {scenario for scenario, arm in data if data[scenario, arm] and arm in subject.arms}
-    scenarios = [name for name in dict.fromkeys(s for s, _ in subject.loads) if name in measured]
-    figures, texts = [], [caption]
-    for scenario in scenarios:
-        svg, finding = chart(scenario)
-        label = f"{subject.label(scenario)} ({scenario})"
-        figures.append(f"<figure><figcaption>{escape(label)}</figcaption>{svg}</figure>")
-        texts.append(f"{label}: {finding}")
-    html = f'<p class="note">{escape(caption)}</p><div class="gallery">{"".join(figures)}</div>'
-    return Block(html if figures else "<p>Nothing to draw.</p>", "\n".join(texts))
 
 
 # Latency over time by load level: stalls, dropped requests, and both in words.
@@ -217,8 +263,8 @@ COLUMNS, EACH = 120, 5  # columns of points in a chart, and points in a column: 
 STRETCHES = 20  # about the largest number of stretches with percentiles of their own
 EVEN = 1.5  # times the rest; a slowest stretch below that is not mentioned
 _NICE = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
-_LINES = {50: ("#2f7fd6", "-"), 95: ("#c2571a", (0, (6, 2))), 99: ("#a45fd0", (0, (1, 1)))}
-_LOST = {"dropped": ("#b58900", "v", 0.105), "errors": ("#d1495b", "x", 0.035)}  # colour, marker, height of the axes
+_LINES = {50: (BLUE, "-"), 95: (ORANGE, (0, (6, 2))), 99: (VIOLET, (0, (1, 1)))}
+_LOST = {"dropped": (YELLOW, "v", 0.105), "errors": (RED, "x", 0.035)}  # colour, marker, height of the axes
 
 Values = NDArray[np.float64]
 
@@ -245,24 +291,26 @@ class Stretch:
     ms: Values
 
 
-def latency_over_time(subject: Subject, rounds: Sequence[Round]) -> Block:
-    """Draw one chart for each load level of the run's first arm."""
-    arm, limit = subject.arms[0], subject.run.config.thresholds.p95_ms
+def latency_pictures(subject: Subject) -> Section:
+    """Return one picture for each load level of the run's first arm."""
+
+    def picture(name: str, flow: Flow) -> Picture:
+        draw = lambda ax: _draw_flow(ax, flow, _limit(subject))  # noqa: E731
+        return _picture(subject, "time", name, finding(flow), draw, shown=True)
+
+    return gallery(CAPTION, [picture(*item) for item in _flows(subject, subject.arms[0]).items()])
+
+
+def _flows(subject: Subject, arm: str) -> dict[str, Flow]:
+    """Return the requests of an arm by load level, in the order of the configuration."""
     scenarios = {scenario.name: scenario for scenario in subject.run.scenarios}
-    flows = {
-        (name, arm): flow
-        for name, scenario in scenarios.items()
-        if (own := [r for r in rounds if r.arm == arm and r.scenario == name])
-        and len((flow := flow_of(own, scenario)).x) + sum(map(len, flow.lost.values()))
-    }
-
-    def chart(name: str) -> Drawn:
-        flow = flows[name, arm]
-        said = finding(flow)
-        svg = draw_svg(f"time-{name}", subject.label(name), said, lambda ax: _draw(ax, flow, limit))
-        return f'{svg}<p class="note">{escape(said)}</p>', said
-
-    return gallery(subject, chart, flows, CAPTION)
+    flows = {}
+    for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
+        rounds = [r for r in subject.rounds if r.arm == arm and r.scenario == name]
+        flow = flow_of(rounds, scenarios[name]) if rounds else None
+        if flow and len(flow.x) + sum(map(len, flow.lost.values())):
+            flows[name] = flow
+    return flows
 
 
 def flow_of(rounds: Sequence[Round], scenario: ScenarioRecord) -> Flow:
@@ -372,7 +420,7 @@ def thinned(flow: Flow) -> tuple[Values, Values]:
     return flow.x[chosen], flow.ms[chosen]
 
 
-def _draw(ax: Axes, flow: Flow, limit: float | None) -> None:
+def _draw_flow(ax: Axes, flow: Flow, limit: float | None) -> Axes:
     last = max([float(places[-1]) for places in (flow.x, *flow.lost.values()) if len(places)])
     ax.set_xlim(-0.02 * last, 1.13 * last)
     ax.set_yscale("log")
@@ -384,7 +432,7 @@ def _draw(ax: Axes, flow: Flow, limit: float | None) -> None:
         ax.xaxis.grid(False)
     for border in flow.borders if len(flow.borders) < COLUMNS / 2 else ():
         ax.axvline(border, color=INK, linewidth=0.4, alpha=0.25)
-    ax.plot(*thinned(flow), ".", color="#7f8791", markersize=2.6, markeredgewidth=0, alpha=0.8)
+    ax.plot(*thinned(flow), ".", color=GREY, markersize=2.6, markeredgewidth=0, alpha=0.8)
     ends: dict[str, tuple[float, str]] = {}
     for q, (colour, dash) in _LINES.items():
         known = [(p, percentile(p.ms, q)) for p in stretches(flow) if supported(len(p.ms), q)]
@@ -398,16 +446,14 @@ def _draw(ax: Axes, flow: Flow, limit: float | None) -> None:
     for name, (_, colour) in ends.items():
         ax.text(1.02 * last, math.exp(heights[name]), name, color=colour, va="center", fontsize=9)
     if limit and low / room < limit < high * room**0.4:
-        ax.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        ax.text(0, limit, f"limit {units.significant(limit)} ms", va="bottom", fontsize=8)
+        limit_line(ax, limit, across=True)
     for kind, (colour, marker, height) in _LOST.items():
         if len(flow.lost[kind]):
             places = np.unique(np.round(flow.lost[kind] / last * COLUMNS)) / COLUMNS * last
             where = ax.get_xaxis_transform()
             ax.plot(places, [height] * len(places), marker, markersize=3.4, color=colour, transform=where)
             ax.text(1.02 * last, height, kind, va="center", fontsize=8, color=colour, transform=where)
-    logarithmic(ax.yaxis)
-    if high < 8 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    logarithmic(ax.yaxis, high / low)
     steps = "; lines part the steps" if flow.step_s else ""
     ax.set_xlabel(f"seconds since the round began{steps}" if flow.timed else "order of requests; lines part the rounds")
+    return ax

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from perfkit.analysis.results import Analysis, Comparison, Summary
-from perfkit.analysis.tables import Subject
+from perfkit.analysis.tables import Subject, per_arm
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
 from perfkit.config import Claim
 from perfkit.explain.plan import read_plan
 from perfkit.runs.records import Bundle, RunRecord
-from perfkit.show.html import Block, Cell, Table, escape
+from perfkit.show.html import Cell, Column, Paragraph, Section, Table, number, stacked
 
 ONCE, LOAD = "measured once", "measured under load"
 Outcome = Literal["held", "better", "not held", "open", "not measured"]
@@ -300,17 +300,16 @@ _WORDS: dict[Outcome, str] = {
 _NOTE = "Not settled: the 95 % interval lies partly within the claim, partly outside."
 
 
-def claims_block(subject: Subject) -> Block:
+def claims_block(subject: Subject) -> Section:
     """Return the whole section with its title; empty if a run has no claims."""
-    found = judged(subject.run, subject.analysis, subject.bundle)
-    if not found:
-        return Block("", "")
-    levels = _by_load(subject, found)
-    rest = [claim for claim in found if claim not in _at_levels(found).values()]
-    tables = [*([levels] if levels else []), claims_table(rest, "Other claims" if levels else "Claims")]
-    text = " ".join([sentence(found), _setup(subject), *_left_out(subject)]).strip()
-    html = f"<h2>{TITLE}</h2><p>{escape(text)}</p>{''.join(one.to_html() for one in tables)}"
-    return Block(html, "\n\n".join([TITLE, text, *(one.to_text() for one in tables)]))
+    claims = judged(subject.run, subject.analysis, subject.bundle)
+    if not claims:
+        return stacked()
+    levels = _by_load(subject, claims)
+    rest = [claim for claim in claims if claim not in _at_levels(claims).values()]
+    text = " ".join([sentence(claims), _setup(subject), *_left_out(subject)]).strip()
+    table = claims_table(rest, "Other claims" if levels else "Claims")
+    return Section([Paragraph(text), *([levels] if levels else []), table], TITLE, 2)
 
 
 def sentence(found: Sequence[JudgedClaim]) -> str:
@@ -322,18 +321,20 @@ def sentence(found: Sequence[JudgedClaim]) -> str:
 
 def claims_table(found: Sequence[JudgedClaim], caption: str) -> Table:
     """Return a table with one row for each claim."""
-    columns = ("claim", "expected", "measured", "held", "evidence")
-    rows = tuple(
+    return Table.of(
+        caption,
         (
-            Cell(claim.text, claim.arm, "sentence"),
-            Cell(expected(claim)),
-            measured(claim),
-            held(claim),
-            Cell(claim.evidence if claim.value is not None else units.NONE, "", "quiet"),
-        )
-        for claim in found
+            Column[JudgedClaim]("claim", lambda claim: Cell(claim.text, claim.arm, "sentence")),
+            number("expected", expected),
+            number("measured", measured),
+            Column("held", held),
+            Column(
+                "evidence", lambda claim: Cell(claim.evidence if claim.value is not None else units.NONE, "", "quiet")
+            ),
+        ),
+        found,
+        note=_NOTE,
     )
-    return Table(caption, columns, rows, frozenset(columns[1:3]), note=_NOTE)
 
 
 def expected(claim: JudgedClaim) -> str:
@@ -372,15 +373,16 @@ def _by_load(subject: Subject, found: Sequence[JudgedClaim]) -> Table | None:
     loads = [scenario for scenario, _ in subject.loads if any(scenario == own for own, _ in claimed)]
     if not arms or not loads:
         return None
-    rows = tuple(
-        (Cell(subject.label(load), load), *(_at(subject, claimed.get((load, arm)), load, arm) for arm in arms))
-        for load in dict.fromkeys(loads)
+    return Table.of(
+        "95 of 100 requests were answered within, ms",
+        [
+            Column("load", lambda load: Cell(subject.label(load), load)),
+            *per_arm(arms, lambda load, arm: _at(subject, claimed.get((load, arm)), load, arm)),
+        ],
+        dict.fromkeys(loads),
+        note="✓ held, or better than claimed. Below each value: its 95 % interval, and the claim with its tolerance. "
+        + _NOTE,
     )
-    note = (
-        "✓ held, or better than claimed. Below each value: its 95 % interval, and the claim with its tolerance. "
-        + _NOTE
-    )
-    return Table("95 of 100 requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
 
 
 def _at(subject: Subject, claim: JudgedClaim | None, load: str, arm: str) -> Cell:

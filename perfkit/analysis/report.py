@@ -7,30 +7,47 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfkit.analysis import sections, tables
-from perfkit.analysis.caveats import Caveat
 from perfkit.analysis.claims import JudgedClaim, claims_block, judged, measured, sentence
+from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
-from perfkit.analysis.tables import Subject, compared, glance
+from perfkit.analysis.tables import Subject, compared, glance, per_arm
 from perfkit.base import units
 from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import BundleError, visible
 from perfkit.base.judgement import MARKS, Outcome
 from perfkit.runs.records import Bundle, Round
-from perfkit.show.html import Block, Cell, OpenedPage, Table, escape, folded, headed, listed, markdown
+from perfkit.show.html import (
+    Banner,
+    Bullets,
+    Cell,
+    Column,
+    Folded,
+    Inline,
+    OpenedPage,
+    Paragraph,
+    Section,
+    Table,
+    Words,
+    markdown,
+    shown,
+    stacked,
+)
 from perfkit.show.render import LOAD, NOTEBOOK, page_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 
 FORMAT = 1
-_TIMES = ("scheduled", "started", "acquired", "done")
+# The columns of samples: of the round, of the request, its times, and how it ended.
+_ROUND, _REQUEST = ("block", "position", "scenario", "arm"), ("item", "user", "batch", "counted")
+_TIMES, _ENDED = ("scheduled_ms", "started_ms", "acquired_ms", "done_ms"), ("outcome", "detail")
 
 
 def verdict(subject: Subject) -> str:
@@ -73,7 +90,7 @@ def summary(subject: Subject) -> str:
         lines += [*(f"- {markdown(reason)}" for reason in analysis.decision.reasons), ""]
     table = glance(subject)
     if table.rows:
-        lines += [markdown(table.caption), "", table.to_markdown(), "", *_ratios(subject), ""]
+        lines += [markdown(table.caption), "", table.markdown(), "", *_ratios(subject), ""]
     if claims := _claims(subject):
         broken = [claim for claim in claims if claim.outcome == "not held"]
         texts = (f"not held: {claim.text}; measured {measured(claim).text}" for claim in broken)
@@ -92,44 +109,29 @@ def summary(subject: Subject) -> str:
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
 
 
-def samples(rounds: Iterable[Round]) -> str:
-    """Return one CSV line per request of every round; times in ms since the round's first release."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "block",
-            "position",
-            "scenario",
-            "arm",
-            "item",
-            "user",
-            "batch",
-            "counted",
-            *(f"{name}_ms" for name in _TIMES),
-            "outcome",
-            "detail",
-        ]
-    )
+def samples(rounds: Iterable[Round]) -> dict[str, list[object]]:
+    """Return the requests of all rounds by column; times in ms since the round's first release, None if unknown."""
+    columns: dict[str, list[object]] = {name: [] for name in (*_ROUND, *_REQUEST, *_TIMES, *_ENDED)}
     for round_ in sorted(rounds, key=lambda r: r.position):
-        c = round_.columns
-        for i in range(len(c["item"])):
-            times = ["" if c[name][i] is None else f"{c[name][i] / 1e6:.6f}" for name in _TIMES]
-            writer.writerow(
-                [
-                    round_.block,
-                    round_.position,
-                    round_.scenario,
-                    round_.arm,
-                    c["item"][i],
-                    c["user"][i],
-                    c["batch"][i],
-                    int(c["counted"][i]),
-                    *times,
-                    c["outcome"][i],
-                    c["detail"][i],
-                ]
-            )
+        recorded = round_.columns
+        number = len(recorded["item"])
+        for name in _ROUND:
+            columns[name] += [getattr(round_, name)] * number
+        for name in (*_REQUEST, *_ENDED):
+            columns[name] += recorded[name]
+        for name in _TIMES:
+            columns[name] += [None if ns is None else ns / 1e6 for ns in recorded[name.removesuffix("_ms")]]
+    return columns
+
+
+def samples_csv(rounds: Iterable[Round]) -> str:
+    """Return `samples` as CSV, one line for each request."""
+    columns = samples(rounds)
+    for name in _TIMES:
+        columns[name] = ["" if ms is None else f"{ms:.6f}" for ms in columns[name]]
+    columns["counted"] = [int(bool(counted)) for counted in columns["counted"]]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     return out.getvalue()
 
 
@@ -140,14 +142,19 @@ def _claims(subject: Subject) -> list[JudgedClaim]:
 def _ratios(subject: Subject) -> list[str]:
     """Return a second small table with the p95 of every after arm against before, if there are any."""
     several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
-    rows = tuple(
-        (Cell(subject.label(scenario), item if several else ""), *map(compared, found))
-        for scenario, item in subject.loads
-        if any(found := [subject.analysis.comparison(arm, scenario, "p95", item) for arm in subject.after])
+
+    def comparison(load: tuple[str, str], arm: str) -> Comparison | None:
+        return subject.analysis.comparison(arm, load[0], "p95", load[1])
+
+    table = Table.of(
+        "",
+        [
+            Column("load", lambda load: Cell(subject.label(load[0]), load[1] if several else "")),
+            *per_arm(subject.after, lambda load, arm: compared(comparison(load, arm)), numeric=False),
+        ],
+        [load for load in subject.loads if any(comparison(load, arm) for arm in subject.after)],
     )
-    if not rows:
-        return []
-    return ["p95 compared with before, 95 % intervals", "", Table("", ("load", *subject.after), rows).to_markdown()]
+    return ["p95 compared with before, 95 % intervals", "", table.markdown()] if table.rows else []
 
 
 def finite(value: Any) -> Any:
@@ -166,57 +173,33 @@ REASONS = 6  # shown in the banner; the table of thresholds has all rules
 
 # any other word has the state "unsure"
 _STATES = {"GO": "good", "HOLDS": "good", "NO-GO": "bad", "BROKEN": "bad", "NO BENEFIT": "neutral"}
-_STROKES = {
-    "good": '<path d="M7 12.5l3.5 3.5L17 8.5"/>',
-    "bad": '<path d="M8 8l8 8M16 8l-8 8"/>',
-    "neutral": '<path d="M8 12h8"/>',
-    "unsure": '<path d="M9 9.5a3 3 0 1 1 4.2 2.8c-.8.4-1.2.9-1.2 1.9M12 17.2v.1"/>',
-}
 
 
-def decision_block(subject: Subject) -> Block:
+def decision_block(subject: Subject) -> Section:
     """Return the decision, its sentence, each arm's decision, and the p95 by load level."""
+    head = banner(subject.decision, subject.analysis.title, _sentence(subject), _reasons(subject), _meta(subject))
     table = glance(subject)
-    title, texts = subject.analysis.title, (_sentence(subject), _reasons(subject))
-    block = banner(subject.decision, title, *texts, _meta(subject), _arms(subject))
-    if not table.rows:
-        return block
-    return Block(block.html + table.to_html(), f"{block.text}\n\n{table.to_text()}")
+    arms = Bullets([_arm(subject, arm) for arm in subject.after] if subject.complete else [], "arms")
+    return stacked(replace(head, more=[arms]), table if table.rows else None)
 
 
-def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str, more: str = "") -> Block:
-    """Return a decision with its icon, its sentence and its reasons; `more` is HTML."""
-    state, mark, strokes = _appearance(word)
-    icon = (
-        '<svg class="icon" width="40" height="40" viewBox="0 0 24 24" aria-hidden="true" fill="none"'
-        ' stroke="currentColor" stroke-width="2" stroke-linecap="round" stroke-linejoin="round">'
-        f'<circle cx="12" cy="12" r="10"/>{strokes}</svg>'
-    )
-    html = headed(state, title, word, sentence, listed(reasons) + more, meta, icon)
-    return Block(html, "\n".join([f"{mark} {word}  {title}", sentence, *(f"- {reason}" for reason in reasons)]))
-
-
-def _appearance(word: str) -> tuple[str, str, str]:
-    """Return the class in the style sheet, the mark in text and the strokes of the icon."""
-    if word == "UNFINISHED":
-        return "unsure", "…", '<path d="M7 12v.1M12 12v.1M17 12v.1"/>'
+def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: str) -> Banner:
+    """Return a decision with its icon, its sentence and its reasons."""
     state = _STATES.get(word, "unsure")
-    return state, MARKS[state], _STROKES[state]
+    icon = "unfinished" if word == "UNFINISHED" else state
+    return Banner(state, title, word, sentence, reasons, meta, icon=icon)
 
 
-def caveats_block(subject: Subject) -> Block:
+def caveats_block(subject: Subject) -> Section:
     """Return the caveats of the result; all but the most serious are folded."""
-    every = subject.analysis.caveats
-    if not every:
-        return Block("<p>perfkit found no limitation.</p>", "perfkit found no limitation.")
-    first, rest = every[:GRAVEST], every[GRAVEST:]
-    html = _list(first) + (folded(f"and {len(rest)} more", _list(rest)) if rest else "")
-    return Block(html, "\n".join(f"- {caveat.kind}: {caveat.text} {caveat.advice}" for caveat in every))
-
-
-def _list(every: Sequence[Caveat]) -> str:
-    items = (f"<li><b>{escape(c.kind)}</b> {escape(c.text)} <em>{escape(c.advice)}</em></li>" for c in every)
-    return f'<ul class="weak">{"".join(items)}</ul>'
+    lines: list[Words] = [
+        [Inline(c.kind, "b"), f" {c.text} ", Inline(c.advice, "em")] for c in subject.analysis.caveats
+    ]
+    first, rest = lines[:GRAVEST], lines[GRAVEST:]
+    return stacked(
+        Bullets(first, "weak") if lines else Paragraph("perfkit found no limitation."),
+        Folded(f"and {len(rest)} more", [Bullets(rest, "weak")]) if rest else None,
+    )
 
 
 def _sentence(subject: Subject) -> str:
@@ -234,18 +217,10 @@ def _reasons(subject: Subject) -> tuple[str, ...]:
     return () if subject.decision in ("GO", "HOLDS") else subject.analysis.decision.reasons[:REASONS]
 
 
-def _arms(subject: Subject) -> str:
-    if not subject.complete:
-        return ""
-    lines = []
-    for arm in subject.after:
-        word = subject.analysis.arm_decisions.get(arm, Outcome.UNPROVEN).decision
-        state, mark, _ = _appearance(word)
-        lines.append(
-            f'<li><strong class="{state}">{mark} {escape(word)}</strong> '
-            f"<b>{escape(arm)}</b> {escape(subject.title(arm))}</li>"
-        )
-    return f'<ul class="arms">{"".join(lines)}</ul>' if lines else ""
+def _arm(subject: Subject, arm: str) -> Words:
+    word = subject.analysis.arm_decisions.get(arm, Outcome.UNPROVEN).decision
+    state = _STATES.get(word, "unsure")
+    return [Inline(f"{MARKS[state]} {word}", "strong", state), " ", Inline(arm, "b"), f" {subject.title(arm)}"]
 
 
 def _meta(subject: Subject) -> str:
@@ -265,7 +240,29 @@ def _meta(subject: Subject) -> str:
     return " · ".join(parts)
 
 
-# A run as a notebook shows it: every property displays as HTML or text.
+# A run as a notebook shows it: every property displays as HTML or text. Matplotlib takes a second to import, so only
+# what is drawn imports the charts.
+
+
+def _ecdf(subject: Subject) -> Section:
+    """Return the distribution of response times by load level."""
+    from perfkit.analysis import charts
+
+    return charts.ecdf_pictures(subject)
+
+
+def _rounds_over_time(subject: Subject) -> Section:
+    """Return each round's median in the order of rounds."""
+    from perfkit.analysis import charts
+
+    return charts.round_pictures(subject)
+
+
+def _latency_over_time(subject: Subject) -> Section:
+    """Return every load level's response times in the order of time."""
+    from perfkit.analysis import charts
+
+    return charts.latency_pictures(subject)
 
 
 class Run(OpenedPage):
@@ -277,105 +274,182 @@ class Run(OpenedPage):
         self.analysis = analyse(bundle)
         self.subject = Subject(bundle, self.analysis)
 
-    @cached_property
+    @property
     def rounds(self) -> list[Round]:
         """Every round of the run."""
-        return list(self.bundle.rounds())
+        return self.subject.rounds
 
     def render(self) -> Path:
         """Write report.html and its files into the run's folder and return the page's path. Raises BundleError."""
         return render(self.bundle.path)
 
-    def frame(self) -> DataFrame:
-        """Return one row per request of the run, with its block, scenario and arm; times in ns."""
-        from pandas import DataFrame, concat  # importing pandas takes half a second, which rendering does not need
+    @property
+    def samples(self) -> DataFrame:
+        """One row per request of the run: its round and arm, times in ms since the round's start, and its outcome."""
+        from pandas import DataFrame  # importing pandas takes half a second, which rendering does not need
 
-        frames = [DataFrame(dict(r.columns)).assign(block=r.block, scenario=r.scenario, arm=r.arm) for r in self.rounds]
-        return concat(frames, ignore_index=True) if frames else DataFrame()
+        return DataFrame(samples(self.rounds))
 
     @property
-    def decision(self) -> Block:
-        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE with its numbers."""
-        return decision_block(self.subject)
+    def plot(self) -> RunPlots:
+        """The pictures of the run as matplotlib functions, such as `run.plot.ecdf(ax=ax)`."""
+        return RunPlots(self.subject)
 
-    @property
-    def weaknesses(self) -> Block:
-        """The limitations of the result."""
-        return caveats_block(self.subject)
-
-    @property
-    def levels(self) -> Table:
-        """Before and after by load level."""
-        return tables.levels(self.subject)
-
-    @property
-    def thresholds(self) -> Table:
-        """Every rule on every arm."""
-        return tables.thresholds(self.subject)
-
-    @property
-    def checks(self) -> Table:
-        """Functional checks."""
-        return tables.checks(self.subject)
-
-    @property
-    def claims(self) -> Block:
-        """Expected and measured values of the claims, with a title; empty without claims."""
-        return claims_block(self.subject)
-
-    @property
-    def queries(self) -> Block:
-        """Queries with the changes of their plans and buffers."""
-        return sections.queries(self.subject)
-
-    @property
-    def index_costs(self) -> Table:
-        """What the indexes cost."""
-        return sections.index_costs(self.subject)
-
-    @property
-    def index_lab(self) -> Block:
-        """What each index is worth, from the index lab."""
-        return sections.index_lab(self.subject)
-
-    @property
-    def ecdf(self) -> Block:
-        """Distribution of response times by load level."""
-        from perfkit.analysis import charts  # matplotlib takes a second to import
-
-        return charts.ecdf(self.subject, self.rounds)
-
-    @property
-    def rounds_over_time(self) -> Block:
-        """Each round's median in the order of rounds."""
-        from perfkit.analysis import charts  # matplotlib takes a second to import
-
-        return charts.rounds_over_time(self.subject, self.rounds)
-
-    @property
-    def plans(self) -> Block:
-        """Plans, folded."""
-        return sections.plans(self.subject)
-
-    @property
-    def errors(self) -> Table:
-        """Unexpected outcomes."""
-        return tables.errors(self.subject)
-
-    @property
-    def method(self) -> Block:
-        """How the run was measured, and on what."""
-        return sections.method(self.subject)
-
-    @property
-    def reproduce(self) -> Block:
-        """The command that repeats the run."""
-        return sections.reproduce(self.subject)
+    decision = shown(decision_block)
+    weaknesses = shown(caveats_block)
+    levels = shown(tables.levels)
+    thresholds = shown(tables.thresholds)
+    checks = shown(tables.checks)
+    claims = shown(claims_block)
+    queries = shown(sections.queries)
+    index_costs = shown(sections.index_costs)
+    index_lab = shown(sections.index_lab)
+    ecdf = shown(_ecdf)
+    rounds_over_time = shown(_rounds_over_time)
+    plans = shown(sections.plans)
+    errors = shown(tables.errors)
+    method = shown(sections.method)
+    reproduce = shown(sections.reproduce)
 
     def __repr__(self) -> str:
         run, path = self.bundle.run, self.bundle.path
         planned = run.parameters.blocks
         return f"{run.title}: {run.status}, {run.complete_blocks} of {planned} blocks, in {path}"
+
+
+class RunPlots:
+    """The pictures of a run as matplotlib functions: `run.plot`.
+
+    Each function draws into `ax` and returns it, so that you can change what it drew. Without `ax`, it draws into the
+    current axes of pyplot.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        from perfkit.analysis import charts  # matplotlib takes a second to import
+
+        self._charts, self._subject = charts, subject
+
+    def ecdf(self, scenario: str = "", ax: Axes | None = None) -> Axes:
+        """Draw the share of requests answered within a time, one line for each arm.
+
+        Parameters
+        ----------
+        scenario : str, default ""
+            Name of the load level, as in `run.levels.frame`; by default, the first.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, the current ones.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: response time in ms (logarithmic), and share of requests from 0 to 1.
+
+        Raises:
+        ------
+        UsageError
+            If the run has no requests of this load level.
+
+        Examples:
+        --------
+        >>> ax = run.plot.ecdf("burst")
+        >>> ax.get_xlabel()
+        'response time, ms'
+        """
+        return self._charts.ecdf(self._subject, scenario, ax)
+
+    def rounds(self, scenario: str = "", ax: Axes | None = None) -> Axes:
+        """Draw the median of every round in the order of rounds, one line for each arm.
+
+        Parameters
+        ----------
+        scenario : str, default ""
+            Name of the load level, as in `run.levels.frame`; by default, the first.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, the current ones.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: position of the round, and its median response time in ms (logarithmic).
+
+        Raises:
+        ------
+        UsageError
+            If the run has no answered requests of this load level.
+
+        Examples:
+        --------
+        >>> len(run.plot.rounds().get_lines()) == len(run.subject.arms)
+        True
+        """
+        return self._charts.rounds(self._subject, scenario, ax)
+
+    def levels(self, metric: str = "p50", ax: Axes | None = None) -> Axes:
+        """Draw a percentile of every load level and arm with its 95 % interval.
+
+        Parameters
+        ----------
+        metric : {"p50", "p95", "p99"}, default "p50"
+            The percentile of response times.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, the current ones.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: response time in ms (logarithmic), and load levels from top to bottom.
+
+        Raises:
+        ------
+        UsageError
+            If the metric is another one, or no load level has enough samples for it.
+
+        Examples:
+        --------
+        >>> [tick.get_text() for tick in run.plot.levels("p50").get_yticklabels()][0]
+        'burst'
+        """
+        return self._charts.levels(self._subject, metric, ax)
+
+    def latency(self, scenario: str = "", arm: str = "", ax: Axes | None = None) -> Axes:
+        """Draw the response time of each request over time, with percentiles of stretches and lost requests.
+
+        Parameters
+        ----------
+        scenario : str, default ""
+            Name of the load level, as in `run.levels.frame`; by default, the first.
+        arm : str, default ""
+            Name of the arm; by default, the first.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, the current ones.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: seconds since the round began, or requests in their order, and response time in ms
+            (logarithmic).
+
+        Raises:
+        ------
+        UsageError
+            If the run has no requests of this load level and arm.
+
+        Examples:
+        --------
+        >>> run.plot.latency("burst", "before").get_yscale()
+        'log'
+        """
+        return self._charts.latency(self._subject, scenario, arm, ax)
+
+
+class LoadRun(Run):
+    """A run of one arm, without a comparison, with what only load tests need, for a notebook."""
+
+    levels = shown(sections.load_levels)
+    parts = shown(sections.parts)
+    capacity = shown(sections.capacity)
+    health = shown(tables.health)
+    latency_over_time = shown(_latency_over_time)
 
 
 def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None = None) -> Path:
@@ -394,44 +468,10 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
         written = {
             "verdict.json": verdict(run.subject),
             "summary.md": summary(run.subject),
-            "samples.csv": samples(run.rounds),
+            "samples.csv": samples_csv(run.rounds),
         }
     for name, text in written.items():
         write_atomically(folder / name, text)
     title = f"{run.subject.decision}: {run.analysis.title}"
     notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
     return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)
-
-
-# One arm under load as a notebook shows it: no comparison, and what only load tests need.
-
-
-class LoadRun(Run):
-    """A run of one arm, read from its bundle, for a notebook."""
-
-    @property
-    def levels(self) -> Table:
-        """Percentiles and errors by load level."""
-        return sections.levels(self.subject)
-
-    @property
-    def parts(self) -> Table:
-        """The parts of response times: schedule lag, waiting for a connection, service."""
-        return sections.parts(self.subject)
-
-    @property
-    def capacity(self) -> Block:
-        """The highest rate that held, if the run searched for it."""
-        return sections.capacity(self.subject)
-
-    @property
-    def health(self) -> Table:
-        """The state of the client, the server and the machine during the rounds."""
-        return tables.health(self.subject, self.rounds)
-
-    @property
-    def latency_over_time(self) -> Block:
-        """Every load level's response times in the order of time."""
-        from perfkit.analysis import charts  # matplotlib takes a second to import
-
-        return charts.latency_over_time(self.subject, self.rounds)

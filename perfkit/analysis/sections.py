@@ -4,53 +4,98 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
-from perfkit.analysis.tables import Subject, compared, load_cell, tail
+from perfkit.analysis.tables import Subject, compared, load_cell, tail, under_load
 from perfkit.base import units
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import BundleError, PlanError
-from perfkit.base.stats import supported
+from perfkit.base.stats import Interval, supported
 from perfkit.explain.facts import read_facts
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import read_plan
 from perfkit.postgres.index_builds import Built
 from perfkit.runs.records import FLOOR, ScenarioRecord
-from perfkit.show.html import Block, Cell, Table, code, escape, explained, folded
+from perfkit.show.html import (
+    Cell,
+    Code,
+    Column,
+    Folded,
+    Inline,
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    Terms,
+    cell,
+    note,
+    number,
+    stacked,
+)
 
 
-def queries(subject: Subject) -> Block:
+def queries(subject: Subject) -> Section:
     """Return every query in every arm: latency under load, plan and buffers of one execution; then its SQL."""
-    columns = (
-        "query",
-        "arm",
-        "p50, ms (under load)",
-        "p50 / before",
-        "plan (measured once)",
-        "buffers (measured once)",
-        "executions that used it",
-    )
     uses = {(use.query, use.arm): use for use in subject.analysis.plans}
-    rows = tuple(
-        _query(subject, query, uses[query, arm], uses.get((query, subject.before)))
-        for query in subject.queries
-        for arm in subject.arms
-        if (query, arm) in uses
+    table = Table.of(
+        "Plans and their effect",
+        (
+            Column("query"),
+            Column("arm"),
+            number("p50, ms (under load)", key="p50_ms"),
+            number("p50 / before", key="p50_ratio"),
+            Column("plan (measured once)", key="plan"),
+            number("buffers (measured once)", key="buffers"),
+            number("executions that used it", key="executions"),
+        ),
+        [
+            _query(subject, query, uses[query, arm], uses.get((query, subject.before)))
+            for query in subject.queries
+            for arm in subject.arms
+            if (query, arm) in uses
+        ],
+        headers=2,
+        grouped=True,
+        note="Buffers are 8 kB pages that one execution touches. "
+        "The last column compares the server's scan counters with the plan shown.",
     )
-    note = (
-        "Buffers are 8 kB pages that one execution touches. "
-        "The last column compares the server's scan counters with the plan shown."
-    )
-    table = Table("Plans and their effect", columns, rows, frozenset((*columns[2:4], *columns[5:])), 2, True, note)
     texts = {name: query.sql for name, query in subject.run.queries.items()}
     for arm in subject.arms:
-        rewritten = subject.run.arm(arm).rewrite
-        texts |= {f"{name} in {arm}": text for name, text in rewritten.items()}
-    sql = "".join(folded(f"SQL of {name}", code(text.strip(), name=f"SQL of {name}")) for name, text in texts.items())
-    return Block(table.to_html() + sql, table.to_text())
+        texts |= {f"{name} in {arm}": text for name, text in subject.run.arm(arm).rewrite.items()}
+    return stacked(table, *(_source(f"SQL of {name}", text.strip()) for name, text in texts.items()))
+
+
+def _source(title: str, source: str, name: str = "") -> Folded:
+    """Return source text that only HTML has, folded."""
+    return Folded(title, [Code(source, name or title)], in_text=False)
+
+
+def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
+    level = next((x for x in subject.analysis.levels if (x.arm, x.item) == (use.arm, query)), None)
+    quiet = "quiet" if subject.role(use.arm) == "control" else ""
+    other = before if before and before.arm != use.arm else None
+    change = "" if other is None else "same plan as before" if other.fingerprint == use.fingerprint else "changed"
+    fewer = f"before: {units.count(other.buffers)}" if other and other.buffers != use.buffers else ""
+    mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
+    seen = f"{units.count(use.scans_seen)} of {units.count(use.scans_expected)}"
+    counted = {"": use.scans_seen if use.scans_expected else math.nan, "expected": use.scans_expected}
+    return (
+        Cell(query, subject.run.queries[query].comment),
+        Cell(use.arm, "", quiet),
+        cell(level.p50 if level else None, state=quiet),
+        compared(subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None),
+        Cell(use.summary, change, quiet),
+        Cell(units.count(use.buffers), fewer, quiet, value=use.buffers),
+        Cell(
+            f"{mark} {seen if use.scans_expected else 'not counted'}",
+            state={"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark],
+            value=counted,
+        ),
+    )
 
 
 def index_costs(subject: Subject) -> Table:
@@ -63,60 +108,90 @@ def index_costs(subject: Subject) -> Table:
     rows += [(Cell(name, "missing", "bad"), *[Cell("")] * 5) for name in expected if name not in built]
     if built:
         rows.append(_total(list(built.values()), tables))
-    columns = ("index", "definition", "size", "of its table", "WAL written", "build time")
     note = "Measured once, on an arm's template database, with the server idle and the data in memory."
     if subject.run.order == "sequential":
         note = "Measured once, built CONCURRENTLY in the database while it was in use, and removed at the end."
-    return Table("Size, WAL and build time of each index", columns, tuple(rows), frozenset(columns[2:]), note=note)
+    return Table.of(
+        "Size, WAL and build time of each index",
+        (
+            Column("index"),
+            Column("definition"),
+            number("size", show=units.size, key="size_bytes"),
+            number("of its table", show=units.percent, key="share_of_table"),
+            number("WAL written", show=units.size, key="wal_bytes"),
+            number("build time", show=units.seconds, key="build_s"),
+        ),
+        rows,
+        note=note,
+    )
 
 
-def index_lab(subject: Subject) -> Block:
+def _index(index: Built, table_bytes: float) -> tuple[object, ...]:
+    definition = index.definition.split(" USING ")[-1]
+    return (
+        Cell(index.name, "" if index.valid else "invalid", "" if index.valid else "bad"),
+        Cell(f"{index.table}: {definition}", code=True),
+        index.bytes,
+        index.bytes / table_bytes if table_bytes else None,
+        index.wal_bytes,
+        index.seconds,
+    )
+
+
+def _total(built: Sequence[Built], tables: dict[str, int]) -> tuple[Cell, ...]:
+    size, wal = sum(index.bytes for index in built), sum(index.wal_bytes or 0 for index in built)
+    table_bytes = sum(tables.get(table, 0) for table in {index.table for index in built})
+    on = f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {units.size(table_bytes)}"
+    return (
+        Cell("in total", on, "total"),
+        Cell("", state="total"),
+        cell(size, units.size, "total"),
+        cell(size / table_bytes if table_bytes else None, units.percent, "total"),
+        cell(wal, units.size, "total"),
+        cell(sum(index.seconds for index in built), units.seconds, "total"),
+    )
+
+
+def index_lab(subject: Subject) -> Section:
     """Return the result of an index lab, if the run contains its summary."""
     lab = subject.run.lab
     if not lab:
         text = "This run did not test which indexes are needed: perfkit indexes ablate, then report --lab FOLDER."
-        return Block(f'<p class="note">{escape(text)}</p>', text)
+        return stacked(note(text))
     columns = tuple(lab.columns)
-    rows = tuple(tuple(Cell(*cell) for cell in row) for row in lab.rows)
-    note = f"Measured in a separate run: {lab.command}"
-    table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=note)
-    html = f"<p><strong>{escape(lab.sentence)}</strong></p>{table.to_html()}"
-    return Block(html, f"{lab.sentence}\n\n{table.to_text()}")
+    rows = tuple(tuple(Cell(*texts) for texts in row) for row in lab.rows)
+    measured = f"Measured in a separate run: {lab.command}"
+    table = Table("What each index is worth", columns, rows, frozenset(columns[4:]), note=measured)
+    return stacked(Paragraph(Inline(lab.sentence)), table)
 
 
-def plans(subject: Subject) -> Block:
+def plans(subject: Subject) -> Section:
     """Return every query's plans before and after, folded: the change, both drawings, and the JSON to copy."""
-    drawn = [_drawn(subject, query) for query in subject.queries]
-    html = "".join(block.html for block in drawn) or "<p>No plan was captured.</p>"
-    return Block(html, "\n\n".join(block.text for block in drawn) or "No plan was captured.")
+    drawn: list[Part] = [_drawn(subject, query) for query in subject.queries]
+    return stacked(*drawn or [Paragraph("No plan was captured.")])
 
 
-def _drawn(subject: Subject, query: str) -> Block:
+def _drawn(subject: Subject, query: str) -> Folded:
     """Draw one query: each arm compared with before; an arm with the plan of an earlier one is one sentence."""
     views = {arm: view for arm in subject.arms if (view := _view(subject, arm, query))}
     before = views.get(subject.before)
-    shown: list[tuple[str, str]] = []
+    shown: list[Part] = []
     summary = ""
     drawn: list[str] = []
     for arm in sorted((arm for arm in views if arm != subject.before), key=lambda arm: arm not in subject.after):
         pairs = (DiffView(views[other], views[arm]) for other in (subject.before, *drawn) if other in views)
         if same := next((pair for pair in pairs if pair.diff.same), None):
-            line = f"{arm}: {same.diff.sentence} ({same.before.title} -> {arm})"
-            shown.append((f"<p>{escape(line)}</p>", line))
+            shown.append(Paragraph(f"{arm}: {same.diff.sentence} ({same.before.title} -> {arm})"))
         elif before:
             changed = DiffView(before, views[arm])
             summary = summary or changed.diff.sentence
             drawn.append(arm)
-            shown.append((changed.html(), changed.text()))
+            shown.append(changed)
     if not drawn:
-        shown = [(view.html(), view.text()) for view in [before or next(iter(views.values()), None)] if view] + shown
-    source = "".join(
-        folded(f"JSON of {query} in {arm}", code(dumps(subject.bundle.plan(arm, query)), name=f"JSON, {arm}"))
-        for arm in views
-    )
-    title = f"{query}: {summary}" if summary else query
-    html = folded(title, "".join(html for html, _ in shown) + source)
-    return Block(html, "\n\n".join([title, *(text for _, text in shown)]))
+        shown[:0] = [view for view in [before or next(iter(views.values()), None)] if view]
+    plans = ((arm, dumps(subject.bundle.plan(arm, query))) for arm in views)
+    sources = (_source(f"JSON of {query} in {arm}", plan, f"JSON, {arm}") for arm, plan in plans)
+    return Folded(f"{query}: {summary}" if summary else query, [*shown, *sources])
 
 
 def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
@@ -131,171 +206,117 @@ def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
         raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
 
 
-def _query(subject: Subject, query: str, use: PlanUse, before: PlanUse | None) -> tuple[Cell, ...]:
-    level = next((x for x in subject.analysis.levels if (x.arm, x.item) == (use.arm, query)), None)
-    comparison = subject.analysis.comparison(use.arm, level.scenario, "p50", query) if level else None
-    quiet = "quiet" if subject.role(use.arm) == "control" else ""
-    other = before if before and before.arm != use.arm else None
-    change = "" if other is None else "same plan as before" if other.fingerprint == use.fingerprint else "changed"
-    fewer = f"before: {units.count(other.buffers)}" if other and other.buffers != use.buffers else ""
-    mark = "✓" if use.verified else "?" if use.scans_seen or not use.scans_expected else "✕"
-    state = {"✓": quiet or "good", "✕": "bad", "?": "unsure"}[mark]
-    seen = f"{units.count(use.scans_seen)} of {units.count(use.scans_expected)}"
-    seen = seen if use.scans_expected else "not counted"
-    return (
-        Cell(query, subject.run.queries[query].comment),
-        Cell(use.arm, "", quiet),
-        Cell(*units.estimate(level.p50 if level else None), quiet),
-        compared(comparison),
-        Cell(use.summary, change, quiet),
-        Cell(units.count(use.buffers), fewer, quiet),
-        Cell(f"{mark} {seen}", "", state),
-    )
-
-
-def _index(index: Built, table_bytes: float) -> tuple[Cell, ...]:
-    definition = index.definition.split(" USING ")[-1]
-    share = units.percent(index.bytes / table_bytes) if table_bytes else units.NONE
-    return (
-        Cell(index.name, "" if index.valid else "invalid", "" if index.valid else "bad"),
-        Cell(f"{index.table}: {definition}", code=True),
-        Cell(units.size(index.bytes)),
-        Cell(share),
-        Cell(units.NONE if index.wal_bytes is None else units.size(index.wal_bytes)),
-        Cell(units.seconds(index.seconds)),
-    )
-
-
-def _total(built: Sequence[Built], tables: dict[str, int]) -> tuple[Cell, ...]:
-    size, wal = sum(index.bytes for index in built), sum(index.wal_bytes or 0 for index in built)
-    table_bytes = sum(tables.get(table, 0) for table in {index.table for index in built})
-    share = units.percent(size / table_bytes) if table_bytes else units.NONE
-    label = Cell(
-        "in total",
-        f"{len(built)} index{'' if len(built) == 1 else 'es'} on tables of {units.size(table_bytes)}",
-        "total",
-    )
-    last = (units.size(size), share, units.size(wal), units.seconds(sum(index.seconds for index in built)))
-    return (label, Cell("", "", "total"), *(Cell(text, "", "total") for text in last))
-
-
 # One arm under load: load levels, parts of response times, capacity.
 
 
-def levels(subject: Subject) -> Table:
+def load_levels(subject: Subject) -> Table:
     """Return every load level: percentiles with their intervals, requests, errors, and the client alone."""
-    columns = (
-        "load",
-        "p50, ms",
-        "p95, ms",
-        "p99, ms",
-        "slowest, ms",
-        "per second",
-        "requests",
-        "errors",
-        "client alone, p50, ms",
-        "evidence",
+    return Table.of(
+        "Response time by load level",
+        (
+            Column[Summary](
+                "load", lambda level: load_cell(subject, level.scenario, level.item, level.fault), key="scenario"
+            ),
+            number("p50, ms", lambda level: level.p50),
+            number("p95, ms", lambda level: tail(level, 95)),
+            number("p99, ms", lambda level: tail(level, 99)),
+            number("slowest, ms", lambda level: level.maximum, units.significant),
+            number("per second", _least),
+            number("requests", lambda level: level.n),
+            number("errors", lambda level: cell(level.errors, state="bad" if level.errors else "")),
+            number("client alone, p50, ms", lambda level: _client_alone(subject, level)),
+            Column("evidence", under_load),
+        ),
+        _levels(subject),
+        note="Brackets: 95 % confidence intervals, from the differences between rounds; few rounds leave them open. "
+        "The client alone is the same load against a target that does nothing.",
     )
-    by_load = [subject.analysis.level(subject.before, *load) for load in subject.loads]
-    rows = tuple(_level(subject, level) for level in by_load if level)
-    note = (
-        "Brackets: 95 % confidence intervals, from the differences between rounds; few rounds leave them open. The "
-        "client alone is the same load against a target that does nothing."
-    )
-    return Table("Response time by load level", columns, rows, frozenset(columns[1:9]), note=note)
 
 
-def _level(subject: Subject, level: Summary) -> tuple[Cell, ...]:
+def _levels(subject: Subject) -> list[Summary]:
+    """Return the load levels of a run's first arm."""
+    return [level for load in subject.loads if (level := subject.analysis.level(subject.before, *load))]
+
+
+def _client_alone(subject: Subject, level: Summary) -> Cell:
     floor = subject.analysis.level(FLOOR, level.scenario, level.item)
     alone = floor.p50.value if floor and floor.p50 else None
     near = alone is not None and level.p50 is not None and level.p50.value < FLOOR_FACTOR * alone
-    return (
-        load_cell(subject, level.scenario, level.item, level.fault),
-        Cell(*units.estimate(level.p50)),
-        tail(level, 95, ""),
-        tail(level, 99, ""),
-        Cell(units.significant(level.maximum)),
-        _least(level),
-        Cell(units.count(level.n)),
-        Cell(units.count(level.errors), "", "bad" if level.errors else ""),
-        Cell(units.NONE if alone is None else units.significant(alone), "much of the p50" if near else "", "quiet"),
-        Cell(units.unbroken("under load"), f"{level.rounds} round{'' if level.rounds == 1 else 's'}", "quiet"),
-    )
+    return replace(cell(alone, state="quiet"), note="much of the p50" if near else "")
 
 
 def parts(subject: Subject) -> Table:
     """Return the parts of a request's time, as median and p99, and the requests that were dropped or retried."""
-    rows = tuple(
-        (load_cell(subject, level.scenario, level.item), *_parts(level))
-        for load in subject.loads
-        if (level := subject.analysis.level(subject.before, *load))
+    return Table.of(
+        "Where the time goes",
+        (
+            Column[Summary]("load", lambda level: load_cell(subject, level.scenario, level.item), key="scenario"),
+            number("schedule lag, ms", lambda level: _part(level, level.lag_p50, level.lag_p99)),
+            number("wait for a connection, ms", lambda level: _part(level, level.wait_p50, level.wait_p99)),
+            number("service time, ms", lambda level: _part(level, level.service_p50, level.service_p99)),
+            number("response time, ms", lambda level: _part(level, _value(level.p50), _value(level.p99))),
+            number("dropped", lambda level: cell(level.dropped, state="bad" if level.dropped else "")),
+            number("attempts each", lambda level: level.attempts),
+        ),
+        _levels(subject),
+        note="Half of the requests took at most this time; below it, 99 of 100, if there are enough samples. Schedule "
+        "lag: from when a request was due until it was sent. Service time: from then to the last byte, including the "
+        "wait for a connection. Response time: from when it was due. Dropped: due at the limit of requests in flight.",
     )
-    columns = (
-        "load",
-        "schedule lag, ms",
-        "wait for a connection, ms",
-        "service time, ms",
-        "response time, ms",
-        "dropped",
-        "attempts each",
-    )
-    note = (
-        "Half of the requests took at most this time; below it, 99 of 100, if there are enough samples. Schedule lag: "
-        "from when a request was due until it was sent. Service time: from then to the last byte, including the wait "
-        "for a connection. Response time: from when it was due. Dropped: due at the limit of requests in flight."
-    )
-    return Table("Where the time goes", columns, rows, frozenset(columns[1:]), note=note)
 
 
-def _parts(level: Summary) -> Iterator[Cell]:
-    response = level.p50.value if level.p50 else math.nan, level.p99.value if level.p99 else math.nan
-    service = level.service_p50, level.service_p99
-    for half, most in ((level.lag_p50, level.lag_p99), (level.wait_p50, level.wait_p99), service, response):
-        known = supported(level.n, 99) and math.isfinite(most)
-        yield Cell(units.significant(half), f"p99 {units.significant(most)}" if known else "")
-    yield Cell(units.count(level.dropped), "", "bad" if level.dropped else "")
-    yield Cell(units.significant(level.attempts))
+def _value(estimate: Interval | None) -> float:
+    return estimate.value if estimate else math.nan
 
 
-def capacity(subject: Subject) -> Block:
+def _part(level: Summary, half: float, most: float) -> Cell:
+    known = supported(level.n, 99) and math.isfinite(most)
+    note = f"p99 {units.significant(most)}" if known else ""
+    return Cell(units.significant(half), note, value={"p50": half, "p99": most if known else math.nan})
+
+
+def capacity(subject: Subject) -> Table | Paragraph:
     """Return the highest rate that held in each search."""
     searched = {s.name: s for s in subject.run.scenarios if s.search}
     levels = {level.scenario: level for level in subject.analysis.levels if level.arm == subject.before}
-    rows = tuple(_capacity(subject, levels[name], s) for name, s in searched.items() if name in levels)
-    if not rows:
-        text = "No scenario searched for the highest rate that holds; add `search` to a scenario in perfkit.toml."
-        return Block(f'<p class="note">{text}</p>', text)
+    if not searched.keys() & levels.keys():
+        return note("No scenario searched for the highest rate that holds; add `search` to a scenario in perfkit.toml.")
     limit = units.significant(subject.run.config.thresholds.p95_ms or math.nan)
-    columns = ("load", "searched rates, per second", "highest rate that held, per second", "rounds")
-    note = (
-        f"A rate holds if 95 of 100 requests are answered within {limit} ms and failed and dropped requests stay "
-        "within the limit. Each round searches anew, so the interval is over rounds."
+
+    def searched_rates(level: Summary) -> str:
+        scenario = searched[level.scenario]
+        return f"{scenario.rate:g} to {scenario.search.most:g}" if scenario.search else ""
+
+    return Table.of(
+        "Capacity",
+        (
+            Column("load", lambda level: load_cell(subject, level.scenario), key="scenario"),
+            number("searched rates, per second", searched_rates),
+            number("highest rate that held, per second", _held, key="held_per_second"),
+            number("rounds", lambda level: level.rounds),
+        ),
+        [levels[name] for name in searched if name in levels],
+        note=f"A rate holds if 95 of 100 requests are answered within {limit} ms and failed and dropped requests stay "
+        "within the limit. Each round searches anew, so the interval is over rounds.",
     )
-    table = Table("Capacity", columns, rows, frozenset(columns[1:]), note=note)
-    return Block(table.to_html(), table.to_text())
 
 
-def _capacity(subject: Subject, level: Summary, scenario: ScenarioRecord) -> tuple[Cell, ...]:
+def _held(level: Summary) -> Cell:
+    """Return the highest rate that held, with the rounds that could not tell."""
+    caveats = []
+    if level.limited:
+        caveats.append(f"{level.limited} of {level.rounds} rounds ended at the limit of the search or of the client")
+    if level.unheld:
+        caveats.append(f"no rate held in {level.unheld} of {level.rounds} rounds")
     rate = _least(level)
-    caveats = [
-        f"{level.limited} of {level.rounds} rounds ended at the limit of the search or of the client",
-        f"no rate held in {level.unheld} of {level.rounds} rounds",
-    ]
-    caveats = [text for text, count in zip(caveats, (level.limited, level.unheld), strict=True) if count]
-    known = [rate.note] if rate.note else []
-    return (
-        load_cell(subject, level.scenario, ""),
-        Cell(f"{scenario.rate:g} to {scenario.search.most:g}" if scenario.search else ""),
-        Cell(rate.text, "; ".join(known + caveats), "unsure" if caveats else ""),
-        Cell(units.count(level.rounds)),
-    )
+    return replace(rate, note="; ".join(filter(None, (rate.note, *caveats))), state="unsure" if caveats else "")
 
 
 def _least(level: Summary) -> Cell:
     """Return requests per second; "at least" if a search ended at its limit."""
-    value, interval = units.estimate(level.throughput)
-    open_ended = level.limited and level.throughput
-    return Cell(f"≥ {value}" if open_ended else value, "" if level.limited == level.rounds else interval)
+    rate = cell(level.throughput)
+    text = f"≥ {rate.text}" if level.limited and level.throughput else rate.text
+    return replace(rate, text=text, note="" if level.limited == level.rounds else rate.note)
 
 
 # The method: how and on what the run was measured, the words, and how to repeat it.
@@ -326,47 +347,47 @@ _COMPARING = {
 }  # words that a run of one arm does not need
 
 
-def method(subject: Subject) -> Block:
+def method(subject: Subject) -> Section:
     """Return load levels, arms, data, machine, settings and words."""
-    tables = [_scenarios(subject), _arms(subject), *_facts(subject)]
-    wide, narrow = tables[:2], tables[2:]
-    words = {word: text for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)}
-    html = (
-        "".join(table.to_html() for table in wide)
-        + f'<div class="columns">{"".join(f"<div>{table.to_html()}</div>" for table in narrow)}</div>'
-        + f"<h3>Words</h3>{explained(words.items())}"
+    words = [(word, text) for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)]
+    return stacked(
+        _scenarios(subject), _arms(subject), Section(_facts(subject), kind="columns"), Section([Terms(words)], "Words")
     )
-    glossary = "\n".join(f"{word}: {text}" for word, text in words.items())
-    return Block(html, "\n\n".join([*(table.to_text() for table in tables), glossary]))
 
 
 SHIPPING = "Run perfkit gate with this folder to add sign-off answers and monitoring."
 
 
-def reproduce(subject: Subject) -> Block:
+def reproduce(subject: Subject) -> Section:
     """Return the command that repeats the run, and the files beside the report."""
     command = subject.run.command or "not recorded"
     files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
     files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
-    links = ", ".join(f'<a href="{name}">{name}</a>' for name in files)
-    beside = f"Beside this file: {links}, and <code>rounds/</code> and <code>plans/</code> as recorded."
-    shipping = "" if subject.alone or subject.run.rollback else SHIPPING
-    html = f"{code(command, name='command')}<p>{beside} {escape(shipping)}</p>"
-    return Block(html, f"{command}\nBeside the report: {', '.join(files)}, rounds/ and plans/. {shipping}".rstrip())
+    links = [part for name in files for part in (Inline(", ", ""), Inline(name, "a"))][1:]
+    shipping = "" if subject.alone or subject.run.rollback else f" {SHIPPING}"
+    folders: list[str | Inline] = [
+        ", and ",
+        Inline("rounds/", "code"),
+        " and ",
+        Inline("plans/", "code"),
+        f" as recorded.{shipping}",
+    ]
+    return stacked(Code(command, "command"), Paragraph(["Beside this file: ", *links, *folders]), gap="\n")
 
 
 def _scenarios(subject: Subject) -> Table:
-    columns = ("load", "sends", "users", "requests each", "batches", "requests a round")
-    rows = tuple(
-        (Cell(s.label or s.name, s.name), Cell(", ".join(s.send)), *map(Cell, _amounts(s)))
-        for s in subject.run.scenarios
+    return Table.of(
+        "Load levels",
+        [
+            Column("load"),
+            Column("sends"),
+            *(number(name) for name in ("users", "requests each", "batches", "requests a round")),
+        ],
+        [(Cell(s.label or s.name, s.name), ", ".join(s.send), *_amounts(s)) for s in subject.run.scenarios],
+        note="Closed model: the users of a batch start at the same instant, and each sends the next request when the "
+        "last one is answered. With a rate: requests arrive whether earlier ones are answered or not, and users is the "
+        "largest number in flight.",
     )
-    note = (
-        "Closed model: the users of a batch start at the same instant, and each sends the next request when the last "
-        "one is answered. With a rate: requests arrive whether earlier ones are answered or not, and users is the "
-        "largest number in flight."
-    )
-    return Table("Load levels", columns, rows, frozenset(columns[2:]), note=note)
 
 
 def _amounts(scenario: ScenarioRecord) -> tuple[str, ...]:
@@ -381,15 +402,12 @@ def _amounts(scenario: ScenarioRecord) -> tuple[str, ...]:
 
 
 def _arms(subject: Subject) -> Table:
-    rows = tuple(
-        (
-            Cell(arm),
-            Cell("alone" if subject.alone else subject.role(arm)),
-            Cell(subject.title(arm), _differences(subject, arm)),
-        )
-        for arm in subject.arms
+    columns: tuple[Column[str], ...] = (
+        Column("arm", lambda arm: arm),
+        Column("role", lambda arm: "alone" if subject.alone else subject.role(arm)),
+        Column("what it is", lambda arm: Cell(subject.title(arm), _differences(subject, arm))),
     )
-    return Table("Arms", ("arm", "role", "what it is"), rows)
+    return Table.of("Arms", columns, subject.arms)
 
 
 def _differences(subject: Subject, arm: str) -> str:
@@ -440,9 +458,8 @@ def _facts(subject: Subject) -> list[Table]:
 
 
 def _pairs(caption: str, facts: Mapping[str, Any]) -> Table:
-    rows = tuple((Cell(str(name)), Cell(_plain(value))) for name, value in facts.items())
-    return Table(caption, ("name", "value"), rows)
+    return Table.of(caption, (Column("name"), Column("value", show=_plain)), [*facts.items()])
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from perfkit.analysis.policy import BENEFIT, Rule
-from perfkit.analysis.results import Analysis, Comparison, Summary
+from perfkit.analysis.results import Analysis, Comparison, ErrorChange, Summary, ThroughputChange
 from perfkit.base import units
 from perfkit.base.judgement import MARKS, Outcome, Verdict
 from perfkit.base.stats import error_bound
 from perfkit.runs.records import FLOOR, Bundle, CheckResult, Round, RunRecord
-from perfkit.show.html import Cell, Table, marked
+from perfkit.show.html import Cell, Column, R, Table, cell, marked, number
+
+Key = tuple[str, str, str]  # of a rule: its name, load level, and request or query
+COMPARISONS = ("not slower", "", "all comparisons")  # one row for the rules on all comparisons
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """What a report shows: a bundle and its analysis."""
 
@@ -26,6 +30,11 @@ class Subject:
     def run(self) -> RunRecord:
         """The content of `run.json`."""
         return self.bundle.run
+
+    @cached_property
+    def rounds(self) -> list[Round]:
+        """Every round, read from disk once."""
+        return list(self.bundle.rounds())
 
     @property
     def complete(self) -> bool:
@@ -109,28 +118,57 @@ _VERDICTS = {
 _HAS = {Outcome.HOLDS: "yes", Outcome.ABSENT: "none", Outcome.UNPROVEN: "not proven", Outcome.BROKEN: "none"}
 
 
+def load_cell(subject: Subject, scenario: str, item: str = "", fault: str = "", *, named: bool = False) -> Cell:
+    """Return the cell that names a load level, and its request or query if there are several or it is `named`."""
+    several = named or len({other for name, other in subject.loads if name == scenario}) > 1
+    name = f"{scenario}: {item}" if several and item else scenario
+    label = subject.label(scenario)
+    value = {"": scenario, "item": item, "label": label}
+    return Cell(label, f"{name}; {fault}" if fault else name, "unsure" if fault else "", value=value)
+
+
+def per_arm(arms: Iterable[str], value: Callable[[R, str], object], *, numeric: bool = True) -> list[Column[R]]:
+    """Return a column for each arm."""
+
+    def column(arm: str) -> Column[R]:
+        return Column(arm, lambda row: value(row, arm), numeric=numeric)
+
+    return list(map(column, arms))
+
+
 def glance(subject: Subject) -> Table:
     """Return the p95 by load level and arm against its limit, or the p50 against before: a reader's first question."""
     rules = {(r.scenario, r.item, r.arm): r for r in subject.analysis.decision.rules if r.name == "p95"}
     arms = [arm for arm in subject.arms if subject.role(arm) != "control"]
     if not rules:
-        return _medians(subject, arms)
-    limit = next((r.limit for r in rules.values() if r.limit is not None), None)
-    known = dict.fromkeys((scenario, item) for scenario, item, arm in rules if arm == subject.before)
-    rows = tuple(
-        (
-            Cell(subject.label(scenario), f"{scenario}: {item}" if item else scenario),
-            *(_judged(rules.get((scenario, item, arm))) for arm in arms),
+        several = _several(subject)
+        return Table.of(
+            "Half of the requests were answered within, ms",
+            [
+                Column("load", lambda load: Cell(subject.label(load[0]), load[1] if several else load[0])),
+                *per_arm(arms, lambda load, arm: _median(subject, arm, *load)),
+            ],
+            subject.loads,
+            note="Brackets: 95 % confidence intervals (of the ratio, in comparisons).",
         )
-        for scenario, item in sorted(known, key=lambda pair: _rank(subject, pair[0]))
-    )
+    limit = next((r.limit for r in rules.values() if r.limit is not None), None)
+    loads = dict.fromkeys((scenario, item) for scenario, item, arm in rules if arm == subject.before)
     limit_text = f" (limit {units.significant(limit)} ms)" if limit is not None else ""
-    caption = f"95 of 100 requests were answered within, ms{limit_text}"
-    note = (
-        "≤ and ≥ mark the bounds of the 95 % interval. ✓ even the upper bound is within the limit; ✕ not even the "
-        "lower bound is; ? only one of them is, or there are too few samples."
+    return Table.of(
+        f"95 of 100 requests were answered within, ms{limit_text}",
+        [
+            Column("load", lambda load: load_cell(subject, *load, named=True)),
+            *per_arm(arms, lambda load, arm: _judged(rules.get((*load, arm)))),
+        ],
+        sorted(loads, key=lambda load: _rank(subject, load[0])),
+        note="≤ and ≥ mark the bounds of the 95 % interval. ✓ even the upper bound is within the limit; ✕ not even the "
+        "lower bound is; ? only one of them is, or there are too few samples.",
     )
-    return Table(caption, ("load", *arms), rows, frozenset(arms), note=note)
+
+
+def _several(subject: Subject) -> bool:
+    """Return whether a scenario has several requests or queries."""
+    return len(subject.loads) > len({scenario for scenario, _ in subject.loads})
 
 
 def _rank(subject: Subject, scenario: str) -> int:
@@ -139,69 +177,67 @@ def _rank(subject: Subject, scenario: str) -> int:
     return order.index(scenario) if scenario in order else len(order)
 
 
-def _medians(subject: Subject, arms: list[str]) -> Table:
-    several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
-    rows = tuple(
-        (
-            Cell(subject.label(scenario), item if several else scenario),
-            *(_median(subject, arm, scenario, item) for arm in arms),
-        )
-        for scenario, item in subject.loads
-    )
-    note = "Brackets: 95 % confidence intervals (of the ratio, in comparisons)."
-    return Table("Half of the requests were answered within, ms", ("load", *arms), rows, frozenset(arms), note=note)
-
-
 def _median(subject: Subject, arm: str, scenario: str, item: str) -> Cell:
-    level, change = (
-        subject.analysis.level(arm, scenario, item),
-        subject.analysis.comparison(arm, scenario, "p50", item),
-    )
-    if level is None or level.p50 is None:
-        return Cell(units.NONE, state="quiet")
-    value, interval = units.estimate(level.p50)
-    if change is None:
-        return Cell(value, interval)
+    level = subject.analysis.level(arm, scenario, item)
+    median = cell(level.p50 if level else None)
+    if level is None or level.p50 is None or not (
+        change := subject.analysis.comparison(arm, scenario, "p50", item)
+    ):  # fmt: skip
+        return median
     verdict = compared(change)
-    return Cell(value, f"{verdict.text} {verdict.note}", verdict.state)
+    return replace(median, note=f"{verdict.text} {verdict.note}", state=verdict.state)
 
 
 def levels(subject: Subject) -> Table:
     """Return every load level in every arm, compared with `before`, with the control and the floor."""
     metrics = ["p50", "p95", *(["p99"] if any(c.metric == "p99" for c in subject.analysis.comparisons) else [])]
-    columns = (
-        "load",
-        "arm",
-        "p50, ms",
-        "p95, ms",
-        "p99, ms",
-        "per second",
-        "requests",
-        "errors",
-        *(f"{metric} / before" for metric in metrics),
-        "evidence",
+    several = _several(subject)
+    declared, used = subject.analysis.margin, subject.analysis.margin_used
+    widened = f", or within the control's difference if that is larger (up to {units.percent(used)})"
+
+    def quiet(level: Summary) -> str:
+        return "quiet" if subject.role(level.arm) in (FLOOR, "control") else ""
+
+    def ratio(metric: str) -> Column[Summary]:
+        return number(
+            f"{metric} / before",
+            lambda level: compared(subject.analysis.comparison(level.arm, level.scenario, metric, level.item)),
+            key=f"{metric}_ratio",
+        )
+
+    columns = [
+        Column[Summary]("load", lambda x: load_cell(subject, x.scenario, x.item, named=several), key="scenario"),
+        Column("arm", lambda x: Cell(x.arm, x.fault, quiet(x), value=x.arm)),
+        number("p50, ms", lambda x: cell(x.p50, state=quiet(x))),
+        number("p95, ms", lambda x: tail(x, 95, quiet(x))),
+        number("p99, ms", lambda x: tail(x, 99, quiet(x))),
+        number("per second", lambda x: _throughput(subject, x, quiet(x)), key="per_second"),
+        number("requests", lambda x: cell(x.n, state=quiet(x))),
+        number("errors", lambda x: _failed(subject, x, quiet(x))),
+        *map(ratio, metrics),
+        Column("evidence", under_load),
+    ]
+    return Table.of(
+        "Response time by load level, before and after",
+        columns,
+        (
+            level
+            for scenario, item in subject.loads
+            for arm in [*subject.arms, FLOOR]
+            if (level := subject.analysis.level(arm, scenario, item))
+        ),
+        headers=2,
+        grouped=True,
+        note=f"Brackets: 95 % confidence intervals. Equivalent means within {units.percent(declared)}"
+        f"{widened if used > declared else ''}. The control is identical to before, so its ratios show what chance "
+        "does; the floor is the client against a target that does nothing.",
     )
-    several = len(subject.loads) > len({scenario for scenario, _ in subject.loads})
-    rows = tuple(
-        _level(subject, found, subject.label(scenario), f"{scenario}: {item}" if several else scenario, metrics)
-        for scenario, item in subject.loads
-        for arm in [*subject.arms, FLOOR]
-        if (found := subject.analysis.level(arm, scenario, item))
-    )
-    used, declared = subject.analysis.margin_used, subject.analysis.margin
-    widened = (
-        f", or within the control's difference if that is larger (up to {units.percent(used)})"
-        if used > declared
-        else ""
-    )
-    note = (
-        f"Brackets: 95 % confidence intervals. Equivalent means within {units.percent(declared)}{widened}. "
-        "The control is identical to before, so its ratios show what chance does; "
-        "the floor is the client against a target that does nothing."
-    )
-    return Table(
-        "Response time by load level, before and after", columns, rows, frozenset(columns[2:-1]), 2, True, note
-    )
+
+
+def under_load(level: Summary) -> Cell:
+    """Return the class of a load level's evidence."""
+    rounds = f"{level.rounds} round{'' if level.rounds == 1 else 's'}"
+    return Cell(units.unbroken("under load"), rounds, "quiet", value={"": "under load", "rounds": level.rounds})
 
 
 def thresholds(subject: Subject) -> Table:
@@ -210,25 +246,33 @@ def thresholds(subject: Subject) -> Table:
     rules = {(r.name, r.scenario, r.item, r.arm): r for r in single}
     arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
     names = list(dict.fromkeys(r.name for r in single))
-    keys = dict.fromkeys((r.name, r.scenario, r.item) for r in single)
-    ranked = sorted(keys, key=lambda key: (names.index(key[0]), _rank(subject, key[1])))
-    rows = [_rule(subject, [rules.get((*key, arm)) for arm in arms], *key) for key in ranked]
-    if comparisons := [rule for rule in subject.analysis.decision.rules if _compares(rule)]:
-        counted = (_counted([rule for rule in comparisons if rule.arm == arm]) for arm in arms)
-        rows.append((Cell("not slower"), Cell("all comparisons"), Cell("none"), *counted))
-    note = (
-        "✓ the whole interval is within the limit; ✕ no part of it is; ? too little data to decide. An error rate is ✓ "
-        "if its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
-        f"{'' if subject.alone else ' ○ the change has no benefit. Only arms with a change count for the decision.'}"
+    ranked = sorted(
+        dict.fromkeys((r.name, r.scenario, r.item) for r in single),
+        key=lambda key: (names.index(key[0]), _rank(subject, key[1])),
     )
-    return Table(
+    comparisons = [rule for rule in subject.analysis.decision.rules if _compares(rule)]
+
+    def result(key: Key, arm: str) -> Cell:
+        if key == COMPARISONS:
+            return _counted([rule for rule in comparisons if rule.arm == arm])
+        return _judged(rules.get((*key, arm)))
+
+    def limit(key: Key) -> str:
+        return next((_with_unit(rule.limit, rule.unit) for (*its, _), rule in rules.items() if its == [*key]), "none")
+
+    def load(key: Key) -> Cell:
+        _, scenario, item = key
+        return load_cell(subject, scenario, item, named=True) if scenario else Cell(item or "whole run")
+
+    return Table.of(
         "Thresholds: what must hold",
-        ("rule", "load", "limit", *arms),
-        tuple(rows),
-        frozenset(["limit", *arms]),
-        2,
-        True,
-        note,
+        [Column("rule", lambda key: key[0]), Column("load", load), number("limit", limit), *per_arm(arms, result)],
+        [*ranked, *([COMPARISONS] if comparisons else [])],
+        headers=2,
+        grouped=True,
+        note="✓ the whole interval is within the limit; ✕ no part of it is; ? too little data to decide. An error rate "
+        "is ✓ if its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
+        + ("" if subject.alone else " ○ the change has no benefit. Only arms with a change count for the decision."),
     )
 
 
@@ -238,25 +282,21 @@ def checks(subject: Subject) -> Table:
     arms = [arm for arm in subject.arms if arm in results]
     named = {(c.group, c.name): c.expected for arm in arms for c in results[arm]}
     by_arm = {(arm, c.group, c.name): c for arm in arms for c in results[arm]}
-    rows = tuple(
-        (Cell(group), Cell(name, expected), *(_checked(by_arm.get((arm, group, name))) for arm in arms))
-        for (group, name), expected in named.items()
+    return Table.of(
+        "Functional checks",
+        [
+            Column[tuple[str, str]]("group", lambda check: check[0]),
+            Column("check and expected result", lambda check: Cell(check[1], named[check]), key="check"),
+            *per_arm(arms, lambda check, arm: _checked(by_arm.get((arm, *check))), numeric=False),
+        ],
+        named,
+        headers=2,
+        grouped=True,
     )
-    return Table("Functional checks", ("group", "check and expected result", *arms), rows, frozenset(), 2, True)
 
 
 def errors(subject: Subject) -> Table:
     """Return the unexpected outcomes with the first message; without any, the bound of the true error rate."""
-    rows = tuple(
-        (
-            Cell(e.arm),
-            Cell(subject.label(e.scenario), e.scenario),
-            Cell(e.outcome),
-            Cell(units.count(e.count)),
-            Cell(e.message),
-        )
-        for e in subject.analysis.errors
-    )
     sent = {arm: sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms}
     least = min(sent.values(), default=0)
     none = "None; no request was sent."
@@ -264,15 +304,18 @@ def errors(subject: Subject) -> Table:
         excluded = units.percent(error_bound(0, least))
         of = f"{units.count(least)} or more requests per arm"
         none = f"None in {of}. The true error rate is below {excluded} (95 % confidence)."
-    columns = ("arm", "load", "outcome", "count", "first message")
-    return Table("Unexpected outcomes", columns, rows, frozenset(["count"]), 1, False, "" if rows else none)
-
-
-def load_cell(subject: Subject, scenario: str, item: str, fault: str = "") -> Cell:
-    """Return the cell that names a load level, and its request or query if there are several."""
-    several = len({other for name, other in subject.loads if name == scenario}) > 1
-    name = f"{scenario}: {item}" if several else scenario
-    return Cell(subject.label(scenario), f"{name}; {fault}" if fault else name, "unsure" if fault else "")
+    return Table.of(
+        "Unexpected outcomes",
+        [
+            Column("arm", lambda x: x.arm),
+            Column("load", lambda x: Cell(subject.label(x.scenario), x.scenario, value=x.scenario), key="scenario"),
+            Column("outcome", lambda x: x.outcome),
+            number("count", lambda x: x.count),
+            Column("first message", lambda x: x.message),
+        ],
+        subject.analysis.errors,
+        note="" if subject.analysis.errors else none,
+    )
 
 
 def compared(comparison: Comparison | None) -> Cell:
@@ -282,64 +325,48 @@ def compared(comparison: Comparison | None) -> Cell:
     mark, state = _VERDICTS[comparison.verdict]
     value, interval = units.ratio(comparison.ratio)
     note = "; ".join(part for part in (interval, comparison.qualification) if part)
-    return Cell(f"{mark} {comparison.verdict} {value}", note, state)
-
-
-def _level(subject: Subject, level: Summary, label: str, name: str, metrics: Sequence[str]) -> tuple[Cell, ...]:
-    quiet = "quiet" if subject.role(level.arm) in (FLOOR, "control") else ""
-    p50, p50_interval = units.estimate(level.p50)
-    ratios = [
-        compared(subject.analysis.comparison(level.arm, level.scenario, metric, level.item)) for metric in metrics
-    ]
-    return (
-        Cell(label, name),
-        Cell(level.arm, level.fault, quiet),
-        Cell(p50, p50_interval, quiet),
-        tail(level, 95, quiet),
-        tail(level, 99, quiet),
-        _throughput(subject, level, quiet),
-        Cell(units.count(level.n), "", quiet),
-        _failed(subject, level, quiet),
-        *ratios,
-        Cell(units.unbroken("under load"), f"{level.rounds} rounds", "quiet"),
+    known = comparison.ratio
+    figures = {"": known.value, "lo": known.lo, "hi": known.hi} if known else {"": math.nan}
+    return Cell(
+        f"{mark} {comparison.verdict} {value}", note, state, value={**figures, "verdict": str(comparison.verdict)}
     )
 
 
 def _throughput(subject: Subject, level: Summary, state: str) -> Cell:
     """Return requests per second and the ratio to before; for a search, with its verdict."""
-    value, interval = units.estimate(level.throughput)
+    rate = cell(level.throughput, state=state)
     if judged := subject.analysis.comparison(level.arm, level.scenario, "throughput", level.item):
         verdict = compared(judged)
-        return Cell(value, f"{interval} {verdict.text} {verdict.note}".strip(), verdict.state)
+        return replace(rate, note=f"{rate.note} {verdict.text} {verdict.note}".strip(), state=verdict.state)
     for change in subject.analysis.throughputs:
-        if (change.after, change.scenario, change.item) == (level.arm, level.scenario, level.item):
-            times, of_ratio = units.ratio(change.ratio)
-            return Cell(value, f"{interval} {times} of before {of_ratio}".strip(), state)
-    return Cell(value, interval, state)
+        if _about(change, level):
+            times, interval = units.ratio(change.ratio)
+            return replace(rate, note=f"{rate.note} {times} of before {interval}".strip())
+    return rate
 
 
 def _failed(subject: Subject, level: Summary, state: str) -> Cell:
     """Return the unexpected outcomes, and the difference of their rate from before if it is significant."""
     for change in subject.analysis.error_changes:
-        if change.significant and (change.after, change.scenario, change.item) == (
-            level.arm,
-            level.scenario,
-            level.item,
-        ):
-            points = [f"{100 * value:+.2g}" for value in (change.difference.value, change.difference.lo)]
-            note = f"{points[0]} percentage points from before ({points[1]} to {100 * change.difference.hi:+.2g})"
-            return Cell(units.count(level.errors), note, "bad" if change.difference.value > 0 else "good")
-    return Cell(units.count(level.errors), "", "bad" if level.errors else state)
+        if change.significant and _about(change, level):
+            difference = change.difference
+            value, low, high = (f"{100 * x:+.2g}" for x in (difference.value, difference.lo, difference.hi))
+            note = f"{value} percentage points from before ({low} to {high})"
+            return replace(cell(level.errors), note=note, state="bad" if difference.value > 0 else "good")
+    return cell(level.errors, state="bad" if level.errors else state)
 
 
-def tail(level: Summary, q: int, state: str) -> Cell:
+def _about(change: ErrorChange | ThroughputChange, level: Summary) -> bool:
+    """Return whether a change is that of a load level."""
+    return (change.after, change.scenario, change.item) == (level.arm, level.scenario, level.item)
+
+
+def tail(level: Summary, q: int, state: str = "") -> Cell:
     """Return a percentile with its interval, or the slowest request if there are too few samples."""
-    estimate = level.p95 if q == 95 else level.p99
-    if estimate is not None:
-        return Cell(*units.estimate(estimate), state)
-    return Cell(
-        f"max {units.significant(level.maximum)}" if level.n else units.NONE, units.too_few(level.n, q), "quiet"
-    )
+    if estimate := level.p95 if q == 95 else level.p99:
+        return cell(estimate, state=state)
+    slowest = f"max {units.significant(level.maximum)}" if level.n else units.NONE
+    return Cell(slowest, units.too_few(level.n, q), "quiet", value=math.nan)
 
 
 def _judged(rule: Rule | None) -> Cell:
@@ -374,12 +401,6 @@ def _compares(rule: Rule) -> bool:
     return "slower" in rule.name
 
 
-def _rule(subject: Subject, by_arm: list[Rule | None], name: str, scenario: str, item: str) -> tuple[Cell, ...]:
-    known = next(rule for rule in by_arm if rule)
-    load = Cell(subject.label(scenario), f"{scenario}: {item}" if item else scenario) if scenario else Cell("whole run")
-    return (Cell(name), load, Cell(_with_unit(known.limit, known.unit)), *(_judged(rule) for rule in by_arm))
-
-
 def _counted(rules: list[Rule]) -> Cell:
     """Return the number of an arm's comparisons that are slower, and of those that are invalid."""
     if not rules:
@@ -397,9 +418,9 @@ def _checked(check: CheckResult | None) -> Cell:
     return marked("bad", "failed", f"got {check.got}")
 
 
-# a column of health: its heading, its key, how rounds are joined, how the value is written
-_Facts = tuple[tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]], ...]
-_HEALTH: _Facts = (
+# A column of health: its heading, its key, how rounds are joined, how the value is written.
+_Fact = tuple[str, str, Callable[[Sequence[float]], float], Callable[[float], str]]
+_HEALTH: tuple[_Fact, ...] = (
     ("schedule lag, p50, ms", "lag_p50_ms", max, units.significant),
     ("schedule lag, p99, ms", "lag_p99_ms", max, units.significant),
     ("busiest worker", "worker_cpu", max, units.percent),
@@ -413,22 +434,28 @@ _HEALTH: _Facts = (
 )
 
 
-def health(subject: Subject, rounds: Sequence[Round]) -> Table:
+def health(subject: Subject) -> Table:
     """Return by load level the client and machine in the worst round, and the server's work in all rounds."""
-    arm_rounds = [round_ for round_ in rounds if round_.arm == subject.before]
-    known = [fact for fact in _HEALTH if any(fact[1] in round_.health for round_ in arm_rounds)]
-    columns = ("load", "rounds", *(heading for heading, *_ in known))
-    rows = []
-    for name in dict.fromkeys(scenario for scenario, _ in subject.loads):
-        facts = [round_.health for round_ in arm_rounds if round_.scenario == name]
-        figures = ([health[key] for health in facts if key in health] for _, key, _, _ in known)
-        cells = (Cell(show(join(f)) if f else units.NONE) for f, (*_, join, show) in zip(figures, known, strict=True))
-        rows.append((load_cell(subject, name, ""), Cell(units.count(len(facts))), *cells))
+    rounds = [round_ for round_ in subject.rounds if round_.arm == subject.before]
+
+    def figures(scenario: str, key: str) -> list[float]:
+        return [r.health[key] for r in rounds if r.scenario == scenario and key in r.health]
+
+    def column(fact: _Fact) -> Column[str]:
+        heading, key, join, show = fact
+        return number(heading, lambda name: join(found) if (found := figures(name, key)) else None, show, key)
+
     limits = subject.run.config.limits
     lag = f"{units.significant(limits.lag_ms)} ms or {units.percent(limits.lag_share)} of the median"
-    note = (
-        "Values of the worst round; checkpoints, autovacuums and pages are sums. A round is invalid if the typical "
-        f"schedule lag is above {lag}, whichever is larger, or a worker is busier than "
-        f"{units.percent(limits.worker_cpu)}."
+    return Table.of(
+        "Health of the rounds",
+        [
+            Column("load", lambda name: load_cell(subject, name), key="scenario"),
+            number("rounds", lambda name: sum(r.scenario == name for r in rounds)),
+            *(column(fact) for fact in _HEALTH if any(fact[1] in round_.health for round_ in rounds)),
+        ],
+        dict.fromkeys(scenario for scenario, _ in subject.loads),
+        note="Values of the worst round; checkpoints, autovacuums and pages are sums. A round is invalid if the "
+        f"typical schedule lag is above {lag}, whichever is larger, or a worker is busier than "
+        f"{units.percent(limits.worker_cpu)}.",
     )
-    return Table("Health of the rounds", columns, tuple(rows), frozenset(columns[1:]), note=note)

@@ -19,11 +19,11 @@ from perfkit.explain.findings import Finding, findings
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import Plan
-from perfkit.indexes.advice import Advice, advice_block
+from perfkit.indexes.advice import Advice
 from perfkit.indexes.search import analyze_first, index_advice
 from perfkit.indexes.trial import Made
 from perfkit.postgres.sqltext import aligned, named_placeholders, placed, placeholders
-from perfkit.show.html import Cell, Table, View, code, escape, page, style
+from perfkit.show.html import Cell, Code, Column, Inline, Paragraph, Part, Section, Sheet, Table, View, page, stacked
 from perfkit.slow.examples import Value, example_rows, preparable, prepared
 from perfkit.slow.statements import SlowQueries, SlowStatement
 from perfkit.slow.tables import SlowView, one_line
@@ -113,8 +113,8 @@ class WhatIf(View):
 
     def html(self) -> str:
         """Return the sentence and the plans, for a page with the style sheet."""
-        limitation = f"<p>{escape(self.limitation)}</p>" if self.limitation else ""
-        return f"<p><strong>{escape(self.sentence)}</strong></p>{limitation}{self.plans.html()}"
+        limitation = Paragraph(self.limitation) if self.limitation else None
+        return stacked(Paragraph(Inline(self.sentence)), limitation, self.plans).html()
 
     def text(self, width: int | None = None) -> str:
         """Return the sentence and the plans as text."""
@@ -129,7 +129,7 @@ SAMPLED, ANY, USER = "using sampled values", "generic plan, for any values", "us
 
 
 @dataclass(frozen=True, repr=False)
-class Examples:
+class Examples(View):
     """Sets of values for a statement's parameters, each value with its origin; displays as a table."""
 
     sets: tuple[tuple[Value, ...], ...]
@@ -139,11 +139,33 @@ class Examples:
         """Return each set as `explain` takes it: the value, as text, by the number of its parameter."""
         return [{value.number: value.text for value in values} for values in self.sets]
 
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style>{examples(self.sets)._repr_html_()}"
+    def table(self) -> Table:
+        """Return a table with a row for each value."""
+        return Table.of(
+            "Example parameters",
+            (Column("set"), Column("parameter"), Column("type"), Column("value"), Column("from")),
+            [
+                (
+                    str(at),
+                    f"${value.number}",
+                    value.type,
+                    Cell("NULL" if value.text is None else value.text, code=True),
+                    value.origin,
+                )
+                for at, values in enumerate(self.sets, 1)
+                for value in values
+            ],
+            headers=2,
+            note="" if self.rows else "the statement has no parameters",
+        )
 
-    def __repr__(self) -> str:
-        return repr(examples(self.sets))
+    def html(self) -> str:
+        """Return the table as HTML."""
+        return self.table().html()
+
+    def text(self) -> str:
+        """Return the table as text."""
+        return self.table().text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +376,7 @@ class SlowQuery:
             raise PlanError(f"{self.name}: {error}; expected explain(parameters=...)") from None
 
     def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'>{code(self.sql, name='SQL')}{self._table.to_html()}</div>"
+        return Sheet([Code(self.sql, "SQL"), self._table])._repr_html_()
 
     def __repr__(self) -> str:
         return repr(self._table)
@@ -374,23 +396,6 @@ def figures(queries: SlowQueries, position: int) -> Table:
     return replace(table, caption="What it costs", rows=table.rows[position - 1 :])
 
 
-def examples(sets: Sequence[Sequence[Value]]) -> Table:
-    """Return a table with a row for each value."""
-    rows = tuple(
-        (
-            Cell(str(at)),
-            Cell(f"${value.number}"),
-            Cell(value.type),
-            Cell("NULL" if value.text is None else value.text, code=True),
-            Cell(value.origin),
-        )
-        for at, values in enumerate(sets, 1)
-        for value in values
-    )
-    columns = ("set", "parameter", "type", "value", "from")
-    return Table("Example parameters", columns, rows, headers=2, note="" if rows else "the statement has no parameters")
-
-
 @dataclass(frozen=True, slots=True)
 class StatementEvidence:
     """What is known of one statement, in the order of its page."""
@@ -405,17 +410,18 @@ class StatementEvidence:
 
     def page(self) -> str:
         """Return the evidence as one page that requests nothing."""
-        return page(f"Slow statement: {one_line(self.sql, 60)}", "".join(self._parts()))
+        title = f"Slow statement: {one_line(self.sql, 60)}"
+        return page(title, *(Section(parts, heading, level) for heading, level, parts in self._sections()))
 
-    def _parts(self) -> Iterator[str]:
-        yield f"<h1>Slow statement {self.position}</h1><p>{escape(self.found.source)}</p>{code(self.sql, name='SQL')}"
-        yield figures(self.found, self.position).to_html()
+    def _sections(self) -> Iterator[tuple[str, int, list[Part]]]:
+        """Yield title, level and parts of each section."""
+        head = [Paragraph(self.found.source), Code(self.sql, "SQL"), figures(self.found, self.position)]
+        yield f"Slow statement {self.position}", 1, head
         for plan in self.plans:
-            yield f"<h2>Plan</h2>{plan.html()}"
+            yield "Plan", 2, [plan]
         for advised in self.advice:
-            yield f"<h2>Advice</h2>{advice_block(advised).html}"
+            yield "Advice", 2, [advised]
         for trial in self.trials:
-            yield f"<h2>What if</h2>{code(trial.index, name='SQL')}{trial.html()}"
+            yield "What if", 2, [Code(trial.index, "SQL"), trial]
         for run in self.runs:
-            yield f"<h2>Measured</h2>{run.decision.html}{run.levels.to_html()}{run.index_costs.to_html()}"
-            yield run.weaknesses.html
+            yield "Measured", 2, [run.decision, run.levels, run.index_costs, run.weaknesses]

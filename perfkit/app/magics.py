@@ -26,7 +26,7 @@ from perfkit.base.process import progress
 from perfkit.explain.capture import named, numbered
 from perfkit.postgres.commands import texts
 from perfkit.postgres.sqltext import named_placeholders
-from perfkit.show.html import Block, Table, style
+from perfkit.show.html import Paragraph, Sheet
 from perfkit.slow.examples import Value
 from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 from perfkit.slow.tables import ActivityView
@@ -281,7 +281,7 @@ class PerfkitMagics(Magics):
 
     @line_cell_magic
     @_in_one_line
-    def measure(self, line: str, cell: str = "") -> Block:
+    def measure(self, line: str, cell: str = "") -> Sheet:
         """`%%measure --index "CREATE INDEX ..."`: measure what an index does to the cell's statement under load."""
         options = _measure_parser().parse_args(_words(line))
         session, values = self._connected("%%measure"), self._parameters("%%measure", cell, options)
@@ -289,9 +289,7 @@ class PerfkitMagics(Magics):
         name, index = settings.pop("to"), settings.pop("index")
         del settings["param"]
         run = self._store(name, _measure(session, cell, values, index, **settings))
-        parts = (run.decision, run.levels, run.index_costs, run.weaknesses)
-        html = "".join(part.to_html() if isinstance(part, Table) else part.html for part in parts)
-        return Block(f"<style>{style()}</style>{html}", "\n\n".join(map(repr, (run, *parts))))
+        return Sheet([Paragraph(repr(run)), run.decision, run.levels, run.index_costs, run.weaknesses])
 
     def close(self) -> None:
         """Close the session, if one is open."""

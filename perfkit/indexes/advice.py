@@ -17,7 +17,7 @@ from perfkit.explain.rewrites import rewritten
 from perfkit.indexes.candidates import TINY, IndexDesign
 from perfkit.indexes.rewriting import either, replaced
 from perfkit.indexes.trial import CostFigures, quicker
-from perfkit.show.html import Block, Cell, Table, code, escape, listed
+from perfkit.show.html import Bullets, Cell, Code, Section, Table, View, stacked
 
 MANY = 0.05  # share of a table's rows from which on most of its pages are needed anyway
 EARLY = 0.1  # share of a table's pages below which a LIMIT stops early
@@ -79,7 +79,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Advice:
+class Advice(View):
     """The indexes for a workload, the queries without an index, and the limitations; displays itself."""
 
     target: str
@@ -108,30 +108,27 @@ class Advice:
             lines += ["", "-- An index on an expression has no statistics until ANALYZE.", *analysed.values()]
         return "\n".join(lines) + "\n"
 
-    def _repr_html_(self) -> str:
-        return advice_block(self)._repr_html_()
+    @property
+    def _parts(self) -> Section:
+        """The proposals, the refusals with their rewrites, the limitations, and the set as SQL."""
+        rewritten = {
+            f"{r.query}, rewritten so that an index can be used": r.rewrite for r in self.refusals if r.rewrite
+        }
+        return stacked(
+            proposed(self),
+            refused(self) if self.refusals else None,
+            *(Section([Code(rewrite.strip(), title)], title) for title, rewrite in rewritten.items()),
+            Section([Bullets(self.limitations)], "Limitations") if self.limitations else None,
+            Section([Code(self.sql.strip(), "The set of indexes")], "The set") if self.proposals else None,
+        )
 
-    def __repr__(self) -> str:
-        return repr(advice_block(self))
+    def html(self) -> str:
+        """Return the advice as HTML."""
+        return self._parts.html()
 
-
-def advice_block(advice: Advice) -> Block:
-    """Return the proposals, the refusals with their rewrites, the limitations, and the set as SQL."""
-    tables = [proposed(advice), *([refused(advice)] if advice.refusals else [])]
-    rewrites = [(refusal.query, refusal.rewrite) for refusal in advice.refusals if refusal.rewrite]
-    html = "".join(table.to_html() for table in tables)
-    text = [table.to_text() for table in tables]
-    for query, rewrite in rewrites:
-        title = f"{query}, rewritten so that an index can be used"
-        html += f"<h3>{escape(title)}</h3>{code(rewrite, name=title)}"
-        text += [f"{title}:\n{_indented(rewrite)}"]
-    if advice.limitations:
-        html += f"<h3>Limitations</h3>{listed(advice.limitations)}"
-        text += ["Limitations:\n" + "\n".join(f"- {limitation}" for limitation in advice.limitations)]
-    if advice.proposals:
-        html += f"<h3>The set</h3>{code(advice.sql, name='The set of indexes')}"
-        text += [f"The set:\n{_indented(advice.sql)}"]
-    return Block(html, "\n\n".join(text))
+    def text(self) -> str:
+        """Return the advice as text."""
+        return self._parts.text()
 
 
 def proposed(advice: Advice) -> Table:
@@ -158,10 +155,6 @@ def _cells(before: CostFigures, after: CostFigures, evidence: str) -> Iterator[C
     for figures in (before, after):
         yield Cell(str(figures), seconds(figures.ms / 1000) if figures.ms is not None else "")
     yield Cell(evidence)
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in text.strip().splitlines())
 
 
 def reason(text: str, look: FindingContext, generic: FindingContext | None = None) -> Because | None:

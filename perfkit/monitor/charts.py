@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
-from perfkit.analysis.charts import logarithmic
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, supported
 from perfkit.config.judging import Metric
@@ -27,7 +26,7 @@ from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
 from perfkit.monitor.model import OK, About
 from perfkit.monitor.notifications import formatted, percentage
 from perfkit.monitor.review import Reviewed
-from perfkit.show.charts import INK, draw_svg
+from perfkit.show.charts import INK, draw_svg, logarithmic
 from perfkit.show.html import Block, escape, explained
 
 MAX_POINTS = 300  # steps in a chart

@@ -37,14 +37,29 @@ from perfkit.release.decision import (
 from perfkit.release.gate import CHECKED_NOW, LOAD, judge, watch_state
 from perfkit.release.rollback import FILE, Rollback, Word
 from perfkit.runs.records import Bundle
-from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, headed, listed, marked, page, style
+from perfkit.show.html import (
+    Banner,
+    Block,
+    Bullets,
+    Cell,
+    OpenedPage,
+    Section,
+    Table,
+    code,
+    escape,
+    marked,
+    page,
+    shown,
+    stacked,
+    style,
+)
 from perfkit.show.render import GATE, page_of
 
 REASONS = 8  # in the banner; the matrix has all items
 _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}
 
 
-def banner(record: DecisionRecord) -> Block:
+def banner(record: DecisionRecord) -> Banner:
     """Return the decision, its numbers, and the items that led to it."""
     gate = record.gate
     reasons, rest = gate.reasons[:REASONS], len(gate.reasons) - REASONS
@@ -209,15 +224,12 @@ def _spaced(digits: str) -> str:
 _WORD_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
 
 
-def rollback(result: Rollback) -> Block:
+def rollback(result: Rollback) -> Section:
     """Return whether the system is as before, the items that show it, and what was not checked."""
     state = _WORD_STATES[result.word]
-    word = f"{MARKS[state]} {result.word}"
     title = f"Rolled back: is everything as before? {result.where}"
-    html = headed(state, title, word, result.sentence)
-    html += _table(result).to_html() + listed(result.unseen)
-    text = [f"{word}  {title}", result.sentence, "", _table(result).to_text()]
-    return Block(html, "\n".join([*text, *(f"- {line}" for line in result.unseen)]))
+    head = Banner(state, title, f"{MARKS[state]} {result.word}", result.sentence)
+    return stacked(head, _table(result), Bullets(result.unseen))
 
 
 def _table(result: Rollback) -> Table:
@@ -307,7 +319,7 @@ class GoNoGo(OpenedPage):
         return page
 
     @property
-    def banner(self) -> Block:
+    def banner(self) -> Banner:
         """GO, NO-GO, NO BENEFIT or INCONCLUSIVE, and the items that led to it."""
         return banner(self.decided)
 
@@ -411,14 +423,16 @@ def shipped(subject: Subject, arm: str = "") -> list[str]:
 # A rollback as a notebook shows it: rehearsed in a run, or done in a database in use.
 
 
+def rehearsal(subject: Subject) -> Section:
+    """Return whether everything is as before, item by item."""
+    with reading(subject.bundle.path):
+        return rollback(Rollback.of(subject.run.rollback or {}))
+
+
 class RehearsedRun(Run):
     """The run of a rehearsed rollback; its decision says whether everything is as before."""
 
-    @property
-    def decision(self) -> Block:
-        """Return whether everything is as before, item by item."""
-        with reading(self.bundle.path):
-            return rollback(Rollback.of(self.bundle.run.rollback or {}))
+    decision = shown(rehearsal)
 
 
 class RolledBack:
@@ -439,7 +453,7 @@ class RolledBack:
         if (self.folder / "run.json").exists():
             return render(self.folder)
         out = self.folder / "rollback.html"
-        write_atomically(out, page(f"{self.found.word}: rollback", rollback(self.found).html))
+        write_atomically(out, page(f"{self.found.word}: rollback", rollback(self.found)))
         return out
 
     def _repr_html_(self) -> str:

@@ -10,19 +10,20 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar, cast
 
 import markupsafe
 from markupsafe import Markup
 
 from perfkit.base import units
 from perfkit.base.errors import visible
-from perfkit.base.stats import Interval, Ratio
+from perfkit.base.judgement import MARKS
+from perfkit.base.stats import Estimate, Interval, Ratio
 from perfkit.base.units import NONE, unbroken
 
 if TYPE_CHECKING:
@@ -31,17 +32,16 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 PARTS = "parts.html.j2"
-#: The mark of a state, for readers who do not see its colour.
-MARKS = {"good": "✓", "bad": "✕", "neutral": "○", "unsure": "?", "unfinished": "…"}
 R = TypeVar("R")
+P = TypeVar("P")
 
 
-def escape(text: object) -> Markup:
+def escape(text: object) -> str:
     """Return text as inert HTML, safe inside a quoted attribute too."""
-    return markupsafe.escape(visible(text))
+    return str(markupsafe.escape(visible(text)))
 
 
-def render(template: str, macro: str = "", **values: object) -> Markup:
+def render(template: str, macro: str = "", **values: object) -> str:
     """Return the HTML of a template, or of one of its macros; every value is escaped.
 
     Control and direction-changing characters are made visible here, in the whole output, so that no template can
@@ -49,7 +49,7 @@ def render(template: str, macro: str = "", **values: object) -> Markup:
     """
     found = _environment().get_template(template)
     html = getattr(found.module, macro)(**values) if macro else found.render(**values)
-    return Markup(visible(html))
+    return visible(html)
 
 
 @cache
@@ -71,7 +71,7 @@ def style() -> str:
 def page(title: str, *parts: Part | str, again_s: float = 0.0) -> str:
     """Return a whole page that requests nothing and runs nothing; it reloads every `again_s` seconds, or never (0)."""
     content = "".join(part if isinstance(part, str) else part.html() for part in parts)
-    return str(render(PARTS, "page", title=title, content=Markup(content), style=Markup(style()), again_s=again_s))
+    return render(PARTS, "page", title=title, content=Markup(content), style=Markup(style()), again_s=again_s)
 
 
 def markdown(text: str) -> str:
@@ -117,6 +117,17 @@ class OpenedPage:
         return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
 
 
+class shown(property, Generic[R, P]):  # used like property
+    """A property of an opened result: what a function makes of the result's `subject`, documented by the function."""
+
+    def __init__(self, make: Callable[[R], P]) -> None:
+        super().__init__(lambda result: make(result.subject), doc=make.__doc__)
+
+    if TYPE_CHECKING:
+
+        def __get__(self, result: object, owner: type | None = None) -> P: ...  # type: ignore[override]
+
+
 @dataclass(frozen=True, slots=True)
 class Inline:
     """Some words of a line in an HTML element; `state` is a class of the style sheet. A link leads to its text."""
@@ -140,10 +151,10 @@ def plain(words: Words) -> str:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Line(Part):
+class Paragraph(Part):
     """A paragraph; `kind` is a class of the style sheet."""
 
-    macro = "line"
+    macro = "paragraph"
     words: Words
     kind: str = ""
 
@@ -157,9 +168,9 @@ class Line(Part):
         return plain(self.words)
 
 
-def note(words: Words) -> Line:
+def note(words: Words) -> Paragraph:
     """Return a remark in small print."""
-    return Line(words, "note")
+    return Paragraph(words, "note")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -224,7 +235,15 @@ class Section(Part):
         texts = [indent(part.text(), "  ") if self.title and isinstance(part, Code) else part.text()
                  for part in self.parts]  # fmt: skip
         body = self.gap.join(text for text in texts if text)
-        return f"{self.title}:\n{body}" if self.title and body else body
+        if not self.title or not body:
+            return body
+        return f"{self.title}\n\n{body}" if self.level < 3 else f"{self.title}:\n{body}"
+
+
+class Sheet(Section, View):
+    """Parts that are shown on their own, with the style sheet."""
+
+    _repr_html_ = View._repr_html_
 
 
 def stacked(*parts: Part | None, gap: str = "\n\n") -> Section:
@@ -265,7 +284,7 @@ class Banner(Part):
 
     def text(self) -> str:
         """Return word and title, the sentence, and the reasons."""
-        word = f"{MARKS[self.icon]} {self.word}" if self.icon else self.word
+        word = f"{MARKS.get(self.icon, '…')} {self.word}" if self.icon else self.word
         lines = ["  ".join(filter(None, (word, self.title))), self.sentence]
         return "\n".join([*lines, *(f"- {reason}" for reason in self.reasons)])
 
@@ -282,7 +301,7 @@ class Cell:
     note: str = ""
     state: str = ""
     code: bool = False
-    value: object = None
+    value: object = field(default=None, compare=False)
     full: str = ""
     id: str = ""
     share: float | None = None
@@ -297,7 +316,7 @@ class Cell:
         match self.value:
             case None:
                 return {"": None if self.text in ("", NONE) else self.text}
-            case Interval() | Ratio() as estimate:
+            case Estimate() as estimate:
                 return {"": estimate.value, "_lo": estimate.lo, "_hi": estimate.hi}
             case Mapping() as several:
                 return {f"_{key}" if key else "": value for key, value in several.items()}
@@ -329,25 +348,29 @@ def cell(value: object, show: Callable[..., str] | None = None, state: str = "")
     return Cell(show(value) if show else str(value), state=state, value=value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Column(Generic[R]):
     """A column of a table: its heading, the value of a row, and how a value is written (see `cell`).
 
-    `key` names the values in a frame, with their unit; by default it is the heading as an identifier.
+    Without `value`, a row is a sequence that has the value at the column's position. `key` names the values in a
+    frame, with their unit; by default it is the heading as an identifier.
     """
 
     name: str
-    value: Callable[[R], object]
+    value: Callable[[R], object] | None = None
     show: Callable[..., str] | None = None
     numeric: bool = False
     key: str = ""
 
-    def cell(self, row: R) -> Cell:
+    def cell(self, row: R, position: int) -> Cell:
         """Return the cell of a row."""
-        return cell(self.value(row), self.show)
+        value = self.value(row) if self.value else cast("Sequence[object]", row)[position]
+        return cell(value, self.show)
 
 
-def number(name: str, value: Callable[[R], object], show: Callable[..., str] | None = None, key: str = "") -> Column[R]:
+def number(
+    name: str, value: Callable[[R], object] | None = None, show: Callable[..., str] | None = None, key: str = ""
+) -> Column[R]:
     """Return a column that is aligned to the right."""
     return Column(name, value, show, True, key)
 
@@ -382,7 +405,7 @@ class Table(Part):
         note: str = "",
     ) -> Table:
         """Return the table of records: one row for each, with a cell for each column."""
-        rows = tuple(tuple(column.cell(record) for column in columns) for record in records)
+        rows = tuple(tuple(column.cell(record, i) for i, column in enumerate(columns)) for record in records)
         names, keys = tuple(column.name for column in columns), tuple(column.key for column in columns)
         numeric = frozenset(column.name for column in columns if column.numeric)
         return cls(caption, names, rows, numeric, headers, grouped, note, keys)

@@ -227,7 +227,7 @@ class TestOfTheBookingSystem:
         assert "more apply only in the set-up 'checklist': perfkit report --preset checklist." in text
         assert "they take about 340 kB of 2.2 MB (after-index)" in text
         assert "the index lab measures it: perfkit indexes ablate" in text
-        assert "<h2>Expected and measured</h2>" in booking.claims.html
+        assert "<h2>Expected and measured</h2>" in booking.claims.html()
 
     def test_in_the_set_up_a_table_by_load_level_stands_beside_the_documents(self, booking: Run) -> None:
         there = booking.bundle.run.model_copy(deep=True)
@@ -270,7 +270,7 @@ def _fields(claim: JudgedClaim) -> list[tuple[str, Any]]:
 
 def test_a_run_without_claims_and_an_older_bundle_have_no_such_section(made: Run) -> None:
     assert not made.bundle.run.config.claim and not made.bundle.run.parameters.preset
-    assert (made.claims.html, repr(made.claims)) == ("", "")
+    assert (made.claims.html(), repr(made.claims)) == ("", "")
     assert json.loads(verdict(made.subject))["claims"] == []
     assert "Expected and measured" not in summary(made.subject)
 
@@ -294,7 +294,7 @@ def test_hostile_text_in_a_claim_is_shown_and_does_nothing(made: Run, tmp_path: 
     bundle.run.config.claim = [Claim(text=text, measure="index_kb", high=1)]
     bundle.update()
     run = Run(bundle)
-    assert "<script>" not in run.claims.html and "&lt;script&gt;" in run.claims.html
+    assert "<script>" not in run.claims.html() and "&lt;script&gt;" in run.claims.html()
     assert "\x1b" not in repr(run.claims)
     assert "<script>" not in summary(run.subject)
 

@@ -182,7 +182,7 @@ def test_one_thing_that_is_not_as_before_outranks_what_is_not_settled_and_that_t
 def test_what_a_server_says_is_inert_in_the_page_and_in_the_terminal() -> None:
     evil = "\x1b[2J<script>alert(1)</script>"
     block = shown(Rollback(evil, (evil,), (RollbackItem("indexes", evil, Word.DIFFERENT, evil),), (evil,)))
-    assert "<script" not in block.html and "\x1b" not in block.html
+    assert "<script" not in block.html() and "\x1b" not in block.html()
     assert "\x1b" not in repr(block) and "not as before" in repr(block)
 
 

@@ -4,15 +4,16 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from synthetic import make_run
 
 from perfkit.analysis.report import Run
 from perfkit.base import units
-from perfkit.base.errors import visible
+from perfkit.base.errors import UsageError, visible
 from perfkit.runs.records import Bundle, RunRecord
-from perfkit.show.html import Block, Cell, Table, code, escape, folded, style
+from perfkit.show.html import Cell, Part, Table, escape, shown, style
 
 HOSTILE = "<script>alert(1)</script>\"' onclick=x \x1b[31m\u202e`|*"
 
@@ -29,23 +30,14 @@ def test_no_text_becomes_markup_or_stays_invisible(text: str) -> None:
     shown.encode("utf-8")  # half a surrogate pair would make the whole page unwritable
 
 
+@settings(deadline=None)  # the first call compiles the template
 @given(st.text(), st.text())
 def test_no_cell_breaks_out_of_a_table(text: str, note: str) -> None:
     table = Table(text, (text, "b"), ((Cell(text, note), Cell(note, text, code=True)),), note=note)
-    assert table.to_html().count("<td") == 1
-    assert table.to_html().count("<tr>") == 2
-    assert all(line.replace("\\|", "").count("|") == 3 for line in table.to_markdown().split("\n"))
-    assert len(table.to_markdown().split("\n")) == 3
-
-
-def test_every_writer_escapes() -> None:
-    for html in (
-        code(HOSTILE, name=HOSTILE),
-        folded(HOSTILE, ""),
-        Table(HOSTILE, (HOSTILE,), ())._repr_html_(),
-    ):
-        assert "<script" not in html
-        assert "\x1b" not in html and "\u202e" not in html
+    assert table.html().count("<td") == 1
+    assert table.html().count("<tr>") == 2
+    assert all(line.replace("\\|", "").count("|") == 3 for line in table.markdown().split("\n"))
+    assert len(table.markdown().split("\n")) == 3
 
 
 def test_control_characters_are_made_visible_and_lines_kept() -> None:
@@ -54,7 +46,7 @@ def test_control_characters_are_made_visible_and_lines_kept() -> None:
 
 def test_a_table_names_its_rows_columns_and_groups() -> None:
     rows = tuple((Cell(g), Cell(name), Cell("1")) for g, name in (("x", "a"), ("x", "b"), ("y", "a")))
-    html = Table("what", ("group", "row", "n"), rows, frozenset(["n"]), 2, True).to_html()
+    html = Table("what", ("group", "row", "n"), rows, frozenset(["n"]), 2, True).html()
     assert "<caption><span>what</span></caption>" in html
     assert html.count('scope="col"') == 3
     assert html.count('<th scope="rowgroup" rowspan="2">x</th>') == 1
@@ -64,13 +56,13 @@ def test_a_table_names_its_rows_columns_and_groups() -> None:
 
 def test_an_empty_table_says_so() -> None:
     table = Table("Unexpected outcomes", ("a",), (), note="none in 10 requests")
-    assert "<table" not in table.to_html() and "none in 10 requests" in table.to_html()
+    assert "<table" not in table.html() and "none in 10 requests" in table.html()
     assert repr(table) == "Unexpected outcomes: none in 10 requests"
 
 
 def test_text_is_aligned_for_a_terminal() -> None:
     table = Table("t", ("name", "ms"), ((Cell("a"), Cell("1.00")), (Cell("long"), Cell("12.0"))), frozenset(["ms"]))
-    assert table.to_text().splitlines()[2:] == ["name    ms", "----  ----", "a     1.00", "long  12.0"]
+    assert table.text().splitlines()[2:] == ["name    ms", "----  ----", "a     1.00", "long  12.0"]
 
 
 @pytest.mark.parametrize(
@@ -101,13 +93,13 @@ def test_units() -> None:
 
 
 def test_everything_a_run_shows_has_html_and_words(run: Run) -> None:
-    names = [name for name, kind in vars(Run).items() if isinstance(kind, property)]
+    names = [name for name, kind in vars(Run).items() if isinstance(kind, shown)]
     assert len(names) >= 13
     for name in names:
-        shown = getattr(run, name)
-        assert isinstance(shown, Block | Table)
-        assert shown._repr_html_().startswith('<div class="pk">')
-        assert len(repr(shown)) > 20, name
+        part = getattr(run, name)
+        assert isinstance(part, Part)
+        assert part._repr_html_().startswith('<div class="pk">')
+        assert len(repr(part)) > 20, name
 
 
 def test_the_levels_show_every_arm_the_floor_and_missing_percentiles_in_words(run: Run) -> None:
@@ -156,7 +148,7 @@ def test_errors_are_listed_and_their_absence_bounded(run: Run, tmp_path: Path) -
 def test_an_unfinished_run_is_never_go(tmp_path: Path, status: str) -> None:
     shown = Run(make_run(tmp_path / "run", status=status))
     assert shown.subject.decision == "UNFINISHED"
-    assert "✓ GO" not in repr(shown.decision) and ">GO<" not in shown.decision.html
+    assert "✓ GO" not in repr(shown.decision) and ">GO<" not in shown.decision.html()
     assert "6 of 6 blocks" in repr(shown.decision)
 
 
@@ -164,9 +156,9 @@ def test_a_run_that_has_just_begun_can_be_shown(tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole")
     early = {"title", "parameters", "config", "roles", "scenarios", "queries", "host", "packages", "started", "perfkit"}
     bundle = Bundle.create(tmp_path / "early", RunRecord(**whole.run.model_dump(include=early)))
-    shown = Run(bundle)
-    for name in (name for name, kind in vars(Run).items() if isinstance(kind, property)):
-        assert getattr(shown, name)._repr_html_()
+    early_run = Run(bundle)
+    for name in (name for name, kind in vars(Run).items() if isinstance(kind, shown)):
+        assert getattr(early_run, name)._repr_html_()
 
 
 def test_all_styles_stay_below_their_class() -> None:
@@ -176,7 +168,32 @@ def test_all_styles_stay_below_their_class() -> None:
 
 def test_a_run_gives_its_requests_as_a_data_frame(tmp_path: Path) -> None:
     run = Run(make_run(tmp_path / "run"))
-    frame = run.frame()
+    frame = run.samples
     assert len(frame) == sum(len(r.columns["item"]) for r in run.rounds)
     assert set(frame["arm"]) == {*run.subject.arms, "floor"}
-    assert (frame["done"] >= frame["scheduled"]).all()
+    assert (frame["done_ms"] >= frame["scheduled_ms"]).all()
+    assert frame["counted"].dtype == bool and frame["done_ms"].dtype == float
+
+
+def test_a_run_gives_its_levels_as_a_tidy_data_frame(run: Run) -> None:
+    frame = run.levels.frame
+    assert len(frame) == len(run.levels.rows)
+    assert set(frame["scenario"]) == {scenario for scenario, _ in run.subject.loads}
+    after = frame[(frame["arm"] == "after-full") & (frame["scenario"] == "burst")].iloc[0]
+    level = run.analysis.level("after-full", "burst", after["scenario_item"])
+    assert level and level.p50
+    assert (after["p50_ms"], after["p50_ms_lo"], after["requests"]) == (level.p50.value, level.p50.lo, level.n)
+    assert after["p50_ratio_verdict"] == "faster" and after["p50_ratio"] < 1
+    numbers = ["p50_ms", "p50_ms_hi", "p95_ms", "p99_ms", "per_second", "p50_ratio", "p50_ratio_hi"]
+    assert {str(frame[name].dtype) for name in numbers} == {"float64"}
+    assert frame["requests"].dtype == frame["errors"].dtype == int
+
+
+def test_every_picture_of_a_run_draws_into_axes_and_returns_them(run: Run) -> None:
+    for draw in (run.plot.ecdf, run.plot.rounds, run.plot.levels, run.plot.latency):
+        ax = Figure().add_subplot()
+        assert draw(ax=ax) is ax and ax.has_data()
+    with pytest.raises(UsageError, match=r"scenario = 'none'; expected one of: .*burst"):
+        run.plot.ecdf("none")
+    with pytest.raises(UsageError, match=r"metric = 'mean'; expected p50, p95 or p99"):
+        run.plot.levels("mean")

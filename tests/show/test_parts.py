@@ -16,7 +16,7 @@ from perfkit.show.html import (
     Column,
     Folded,
     Inline,
-    Line,
+    Paragraph,
     Part,
     Section,
     Table,
@@ -30,13 +30,13 @@ from perfkit.show.html import (
 HOSTILE = "<script>alert(1)</script>\"' onclick=x \x1b[31m\u202e`|*\u200b"
 
 PARTS = {
-    "line": Line([HOSTILE, Inline(HOSTILE, "b", "bad"), Inline(HOSTILE, "a")], "note"),
+    "line": Paragraph([HOSTILE, Inline(HOSTILE, "b", "bad"), Inline(HOSTILE, "a")], "note"),
     "code": Code(HOSTILE, HOSTILE),
     "bullets": Bullets([HOSTILE, [Inline(HOSTILE, "em"), HOSTILE]], "weak"),
     "terms": Terms([(HOSTILE, HOSTILE)]),
-    "section": Section([Line(HOSTILE)], HOSTILE, kind="columns"),
+    "section": Section([Paragraph(HOSTILE)], HOSTILE, kind="columns"),
     "folded": Folded(HOSTILE, [Code(HOSTILE)]),
-    "banner": Banner("good", HOSTILE, HOSTILE, HOSTILE, [HOSTILE], HOSTILE, [Line(HOSTILE)], "good"),
+    "banner": Banner("good", HOSTILE, HOSTILE, HOSTILE, [HOSTILE], HOSTILE, [Paragraph(HOSTILE)], "good"),
     "table": Table(
         HOSTILE,
         (HOSTILE, "b", "c", "d"),
@@ -89,8 +89,8 @@ def test_an_empty_table_has_the_columns_of_its_frame() -> None:
 def test_text_has_every_part_once_and_folded_ones_open() -> None:
     parts = stacked(
         Section([Code("SELECT 1;")], "The set"),
-        Folded("more", [Line("inside")]),
-        Folded("left out", [Line("unseen")], in_text=False),
+        Folded("more", [Paragraph("inside")]),
+        Folded("left out", [Paragraph("unseen")], in_text=False),
         None,
         Bullets(["one", [Inline("two", "b"), " three"]]),
     )
@@ -98,6 +98,7 @@ def test_text_has_every_part_once_and_folded_ones_open() -> None:
     assert parts.html().count("<details>") == 2 and "unseen" in parts.html()
 
 
+@pytest.mark.process
 def test_text_and_tables_import_no_template_engine_pandas_or_matplotlib() -> None:
     code = (
         "import sys; from perfkit.show.html import Table, Cell;"

@@ -24,7 +24,7 @@ from perfkit.load.samples import COLUMNS, Rest
 from perfkit.postgres import databases, embedded
 from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
 from perfkit.runs.selection import RunSpec, Selection, alone
-from perfkit.show.charts import draw_svg
+from perfkit.show.charts import Picture
 from perfkit.show.render import LOAD, execute
 
 pytestmark = pytest.mark.slow  # the module takes more than a minute
@@ -513,7 +513,7 @@ def test_requests_beyond_those_that_are_kept_are_owned_up_to() -> None:
 def test_the_picture_is_the_same_bytes_every_time_and_holds_what_was_lost() -> None:
     rows = [(due, ms, "dropped" if 3 < due < 4 else out) for due, ms, out in steady(20, 200)]
     flow = charts.flow_of([round_of(rows)], OPEN)
-    svgs = [draw_svg("x", "t", "f", lambda ax: charts._draw(ax, flow, 50)) for _ in range(2)]
+    svgs = [Picture("x", "t", "f", lambda ax: charts._draw_flow(ax, flow, 50)).svg for _ in range(2)]
     assert svgs[0] == svgs[1] and len(svgs[0]) < 150_000
     assert ">dropped<" in svgs[0] and ">errors<" not in svgs[0] and ">p95<" in svgs[0] and "#010203" not in svgs[0]
 
