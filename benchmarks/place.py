@@ -86,7 +86,7 @@ def _p50(crew: WorkerPool, server: EmbeddedServer, name: str, sql: str, count: i
     target = sql_target(server.conninfo(name), 30, 30, pinned=pinned)
     queue = tuple({"item": "q", "sql": sql, "params": None} for _ in range(count))
     columns = crew.run(target, [Batch((queue,))]).columns
-    times = [(done - started) / 1e6 for started, done in zip(columns["started"], columns["done"], strict=True)]
+    times = [(done - started) / 1e6 for started, done in zip(columns.started, columns.done, strict=True)]
     return stats.percentile(times[1:], 50)
 
 
@@ -97,7 +97,7 @@ def _apart_by(crew: WorkerPool, server: EmbeddedServer, pinned: bool) -> float:
     queue = tuple({"item": arm, "sql": "SELECT 1", "params": None, "arm": arm} for _ in range(300) for arm in arms)
     columns = crew.run(alternating_target(dict.fromkeys(arms, own)), [Batch((queue,))]).columns
     times: dict[str, list[float]] = {arm: [] for arm in arms}
-    for arm, started, done in zip(columns["item"], columns["started"], columns["done"], strict=True):
+    for arm, started, done in zip(columns.item, columns.started, columns.done, strict=True):
         times[arm].append(done - started)
     medians = [stats.percentile(found, 50) for found in times.values()]
     return max(medians) / min(medians)

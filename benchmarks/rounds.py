@@ -70,14 +70,14 @@ def typical_round(rounds: Sequence[Round], metric: str) -> Interval | None:
 def of_load(load: Load) -> Round:
     """A round of perfkit's own: its counted requests, from when they were due; its CPU shared out by number."""
     c = load.columns
-    kept = [i for i, counted in enumerate(c["counted"]) if counted]
-    good = [i for i in kept if c["outcome"][i] == OK]
-    span = (max(c["done"][i] for i in good) - min(c["scheduled"][i] for i in good)) / 1e9 if good else 0.0
+    kept = [i for i, counted in enumerate(c.counted) if counted]
+    good = [i for i in kept if c.outcome[i] == OK]
+    span = (max(c.done[i] for i in good) - min(c.scheduled[i] for i in good)) / 1e9 if good else 0.0
     return Round(
-        times=[(c["done"][i] - c["scheduled"][i]) / 1e6 for i in good],
+        times=[(c.done[i] - c.scheduled[i]) / 1e6 for i in good],
         span_s=span,
-        cpu_s=load.health["cpu_ms"] / 1e3 * len(good) / max(len(c["item"]), 1),
-        lags=[(c["started"][i] - c["scheduled"][i]) / 1e6 for i in good],
+        cpu_s=load.health["cpu_ms"] / 1e3 * len(good) / max(len(c.item), 1),
+        lags=[(c.started[i] - c.scheduled[i]) / 1e6 for i in good],
         failed=len(kept) - len(good),
     )
 

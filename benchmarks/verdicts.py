@@ -112,7 +112,7 @@ def _on_requests(run: Bundle) -> Iterator[float]:
     for round_ in run.rounds():
         c = round_.columns
         own = times.setdefault((round_.scenario, round_.arm), [])
-        own += [d - s for d, s, counted in zip(c["done"], c["scheduled"], c["counted"], strict=True) if counted]
+        own += [d - s for d, s, counted in zip(c.done, c.scheduled, c.counted, strict=True) if counted]
     for level in (scenario.name for scenario in run.run.scenarios):
         yield float(tests.mannwhitneyu(times[level, "before"], times[level, "control"]).pvalue)
 

@@ -117,9 +117,7 @@ def gallery(caption: str, pictures: Sequence[Part]) -> Section:
 
 def latencies(round_: Round) -> list[float]:
     """Return the response times of a round's counted successes in ms, from when each request was due."""
-    c = round_.columns
-    rows = zip(c["scheduled"], c["done"], c["counted"], c["outcome"], strict=True)
-    return [(done - due) / 1e6 for due, done, counted, outcome in rows if counted and outcome == "ok"]
+    return round_.columns.times_ms(round_.columns.served())
 
 
 def _latencies(subject: Subject) -> dict[str, list[ChartSeries]]:
@@ -322,7 +320,7 @@ def flow_of(rounds: Sequence[Round], scenario: ScenarioRecord) -> Flow:
     ends = [0]
     for round_ in sorted(rounds, key=lambda r: r.position):
         c = round_.columns
-        stamps = zip(c["batch"], c["scheduled"], c["done"], c["counted"], c["outcome"], strict=True)
+        stamps = zip(c.batch, c.scheduled, c.done, c.counted, c.outcome, strict=True)
         own = sorted((s for s in stamps if step_s or s[3]), key=lambda s: s[:2])
         for place, (batch, due, done, _, outcome) in enumerate(own, ends[-1] + 1):
             at = batch * step_s + due / 1e9 if timed else float(place)
@@ -332,10 +330,10 @@ def flow_of(rounds: Sequence[Round], scenario: ScenarioRecord) -> Flow:
             else:
                 lost["dropped" if outcome == DROPPED else "errors"].append(at)
         ends.append(ends[-1] + len(own))
-    beyond = sum(sum(own["outcomes"].values()) for r in rounds for own in r.rest.values())
+    beyond = sum(sum(own.outcomes.values()) for r in rounds for own in r.rest.values())
     marks = {kind: np.sort(np.asarray(places)) for kind, places in lost.items()}
     order = np.argsort(x, kind="stable")
-    steps = 1 + max((max(r.columns["batch"], default=0) for r in rounds), default=0)
+    steps = 1 + max((max(r.columns.batch, default=0) for r in rounds), default=0)
     borders = [n * step_s for n in range(1, steps)] if step_s else [] if timed else [end + 0.5 for end in ends[1:-1]]
     return Flow(np.asarray(x)[order], np.asarray(ms)[order], marks, timed, tuple(borders), step_s, beyond)
 

@@ -113,14 +113,13 @@ def samples(rounds: Iterable[Round]) -> dict[str, list[object]]:
     """Return the requests of all rounds by column; times in ms since the round's first release, None if unknown."""
     columns: dict[str, list[object]] = {name: [] for name in (*_ROUND, *_REQUEST, *_TIMES, *_ENDED)}
     for round_ in sorted(rounds, key=lambda r: r.position):
-        recorded = round_.columns
-        number = len(recorded["item"])
+        recorded, number = round_.columns, len(round_.columns)
         for name in _ROUND:
             columns[name] += [getattr(round_, name)] * number
         for name in (*_REQUEST, *_ENDED):
-            columns[name] += recorded[name]
+            columns[name] += getattr(recorded, name)
         for name in _TIMES:
-            columns[name] += [None if ns is None else ns / 1e6 for ns in recorded[name.removesuffix("_ms")]]
+            columns[name] += [None if ns is None else ns / 1e6 for ns in getattr(recorded, name.removesuffix("_ms"))]
     return columns
 
 

@@ -41,8 +41,8 @@ from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
 from perfkit.base.process import spawn, stop
 from perfkit.base.refusals import COMMAND, HARMLESS, PROGRAMS, require_harmless_commands
 from perfkit.config import Scenario
-from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target
-from perfkit.load.samples import COLUMNS, OK, Rest
+from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target, lags_ms
+from perfkit.load.samples import COLUMNS, OK, Rest, Samples
 from perfkit.postgres.commands import exact, named, options
 from perfkit.postgres.sqltext import read as read_script
 from perfkit.postgres.sqltext import split
@@ -220,10 +220,10 @@ class _Line:
 
 
 @dataclass(slots=True)
-class Samples:
+class LogSamples:
     """The requests of a round: times up to a limit, column by column and evenly from all files, then histograms."""
 
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    columns: Samples = field(default_factory=Samples)
     rest: dict[str, Rest] = field(default_factory=dict)
     lags: array[int] = field(
         default_factory=lambda: array("q")
@@ -235,7 +235,7 @@ class Samples:
         due, began, done = (at - release for at in (line.scheduled, line.started, line.done))
         row = (item, line.client, 0, counted, due, began, began, done, line.outcome, detail, line.attempts)
         for name, value in zip(COLUMNS, row, strict=True):
-            self.columns[name].append(value)
+            getattr(self.columns, name).append(value)
         self.last = max(self.last, done)
 
     def count(self, item: str, line: _Line, release: int) -> None:
@@ -245,14 +245,14 @@ class Samples:
         self.last = max(self.last, done)
 
 
-def read(log: TransactionLog, aborted: Sequence[AbortedClient], most: int) -> Samples:
+def read(log: TransactionLog, aborted: Sequence[AbortedClient], most: int) -> LogSamples:
     """Return a log's samples, with the times of up to about `most`, and those of the clients that ended early.
 
     The release is the instant at which the first request was due.
     """
     due = (line.scheduled for path in log.paths for line in _lines(log, path))
     release = min(chain(due, (client.at for client in aborted)), default=0)
-    samples = Samples()
+    samples = LogSamples()
     for path in log.paths:
         _read(log, path, release, samples, max(1, most // len(log.paths)))
     for client in aborted:
@@ -261,7 +261,7 @@ def read(log: TransactionLog, aborted: Sequence[AbortedClient], most: int) -> Sa
     return samples
 
 
-def _read(log: TransactionLog, path: Path, release: int, samples: Samples, room: int) -> None:
+def _read(log: TransactionLog, path: Path, release: int, samples: LogSamples, room: int) -> None:
     """Read one file; its clients appear in no other."""
     over = release + int(log.seconds * 1e9)
     free: dict[int, int] = {}  # the instant since which a client is idle
@@ -385,10 +385,8 @@ def run(
         )
         requests = read(log, end.aborted, samples)
         means = [float(mean) for mean in _MEAN.findall((folder / "report").read_text("utf-8", "replace"))]
-    lags = sorted(requests.lags) or [0]
     health = {
-        "lag_p50_ms": lags[len(lags) // 2] / 1e6,
-        "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
+        **lags_ms(requests.lags),
         "gc_ms": 0.0,
         "worker_cpu": end.cpu_s / end.wall_s / jobs,
         "cpu_ms": end.cpu_s * 1e3,
@@ -396,7 +394,7 @@ def run(
     }
     if means:
         health["lookup_ms"] = sum(means) / len(means)
-    return Load(requests.columns, health, [], {item: rest.as_dict() for item, rest in requests.rest.items()})
+    return Load(requests.columns, health, [], requests.rest)
 
 
 def _file(folder: Path, source: ScriptQuery | Path, number: int, made: Script | None) -> str:

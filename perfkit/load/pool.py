@@ -12,7 +12,7 @@ import math
 import select
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from perfkit.base.errors import LoadError, TargetRefused
 from perfkit.base.process import MODULE, spawn, stop
 from perfkit.base.stats import percentile
-from perfkit.load.samples import COLUMNS, DROPPED, OK, Caps, Rest, faults, merged
+from perfkit.load.samples import DROPPED, OK, Caps, Rest, RestRecord, Samples, faults, merged
 from perfkit.load.schedule import Arrivals, Batch
 
 if TYPE_CHECKING:  # what needs only the pool, such as the watch, does not load the models of a configuration
@@ -92,16 +92,16 @@ def alternating_target(targets: Mapping[str, Target]) -> Target:
 class Load:
     """The samples of a round, column by column (ns from each batch's release), and the health of the client."""
 
-    columns: dict[str, list[Any]]
+    columns: Samples
     health: dict[str, float]
     bodies: list[str]
-    rest: dict[str, dict[str, Any]] = field(default_factory=dict)  # requests whose times are not kept, see samples.Rest
+    rest: dict[str, Rest] = field(default_factory=dict)  # requests whose times are not kept
 
     def counts(self) -> Counter[tuple[str, str]]:
         """Return the number of requests by item and outcome, including those whose times are not kept."""
-        counts = Counter(zip(self.columns["item"], self.columns["outcome"], strict=True))
+        counts = Counter(zip(self.columns.item, self.columns.outcome, strict=True))
         for item, rest in self.rest.items():
-            counts.update({(item, outcome): count for outcome, count in rest["outcomes"].items()})
+            counts.update({(item, outcome): count for outcome, count in rest.outcomes.items()})
         return counts
 
 
@@ -176,7 +176,7 @@ class WorkerPool:
 
     def _release(
         self, used: Sequence[_Worker], batch: Batch | Arrivals, keep_bodies: bool, samples: int
-    ) -> list[dict[str, Any]]:
+    ) -> list[_Answer]:
         """Deal a batch to the workers, and release all of them at one instant."""
         hands = _dealt(batch, len(used), samples)
         busy = [worker for worker, hand in zip(used, hands, strict=True) if hand]
@@ -184,9 +184,9 @@ class WorkerPool:
         go = {"do": "go", "at": monotonic_ns() + LEAD_NS, "keep_body": keep_bodies}
         timeout_s = 3600 + (batch.lasts_s if isinstance(batch, Arrivals) else 0)
         answers = self._ask(busy, [go] * len(busy), timeout_s=timeout_s)
-        if reason := next((answer["stopped"] for answer in answers if answer.get("stopped")), ""):
+        if reason := next((answer["stopped"] for answer in answers if answer["stopped"]), ""):
             raise TargetRefused(f"{reason}; nothing more was sent")
-        return answers
+        return [_Answer.of(answer) for answer in answers]
 
     def _ask(
         self, workers: Sequence[_Worker], commands: Sequence[Mapping[str, Any]], *, timeout_s: float
@@ -196,6 +196,21 @@ class WorkerPool:
             worker.send(command)
         deadline = monotonic() + timeout_s
         return [worker.receive(deadline, self._watch) for worker in workers]
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One worker's part of a batch."""
+
+    columns: Samples
+    rest: dict[str, Rest]
+    health: dict[str, int]
+    bodies: list[str]
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Self:
+        rest = {item: Rest.of(RestRecord(**record)) for item, record in answer["rest"].items()}
+        return cls(Samples(**answer["columns"]), rest, answer["health"], answer["bodies"])
 
 
 class _Worker:
@@ -260,18 +275,17 @@ def _dealt(batch: Batch | Arrivals, workers: int, samples: int) -> list[dict[str
 
 def selected(load: Load, counted: Sequence[bool | None]) -> Load:
     """Return some samples of a load: `counted` states for each whether it counts, or None to leave it out."""
-    chosen = [index for index, counts in enumerate(counted) if counts is not None]
-    columns = {name: [values[index] for index in chosen] for name, values in load.columns.items()}
-    return replace(load, columns={**columns, "counted": [bool(counted[index]) for index in chosen]}, bodies=[])
+    columns = load.columns.selected([row for row, counts in enumerate(counted) if counts is not None])
+    columns.counted = [counts for counts in counted if counts is not None]
+    return replace(load, columns=columns, bodies=[])
 
 
 def combined(loads: Sequence[Load], *, numbered: bool = True) -> Load:
     """Return several loads as one, with the worst health of any; batches are renumbered in sequence if `numbered`."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns = Samples()
     for load in loads:
-        first = max(columns["batch"], default=-1) + 1 if numbered else 0
-        for name, values in load.columns.items():
-            columns[name] += [value + first for value in values] if name == "batch" else values
+        first = max(columns.batch, default=-1) + 1 if numbered else 0
+        columns.extend(replace(load.columns, batch=[batch + first for batch in load.columns.batch]))
     health = {name: max(load.health[name] for load in loads) for name in loads[0].health}
     for name in ("wall_ms", "cpu_ms"):
         health[name] = sum(load.health[name] for load in loads)
@@ -279,53 +293,57 @@ def combined(loads: Sequence[Load], *, numbered: bool = True) -> Load:
     return Load(columns, health, [body for load in loads for body in load.bodies], rest)
 
 
-def _merge(batches: Sequence[Batch | Arrivals], parts: Sequence[list[dict[str, Any]]]) -> Load:
-    """Concatenate the workers' columns; under a ramp, only requests that start at full concurrency count."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    bodies: list[str] = []
+def _merge(batches: Sequence[Batch | Arrivals], parts: Sequence[list[_Answer]]) -> Load:
+    """Concatenate the workers' samples; under a ramp, only requests that start at full concurrency count."""
+    columns, bodies = Samples(), list[str]()
     for number, (batch, answers) in enumerate(zip(batches, parts, strict=True)):
-        filled = [answer["columns"] for answer in answers if answer["columns"]["item"]]
-        full_until = _full_until(filled) if isinstance(batch, Batch) and batch.full_only else None
-        for part in filled:
-            size = len(part["item"])
-            columns["batch"] += [number] * size
-            columns["counted"] += [
-                batch.counted and (full_until is None or started <= full_until) for started in part["started"]
-            ]
-            for name in COLUMNS:
-                if name in part:
-                    columns[name] += part[name]
-            bodies += part.get("body", [])
-    rest = merged(a["rest"] for b, answers in zip(batches, parts, strict=True) if b.counted for a in answers)
+        full_until = _full_until([answer.columns for answer in answers]) if _full_only(batch) else math.inf
+        for answer in answers:
+            answer.columns.batch = [number] * len(answer.columns)
+            answer.columns.counted = [batch.counted and at <= full_until for at in answer.columns.started]
+            columns.extend(answer.columns)
+            bodies += answer.bodies
+    rest = merged(a.rest for b, answers in zip(batches, parts, strict=True) if b.counted for a in answers)
     return Load(columns, _health(columns, parts), bodies, rest)
 
 
-def _full_until(parts: Sequence[Mapping[str, list[Any]]]) -> int:
+def _full_only(batch: Batch | Arrivals) -> bool:
+    return isinstance(batch, Batch) and batch.full_only
+
+
+def _full_until(parts: Sequence[Samples]) -> float:
     """Return the instant (ns) at which the first user had nothing more to send."""
     last: dict[int, int] = {}
     for part in parts:
-        for user, done in zip(part["user"], part["done"], strict=True):
+        for user, done in zip(part.user, part.done, strict=True):
             last[user] = max(last.get(user, 0), done)
-    return min(last.values())
+    return min(last.values(), default=math.inf)
 
 
-def _health(columns: Mapping[str, list[Any]], parts: Sequence[list[dict[str, Any]]]) -> dict[str, float]:
+def lags_ms(lags_ns: Iterable[int]) -> dict[str, float]:
+    """Return the part of a round's health that its schedule lags are."""
+    lags = sorted(lags_ns) or [0]
+    return {
+        "lag_p50_ms": lags[len(lags) // 2] / 1e6,
+        "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
+    }
+
+
+def _health(columns: Samples, parts: Sequence[list[_Answer]]) -> dict[str, float]:
     """Return the cost of the client itself: schedule lag, garbage collection, CPU (ms), the busiest worker's share."""
-    rows = zip(columns["started"], columns["scheduled"], columns["outcome"], strict=True)
-    lags = sorted(started - due for started, due, outcome in rows if outcome != DROPPED) or [0]
+    rows = zip(columns.started, columns.scheduled, columns.outcome, strict=True)
     by_worker: dict[int, list[int]] = {}
     for answers in parts:
         for index, answer in enumerate(answers):
             totals = by_worker.setdefault(index, [0, 0])
-            totals[0] += answer["health"]["cpu_ns"]
-            totals[1] += answer["health"]["wall_ns"]
+            totals[0] += answer.health["cpu_ns"]
+            totals[1] += answer.health["wall_ns"]
     return {
-        "lag_p50_ms": lags[len(lags) // 2] / 1e6,
-        "lag_p99_ms": lags[min(len(lags) - 1, int(len(lags) * 0.99))] / 1e6,
-        "gc_ms": max(answer["health"]["gc_ns"] for answers in parts for answer in answers) / 1e6,
+        **lags_ms(started - due for started, due, outcome in rows if outcome != DROPPED),
+        "gc_ms": max(answer.health["gc_ns"] for answers in parts for answer in answers) / 1e6,
         "worker_cpu": max(cpu / max(wall, 1) for cpu, wall in by_worker.values()),
         "cpu_ms": sum(cpu for cpu, _ in by_worker.values()) / 1e6,
-        "wall_ms": sum(max(a["health"]["wall_ns"] for a in answers) for answers in parts) / 1e6,
+        "wall_ms": sum(max(answer.health["wall_ns"] for answer in answers) for answers in parts) / 1e6,
     }
 
 
@@ -346,8 +364,7 @@ def calibrate(pool: WorkerPool, target: Target, message: dict[str, Any], users: 
     for _ in range(TRIES):
         for number in numbers:
             columns = pool.run(target, burst, workers=number).columns
-            rows = zip(columns["done"], columns["scheduled"], columns["counted"], strict=True)
-            medians[number].append(percentile([(done - due) / 1e6 for done, due, counted in rows if counted], 50))
+            medians[number].append(percentile(columns.times_ms(columns.served()), 50))
     return tuple(CalibrationTrial(number, round(percentile(times, 50), 4)) for number, times in medians.items())
 
 
@@ -410,14 +427,11 @@ def is_open_ended(search: RateSearch, steps: Sequence[SearchStep]) -> bool:
 
 def judge_step(rate: float, load: Load, thresholds: Thresholds, limits: Limits) -> SearchStep:
     """Judge a step by the thresholds; response times count from the instants at which requests were due."""
-    columns = load.columns
-    counted = [i for i, counts in enumerate(columns["counted"]) if counts]
-    rests = [Rest.of(rest) for rest in load.rest.values()]
-    times = [(columns["done"][i] - columns["scheduled"][i]) / 1e6 for i in counted if columns["outcome"][i] == OK]
-    for rest in rests:
-        times += rest.values_ms(limits.samples)
-    sent = len(counted) + sum(rest.outcomes.total() for rest in rests)
-    failed = sent - sum(columns["outcome"][i] == OK for i in counted) - sum(rest.outcomes[OK] for rest in rests)
+    columns, rests = load.columns, load.rest.values()
+    served = columns.served()
+    times = [*columns.times_ms(served), *(ms for rest in rests for ms in rest.values_ms(limits.samples))]
+    sent = sum(columns.counted) + sum(rest.outcomes.total() for rest in rests)
+    failed = sent - len(served) - sum(rest.outcomes[OK] for rest in rests)
     if not times:
         return SearchStep(rate, held=False)
     healthy = not faults(load.health, percentile(times, 50), limits)
@@ -431,8 +445,8 @@ def combined_steps(loads: Sequence[Load], steps: Sequence[SearchStep], open_ende
     rate, parts = highest_rate(steps), []
     for number, (load, step) in enumerate(zip(loads, steps, strict=True)):
         best = step.rate == rate
-        counted = [best and counts for counts in load.columns["counted"]]
-        columns = {**load.columns, "counted": counted, "batch": [number] * len(counted)}
+        counted = [best and counts for counts in load.columns.counted]
+        columns = replace(load.columns, counted=counted, batch=[number] * len(counted))
         parts.append(replace(load, columns=columns, rest=load.rest if best else {}))
     whole = combined(parts, numbered=False)
     return replace(whole, health={**whole.health, "rate": rate, "limited": float(open_ended)})

@@ -10,10 +10,10 @@ import sys
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from hdrh.histogram import HdrHistogram
 
@@ -252,22 +252,66 @@ def first_words(error: Exception) -> str:
     return (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:200]
 
 
-# The columns of a round: an entry for each request.
-COLUMNS = (
-    "item",
-    "user",
-    "batch",
-    "counted",
-    "scheduled",
-    "started",
-    "acquired",
-    "done",
-    "outcome",
-    "detail",
-    "attempts",
-)
+@dataclass(slots=True)
+class Samples:
+    """The requests of a round, column by column; times in ns since the release of the request's batch.
+
+    A request with the outcome DROPPED was never started. The columns are lists, which the parent fills from the
+    workers' answers and a bundle holds as they are; `Run.samples` makes a DataFrame of them.
+    """
+
+    item: list[str] = field(default_factory=list)
+    user: list[int] = field(default_factory=list)  # in the open model, the number of the arrival
+    batch: list[int] = field(default_factory=list)
+    counted: list[bool] = field(default_factory=list)
+    scheduled: list[int] = field(default_factory=list)
+    started: list[int] = field(default_factory=list)
+    acquired: list[int | None] = field(default_factory=list)  # when the request had a connection; None: not known
+    done: list[int] = field(default_factory=list)
+    outcome: list[str] = field(default_factory=list)
+    detail: list[str] = field(default_factory=list)
+    attempts: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def served(self, rows: Iterable[int] | None = None) -> list[int]:
+        """Return the rows, of all or of these, that count and were answered as expected."""
+        every = range(len(self)) if rows is None else rows
+        return [row for row in every if self.counted[row] and self.outcome[row] == OK]
+
+    def times_ms(self, rows: Iterable[int]) -> list[float]:
+        """Return the response times of some rows in ms, from the instant at which each request was due."""
+        return [(self.done[row] - self.scheduled[row]) / 1e6 for row in rows]
+
+    def selected(self, rows: Sequence[int]) -> Samples:
+        """Return some rows."""
+        return Samples(*([getattr(self, name)[row] for row in rows] for name in COLUMNS))
+
+    def extend(self, other: Samples) -> None:
+        """Add the rows of another."""
+        for name in COLUMNS:
+            getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def lists(self) -> dict[str, list[object]]:
+        """The columns by name, not copied: `asdict` would copy each value by itself."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+COLUMNS = tuple(column.name for column in fields(Samples))
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 3_600_000_000, 3
+
+
+@dataclass(frozen=True, slots=True)
+class RestRecord:
+    """A `Rest` as JSON: the number of requests by outcome, the histogram as text, and the span of time in ns."""
+
+    outcomes: dict[str, int]
+    times: str
+    first_ns: int
+    last_ns: int
 
 
 @dataclass(slots=True)
@@ -301,17 +345,18 @@ class Rest:
         self.last_ns = max(self.last_ns, other.last_ns)
         self.outcomes.update(other.outcomes)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the requests as a JSON object."""
+    @property
+    def record(self) -> RestRecord:
+        """The requests as a file or a pipe holds them."""
         times = self.times.encode().decode() if self.outcomes[OK] else ""
-        return {"outcomes": dict(self.outcomes), "times": times, "first_ns": self.first_ns, "last_ns": self.last_ns}
+        return RestRecord(dict(self.outcomes), times, self.first_ns, self.last_ns)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Self:
-        """Return the requests of a JSON object that `as_dict` made."""
-        rest = cls(Counter(record["outcomes"]), first_ns=record["first_ns"], last_ns=record["last_ns"])
-        if record["times"]:
-            rest.times = HdrHistogram.decode(record["times"])
+    def of(cls, record: RestRecord) -> Self:
+        """Return the requests of a record."""
+        rest = cls(Counter(record.outcomes), first_ns=record.first_ns, last_ns=record.last_ns)
+        if record.times:
+            rest.times = HdrHistogram.decode(record.times)
         return rest
 
     def values_ms(self, most: int) -> list[float]:
@@ -329,13 +374,13 @@ class Rest:
         return values
 
 
-def merged(parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Merge the records of several workers, by item."""
+def merged(parts: Iterable[Mapping[str, Rest]]) -> dict[str, Rest]:
+    """Merge the requests of several workers, by item."""
     rests: dict[str, Rest] = {}
     for part in parts:
-        for item, record in part.items():
-            rests.setdefault(item, Rest()).merge(Rest.of(record))
-    return {item: rest.as_dict() for item, rest in rests.items()}
+        for item, rest in part.items():
+            rests.setdefault(item, Rest()).merge(rest)
+    return rests
 
 
 class SampleBuffer:
@@ -366,12 +411,19 @@ class SampleBuffer:
             self._bodies[n] = answer.body
         self._n = n + 1
 
-    def columns(self) -> dict[str, list[Any]]:
-        """Return the columns as lists, for JSON."""
-        n = self._n
-        names = ("scheduled", "started", "acquired", "done")
-        stamps = zip(names, self._stamps, strict=True)
-        columns: dict[str, list[Any]] = {name: values[:n].tolist() for name, values in stamps}
-        columns |= {"user": self._users[:n].tolist(), "attempts": self._attempts[:n].tolist()}
-        columns |= {"item": self._items[:n], "outcome": self._outcomes[:n], "detail": self._details[:n]}
-        return columns if self._bodies is None else {**columns, "body": self._bodies[:n]}
+    def answer(self) -> dict[str, object]:
+        """Return the requests as JSON for the parent, which knows their batch and whether they count."""
+        n, (due, began, acquired, done) = self._n, (stamps[: self._n].tolist() for stamps in self._stamps)
+        columns = Samples(
+            self._items[:n],
+            self._users[:n].tolist(),
+            scheduled=due,
+            started=began,
+            acquired=[*acquired],
+            done=done,
+            outcome=self._outcomes[:n],
+            detail=self._details[:n],
+            attempts=self._attempts[:n].tolist(),
+        )
+        rest = {item: asdict(requests.record) for item, requests in self.rest.items()}
+        return {"columns": columns.lists, "rest": rest, "bodies": (self._bodies or [])[:n]}

@@ -89,9 +89,7 @@ class Worker:
         finally:
             clock.close()
         health = {"cpu_ns": cpu, "wall_ns": monotonic_ns() - at, "gc_ns": sweep["ns"]}
-        rest = {item: requests.as_dict() for item, requests in samples.rest.items()}
-        stopped = self._gate.reason if self._gate else ""
-        return {"columns": samples.columns(), "rest": rest, "health": health, "stopped": stopped}
+        return {**samples.answer(), "health": health, "stopped": self._gate.reason if self._gate else ""}
 
     async def _closed(self, at: int, samples: SampleBuffer, clock: Clock) -> int:
         """Release all users at one instant; return the CPU time in ns."""

@@ -160,10 +160,10 @@ class RunBlock:
                 load = self._context.pool.run(self._http(arm), [Batch(queues)])
                 if arm.name in self._context.caps:
                     target, asked = self._context.workbench.target_name(arm.name), [f"{request.method} {request.path}"]
-                    count = len(load.columns["item"])
+                    count = len(load.columns)
                     self._context.audit.load(target, "warm-up", arm.name, asked, count, perf_counter() - start)
                 self._count(arm.name, load)
-                self._failures[arm.name] += sum(outcome != "ok" for outcome in load.columns["outcome"])
+                self._failures[arm.name] += sum(outcome != "ok" for outcome in load.columns.outcome)
 
     def _round(self, scenario: Scenario, arm: Arm | None, bundle: Bundle) -> None:
         name = arm.name if arm else FLOOR
@@ -185,7 +185,8 @@ class RunBlock:
                 self._audit(scenario, arm, target.name, load, perf_counter() - start)
         if arm and not usage:
             self._count(name, load)
-        health, rest = {**load.health, **between(before, self._beside(scenario, arm))}, load.rest
+        health = {**load.health, **between(before, self._beside(scenario, arm))}
+        rest = {item: requests.record for item, requests in load.rest.items()}
         bundle.add_round(Round(self._number, self._done, scenario.name, name, load.columns, health, usage, rest))
         self._done += 1
 

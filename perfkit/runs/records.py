@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, model_validator
 
-from perfkit.base.bundle import dumps, read_json, read_record, write_atomically
+from perfkit.base.bundle import dumps, first_fault, read_json, read_record, write_atomically
 from perfkit.base.errors import BundleError
 from perfkit.config import Claim, Limits, Release, Scenario, Thresholds
 from perfkit.load.pool import CalibrationTrial
-from perfkit.load.samples import COLUMNS
+from perfkit.load.samples import COLUMNS, RestRecord, Samples
 from perfkit.postgres.index_builds import Built
 
 _FACTS = ".facts.json"
@@ -298,21 +298,24 @@ class RunRecord(StoredRecord):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One scenario on one arm, once. Columns have an entry per request; times are in ns since its batch's start."""
+    """One scenario on one arm, once."""
 
     block: int
     position: int  # order in which the round ran within the run
     scenario: str
     arm: str
-    columns: Mapping[str, list[Any]]  # see COLUMNS; a request with the outcome `dropped` was never started
-    health: Mapping[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), cpu_ms, gc_ms, wall_ms
-    usage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
-    rest: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by item, see perfkit.load.samples.Rest
+    columns: Samples
+    health: dict[str, float]  # lag_p50_ms, lag_p99_ms, worker_cpu (share of a core), cpu_ms, gc_ms, wall_ms
+    usage: dict[str, dict[str, int]] = field(default_factory=dict)  # scans by query, by index or `seq:table`
+    rest: dict[str, RestRecord] = field(default_factory=dict)  # by item: requests whose times are not kept
 
     @property
     def name(self) -> str:
         """The file's name without suffix."""
         return f"{self.block:03}.{self.scenario}.{self.arm}"
+
+
+ROUND = TypeAdapter(Round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,18 +350,21 @@ class Bundle:
 
     def add_round(self, round_: Round) -> None:
         """Write one round."""
-        text = json.dumps(asdict(round_), separators=(",", ":"), ensure_ascii=False)
+        content = {name.name: getattr(round_, name.name) for name in fields(round_)}
+        content["columns"] = round_.columns.lists
+        content["rest"] = {item: asdict(rest) for item, rest in round_.rest.items()}
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
         write_atomically(self.path / "rounds" / f"{round_.name}.json", text)
 
     def rounds(self) -> Iterator[Round]:
         """Yield all rounds in the order of block, scenario and arm name. Raises BundleError for a damaged file."""
         for path in sorted((self.path / "rounds").glob("[!.]*.json")):
+            content = read_json(path, "a round")
             try:
-                round_ = Round(**read_json(path, "a round"))
-                lengths = {len(round_.columns[name]) for name in COLUMNS}
-            except (KeyError, TypeError):
-                raise BundleError(f"{path}: not a round; expected the columns of format 2") from None
-            if len(lengths) != 1:
+                round_ = ROUND.validate_python(content)
+            except ValueError as error:
+                raise BundleError(f"{path}: not a round ({first_fault(error)}); expected what perfkit wrote") from None
+            if len({len(getattr(round_.columns, name)) for name in COLUMNS}) != 1:
                 raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
             yield round_
 

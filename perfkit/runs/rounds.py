@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from perfkit.base import stats
 from perfkit.base.judgement import blocks_for
 from perfkit.base.stats import Ratio, ratio
 from perfkit.config import Limits
-from perfkit.load.samples import DROPPED, OK, Rest, faults
+from perfkit.load.samples import DROPPED, OK, Rest, Samples, faults
 from perfkit.runs.records import FLOOR, PlannedBlocks, Round, RunRecord, Spread
 
 MOST = 100_000  # maximum number of times made from the histogram of a round's requests beyond `limits.samples`
@@ -94,10 +93,10 @@ class RoundReading:
 
     def _add(self, round_: Round, searched: bool, limits: Limits) -> None:
         columns = round_.columns
-        included = [not searched or bool(counted) for counted in columns["counted"]]
+        included = [row for row, counted in enumerate(columns.counted) if counted or not searched]
         rest = {item: Rest.of(record) for item, record in round_.rest.items()}
-        for item in dict.fromkeys([*columns["item"], *rest]):
-            indexes = [i for i, name in enumerate(columns["item"]) if name == item and included[i]]
+        for item in dict.fromkeys([*columns.item, *rest]):
+            indexes = [row for row in included if columns.item[row] == item]
             cell = self.cells.setdefault((round_.arm, (round_.scenario, item)), SampleCell())
             _add_requests(cell, round_, indexes, rest.get(item, _NO_REST))
             if searched:
@@ -109,14 +108,13 @@ class RoundReading:
             ):
                 cell.faults[round_.block] = reasons
         self._count_errors(round_, included, rest.values())
-        answered = Counter(n for n, out in zip(columns["item"], columns["outcome"], strict=True) if out == OK)
+        answered = Counter(n for n, out in zip(columns.item, columns.outcome, strict=True) if out == OK)
         answered.update({item: requests.outcomes[OK] for item, requests in rest.items()})
         self.uses[round_.arm] += [({query: answered[query]}, scans) for query, scans in round_.usage.items()]
-        self.rounds.append(replace(round_, columns={}, rest={}))
+        self.rounds.append(replace(round_, columns=Samples(), rest={}))
 
-    def _count_errors(self, round_: Round, included: Sequence[bool], rest: Iterable[Rest]) -> None:
-        c = round_.columns
-        seen = [(o, d, 1) for o, d, include in zip(c["outcome"], c["detail"], included, strict=True) if include]
+    def _count_errors(self, round_: Round, included: Sequence[int], rest: Iterable[Rest]) -> None:
+        seen = [(round_.columns.outcome[row], round_.columns.detail[row], 1) for row in included]
         seen += [(outcome, "", count) for requests in rest for outcome, count in requests.outcomes.items()]
         for outcome, detail, more in seen:
             if outcome != OK and more:
@@ -125,21 +123,20 @@ class RoundReading:
                 self.errors[key] = count + more, first
 
 
-def _add_requests(cell: SampleCell, round_: Round, indexes: Sequence[int], rest: Rest) -> None:
-    """Add one round's requests of one item: those with stamps, by their indexes in the columns, and the rest."""
+def _add_requests(cell: SampleCell, round_: Round, rows: Sequence[int], rest: Rest) -> None:
+    """Add one round's requests of one item: those with stamps, by their rows in the columns, and the rest."""
     c, block = round_.columns, round_.block
-    outcomes = Counter(c["outcome"][i] for i in indexes)
+    outcomes = Counter(c.outcome[row] for row in rows)
     outcomes.update(rest.outcomes)
-    counted = [i for i in indexes if c["counted"][i] and c["outcome"][i] == OK]
-    due, begun, done = (np.array([c[name][i] for i in counted], float) for name in ("scheduled", "started", "done"))
-    acquired = [begun[k] if c["acquired"][i] is None else c["acquired"][i] for k, i in enumerate(counted)]
-    held = np.array(acquired, float)
-    times, answered = _with_rest((done - due) / 1e6, rest), len(counted) + rest.outcomes[OK]
+    served = c.served(rows)
+    due, begun, done = (np.array([column[row] for row in served], float) for column in (c.scheduled, c.started, c.done))
+    held = np.array([c.started[row] if (at := c.acquired[row]) is None else at for row in served], float)
+    times, answered = _with_rest((done - due) / 1e6, rest), len(served) + rest.outcomes[OK]
     cell.blocks[block] = times
     cell.counts[block] = outcomes.total() - outcomes[OK], outcomes.total()
     cell.outcomes.update(outcomes)
     cell.n += answered
-    sent = [c["attempts"][i] for i in indexes if c["outcome"][i] != DROPPED]
+    sent = [c.attempts[row] for row in rows if c.outcome[row] != DROPPED]
     cell.attempts, cell.stamped = cell.attempts + sum(sent), cell.stamped + len(sent)
     cell.lags.append((begun - due) / 1e6)
     cell.waits.append((held - begun) / 1e6)
@@ -148,7 +145,7 @@ def _add_requests(cell: SampleCell, round_: Round, indexes: Sequence[int], rest:
         longest = max(float((done - due).max(initial=0.0)) / 1e6, rest.times.get_max_value() / 1000)
         cell.maximum = max(longest, cell.maximum) if cell.medians else longest
         cell.medians[block] = stats.percentile(times, 50)
-        cell.rates[block] = answered / _seconds(c, counted, rest)
+        cell.rates[block] = answered / _seconds(c, served, rest)
 
 
 def _with_rest(times: Times, rest: Rest) -> Times:
@@ -162,11 +159,11 @@ def _with_rest(times: Times, rest: Rest) -> Times:
     return np.concatenate([np.sort(times)[ranks], values])
 
 
-def _seconds(columns: Mapping[str, list[Any]], counted: Sequence[int], rest: Rest) -> float:
+def _seconds(columns: Samples, rows: Sequence[int], rest: Rest) -> float:
     """Return the time that the counted requests took, batch by batch; the rest continues the last batch."""
     spans: dict[int, list[int]] = defaultdict(list)
-    for i in counted:
-        spans[columns["batch"][i]] += [columns["scheduled"][i], columns["done"][i]]
+    for row in rows:
+        spans[columns.batch[row]] += [columns.scheduled[row], columns.done[row]]
     if rest.outcomes:
         spans[max(spans, default=0)] += [rest.first_ns, rest.last_ns]
     return sum(max(span) - min(span) for span in spans.values()) / 1e9

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +212,7 @@ def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: D
     passed = True
     for step in check.step:
         load = pool.run(target, [Batch(tuple((m,) for m in _messages(config, step, rows, context)))], keep_bodies=True)
-        slowest = max(slowest, *(_latencies(load)))
+        slowest = max(slowest, *load.columns.times_ms(range(len(load.columns))))
         step_expected, step_got, good = _judge(step, load, context)
         expected.append(step_expected)
         got.append(step_got)
@@ -259,7 +259,7 @@ def _messages(config: Config, step: CheckStep, rows: Mapping[str, Row], context:
 
 def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
     """Return what the step expects, what it received, and whether they agree."""
-    statuses = Counter(map(_status, load.columns["outcome"], load.columns["detail"]))
+    statuses = Counter(map(_status, load.columns.outcome, load.columns.detail))
     counts = Counter({str(status): count for status, count in step.expect.items()})
     expected, got, good = _tally(counts), _tally(statuses), statuses == counts
     for word, needles, must in (("with", step.contains, True), ("without", step.lacks, False)):
@@ -270,7 +270,7 @@ def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
             good = good and contains is must
             got += "" if contains is must else f" {'with' if contains else 'without'} {needle}"
     if step.max_ms is not None:
-        slowest = max(_latencies(load))
+        slowest = max(load.columns.times_ms(range(len(load.columns))))
         expected += f" within {step.max_ms:g} ms"
         got += f" in {slowest:.0f} ms"
         good = good and slowest <= step.max_ms
@@ -284,10 +284,6 @@ def _status(outcome: str, detail: str) -> str:
 
 def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
-
-
-def _latencies(load: Load) -> Sequence[float]:
-    return [(d - s) / 1e6 for d, s in zip(load.columns["done"], load.columns["scheduled"], strict=True)]
 
 
 def _saved(step: CheckStep, load: Load) -> dict[str, Any]:

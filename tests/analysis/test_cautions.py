@@ -14,6 +14,7 @@ from perfkit import config
 from perfkit.analysis.caveats import Caveat, CaveatKind, disturbances, gravest_first, trend
 from perfkit.analysis.policy import some
 from perfkit.analysis.run_analysis import analyse
+from perfkit.load.samples import Samples
 from perfkit.runs.records import Bundle, Round
 from perfkit.runs.selection import RunSpec, Selection
 
@@ -37,7 +38,9 @@ def of(bundle: Bundle, kind: CaveatKind) -> list[Caveat]:
 
 def rounds(facts: Callable[[str, int], Mapping[str, float]], blocks: int = 12) -> list[Round]:
     """Rounds of two arms with what server and machine did beside them."""
-    return [Round(b, b, "burst", arm, {}, {"wall_ms": 100.0, **facts(arm, b)}) for b in range(blocks) for arm in ARMS]
+    return [
+        Round(b, b, "burst", arm, Samples(), {"wall_ms": 100.0, **facts(arm, b)}) for b in range(blocks) for arm in ARMS
+    ]
 
 
 def found(facts: Callable[[str, int], Mapping[str, float]]) -> dict[CaveatKind, Caveat]:

@@ -77,7 +77,7 @@ def measured(folder: Path, server: embedded.EmbeddedServer, tmp_path: Path) -> R
     words = shlex.split(said.partition("perfkit ")[2])
     assert words[:5] == ["report", "--config", "perfkit.toml", "--profile", "quick"] and words[5] == "--confirm"
     run = perfkit.run("quick", config=folder / "perfkit.toml", confirm=[words[6]], reports=tmp_path / "runs")
-    assert {outcome for round_ in run.rounds for outcome in round_.columns["outcome"]} == {"ok"}
+    assert {outcome for round_ in run.rounds for outcome in round_.columns.outcome} == {"ok"}
     assert run.bundle.run.status == "complete"
     return run
 
@@ -153,7 +153,7 @@ def test_what_it_finds_is_asked_by_keys_and_runs_as_it_is(
     run = measured(folder, server, tmp_path)
     assert len(run.bundle.run.arms["after"].indexes) == 2
     answers = {
-        item: {d for r in run.rounds for i, d in zip(r.columns["item"], r.columns["detail"], strict=True) if i == item}
+        item: {d for r in run.rounds for i, d in zip(r.columns.item, r.columns.detail, strict=True) if i == item}
         for item in ("by_orders", "one_of_lines")
     }
     assert answers["by_orders"] - {"1 rows"} == {"5 rows"}  # the floor's, and an order of a customer is one of five

@@ -106,40 +106,40 @@ class TestArrivals:
         load = crew.run(target, [steady(2500, 1, users=20)])
         expected = list(instants([(2500, 2500, 1)], "1"))
         columns = load.columns
-        assert sorted(columns["scheduled"]) == expected
-        assert sorted(columns["user"]) == list(range(len(expected)))  # the arrivals' numbers
-        assert set(columns["outcome"]) == {"ok"} and {len(columns[name]) for name in COLUMNS} == {len(expected)}
-        rows = zip(*(columns[name] for name in ("scheduled", "started", "acquired", "done")), strict=True)
+        assert sorted(columns.scheduled) == expected
+        assert sorted(columns.user) == list(range(len(expected)))  # the arrivals' numbers
+        assert set(columns.outcome) == {"ok"} and {len(getattr(columns, name)) for name in COLUMNS} == {len(expected)}
+        rows = zip(*(getattr(columns, name) for name in ("scheduled", "started", "acquired", "done")), strict=True)
         assert all(due <= started <= acquired <= done for due, started, acquired, done in rows)
 
     def test_go_on_while_the_ones_before_are_not_answered(self, crew, target):
         load = crew.run(target, [steady(50, 1, NAP, seed=None)])
-        started, done = np.array(load.columns["started"]), np.array(load.columns["done"])
+        started, done = np.array(load.columns.started), np.array(load.columns.done)
         in_flight = [int(np.sum((started <= at) & (done > at))) for at in started]
         assert max(in_flight) >= 8  # 50 a second, 0.2 s each: ten
         assert len(started) == 50
 
     def test_beyond_the_cap_are_dropped_and_counted(self, crew, target):
         load = crew.run(target, [steady(50, 1, NAP, users=4, seed=None)])
-        outcomes, columns = load.columns["outcome"], load.columns
+        outcomes, columns = load.columns.outcome, load.columns
         assert len(outcomes) == 50
         assert outcomes.count("ok") == pytest.approx(20, abs=4) and outcomes.count(DROPPED) + outcomes.count("ok") == 50
         dropped = [i for i, outcome in enumerate(outcomes) if outcome == DROPPED]
-        assert all(columns["scheduled"][i] == columns["done"][i] and columns["attempts"][i] == 0 for i in dropped)
+        assert all(columns.scheduled[i] == columns.done[i] and columns.attempts[i] == 0 for i in dropped)
 
     def test_wait_for_a_connection_where_there_are_fewer(self, crew, server):
         target = sql_target(server.conninfo("postgres"), 10, 10, connections=2)
         columns = crew.run(target, [steady(20, 1, NAP, seed=None)]).columns
-        waits = [acquired - started for acquired, started in zip(columns["acquired"], columns["started"], strict=True)]
-        assert set(columns["outcome"]) == {"ok"} and len(waits) == 20
+        waits = [acquired - started for acquired, started in zip(columns.acquired, columns.started, strict=True)]
+        assert set(columns.outcome) == {"ok"} and len(waits) == 20
         assert max(waits) > 0.5e9  # two connections answer ten a second: the last ones wait a second
-        service = np.array(columns["done"]) - columns["acquired"]
+        service = np.array(columns.done) - columns.acquired
         assert np.median(service) < 0.4e9
 
     def test_with_nobody_to_give_a_connection_end_as_such(self, crew, server):
         target = sql_target(server.conninfo("postgres"), 0.3, 10, connections=1)
         columns = crew.run(target, [steady(20, 0.5, {**NAP, "params": {"s": 5}}, seed=None)]).columns
-        assert set(columns["outcome"]) == {"timeout", "pool_timeout"}
+        assert set(columns.outcome) == {"timeout", "pool_timeout"}
 
 
 @pytest.mark.slow
@@ -153,9 +153,9 @@ def test_a_lock_held_for_one_second_of_twelve_shows_in_the_p99_of_the_open_model
     for model, batch in {"open": steady(100, 12, look, users=200), "closed": Batch(((look,) * 1000,) * 5)}.items():
         with locked_for_a_second(server.conninfo("locked"), after_s=4):
             columns = crew.run(target, [batch]).columns
-        assert set(columns["outcome"]) == {"ok"} and 10 < max(columns["done"]) / 1e9 < 25
+        assert set(columns.outcome) == {"ok"} and 10 < max(columns.done) / 1e9 < 25
         for since in ("scheduled", "acquired"):
-            took = (np.array(columns["done"]) - columns[since]) / 1e6
+            took = (np.array(columns.done) - columns[since]) / 1e6
             p99[model, since] = np.percentile(took, 99)
     assert p99["open", "scheduled"] > 700  # of 1200 that arrived, 100 did while the table was locked
     assert p99["closed", "scheduled"] < 100  # of 5000 that were sent, 5 met it
@@ -176,22 +176,22 @@ class TestConflicts:
         for retries in (0, 50):
             target = sql_target(server.conninfo("conflicts"), 20, 20, settings=settings, retries=retries)
             found[retries] = crew.run(target, [Batch(((add,) * 10,) * 6)]).columns
-        assert "sqlstate_40001" in found[0]["outcome"] and set(found[0]["attempts"]) == {1}
-        assert set(found[50]["outcome"]) == {"ok"} and max(found[50]["attempts"]) > 1
-        took = np.array(found[50]["done"]) - found[50]["scheduled"]
-        attempts = np.array(found[50]["attempts"])
+        assert "sqlstate_40001" in found[0].outcome and set(found[0].attempts) == {1}
+        assert set(found[50].outcome) == {"ok"} and max(found[50].attempts) > 1
+        took = np.array(found[50].done) - found[50].scheduled
+        attempts = np.array(found[50].attempts)
         assert np.median(took[attempts > 1]) > np.median(took[attempts == 1])
         with server.connect("conflicts") as connection:
             done = connection.execute("SELECT n FROM counters").fetchone()["n"]
-        assert done == found[0]["outcome"].count("ok") + 60
+        assert done == found[0].outcome.count("ok") + 60
 
 
 class TestLongRounds:
     def test_keep_every_time_up_to_a_limit_and_histograms_beyond(self, crew, target):
         load = crew.run(target, [steady(1000, 2)], samples=500)
         expected = len(list(instants([(1000, 1000, 2)], "1")))
-        rest = Rest.of(load.rest["ping"])
-        assert len(load.columns["item"]) == 500
+        rest = load.rest["ping"]
+        assert len(load.columns.item) == 500
         assert rest.outcomes == {"ok": expected - 500}
         values = rest.values_ms(10**6)
         assert len(values) == expected - 500 and values == sorted(values)
@@ -200,21 +200,21 @@ class TestLongRounds:
     def test_merge_the_histograms_of_several_workers_without_loss(self, crew, target):
         load = crew.run(target, [steady(3000, 1)], samples=100, workers=2)
         expected = len(list(instants([(3000, 3000, 1)], "1")))
-        assert len(load.columns["item"]) == 100
-        assert Rest.of(load.rest["ping"]).outcomes.total() == expected - 100
+        assert len(load.columns.item) == 100
+        assert load.rest["ping"].outcomes.total() == expected - 100
 
     @given(st.lists(st.floats(0.001, 1e6), min_size=1, max_size=300))
     def test_a_histogram_gives_back_every_time_to_three_digits(self, times_ms):
         rest = Rest()
         for ms in times_ms:
             rest.add(0, int(ms * 1e6), "ok")
-        found = Rest.of(rest.as_dict()).values_ms(1000)
+        found = Rest.of(rest.record).values_ms(1000)
         assert np.allclose(found, np.sort(times_ms), rtol=1e-3, atol=0.001)
 
     def test_a_time_beyond_its_range_is_an_error_and_not_lost(self):
         rest = Rest()
         rest.add(0, 2 * 3600 * 10**9, "ok")
-        assert rest.outcomes == {OVER_RANGE: 1} and Rest.of(rest.as_dict()).values_ms(10) == []
+        assert rest.outcomes == {OVER_RANGE: 1} and Rest.of(rest.record).values_ms(10) == []
 
     def test_thinning_keeps_the_percentiles(self):
         rest = Rest()

@@ -22,7 +22,7 @@ from perfkit.config import Scenario
 from perfkit.load import pgbench
 from perfkit.load.pgbench import AbortedClient, ScriptQuery, TransactionLog, read, script
 from perfkit.load.pool import WorkerPool, sql_target
-from perfkit.load.samples import COLUMNS, Caps, Rest
+from perfkit.load.samples import Caps
 from perfkit.load.schedule import Batch
 from perfkit.postgres import databases
 
@@ -123,17 +123,17 @@ def own(tmp_path):
 
 
 def responses(load):
-    stamps = zip(load.columns["scheduled"], load.columns["done"], load.columns["outcome"], strict=True)
+    stamps = zip(load.columns.scheduled, load.columns.done, load.columns.outcome, strict=True)
     return [(done - due) / 1e6 for due, done, outcome in stamps if outcome == "ok"]
 
 
 def services(load):
-    stamps = zip(load.columns["started"], load.columns["done"], load.columns["outcome"], strict=True)
+    stamps = zip(load.columns.started, load.columns.done, load.columns.outcome, strict=True)
     return [(done - began) / 1e6 for began, done, outcome in stamps if outcome == "ok"]
 
 
 def outcomes(load):
-    return Counter(load.columns["outcome"])
+    return Counter(load.columns.outcome)
 
 
 class TestALogLine:
@@ -146,46 +146,46 @@ class TestALogLine:
     def test_counts_back_from_its_end_to_its_begin(self, tmp_path):
         written = self.written(tmp_path, "0 1 2000 0 100 500000", "1 1 1500 1 100 500700")
         found = read(written, [], 100)
-        first, second = zip(*found.columns.values(), strict=True)
+        first, second = zip(*found.columns.lists.values(), strict=True)
         assert first == ("first", 0, 0, True, 0, 0, 0, 2_000_000, "ok", "", 1)
         assert second == ("second", 1, 0, True, 1_200_000, 1_200_000, 1_200_000, 2_700_000, "ok", "", 1)
 
     def test_with_a_rate_counts_from_when_it_was_due_and_gives_how_much_later_it_began(self, tmp_path):
         written = self.written(tmp_path, "0 1 5000 0 100 500000 3000 2", paced=True, retried=True)
         columns = read(written, [], 100).columns
-        assert (columns["scheduled"], columns["started"], columns["done"]) == ([0], [3_000_000], [5_000_000])
-        assert columns["attempts"] == [3]
+        assert (columns.scheduled, columns.started, columns.done) == ([0], [3_000_000], [5_000_000])
+        assert columns.attempts == [3]
 
     def test_of_a_failure_or_a_transaction_that_was_skipped_has_its_end_alone(self, tmp_path):
         lines = ("0 1 1000 0 100 1000 0 0", "0 2 serialization 0 100 2000 0 3", "0 3 deadlock 0 100 3000 0 3")
         skipped = "0 4 skipped 0 100 4000 0 4294967295"
         columns = read(self.written(tmp_path, *lines, skipped, paced=True, retried=True), [], 100).columns
-        assert columns["outcome"] == ["ok", "sqlstate_40001", "sqlstate_40P01", "skipped"]
-        assert columns["scheduled"][1:] == columns["done"][1:] == [2_000_000, 3_000_000, 4_000_000]
-        assert columns["attempts"] == [1, 4, 4, 0]
+        assert columns.outcome == ["ok", "sqlstate_40001", "sqlstate_40P01", "skipped"]
+        assert columns.scheduled[1:] == columns.done[1:] == [2_000_000, 3_000_000, 4_000_000]
+        assert columns.attempts == [1, 4, 4, 0]
 
     def test_that_waited_for_its_client_is_late_but_that_is_not_the_programs_lag(self, tmp_path):
         lines = ("0 1 9000 0 100 9000 0", "0 2 8000 0 100 10000 7050")
         found = read(self.written(tmp_path, *lines, paced=True), [], 100)
-        assert found.columns["started"][1] - found.columns["scheduled"][1] == 7_050_000
+        assert found.columns.started[1] - found.columns.scheduled[1] == 7_050_000
         assert list(found.lags) == [0, 50_000]
 
     def test_of_a_lookup_is_no_sample_even_where_its_query_failed_and_came_again(self, tmp_path):
         took = ["11", "500", "12", "serialization", "501", "13", "502"]  # lookup, query, lookup, query twice, ...
         lines = [f"0 {n} {word} 0 100 {n * 1000}" for n, word in enumerate(took, 1)]
         columns = read(self.written(tmp_path, *lines, separate_lookups={0}), [], 100).columns
-        spans = [done - due for due, done in zip(columns["scheduled"], columns["done"], strict=True)]
+        spans = [done - due for due, done in zip(columns.scheduled, columns.done, strict=True)]
         assert spans == [500_000, 0, 501_000, 502_000]
 
     def test_counts_after_the_warm_ones_of_its_client_and_within_the_time(self, tmp_path):
         lines = [f"{client} 1 100 0 {100 + second} 0" for second in range(4) for client in (0, 1)]
         columns = read(self.written(tmp_path, *lines, warm=1, seconds=2.5), [], 100).columns
-        assert columns["counted"] == [False] * 2 + [True] * 4 + [False] * 2
+        assert columns.counted == [False] * 2 + [True] * 4 + [False] * 2
 
     def test_beyond_those_kept_goes_into_a_histogram(self, tmp_path):
         lines = [f"0 {n} {n * 1000} 0 100 {n * 1000}" for n in range(1, 101)]
         found = read(self.written(tmp_path, *lines), [AbortedClient(0, 0, "gone", 100_200_000_000)], 10)
-        assert len(found.columns["item"]) == 10 + 1
+        assert len(found.columns.item) == 10 + 1
         values = found.rest["first"].values_ms(1000)
         assert len(values) == 90
         assert (min(values), max(values)) == (pytest.approx(11, rel=0.001), pytest.approx(100, rel=0.001))
@@ -266,7 +266,7 @@ class TestRows:
         before = scans(bench)
         load = bench.run(*queries, users=2)
         wanted = {"id": "people_pkey", "phone": "by_phone", "key": "by_key", "born": "by_born", "at": "by_at"}
-        sent = Counter(load.columns["item"])
+        sent = Counter(load.columns.item)
         assert outcomes(load) == {"ok": sum(sent.values())}
         expected = {wanted[item]: count for item, count in sent.items()}
         assert len(expected) == 5
@@ -307,14 +307,14 @@ class TestARound:
         program, figure = self.told(tmp_path, bench)
         said = tmp_path / "said"
         load = bench.run(own("SELECT pg_sleep(0.002);"), users=2, rate=rate, program=program)
-        assert set(load.columns) == set(COLUMNS)
+        assert {len(column) for column in load.columns.lists.values()} == {len(load.columns)}
         assert "executing script" not in said.read_text()  # what each client does: 16 would tell it if asked wrongly
         assert len(responses(load)) == figure("number of transactions actually processed:")
         assert statistics.mean(responses(load)) == pytest.approx(figure("latency average"), abs=0.002)
         if rate:
             lags = [r - s for r, s in zip(responses(load), services(load), strict=True)]
             assert statistics.mean(lags) == pytest.approx(figure(r"rate limit schedule lag: avg"), abs=0.002)
-        assert min(load.columns["scheduled"]) == 0
+        assert min(load.columns.scheduled) == 0
 
     def test_keeps_a_lookup_out_of_its_querys_time_and_says_what_it_took(self, bench, tmp_path):
         program, figure = self.told(tmp_path, bench)
@@ -330,7 +330,7 @@ class TestARound:
         rows = [{"phone": f"+49 {n}"} for n in range(1, 500)]
         phone = ScriptQuery("phone", "SELECT * FROM people WHERE phone = %(phone)s", rows)
         load = newest.run(phone, ScriptQuery("one", "SELECT 1"), users=2, seconds=0.49)
-        sent = Counter(load.columns["item"])
+        sent = Counter(load.columns.item)
         assert sent["phone"] / sent["one"] == pytest.approx(1, abs=0.35)
 
     def test_has_the_same_arrivals_with_the_same_seed(self, newest):
@@ -339,7 +339,7 @@ class TestARound:
         )
 
         def apart(left, right):
-            pairs = zip(left.columns["scheduled"], right.columns["scheduled"], strict=False)
+            pairs = zip(left.columns.scheduled, right.columns.scheduled, strict=False)
             return statistics.median(abs(a - b) for a, b in pairs)
 
         assert apart(one, again) < apart(one, other) / 5
@@ -347,7 +347,7 @@ class TestARound:
     def test_counts_what_is_due_within_its_time_after_each_clients_warm_requests(self, newest):
         load = newest.run(ScriptQuery("one", "SELECT pg_sleep(0.002)"), users=3, warm=5, rate=500)
         by_client = defaultdict(list)
-        rows = zip(*(load.columns[name] for name in ("user", "counted", "scheduled")), strict=True)
+        rows = zip(*(getattr(load.columns, name) for name in ("user", "counted", "scheduled")), strict=True)
         for user, counted, scheduled in rows:
             by_client[user].append((counted, scheduled))
         assert len(by_client) == 3
@@ -355,12 +355,12 @@ class TestARound:
             assert [counted for counted, _ in found] == [
                 n >= 5 and scheduled < 0.4e9 for n, (_, scheduled) in enumerate(found)
             ]
-        assert max(load.columns["scheduled"]) > 0.4e9  # so that what was due before had the time to begin
+        assert max(load.columns.scheduled) > 0.4e9  # so that what was due before had the time to begin
 
     def test_of_any_length_keeps_so_many_times_and_histograms_of_the_rest(self, newest):
         load = newest.run(ScriptQuery("one", "SELECT pg_sleep(0.001)"), users=2, samples=100)
-        assert len(load.columns["item"]) == 100
-        rest = Rest.of(load.rest["one"])
+        assert len(load.columns.item) == 100
+        rest = load.rest["one"]
         assert rest.outcomes["ok"] == len(rest.values_ms(10**9)) > 0
 
     def test_on_which_a_lock_falls_shows_it_to_all_who_were_due_meanwhile(self, newest, own):
@@ -390,7 +390,7 @@ class TestARound:
         assert outcomes(load)["skipped"] > 20
         assert all(
             attempts == (outcome != "skipped")
-            for outcome, attempts in zip(load.columns["outcome"], load.columns["attempts"], strict=True)
+            for outcome, attempts in zip(load.columns.outcome, load.columns.attempts, strict=True)
         )
 
 
@@ -406,10 +406,10 @@ class TestConflicts:
         assert row["n"] == 3 * outcomes(load)["ok"] > 0
         assert set(outcomes(load)) <= {"ok", "sqlstate_40001"}
         if retries:
-            assert max(load.columns["attempts"]) > 1
+            assert max(load.columns.attempts) > 1
         else:
             assert outcomes(load)["sqlstate_40001"] > 0
-            assert set(load.columns["attempts"]) == {1}
+            assert set(load.columns.attempts) == {1}
 
     def test_that_are_deadlocks_are_called_that(self, bench, own):
         text = "BEGIN;\nUPDATE counter SET n = n + 1 WHERE id = {};\n\\sleep 5 ms\n"
@@ -418,16 +418,16 @@ class TestConflicts:
         superuser = bench.target(user="postgres", settings={"deadlock_timeout": "10ms"})
         load = bench.run(one, two, users=4, target=superuser)
         assert outcomes(load)["sqlstate_40P01"] > 0 < outcomes(load)["ok"]
-        assert set(load.columns["item"]) == {"one", "two"}
+        assert set(load.columns.item) == {"one", "two"}
 
 
 class TestAnError:
     def test_ends_its_client_and_no_other_and_is_told_in_the_servers_words(self, bench, own):
         some = own("\\if :client_id = 1\nSELECT 1 / 0;\n\\else\nSELECT pg_sleep(0.01);\n\\endif\n")
         load = bench.run(some, users=3)
-        rows = zip(*(load.columns[name] for name in ("outcome", "user", "item", "detail")), strict=True)
+        rows = zip(*(getattr(load.columns, name) for name in ("outcome", "user", "item", "detail")), strict=True)
         assert [row for row in rows if row[0] != "ok"] == [("client_aborted", 1, "own", "division by zero")]
-        assert {0, 2} < set(load.columns["user"])
+        assert {0, 2} < set(load.columns.user)
         assert outcomes(load)["ok"] > 20
 
     @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ class TestAnError:
     def test_of_any_kind_is_one_sample_for_every_client(self, bench, text, said):
         load = bench.run(ScriptQuery("wrong", text), users=2, target=bench.target(statement_timeout_s=0.2))
         assert outcomes(load) == {"client_aborted": 2}
-        assert all(detail.startswith(said) for detail in load.columns["detail"])
+        assert all(detail.startswith(said) for detail in load.columns.detail)
 
     def test_in_a_script_names_its_file_and_line(self, newest, own):
         path = own("SELECT 1;\n\\set x random(1,\n")
@@ -532,4 +532,4 @@ def test_the_users_own_script_may_have_any_name(newest, tmp_path):
     folder.mkdir()
     path = Path(folder, "my@script.sql")
     path.write_text("SELECT 1;")
-    assert set(newest.run(path, seconds=0.1).columns["item"]) == {"my@script"}
+    assert set(newest.run(path, seconds=0.1).columns.item) == {"my@script"}

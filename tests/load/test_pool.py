@@ -71,25 +71,25 @@ def one(path: str = "/", **values) -> list[Batch]:
 def test_every_request_becomes_one_sample_with_ordered_stamps(crew, null):
     load = crew.run(http_target(null, 5), [Batch(tuple((GET, GET, GET) for _ in range(7)))] * 2)
     columns = load.columns
-    assert {len(column) for column in columns.values()} == {42}
-    assert set(columns["outcome"]) == {"ok"}
-    assert sorted(set(columns["user"])) == list(range(7))
-    assert sorted(set(columns["batch"])) == [0, 1]
+    assert {len(column) for column in columns.lists.values()} == {42}
+    assert set(columns.outcome) == {"ok"}
+    assert sorted(set(columns.user)) == list(range(7))
+    assert sorted(set(columns.batch)) == [0, 1]
     for scheduled, started, acquired, done in zip(
-        *(columns[c] for c in ("scheduled", "started", "acquired", "done")), strict=True
+        *(getattr(columns, c) for c in ("scheduled", "started", "acquired", "done")), strict=True
     ):
         assert 0 <= scheduled <= started <= acquired <= done
 
 
 def test_a_user_is_due_again_when_it_is_done(crew, null):
     columns = crew.run(http_target(null, 5), [Batch(((GET, GET, GET),))]).columns
-    assert columns["scheduled"] == [0, *columns["done"][:-1]]
+    assert columns.scheduled == [0, *columns.done[:-1]]
 
 
 def test_thirty_users_are_released_at_one_instant(crew, null):
     columns = crew.run(http_target(null, 5), [Batch(tuple((GET,) for _ in range(30)))]).columns
-    assert columns["scheduled"] == [0] * 30
-    assert max(columns["started"]) < min(columns["done"]) + 1e9
+    assert columns.scheduled == [0] * 30
+    assert max(columns.started) < min(columns.done) + 1e9
 
 
 def test_under_a_ramp_only_requests_begun_at_full_concurrency_count(crew):
@@ -103,7 +103,7 @@ def test_under_a_ramp_only_requests_begun_at_full_concurrency_count(crew):
         queues = ((slow,) * 6, (slow,) * 2)  # the second user runs dry after two
         plan = [Batch(((slow,),), counted=False), Batch(queues, full_only=True)]
         columns = crew.run(http_target(base, 5), plan).columns
-    counted = [u for u, c in zip(columns["user"], columns["counted"], strict=True) if c]
+    counted = [u for u, c in zip(columns.user, columns.counted, strict=True) if c]
     assert counted.count(1) == 2
     assert 2 <= counted.count(0) <= 3
 
@@ -119,8 +119,8 @@ def test_the_clock_stops_after_the_last_byte_of_the_body(crew):
 
     with served(slow=answer) as base:
         columns = crew.run(http_target(base, 5), one("/slow")).columns
-    assert columns["outcome"] == ["ok"]
-    assert columns["done"][0] - columns["acquired"][0] >= 0.3e9
+    assert columns.outcome == ["ok"]
+    assert columns.done[0] - columns.acquired[0] >= 0.3e9
 
 
 @pytest.mark.slow
@@ -146,8 +146,8 @@ def test_failures_are_named_and_kept(crew):
             "refused": crew.run(http_target(nobody, 5), one()),
             "unexpected_body": crew.run(http_target(base, 5), one("/taken", expect=[409], contains=["booked"])),
         }
-    assert {name: load.columns["outcome"] for name, load in outcomes.items()} == {name: [name] for name in outcomes}
-    assert outcomes["http_409"].columns["detail"] == ['{"error": "taken"}']
+    assert {name: load.columns.outcome for name, load in outcomes.items()} == {name: [name] for name in outcomes}
+    assert outcomes["http_409"].columns.detail == ['{"error": "taken"}']
 
 
 def test_sql_runs_with_its_parameters_and_reports_the_sqlstate(crew, server):
@@ -156,8 +156,8 @@ def test_sql_runs_with_its_parameters_and_reports_the_sqlstate(crew, server):
     bad = {"item": "q", "sql": "SELECT 1/%(n)s::int", "params": {"n": 0}}
     slow = {"item": "q", "sql": "SELECT pg_sleep(3)", "params": None}
     columns = crew.run(target, [Batch(((good, bad, slow),))]).columns
-    assert columns["outcome"] == ["ok", "sqlstate_22012", "sqlstate_57014"]
-    assert columns["detail"][1] == "division by zero"
+    assert columns.outcome == ["ok", "sqlstate_22012", "sqlstate_57014"]
+    assert columns.detail[1] == "division by zero"
 
 
 @pytest.mark.process

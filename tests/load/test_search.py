@@ -18,6 +18,7 @@ from perfkit.load.pool import (
     judge_step,
     next_rate,
 )
+from perfkit.load.samples import Samples
 from perfkit.runs.experiment import measure
 from perfkit.runs.selection import RunSpec, alone
 
@@ -79,12 +80,8 @@ class TestSteps:
 )
 def test_a_rate_holds_where_every_threshold_of_latency_does(thresholds: dict[str, float], held: bool) -> None:
     times = range(1, 101)  # ms
-    columns = {
-        "counted": [True] * 100,
-        "scheduled": [0] * 100,
-        "done": [ms * 1_000_000 for ms in times],
-        "outcome": ["ok"] * 100,
-    }
+    done = [ms * 1_000_000 for ms in times]
+    columns = Samples(["one"] * 100, counted=[True] * 100, scheduled=[0] * 100, done=done, outcome=["ok"] * 100)
     load = Load(columns, {"lag_p50_ms": 0.1, "worker_cpu": 0.1}, [])
     assert judge_step(10, load, Thresholds(**thresholds), Limits()) == SearchStep(10, held)
 
@@ -125,9 +122,9 @@ p95_ms = 100
     assert 55 < found.health["rate"] <= 100
     assert found.health["limited"] == 0
     columns = found.columns
-    counted = {number for number, own in zip(columns["batch"], columns["counted"], strict=True) if own}
-    assert len(counted) == 1 and max(columns["batch"]) >= 3
-    assert "dropped" in columns["outcome"] or max(columns["done"]) > 1.6e9  # a step beyond it was tried
+    counted = {number for number, own in zip(columns.batch, columns.counted, strict=True) if own}
+    assert len(counted) == 1 and max(columns.batch) >= 3
+    assert "dropped" in columns.outcome or max(columns.done) > 1.6e9  # a step beyond it was tried
 
 
 def test_as_few_workers_are_used_as_are_nearly_as_fast_as_any():

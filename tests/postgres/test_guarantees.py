@@ -140,7 +140,7 @@ def by_pgbench(place: Place, text: str, given: Parameters) -> object:
     work = pgbench.ScriptQuery("q", text, [given] if given else None)
     target = sql_target(place.conninfo(), 5, 5)
     found = pgbench.run(pgbench.program(place.server.bin_dir), target, scenario, [work], "1")
-    if failed := [outcome for outcome in found.columns["outcome"] if outcome != "ok"]:
+    if failed := [outcome for outcome in found.columns.outcome if outcome != "ok"]:
         raise ServerError(failed[0])
     return found
 

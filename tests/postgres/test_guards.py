@@ -308,13 +308,13 @@ class TestPinning:
         named = replace(here, host="no-such-host.example")  # which only the pinned address can reach
         message = {"item": "q", "sql": "SELECT host(inet_server_addr())", "params": None}
         load = crew.run(sql_target(named.conninfo(), 5, 5), [Batch(((message,),))])
-        assert load.columns["outcome"] == ["ok"]
+        assert load.columns.outcome == ["ok"]
 
     def test_requests_go_to_the_address_and_ask_no_resolver(self, crew: WorkerPool) -> None:
         with service() as meant:
             base = f"http://no-such-host.example:{meant.port}"
             load = crew.run(http_target(base, 5, "/", address="127.0.0.1"), [Batch(((GET,),))])
-        assert load.columns["outcome"] == ["ok"]
+        assert load.columns.outcome == ["ok"]
         assert meant.hosts == {f"no-such-host.example:{meant.port}"}
 
     def test_arms_of_one_name_with_two_addresses_are_refused(
@@ -416,7 +416,7 @@ class TestLibpq:
         with WorkerPool(1) as crew:
             message = {"item": "q", "sql": "SELECT 1", "params": None}
             load = crew.run(sql_target(found.conninfo(), 5, 5), [Batch(((message,),))])
-        assert load.columns["outcome"] == ["ok"]
+        assert load.columns.outcome == ["ok"]
         assert door.came == 0
 
     @pytest.mark.parametrize(
@@ -785,7 +785,7 @@ class TestRequests:
     def test_a_redirect_is_not_followed(self, status: int, crew: WorkerPool) -> None:
         with service() as other, service(status, headers={"Location": f"http://127.0.0.1:{other.port}/"}) as meant:
             load = crew.run(http_target(f"http://127.0.0.1:{meant.port}", 5, "/"), [Batch(((GET,),))])
-        assert load.columns["outcome"] == [f"http_{status}"]
+        assert load.columns.outcome == [f"http_{status}"]
         assert (meant.requests, other.requests) == (2, 0)
 
     @pytest.mark.parametrize(
@@ -838,7 +838,7 @@ class TestRequests:
             monkeypatch.setenv(name, f"http://127.0.0.1:{door.port}")
         with service() as meant, WorkerPool(1) as crew:
             load = crew.run(http_target(f"http://127.0.0.1:{meant.port}", 5, "/"), [Batch(((GET,),))])
-        assert load.columns["outcome"] == ["ok"]
+        assert load.columns.outcome == ["ok"]
         assert (meant.requests, door.came) == (2, 0)
 
     def test_a_request_that_may_change_something_needs_the_users_word(self, tmp_path: Path) -> None:
@@ -1092,7 +1092,7 @@ class TestLoad:
         with service(seconds=0.02) as seen, WorkerPool(2) as crew:
             target = http_target(f"http://127.0.0.1:{seen.port}", 5, "/", limits=Caps(in_flight=in_flight))
             load = crew.run(target, [Batch(((GET,) * 3,) * 8)])
-        assert set(load.columns["outcome"]) == {"ok"}
+        assert set(load.columns.outcome) == {"ok"}
         assert seen.requests == 24 + 8
         assert seen.most == in_flight
 

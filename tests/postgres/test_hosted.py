@@ -553,7 +553,7 @@ def test_a_query_and_its_rewrite_are_compared_through_a_pooler_without_anything_
     server.leave_alone()
     assert done.code == 0, done.error
     assert done.bundle.run.checks["after"][0].passed
-    assert all(set(found.columns["outcome"]) == {"ok"} for found in done.bundle.rounds())
+    assert all(set(found.columns.outcome) == {"ok"} for found in done.bundle.rounds())
     ran = [text for (program, text) in logged(server, since) if program.startswith("perfkit")]
     ran = [text for text in ran if not text.startswith("SET application_name=")]  # the pooler's own
     assert QUERY in ran

@@ -63,7 +63,7 @@ def answers(run: Run, item: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for round_ in run.rounds:
         if round_.arm != "floor":
-            columns = zip(round_.columns["item"], round_.columns["outcome"], round_.columns["detail"], strict=True)
+            columns = zip(round_.columns.item, round_.columns.outcome, round_.columns.detail, strict=True)
             found.setdefault(round_.arm, set()).update(f"{o}: {d}" for i, o, d in columns if i == item)
     return found
 

@@ -54,8 +54,8 @@ def test_every_block_starts_from_the_same_state(bundle):
 def test_the_same_number_of_requests_is_answered_in_every_arm(bundle):
     sent = {}
     for round_ in bundle.rounds():
-        assert set(round_.columns["outcome"]) == {"ok"}, (round_.name, round_.columns["detail"])
-        sent.setdefault((round_.block, round_.scenario), set()).add(len(round_.columns["item"]))
+        assert set(round_.columns.outcome) == {"ok"}, (round_.name, round_.columns.detail)
+        sent.setdefault((round_.block, round_.scenario), set()).add(len(round_.columns.item))
     assert all(len(counts) == 1 for counts in sent.values())
 
 
@@ -79,7 +79,7 @@ def test_every_arm_of_a_block_is_asked_for_the_same_bookings(tmp_path, server_ho
 
 
 def test_conflicts_are_the_exception(bundle):
-    statuses = [s for r in bundle.rounds() if r.arm != "floor" and r.scenario != "queries" for s in r.columns["detail"]]
+    statuses = [s for r in bundle.rounds() if r.arm != "floor" and r.scenario != "queries" for s in r.columns.detail]
     assert statuses.count("201") > 0.9 * len(statuses)
     assert set(statuses) <= {"201", "409"}
 
@@ -234,11 +234,11 @@ def test_a_server_killed_under_a_run_is_one_line_and_the_bundle_says_so(running)
 
 def test_a_full_disk_is_one_line_and_what_came_before_is_kept(tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from perfkit.load.samples import COLUMNS;"
+        "import resource, sys; from pathlib import Path; from perfkit.load.samples import Samples;"
         "from perfkit.runs.records import Bundle, Round; from perfkit.base.errors import BundleError;"
         "from perfkit.config import load; from perfkit.runs.selection import RunSpec, Selection;"
         "bundle = Bundle.create(Path(sys.argv[1]) / 'run', Selection(load(), RunSpec()).describe());"
-        "small, big = ({name: ['x'] * n for name in COLUMNS} for n in (10, 100_000));"
+        "small, big = (Samples(*([1] * n for _ in range(11))) for n in (10, 100_000));"
         "bundle.add_round(Round(0, 0, 'burst', 'before', small, {}));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
         "bundle.add_round(Round(1, 1, 'burst', 'before', big, {}))"

@@ -3,20 +3,19 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from perfkit import config
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError
-from perfkit.load.samples import COLUMNS
+from perfkit.load.samples import Samples
 from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
 from perfkit.runs.selection import RunSpec, Selection
 
 
 def round_(block: int, scenario: str = "burst", arm: str = "before", position: int = 0) -> Round:
-    columns: dict[str, list[Any]] = {name: [0] for name in COLUMNS} | {"item": ["book"], "outcome": ["ok"]}
+    columns = Samples(["book"], [0], [0], [True], [0], [0], [None], [5], ["ok"], [""], [1])
     return Round(block, position, scenario, arm, columns, {"lag_p50_ms": 0.1}, {"q": {"seq:t": 1}})
 
 

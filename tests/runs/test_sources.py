@@ -230,6 +230,6 @@ def test_load_uses_the_index_that_the_plan_shows(place: Database, tmp_path: Path
         queue = tuple({"item": "by_price", "sql": sent, "params": row} for row in rows)
         load = crew.run(sql_target(place.server.conninfo(place.name), 5, 5), [Batch((queue,))])
     after = databases.scans(place.server, place.name)
-    assert load.columns["detail"] == ["1 rows"] * 5
+    assert load.columns.detail == ["1 rows"] * 5
     assert after["prices_exact"] - before["prices_exact"] == 5
     assert after["seq:prices"] == before["seq:prices"]

@@ -169,7 +169,7 @@ def test_all_styles_stay_below_their_class() -> None:
 def test_a_run_gives_its_requests_as_a_data_frame(tmp_path: Path) -> None:
     run = Run(make_run(tmp_path / "run"))
     frame = run.samples
-    assert len(frame) == sum(len(r.columns["item"]) for r in run.rounds)
+    assert len(frame) == sum(len(r.columns) for r in run.rounds)
     assert set(frame["arm"]) == {*run.subject.arms, "floor"}
     assert (frame["done_ms"] >= frame["scheduled_ms"]).all()
     assert frame["counted"].dtype == bool and frame["done_ms"].dtype == float

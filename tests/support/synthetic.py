@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from perfkit import config
-from perfkit.load.samples import COLUMNS
+from perfkit.load.samples import COLUMNS, Samples
 from perfkit.postgres.sqltext import comment
 from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
 
@@ -129,7 +129,7 @@ def _checks(booking: config.Config, fail: str, name: str) -> list[dict[str, Any]
 
 
 def _round(scenario: config.Scenario, block: int, position: int, arm: str, random: Random, fail: str) -> Round:
-    columns: dict[str, list[Any]] = {key: [] for key in COLUMNS}
+    columns = Samples()
     drift = random.lognormvariate(0, 0.04)
     for batch in range(scenario.batches):
         for user in range(scenario.users):
@@ -149,8 +149,8 @@ def _round(scenario: config.Scenario, block: int, position: int, arm: str, rando
                     fail if failed else "",
                     1,
                 )
-                for column, value in zip(columns.values(), values, strict=True):
-                    column.append(value)
+                for column, value in zip(COLUMNS, values, strict=True):
+                    getattr(columns, column).append(value)
     health = {"lag_p50_ms": 0.08, "lag_p99_ms": 0.4, "worker_cpu": 0.2, "wall_ms": 900.0}
     return Round(block, position, scenario.name, arm, columns, health)
 

@@ -66,7 +66,7 @@ def compare(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def compare(query: Any, **options: Any) -> Run:
         found: Run = perfkit.compare(query=query, **{**given, "users": 2, **options})
-        outcomes = {outcome for round_ in found.rounds for outcome in round_.columns["outcome"]}
+        outcomes = {outcome for round_ in found.rounds for outcome in round_.columns.outcome}
         assert outcomes == {"ok"}
         return found
 
@@ -74,7 +74,7 @@ def compare(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def answers(run: Run, arm: str) -> set[str]:
-    return {detail for round_ in run.rounds if round_.arm == arm for detail in round_.columns["detail"]}
+    return {detail for round_ in run.rounds if round_.arm == arm for detail in round_.columns.detail}
 
 
 def left_in(reports: Path) -> list[Path]:

@@ -157,7 +157,7 @@ def test_pgbenchs_accounts_are_found_sooner_with_their_primary_key(pgbench: Bund
 def test_what_pgbench_changes_is_changed_in_the_copy_alone(pgbench: Bundle, server: embedded.EmbeddedServer) -> None:
     assert "private copy" in pgbench.run.origin.way
     assert pgbench.run.database.rows["pgbench_accounts"] == 500_000
-    outcomes = {outcome for round_ in pgbench.rounds() for outcome in round_.columns["outcome"]}
+    outcomes = {outcome for round_ in pgbench.rounds() for outcome in round_.columns.outcome}
     assert outcomes == {"ok"}
     with server.connect(BENCH) as connection:
         changed = connection.execute(
@@ -417,5 +417,5 @@ def test_a_fetch_is_faster_with_the_librarys_index_on_priority_and_its_checks_pa
     assert index in plans(found, "after")["next_job"] and index not in plans(found, "before")["next_job"]
     # The library's function, which cannot be explained from outside, reads what the explained query reads.
     assert all(use.verified for use in found.plans), found.plans
-    outcomes = {outcome for round_ in bundle.rounds() for outcome in round_.columns["outcome"]}
+    outcomes = {outcome for round_ in bundle.rounds() for outcome in round_.columns.outcome}
     assert outcomes == {"ok"}

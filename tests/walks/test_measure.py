@@ -20,7 +20,7 @@ from perfkit.analysis import charts, report
 from perfkit.analysis.report import LoadRun, render
 from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.load.samples import COLUMNS, Rest
+from perfkit.load.samples import Rest, Samples
 from perfkit.postgres import databases, embedded
 from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
 from perfkit.runs.selection import RunSpec, Selection, alone
@@ -196,7 +196,7 @@ def test_one_arm_and_the_floor_are_all_that_was_measured(live: Path) -> None:
     run = LoadRun(Bundle.open(live))
     assert {round_.arm for round_ in run.rounds} == {"last", FLOOR}
     assert len(run.rounds) == 2 * 2 * 3
-    assert {o for r in run.rounds for o in r.columns["outcome"]} == {"ok"}
+    assert {o for r in run.rounds for o in r.columns.outcome} == {"ok"}
     assert run.bundle.run.parameters.blocks == 2 and run.bundle.run.status == "complete"
 
 
@@ -381,8 +381,8 @@ def shop(server: embedded.EmbeddedServer) -> Iterator[dict[str, Any]]:
 def test_a_query_arrives_at_its_rate_in_place(shop: dict[str, Any], tmp_path: Path) -> None:
     run = perfkit.measure(**shop, rate=100, users=5, seconds=1, way="in-place", reports=tmp_path)
     (load,) = [r for r in run.rounds if r.arm == "current"]
-    assert load.scenario == "arrivals" and set(load.columns["outcome"]) == {"ok"}
-    due = load.columns["scheduled"]
+    assert load.scenario == "arrivals" and set(load.columns.outcome) == {"ok"}
+    due = load.columns.scheduled
     assert len(due) > 50 and max(due) > 5e8  # about a hundred, spread over the second
     assert (run.bundle.path / "perfkit.toml").exists()
     assert run.subject.label("arrivals") == "100 per second, at most 5 in flight"
@@ -415,10 +415,10 @@ Request = tuple[float, float, str]  # due in s, response time in ms, outcome
 def round_of(requests: Sequence[Request], number: int = 0, batch: Sequence[int] = (), **kept: Any) -> Round:
     due = [int(at * 1e9) for at, _, _ in requests]
     done = [at + int(ms * 1e6) for at, (_, ms, _) in zip(due, requests, strict=True)]
-    columns: dict[str, list[Any]] = {name: [0] * len(due) for name in COLUMNS}
-    columns |= {"item": ["one"] * len(due), "counted": [True] * len(due), "attempts": [1] * len(due)}
-    columns |= {"scheduled": due, "started": due, "acquired": due, "done": done}
-    columns |= {"outcome": [outcome for *_, outcome in requests], "batch": list(batch) or [0] * len(due)}
+    n = len(due)
+    outcomes, batches = [outcome for *_, outcome in requests], list(batch) or [0] * n
+    whole, stamps = (["one"] * n, [0] * n, batches, [True] * n), (due, list(due), list(due), done)
+    columns = Samples(*whole, *stamps, outcomes, [""] * n, [1] * n)
     return Round(0, number, "open", "last", columns, {}, **kept)
 
 
@@ -495,7 +495,7 @@ def test_a_closed_stretch_is_named_by_its_requests() -> None:
 def test_the_steps_of_a_search_follow_each_other_whether_they_count_or_not() -> None:
     steps = [(n / 100, 1.0 + step, "ok") for step in range(3) for n in range(100)]
     found = round_of(steps, batch=[step for step in range(3) for _ in range(100)])
-    found.columns["counted"][:200] = [False] * 200
+    found.columns.counted[:200] = [False] * 200
     flow = charts.flow_of([found], {"rate": 100, "seconds": 1, "search": {"most": 500}})
     assert flow.borders == (1, 2) and flow.x[-1] == pytest.approx(2.99)
     assert [part.ms.tolist() for part in charts.stretches(flow)] == [[n] * 100 for n in (1, 2, 3)]
@@ -536,9 +536,9 @@ def made(folder: Path, things: Path, rounds: Sequence[Round], scenario: str = "o
 
 def test_lag_wait_service_and_response_are_kept_apart(tmp_path: Path, things: Path) -> None:
     found = round_of([(n / 10, 10.0, "ok") for n in range(10)])
-    found.columns["started"] = [due + 1_000_000 for due in found.columns["scheduled"]]
-    found.columns["acquired"] = [due + 4_000_000 for due in found.columns["scheduled"]]
-    found.columns["outcome"][9], found.columns["attempts"][0] = "dropped", 3
+    found.columns.started = [due + 1_000_000 for due in found.columns.scheduled]
+    found.columns.acquired = [due + 4_000_000 for due in found.columns.scheduled]
+    found.columns.outcome[9], found.columns.attempts[0] = "dropped", 3
     (row,) = made(tmp_path, things, [found]).parts.rows
     assert [cell.text for cell in row[1:]] == ["1.00", "3.00", "9.00", "10.0", "1", "1.22"]
     assert [cell.note for cell in row[1:]] == [""] * 6 and row[5].state == "bad"
