@@ -22,7 +22,7 @@ from perfkit.explain.plan import Plan
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.search import analyze_first, index_advice
 from perfkit.indexes.trial import Made
-from perfkit.postgres.sqltext import aligned, named_placeholders, placed, placeholders
+from perfkit.postgres.commands import aligned, named_placeholders, placed, placeholders
 from perfkit.show.html import Cell, Code, Column, Inline, Paragraph, Part, Section, Sheet, Table, View, page, stacked
 from perfkit.slow.examples import Value, example_rows, preparable, prepared
 from perfkit.slow.statements import SlowQueries, SlowStatement

@@ -24,8 +24,7 @@ from perfkit.app.session import Session
 from perfkit.base.errors import Interrupted, PerfkitError, UsageError, visible
 from perfkit.base.process import progress
 from perfkit.explain.capture import named, numbered
-from perfkit.postgres.commands import texts
-from perfkit.postgres.sqltext import named_placeholders
+from perfkit.postgres.commands import named_placeholders, texts
 from perfkit.show.html import Paragraph, Sheet
 from perfkit.slow.examples import Value
 from perfkit.slow.statements import Example, SlowQueries, SlowStatement

@@ -6,10 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
-
 from perfkit.explain.candidates import SCANS, blocks, column_of, conditions, distinct, home, plain, usable
 from perfkit.explain.facts import (
     Index,
@@ -27,6 +23,7 @@ from perfkit.explain.findings.scans import walks
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
+from perfkit.postgres.parser import parse_statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +86,9 @@ def _rows(look: FindingContext, node: Node) -> float:
 
 
 def _set(text: str) -> set[str]:
-    """The columns that an UPDATE sets; none where it cannot be read."""
-    try:
-        parsed = sqlglot.parse_one(text, read="postgres")
-    except SqlglotError:
-        return set()
-    targets = (e.this for update in parsed.find_all(exp.Update) for e in update.expressions if isinstance(e, exp.EQ))
-    return {target.name for target in targets if isinstance(target, exp.Column)}
+    """Return the columns that a statement's UPDATEs set; none if the parser does not know the statement."""
+    updates = (node for statement in parse_statements(text) for node in statement.walk() if node.kind == "UpdateStmt")
+    return {target.text("name") for update in updates for target in update.nodes("targetList")}
 
 
 TINY = 16.0  # pages that are read as fast as an index is searched

@@ -23,9 +23,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
-import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
 from perfkit.base.errors import UsageError, first_line
 from perfkit.base.units import count, significant
@@ -43,18 +40,20 @@ from perfkit.explain.capture import (
     single,
 )
 from perfkit.explain.comparison import fingerprint
-from perfkit.explain.facts import ask, fetched, parsed, relations
+from perfkit.explain.facts import ask, fetched, parsed, quoted, relations
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node, Plan, document, read_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
-from perfkit.postgres.commands import pin, send, sendable
+from perfkit.postgres.commands import pin, send
 from perfkit.postgres.databases import Database
-from perfkit.postgres.sqltext import split
+from perfkit.postgres.parser import parse_statements
+from perfkit.postgres.sqltext import sendable, split
 
 SOUND = (1, 4, 5)  # the first version of HypoPG without the fault
-_ELSEWHERE = (exp.Join, exp.Lateral, exp.Values, exp.With, exp.Unnest, exp.Subquery, exp.SetOperation)
+_ON_ONE_TABLE = ("SelectStmt", "UpdateStmt", "DeleteStmt")
+_ELSEWHERE = ("JoinExpr", "RangeFunction", "RangeSubselect", "RangeTableFunc", "JsonTable", "WithClause", "SubLink")
 
 
 def fault(*versions: str | None) -> str:
@@ -85,18 +84,15 @@ def only_table(text: str) -> str:
     >>> only_table("SELECT * FROM orders WHERE id IN (SELECT id FROM orders)")
     ''
     """
-    try:
-        parsed = sqlglot.parse_one(text, read="postgres")
-    except SqlglotError:
+    statements = parse_statements(text)
+    if len(statements) != 1 or statements[0].kind not in _ON_ONE_TABLE:
         return ""
-    tables, selects = [*parsed.find_all(exp.Table)], [*parsed.find_all(exp.Select)]
-    simple = isinstance(parsed, exp.Select | exp.Update | exp.Delete) and not parsed.find(*_ELSEWHERE)
-    if not simple or len(tables) != 1 or selects != [parsed][: len(selects)]:
+    nodes = [*statements[0].walk()]
+    tables = [node for node in nodes if node.kind == "RangeVar"]
+    nested = [node for node in nodes if node.kind in (*_ELSEWHERE, *_ON_ONE_TABLE)]
+    if len(nested) != 1 or len(tables) != 1 or tables[0].text("catalogname"):
         return ""
-    table = tables[0]
-    if not isinstance(table.this, exp.Identifier) or table.args.get("catalog"):
-        return ""
-    return exp.Table(this=table.this, db=table.args.get("db")).sql(dialect="postgres")
+    return ".".join(quoted(name) for key in ("schemaname", "relname") if (name := tables[0].text(key)))
 
 
 def _number(version: str | None) -> tuple[int, ...]:

@@ -26,7 +26,8 @@ from psycopg.pq import DiagnosticField, ExecStatus
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.load.http import HttpSender
 from perfkit.load.samples import OK, POOL_TIMEOUT, REFUSED, RESET, TIMEOUT, Answer, first_words
-from perfkit.postgres.commands import exact, numbered, options, require_reading, sendable
+from perfkit.postgres.commands import exact, numbered, options, require_reading
+from perfkit.postgres.sqltext import sendable
 
 PREPARE_AFTER = 5
 _MISREAD = "55000"  # object not in prerequisite state

@@ -11,6 +11,7 @@ __all__ = [
     "guards",
     "index_builds",
     "index_sets",
+    "parser",
     "servers",
     "sqltext",
 ]

@@ -22,6 +22,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.postgres.catalog import Pooled
+from perfkit.postgres.sqltext import Token, scan, sendable
 
 Row = TypeVar("Row")
 
@@ -125,19 +126,6 @@ def require_reading(pgconn: Any) -> None:
 
 # Values of parameters, and settings of a session, as the server takes them.
 
-_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def sendable(text: str, what: str = "a text for the server") -> str:
-    """Return the text. Raises UsageError, with the line, for a character that no server accepts: NUL, half a surrogate.
-
-    A NUL would cut the text off, and the server would get another text than perfkit checked.
-    """
-    if match := _UNSENDABLE.search(text):
-        line, code = text.count("\n", 0, match.start()) + 1, ord(match[0])
-        raise UsageError(f"{what}: the character U+{code:04X} in line {line}; expected text in UTF-8 without it")
-    return text
-
 
 def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
     """Return the parameters with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
@@ -232,3 +220,108 @@ def _placed(sql: str, shown: Callable[[str, int], str]) -> Placed:
         return shown(match[2], names.index(match[2]) + 1)
 
     return Placed(_PLACEHOLDER.sub(replace, sql), tuple(names))
+
+
+# Placeholders `$1`, `$2`, ... in a statement: their positions, their values in an execution, and psycopg's form.
+
+_FIXED = {"limit": "10", "first": "10", "next": "10", "offset": "0", "zone": "UTC", "escape": "\\"}  # after a word
+_UNITS = frozenset({"date_trunc", "date_part"})  # functions whose first argument is a unit of time
+_WORDS = {"true": "true", "false": "false", "null": None}
+
+
+def placeholders(text: str) -> tuple[int, ...]:
+    """Return the numbers of a text's placeholders, each once, in order.
+
+    >>> placeholders("SELECT $2, '$3', $$ $4 $$ -- $5")
+    (2,)
+    """
+    return tuple(sorted(set(placed(text))))
+
+
+def placed(text: str) -> list[int]:
+    """Return the number of every placeholder, in the order of the text."""
+    return [token.number for token in scan(text) if token.kind == "parameter"]
+
+
+def named_placeholders(text: str) -> str:
+    """Return the text with `%(p1)s` for `$1` and `%%` for `%`; unchanged if it has no placeholder.
+
+    >>> named_placeholders("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
+    "SELECT %(p1)s WHERE x LIKE 'a%%' AND y = %(p1)s"
+    """
+    if not placeholders(text):
+        return text
+    parts = (f"%(p{x.number})s" if x.kind == "parameter" else x.text.replace("%", "%%") for x in scan(text))
+    return "".join(parts)
+
+
+def fixed(text: str) -> dict[int, tuple[str, str]]:
+    """Return placeholders in positions that restrict their values: a suitable value, and the keyword before it.
+
+    >>> fixed("SELECT date_trunc($1, x) FROM t LIMIT $2")
+    {1: ('day', 'DATE_TRUNC'), 2: ('10', 'LIMIT')}
+    """
+    values: dict[int, tuple[str, str]] = {}
+    before = ["", ""]
+    for token in scan(text):
+        if token.kind == "blank":
+            continue
+        if token.kind == "parameter":
+            if value := _FIXED.get(before[-1]):
+                values[token.number] = value, before[-1].upper()
+            elif before[-1] == "(" and before[-2] in _UNITS:
+                values[token.number] = "day", before[-2].upper()
+        before = [before[-1], token.word]
+    return values
+
+
+def aligned(text: str, example: str, parameters: Sequence[str | None] = ()) -> dict[int, str | None] | None:
+    """Return the values of a text's placeholders in one execution: constants, or the execution's `parameters`.
+
+    Return None if the two are not the same statement, piece by piece.
+
+    >>> aligned("SELECT $1 FROM t WHERE a = $2 AND b = $3", "select 'it''s' from t where a = -5 and b = $1", ["x"])
+    {1: "it's", 2: '-5', 3: 'x'}
+    """
+    values: dict[int, str | None] = {}
+    rest = _meaning(example)[::-1]
+    for token in _meaning(text):
+        try:
+            if token.kind != "parameter":
+                if rest.pop().word != token.word:
+                    return None
+                continue
+            value = _constant(rest, parameters)
+        except (ValueError, IndexError):
+            return None
+        if values.setdefault(token.number, value) != value:
+            return None
+    return None if rest else values
+
+
+def _meaning(text: str) -> list[Token]:
+    """Return the tokens without spaces and semicolons at the end."""
+    pieces = [token for token in scan(text) if token.kind != "blank"]
+    while pieces and pieces[-1].text == ";":
+        pieces.pop()
+    return pieces
+
+
+def _constant(rest: list[Token], parameters: Sequence[str | None]) -> str | None:
+    """Pop the next constant of a reversed list. Raises ValueError or IndexError if there is none."""
+    first = rest.pop()
+    if first.kind == "parameter":
+        return parameters[first.number - 1]
+    if first.text == "-" and rest[-1].kind == "number":
+        return f"-{rest.pop().text}"
+    if first.kind == "number":
+        return first.text
+    if first.word in _WORDS:
+        return _WORDS[first.word]
+    if first.kind != "string" or (first.text[0] in "eE" and "\\" in first.text):
+        raise ValueError(first.text)
+    quoted = first.text.lstrip("eE")
+    if quoted.startswith("'"):
+        return quoted[1:-1].replace("''", "'")
+    tag = quoted.index("$", 1) + 1
+    return quoted[tag:-tag]

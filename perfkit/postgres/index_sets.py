@@ -116,10 +116,14 @@ class _Reader:
         self.text = source[tokens[0].start : tokens[-1].end]
         self.shown = self.text.splitlines()[0][:60]
 
+    def line(self, token: Token) -> int:
+        """Return the line of a token in the file."""
+        return self.source.count("\n", 0, token.start) + 1
+
     def take(self, *words: str) -> bool:
         """Read these words if they are next; return whether they were."""
         upcoming = self.tokens[self.position : self.position + len(words)]
-        match = [t.text.upper() if t.kind in ("word", "other") else "" for t in upcoming] == list(words)
+        match = [t.text.upper() if t.kind in ("word", "mark", "sign") else "" for t in upcoming] == list(words)
         self.position += len(words) if match else 0
         return match
 
@@ -132,7 +136,7 @@ class _Reader:
         """Raise UsageError at the next token."""
         at = self.tokens[min(self.position, len(self.tokens) - 1)]
         found = repr(at.text.splitlines()[0][:40]) if self.position < len(self.tokens) else "the end"
-        raise UsageError(f"{self.path}:{at.line}: {self.shown!r}: found {found}, expected {expected}")
+        raise UsageError(f"{self.path}:{self.line(at)}: {self.shown!r}: found {found}, expected {expected}")
 
     def name(self, what: str) -> str:
         """Read a name; return it as written."""
@@ -191,9 +195,8 @@ class _Reader:
 
     def create_index(self) -> IndexStatement:
         """Read the whole statement, which must be a CREATE INDEX."""
-        unique = self.take("CREATE", "UNIQUE", "INDEX")
+        unique, line = self.take("CREATE", "UNIQUE", "INDEX"), self.line(self.tokens[0])
         if not unique and not self.take("CREATE", "INDEX"):
-            line = self.tokens[0].line
             raise UsageError(f"{self.path}:{line}: {self.shown!r}; expected CREATE INDEX ... or ANALYZE")
         concurrently, if_not_exists = self.take("CONCURRENTLY"), self.take("IF", "NOT", "EXISTS")
         written = "" if not if_not_exists and self.take("ON") else self.name("the index's name")
@@ -222,7 +225,7 @@ class _Reader:
         if self.position < len(self.tokens):
             self.refuse("INCLUDE, NULLS [NOT] DISTINCT, WITH, TABLESPACE, WHERE (in this order) or the end")
         return IndexStatement(
-            self.text, self.tokens[0].line, stored_name(written), table, unique, concurrently, if_not_exists, only,
+            self.text, line, stored_name(written), table, unique, concurrently, if_not_exists, only,
             stored_name(method), keys, include, not_distinct, options, tablespace, where, written, body,
         )  # fmt: skip
 

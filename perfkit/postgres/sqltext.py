@@ -1,9 +1,9 @@
-"""SQL text: tokens, single statements, their normalised form, and their placeholders."""
+"""SQL text: its tokens, its single statements, and their normalised form."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perfkit.base.errors import UsageError
-from perfkit.postgres.commands import sendable
 
 # The keywords that `quote_ident` quotes: SELECT word FROM pg_get_keywords() WHERE catcode <> 'U'.
 # Some of them may name a column but not an index key (`left`, `verbose`), others the other way round (`coalesce`).
@@ -33,56 +32,85 @@ xmlparse xmlpi xmlroot xmlserialize xmltable
 """.split()
 )
 
-# PostgreSQL's lexical rules: white space is ASCII, and every character above ASCII may be part of a name.
+# PostgreSQL's lexical rules: white space is ASCII, and every character above ASCII may be part of a name. Nothing is
+# refused here: a quote or comment that a truncated text leaves open reaches to the end. Repetitions are possessive or
+# bounded: a doubled quote does not end a string, and no part of a text is read again and again. An operator has at most
+# 63 bytes.
 _LETTER = r"A-Za-z_\x80-\U0010ffff"
-_ESCAPED, _PLAIN = r"(?:[^'\\]|''|\\.)*+", r"(?:[^']|'')*+"  # possessive: a doubled quote does not end a string
+_ESCAPED = r"(?:[^'\\]++|''|\\.)*+"
 _NEXT_LINE = (
     r"(?:[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\f\v\n\r]|--[^\n\r]*[\n\r])*'"  # a string continued on the next line
 )
+_SIGN = r"(?!--|/\*)[-+*/<>=]"
+_ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
 _TOKEN = re.compile(
-    rf"""(?P<blank>[ \t\n\r\f\v]+|--[^\n\r]*)
-    |(?P<comment>/\*)
-    |(?P<string>[eE]'{_ESCAPED}'{_NEXT_LINE}{_ESCAPED}')*
-        |(?:[bBxXnN]|[uU]&)?'{_PLAIN}'
+    rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
+    |(?P<blank>[ \t\n\r\f\v]+|--[^\n\r]*)
+    |(?P<mark>[(),;\[\]]|\.(?![0-9]))
+    |(?P<number>0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+
+        |(?:[0-9][0-9_]*(?:\.(?!\.)[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?)
+    |(?P<string>(?:[bBxXnN]|[uU]&)?'[^']*+(?:''[^']*+)*+'
+        |[eE]'{_ESCAPED}'{_NEXT_LINE}{_ESCAPED}')*
         |\$(?P<tag>(?:[{_LETTER}][{_LETTER}0-9]*)?)\$.*?\$(?P=tag)\$)
-    |(?P<quoted>(?:[uU]&)?"(?:[^"\0]|"")++")
-    |(?P<word>(?![eEbBxXnN]')[{_LETTER}][{_LETTER}0-9$]*)
-    |(?P<other>[0-9][A-Za-z0-9_.]*|\$[0-9]+|[-()\[\],;:.+*/<>=~!@#%^&|`?])""",
+    |(?P<parameter>\$[0-9]{{1,9}})
+    |(?P<comment>/\*)
+    |(?P<quoted>(?:[uU]&)?"(?:[^"]|"")*+")
+    |(?P<sign>::|(?:{_SIGN}){{0,63}}(?=[~!@#%^&|`?])(?:{_ANY_SIGN}){{1,64}}|(?:{_SIGN}){{0,63}}(?!/\*)[*/<>=]|[-+]|:=?)
+    |(?P<open>(?:(?:[bBxXnNeE]|[uU]&)?'|(?:[uU]&)?"|\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$).*)
+    |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT = re.compile(r"/\*|\*/")
 
 
+_UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
+
+
 class Token(NamedTuple):
-    """A word, a quoted name, a string or a sign, with its position and line."""
+    """A piece of SQL: word, quoted (a name), string, number, parameter (`$1`), mark, sign, blank, open or other."""
 
     kind: str
     text: str
     start: int
     end: int
-    line: int
+
+    @property
+    def word(self) -> str:
+        """The text; a word in lower case."""
+        return self.text.lower() if self.kind == "word" else self.text
+
+    @property
+    def number(self) -> int:
+        """The number of a parameter."""
+        return int(self.text[1:])
+
+
+def scan(text: str) -> Iterator[Token]:
+    """Yield a whole text in tokens, as PostgreSQL's scanner cuts it; comments are blank, what is not closed is open."""
+    # A guard reads every statement by this loop, and one may have 400,000 tokens: it does no work twice.
+    start, length, next_match = 0, len(text), _TOKEN.match
+    while start < length and (match := next_match(text, start)):
+        kind, end = match.lastgroup or "", match.end()
+        if kind == "tag":
+            kind = "string"
+        elif kind == "comment":
+            end = _end_of_comment(text, start)
+            kind, end = ("blank", end) if end else ("open", length)
+        yield Token(kind, text[start:end], start, end)
+        start = end
 
 
 def tokens(source: str, where: str = "") -> Iterator[Token]:
-    """Yield a text's tokens. Raises UsageError for an unclosed quote or comment, or an unknown sign."""
-    # A guard reads every statement by this loop, and one may have 400,000 tokens: it does no work twice.
-    place, line, length, next_match = 0, 1, len(source), _TOKEN.match
-    while place < length:
-        match = next_match(source, place)
-        kind = match.lastgroup if match else ""
-        end = _end_of_comment(source, place) if kind == "comment" else match.end() if match else 0
-        if not end:
-            rest = source[place:].splitlines()[0][:40] or repr(source[place])
+    """Yield a text's tokens but blanks. Raises UsageError for an unclosed quote or comment, or an unknown sign."""
+    for token in scan(source):
+        if token.kind in ("open", "other") or token.text in ('""', "\0"):
+            line = source.count("\n", 0, token.start) + 1
+            rest = source[token.start :].splitlines()[0][:40] or repr(source[token.start])
             expected = "expected SQL whose quotes and comments are closed"
             at = f"{where}:{line}" if where else f"line {line}"
             raise UsageError(f"{at}: {rest!r}: SQL that cannot be read; {expected}")
-        if kind in ("word", "other"):
-            yield Token(kind, source[place:end], place, end, line)
-        else:
-            if kind not in ("blank", "comment"):
-                yield Token("string" if kind == "tag" else str(kind), source[place:end], place, end, line)
-            line += source.count("\n", place, end)
-        place = end
+        if token.kind != "blank":
+            yield token
 
 
 def _end_of_comment(source: str, start: int) -> int:
@@ -114,23 +142,36 @@ def split(sql: str, where: str = "") -> list[Statement]:
     2
     """
     sql = sendable(sql, where or "SQL")
-    found: list[Statement] = []
+    statements: list[Statement] = []
     first: Token | None = None  # of the current statement; its tokens are not kept: a file may have millions
-    end, parentheses, body, before = 0, 0, 0, ""
+    line, counted, end, parentheses, body, before = 1, 0, 0, 0, 0, ""
     for token in tokens(sql, where):
-        word = token.text.upper() if token.kind in ("word", "other") else ""
+        word = token.text.upper() if token.kind in ("word", "mark") else ""
+        if first is None and word != ";":
+            first, line, counted = token, line + sql.count("\n", counted, token.start), token.start
         parentheses += (word == "(") - (word == ")")
         if (before, word) == ("BEGIN", "ATOMIC"):
             body = 1
         elif body:  # the body ends at an END that belongs to no CASE, as in psql
             body += (word == "CASE") - (word == "END")
         if word == ";" and parentheses <= 0 and not body:
-            found += [Statement(sql[first.start : end], first.line)] if first else []
+            statements += [Statement(sql[first.start : end], line)] if first else []
             first, parentheses = None, 0
         else:
-            first, end = first or token, token.end
+            end = token.end
         before = word
-    return [*found, Statement(sql[first.start : end], first.line)] if first else found
+    return [*statements, Statement(sql[first.start : end], line)] if first else statements
+
+
+def sendable(text: str, what: str = "a text for the server") -> str:
+    """Return the text. Raises UsageError, with the line, for a character that no server accepts: NUL, half a surrogate.
+
+    A NUL would cut the text off, and the server would get another text than perfkit checked.
+    """
+    if match := _UNSENDABLE.search(text):
+        line, code = text.count("\n", 0, match.start()) + 1, ord(match[0])
+        raise UsageError(f"{what}: the character U+{code:04X} in line {line}; expected text in UTF-8 without it")
+    return text
 
 
 def first_word(sql: str) -> str:
@@ -168,24 +209,6 @@ def read(path: Path) -> str:
 
 # Normalised statements: texts without values, by which executions of the same statement are recognised.
 
-# PostgreSQL's lexical rules, but without refusals: a string that a truncated text leaves open reaches to the end.
-_SIGN = r"(?!--|/\*)[-+*/<>=]"
-_ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
-_NORMAL_TOKEN = re.compile(
-    rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
-    |(?P<blank>[ \t\n\r\f\v\0]+|--[^\n\r]*)
-    |(?P<mark>[(),.;\[\]](?![0-9]))
-    |(?P<string>(?:[bBxXnN]|[uU]&)?'[^']*+(?:''[^']*+)*+(?:'|\Z)
-        |[eE]'(?:[^'\\]++|''|\\.)*+(?:'|\\?\Z)
-        |\$(?P<tag>(?:[{_LETTER}][{_LETTER}0-9]*)?)\$.*?(?:\$(?P=tag)\$|\Z))
-    |\$(?P<parameter>[0-9]{{1,9}})
-    |(?P<number>0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+
-        |(?:[0-9][0-9_]*(?:\.(?!\.)[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?)
-    |(?P<comment>/\*)
-    |(?P<quoted>(?:[uU]&)?"(?:[^"]|"")*+(?:"|\Z))
-    |(?P<sign>::|(?:{_SIGN})*(?=[~!@#%^&|`?])(?:{_ANY_SIGN})+|(?:{_SIGN})*(?!/\*)[*/<>=]|[-+]|:=?|.)""",
-    re.VERBOSE | re.DOTALL,
-)
 # After these words a minus belongs to the number behind it; after any other word it subtracts.
 _BEFORE_A_VALUE = frozenset(
     "ALL AND ANY AS BETWEEN BY CASE DEFAULT DISTINCT ELSE FROM HAVING ILIKE IN IS LIKE LIMIT NOT OFFSET ON OR "
@@ -193,7 +216,7 @@ _BEFORE_A_VALUE = frozenset(
 )
 _SPACED = _BEFORE_A_VALUE | {"EXCEPT", "EXISTS", "FILTER", "INTERSECT", "INTO", "JOIN", "LATERAL", "OVER", "WITH"}
 _ENDS_BY = frozenset("FETCH FOR FROM HAVING SELECT SET VALUES WHERE WINDOW".split())
-_MOST = 50_000  # maximum number of tokens; the rest of a text is ignored
+_MOST = 100_000  # maximum number of tokens and blanks; the rest of a text is ignored
 _NORMAL_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
 _DOLLAR = re.compile(r"\$(?!\d)")
 _BY = re.compile(r"""\bBY\b(?:(?!(?<!")\b(?:LIMIT|OFFSET)\b).)*?(?<![\w$.])\d""", re.IGNORECASE | re.DOTALL)
@@ -259,55 +282,47 @@ def _items(text: str) -> list[_Item]:
     row = (0, 0)  # the first row after VALUES, with its brackets
     by = -1  # depth of the current ORDER BY or GROUP BY, whose plain numbers are columns
     after_string = False
-    for kind, token in islice(_statement_tokens(text), _MOST):
+    for kind, piece, start, _ in islice(scan(text), _MOST):
+        if kind == "blank" or piece == "\0" or piece[:2] == "/*":  # the last: a comment that was cut off
+            continue
+        if kind == "open":  # a value or name that was cut off
+            kind = "quoted" if '"' in piece[:3] else "string"
         if kind == "string":
             if not after_string:  # consecutive strings are one string
                 out.append(0)
         elif kind == "parameter":
-            out.append(int(token))
+            out.append(int(piece[1:]))
         elif kind == "number":
-            if by == len(opened) and token.isdigit() and (out[-1] == "," or _upper(out[-1]) == "BY"):
-                out.append(token)
+            if by == len(opened) and piece.isdigit() and (out[-1] == "," or _upper(out[-1]) == "BY"):
+                out.append(piece)
             else:
                 if out and out[-1] in ("-", "+") and not _operand(out[-2] if len(out) > 1 else "("):
                     out.pop()
                 out.append(0)
-        elif token in ("(", "["):
+        elif piece in ("(", "["):
             opened.append(len(out))
-            out.append(token)
-        elif token in (")", "]"):
+            out.append(piece)
+        elif piece in (")", "]"):
             start = opened.pop() if opened else 0
             by = -1 if len(opened) < by else by
             before = out[start - 1] if start else ""
             if _upper(before) in ("IN", "ARRAY"):
                 _fold(out, start)
-            out.append(token)
+            out.append(piece)
             if _upper(before) == "VALUES":
                 row = (start, len(out))
             elif before == "," and row[1] == start - 1 and _shape(out[start:]) == _shape(out[row[0] : row[1]]):
                 del out[start - 1 :]
         else:
             if kind == "word":
-                word = token.upper()
+                word = piece.upper()
                 ended = word in ("LIMIT", "OFFSET") or (word in _ENDS_BY and by == len(opened))
                 by = len(opened) if word == "BY" else -1 if ended else by
-            out.append(token)
+            out.append(piece)
         after_string = kind == "string"
     while out and out[-1] == ";":
         out.pop()
     return out
-
-
-def _statement_tokens(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each token with its kind, without blanks and comments."""
-    position = 0
-    while match := _NORMAL_TOKEN.match(text, position):
-        kind, position = match.lastgroup, match.end()
-        if kind == "comment":
-            position = _end_of_comment(text, match.start()) or len(text)
-        elif kind != "blank":
-            kind = "string" if kind == "tag" else str(kind)
-            yield kind, match[kind]
 
 
 def _fold(out: list[_Item], start: int) -> None:
@@ -373,144 +388,3 @@ def _spaced(items: Iterator[str]) -> str:
             parts += (" ", item)
         last = item
     return "".join(parts)
-
-
-# Placeholders `$1`, `$2`, ... in a statement: their positions, their values in an execution, and psycopg's form.
-
-_LEXEME = re.compile(
-    r"""(?P<space>\s+|--[^\n]*)|(?P<comment>/\*)"""
-    r"""|(?P<string>[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$)"""
-    r"""|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)|(?P<placeholder>\$\d+)"""
-    r"""|(?P<numeric>(?:\d[\w.]*|\.\d\w*)(?:(?<=[eE])[-+]\d+)?)|(?P<other>.)""",
-    re.DOTALL,
-)
-_FIXED = {"limit": "10", "first": "10", "next": "10", "offset": "0", "zone": "UTC", "escape": "\\"}  # after a word
-_UNITS = frozenset({"date_trunc", "date_part"})  # functions whose first argument is a unit of time
-_WORDS = {"true": "true", "false": "false", "null": None}
-
-
-@dataclass(frozen=True, slots=True)
-class Lexeme:
-    """A piece of SQL: space (also a comment), string, name, placeholder, numeric or other."""
-
-    kind: str
-    text: str
-
-    @property
-    def word(self) -> str:
-        """The text, in lower case unless it is quoted."""
-        return self.text.lower() if self.kind == "name" and not self.text.startswith('"') else self.text
-
-    @property
-    def number(self) -> int:
-        """The number of a placeholder."""
-        return int(self.text[1:])
-
-
-def lexemes(text: str) -> Iterator[Lexeme]:
-    """Yield a whole text in pieces, as PostgreSQL splits it; yield unclosed strings character by character."""
-    start = 0
-    while match := _LEXEME.match(text, start):
-        kind, end = match.lastgroup or "", match.end()
-        if kind == "comment":
-            kind, end = "space", _end_of_comment(text, start) or len(text)
-        yield Lexeme(kind, text[start:end])
-        start = end
-
-
-def placeholders(text: str) -> tuple[int, ...]:
-    """Return the numbers of a text's placeholders, each once, in order.
-
-    >>> placeholders("SELECT $2, '$3', $$ $4 $$ -- $5")
-    (2,)
-    """
-    return tuple(sorted(set(placed(text))))
-
-
-def placed(text: str) -> list[int]:
-    """Return the number of every placeholder, in the order of the text."""
-    return [lexeme.number for lexeme in lexemes(text) if lexeme.kind == "placeholder"]
-
-
-def named_placeholders(text: str) -> str:
-    """Return the text with `%(p1)s` for `$1` and `%%` for `%`; unchanged if it has no placeholder.
-
-    >>> named_placeholders("SELECT $1 WHERE x LIKE 'a%' AND y = $1")
-    "SELECT %(p1)s WHERE x LIKE 'a%%' AND y = %(p1)s"
-    """
-    if not placeholders(text):
-        return text
-    parts = (f"%(p{x.number})s" if x.kind == "placeholder" else x.text.replace("%", "%%") for x in lexemes(text))
-    return "".join(parts)
-
-
-def fixed(text: str) -> dict[int, tuple[str, str]]:
-    """Return placeholders in positions that restrict their values: a suitable value, and the keyword before it.
-
-    >>> fixed("SELECT date_trunc($1, x) FROM t LIMIT $2")
-    {1: ('day', 'DATE_TRUNC'), 2: ('10', 'LIMIT')}
-    """
-    values: dict[int, tuple[str, str]] = {}
-    before = ["", ""]
-    for lexeme in lexemes(text):
-        if lexeme.kind == "space":
-            continue
-        if lexeme.kind == "placeholder":
-            if value := _FIXED.get(before[-1]):
-                values[lexeme.number] = value, before[-1].upper()
-            elif before[-1] == "(" and before[-2] in _UNITS:
-                values[lexeme.number] = "day", before[-2].upper()
-        before = [before[-1], lexeme.word]
-    return values
-
-
-def aligned(text: str, example: str, parameters: Sequence[str | None] = ()) -> dict[int, str | None] | None:
-    """Return the values of a text's placeholders in one execution: constants, or the execution's `parameters`.
-
-    Return None if the two are not the same statement, piece by piece.
-
-    >>> aligned("SELECT $1 FROM t WHERE a = $2 AND b = $3", "select 'it''s' from t where a = -5 and b = $1", ["x"])
-    {1: "it's", 2: '-5', 3: 'x'}
-    """
-    values: dict[int, str | None] = {}
-    rest = _meaning(example)[::-1]
-    for lexeme in _meaning(text):
-        try:
-            if lexeme.kind != "placeholder":
-                if rest.pop().word != lexeme.word:
-                    return None
-                continue
-            value = _constant(rest, parameters)
-        except (ValueError, IndexError):
-            return None
-        if values.setdefault(lexeme.number, value) != value:
-            return None
-    return None if rest else values
-
-
-def _meaning(text: str) -> list[Lexeme]:
-    """Return the lexemes without spaces and semicolons at the end."""
-    pieces = [lexeme for lexeme in lexemes(text) if lexeme.kind != "space"]
-    while pieces and pieces[-1].text == ";":
-        pieces.pop()
-    return pieces
-
-
-def _constant(rest: list[Lexeme], parameters: Sequence[str | None]) -> str | None:
-    """Pop the next constant of a reversed list. Raises ValueError or IndexError if there is none."""
-    first = rest.pop()
-    if first.kind == "placeholder":
-        return parameters[first.number - 1]
-    if first.text == "-" and rest[-1].kind == "numeric":
-        return f"-{rest.pop().text}"
-    if first.kind == "numeric":
-        return first.text
-    if first.word in _WORDS:
-        return _WORDS[first.word]
-    if first.kind != "string" or (first.text[0] in "eE" and "\\" in first.text):
-        raise ValueError(first.text)
-    quoted = first.text.lstrip("eE")
-    if quoted.startswith("'"):
-        return quoted[1:-1].replace("''", "'")
-    tag = quoted.index("$", 1) + 1
-    return quoted[tag:-tag]

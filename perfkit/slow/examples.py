@@ -19,10 +19,10 @@ from perfkit.explain.capture import ExplainSpec, effects, explain_json, session
 from perfkit.explain.facts import fetched, parsed, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import document, read_plan
-from perfkit.postgres import catalog, sqltext
-from perfkit.postgres.commands import send
+from perfkit.postgres import catalog, commands
+from perfkit.postgres.commands import placeholders, send
 from perfkit.postgres.databases import Database
-from perfkit.postgres.sqltext import Lexeme, lexemes, placeholders
+from perfkit.postgres.sqltext import Token, scan
 from perfkit.slow.statements import StatementScan, StatementUse, scans
 
 _TYPES = frozenset("interval date time timetz timestamp timestamptz uuid inet json jsonb".split())
@@ -35,7 +35,7 @@ def preparable(text: str) -> str:
     >>> preparable("SELECT now() - interval $1, extract($2 FROM x), timestamp with time zone $3")
     'SELECT now() - $1::interval, date_part($2, x), $3::timestamp with time zone'
     """
-    found, done, at = list(lexemes(text)), [], 0
+    found, done, at = list(scan(text)), [], 0
     while at < len(found):
         ahead = found[at : at + 10] if found[at].word in _TYPES or found[at].word == "extract" else []
         if ahead and ahead[0].word == "extract":
@@ -54,15 +54,15 @@ def cast(text: str, at: int, kind: str) -> str:
     'SELECT x::date + $1::integer'
     """
     done, place, before, after = [], 1, -1, -1
-    for n, lexeme in enumerate(lexemes(text)):
-        if lexeme.kind == "placeholder":
+    for n, token in enumerate(scan(text)):
+        if token.kind == "parameter":
             before, after = (n, after) if place < at else (before, n if after < 0 else after)
-        elif lexeme.kind != "space" and place < at:
+        elif token.kind != "blank" and place < at:
             before = -1
-        elif lexeme.kind != "space" and place > at and after < 0:
+        elif token.kind != "blank" and place > at and after < 0:
             after = n  # something else
-        done.append(lexeme.text)
-        place += len(lexeme.text)
+        done.append(token.text)
+        place += len(token.text)
     chosen = next((n for n in (after, before) if n >= 0 and re.fullmatch(r"\$\d+", done[n])), None)
     if chosen is not None:
         done[chosen] += f"::{kind}"
@@ -76,7 +76,7 @@ def cast_number(text: str, number: int, kind: str) -> str:
     'SELECT jsonb_build_object($1::text, x)'
     """
     casts = {f"${number}": f"${number}::{kind}"}
-    return "".join(casts.get(x.text, x.text) if x.kind == "placeholder" else x.text for x in lexemes(text))
+    return "".join(casts.get(x.text, x.text) if x.kind == "parameter" else x.text for x in scan(text))
 
 
 def unified(text: str) -> str:
@@ -87,43 +87,43 @@ def unified(text: str) -> str:
     >>> unified("SELECT date_trunc($1, x), count(*) FROM t GROUP BY date_trunc($2, x)")
     'SELECT date_trunc($1, x), count(*) FROM t GROUP BY date_trunc($1, x)'
     """
-    pieces = list(lexemes(text))
-    meant = [at for at, piece in enumerate(pieces) if piece.kind != "space"]
+    pieces = list(scan(text))
+    meant = [at for at, piece in enumerate(pieces) if piece.kind != "blank"]
     words = [pieces[at].word for at in meant]
     grouped = next((n for n, two in enumerate(pairwise(words)) if two == ("group", "by")), len(words))
     first: dict[tuple[str, ...], list[int]] = {}
     for start in range(len(meant) - 1):
-        if pieces[meant[start]].kind == "name" and pieces[meant[start + 1]].text == "(":
+        if pieces[meant[start]].kind in ("word", "quoted") and pieces[meant[start + 1]].text == "(":
             call = _call(pieces, meant[start:])
-            key = tuple("$" if pieces[at].kind == "placeholder" else pieces[at].word for at in call)
+            key = tuple("$" if pieces[at].kind == "parameter" else pieces[at].word for at in call)
             for at, same in zip(call, first.setdefault(key, call), strict=True):
-                if start > grouped and pieces[at].kind == "placeholder":
+                if start > grouped and pieces[at].kind == "parameter":
                     pieces[at] = pieces[same]
     left = {f"${old}": f"${new}" for new, old in enumerate(placeholders("".join(p.text for p in pieces)), 1)}
-    return "".join(left[p.text] if p.kind == "placeholder" else p.text for p in pieces)
+    return "".join(left[p.text] if p.kind == "parameter" else p.text for p in pieces)
 
 
-def _typed(ahead: Sequence[Lexeme]) -> tuple[str, int]:
+def _typed(ahead: Sequence[Token]) -> tuple[str, int]:
     """Return a placeholder after a type's name as a cast, and the number of pieces it replaces; 0 if there is none."""
-    for length, lexeme in enumerate(ahead):
-        if lexeme.kind == "placeholder":
-            kind = " ".join(x.word for x in ahead[:length] if x.kind == "name")
+    for length, token in enumerate(ahead):
+        if token.kind == "parameter":
+            kind = " ".join(x.word for x in ahead[:length] if x.kind == "word")
             plain = kind in _TYPES or _ZONED.search(kind)
-            return (f"{lexeme.text}::{kind}", length + 1) if plain else ("", 0)
-        if lexeme.kind not in ("space", "name"):
+            return (f"{token.text}::{kind}", length + 1) if plain else ("", 0)
+        if token.kind not in ("blank", "word", "quoted"):
             break
     return "", 0
 
 
-def _extract(ahead: Sequence[Lexeme]) -> tuple[str, int]:
+def _extract(ahead: Sequence[Token]) -> tuple[str, int]:
     """Return `extract($1 from` as a call of date_part, and the number of pieces it replaces; 0 if there is none."""
-    words = [(n, x) for n, x in enumerate(ahead) if x.kind != "space"][:4]
-    if [x.word for _, x in words[1::2]] == ["(", "from"] and words[2][1].kind == "placeholder":
+    words = [(n, x) for n, x in enumerate(ahead) if x.kind != "blank"][:4]
+    if [x.word for _, x in words[1::2]] == ["(", "from"] and words[2][1].kind == "parameter":
         return f"date_part({words[2][1].text},", words[3][0] + 1
     return "", 0
 
 
-def _call(pieces: Sequence[Lexeme], places: Sequence[int]) -> list[int]:
+def _call(pieces: Sequence[Token], places: Sequence[int]) -> list[int]:
     """Return the positions of a function call's pieces, from its name to the closing parenthesis."""
     depth = 0
     for n, at in enumerate(places):
@@ -386,7 +386,7 @@ def _array(texts: Sequence[str]) -> str:
 
 def _fixed(text: str, types: Mapping[int, Type]) -> dict[int, tuple[Type, str, str]]:
     """Return type, value and meaning of the parameters whose position in the statement implies a usual value."""
-    return {number: (types[number], *given) for number, given in sqltext.fixed(text).items() if number in types}
+    return {number: (types[number], *given) for number, given in commands.fixed(text).items() if number in types}
 
 
 def _constant(known: _Known, kind: Type, value: str, what: str) -> list[Value]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from typing import Any
 
 import psycopg
-import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
@@ -24,7 +20,8 @@ from perfkit.explain.findings.model import FindingContext, counted
 from perfkit.explain.plan import Node
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
-from perfkit.postgres.sqltext import lexemes, placeholders
+from perfkit.postgres.commands import placeholders
+from perfkit.postgres.parser import SqlNode, parse_statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,40 +357,32 @@ def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
     target = next((node for node in look.plan.nodes if node.kind == "ModifyTable"), None)
     if target is None:
         return
-    readable = "".join(f'"{x.text}"' if x.kind == "placeholder" else x.text for x in lexemes(text))
-    with suppress(SqlglotError):
-        statement = sqlglot.parse_one(readable, read="postgres")
+    for statement in parse_statements(text)[:1]:
         known, alias = look.facts.of(target), target.text("Alias") or target.text("Relation Name")
-        inserted = isinstance(statement, exp.Insert)
+        inserted = statement.kind == "InsertStmt"
         single = {i.keys[0] for i in known.indexes if i.unique and len(i.keys) == 1} if known and inserted else set()
         uses = [
-            StatementUse(number, f"{quoted(alias)}.{quoted(column)}", column, WRITTEN, True, quoted(column) in single)
+            StatementUse(
+                node.number("number"), f"{quoted(alias)}.{quoted(column)}", column, WRITTEN, True,
+                quoted(column) in single,
+            )
             for column, value in _pairs(statement)
-            for number in _numbers(value)
-        ]
+            for node in value.walk()
+            if node.kind == "ParamRef"
+        ]  # fmt: skip
         yield StatementScan(*home(look.facts, target), alias, known.pages if known else 0.0, tuple(uses))
 
 
-def _pairs(statement: exp.Expr) -> Iterator[tuple[str, exp.Expr]]:
+def _pairs(statement: SqlNode) -> Iterator[tuple[str, SqlNode]]:
     """Yield the written columns, each with its expression."""
-    if isinstance(statement, exp.Insert) and isinstance(statement.this, exp.Schema):
-        columns, source = list(map(_name, statement.this.expressions)), statement.expression
-        rows = [row.expressions for row in source.expressions] if isinstance(source, exp.Values) else []
-        for row in rows or ([source.expressions] if isinstance(source, exp.Select) else []):
-            yield from zip(columns, row, strict=False)
-    for change in statement.expressions if isinstance(statement, exp.Update) else ():
-        if isinstance(change, exp.EQ) and isinstance(change.this, exp.Column):
-            yield _name(change.this.this), change.expression
-
-
-def _numbers(value: exp.Expr) -> Iterator[int]:
-    for column in value.find_all(exp.Column):
-        if column.name[:1] == "$" and column.name[1:].isdigit():
-            yield int(column.name[1:])
-
-
-def _name(identifier: exp.Expr) -> str:
-    return identifier.name if identifier.args.get("quoted") else identifier.name.lower()
+    columns = [column.text("name") for column in statement.nodes("cols")]
+    for source in statement.nodes("selectStmt"):
+        for row in source.nodes("valuesLists"):
+            yield from zip(columns, row.nodes("items"), strict=False)
+        selected = (target.nodes("val")[0] for target in source.nodes("targetList"))
+        yield from zip(columns, selected, strict=False)
+    for change in statement.nodes("targetList"):
+        yield from ((change.text("name"), value) for value in change.nodes("val"))
 
 
 @dataclass(frozen=True, slots=True)

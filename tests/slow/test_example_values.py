@@ -12,10 +12,10 @@ from scripts import run_all
 from perfkit.base.errors import PlanError
 from perfkit.explain import plan
 from perfkit.postgres import databases
-from perfkit.postgres.commands import numbered
+from perfkit.postgres.commands import aligned, fixed, named_placeholders, numbered, placeholders
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.sqltext import aligned, fixed, lexemes, named_placeholders, placeholders
+from perfkit.postgres.sqltext import scan
 from perfkit.slow.examples import Value, cast, example_rows, preparable, prepared, unified
 
 TABLES = """
@@ -108,7 +108,7 @@ def test_named_placeholders_are_the_same_statement_again_when_numbered(pieces: l
 
 @given(st.text(st.characters(codec="utf-8")) | st.text("'\"$-/*eE\\ \n1a%;"))
 def test_any_text_is_cut_into_pieces_that_are_the_text(text: str) -> None:
-    assert "".join(lexeme.text for lexeme in lexemes(text)) == text
+    assert "".join(token.text for token in scan(text)) == text
 
 
 CONSTANTS = st.one_of(
