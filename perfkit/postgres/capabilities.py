@@ -27,6 +27,7 @@ from perfkit.base.errors import TargetRefused
 from perfkit.postgres import catalog, databases
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database, connected
+from perfkit.postgres.parser import parser_version
 from perfkit.postgres.servers import External
 
 State = Literal["yes", "partly", "no"]
@@ -132,6 +133,7 @@ def judge(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozense
     yield _clock(link)
     yield _timeouts(facts)
     yield Capability("plans", "yes", "EXPLAIN, and EXPLAIN ANALYZE in a read-only transaction that is rolled back")
+    yield _reading(facts)
     yield _copy(facts, link)
     yield _clones(facts, link, permissions)
     yield _in_place(facts, link, permissions)
@@ -181,6 +183,16 @@ def _duration(ms: int) -> str:
     if not ms:
         return "none"
     return f"{ms // 60_000}min" if ms % 60_000 == 0 else f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
+
+
+def _reading(facts: Mapping[str, Any]) -> Capability:
+    """Return which version's parser reads statements here; it decides nothing about what may run."""
+    if not (version := parser_version()):
+        detail = "no parser here (brew install libpg_query): no rewrites, fewer example values"
+        return Capability("SQL text", "partly", detail)
+    newer = int(version.split(".")[0]) < facts["major"]
+    words = "; syntax that only this newer server has gets no rewrites" if newer else ""
+    return Capability("SQL text", "yes", f"read by the parser of PostgreSQL {version}{words}")
 
 
 def _copy(facts: Mapping[str, Any], link: ConnectionFacts) -> Capability:

@@ -767,3 +767,19 @@ def test_a_server_that_is_killed_in_the_middle_ends_the_run_in_one_line(tmp_path
     assert (done.bundle.run.status, done.bundle.run.message) == ("failed", done.error.removeprefix("perfkit: "))
     shown = CliRunner().invoke(main, ["report", "--bundle", str(done.folder)])
     assert shown.exit_code == 0 and shown.stdout.startswith("INCONCLUSIVE: ")
+
+
+@pytest.mark.parametrize(
+    ("major", "parser", "state", "words"),
+    [
+        (17, "18.4", "yes", "read by the parser of PostgreSQL 18.4"),
+        (19, "18.4", "yes", "PostgreSQL 18.4; syntax that only this newer server has gets no rewrites"),
+        (17, "", "partly", "no parser here"),
+    ],
+)
+def test_the_parsers_version_stands_beside_the_servers(
+    major: int, parser: str, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perfkit.postgres.capabilities.parser_version", lambda: parser)
+    found = judged(major=major)["SQL text"]
+    assert found.state == state and words in found.detail
