@@ -6,16 +6,27 @@ import math
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfkit import config as configuration
 from perfkit.app import session as sessions
 from perfkit.app.evidence import Explained
-from perfkit.app.runs import Ask, Names, compare, measure, names, new_folder, run, texts
+from perfkit.app.runs import compare, discarded, loaded, measure, new_folder, run
 from perfkit.app.session import Session, in_file
-from perfkit.base.errors import PerfkitError, UsageError
+from perfkit.app.specs import (
+    AblateSpec,
+    AdviseSpec,
+    ConnectSpec,
+    DemoSpec,
+    DropSpec,
+    GateSpec,
+    LiveSpec,
+    ReviewSpec,
+    SlowSpec,
+)
+from perfkit.base.errors import UsageError
+from perfkit.base.options import Text, command, names, narrowed, takes, texts
 from perfkit.base.process import progress
 from perfkit.explain.capture import Capture, read_documents
 from perfkit.indexes.designs import workload
@@ -24,7 +35,6 @@ from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
 from perfkit.monitor import loop as watching
 from perfkit.monitor.incidents import parse_duration
-from perfkit.postgres.guards import Permission
 from perfkit.release import report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers
@@ -38,76 +48,61 @@ if TYPE_CHECKING:
     from perfkit.monitor.notifications import WatchSummary
     from perfkit.monitor.review_report import Review
     from perfkit.release.report import GoNoGo
-    from perfkit.runs.targets import Text
 
 
-def connect(
-    db: str = "",
-    confirm: Names = (),
-    production: Names = (),
-    volatile: Names = (),
-    tls: bool = True,
-    config: str | Path = "",
-    scale: str = "",
-    arm: str = "",
-    postgres: int = 0,
-    ask: Ask | None = None,
-) -> Session:
+# Options that a command to repeat something leaves out: a new folder, and a consent that is asked for again.
+UNREPEATED = ("reports", "production", "dry_run")
+
+
+@takes(ConnectSpec)
+def connect(spec: ConnectSpec) -> Session:
     """Open a database to explain statements in: `connect("service=staging", confirm=...).explain("SELECT ...")`.
 
     Without `db`, perfkit starts a server and generates the data of a configuration (by default, the booking system's)
     with the indexes of its `arm`. Raises PerfkitError as `run` does.
     """
-    if db:
-        permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
-        return sessions.connect(db, permission, tls=tls, volatile=names(volatile))
+    if spec.db:
+        return sessions.connect(spec.db, spec.permission, tls=spec.tls, volatile=names(spec.volatile))
     with progress() as say:
-        return sessions.open_generated(config, scale, arm, postgres, say=say)
+        return sessions.open_generated(spec.config, spec.scale, spec.arm, spec.postgres, say=say)
 
 
-def slow(
-    source: str | Path = "",
-    seconds: float = 0.0,
-    db: str = "",
-    confirm: Names = (),
-    production: Names = (),
-    volatile: Names = (),
-    tls: bool = True,
-    ask: Ask | None = None,
-) -> SlowTable:
+@takes(SlowSpec)
+def slow(spec: SlowSpec) -> SlowTable:
     """List the slow statements of a database's server: `slow(db="service=staging", confirm=...)[1].explain()`.
 
     For `source` and `seconds` see `Session.slow`. Without `db`, `source` is a log file, whose statements can only be
     shown. `perfkit.connect(...).slow()` does the same in a session that you keep. Raises PerfkitError.
     """
-    if not db:
-        return in_file(source)
-    session = connect(db, confirm, production, volatile, tls, ask=ask)
+    if not spec.db:
+        return in_file(spec.source)
+    session = connect(narrowed(ConnectSpec, spec))
     try:
-        return session.slow(source, seconds)
+        return session.slow(spec.source, spec.seconds)
     except BaseException:
         session.close()
         raise
 
 
-def demo(scale: str = "small", seconds: float = 8.0, seed: int = 1) -> Session:
+@takes(DemoSpec)
+def demo(spec: DemoSpec) -> Session:
     """Open the booking system's data, without its indexes, after a clinic has worked on it: `demo().slow()`.
 
     The server's log has the clinic's statements. Raises PerfkitError as `run` does.
     """
     with progress() as say:
-        session = sessions.open_generated(scale=scale, arm="before", say=say)
+        session = sessions.open_generated(scale=spec.scale, arm="before", say=say)
         try:
-            say(f"a clinic works for {seconds:g} s")
-            with sessions.clinic(session, seed) as work:
-                work(seconds)
+            say(f"a clinic works for {spec.seconds:g} s")
+            with sessions.clinic(session, spec.seed) as work:
+                work(spec.seconds)
         except BaseException:
             session.close()
             raise
         return session
 
 
-def plans(text: str | Path) -> list[Explained]:
+def plans(text: Text) -> list[Explained]:
     """Read plans with their findings from JSON, psql's output, auto_explain's log, or a file with one of these.
 
     Raises PlanError for a text without a plan, UsageError for a file that cannot be read.
@@ -120,129 +115,72 @@ def plans(text: str | Path) -> list[Explained]:
     return [Explained(Capture((document,), ())) for document in read_documents(text)]
 
 
-def ablate(
-    profile: str = "standard",
-    scale: str = "",
-    seed: int = 1,
-    postgres: int = 0,
-    config: str | Path = "",
-    indexes: Text = "",
-    margin: float = 0.0,
-    budget_mb: float = 0.0,
-    advised: Text = "",
-    reads: bool = True,
-    db: str = "",
-    query: Text | Sequence[Text] = (),
-    parameters: Text | None = None,
-    way: str = "whole",
-    tls: bool = True,
-    command: str = "",
-    bundle: str | Path = "",
-    reports: str | Path = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> IndexLab:
+@takes(AblateSpec)
+def ablate(spec: AblateSpec) -> IndexLab:
     """Measure which indexes of a set the workload needs, into a new folder; or open the folder of a lab.
 
     `indexes` is SQL or a file; by default, the set of the first arm that has one. With `db`, the workload is `query` on
     a database of yours, as for `compare`. `advised` is another set to compare, or "auto": the set that perfkit advises.
     Without `reads`, only the cost of the indexes is measured. Raises PerfkitError as `run` does.
     """
-    if bundle:
-        return IndexLab(Path(bundle))
-    folder = new_folder(reports, f"lab-{profile}" if reads else "index-costs")
-    try:
-        if db:
-            config = ComparisonSpec(db, texts(query), (indexes,), None, None, parameters, way, tls=tls).write(folder)
-        settings = configuration.load(Path(config) if config else None)
-        options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
-        spec = LabSpec(
+    if spec.bundle:
+        return IndexLab(Path(spec.bundle))
+    folder = new_folder(spec.reports, f"lab-{spec.profile}" if spec.reads else "index-costs")
+    with discarded(folder):
+        config = spec.config
+        if spec.db:
+            queries, indexes = texts(spec.query), (spec.indexes,)
+            config = narrowed(ComparisonSpec, spec, query=queries, index=indexes).write(folder)
+        settings = loaded(config)
+        asked = LabSpec(
             settings,
-            index_set(settings, "" if db else indexes, folder),
-            options,
-            margin or settings.margin,
-            budget_mb * 1024 * 1024 or math.inf,
-            advised if advised in ("", AUTO) else sql_of(advised),
-            reads,
-            command,
+            index_set(settings, "" if spec.db else spec.indexes, folder),
+            narrowed(RunSpec, spec, config=str(config)),
+            spec.margin or settings.margin,
+            spec.budget_mb * 1024 * 1024 or math.inf,
+            spec.advised if spec.advised in ("", AUTO) else sql_of(spec.advised),
+            spec.reads,
+            command(f"perfkit indexes {'ablate' if spec.reads else 'cost'}", spec, without=UNREPEATED),
         )
-    except BaseException as error:
-        shutil.rmtree(folder)  # nothing was measured
-        if isinstance(error, PerfkitError):  # the folder is gone, so the message must not name files in it
-            raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        raise
-    permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
-    try:
-        with progress() as say:
-            lab = run_lab(
-                spec,
-                folder,
-                permission,
-                lambda database, queries, say: index_advice(Session(database), queries, say=say),
-                say,
-            )
-    except PerfkitError:
-        if not any((folder / name).exists() for name in ("ablation", "audit.jsonl")):  # nothing was measured or done
-            shutil.rmtree(folder)
-        raise
+    with discarded(folder, "ablation", "audit.jsonl"), progress() as say:
+        lab = run_lab(
+            asked,
+            folder,
+            spec.permission,
+            lambda database, queries, say: index_advice(Session(database), queries, say=say),
+            say,
+        )
     return IndexLab(lab)
 
 
-def advise(
-    config: str | Path = "",
-    scale: str = "",
-    seed: int = 1,
-    postgres: int = 0,
-    db: str = "",
-    query: Text | Sequence[Text] = (),
-    parameters: Text | None = None,
-    way: str = "",
-    analyze: bool | None = None,
-    tls: bool = True,
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> Advice:
+@takes(AdviseSpec)
+def advise(spec: AdviseSpec) -> Advice:
     """Propose indexes for a workload, and say why no index helps the rest of it.
 
     The workload is that of a configuration on generated data; or, with `db`, the `query` on a database of yours. There,
     candidates are tried with HypoPG or judged by the plans alone; with a `way`, they are built and rolled back in a
     private copy. Raises PerfkitError.
     """
-    permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
+    permission = spec.permission
     with progress() as say, tempfile.TemporaryDirectory() as folder:
-        if db:
-            spec = ComparisonSpec(db, texts(query), parameters=parameters, way=way or "whole", tls=tls, bare=True)
-            config = spec.write(Path(folder))
-        settings = configuration.load(Path(config) if config else None)
-        if db and not way:
-            session = sessions.connect(db, permission, tls=tls)
+        config = spec.config
+        if spec.db:
+            values = {"query": texts(spec.query), "way": spec.way or "whole", "bare": True}
+            config = narrowed(ComparisonSpec, spec, **values).write(Path(folder))
+        settings = loaded(config)
+        if spec.db and not spec.way:
+            session = sessions.connect(spec.db, permission, tls=spec.tls)
         else:
-            session = sessions.open_generated(config, scale, postgres=postgres, say=say, permission=permission)
+            session = sessions.open_generated(
+                config, spec.scale, postgres=spec.postgres, say=say, permission=permission
+            )
         with session:
-            queries = workload(settings, session.database, seed)
-            return index_advice(session, queries, analyze=analyze, say=say)
+            queries = workload(settings, session.database, spec.seed)
+            return index_advice(session, queries, analyze=spec.analyze, say=say)
 
 
-def rollback(
-    indexes: Text = "",
-    config: str | Path = "",
-    scale: str = "",
-    profile: str = "quick",
-    seed: int = 1,
-    postgres: int = 0,
-    db: str = "",
-    query: Text | Sequence[Text] = (),
-    parameters: str | Path | None = None,
-    against: str | Path | None = None,
-    rounds: int = 3,
-    tls: bool = True,
-    reports: str | Path = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> RolledBack:
+@takes(DropSpec)
+def rollback(spec: DropSpec) -> RolledBack:
     """Drop an index set and prove that the system is as it was before; without `db`, rehearse this.
 
     A rehearsal runs on a server that perfkit starts: it builds and drops the indexes of a file, or of the
@@ -251,95 +189,70 @@ def rollback(
     and sends the queries that only read for `rounds` of 5 s. Raises PerfkitError as `run` does; Interrupted says which
     indexes are dropped and which remain.
     """
-    permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
     with progress() as say:
-        if db:
-            values, run = (Path(name) if name else None for name in (parameters, against))
-            spec = rollbacks.RollbackSpec(db, Path(indexes), texts(query), values, run, rounds, tls)
-            prepared = rollbacks.prepare(spec, permission, say)
-            folder = new_folder(reports, "rollback")
-            try:
+        if spec.db:
+            prepared = rollbacks.prepare(live_rollback(spec), spec.permission, say)
+            folder = new_folder(spec.reports, "rollback")
+            with discarded(folder, "*"):
                 prepared.run(folder, say)
-            except BaseException:
-                if not any(folder.iterdir()):  # nothing was measured
-                    folder.rmdir()
-                raise
             return RolledBack(folder)
 
-        settings = configuration.load(Path(config) if config else None)
-        options = RunSpec(profile, scale, seed, postgres=postgres, config=str(config))
-        folder = new_folder(reports, f"rollback-{profile}")
-        try:
-            rollbacks.rehearse(rollbacks.RehearsalSpec(settings, options, indexes), folder, permission, say)
-        except BaseException:
-            if not (folder / "run.json").exists():  # nothing was measured
-                shutil.rmtree(folder)
-            raise
+        rehearsal = rollbacks.RehearsalSpec(
+            loaded(spec.config), narrowed(RunSpec, spec, config=str(spec.config)), spec.indexes
+        )
+        folder = new_folder(spec.reports, f"rollback-{spec.profile}")
+        with discarded(folder, "run.json"):
+            rollbacks.rehearse(rehearsal, folder, spec.permission, say)
     return RolledBack(folder)
 
 
-def decide(
-    run: str | Path = "",
-    arm: str = "",
-    watch: str | Path = "",
-    answers: Names = (),
-    by: str = "",
-    bundle: str | Path = "",
-    junit: str | Path = "",
-    json: str | Path = "",
-) -> GoNoGo:
+def live_rollback(spec: DropSpec) -> rollbacks.RollbackSpec:
+    """Return what a rollback in a database of the user's needs."""
+    parameters, against = (Path(name) if name else None for name in (spec.parameters, spec.against))
+    values = {"indexes": Path(spec.indexes), "query": texts(spec.query), "parameters": parameters, "against": against}
+    return narrowed(rollbacks.RollbackSpec, spec, **values)
+
+
+@takes(GateSpec)
+def decide(spec: GateSpec) -> GoNoGo:
     """Decide whether to ship what a run measured, and seal its folder; or open the `bundle` of a decision.
 
     The decision rests on the run's rules for `arm` (by default, for every `after` arm), its checks and its database,
     on the folder of a `watch`, and on `answers` ("Team ready for launch=yes") given `by` a person, which the run's
     folder keeps. `junit` and `json` name files that also get the decision. Raises PerfkitError.
     """
-    if bool(run) == bool(bundle):
+    if bool(spec.run) == bool(spec.bundle):
         raise UsageError("expected either run, the folder to decide on, or bundle, the folder of a decision to show")
-    if run:
-        report.decide(Path(run), arm, str(watch), parse_answers(names(answers)), by, junit=str(junit), json=str(json))
-    return report.GoNoGo(Path(run or bundle))
+    if spec.run:
+        answers, files = parse_answers(names(spec.answers)), {"junit": str(spec.junit), "json": str(spec.json)}
+        report.decide(Path(spec.run), spec.arm, str(spec.watch), answers, spec.by, **files)
+    return report.GoNoGo(Path(spec.run or spec.bundle))
 
 
-def watch(
-    lasts: str = "24h",
-    every: str = "",
-    config: str | Path = "",
-    folder: str | Path = "",
-    arm: str = "",
-    scale: str = "",
-    rate: float = 0.0,
-    metrics: str = "",
-    notify: str = "",
-    quiet: bool = False,
-    reports: str | Path = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> WatchSummary:
+@takes(LiveSpec)
+def watch(spec: LiveSpec) -> WatchSummary:
     """Watch a live service and its database for a time (`90s`, `24h`), into a new folder or an existing `folder`.
 
     The configuration names the service and the database, which need not answer yet; otherwise perfkit starts both, on
     data of a `scale`. An empty value or 0 means the configuration's own. `metrics` serves Prometheus at a `PORT` of
     this machine (0: a free one) or at `ADDRESS:PORT`. Raises PerfkitError as `run` does.
     """
-    settings = configuration.load(Path(config) if config else None)
+    settings = loaded(spec.config)
     try:
-        command = shlex.split(notify)
+        notify = shlex.split(spec.notify)
     except ValueError as error:
-        raise UsageError(f"notify = {notify!r}: {error}; expected a command and its arguments") from None
-    changed = watching.with_overrides(settings.watch, parse_duration(every, "every") if every else 0.0, rate, command)
-    permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
-    seconds = parse_duration(lasts, "for")
-    path = Path(folder) if folder else new_folder(reports, "watch")
-    options = watching.WatchSpec(path, seconds, arm, scale, metrics)
+        raise UsageError(f"notify = {spec.notify!r}: {error}; expected a command and its arguments") from None
+    every = parse_duration(spec.every, "every") if spec.every else 0.0
+    settings = settings.model_copy(update={"watch": watching.with_overrides(settings.watch, every, spec.rate, notify)})
+    seconds = parse_duration(spec.lasts, "for")
+    path = Path(spec.folder) if spec.folder else new_folder(spec.reports, "watch")
+    options = watching.WatchSpec(path, seconds, spec.arm, spec.scale, spec.metrics)
     try:
         with progress() as say:
-            settings = settings.model_copy(update={"watch": changed})
-            show, note = (_silent, _silent) if quiet else (say, watching.print_line)
-            return watching.watch(settings, permission, options, show, note)
+            show, note = (_silent, _silent) if spec.quiet else (say, watching.print_line)
+            return watching.watch(settings, spec.permission, options, show, note)
     except BaseException:
-        if not folder and not (path / "audit.jsonl").exists() and not watching.has_record(path):
+        if not spec.folder and not (path / "audit.jsonl").exists() and not watching.has_record(path):
             shutil.rmtree(path)  # nothing was watched
         raise
 
@@ -348,17 +261,8 @@ def _silent(_: str) -> None:
     """Print nothing."""
 
 
-def review(
-    folder: str | Path,
-    against: str | Path = "",
-    arm: str = "",
-    values: str | Mapping[str, float] = "",
-    by: str = "",
-    since: str = "",
-    until: str = "",
-    last: str = "",
-    config: str | Path = "",
-) -> Review:
+@takes(ReviewSpec)
+def review(spec: ReviewSpec) -> Review:
     """Compare a watch of the live system with the targets for its first day; measure nothing.
 
     `values` holds, by name, values of rows that nothing measures, reported `by` a person. `against` is a run from
@@ -367,19 +271,15 @@ def review(
     """
     from perfkit.monitor.review_report import open_review  # late: matplotlib, which it imports, takes 0.5 s
 
+    values = spec.values
     if not isinstance(values, str):
-        values = "\n".join(f"{name}={value}" for name, value in values.items())
-    return open_review(
-        Path(folder),
-        against=str(against),
-        arm=arm,
-        values=values,
-        by=by,
-        config=str(config),
-        since=since,
-        until=until,
-        last=last,
-    )
+        values = (
+            "\n".join(f"{name}={value}" for name, value in values.items())
+            if isinstance(values, Mapping)
+            else "\n".join(values)
+        )
+    options = {name: str(getattr(spec, name)) for name in ("against", "arm", "by", "since", "until", "last", "config")}
+    return open_review(Path(spec.folder), values=values, **options)
 
 
 __all__ = [

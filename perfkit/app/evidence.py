@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfkit.app.runs import measure_statement
+from perfkit.app.specs import StatementSpec
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import PlanError, UsageError
+from perfkit.base.options import Texts
 from perfkit.base.process import progress
 from perfkit.base.units import count, significant, size
 from perfkit.explain.capture import Capture, single
@@ -286,27 +288,18 @@ class SlowQuery:
             self.trials.append(self.session.whatif(filled.text, index, filled.parameters, analyze=analyze))
         return self.trials[-1]
 
-    def measure(
-        self,
-        index: str | Sequence[str] = (),
-        *,
-        profile: str = "quick",
-        way: str = "",
-        users: int = 10,
-        seed: int = 1,
-        reports: str | Path = "",
-    ) -> Run:
+    def measure(self, index: Texts = (), **options: Any) -> Run:
         """Measure paired rounds without and with an index; by default, with what `advise` last proposed.
 
-        On a server that perfkit started, the rounds run on clones of this database. A database of yours is measured
-        as `perfkit.compare` does, in its `way` ("whole": a private copy). Raises PerfkitError as `perfkit.run` does.
+        The options are `profile`, `way`, `users`, `seed` and `reports`. On a server that perfkit started, the rounds
+        run on clones of this database. A database of yours is measured as `perfkit.compare` does, in its `way`
+        ("whole": a private copy). Raises PerfkitError as `perfkit.run` does.
         """
         proposed = [proposal.statement for advised in self.advice[-1:] for proposal in advised.proposals]
-        indexes = [index] if isinstance(index, str) else list(index or proposed)
-        options: dict[str, Any] = {"profile": profile, "way": way, "users": users, "seed": seed, "reports": reports}
-        rows, text = self.example_parameters(ROWS, seed=seed).sets, named_placeholders(self.text)
+        spec = StatementSpec(index or proposed, **options)
+        rows, text = self.example_parameters(ROWS, seed=spec.seed).sets, named_placeholders(self.text)
         with progress() as say:
-            self.runs.append(measure_statement(self.session, text, rows, indexes, say=say, **options))
+            self.runs.append(measure_statement(self.session, text, rows, spec, say))
         return self.runs[-1]
 
     def report(self, path: str | Path) -> Path:

@@ -6,24 +6,28 @@ anything is measured.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import atexit
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import click
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from psycopg.conninfo import make_conninfo
 
 from perfkit.app.api import connect, demo
+from perfkit.app.cli import parameters as parameters_of
 from perfkit.app.evidence import ROWS, Explained, SlowQuery
 from perfkit.app.runs import measure_statement
 from perfkit.app.session import Session
+from perfkit.app.specs import SECONDS, ConnectSpec, DemoSpec, ExplainCellSpec, MeasureCellSpec, StatementSpec
 from perfkit.base.errors import Interrupted, PerfkitError, UsageError, visible
+from perfkit.base.options import Names, Option, Spec, names, narrowed, option
 from perfkit.base.process import progress
-from perfkit.explain.capture import named, numbered
+from perfkit.explain.capture import Parameters, named, numbered
 from perfkit.postgres.commands import named_placeholders, texts
 from perfkit.show.html import Paragraph, Sheet
 from perfkit.slow.examples import Value
@@ -36,64 +40,45 @@ if TYPE_CHECKING:
 
 
 INJECTED = "# Parameters"  # papermill's first line in the cell that it adds after the typed one
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "float or None": (float, int, type(None)),  # papermill takes no other spelling for a parameter
-    "bool": (bool,),
-}
 
 
 def read(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the declared parameters with their values, from a notebook's `globals()`.
+    """Return the declared parameters with their values, from a notebook's `globals()`; the spec checks the types.
 
     From then on, the notebook shows an error of perfkit as one line, without a traceback. Raises UsageError with the
-    name of every unknown or ill-typed parameter.
+    name of every unknown parameter.
     """
     _one_line_errors()
     declared, injected = _cells(namespace.get("In", ()))
-    if wrong := [*_unknown(declared, injected), *_ill_typed(declared, namespace)]:
-        raise UsageError("; ".join(wrong))
+    if unknown := [f"parameter '{name}' is unknown" for name in injected if name not in declared]:
+        raise UsageError(f"{', '.join(unknown)}; expected one of: {', '.join(declared)}")
     return {name: namespace[name] for name in declared}
 
 
-def _cells(history: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return names and types of the latest typed cell, and the names that papermill added right after it."""
+def _cells(history: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names in the latest typed cell, and the names that papermill added right after it."""
     injected: list[str] = []
     for source in reversed(history[:-1]):
         lines = _assignments(source)
+        names = [name for line in lines for name in _targets(line)]
         if lines and all(isinstance(line, ast.AnnAssign) for line in lines):
-            return {name: ast.unparse(line.annotation) for line in lines for name in _targets(line)}, injected
-        injected = [name for line in lines for name in _targets(line)] if source.startswith(INJECTED) else []
+            return names, injected
+        injected = names if source.startswith(INJECTED) else []
     raise UsageError("no cell with typed parameters was run; expected one before this cell")
 
 
-def _assignments(source: str) -> list[Any]:
+def _assignments(source: str) -> list[ast.Assign | ast.AnnAssign]:
     try:
         body = ast.parse(source).body
     except SyntaxError:
         return []  # not Python: a cell with a magic
-    return body if all(isinstance(line, ast.Assign | ast.AnnAssign) for line in body) else []
+    lines = [line for line in body if isinstance(line, ast.Assign | ast.AnnAssign)]
+    return lines if len(lines) == len(body) else []
 
 
 def _targets(line: ast.Assign | ast.AnnAssign) -> Iterator[str]:
     targets = line.targets if isinstance(line, ast.Assign) else [line.target]
     yield from (target.id for target in targets if isinstance(target, ast.Name))
-
-
-def _unknown(declared: Mapping[str, str], injected: Sequence[str]) -> Iterator[str]:
-    for name in injected:
-        if name not in declared:
-            yield f"parameter '{name}' is unknown; expected one of: {', '.join(declared)}"
-
-
-def _ill_typed(declared: Mapping[str, str], namespace: Mapping[str, Any]) -> Iterator[str]:
-    for name, kind in declared.items():
-        value = namespace[name]
-        fits = isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
-        if not fits:
-            yield f"parameter {name} = {value!r}; expected {kind}"
 
 
 def _one_line_errors() -> None:
@@ -110,11 +95,36 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option in one line."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectLineSpec(ConnectSpec):
+    """Options of `%perfkit connect`."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message} (see {self.prog} --help)")
+    words: Names = option((), Option(metavar="[CONNINFO]", argument=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowLineSpec(Spec):
+    """Options of `%perfkit slow`."""
+
+    source: str = option(
+        "", "pg_stat_statements, the server's log or a log file; default: the better of the first two."
+    )
+    seconds: float = option(0.0, SECONDS)
+    to: str = option("", "Store the table in this variable.", "NAME")
+
+
+_S = TypeVar("_S", bound=Spec)
+
+
+def _parsed(magic: str, line: str | Sequence[str], spec: type[_S], purpose: str) -> _S:
+    """Return the options on a magic's line. Raises UsageError in one line, and Exit after --help."""
+    words = _words(line) if isinstance(line, str) else [*line]
+    command = click.Command(magic, params=parameters_of(spec, without=("db", "postgres")), help=purpose)
+    try:
+        context = command.make_context(magic, words)
+    except click.ClickException as error:
+        raise UsageError(f"{magic}: {error.format_message()} (see {magic} --help)") from None
+    return spec(**context.params)
 
 
 def _in_one_line(magic: _F) -> _F:
@@ -126,108 +136,10 @@ def _in_one_line(magic: _F) -> _F:
             return magic(*args)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
-        except SystemExit:  # argparse exits after --help
+        except click.exceptions.Exit:  # after --help
             return None
 
     return cast(_F, run)
-
-
-def _connect_parser() -> _Parser:
-    parser = _Parser(prog="%perfkit connect", description="Connect to the database that the magics use.")
-    parser.add_argument(
-        "db",
-        nargs="*",
-        help="service=NAME or a libpq string; default: the booking system's data",
-    )
-    parser.add_argument(
-        "--confirm",
-        action="append",
-        default=[],
-        metavar="HOST:PORT/DB",
-        help="allow this target; else the cell asks",
-    )
-    parser.add_argument(
-        "--production",
-        action="append",
-        default=[],
-        metavar="HOST:PORT/DB",
-        help="allow this database even though its name suggests production",
-    )
-    parser.add_argument(
-        "--volatile", action="append", default=[], metavar="FUNCTION", help="allow this volatile function"
-    )
-    parser.add_argument("--no-tls", action="store_true", help="allow a connection to another machine without TLS")
-    parser.add_argument("--config", default="", help="without db: a perfkit.toml; default: the booking system's")
-    parser.add_argument("--scale", default="", help="without db: size of the generated data")
-    parser.add_argument("--arm", default="", help="without db: arm whose indexes the data gets")
-    return parser
-
-
-def _demo_parser() -> _Parser:
-    parser = _Parser(prog="%perfkit demo", description="Use the booking system's data after some work.")
-    parser.add_argument("--scale", default="small", help="size of the data: seed, small, standard or large")
-    parser.add_argument("--seconds", type=float, default=8, help="seconds of the clinic's work")
-    return parser
-
-
-def _slow_parser() -> _Parser:
-    parser = _Parser(prog="%perfkit slow", description="List the statements that took the most time.")
-    parser.add_argument("--source", default="", help="statements (pg_stat_statements) or log; default: the better one")
-    parser.add_argument("--seconds", type=float, default=0, help="count only the next seconds; default: all recorded")
-    parser.add_argument("--to", default="", metavar="NAME", help="store the table in this variable")
-    return parser
-
-
-def _activity_parser() -> _Parser:
-    return _Parser(prog="%perfkit activity", description="Show what runs now, and which session blocks which.")
-
-
-def _explain_parser() -> _Parser:
-    parser = _Parser(
-        prog="%%explain",
-        description="Show the plan of the statement in the cell; %(name)s takes the notebook's variable of that name.",
-    )
-    parser.add_argument("--analyze", action="store_true", help="execute the statement, and roll back")
-    parser.add_argument("--generic", action="store_true", help="show the generic plan, for any values of $1")
-    parser.add_argument(
-        "--param", action="append", default=[], metavar="NAME", help="variable for $1, $2, ...; repeatable"
-    )
-    parser.add_argument("--repeats", type=int, default=2, help="number of executions; the last one is shown")
-    parser.add_argument(
-        "--timeout", dest="timeout_s", type=float, default=60.0, help="time limit of one execution, in seconds"
-    )
-    parser.add_argument("--serialize", action="store_true", help="include the cost of sending the result")
-    parser.add_argument("--to", default="", metavar="NAME", help="store the result in this variable")
-    return parser
-
-
-def _measure_parser() -> _Parser:
-    parser = _Parser(
-        prog="%%measure",
-        description="Measure the statement in the cell without and with an index, in paired rounds. "
-        "%(name)s takes the notebook's variable of that name; $1 without --param takes values from the statistics.",
-    )
-    parser.add_argument(
-        "--index",
-        action="append",
-        default=[],
-        metavar="SQL",
-        help="default: what perfkit advises; repeatable",
-    )
-    parser.add_argument(
-        "--param", action="append", default=[], metavar="NAME", help="variable for $1, $2, ...; repeatable"
-    )
-    parser.add_argument("--profile", default="quick", help="number of blocks: quick, standard or thorough")
-    parser.add_argument("--way", default="", help="as in perfkit compare: whole, sample, ...")
-    parser.add_argument("--users", type=int, default=10, help="number of connections")
-    parser.add_argument(
-        "--reports",
-        default="",
-        metavar="FOLDER",
-        help="folder in which the run gets its own folder; default: as for perfkit measure",
-    )
-    parser.add_argument("--to", default="", metavar="NAME", help="store the run in this variable")
-    return parser
 
 
 @magics_class
@@ -243,51 +155,58 @@ class PerfkitMagics(Magics):
         command, *words = _words(line) or [""]
         if command not in _COMMANDS:
             raise UsageError(f"%perfkit {command}; expected %perfkit {', '.join(_COMMANDS)} (each has --help)")
-        parser, carry_out = _COMMANDS[command]
-        return carry_out(self, **vars(parser().parse_args(words)))
+        spec, purpose, carry_out = _COMMANDS[command]
+        return carry_out(self, _parsed(f"%perfkit {command}", words, spec, purpose))
 
-    def _connect(self, db: Sequence[str], no_tls: bool, **options: Any) -> None:
+    def _connect(self, spec: ConnectLineSpec) -> None:
         """Connect to a database; by default, to the booking system's data."""
-        self._take(lambda: connect(_conninfo(db), tls=not no_tls, ask=_ask, **options))
+        self._take(lambda: connect(replace(spec, db=_conninfo(spec.words), ask=_ask)))
 
-    def _demo(self, **options: Any) -> None:
+    def _demo(self, spec: DemoSpec) -> None:
         """Use generated data, with slow statements in the log."""
-        self._take(lambda: demo(**options))
+        self._take(lambda: demo(spec))
 
     def _take(self, opened: Callable[[], Session]) -> None:
         self.close()
         self.session = opened()
         print(f"connected to {visible(self.session.name)}")  # noqa: T201 - the cell's output
 
-    def _slow(self, source: str, seconds: float, to: str) -> SlowTable:
-        return self._store(to, self._connected("%perfkit slow").slow(source, seconds))
+    def _slow(self, spec: SlowLineSpec) -> SlowTable:
+        return self._store(spec.to, self._connected("%perfkit slow").slow(spec.source, spec.seconds))
 
-    def _activity(self) -> ActivityView:
+    def _activity(self, _: Spec) -> ActivityView:
         return self._connected("%perfkit activity").activity()
 
     @line_cell_magic
     @_in_one_line
     def explain(self, line: str, cell: str = "") -> Explained:
         """`%%explain --analyze`: draw the plan of the cell's statement, with what is wrong with it."""
-        options = _explain_parser().parse_args(_words(line))
-        session, values = self._connected("%%explain"), self._parameters("%%explain", cell, options)
-        settings = vars(options)
-        name = settings.pop("to")
-        del settings["param"]
+        spec = _parsed(
+            "%%explain",
+            line,
+            ExplainCellSpec,
+            "Show the plan of the statement in the cell; %(name)s takes the notebook's variable of that name.",
+        )
+        values = None if spec.generic else self._parameters("%%explain", cell, names(spec.param))
+        session, how = self._connected("%%explain"), ("analyze", "generic", "repeats", "timeout_s", "serialize")
         with progress() as say:
             say("explaining")
-            return self._store(name, session.explain(cell, values, **settings))
+            options = {name: getattr(spec, name) for name in how}
+            return self._store(spec.to, session.explain(cell, values, **options))
 
     @line_cell_magic
     @_in_one_line
     def measure(self, line: str, cell: str = "") -> Sheet:
         """`%%measure --index "CREATE INDEX ..."`: measure what an index does to the cell's statement under load."""
-        options = _measure_parser().parse_args(_words(line))
-        session, values = self._connected("%%measure"), self._parameters("%%measure", cell, options)
-        settings = vars(options)
-        name, index = settings.pop("to"), settings.pop("index")
-        del settings["param"]
-        run = self._store(name, _measure(session, cell, values, index, **settings))
+        spec = _parsed(
+            "%%measure",
+            line,
+            MeasureCellSpec,
+            "Measure the statement in the cell without and with an index, in paired rounds. %(name)s takes the "
+            "notebook's variable of that name; $1 without --param takes values from the statistics.",
+        )
+        values = self._parameters("%%measure", cell, names(spec.param))
+        run = self._store(spec.to, _measure(self._connected("%%measure"), cell, values, spec))
         return Sheet([Paragraph(repr(run)), run.decision, run.levels, run.index_costs, run.weaknesses])
 
     def close(self) -> None:
@@ -306,43 +225,44 @@ class PerfkitMagics(Magics):
             self._shell.user_ns[name] = value
         return value
 
-    def _parameters(self, magic: str, cell: str, options: argparse.Namespace) -> Any:
+    def _parameters(self, magic: str, cell: str, numbered: Sequence[str]) -> Parameters:
         """Return the variables for the names in a statement, or those that --param lists for `$1`, `$2`, ...."""
+        self._connected(magic)
         if not cell.strip():
             raise UsageError(f"{magic[1:]}: no statement; expected {magic}, and the statement below it")
-        variables = options.param or named(cell)
-        if getattr(options, "generic", False) or not variables:
-            return None
+        variables = numbered or named(cell)
         if absent := [name for name in variables if name not in self._shell.user_ns]:
             raise UsageError(f"{magic}: no variable {absent[0]!r}; expected one for %({absent[0]})s")
         values = {name: self._shell.user_ns[name] for name in variables}
-        return list(values.values()) if options.param else values
+        return list(values.values()) if numbered else values or None
 
     @property
     def _shell(self) -> Any:
         return self.shell
 
 
-_COMMANDS: dict[str, tuple[Callable[[], _Parser], Callable[..., Any]]] = {
-    "connect": (_connect_parser, PerfkitMagics._connect),
-    "demo": (_demo_parser, PerfkitMagics._demo),
-    "slow": (_slow_parser, PerfkitMagics._slow),
-    "activity": (_activity_parser, PerfkitMagics._activity),
+_COMMANDS: Mapping[str, tuple[type[Spec], str, Callable[[PerfkitMagics, Any], object]]] = {
+    "connect": (ConnectLineSpec, "Connect to the database that the magics use.", PerfkitMagics._connect),
+    "demo": (DemoSpec, "Use the booking system's data after some work.", PerfkitMagics._demo),
+    "slow": (SlowLineSpec, "List the statements that took the most time.", PerfkitMagics._slow),
+    "activity": (Spec, "Show what runs now, and which session blocks which.", PerfkitMagics._activity),
 }
 
 
-def _measure(session: Session, cell: str, values: Any, index: Sequence[str], **options: Any) -> Run:
+def _measure(session: Session, cell: str, values: Parameters, spec: MeasureCellSpec) -> Run:
     """Measure paired rounds of a statement, with these values for its parameters or with sampled ones."""
     text = numbered(cell) if isinstance(values, Mapping) else cell
     parameters = texts(list(values.values()) if isinstance(values, Mapping) else values or ())
     statement = SlowStatement("cell", text, 0, 0.0, example=Example(text, parameters) if parameters else None)
     query = SlowQuery(1, statement, SlowQueries("the cell", (statement,)), session)
-    if not index and not (index := [proposal.statement for proposal in query.advise().proposals]):
+    index = spec.index or [proposal.statement for proposal in query.advise().proposals]
+    if not index:
         raise UsageError('%%measure: perfkit advises no index; expected --index "CREATE INDEX ..."')
     one = tuple(Value(number, "", value, "given") for number, value in enumerate(parameters, 1))
     rows = [one] if one else query.example_parameters(ROWS).sets
+    measured = narrowed(StatementSpec, spec, index=index)
     with progress() as say:
-        return measure_statement(session, named_placeholders(query.text), rows, index, seed=1, say=say, **options)
+        return measure_statement(session, named_placeholders(query.text), rows, measured, say)
 
 
 def _words(line: str) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from psycopg import sql
 
 from perfkit import config as configuration
 from perfkit.analysis.report import LoadRun, Run
+from perfkit.app.specs import CheckSpec, CompareSpec, MeasureSpec, ReportSpec, StatementSpec
 from perfkit.base import process, resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
+from perfkit.base.options import Text, names, narrowed, pairs, takes, texts
 from perfkit.base.process import progress
 from perfkit.config import Config
 from perfkit.config.model import show
@@ -34,12 +37,10 @@ from perfkit.runs.targets import ComparisonSpec, admitted, scenario
 
 if TYPE_CHECKING:
     from perfkit.app.session import Session
-    from perfkit.runs.targets import Targets, Text
+    from perfkit.runs.targets import Targets
     from perfkit.slow.examples import Value
 
 
-Names = str | Sequence[str]
-Ask = Callable[[str], str]
 Say = Callable[[str], None]
 
 
@@ -64,7 +65,7 @@ def _is_project(folder: Path) -> bool:
         return False
 
 
-def new_folder(reports: str | Path, profile: str) -> Path:
+def new_folder(reports: Text, profile: str) -> Path:
     """Create a folder for a run, named by UTC time and profile, in `reports` or else `reports_folder()`.
 
     Raises BundleError.
@@ -82,43 +83,20 @@ def new_folder(reports: str | Path, profile: str) -> Path:
     raise BundleError(f"{parent}: a hundred runs began this second; expected fewer")
 
 
-def names(value: Names) -> tuple[str, ...]:
-    """Return names as a tuple; a text, which is all that papermill can pass, may hold several with commas."""
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(part.strip() for part in parts if part.strip())
+def settled(spec: CheckSpec, settings: Config) -> RunSpec:
+    """Return the options of a run, with the values of the preset. Raises UsageError for an unknown preset."""
+    values = {name: getattr(spec, name, None) for name in ("profile", "scale", "rtt_ms", "connect_rtts")}
+    preset = configuration.preset(settings.presets, getattr(spec, "preset", ""), **values)
+    return narrowed(RunSpec, spec, config=str(spec.config), **preset)
 
 
-def texts(value: Text | Sequence[Text]) -> tuple[Text, ...]:
-    """Return one text or several as a tuple."""
-    return (value,) if isinstance(value, str | Path) else tuple(value)
+def loaded(path: Text | None) -> Config:
+    """Return a configuration; by default, the booking system's. Raises UsageError."""
+    return configuration.load(Path(path) if path else None)
 
 
-def admitted_by(chosen: Selection, confirm: Names, production: Names, ask: Ask | None) -> Targets:
-    """Return the targets of a selection, admitted by the guards. Raises TargetRefused, UsageError."""
-    permission = Permission(confirm=names(confirm), production=names(production), ask=ask)
-    return admitted(chosen.config, chosen.arms, permission)
-
-
-def run(
-    profile: str = "",
-    scale: str = "",
-    seed: int = 1,
-    rtt_ms: float | None = None,
-    postgres: int = 0,
-    bundle: str | Path = "",
-    lab: str | Path = "",
-    reports: str | Path = "",
-    config: str | Path = "",
-    arms: Names = (),
-    scenarios: Names = (),
-    connect_rtts: int | None = None,
-    plan_for: float = 0.0,
-    max_minutes: float = 15.0,
-    preset: str = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> Run:
+@takes(ReportSpec)
+def run(spec: ReportSpec) -> Run:
     """Measure before and after a change into a new bundle, or open an existing `bundle`.
 
     An empty value means the configuration's own. A `preset` of the configuration sets profile, scale, rtt_ms and
@@ -133,47 +111,16 @@ def run(
     Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed, Interrupted if
     the user stopped the run.
     """
-    if bundle:
-        return _with_lab(_opened(Path(bundle)), lab)
-
-    settings = configuration.load(Path(config) if config else None)
-    values = {"profile": profile, "scale": scale, "rtt_ms": rtt_ms, "connect_rtts": connect_rtts}
-    options = RunSpec(
-        **configuration.preset(settings.presets, preset, **values),
-        seed=seed,
-        postgres=postgres,
-        arms=names(arms),
-        scenarios=names(scenarios),
-        config=str(config),
-        plan_for=plan_for,
-        max_minutes=max_minutes,
-    )
-    selection = Selection(settings, options)
-    targets = admitted_by(selection, confirm, production, ask)
-    return _with_lab(Run(_measure(selection, targets, new_folder(reports, options.profile))), lab)
+    if spec.bundle:
+        return _with_lab(_opened(Path(spec.bundle)), spec.lab)
+    settings = loaded(spec.config)
+    selection = Selection(settings, settled(spec, settings))
+    targets = admitted(settings, selection.arms, spec.permission)
+    return _with_lab(Run(_measure(selection, targets, new_folder(spec.reports, selection.options.profile))), spec.lab)
 
 
-def compare(
-    db: str,
-    query: Text | Sequence[Text],
-    index: Text | Sequence[Text] = (),
-    settings: Mapping[str, str] | None = None,
-    rewrite: Text | None = None,
-    parameters: Text | None = None,
-    way: str = "whole",
-    users: int = 10,
-    p95_ms: float | None = None,
-    volatile: Names = (),
-    tls: bool = True,
-    pooler: bool = False,
-    need: str = "benefit",
-    profile: str = "quick",
-    seed: int = 1,
-    reports: str | Path = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> Run:
+@takes(CompareSpec)
+def compare(spec: CompareSpec) -> Run:
     """Measure queries before and after an index, settings or a rewrite, on a database of yours.
 
     `db` is a libpq service name (`service=staging`) or a connection string without a password. `query`, `index` and
@@ -183,55 +130,17 @@ def compare(
 
     Raises PerfkitError as `run` does.
     """
-    spec = ComparisonSpec(
-        db,
-        texts(query),
-        texts(index),
-        settings,
-        rewrite,
-        parameters,
-        way,
-        users,
-        p95_ms,
-        names(volatile),
-        tls,
-        pooler,
-        need=need,
-    )
+    values = {"query": texts(spec.query), "index": texts(spec.index), "settings": pairs(spec.settings, "--set")}
+    comparison = narrowed(ComparisonSpec, spec, **values)
 
     def select(path: Path) -> Selection:
-        return Selection(configuration.load(path), RunSpec(profile, seed=seed, config=str(path)))
+        return Selection(configuration.load(path), RunSpec(profile=spec.profile, seed=spec.seed, config=str(path)))
 
-    return Run(_measure_database(spec, select, new_folder(reports, "compare"), confirm, production, ask))
+    return Run(_measure_database(comparison, select, new_folder(spec.reports, "compare"), spec.permission))
 
 
-def measure(
-    profile: str = "standard",
-    blocks: int = 0,
-    scale: str = "",
-    seed: int = 1,
-    rtt_ms: float = 0.0,
-    connect_rtts: int = 6,
-    postgres: int = 0,
-    config: str | Path = "",
-    arm: str = "",
-    scenarios: Names = (),
-    p95_ms: float = 0.0,
-    error_rate: float = -1.0,
-    db: str = "",
-    query: Text | Sequence[Text] = (),
-    parameters: Text | None = None,
-    way: str = "whole",
-    rate: float = 0.0,
-    users: int = 10,
-    seconds: float = 10.0,
-    tls: bool = True,
-    bundle: str | Path = "",
-    reports: str | Path = "",
-    confirm: Names = (),
-    production: Names = (),
-    ask: Ask | None = None,
-) -> LoadRun:
+@takes(MeasureSpec)
+def measure(spec: MeasureSpec) -> LoadRun:
     """Measure one arm under load, without a comparison, into a new bundle; or open an existing `bundle`.
 
     The default arm is the last `after` arm, which would be deployed. `blocks`, at least 1, overrides the profile.
@@ -239,45 +148,24 @@ def measure(
     a database of yours, as for `compare`: on one connection and on `users` connections; or, with a `rate`, that number
     of requests per second for `seconds`, at most `users` in flight. Raises PerfkitError as `run` does.
     """
-    if bundle:
-        return LoadRun(Bundle.open(Path(bundle)))
+    if spec.bundle:
+        return LoadRun(Bundle.open(Path(spec.bundle)))
+    p95_ms = spec.p95_ms or None
 
     def select(path: Path | None) -> Selection:
-        options = RunSpec(
-            profile,
-            scale,
-            seed,
-            rtt_ms,
-            connect_rtts,
-            postgres,
-            names(arm),
-            names(scenarios),
-            str(path or ""),
-            blocks,
-            p95_ms=p95_ms or None,
-            error_rate=None if error_rate < 0 else error_rate,
-        )
+        error_rate = None if spec.error_rate < 0 else spec.error_rate
+        limits = {"p95_ms": p95_ms, "error_rate": error_rate}
+        options = narrowed(RunSpec, spec, arms=names(spec.arm), config=str(path or ""), **limits)
         return alone(configuration.load(path), options)
 
-    if db:
-        spec = ComparisonSpec(
-            db,
-            texts(query),
-            parameters=parameters,
-            way=way,
-            users=users,
-            p95_ms=p95_ms or None,
-            tls=tls,
-            bare=True,
-            rate=rate,
-            seconds=seconds,
-        )
-        return LoadRun(_measure_database(spec, select, new_folder(reports, "load"), confirm, production, ask))
-    if query or rate:
+    if spec.db:
+        load = narrowed(ComparisonSpec, spec, query=texts(spec.query), p95_ms=p95_ms, bare=True)
+        return LoadRun(_measure_database(load, select, new_folder(spec.reports, "load"), spec.permission))
+    if spec.query or spec.rate:
         raise UsageError("query and rate need db, a database of yours; expected db with them, or neither of them")
-    selection = select(Path(config) if config else None)
-    targets = admitted_by(selection, confirm, production, ask)
-    return LoadRun(_measure(selection, targets, new_folder(reports, "load")))
+    selection = select(Path(spec.config) if spec.config else None)
+    targets = admitted(selection.config, selection.arms, spec.permission)
+    return LoadRun(_measure(selection, targets, new_folder(spec.reports, "load")))
 
 
 def _opened(folder: Path) -> Run:
@@ -286,7 +174,7 @@ def _opened(folder: Path) -> Run:
     return RehearsedRun(bundle) if bundle.run.rollback is not None else Run(bundle)
 
 
-def _with_lab(run: Run, lab: str | Path) -> Run:
+def _with_lab(run: Run, lab: Text) -> Run:
     """Keep the summary of an index lab in the run. Raises BundleError."""
     if lab:
         run.bundle.update(lab=IndexLab(Path(lab)).summary)
@@ -297,24 +185,27 @@ def _measure_database(
     spec: ComparisonSpec,
     select: Callable[[Path], Selection],
     folder: Path,
-    confirm: Names,
-    production: Names,
-    ask: Ask | None,
+    permission: Permission,
 ) -> Bundle:
     """Measure a database of the user's; the run's folder gets a configuration made of the spec. Raises PerfkitError."""
-    try:
+    with discarded(folder):
         selection = select(spec.write(folder))
-        targets = admitted_by(selection, confirm, production, ask)
-    except BaseException as error:
-        shutil.rmtree(folder)  # nothing was measured
-        if isinstance(error, PerfkitError):  # the folder is gone, so the message must not name files in it
-            raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        raise
-    try:
+        targets = admitted(selection.config, selection.arms, permission)
+    with discarded(folder, "audit.jsonl"):  # without one, the database was not touched
         return _measure(selection, targets, folder)
-    except PerfkitError:
-        if not (folder / "audit.jsonl").exists():  # the database was not touched: nothing to keep
-            shutil.rmtree(folder)
+
+
+@contextmanager
+def discarded(folder: Path, *patterns: str) -> Iterator[None]:
+    """Remove a new folder if the block fails before a file with one of these names is in it: nothing was measured."""
+    try:
+        yield
+    except BaseException as error:
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
+            raise
+        shutil.rmtree(folder)
+        if isinstance(error, PerfkitError) and f"{folder}/" in str(error):  # the message must not name a lost file
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
         raise
 
 
@@ -324,17 +215,7 @@ def _measure(selection: Selection, targets: Targets, folder: Path) -> Bundle:
 
 
 def measure_statement(
-    session: Session,
-    text: str,
-    rows: Sequence[Sequence[Value]],
-    index: Sequence[str],
-    *,
-    profile: str,
-    way: str,
-    users: int,
-    seed: int,
-    reports: str | Path,
-    say: Say,
+    session: Session, text: str, rows: Sequence[Sequence[Value]], spec: StatementSpec, say: Say
 ) -> Run:
     """Measure paired rounds of a statement without and with indexes, into a new bundle.
 
@@ -342,36 +223,33 @@ def measure_statement(
     perfkit started, the arms are clones of the session's database. A database of the user's is measured as
     `perfkit.compare` does, in its `way`. Raises PerfkitError.
     """
-    if not index:
+    if not spec.index:
         raise UsageError("measure: no index; expected one CREATE INDEX, or several")
-    indexes = [one_index(statement) for statement in index]
+    indexes = [one_index(str(statement)) for statement in texts(spec.index)]
     if session.database.server.foreign:
         opened = session.opened
-        return compare(
-            opened.db,
-            text,
-            indexes,
+        asked = narrowed(
+            CompareSpec,
+            spec,
+            db=opened.db,
+            query=text,
+            index=indexes,
             parameters=_source(rows) if rows else None,
-            way=way or "whole",
-            users=users,
+            way=spec.way or "whole",
             volatile=tuple(session.volatile),
             tls=opened.tls,
-            profile=profile,
-            seed=seed,
-            reports=reports,
             confirm=(session.name, *opened.permission.confirm),
             production=opened.permission.production,
             ask=opened.permission.ask,
         )
-    if way:
-        raise UsageError(f"way = {way!r}; expected none: this database is measured in clones on its own server")
-    folder = new_folder(reports, "measure")
-    try:
-        config = _config(session, folder, text, rows, indexes, users)
-        selection = Selection(config, RunSpec(profile, session.opened.scale, seed, config=str(folder / "perfkit.toml")))
-    except PerfkitError:
-        shutil.rmtree(folder)
-        raise
+        return compare(asked)
+    if spec.way:
+        raise UsageError(f"way = {spec.way!r}; expected none: this database is measured in clones on its own server")
+    folder = new_folder(spec.reports, "measure")
+    with discarded(folder):
+        config = _config(session, folder, text, rows, indexes, spec.users)
+        path = str(folder / "perfkit.toml")
+        selection = Selection(config, narrowed(RunSpec, spec, scale=session.opened.scale, config=path))
     database = session.database
     with (
         process.alone(say),

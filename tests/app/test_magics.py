@@ -109,7 +109,7 @@ def test_the_result_can_be_kept(connected: InteractiveShell) -> None:
         ("", "SELECT * FROM nothing", 'EXPLAIN failed: relation "nothing" does not exist'),
         ("--analyze", "DELETE FROM visits", "a statement writes; the owner can allow this"),
         ("", "SELECT %(absent)s", "%%explain: no variable 'absent'; expected one for %(absent)s"),
-        ("--wrong", "SELECT 1", "%%explain: unrecognized arguments: --wrong (see %%explain --help)"),
+        ("--wrong", "SELECT 1", "%%explain: No such option '--wrong'. (see %%explain --help)"),
         ("--generic --analyze", "SELECT $1", "generic with analyze: a plan for any values cannot be executed"),
         ("--repeats 0", "SELECT 1", "repeats = 0, timeout = 60; expected more than 0"),
         ("", "SELECT 1; SELECT 2", "EXPLAIN takes one statement; found 2"),

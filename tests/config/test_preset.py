@@ -49,11 +49,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """Return the options of every run that perfkit would measure, without measuring."""
     found: list[RunSpec] = []
 
-    def admitted(chosen: Selection, *_: object) -> None:
-        found.append(chosen.options)
-        raise UsageError("enough")
+    class Chosen(Selection):
+        def __post_init__(self) -> None:
+            found.append(self.options)
+            raise UsageError("enough")
 
-    monkeypatch.setattr("perfkit.app.runs.admitted_by", admitted)
+    monkeypatch.setattr("perfkit.app.runs.Selection", Chosen)
     return found
 
 

@@ -1,17 +1,22 @@
-"""The command line: the group of all commands, and the options that several of them share."""
+"""The command line: the group of all commands, and options made of specs."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from dataclasses import MISSING, Field
+from functools import wraps
 from importlib import import_module
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from perfkit import __version__
+from perfkit.app.specs import AdmissionSpec
 from perfkit.base.errors import Interrupted, PerfkitError, visible
+from perfkit.base.options import Option, Spec, flag_of, listed
 
 # The module of each command, and the first sentence of the command's help. The sentence stands here too because the
 # modules take more than a second to import: `perfkit --help` imports none of them, a command only its own.
@@ -105,86 +110,52 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo("\n".join(map(visible, text.splitlines())), err=err)
 
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+_KINDS: Mapping[str, click.ParamType[Any]] = {
+    "int": click.INT,
+    "float": click.FLOAT,
+    "bool": click.BOOL,
+    "Path": click.Path(path_type=Path),
+}
+_S = TypeVar("_S", bound=Spec)
 
 
-def combined(*decorators: Decorator) -> Decorator:
-    """Return one decorator that applies several options, in the order in which --help lists them."""
+def options(spec: type[_S]) -> Callable[[Callable[[_S], None]], Callable[..., None]]:
+    """Give a command the options of a spec; the command gets the spec."""
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            command = decorator(command)
+    def decorate(function: Callable[[_S], None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**values: object) -> None:
+            asked = {"ask": ask()} if issubclass(spec, AdmissionSpec) else {}
+            function(spec(**values, **asked))
+
+        command.__click_params__ = parameters(spec)[::-1]  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-RUNS_GO_TO = (
-    "reports/ of the nearest folder, from the working folder upward, that has a perfkit.toml or is a checkout of "
-    "perfkit; else reports/ of the working folder"
-)
-DATABASE = "service=NAME, or a libpq connection string without a password."
+def parameters(spec: type[Spec], *, without: Collection[str] = ()) -> list[click.Parameter]:
+    """Return what click needs for the options of a spec, in the order of --help."""
+    return [_parameter(each, about) for name, (each, about) in listed(spec).items() if name not in without]
 
-reports_option = click.option(
-    "--reports",
-    default="",
-    metavar="FOLDER",
-    help=f"Folder in which the run gets its own folder. Default: {RUNS_GO_TO}.",
-)
-config_option = click.option(
-    "--config", default="", metavar="FILE", help="A perfkit.toml; default: the booking system's."
-)
-scale_option = click.option(
-    "--scale", default="", help="Size of the generated data: seed, small, standard (default) or large."
-)
-seed_option = click.option("--seed", default=1, show_default=True, help="Seed of all random choices.")
-postgres_option = click.option("--postgres", default=0, help="Embedded PostgreSQL: 18 (default) or 16.")
-profile_option = click.option(
-    "--profile", default="quick", show_default=True, help="Profile: quick (6 blocks), standard or thorough."
-)
-tls_option = click.option(
-    "--no-tls", "tls", flag_value=False, default=True, help="Allow a connection to another machine without TLS."
-)
-db_option = click.option("--db", default="", metavar="CONNINFO", help=f"Database: {DATABASE}")
-required_db_option = click.option("--db", required=True, metavar="CONNINFO", help=f"Database: {DATABASE}")
-parameters_option = click.option(
-    "--parameters", metavar="FILE", help="With --db: values for %(name)s, from a SELECT (.sql) or rows (.csv)."
-)
-volatile_option = click.option(
-    "--volatile", multiple=True, metavar="FUNCTION", help="Allow calls of this volatile function. Repeatable."
-)
-bundle_option = click.option(
-    "--bundle", default="", metavar="FOLDER", help="Render this run again, and measure nothing."
-)
 
-# What `report` and `check` share.
-experiment_options = combined(
-    config_option,
-    scale_option,
-    click.option("--arm", "arms", multiple=True, help="Use only this arm. Repeatable."),
-    seed_option,
-    click.option("--rtt-ms", default=0.0, help="Added network round trip between service and database, in ms."),
-    click.option(
-        "--connect-rtts", default=6, show_default=True, help="Round trips that a new connection takes (TLS, SCRAM)."
-    ),
-    postgres_option,
-)
-
-# What lets perfkit use a server that it did not start.
-target_options = combined(
-    click.option(
-        "--confirm",
-        multiple=True,
-        metavar="HOST:PORT/DB",
-        help="Allow this target, which perfkit did not start; otherwise perfkit asks. Repeatable.",
-    ),
-    click.option(
-        "--production",
-        multiple=True,
-        metavar="HOST:PORT/DB",
-        help="Allow this database even though its name suggests production. Repeatable.",
-    ),
-)
+def _parameter(each: Field[object], about: Option) -> click.Parameter:
+    kind, default, several = str(each.type).split(" | ")[0], each.default, each.default == ()
+    required = about.required or default is MISSING
+    wide: dict[str, Any] = {} if required or several else {"default": default}  # click takes None for a value, too
+    form = click.Choice(about.choices) if about.choices else _KINDS.get(kind, click.STRING)
+    if about.least is not None:
+        form = click.IntRange(int(about.least)) if kind == "int" else click.FloatRange(about.least)
+    wide |= {"metavar": about.metavar or None, "required": required, "type": form}
+    if about.argument:
+        return click.Argument([each.name], nargs=-1 if several else 1, **wide)
+    flag = [flag_of(each, about), each.name]
+    if kind == "bool":
+        state = {"flag_value": False, "default": True} if default is True else {"is_flag": True, "default": default}
+        return click.Option(flag, help=about.help, **state)
+    usual = f"  [default: {about.usual}]" if about.usual is not None and default in ("", None) else ""
+    shown = (bool(default) and isinstance(default, str)) or (isinstance(default, int | float) and default > 0)
+    return click.Option(flag, multiple=several, show_default=shown, help=f"{about.help}{usual}", **wide)
 
 
 def ask() -> Callable[[str], str] | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +13,36 @@ import click
 
 from perfkit import config as configuration
 from perfkit.app import starter
-from perfkit.app.cli import (
+from perfkit.app.cli import echo, options
+from perfkit.app.specs import (
+    ANALYZE,
+    ARM_OF_DATA,
+    CONFIG_OF_DATA,
     DATABASE,
-    ask,
-    db_option,
-    echo,
-    postgres_option,
-    required_db_option,
-    target_options,
-    tls_option,
-    volatile_option,
+    DB,
+    GENERIC,
+    POSTGRES,
+    REPEATS,
+    SCALE_OF_DATA,
+    SERIALIZE,
+    TIMEOUT,
+    TLS,
+    VOLATILE,
+    AdmissionSpec,
+    ConnectSpec,
+    DatabaseSpec,
 )
 from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import PlanError, UsageError
+from perfkit.base.options import Names, Option, narrowed, option
 from perfkit.config import model
-from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, read_documents
+from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, Parameters, read_documents
 from perfkit.explain.comparison import fingerprint
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.postgres import servers
 from perfkit.postgres.capabilities import probe
-from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.guards import Audit, resolve
 from perfkit.postgres.servers import open_external
 from perfkit.postgres.sqltext import first_word
 from perfkit.runs.targets import is_file
@@ -45,50 +53,34 @@ if TYPE_CHECKING:
     from perfkit.postgres.servers import External
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainCommand(AdmissionSpec):
+    """Options of `perfkit explain`."""
+
+    what: Names = option((), Option(metavar="SQL|FILE|-...", argument=True, required=True))
+    db: str = option("", DB)
+    config: str = option("", CONFIG_OF_DATA)
+    scale: str = option("", SCALE_OF_DATA)
+    arm: str = option("", ARM_OF_DATA)
+    postgres: int = option(0, POSTGRES)
+    analyze: bool = option(False, ANALYZE)
+    generic: bool = option(False, GENERIC)
+    values: Names = option(
+        (), "Value for %(NAME)s; without NAME, for $1 and so on, in order. Repeatable.", "[NAME=]VALUE", "param"
+    )
+    repeats: int = option(2, REPEATS)
+    timeout_s: float = option(60.0, TIMEOUT)
+    serialize: bool = option(False, SERIALIZE)
+    volatile: Names = option((), VOLATILE)
+    tls: bool = option(True, TLS)
+    diff: bool = option(False, "Compare two plans, before and after.")
+    format: str = option("text", "Output format.", choices=("text", "html", "json"))
+    output: Path | None = option(None, "Write to this file instead of the terminal.")
+
+
 @click.command()
-@click.argument("what", nargs=-1, required=True, metavar="SQL|FILE|-...")
-@db_option
-@click.option(
-    "--config", default="", metavar="FILE", help="Without --db: a perfkit.toml; default: the booking system's."
-)
-@click.option("--scale", default="", help="Without --db: size of the generated data.")
-@click.option("--arm", default="", help="Without --db: arm whose indexes the data gets; default: the first.")
-@postgres_option
-@click.option("--analyze", is_flag=True, help="Execute the statement, in a transaction that is rolled back.")
-@click.option("--generic", is_flag=True, help="Show the generic plan, which holds for any values of $1.")
-@click.option(
-    "--param",
-    "values",
-    multiple=True,
-    metavar="[NAME=]VALUE",
-    help="Value for %(NAME)s; without NAME, for $1 and so on, in order. Repeatable.",
-)
-@click.option("--repeats", default=2, show_default=True, help="Number of executions; the last one is shown.")
-@click.option(
-    "--timeout", "timeout_s", default=60.0, show_default=True, help="Time limit of one execution, in seconds."
-)
-@click.option("--serialize", is_flag=True, help="Include the cost of sending the result (PostgreSQL 17).")
-@volatile_option
-@tls_option
-@click.option("--diff", "differ", is_flag=True, help="Compare two plans, before and after.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "html", "json"]),
-    default="text",
-    show_default=True,
-    help="Output format.",
-)
-@click.option("--output", type=click.Path(path_type=Path), help="Write to this file instead of the terminal.")
-@target_options
-def explain(
-    what: tuple[str, ...],
-    values: tuple[str, ...],
-    differ: bool,
-    form: str,
-    output: Path | None,
-    **options: Any,
-) -> None:
+@options(ExplainCommand)
+def explain(spec: ExplainCommand) -> None:
     """Show a plan and what is wrong with it, for a statement or from a file.
 
     The file holds EXPLAIN's JSON, psql's output or auto_explain's log.
@@ -101,28 +93,30 @@ def explain(
       perfkit explain 'SELECT * FROM visits WHERE day = $1' --db service=staging --generic
       perfkit explain sql/queries/clinic_day.sql --generic --arm after-index
     """  # noqa: D301 - click wants the character
-    if differ and len(what) != 2:
-        raise UsageError(f"--diff: {len(what)} given; expected two, before and after")
+    if spec.diff and len(spec.what) != 2:
+        raise UsageError(f"--diff: {len(spec.what)} given; expected two, before and after")
 
-    how = {name: options.pop(name) for name in ("analyze", "generic", "repeats", "timeout_s", "serialize")}
-    ExplainSpec(**how)  # refuses wrong options before a server is started
+    narrowed(ExplainSpec, spec)  # refuses wrong options before a server is started
     with ExitStack() as stack:
-        source = PlanSource(stack, how, _parameters(values), options)
-        captures = [capture for each in what for capture in source.captures(each)]
-        text = _diff(captures, form) if differ else _plans(captures, form)
-    if output:
-        write_atomically(output, text)
-    elif form == "text":
+        source = PlanSource(stack, spec)
+        captures = [capture for each in spec.what for capture in source.captures(each)]
+        text = _diff(captures, spec.format) if spec.diff else _plans(captures, spec.format)
+    if spec.output:
+        write_atomically(spec.output, text)
+    elif spec.format == "text":
         echo(text)
     else:
         click.echo(text)
 
 
+HOW = ("analyze", "generic", "repeats", "timeout_s", "serialize")
+
+
 class PlanSource:
     """Source of plans: files that hold plans, or a database that is opened for the first statement."""
 
-    def __init__(self, stack: ExitStack, how: Mapping[str, Any], parameters: Any, where: Mapping[str, Any]) -> None:
-        self._stack, self._how, self._parameters, self._where = stack, how, parameters, where
+    def __init__(self, stack: ExitStack, spec: ExplainCommand) -> None:
+        self._stack, self._spec, self._parameters = stack, spec, _parameters(spec.values)
         self._session: Session | None = None
 
     def captures(self, what: str) -> list[Capture]:
@@ -135,14 +129,15 @@ class PlanSource:
     def _captures(self, what: str) -> list[Capture]:
         text = _text(what)
         if _begins(text) in READING | WRITING:
-            return [self._opened().explain(text, self._parameters, **self._how).capture]
+            how = {name: getattr(self._spec, name) for name in HOW}
+            return [self._opened().explain(text, self._parameters, **how).capture]
         return [Capture((document,), ()) for document in read_documents(text)]
 
     def _opened(self) -> Session:
-        from perfkit.app import api  # late: plans from files need none of its rooms, which take a second to import
+        from perfkit.app.api import connect  # late: plans from files need none of its rooms, which take a second
 
         if self._session is None:
-            self._session = self._stack.enter_context(api.connect(**self._where, ask=ask()))
+            self._session = self._stack.enter_context(connect(narrowed(ConnectSpec, self._spec)))
         return self._session
 
 
@@ -169,7 +164,7 @@ def _text(what: str) -> str:
     return data.decode("utf-8-sig", "replace")
 
 
-def _parameters(values: tuple[str, ...]) -> Any:
+def _parameters(values: Names) -> Parameters:
     """Return named parameters as a mapping, values alone as a list. Raises UsageError for a mixture."""
     named = [text.partition("=") for text in values]
     if all(equals and name.isidentifier() for name, equals, _ in named):
@@ -220,38 +215,39 @@ def _json(capture: Capture) -> dict[str, Any]:
     return {"fingerprint": fingerprint(capture.plan), "findings": faults, "explain": list(capture.documents)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorSpec(DatabaseSpec):
+    """Options of `perfkit doctor`."""
+
+    db: str = option("", replace(DB, required=True))
+
+
 @click.command()
-@required_db_option
-@tls_option
-@target_options
-def doctor(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
+@options(DoctorSpec)
+def doctor(spec: DoctorSpec) -> None:
     """List what perfkit can do in your database, and the SQL that allows the rest.
 
     \b
     Example:
       perfkit doctor --db service=staging
     """  # noqa: D301 - click wants the character
-    echo(repr(starter.capabilities(probe(opened(db, tls, confirm, production)))))
+    echo(repr(starter.capabilities(probe(opened(spec, spec.db)))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowSpec(DatabaseSpec):
+    """Options of `perfkit allow`."""
+
+    db: str = option("", replace(DB, required=True))
+    writes: bool = option(False, "Permit load that changes data.")
+    ddl: bool = option(False, "Permit index builds in the database, and clones beside it.")
+    days: int = option(30, "Days until the permission ends.")
+    revoke: bool = option(False, "Withdraw every permission.")
 
 
 @click.command()
-@required_db_option
-@click.option("--writes", is_flag=True, help="Permit load that changes data.")
-@click.option("--ddl", is_flag=True, help="Permit index builds in the database, and clones beside it.")
-@click.option("--days", default=30, show_default=True, help="Days until the permission ends.")
-@click.option("--revoke", is_flag=True, help="Withdraw every permission.")
-@tls_option
-@target_options
-def allow(
-    db: str,
-    writes: bool,
-    ddl: bool,
-    days: int,
-    revoke: bool,
-    tls: bool,
-    confirm: tuple[str, ...],
-    production: tuple[str, ...],
-) -> None:
+@options(AllowSpec)
+def allow(spec: AllowSpec) -> None:
     """Permit perfkit, as the owner of a database, to write or build indexes there.
 
     \b
@@ -259,30 +255,34 @@ def allow(
       perfkit allow --db service=staging --ddl
       perfkit allow --db service=staging --revoke
     """  # noqa: D301 - click wants the character
-    kinds = [kind for kind, wanted in (("writes", writes), ("ddl", ddl)) if wanted]
-    if bool(kinds) == revoke:
+    kinds = [kind for kind in ("writes", "ddl") if getattr(spec, kind)]
+    if bool(kinds) == spec.revoke:
         raise UsageError("allow: expected --writes, --ddl or both; or --revoke alone")
-    external = opened(db, tls, confirm, production)
+    external = opened(spec, spec.db)
     with external.connect() as connection:
-        if revoke:
+        if spec.revoke:
             servers.revoke(connection)
             echo(f"{external.name}: perfkit may no longer change anything there")
         else:
-            echo(f"{external.name}: {' and '.join(kinds)} allowed until {servers.grant(connection, kinds, days)}")
+            echo(f"{external.name}: {' and '.join(kinds)} allowed until {servers.grant(connection, kinds, spec.days)}")
 
 
-def opened(db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> External:
+def opened(spec: DatabaseSpec, db: str) -> External:
     """Open a database of the user's, once its use is confirmed. Raises TargetRefused, ServerError, UsageError."""
-    permission = Permission((), confirm, production, ask())
-    return open_external(resolve(db, tls), permission, Audit(None))
+    return open_external(resolve(db, spec.tls), spec.permission, Audit(None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitSpec(DatabaseSpec):
+    """Options of `perfkit init`."""
+
+    folder: str = option(".", Option(argument=True))
+    db: str = option("", f"Write files for a database of yours: {DATABASE}", "CONNINFO")
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=".")
-@click.option("--db", default="", metavar="CONNINFO", help=f"Write files for a database of yours: {DATABASE}")
-@tls_option
-@target_options
-def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> None:
+@options(InitSpec)
+def init(spec: InitSpec) -> None:
     """Write a commented perfkit.toml and its SQL, ready to run.
 
     \b
@@ -290,8 +290,8 @@ def init(folder: Path, db: str, tls: bool, confirm: tuple[str, ...], production:
       perfkit init mine                         an example on tables of its own
       perfkit init mine --db service=staging    from what is in your database
     """  # noqa: D301 - click wants the character
-    external = opened(db, tls, confirm, production) if db else None
-    for path in starter.write(folder, external, db, tls=tls):
+    external = opened(spec, spec.db) if spec.db else None
+    for path in starter.write(Path(spec.folder), external, spec.db, tls=spec.tls):
         echo(str(path))
 
 

@@ -4,76 +4,41 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from perfkit import config
 from perfkit.analysis.report import render
 from perfkit.analysis.tables import Subject
-from perfkit.app import api
-from perfkit.app.cli import (
-    DATABASE,
-    ask,
-    bundle_option,
-    config_option,
-    echo,
-    experiment_options,
-    parameters_option,
-    postgres_option,
-    profile_option,
-    reports_option,
-    required_db_option,
-    scale_option,
-    seed_option,
-    target_options,
-    tls_option,
-    volatile_option,
-)
+from perfkit.app import runs
+from perfkit.app.cli import echo, options
+from perfkit.app.runs import loaded, settled
+from perfkit.app.specs import SEED, CheckSpec, CompareSpec, MeasureSpec, ReportSpec
 from perfkit.app.starter import copy_notebooks
 from perfkit.base.errors import UsageError
 from perfkit.base.judgement import Verdict
+from perfkit.base.options import Option, Spec, option
 from perfkit.base.process import progress
-from perfkit.postgres.guards import Permission
 from perfkit.runs.experiment import Experiment
-from perfkit.runs.selection import RunSpec, Selection
+from perfkit.runs.selection import Selection
 from perfkit.runs.targets import admitted
+
+GATED = "Exit 99 on NO-GO, 96 on NO BENEFIT, 100 on INCONCLUSIVE, 98 if invalid."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportCommand(ReportSpec):
+    """Options of `perfkit report`."""
+
+    gate: bool = option(False, GATED)
 
 
 @click.command()
-@experiment_options
-@target_options
-@click.option(
-    "--profile",
-    default="standard",
-    show_default=True,
-    help="Profile: quick (6 blocks), standard (12) or thorough (24).",
-)
-@click.option(
-    "--plan-for",
-    default=0.0,
-    metavar="PCT",
-    help="Let a pilot of 4 blocks set the number of blocks that detects a change of PCT %; overrides the profile.",
-)
-@click.option(
-    "--max-time", "max_minutes", default=15.0, show_default=True, help="With --plan-for: time limit in minutes."
-)
-@click.option("--scenario", "scenarios", multiple=True, help="Use only this scenario. Repeatable.")
-@click.option(
-    "--preset",
-    default="",
-    metavar="NAME",
-    help="Take profile, scale and round trip from [presets.NAME] of the configuration; the options above win.",
-)
-@reports_option
-@bundle_option
-@click.option("--lab", default="", metavar="FOLDER", help="Add the summary of this index lab to the report.")
-@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 96 on NO BENEFIT, 100 on INCONCLUSIVE, 98 if invalid.")
-@click.pass_context
-def report(context: click.Context, /, gate: bool, **options: Any) -> None:
+@options(ReportCommand)
+def report(spec: ReportCommand) -> None:
     """Measure before and after a change, and write the report.
 
     The run's folder gets report.html, verdict.json, summary.md and the raw data.
@@ -87,47 +52,19 @@ def report(context: click.Context, /, gate: bool, **options: Any) -> None:
       perfkit report --plan-for 10 --max-time 20    intervals of about 10 %, in at most 20 minutes
       perfkit report --bundle reports/RUN   render again, measure nothing
     """  # noqa: D301 - click wants the character
-    defaults = (name for name in options if context.get_parameter_source(name) is ParameterSource.DEFAULT)
-    # A preset sets these four, unless the user does.
-    for name in {"profile", "scale", "rtt_ms", "connect_rtts"}.intersection(defaults):
-        del options[name]
-    rendered(api.run(**options, ask=ask()), gate)
+    rendered(runs.run(spec), spec.gate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareCommand(CompareSpec):
+    """Options of `perfkit compare`."""
+
+    gate: bool = option(False, GATED)
 
 
 @click.command()
-@required_db_option
-@click.option("--query", multiple=True, metavar="SQL|FILE", help="Query to measure. Repeatable.")
-@click.option("--index", multiple=True, metavar="SQL|FILE", help="Change to measure: CREATE INDEX. Repeatable.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change to measure: a server setting. Repeatable."
-)
-@click.option("--rewrite", metavar="SQL|FILE", help="Change to measure: another query that returns the same rows.")
-@click.option("--parameters", metavar="FILE", help="Values for %(name)s, from a SELECT (.sql) or rows (.csv).")
-@click.option(
-    "--way",
-    type=click.Choice(["whole", "sample", "generated", "clone", "in-place"]),
-    default="whole",
-    show_default=True,
-    help="Where to measure: in a private copy (whole, sample, generated), in clones beside the database, or in place.",
-)
-@click.option("--users", default=10, show_default=True, help="Number of connections at the second load level.")
-@click.option("--p95-ms", type=float, help="Limit in ms that 95 of 100 executions must meet; default: no limit.")
-@click.option(
-    "--need",
-    type=click.Choice(["benefit", "none"]),
-    default="benefit",
-    show_default=True,
-    help="What a GO requires: a benefit, or (none) only that nothing gets worse.",
-)
-@volatile_option
-@tls_option
-@click.option("--pooler", is_flag=True, help="The database is behind a pooler in transaction mode.")
-@profile_option
-@seed_option
-@reports_option
-@click.option("--gate", is_flag=True, help="Exit 99 on NO-GO, 96 on NO BENEFIT, 100 on INCONCLUSIVE, 98 if invalid.")
-@target_options
-def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
+@options(CompareCommand)
+def compare(spec: CompareCommand) -> None:
     """Measure a query of yours before and after an index, a setting or a rewrite.
 
     perfkit only reads the database and measures a private copy, unless --way says otherwise.
@@ -138,11 +75,7 @@ def compare(gate: bool, settings: tuple[str, ...], **options: Any) -> None:
       perfkit compare --db service=staging --query slow.sql --set work_mem=64MB --way in-place
       perfkit compare --db "host=localhost dbname=app" --query slow.sql --rewrite faster.sql
     """  # noqa: D301 - click wants the character
-    pairs = [setting.partition("=") for setting in settings]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise UsageError(f"--set {wrong[0]}; expected NAME=VALUE")
-    values = {name.strip(): value.strip() for name, _, value in pairs}
-    rendered(api.compare(**options, settings=values, ask=ask()), gate)
+    rendered(runs.compare(spec), spec.gate)
 
 
 def rendered(run: Any, gate: bool) -> None:
@@ -155,9 +88,8 @@ def rendered(run: Any, gate: bool) -> None:
 
 
 @click.command()
-@experiment_options
-@target_options
-def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any) -> None:
+@options(CheckSpec)
+def check(spec: CheckSpec) -> None:
     """Run only the functional checks, on every arm; exit 1 if one fails.
 
     \b
@@ -165,9 +97,9 @@ def check(confirm: tuple[str, ...], production: tuple[str, ...], **options: Any)
       perfkit check
       perfkit check --scale seed --arm before --arm after-full
     """  # noqa: D301 - click wants the character
-    path = options.pop("config")
-    chosen = Selection(config.load(Path(path) if path else None), RunSpec(**options))
-    targets = admitted(chosen.config, chosen.arms, Permission((), confirm, production, ask()))
+    settings = loaded(spec.config)
+    chosen = Selection(settings, settled(spec, settings))
+    targets = admitted(chosen.config, chosen.arms, spec.permission)
     with progress() as say:
         results = Experiment(chosen, targets, say).check()
     checks = [(arm, check) for arm, of_arm in results.items() for check in of_arm]
@@ -188,59 +120,16 @@ def exit_code(subject: Subject) -> int:
     return analysis.decision.outcome.exit_code(invalid=invalid or slow)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureCommand(MeasureSpec):
+    """Options of `perfkit measure`."""
+
+    gate: bool = option(False, "Exit 99 if a threshold is broken, 100 if unproven, 98 if invalid.")
+
+
 @click.command()
-@config_option
-@click.option("--arm", default="", help="Arm to measure; default: the last `after` arm, which would be deployed.")
-@click.option("--scenario", "scenarios", multiple=True, help="Use only this scenario. Repeatable.")
-@click.option(
-    "--profile", default="standard", show_default=True, help="Profile: quick (6 blocks), standard (12) or thorough."
-)
-@click.option("--blocks", default=0, metavar="N", help="Number of blocks; overrides the profile (minimum 1).")
-@scale_option
-@seed_option
-@click.option("--rtt-ms", default=0.0, help="Added network round trip between service and database, in ms.")
-@click.option(
-    "--connect-rtts", default=6, show_default=True, help="Round trips that a new connection takes (TLS, SCRAM)."
-)
-@postgres_option
-@click.option(
-    "--p95-ms",
-    default=0.0,
-    metavar="MS",
-    help="Limit in ms that 95 of 100 requests must meet; default: the configuration's.",
-)
-@click.option(
-    "--error-rate",
-    default=-1.0,
-    metavar="SHARE",
-    help="Highest acceptable share of failed requests; default: the configuration's.",
-)
-@click.option("--db", default="", metavar="CONNINFO", help=f"Measure --query in a database of yours: {DATABASE}")
-@click.option("--query", multiple=True, metavar="SQL|FILE", help="With --db: query to send. Repeatable.")
-@parameters_option
-@click.option(
-    "--way",
-    type=click.Choice(["whole", "sample", "generated", "clone", "in-place"]),
-    default="whole",
-    show_default=True,
-    help="With --db: in a private copy (whole, sample, generated), in a clone beside the database, or in place.",
-)
-@click.option(
-    "--users",
-    default=10,
-    show_default=True,
-    help="With --db: number of connections; with --rate, most requests in flight.",
-)
-@click.option(
-    "--rate", default=0.0, metavar="N", help="With --db: requests per second, sent whether or not answers arrive."
-)
-@click.option("--seconds", default=10.0, show_default=True, help="With --rate: duration of a round in seconds.")
-@tls_option
-@reports_option
-@bundle_option
-@click.option("--gate", is_flag=True, help="Exit 99 if a threshold is broken, 100 if unproven, 98 if invalid.")
-@target_options
-def measure(gate: bool, **options: Any) -> None:
+@options(MeasureCommand)
+def measure(spec: MeasureCommand) -> None:
     """Measure one arm under load, without a comparison.
 
     The run says whether the arm holds its thresholds; its folder gets load.html, verdict.json, summary.md and the raw
@@ -253,16 +142,21 @@ def measure(gate: bool, **options: Any) -> None:
       perfkit measure --blocks 1 --scenario burst    a quick look, without intervals
       perfkit measure --db service=staging --query slow.sql --rate 50 --seconds 20
     """  # noqa: D301 - click wants the character
-    rendered(api.measure(**options, ask=ask()), gate)
+    rendered(runs.measure(spec), spec.gate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec(Spec):
+    """Options of `perfkit method`."""
+
+    folder: str = option("docs", "Folder of method.md.", "FOLDER")
+    repetitions: int = option(2000, Option("Simulated runs per figure.", least=100))
+    seed: int = option(1, replace(SEED, least=0))
 
 
 @click.command()
-@click.option("--folder", default="docs", show_default=True, metavar="FOLDER", help="Folder of method.md.")
-@click.option(
-    "--repetitions", default=2000, show_default=True, type=click.IntRange(100), help="Simulated runs per figure."
-)
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(0), help="Seed of all random choices.")
-def method(folder: str, repetitions: int, seed: int) -> None:
+@options(MethodSpec)
+def method(spec: MethodSpec) -> None:
     """Simulate runs with a known truth; write the results into docs/method.md.
 
     It takes about a minute and measures nothing.
@@ -276,7 +170,7 @@ def method(folder: str, repetitions: int, seed: int) -> None:
     except ImportError:
         raise UsageError("method: the simulations are not installed; expected a checkout of perfkit") from None
 
-    for path in write(Path(folder), repetitions, seed, lambda line: echo(line, err=True)):
+    for path in write(Path(spec.folder), spec.repetitions, spec.seed, lambda line: echo(line, err=True)):
         echo(str(path))
 
 

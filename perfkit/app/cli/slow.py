@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,29 +16,29 @@ from typing import TYPE_CHECKING, Any
 import click
 from psycopg.conninfo import make_conninfo
 
-from perfkit import config as configuration
-from perfkit.app import api
-from perfkit.app.cli import (
-    DATABASE,
-    ask,
-    combined,
-    db_option,
-    echo,
-    profile_option,
-    reports_option,
-    seed_option,
-    target_options,
-    tls_option,
-)
+from perfkit.app.api import connect
+from perfkit.app.cli import echo, options
 from perfkit.app.cli.plans import opened
+from perfkit.app.runs import discarded, loaded, new_folder
 from perfkit.app.session import Session, clinic, open_generated
+from perfkit.app.specs import (
+    DB,
+    SCALE_OF_DEMO,
+    SECONDS,
+    SEED,
+    SOURCE,
+    ConnectSpec,
+    DatabaseSpec,
+    ExploreSpec,
+)
 from perfkit.base import resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import UsageError, visible
+from perfkit.base.options import Names, Option, Spec, listed, names, narrowed, option
 from perfkit.base.process import progress
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.guards import Audit, resolve
 from perfkit.runs.targets import admitted
 from perfkit.show import html
 from perfkit.show.render import execute, page
@@ -112,29 +112,72 @@ def _columns() -> int:
     return shutil.get_terminal_size(_DEFAULT_SIZE).columns if sys.stdout.isatty() else _DEFAULT_SIZE[0]
 
 
-_database_options = combined(
-    db_option,
-    click.option("--config", default="", metavar="FILE", help="Without --db: a perfkit.toml that names a database."),
-    tls_option,
-    target_options,
-)
-_duration_option = click.option(
-    "--for", "duration", default=0.0, metavar="S", help="End after this many seconds; default: at Ctrl-C."
-)
-_demo_scale_option = click.option(
-    "--scale", default="small", show_default=True, help="Size of the demo's data: seed, small, standard or large."
-)
-limit_option = click.option("--limit", default=10, show_default=True, help="Number of statements to show.")
-seconds_option = click.option(
-    "--seconds", default=0.0, metavar="N", help="Count only statements of the next N seconds; default: all recorded."
-)
-source_option = click.option(
-    "--source",
-    type=click.Choice(["", "statements", "log"]),
-    default="",
-    help="pg_stat_statements or the server's log; default: the better one that is available.",
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; perfkit slow --help describes it.")
+DURATION = Option("End after this many seconds; default: at Ctrl-C.", "S", "for")
+JSON = Option("Print JSON; perfkit slow --help describes it.")
+LIMIT = Option("Number of statements to show.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec(DatabaseSpec):
+    """Options by which a command opens a server, also by a configuration that names the database."""
+
+    db: str = option("", DB)
+    config: str = option("", "Without --db: a perfkit.toml that names a database.", "FILE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopSpec(ServerSpec):
+    """Options of `perfkit slow top`."""
+
+    source: str = option("", SOURCE)
+    seconds: float = option(0.0, SECONDS)
+    limit: int = option(10, LIMIT)
+    json: bool = option(False, JSON)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivitySpec(ServerSpec):
+    """Options of `perfkit slow watch`."""
+
+    every: float = option(2.0, "Seconds between two refreshes.", "S")
+    duration: float = option(0.0, DURATION)
+    json: bool = option(False, "Print one line of JSON per refresh.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSpec(Spec):
+    """Options of `perfkit slow log`."""
+
+    files: Names = option((), Option(metavar="FILE...", argument=True, required=True))
+    follow: bool = option(False, "Continue as the file grows, across rotation, until Ctrl-C.")
+    prefix: str = option("", "log_line_prefix of the server, for a log that is not JSON.", "TEXT")
+    limit: int = option(10, LIMIT)
+    json: bool = option(False, JSON)
+    html: Path | None = option(None, "Also write the table to this page.", "FILE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchSpec(ServerSpec):
+    """Options of `perfkit slow logging`."""
+
+    on: bool = option(False, "Log slow statements of new sessions in this database.")
+    off: bool = option(False, "Restore the previous settings.")
+    restore: bool = option(False, "Same as --off; use it after a crash.")
+    sql: bool = option(False, "Print the SQL for both, to be run by the database's owner.")
+    min_ms: float = option(100.0, "Shortest duration of a logged statement, in ms.")
+    plans: bool = option(True, "Log no plans, even with auto_explain.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClinicSpec(Spec):
+    """Options of `perfkit slow demo`."""
+
+    duration: float = option(0.0, DURATION)
+    scale: str = option("small", SCALE_OF_DEMO)
+    seed: int = option(1, SEED)
+    limit: int = option(10, LIMIT)
+    json: bool = option(False, JSON)
+    report: Path | None = option(None, "Also write the table to this page.", "FILE")
 
 
 @click.group()
@@ -155,12 +198,8 @@ def slow() -> None:
 
 
 @slow.command()
-@_database_options
-@source_option
-@seconds_option
-@limit_option
-@json_option
-def top(source: str, seconds: float, limit: int, as_json: bool, **target: Any) -> None:
+@options(TopSpec)
+def top(spec: TopSpec) -> None:
     """List the statements that take most of the server's time.
 
     \b
@@ -169,16 +208,13 @@ def top(source: str, seconds: float, limit: int, as_json: bool, **target: Any) -
       perfkit slow top --db service=staging --seconds 60 --json
       perfkit slow top --db service=staging --source log --limit 20
     """  # noqa: D301 - click wants the character
-    with _opened(**target) as session:
-        show(session.slow(source=source, seconds=seconds).found, limit, as_json=as_json)
+    with _opened(spec) as session:
+        show(session.slow(source=spec.source, seconds=spec.seconds).found, spec.limit, as_json=spec.json)
 
 
 @slow.command()
-@_database_options
-@click.option("--every", default=2.0, show_default=True, metavar="S", help="Seconds between two refreshes.")
-@_duration_option
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per refresh.")
-def watch(every: float, duration: float, as_json: bool, **target: Any) -> None:
+@options(ActivitySpec)
+def watch(spec: ActivitySpec) -> None:
     """Show, again and again, what runs now and which session blocks which.
 
     With --json, a line has `source`, `at`, `hidden` (sessions whose statement is not visible), `notes`, `running` and
@@ -190,27 +226,20 @@ def watch(every: float, duration: float, as_json: bool, **target: Any) -> None:
       perfkit slow watch --db service=staging
       perfkit slow watch --db service=staging --every 5 --for 60 --json
     """  # noqa: D301 - click wants the character
-    if every <= 0 or duration < 0:
-        raise UsageError(f"--every {every:g} --for {duration:g}; expected seconds, more than 0")
-    with _opened(**target) as session:
-        end = time.monotonic() + duration
+    if spec.every <= 0 or spec.duration < 0:
+        raise UsageError(f"--every {spec.every:g} --for {spec.duration:g}; expected seconds, more than 0")
+    with _opened(spec) as session:
+        end = time.monotonic() + spec.duration
         while True:
-            show_activity(session.activity().found, as_json=as_json)
-            if duration and time.monotonic() + every > end:
+            show_activity(session.activity().found, as_json=spec.json)
+            if spec.duration and time.monotonic() + spec.every > end:
                 return
-            time.sleep(every)
+            time.sleep(spec.every)
 
 
 @slow.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--follow", is_flag=True, help="Continue as the file grows, across rotation, until Ctrl-C.")
-@click.option("--prefix", default="", metavar="TEXT", help="log_line_prefix of the server, for a log that is not JSON.")
-@limit_option
-@json_option
-@click.option(
-    "--html", "page", metavar="FILE", type=click.Path(path_type=Path), help="Also write the table to this page."
-)
-def log(files: tuple[Path, ...], follow: bool, prefix: str, limit: int, as_json: bool, page: Path | None) -> None:
+@options(LogSpec)
+def log(spec: LogSpec) -> None:
     """List the statements that take most of the time, from log files.
 
     The format of a file is JSON or stderr. With --follow and --json, each refresh is one line.
@@ -221,27 +250,22 @@ def log(files: tuple[Path, ...], follow: bool, prefix: str, limit: int, as_json:
       perfkit slow log postgresql.log.1 postgresql.log --prefix '%m [%p] %q%u@%d ' --html slow.html
       perfkit slow log postgresql.json --follow
     """  # noqa: D301 - click wants the character
-    if follow and (len(files) > 1 or page):
+    if spec.follow and (len(spec.files) > 1 or spec.html):
         raise UsageError("--follow: expected one FILE, and no --html")
-    if follow:
-        for queries in logs.follow(files[0], prefix=prefix):
-            show(queries, limit, as_json=as_json, refresh=True)
+    files = [Path(file) for file in spec.files]
+    if spec.follow:
+        for queries in logs.follow(files[0], prefix=spec.prefix):
+            show(queries, spec.limit, as_json=spec.json, refresh=True)
         return
-    queries = logs.read(*files, prefix=prefix)
-    if page:
-        write(page, queries, limit)
-    show(queries, limit, as_json=as_json)
+    queries = logs.read(*files, prefix=spec.prefix)
+    if spec.html:
+        write(spec.html, queries, spec.limit)
+    show(queries, spec.limit, as_json=spec.json)
 
 
 @slow.command()
-@_database_options
-@click.option("--on", "action", flag_value="on", help="Log slow statements of new sessions in this database.")
-@click.option("--off", "action", flag_value="off", help="Restore the previous settings.")
-@click.option("--restore", "action", flag_value="off", help="Same as --off; use it after a crash.")
-@click.option("--sql", "action", flag_value="sql", help="Print the SQL for both, to be run by the database's owner.")
-@click.option("--min-ms", default=100.0, show_default=True, help="Shortest duration of a logged statement, in ms.")
-@click.option("--no-plans", "plans", flag_value=False, default=True, help="Log no plans, even with auto_explain.")
-def logging(action: str | None, min_ms: float, plans: bool, **target: Any) -> None:
+@options(SwitchSpec)
+def logging(spec: SwitchSpec) -> None:
     """Switch the logging of slow statements on or off, in one database.
 
     The command changes settings of that database; its owner permits it with perfkit allow --ddl.
@@ -252,35 +276,35 @@ def logging(action: str | None, min_ms: float, plans: bool, **target: Any) -> No
       perfkit slow logging --db service=staging --on --min-ms 50
       perfkit slow logging --db service=staging --off
     """  # noqa: D301 - click wants the character
-    options = LoggingSpec(min_ms, plans=plans)
-    if action is None:
+    what = LoggingSpec(spec.min_ms, plans=spec.plans)
+    if [spec.on, spec.off or spec.restore, spec.sql].count(True) != 1:
         raise UsageError("expected one of --on, --off and --sql")
-    with _opened(**target) as session:
+    with _opened(spec) as session:
         server, database = session.database.server, session.database.name
-        if action == "on":
-            on = logging_on(server, database, options, keep=True)
+        if spec.on:
+            on = logging_on(server, database, what, keep=True)
             settings = [f"{name} = {value} for {on.where}" for name, value in on.changed.items()]
             lines = (*settings, *on.notes)
-        elif action == "off":
+        elif spec.off or spec.restore:
             lines = restore(server, database) or (f"{server.name}: perfkit switched no logging on from here",)
         else:
-            begin, end = script(server, database, options)
+            begin, end = script(server, database, what)
             lines = (f"{begin};", f"{end};  -- afterwards")
     for line in lines:
         echo(line)
 
 
-def _opened(db: str, config: str, tls: bool, confirm: tuple[str, ...], production: tuple[str, ...]) -> Session:
+def _opened(spec: ServerSpec) -> Session:
     """Open the database that the options or a configuration name. Raises UsageError, TargetRefused, ServerError."""
-    if bool(db) == bool(config):
+    if bool(spec.db) == bool(spec.config):
         raise UsageError("expected one of --db and --config")
-    if db:
-        return api.connect(db, confirm, production, tls=tls, ask=ask())
-    settings = configuration.load(Path(config))
+    if spec.db:
+        return connect(narrowed(ConnectSpec, spec, config=""))
+    settings = loaded(spec.config)
     first = settings.baseline()
-    sources = admitted(settings, [first], Permission((), confirm, production, ask())).open(Audit(None))
+    sources = admitted(settings, [first], spec.permission).open(Audit(None))
     if first.name not in sources:
-        raise UsageError(f"{config}: no target in [database]; expected one, because generated data has no history")
+        raise UsageError(f"{spec.config}: no target in [database]; expected one, because generated data has no history")
     external = sources[first.name]
     assert settings.database
     return Session(Database(external, external.address.dbname), frozenset(settings.database.volatile))
@@ -291,15 +315,8 @@ SHIFT_S = 5.0  # seconds of the demo's load at a time; an interrupt ends the dem
 
 
 @click.command()
-@_duration_option
-@_demo_scale_option
-@seed_option
-@limit_option
-@json_option
-@click.option(
-    "--report", "page", metavar="FILE", type=click.Path(path_type=Path), help="Also write the table to this page."
-)
-def demo(duration: float, scale: str, seed: int, limit: int, as_json: bool, page: Path | None) -> None:
+@options(ClinicSpec)
+def demo(spec: ClinicSpec) -> None:
     """Run a clinic on the booking system's data, to have slow statements.
 
     The data has none of the proposed indexes.
@@ -309,23 +326,22 @@ def demo(duration: float, scale: str, seed: int, limit: int, as_json: bool, page
       perfkit slow demo                   until Ctrl-C; look at it from another terminal
       perfkit slow demo --for 10 --report slow.html
     """  # noqa: D301 - click wants the character
+    duration = spec.duration
     if duration < 0:
         raise UsageError(f"--for {duration:g}; expected seconds, more than 0")
-    with progress() as say, open_generated(scale=scale, arm="before", say=say) as session:
+    with progress() as say, open_generated(scale=spec.scale, arm="before", say=say) as session:
         try:
-            with clinic(session, seed) as work:
+            with clinic(session, spec.seed) as work:
                 say("")
-                echo(
-                    f"A clinic works{f' for {duration:g} s' if duration else ' until Ctrl-C'}. In another terminal:",
-                    err=as_json,
-                )
-                echo(f"  perfkit slow top {_named(session)}", err=as_json)
+                length = f" for {duration:g} s" if duration else " until Ctrl-C"
+                echo(f"A clinic works{length}. In another terminal:", err=spec.json)
+                echo(f"  perfkit slow top {_named(session)}", err=spec.json)
                 _work(duration, work)
         finally:
             queries = session.slow(source="log").found
-            if page:
-                write(page, queries, limit)
-            show(queries, limit, as_json=as_json)
+            if spec.report:
+                write(spec.report, queries, spec.limit)
+            show(queries, spec.limit, as_json=spec.json)
 
 
 def _work(duration: float, work: Callable[[float], object]) -> None:
@@ -336,23 +352,8 @@ def _work(duration: float, work: Callable[[float], object]) -> None:
 
 
 @click.command()
-@click.option(
-    "--db", default="", metavar="CONNINFO", help=f"Report on a database of yours instead of the demo: {DATABASE}"
-)
-@tls_option
-@click.option("--log", default="", metavar="FILE", help="Read this log file instead of asking the server.")
-@source_option
-@seconds_option
-@click.option("--position", default=1, show_default=True, help="Position of the statement to explain.")
-@click.option("--index", default="", metavar="SQL", help="CREATE INDEX to try; default: what perfkit advises.")
-@click.option("--measure", is_flag=True, help="With --db: measure the index, in a private copy.")
-@profile_option
-@_demo_scale_option
-@reports_option
-@target_options
-def report(
-    db: str, tls: bool, log: str, reports: str, confirm: tuple[str, ...], production: tuple[str, ...], **options: Any
-) -> None:
+@options(ExploreSpec)
+def report(spec: ExploreSpec) -> None:
     """Write one page: slow statements, a plan, an index, the proof.
 
     perfkit runs notebooks/explore_slow_queries.ipynb; without --db, on the clinic of perfkit slow demo.
@@ -363,27 +364,22 @@ def report(
       perfkit slow report --db service=staging --seconds 60
       perfkit slow report --db service=staging --log postgresql.json --position 2 --measure
     """  # noqa: D301 - click wants the character
-    if log and not Path(log).is_file():
-        raise UsageError(f"--log {log}: no such file; expected a log file of PostgreSQL")
-    if db:  # confirmed here: a notebook has no terminal to ask at
-        confirm = (*confirm, opened(db, tls, confirm, production).name)
-    folder = api.new_folder(reports, "slow")
+    if spec.log and not Path(spec.log).is_file():
+        raise UsageError(f"--log {spec.log}: no such file; expected a log file of PostgreSQL")
+    confirm = names(spec.confirm)
+    if spec.db:  # confirmed here: a notebook has no terminal to ask at
+        confirm = (*confirm, opened(spec, spec.db).name)
+    folder = new_folder(spec.reports, "slow")
     parameters = {
-        **options,
-        "db": db,
-        "tls": tls,
-        "log": str(Path(log).resolve()) if log else "",
-        "measure": options["measure"] or not db,
+        **{name: getattr(spec, name) for name in listed(ExploreSpec)},
+        "log": str(Path(spec.log).resolve()) if spec.log else "",
+        "measure": spec.measure or not spec.db,
         "confirm": ",".join(confirm),
-        "production": ",".join(production),
+        "production": ",".join(spec.production),
         "reports": str(folder.resolve()),
     }
-    try:
+    with discarded(folder, "*"):
         html = page(execute(NOTEBOOK, parameters), "Slow queries")
-    except BaseException:
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        raise
     write_atomically(folder / "slow.html", html)
     echo(str(folder / "slow.html"))
 
@@ -396,5 +392,5 @@ def _named(session: Session) -> str:
     return shlex.join(["--db", conninfo, "--confirm", resolve(conninfo).name])
 
 
-for command in (demo, report):
-    slow.add_command(command)
+for each in (demo, report):
+    slow.add_command(each)
