@@ -292,8 +292,9 @@ class SlowTable:
             raise UsageError(f"{key!r}: {len(chosen) or 'no'} statements match; expected one of {self._listed(chosen)}")
         return chosen[0]
 
+    @property
     def frame(self) -> DataFrame:
-        """Return a row for each statement, by its position; times in ms, `share` of the total time from 0 to 1."""
+        """One row per statement, by its position; times in ms, sizes in bytes, `share` of all time from 0 to 1."""
         from pandas import DataFrame, Index  # late: pandas takes 0.5 s to import, and a table needs none
 
         rows = [{name: getattr(s, name) for name in _COLUMNS} | {"share": self.found.share(s)}

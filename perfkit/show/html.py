@@ -265,6 +265,29 @@ class Folded(Part):
         return "\n\n".join([self.summary, *filter(None, (part.text() for part in self.parts))]) if self.in_text else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a whole: its name, its share of 1, a label, and what a pointer shows."""
+
+    name: str
+    share: float
+    label: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Shares(Part):
+    """A bar divided into the shares of a whole, and the same in words."""
+
+    macro = "shares"
+    caption: str
+    segments: Sequence[Segment]
+
+    def text(self) -> str:
+        """Return the shares in words."""
+        return self.caption
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Banner(Part):
     """The head of a page in the colours of a state: title, word, sentence, reasons, more parts, and small print.

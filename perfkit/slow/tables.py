@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from textwrap import wrap
-from typing import Any
 
 from perfkit.base import units
 from perfkit.base.errors import visible
 from perfkit.base.units import NONE, count
 from perfkit.explain.findings.model import counted, duration, ms, share
-from perfkit.show.html import Cell, Table, View, code, escape
+from perfkit.show.html import (
+    Cell,
+    Column,
+    Inline,
+    Paragraph,
+    R,
+    Segment,
+    Shares,
+    Table,
+    View,
+    note,
+    number,
+    stacked,
+)
 from perfkit.slow.statements import Activity, Branch, Running, SlowQueries, SlowStatement
 
 WIDTH = 100  # columns of text
@@ -21,109 +33,87 @@ _SUMMARY = 80  # characters of a folded statement
 _LONGEST = 20_000
 _CELL = 20  # characters of any other cell in text
 _SEGMENTS = 8  # statements with a segment of their own in the picture
-_ACROSS, _HIGH = 720, 22  # width and height of the picture
 
 
-@dataclass(frozen=True, slots=True)
-class Text(Cell):
-    """A statement on one line that unfolds to its full text."""
-
-    id: str = ""
-
-    def html(self) -> str:
-        """Return the line with the full text folded below."""
-        line, whole = one_line(self.text, _SUMMARY), shortened(self.text)
-        label = f"<small>id {escape(self.id)}</small>" if self.id else ""
-        return f"<details><summary><code>{escape(line)}</code></summary>{code(whole, name='SQL')}{label}</details>"
-
-
-@dataclass(frozen=True, slots=True)
-class TimeShare(Cell):
-    """A share of the total time, with a bar."""
-
-    part: float = 0.0
-
-    def html(self) -> str:
-        """Return the percentage on its bar."""
-        return f'<span class="bar" style="--p:{min(1.0, max(0.0, self.part)):.3g}">{escape(self.text)}</span>'
+def statement_cell(text: str, id: str) -> Cell:
+    """Return a statement on one line that unfolds to its full text."""
+    return Cell(one_line(text, _SUMMARY), full=shortened(text), id=id, value=text)
 
 
 @dataclass(frozen=True, repr=False)
 class SlowView(View):
     """The slow statements of one source; at most `limit` of them."""
 
-    found: SlowQueries
+    slow: SlowQueries
     limit: int = 20
 
     @property
-    def shown(self) -> Sequence[SlowStatement]:
-        """Return the statements that are shown, the largest total time first."""
-        return self.found.statements[: self.limit]
+    def shown(self) -> Sequence[Numbered]:
+        """Return the statements that are shown with their positions, the largest total time first."""
+        return list(enumerate(self.slow.statements[: self.limit], 1))
 
     def html(self) -> str:
         """Return source, picture, table and notes for a page that has the style sheet."""
         first, *rest = self._heading()
-        heading = f"<p><strong>{escape(first)}</strong>{''.join(f' · {escape(part)}' for part in rest)}</p>"
-        notes = "".join(f'<p class="note">{escape(line)}</p>' for line in self._notes())
-        return f"{heading}{picture(self.found)}{self.table().to_html()}{notes}"
+        heading = Paragraph([Inline(first), *(f" · {part}" for part in rest)])
+        return stacked(heading, shares(self.slow), self.table(), *map(note, self._notes())).html()
 
     def text(self, width: int = WIDTH) -> str:
         """Return the most important columns as text, `width` characters wide."""
         notes = [line for note in self._notes() for line in wrap(visible(note), width)]
-        return "\n".join([*wrap(visible(" · ".join(self._heading())), width), "", *self._lines(width), *notes])
+        columns = [replace(column, numeric=True) for column in self._columns() if column.name in _IN_TEXT]
+        lines = fitted([_POSITION, *columns], self.shown, [s.text for _, s in self.shown], width)
+        return "\n".join([*wrap(visible(" · ".join(self._heading())), width), "", *lines, *notes])
 
     def table(self) -> Table:
         """Return one row for each statement, without the columns that are empty for all statements."""
-        columns = [column for column in self._columns() if any(column.known(s) for s in self.shown)]
-        rows = tuple(
-            (Cell(str(position)), Text(statement.text, id=statement.id), *(c.cell(statement) for c in columns))
-            for position, statement in enumerate(self.shown, 1)
-        )
-        names = [column.name for column in columns]
-        return Table("Statements by total time", ("", "statement", *names), rows, frozenset(names) - {"share"})
+        statement: Column[Numbered] = Column("statement", lambda row: statement_cell(row[1].text, row[1].id))
+        return Table.of("Statements by total time", [_POSITION, statement, *self._columns()], self.shown)
 
-    def _lines(self, width: int) -> list[str]:
-        """Return the table in text, with the statement in the width that the figures leave."""
-        columns = [c for c in self._columns() if c.name in _IN_TEXT and any(c.known(s) for s in self.shown)]
-        names = ("", *(column.name for column in columns))
-        rows = [(Cell(str(n)), *(column.cell(s) for column in columns)) for n, s in enumerate(self.shown, 1)]
-        return fitted(names, rows, [statement.text for statement in self.shown], frozenset(names), width)
+    def _columns(self) -> list[Column[Numbered]]:
+        """Return the columns in their order, without those that are unknown for all statements."""
+        unit, scale = ("s", 1000.0) if any(s.total_ms >= 1000 for _, s in self.shown) else ("ms", 1.0)
+        columns: list[Column[Numbered]] = [
+            number("calls", lambda row: row[1].calls),
+            number("mean, ms", lambda row: row[1].mean_ms, ms),
+            number("p95, ms", lambda row: row[1].p95_ms, ms),
+            number(f"total, {unit}", lambda row: row[1].total_ms, lambda t: units.significant(t / scale), "total_ms"),
+            Column("share", lambda row: self._share(row[1])),
+            _each("rows a call", lambda s: s.rows, units.significant, "rows_per_call"),
+            _each("pages a call", lambda s: s.buffers, units.significant, "pages_per_call"),
+            _each("temporary a call", lambda s: s.temp_bytes, units.size, "temporary_bytes_per_call"),
+            _each("WAL a call", lambda s: s.wal_bytes, units.size, "wal_bytes_per_call"),
+            number("first seen", lambda row: row[1].first, moment),
+            number("last seen", lambda row: row[1].last, moment),
+        ]
+        return [
+            column for column in columns if any(column.value and column.value(row) is not None for row in self.shown)
+        ]
 
-    def _columns(self) -> Iterator[_Column]:
-        """Yield all possible columns in their order."""
-        unit, scale = ("s", 1000.0) if any(s.total_ms >= 1000 for s in self.shown) else ("ms", 1.0)
-        yield _Column("calls", lambda s: Cell(units.count(s.calls)))
-        yield _Column("mean, ms", lambda s: Cell(ms(s.mean_ms)))
-        yield _Column("p95, ms", lambda s: _cell(s.p95_ms, ms), lambda s: s.p95_ms is not None)
-        yield _Column(f"total, {unit}", lambda s: Cell(units.significant(s.total_ms / scale)))
-        yield _Column("share", lambda s: TimeShare(share(self.found.share(s)), part=self.found.share(s)))
-        yield _each("rows a call", lambda s: s.rows, units.significant)
-        yield _each("pages a call", lambda s: s.buffers, units.significant)
-        yield _each("temporary a call", lambda s: s.temp_bytes, units.size)
-        yield _each("WAL a call", lambda s: s.wal_bytes, units.size)
-        yield _Column("first seen", lambda s: _cell(s.first, moment), lambda s: s.first is not None)
-        yield _Column("last seen", lambda s: _cell(s.last, moment), lambda s: s.last is not None)
+    def _share(self, statement: SlowStatement) -> Cell:
+        part = self.slow.share(statement)
+        return Cell(share(part), share=part, value=part)
 
     def _heading(self) -> Iterator[str]:
         """Yield the source, the time it covers, and the totals."""
-        found = self.found
-        yield found.source
-        if found.since and found.until:
-            length = duration((found.until - found.since).total_seconds() * 1000)
-            yield f"{moment(found.since)} to {moment(found.until)} ({length})"
-        elif when := found.since or found.until:
-            yield f"{'since' if found.since else 'until'} {moment(when)}"
-        calls = sum(statement.calls for statement in found.statements)
-        yield f"{counted(len(found.statements), 'statement')}, {counted(calls, 'call')}, {duration(found.total_ms)}"
+        slow = self.slow
+        yield slow.source
+        if slow.since and slow.until:
+            length = duration((slow.until - slow.since).total_seconds() * 1000)
+            yield f"{moment(slow.since)} to {moment(slow.until)} ({length})"
+        elif when := slow.since or slow.until:
+            yield f"{'since' if slow.since else 'until'} {moment(when)}"
+        calls = sum(statement.calls for statement in slow.statements)
+        yield f"{counted(len(slow.statements), 'statement')}, {counted(calls, 'call')}, {duration(slow.total_ms)}"
 
     def _notes(self) -> Iterator[str]:
         """Yield what the table leaves out, the entries that were not read, and the notes of the source."""
-        if rest := self.found.statements[self.limit :]:
-            part = sum(statement.total_ms for statement in rest) / (self.found.total_ms or 1.0)
+        if rest := self.slow.statements[self.limit :]:
+            part = sum(statement.total_ms for statement in rest) / (self.slow.total_ms or 1.0)
             yield f"and {units.count(len(rest))} more, {share(part)} of the time"
-        if unread := [_unread(number, reason) for reason, number in self.found.unread.items() if number]:
+        if unread := [_unread(number, reason) for reason, number in self.slow.unread.items() if number]:
             yield f"{'; '.join(unread)}."
-        yield from self.found.notes
+        yield from self.slow.notes
 
 
 # The reasons of `SlowQueries.unread` are plural: 43 "lines were not recognised as log entries".
@@ -148,47 +138,32 @@ def _unread(number: int, reason: str) -> str:
     return f"{units.count(number)} {reason}"
 
 
-def picture(found: SlowQueries) -> str:
-    """Return the total time as one bar with a segment for each of the first statements; "" without statements."""
-    parts = [(str(n), found.share(s), s.text) for n, s in enumerate(found.statements[:_SEGMENTS], 1)]
+def shares(slow: SlowQueries) -> Shares | None:
+    """Return the total time as one bar with a segment for each of the first statements; None without statements."""
+    parts = [(str(n), slow.share(s), s.text) for n, s in enumerate(slow.statements[:_SEGMENTS], 1)]
     parts = [part for part in parts if part[1] > 0]
     if not parts:
-        return ""
+        return None
     if (left := 1.0 - sum(part for _, part, _ in parts)) > 0.0005:
         parts.append(("others", left, "all other statements"))
-    shares = ", ".join(f"{name} {share(part)}" for name, part, _ in parts)
-    return (
-        f'<svg class="chart shares" viewBox="0 0 {_ACROSS} {_HIGH + 18}" role="img" '
-        f'aria-label="{escape(f"Share of the total time by statement: {shares}")}">{"".join(_segments(parts))}</svg>'
-    )
+    segments = [
+        Segment(name, part, f"{name}: {share(part)}", f"{name}: {share(part)}, {one_line(text, _SUMMARY)}")
+        for name, part, text in parts
+    ]
+    caption = ", ".join(f"{name} {share(part)}" for name, part, _ in parts)
+    return Shares(f"Share of the total time by statement: {caption}", segments)
 
 
-def _segments(parts: Sequence[tuple[str, float, str]]) -> Iterator[str]:
-    left = 0.0
-    for index, (name, part, text) in enumerate(parts):
-        wide = part * _ACROSS
-        faint = 0.15 if name == "others" else 1.0 - 0.11 * index
-        yield (
-            f'<rect x="{left:.1f}" width="{max(0.5, wide - 1.5):.1f}" height="{_HIGH}" fill-opacity="{faint:.2f}">'
-            f"<title>{escape(f'{name}: {share(part)}, {one_line(text, _SUMMARY)}')}</title></rect>"
-        )
-        label = f"{name}: {share(part)}"
-        if wide >= 7 * len(label) or wide >= 7 * len(label := name) + 3:
-            yield f'<text x="{left:.1f}" y="{_HIGH + 14}" font-size="12" fill="currentColor">{escape(label)}</text>'
-        left += wide
-
-
-def fitted(
-    names: Sequence[str], rows: Sequence[tuple[Cell, ...]], texts: Sequence[str], numeric: frozenset[str], width: int
-) -> list[str]:
+def fitted(columns: Sequence[Column[R]], rows: Sequence[R], texts: Sequence[str], width: int) -> list[str]:
     """Return the lines of a table in text; its last column, the statement, gets the width that the others leave."""
     if not rows:
         return ["none"]
-    short = [tuple(Cell(one_line(cell.plain(), _CELL)) for cell in row) for row in rows]
-    used = sum(max(len(name), *(len(row[i].text) for row in short)) + 2 for i, name in enumerate(names))
+    table = Table.of("", columns, rows)
+    short = [tuple(Cell(one_line(cell.plain(), _CELL)) for cell in row) for row in table.rows]
+    used = sum(max(len(name), *(len(row[i].text) for row in short)) + 2 for i, name in enumerate(table.columns))
     complete = zip(short, (Cell(one_line(text, max(20, width - used))) for text in texts), strict=True)
-    table = Table("", (*names, "statement"), tuple((*row, text) for row, text in complete), numeric)
-    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in table.to_text().split("\n")[2:]]
+    whole = Table("", (*table.columns, "statement"), tuple((*row, text) for row, text in complete), table.numeric)
+    return [line if len(line) <= width else f"{line[: width - 1]}…" for line in whole.text().split("\n")[2:]]
 
 
 def one_line(text: str, most: int) -> str:
@@ -216,35 +191,25 @@ def moment(when: datetime) -> str:
     return units.unbroken(f"{when:%Y-%m-%d %H:%M:%S}{f' {when:%Z}' if when.tzinfo else ''}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    name: str
-    cell: Callable[[SlowStatement], Cell]
-    known: Callable[[SlowStatement], bool] = lambda statement: True
-
-
+Numbered = tuple[int, SlowStatement]  # a statement with its position
+_POSITION: Column[Numbered] = Column("", lambda row: Cell(str(row[0]), value=row[0]), key="position", numeric=False)
 _IN_TEXT = frozenset({"calls", "mean, ms", "p95, ms", "total, ms", "total, s", "share"})
 
 
-def _each(name: str, value: Callable[[SlowStatement], int | None], shown: Callable[[float], str]) -> _Column:
+def _each(
+    name: str, value: Callable[[SlowStatement], int | None], show: Callable[[float], str], key: str
+) -> Column[Numbered]:
     """Return a column of means per call."""
 
-    def cell(statement: SlowStatement) -> Cell:
-        total = value(statement)
-        return Cell(units.NONE if total is None else shown(total / (statement.calls or 1)))
+    def mean(row: Numbered) -> float | None:
+        total, calls = value(row[1]), row[1].calls or 1
+        return None if total is None else total / calls
 
-    return _Column(name, cell, lambda statement: value(statement) is not None)
-
-
-def _cell(value: Any, shown: Callable[[Any], str]) -> Cell:
-    return Cell(units.NONE if value is None else shown(value))
+    return number(name, mean, show, key)
 
 
 _HIDDEN = "hidden from this role"
 _LEVELS = 12  # of the tree that are indented
-_COLUMNS = ("session", "who", "state", "for", "waits for")
-_TREE = ("session", "blocked by", *_COLUMNS[1:])
-_NUMERIC = frozenset({"for"})
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,30 +230,24 @@ class ActivityView(View):
 
     def html(self) -> str:
         """Return the summary, the tree and the table for a page that has the style sheet."""
-        parts = [f"<p><strong>{escape(self.sentence)}</strong></p>"]
-        if self.found.blocking:
-            branches = self.found.blocking[: self.limit]
-            rows = tuple((*_branch(branch), _statement(branch.running)) for branch in branches)
-            parts.append(
-                Table(
-                    "Blocked sessions, below the session that blocks them", (*_TREE, "statement"), rows, _NUMERIC
-                ).to_html()
-            )
-        if self.found.running:
-            rows = tuple((*_session(running), _statement(running)) for running in self.found.running[: self.limit])
-            parts.append(Table("Active sessions", (*_COLUMNS, "statement"), rows, _NUMERIC).to_html())
-        return "".join([*parts, *(f'<p class="note">{escape(line)}</p>' for line in self._notes())])
+        tree = [*_TREE, Column[Branch]("statement", lambda branch: _statement(branch.running))]
+        table = [*_SESSION, Column[Running]("statement", _statement)]
+        title = "Blocked sessions, below the session that blocks them"
+        return stacked(
+            Paragraph(Inline(self.sentence)),
+            Table.of(title, tree, self.found.blocking[: self.limit]) if self.found.blocking else None,
+            Table.of("Active sessions", table, self.found.running[: self.limit]) if self.found.running else None,
+            *map(note, self._notes()),
+        ).html()
 
     def text(self, width: int = WIDTH) -> str:
         """Return summary, tree and table as text, `width` characters wide."""
         parts = [wrap(visible(self.sentence), width)]
         if branches := self.found.blocking[: self.limit]:
             texts = [_text(branch.running) for branch in branches]
-            rows = [(key, by, *rest) for key, by, _, *rest in map(_branch, branches)]  # the table below has the user
-            parts.append(fitted([*_TREE[:2], *_TREE[3:]], rows, texts, _NUMERIC, width))
+            parts.append(fitted([*_TREE[:2], *_TREE[3:]], branches, texts, width))  # the table below has the user
         if sessions := self.found.running[: self.limit]:
-            texts = [_text(session) for session in sessions]
-            parts.append(fitted(_COLUMNS, [_session(session) for session in sessions], texts, _NUMERIC, width))
+            parts.append(fitted(_SESSION, sessions, [_text(session) for session in sessions], width))
         if notes := [line for note in self._notes() for line in wrap(visible(note), width)]:
             parts.append(notes)
         return "\n\n".join("\n".join(part) for part in parts)
@@ -300,25 +259,34 @@ class ActivityView(View):
         yield from self.found.notes
 
 
-def _session(running: Running) -> tuple[Cell, ...]:
-    """Return the cells of a session: key, user, state, duration and wait."""
+def _user(running: Running) -> Cell:
+    application = one_line(running.application, 20) if running.user else ""
+    return Cell(one_line(running.user or running.kind, 20), application)
+
+
+def _state(running: Running) -> Cell:
     holds_locks = running.state.startswith("idle in transaction")
-    return (
-        Cell(one_line(running.key, 28)),
-        Cell(one_line(running.user or running.kind, 20), one_line(running.application, 20) if running.user else ""),
-        Cell(running.state or NONE, state="unsure" if holds_locks else ""),
-        Cell(NONE if running.seconds is None else duration(max(0.0, running.seconds) * 1000)),
-        Cell(running.wait or NONE, state="bad" if running.blocked_by else ""),
-    )
+    return Cell(running.state or NONE, state="unsure" if holds_locks else "")
 
 
-def _branch(branch: Branch) -> tuple[Cell, ...]:
-    """Return the cells of a session, indented below the session that blocks it."""
-    key, *rest = _session(branch.running)
+def _wait(running: Running) -> Cell:
+    return Cell(running.wait or NONE, state="bad" if running.blocked_by else "")
+
+
+def _indented(branch: Branch) -> Cell:
+    """Return a session, indented below the session that blocks it."""
     line = f"└{'─' * min(branch.depth, _LEVELS)} " if branch.depth else ""
+    return Cell(f"{line}{one_line(branch.running.key, 28)}", value=branch.running.key)
+
+
+def _blockers(branch: Branch) -> Cell:
     blockers = ", ".join(branch.running.blocked_by[:5]) + (", …" if len(branch.running.blocked_by) > 5 else "")
-    by = Cell(one_line(blockers, 28) or NONE, "deadlock" if branch.circle else "", "bad" if branch.circle else "")
-    return (Cell(f"{line}{key.text}"), by, *rest)
+    circle = ("deadlock", "bad") if branch.circle else ("", "")
+    return Cell(one_line(blockers, 28) or NONE, *circle)
+
+
+def _lasted(seconds: float) -> str:
+    return duration(max(0.0, seconds) * 1000)
 
 
 def _text(running: Running) -> str:
@@ -328,4 +296,21 @@ def _text(running: Running) -> str:
 def _statement(running: Running) -> Cell:
     if running.hidden or not running.text:
         return Cell(_text(running) or NONE, state="quiet")
-    return Text(running.text, id=running.id)
+    return statement_cell(running.text, running.id)
+
+
+_SESSION: list[Column[Running]] = [
+    Column("session", lambda running: one_line(running.key, 28)),
+    Column("who", _user),
+    Column("state", _state),
+    number("for", lambda running: running.seconds, _lasted, "for_s"),
+    Column("waits for", _wait),
+]
+_TREE: list[Column[Branch]] = [
+    Column("session", _indented),
+    Column("blocked by", _blockers),
+    Column("who", lambda branch: _user(branch.running)),
+    Column("state", lambda branch: _state(branch.running)),
+    number("for", lambda branch: branch.running.seconds, _lasted, "for_s"),
+    Column("waits for", lambda branch: _wait(branch.running)),
+]

@@ -254,9 +254,9 @@ def test_it_shows_itself_and_is_a_frame() -> None:
     slow = table(None, "SELECT 1", SECRET)
     assert "a test" in repr(slow) and "\x1b" not in repr(slow)
     assert "<script>" not in slow._repr_html_() and "<table>" in slow._repr_html_()
-    frame = slow.frame()
+    frame = slow.frame
     assert list(frame.index) == [1, 2] and frame.loc[1, "total_ms"] == 100.0 and frame.loc[2, "share"] == 1 / 3
-    assert list(table(None).frame().columns) == list(frame.columns)
+    assert list(table(None).frame.columns) == list(frame.columns)
     assert "SELECT 1" in slow[1]._repr_html_() and "67 %" in repr(slow[1])
 
 
