@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,25 @@ from perfkit.base.judgement import Verdict
 from perfkit.indexes.designs import ADVISED
 from perfkit.indexes.lab_results import IndexValue, Lab, caveats, judged, read, reason, sentence
 from perfkit.show import render
-from perfkit.show.html import Block, Cell, OpenedPage, Table, code, escape, folded, headed, listed
+from perfkit.show.html import (
+    Banner,
+    Bullets,
+    Cell,
+    Code,
+    Column,
+    Folded,
+    Line,
+    OpenedPage,
+    Section,
+    Table,
+    note,
+    number,
+    stacked,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KEPT, DROPPED = "#1f9d6b", "#c2571a"
 CAPTION = (
     "Largest speed-up of any query with only this index (logarithmic), against the index's size. Higher is more "
     "useful, further right is larger. Filled: kept."
@@ -31,6 +44,48 @@ _NOTE = (
     "Latencies: medians under load from interleaved rounds, with 95 % intervals and a control arm. Sizes and build "
     "times were measured once."
 )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class LabAnswer(Banner):
+    """The result of a lab as one sentence, with what was measured."""
+
+    def text(self) -> str:
+        """Return the title, the sentence, and what was measured."""
+        return f"{self.title.partition(':')[0]}\n{self.sentence}\n{self.meta}"
+
+
+@dataclass(frozen=True, slots=True)
+class LabPlots:
+    """The pictures of a lab, as functions that draw into axes."""
+
+    lab: Lab
+
+    def gain_cost(self, ax: Axes | None = None) -> Axes:
+        """Draw a point for each index: its largest speed-up of a query, against its size in MB; return the axes.
+
+        Without `ax`, the picture is drawn into the current axes of pyplot.
+        """
+        from perfkit.show import charts  # matplotlib takes a second to import
+
+        ax = charts.axes(ax)
+        indexes = [index for index in self.lab.index_values if index.alone]
+        sizes = {index.name: index.bytes / 1024 / 1024 for index in indexes}
+        largest, top = max(sizes.values()), max(2.0, *map(_gain, indexes)) ** 1.25
+        ax.set_yscale("log")
+        ax.set_ylim(min(0.9, 1 / top**0.06), top)
+        ax.set_xlim(-0.03 * largest, 1.5 * largest)
+        gains = {index.name: math.log(_gain(index)) for index in indexes}
+        heights = charts.spread_labels(gains, 0.1 * math.log(top))
+        for index in indexes:
+            size, gain, colour = sizes[index.name], _gain(index), charts.GREEN if index.kept else charts.ORANGE
+            ax.plot([size], [gain], "o", color=colour, markerfacecolor=colour if index.kept else "none", markersize=7)
+            side, shift = ("right", -0.03) if size > 0.6 * largest else ("left", 0.03)
+            at = (size + shift * largest, math.exp(heights[index.name]))
+            ax.annotate(charts.label(index.name), (size, gain), at, color=colour, ha=side, va="center", fontsize=8)
+        charts.logarithmic(ax.yaxis, sign="×")
+        ax.set_xlabel("size, MB")
+        return ax
 
 
 class IndexLab(OpenedPage):
@@ -50,76 +105,74 @@ class IndexLab(OpenedPage):
         return render.page_of(render.LAB, {"bundle": str(lab.folder.resolve())}, page, title)
 
     @property
-    def answer(self) -> Block:
+    def answer(self) -> LabAnswer:
         """Return the lab's result as one sentence, with what was measured."""
-        lab, run, title = self.lab, self.lab.ablation.bundle.run, self.lab.record.title
-        rows = max(run.database.rows.items(), key=lambda item: item[1], default=("", 0))
+        lab, run = self.lab, self.lab.ablation.bundle.run
+        table, rows = max(run.database.rows.items(), key=lambda item: item[1], default=("", 0))
         parts = [
             f"profile {run.parameters.profile}",
             *([f"scale {run.parameters.scale}"] if run.parameters.scale else []),
-            f"{units.count(rows[1])} rows in {rows[0]}",
+            f"{units.count(rows)} rows in {table}",
             f"PostgreSQL {run.server.version}",
             str(run.started).replace("T", " ")[:16] + " UTC",
         ]
-        text = sentence(lab)
-        state, meta = "good" if lab.holds else "unsure", " · ".join(parts)
-        html = headed(state, f"{title}: what each index is worth", "", text, meta=meta)
-        return Block(html, f"{title}\n{text}\n{meta}")
+        title = f"{lab.record.title}: what each index is worth"
+        return LabAnswer("good" if lab.holds else "unsure", title, "", sentence(lab), meta=" · ".join(parts))
 
     @property
-    def weaknesses(self) -> Block:
+    def weaknesses(self) -> Bullets:
         """Return the caveats as a list."""
-        lines = list(caveats(self.lab))
-        return Block(listed(lines, "weak"), "\n".join(f"- {line}" for line in lines))
+        return Bullets(list(caveats(self.lab)), "weak")
 
     @property
     def verdicts(self) -> Table:
         """Return one row for each index: keep or remove, the reason, its gain and its cost."""
         lab = self.lab
-        columns = ("index", "verdict", "faster with it alone", "slower without it", "size", "inserts")
-        rows = [
-            (
-                Cell(index.name, f"{index.table}: {index.definition.partition(' USING ')[2]}"),
-                _verdict(lab, index),
-                _factors(index.faster),
-                _factors(index.missed),
-                Cell(units.size(index.bytes), f"{_share(index)} of {index.table}"),
-                _latency(index, "insert"),
-            )
-            for index in sorted(lab.index_values, key=lambda index: (not index.kept, -index.bytes))
+        columns: list[Column[IndexValue]] = [
+            Column("index", lambda i: Cell(i.name, f"{i.table}: {i.definition.partition(' USING ')[2]}")),
+            Column("verdict", lambda i: _verdict(lab, i)),
+            Column("faster with it alone", lambda i: _factors(i.faster)),
+            Column("slower without it", lambda i: _factors(i.missed)),
+            number("size", _size, key="size_bytes"),
+            number("inserts", lambda i: _latency(i, "insert"), key="insert_ratio"),
         ]
-        if lab.queries:
-            return Table("What each index is worth", columns, tuple(rows), frozenset(columns[4:]), note=_NOTE)
-        costs = tuple((row[0], *row[4:]) for row in rows)
-        return Table("What each index costs", (columns[0], *columns[4:]), costs, frozenset(columns[4:]), note=_NOTE)
+        title = "What each index is worth" if lab.queries else "What each index costs"
+        columns = columns if lab.queries else [columns[0], *columns[4:]]
+        indexes = sorted(lab.index_values, key=lambda index: (not index.kept, -index.bytes))
+        return Table.of(title, columns, indexes, note=_NOTE)
 
     @property
-    def picture(self) -> Block:
+    def indexes(self) -> Table:
+        """Return `verdicts`; `lab.indexes.frame` is its data frame."""
+        return self.verdicts
+
+    @property
+    def plot(self) -> LabPlots:
+        """Return the lab's pictures, to draw into axes of your own."""
+        return LabPlots(self.lab)
+
+    @property
+    def picture(self) -> Section:
         """Return a chart with a point for each index, and the same figures in words."""
-        from perfkit.show.charts import draw_svg  # matplotlib takes a second to import
+        from perfkit.show.charts import Picture  # matplotlib takes a second to import
 
-        index_values = [index for index in self.lab.index_values if index.alone]
-        if not index_values:
-            return Block("", "")
-        finding = "; ".join(f"{w.name}: ×{units.significant(_gain(w))} for {units.size(w.bytes)}" for w in index_values)
-        svg = draw_svg("gain-against-cost", "Gain against cost", finding, lambda ax: _draw(ax, index_values))
-        html = f'<p class="note">{escape(CAPTION)}</p><div class="gallery"><figure>{svg}</figure></div>'
-        return Block(html, f"{CAPTION}\n{finding}")
+        indexes = [index for index in self.lab.index_values if index.alone]
+        finding = "; ".join(f"{i.name}: ×{units.significant(_gain(i))} for {units.size(i.bytes)}" for i in indexes)
+        picture = Picture("gain-against-cost", "Gain against cost", finding, self.plot.gain_cost)
+        return stacked(note(CAPTION), Section([picture], kind="gallery")) if indexes else stacked()
 
     @property
-    def statements(self) -> Block:
+    def statements(self) -> Section:
         """Return the SQL of the recommended set, of its rollback, and of the removal of the other indexes."""
         lab = self.lab
-        if not lab.confirmed:
-            return Block("", "")
         parts = {
-            "Keep": "\n".join(f"{w.sql};" for w in lab.kept),
-            "Roll back the kept indexes": "\n".join(f"{w.drop};" for w in reversed(lab.kept)),
-            "Remove the others": "\n".join(f"{w.drop};" for w in lab.dropped),
+            "Keep": "\n".join(f"{index.sql};" for index in lab.kept),
+            "Roll back the kept indexes": "\n".join(f"{index.drop};" for index in reversed(lab.kept)),
+            "Remove the others": "\n".join(f"{index.drop};" for index in lab.dropped),
             "The advised set, for comparison": lab.record.advised.strip(),
         }
-        html = "".join(f"<h4>{escape(title)}</h4>{code(sql, name=title)}" for title, sql in parts.items() if sql)
-        return Block(html, "\n\n".join(f"-- {title}\n{sql}" for title, sql in parts.items() if sql))
+        shown = parts.items() if lab.confirmed else ()
+        return stacked(*(Section([Code(sql, title)], title, 4) for title, sql in shown if sql))
 
     @property
     def confirmation(self) -> Table:
@@ -148,30 +201,32 @@ class IndexLab(OpenedPage):
         return Table("Confirmation by separate rounds", ("query", *compared_sets), tuple(rows), note=note)
 
     @property
-    def costs(self) -> Block:
+    def costs(self) -> Section:
         """Return what each index costs writes: in latency, and in WAL and HOT updates as the server counted them."""
-        tables = (_latencies(self.lab), _counted(self.lab))
-        return Block("".join(table.to_html() for table in tables), "\n\n".join(table.to_text() for table in tables))
+        return stacked(
+            Table.of("Latency of writes", _LATENCIES, self.lab.index_values, note=_LATENCY_NOTE),
+            Table.of("WAL, HOT updates and growth", _COUNTED, self.lab.index_values, note=_COUNTED_NOTE),
+        )
 
     @property
     def scans(self) -> Table:
         """Return how often each index was scanned with all indexes present, and what the catalogue says of it."""
-        scans, rows = self.lab.scans, []
-        for index in self.lab.index_values:
-            remarks = "; ".join(r.text for r in self.lab.record.remarks if r.index == index.name)
-            counted = Cell(units.count(scans[index.name]), "", "" if scans[index.name] else "unsure")
-            rows.append((Cell(index.name), counted, Cell(remarks or units.NONE)))
-        missing = (r for r in self.lab.record.remarks if r.kind == "missing")
-        rows += [(Cell(r.table), Cell(units.NONE), Cell(r.text)) for r in missing]
-        note = (
-            "Counted by the server on the arm with all indexes. An index that is scanned is not necessarily an index "
-            "that is needed."
-        )
-        columns = ("index", "scans", "from the catalogue")
-        return Table("Scans with all indexes present", columns, tuple(rows), frozenset({"scans"}), note=note)
+        scans, remarks = self.lab.scans, self.lab.record.remarks
+        by_index = {
+            index.name: "; ".join(remark.text for remark in remarks if remark.index == index.name)
+            for index in self.lab.index_values
+        }
+        missing = {remark.table: remark.text for remark in remarks if remark.kind == "missing"}
+        columns: list[Column[tuple[str, str]]] = [
+            Column("index", lambda row: row[0]),
+            number("scans", lambda row: _scanned(scans[row[0]]) if row[0] in by_index else None),
+            Column("from the catalogue", lambda row: row[1] or None),
+        ]
+        rows = [*by_index.items(), *missing.items()]
+        return Table.of("Scans with all indexes present", columns, rows, note=_SCANS_NOTE)
 
     @property
-    def details(self) -> Block:
+    def details(self) -> Section:
         """Return every index and query, folded."""
         lab = self.lab
         tables = (
@@ -188,8 +243,7 @@ class IndexLab(OpenedPage):
                 "Ratio of medians under load; ×2.00 is twice the time.",
             ),
         )
-        html = "".join(folded(table.caption, table.to_html()) for table in tables if table.rows)
-        return Block(html, "\n\n".join(table.to_text() for table in tables if table.rows))
+        return stacked(*(Folded(table.caption, [table]) for table in tables if table.rows))
 
     @property
     def claims(self) -> Table:
@@ -209,11 +263,11 @@ class IndexLab(OpenedPage):
         }
 
     @property
-    def reproduce(self) -> Block:
+    def reproduce(self) -> Section:
         """Return the command that measures the lab again."""
         command = self.lab.record.command or "# measured from a notebook or a program"
         files = "In the same folder: lab.json, and a folder with the bundle of each run."
-        return Block(f"{code(command, name='command')}<p>{escape(files)}</p>", f"{command}\n{files}")
+        return stacked(Code(command, "command"), Line(files), gap="\n")
 
     def __repr__(self) -> str:
         return f"{self.lab.record.title}: index lab, {self.lab.record.status}, in {self.lab.folder}"
@@ -223,45 +277,6 @@ def _verdict(lab: Lab, index: IndexValue) -> Cell:
     if not lab.confirmed:
         return Cell(units.NONE, "not tested", "quiet")
     return Cell("keep" if index.kept else "remove", reason(lab, index), "good" if index.kept else "unsure")
-
-
-def _latencies(lab: Lab) -> Table:
-    columns = ("index", "insert", "update of its column", "update of another column", "delete", "build")
-    rows = tuple(
-        (
-            Cell(index.name, f"{units.size(index.bytes)} on {index.table}"),
-            _latency(index, "insert"),
-            _latency(index, "update"),
-            _latency(index, "update", own=False),
-            _latency(index, "delete"),
-            Cell(units.seconds(index.seconds), "measured once", "quiet"),
-        )
-        for index in lab.index_values
-    )
-    note = "Ratio of medians under load, with only this index to no index: ×1.05 is 5 % slower."
-    return Table("Latency of writes", columns, rows, frozenset(columns[1:]), note=note)
-
-
-def _counted(lab: Lab) -> Table:
-    columns = ("index", "WAL to build", "WAL per insert", "expected", "HOT updates of its column", "after churn")
-    rows = tuple(
-        (
-            Cell(index.name),
-            Cell(units.size(index.wal_bytes)),
-            _wal(index),
-            Cell(units.NONE if index.overhead is None else f"+{units.percent(index.overhead)}"),
-            _hot(index),
-            _churn(index),
-        )
-        for index in lab.index_values
-    )
-    note = (
-        "Counted once by the server, with only this index and with none. WAL excludes the full-page images that follow "
-        "a checkpoint. Expected: bytes that an insert adds to the index, as a share of the bytes it adds to the table "
-        "(pganalyze's formula). HOT: updates that change no index. Churn: 5 % of the rows get a new value in the "
-        "index's column, three times, each time followed by VACUUM."
-    )
-    return Table("WAL, HOT updates and growth", columns, rows, frozenset(columns[1:]), note=note)
 
 
 def _matrix(caption: str, comparisons: Mapping[str, Sequence[Comparison]], queries: Sequence[str], note: str) -> Table:
@@ -275,8 +290,9 @@ def _by_query(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
     return {c.item: c for c in comparisons}
 
 
-def _share(index: IndexValue) -> str:
-    return units.percent(index.bytes / index.table_bytes) if index.table_bytes else units.NONE
+def _size(index: IndexValue) -> Cell:
+    share = units.percent(index.bytes / index.table_bytes) if index.table_bytes else units.NONE
+    return Cell(units.size(index.bytes), f"{share} of {index.table}", value=index.bytes)
 
 
 def _factors(comparisons: Sequence[Comparison]) -> Cell:
@@ -286,37 +302,44 @@ def _factors(comparisons: Sequence[Comparison]) -> Cell:
     return Cell("; ".join(factors) or units.NONE, "", "" if factors else "quiet")
 
 
-def _latency(index: IndexValue, kind: str, *, own: bool = True) -> Cell:
+def _latency(index: IndexValue, kind: str, *, own: bool = True) -> Cell | None:
     cost = index.write(kind, own=own)
     if cost is None:
-        return Cell(units.NONE, "", "quiet")
-    cell = compared(cost.latency)
-    note = f"{cell.note} {cost.write.column}".strip()
-    return Cell(cell.text, note, cell.state if cost.latency.verdict is not Verdict.INCONCLUSIVE else "quiet")
+        return None
+    cell, certain = compared(cost.latency), cost.latency.verdict is not Verdict.INCONCLUSIVE
+    words = f"{cell.note} {cost.write.column}".strip()
+    return replace(cell, note=words, state=cell.state if certain else "quiet", value=cost.latency.ratio)
 
 
-def _wal(index: IndexValue) -> Cell:
+def _wal(index: IndexValue) -> Cell | None:
     cost = index.write("insert")
     if cost is None or cost.wal is None:
-        return Cell(units.NONE, "", "quiet")
+        return None
     without_index, with_index = cost.wal
-    share = f", +{units.percent(with_index / without_index - 1)}" if without_index else ""
-    return Cell(f"+{units.count(with_index - without_index)} B", f"of {units.count(without_index)} B{share}")
+    added, words = with_index - without_index, f"of {units.count(without_index)} B"
+    words += f", +{units.percent(added / without_index)}" if without_index else ""
+    return Cell(f"+{units.count(added)} B", words, value=added)
 
 
-def _hot(index: IndexValue) -> Cell:
+def _hot(index: IndexValue) -> Cell | None:
     cost = index.write("update")
     if cost is None or cost.hot is None:
-        return Cell(units.NONE, "", "quiet")
-    before, after = (f"{100 * share:.0f} %" for share in cost.hot)
-    return Cell(f"{before} → {after}", cost.write.column, "bad" if cost.hot[1] < cost.hot[0] - 0.1 else "")
+        return None
+    before, after = cost.hot
+    state, shares = "bad" if after < before - 0.1 else "", {"before": before, "after": after}
+    return Cell(f"{100 * before:.0f} % → {100 * after:.0f} %", cost.write.column, state, value=shares)
 
 
-def _churn(index: IndexValue) -> Cell:
+def _churn(index: IndexValue) -> Cell | None:
     if index.churn is None:
-        return Cell(units.NONE, "", "quiet")
+        return None
     before, after = index.churn.before, index.churn.after
-    return Cell(f"×{units.significant(after / before)}", f"{units.size(before)} → {units.size(after)}")
+    words = f"{units.size(before)} → {units.size(after)}"
+    return Cell(f"×{units.significant(after / before)}", words, value=after / before)
+
+
+def _scanned(scans: int) -> Cell:
+    return Cell(units.count(scans), "", "" if scans else "unsure", value=scans)
 
 
 def _gain(index: IndexValue) -> float:
@@ -324,31 +347,30 @@ def _gain(index: IndexValue) -> float:
     return max([1.0, *(1 / c.ratio.value for c in index.alone if c.ratio)])
 
 
-def _draw(ax: Axes, index_values: Sequence[IndexValue]) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # as above
-
-    sizes, gains = [w.bytes / 1024 / 1024 for w in index_values], [_gain(w) for w in index_values]
-    top = max(*gains, 2.0) ** 1.25
-    ax.set_yscale("log")
-    ax.set_ylim(min(0.9, 1 / top**0.06), top)
-    ax.set_xlim(-0.03 * max(sizes), 1.5 * max(sizes))
-    heights = _spread_labels([math.log(g) for g in gains], 0.1 * math.log(top))
-    for index, size, gain, height in zip(index_values, sizes, gains, heights, strict=True):
-        colour = KEPT if index.kept else DROPPED
-        ax.plot([size], [gain], "o", color=colour, markerfacecolor=colour if index.kept else "none", markersize=7)
-        name = index.name.replace("$", r"\$")
-        side, shift = ("right", -0.03) if size > 0.6 * max(sizes) else ("left", 0.03)
-        at = (size + shift * max(sizes), math.exp(height))
-        ax.annotate(name, (size, gain), at, color=colour, ha=side, va="center", fontsize=8)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"×{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("size, MB")
-
-
-def _spread_labels(heights: Sequence[float], distance: float) -> list[float]:
-    """Return the heights, some of them raised so that all are at least `distance` apart."""
-    spread: dict[int, float] = {}
-    for index in sorted(range(len(heights)), key=heights.__getitem__):
-        spread[index] = max(heights[index], max(spread.values(), default=-math.inf) + distance)
-    return [spread[index] for index in range(len(heights))]
+_LATENCIES: list[Column[IndexValue]] = [
+    Column("index", lambda i: Cell(i.name, f"{units.size(i.bytes)} on {i.table}")),
+    number("insert", lambda i: _latency(i, "insert")),
+    number("update of its column", lambda i: _latency(i, "update")),
+    number("update of another column", lambda i: _latency(i, "update", own=False)),
+    number("delete", lambda i: _latency(i, "delete")),
+    number("build", lambda i: Cell(units.seconds(i.seconds), "measured once", "quiet", value=i.seconds), key="build_s"),
+]
+_LATENCY_NOTE = "Ratio of medians under load, with only this index to no index: ×1.05 is 5 % slower."
+_COUNTED: list[Column[IndexValue]] = [
+    Column("index", lambda i: i.name),
+    number("WAL to build", lambda i: i.wal_bytes, units.size, "wal_to_build_bytes"),
+    number("WAL per insert", _wal, key="wal_per_insert_bytes"),
+    number("expected", lambda i: i.overhead, lambda share: f"+{units.percent(share)}", "expected_share"),
+    number("HOT updates of its column", _hot, key="hot_share"),
+    number("after churn", _churn, key="churn_factor"),
+]
+_COUNTED_NOTE = (
+    "Counted once by the server, with only this index and with none. WAL excludes the full-page images that follow a "
+    "checkpoint. Expected: bytes that an insert adds to the index, as a share of the bytes it adds to the table "
+    "(pganalyze's formula). HOT: updates that change no index. Churn: 5 % of the rows get a new value in the index's "
+    "column, three times, each time followed by VACUUM."
+)
+_SCANS_NOTE = (
+    "Counted by the server on the arm with all indexes. An index that is scanned is not necessarily an index that is "
+    "needed."
+)
