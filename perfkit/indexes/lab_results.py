@@ -20,9 +20,8 @@ from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, judge
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units
-from perfkit.base.bundle import read_object, reading, write_atomically
+from perfkit.base.bundle import read_record, reading, write_atomically
 from perfkit.base.judgement import Verdict
-from perfkit.config import restored
 from perfkit.explain.facts import quoted
 from perfkit.indexes.designs import (
     ABLATION,
@@ -324,9 +323,7 @@ class Lab:
 
 def read(folder: Path) -> Lab:
     """Return the lab in a folder. Raises BundleError that names the missing or damaged file."""
-    path = folder / "lab.json"
-    stored = read_object(path, "the folder of an index lab", "a lab", LabRecord.model_fields["format"].default)
-    lab = Lab(folder, restored(LabRecord, stored, str(path)))
+    lab = Lab(folder, read_record(folder / "lab.json", LabRecord, "the folder of an index lab", "a lab"))
     if (folder / ABLATION).exists():
         with reading(folder):
             _ = lab.index_values, lab.last

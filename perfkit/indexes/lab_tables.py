@@ -24,8 +24,8 @@ from perfkit.show.html import (
     Code,
     Column,
     Folded,
-    Line,
     OpenedPage,
+    Paragraph,
     Section,
     Table,
     note,
@@ -267,7 +267,7 @@ class IndexLab(OpenedPage):
         """Return the command that measures the lab again."""
         command = self.lab.record.command or "# measured from a notebook or a program"
         files = "In the same folder: lab.json, and a folder with the bundle of each run."
-        return stacked(Code(command, "command"), Line(files), gap="\n")
+        return stacked(Code(command, "command"), Paragraph(files), gap="\n")
 
     def __repr__(self) -> str:
         return f"{self.lab.record.title}: index lab, {self.lab.record.status}, in {self.lab.folder}"

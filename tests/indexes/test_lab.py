@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scripts import run_all
 
 from perfkit.analysis.claims import JudgedClaim
@@ -261,6 +263,45 @@ class TestALabOfFourIndexes:
         assert "The lab is interrupted: stopped by the user." in repr(lab.weaknesses)
         assert "orders_state" in repr(lab.verdicts) and "remove" not in repr(lab.verdicts)
         assert lab.render().exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a lab that an earlier version measured."""
+    folder = tmp_path_factory.mktemp("stored")
+    with tarfile.open(CHECKOUT / "tests" / "stored" / "lab.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+class TestALabOfAnEarlierVersion:
+    def test_opens_and_analyses_each_of_its_bundles_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        analysed: list[str] = []
+        counting = lambda bundle, *arms: analysed.append(bundle.path.name) or analyse(bundle, *arms)  # noqa: E731
+        monkeypatch.setattr(lab_results, "analyse", counting)
+        lab = IndexLab(folder)
+        assert all(repr(getattr(lab, name)) for name in (*SHOWN, "claims", "reproduce", "summary"))
+        assert sorted(analysed) == ["ablation", "confirmation-1"]
+
+    def test_has_data_frames_of_numbers_with_their_units(self, folder: Path) -> None:
+        lab = IndexLab(folder)
+        frame = lab.indexes.frame.set_index("index")
+        assert frame.size_bytes["idx_organizations_id"] == 16384 and frame.insert_ratio.dtype == float
+        assert {"insert_ratio_lo", "insert_ratio_hi"} <= set(frame)
+        counted = lab.costs.parts[1].frame  # type: ignore[attr-defined]
+        assert counted.wal_to_build_bytes.min() > 0 and counted.hot_share_after.max() <= 1
+
+    def test_draws_into_any_axes(self, folder: Path) -> None:
+        ax = Figure().add_subplot()
+        assert IndexLab(folder).plot.gain_cost(ax=ax) is ax
+        assert {text.get_text() for text in ax.texts} == {w.name for w in IndexLab(folder).lab.index_values}
+
+    def test_with_a_wrong_value_is_one_line_that_names_the_file_and_the_key(self, folder: Path, tmp_path: Path) -> None:
+        record = json.loads((folder / "lab.json").read_text()) | {"margin": "wide"}
+        (tmp_path / "lab.json").write_text(json.dumps(record))
+        with pytest.raises(BundleError, match=r"lab.json: damaged \(margin: .*expected what perfkit wrote") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 class TestTheSearch:
