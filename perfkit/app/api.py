@@ -45,7 +45,7 @@ from perfkit.runs.targets import ComparisonSpec, index_set, sql_of
 if TYPE_CHECKING:
     from perfkit.app.session import SlowTable
     from perfkit.indexes.advice import Advice
-    from perfkit.monitor.notifications import WatchSummary
+    from perfkit.monitor.loop import WatchSummary
     from perfkit.monitor.review_report import Review
     from perfkit.release.report import GoNoGo
 

@@ -1,4 +1,4 @@
-"""Alerts: when a change began, which alerts are raised, and the status of a watch.
+"""Alerts: when a change began, and which alerts are raised and cleared.
 
 A figure of the last five minutes crosses its limit some time after a change began, and stays there for a while after
 the change ended. So `since` looks at single intervals, backwards from the one that raised the alert. Each interval
@@ -23,8 +23,6 @@ from dataclasses import dataclass, replace
 from math import log
 
 from perfkit.config.judging import Watch, WatchRule
-from perfkit.monitor import figures as monitor_figures
-from perfkit.monitor import model, notifications
 from perfkit.monitor.figures import (
     Baseline,
     compute_baseline,
@@ -35,16 +33,11 @@ from perfkit.monitor.figures import (
     unwatched_between,
     window,
 )
-from perfkit.monitor.incidents import Alert, Period, collect_alerts, duration_text
 from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
-from perfkit.monitor.store import settings
+from perfkit.monitor.notifications import Values, cleared_text, raised_text
 
-DURATIONS = (
-    "service_down_s",
-    "database_down_s",
-    "lock_wait_s",
-    "transaction_s",
-)  # durations of a state that still lasts
+# Durations of a state that still lasts.
+DURATIONS = ("service_down_s", "database_down_s", "lock_wait_s", "transaction_s")
 _TAIL = {"p50_ms": 0.5, "slowdown": 0.5, "p95_ms": 0.05, "p99_ms": 0.01}  # share of samples above the percentile
 
 
@@ -57,10 +50,8 @@ def since(
     between two failures.
     """
     if rule.metric in DURATIONS:
-        known = (
-            ticks[-1] if rule.metric.endswith("_down_s") else next((t for t in reversed(ticks) if t.server), ticks[-1])
-        )
-        return max(known.t - value, 0.0)
+        asked = ticks if rule.metric.endswith("_down_s") else [tick for tick in ticks if tick.server]
+        return max((asked or ticks)[-1].t - value, 0.0)
     best, began, total = float("-inf"), ticks[-1].start, 0.0
     for n in range(len(ticks) - 1, -1, -1):
         score = _score(rule, ticks[n], ticks[n - 1] if n else None, kinds, baseline)
@@ -180,7 +171,7 @@ class Alerts:
             if state.value is not None:
                 self._judge(state, state.value, tick)
 
-    def _figures(self, item: str) -> Mapping[str, float | None]:
+    def _figures(self, item: str) -> Values:
         ticks = window(self._ticks, self._watch.window_s)
         before = self._ticks[-len(ticks) - 1] if len(ticks) < len(self._ticks) else None
         return compute_figures(ticks, self._about.kinds, self._baselines[item], item, before=before)
@@ -208,7 +199,9 @@ class Alerts:
         graver = set()
         for state in self._states:
             if state.raised and state.began is None:
-                yield self._cleared(state, state.raised, tick)
+                lasted = max(state.eased - state.raised.since, 0.0)
+                text = cleared_text(state.rule, state.value, self._watch.window_s, lasted)
+                yield _cleared(state.raised, tick, text, state.eased, state.value)
                 state.raised = None
             if not state.raised and state.began is not None and state.bad and subject(state.rule) not in graver:
                 state.raised = self._raised(state, state.began, tick)
@@ -218,123 +211,18 @@ class Alerts:
 
     def _raised(self, state: _State, began: float, tick: Tick) -> Event:
         rule, value = state.rule, state.value or 0.0
-        at = tick.at - (tick.t - began)
-        text = notifications.raised_text(rule, value, self._watch.window_s, at, tick.at)
+        text = raised_text(rule, value, self._watch.window_s, tick.at - (tick.t - began), tick.at)
         name = hashlib.sha256(f"{self._about.id}\n{rule.name}\n{began:.3f}".encode()).hexdigest()[:12]
         common = (rule.name, rule.level, began, value, limit(rule), rule.action)
         return Event("raised", name, tick.t, tick.at, text, *common)
 
-    def _cleared(self, state: _State, raised: Event, tick: Tick) -> Event:
-        lasted = max(state.eased - raised.since, 0.0)
-        text = notifications.cleared_text(state.rule, state.value, self._watch.window_s, lasted)
-        return _clearing(raised, tick, text, state.value)
-
     def _clear_removed(self, tick: Tick) -> Iterator[Event]:
         while self._removed:
             raised = self._removed.pop()
-            yield _clearing(raised, tick, f"{raised.rule}: no longer among the rules")
+            yield _cleared(raised, tick, f"{raised.rule}: no longer among the rules", tick.t)
 
 
-def _clearing(raised: Event, tick: Tick, text: str, value: float | None = None) -> Event:
-    return replace(raised, what="cleared", t=tick.t, at=tick.at, text=text, value=value)
-
-
-HOUR_S = 3600.0
-MISSED = 3  # missing intervals, from which on a watch is not merely late
-
-Values = Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class WatchStatus:
-    """The status of a watch with at least one interval, as of `now` (wall clock, seconds since 1970)."""
-
-    record: Record
-    watch: Watch
-    baseline: monitor_figures.Baseline | None
-    now: float
-    running: bool  # whether a watch writes to its folder
-    alerts: Sequence[Alert]  # active alerts, the gravest first, then the latest first
-    spans: Mapping[str, Values]  # figures by the time they cover, the shortest first
-
-    @property
-    def last(self) -> Tick:
-        """The last interval."""
-        return self.record.ticks[-1]
-
-    @property
-    def recent(self) -> Sequence[Tick]:
-        """The intervals that the rules use."""
-        return monitor_figures.window(self.record.ticks, self.watch.window_s)
-
-    @property
-    def values(self) -> Values:
-        """The figures that the rules use."""
-        return next(iter(self.spans.values()))
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the last interval ended; 0 if the clock was set back."""
-        return max(self.now - self.last.at, 0.0)
-
-    @property
-    def missed(self) -> int:
-        """The number of missing intervals since the last one; 0 if the watch is merely late."""
-        count = int(self.age_s / self.record.about.every_s)
-        return count if count >= MISSED else 0
-
-    @property
-    def active(self) -> Sequence[Alert]:
-        """The active alerts."""
-        return [alert for alert in self.alerts if alert.ended is None]
-
-    @property
-    def quiet_since(self) -> float:
-        """Since when no alert has been active, on the time line; meaningless while one is."""
-        return max((alert.ended for alert in self.alerts if alert.ended is not None), default=self.first.start)
-
-    @property
-    def first(self) -> Tick:
-        """The first interval."""
-        return self.record.ticks[0]
-
-    @property
-    def whole(self) -> Period:
-        """All intervals."""
-        return Period(self.record.ticks)
-
-    def period(self, seconds: float) -> Period:
-        """Return the intervals of the last `seconds`."""
-        return Period(monitor_figures.window(self.record.ticks, seconds))
-
-    def level(self, metric: str) -> str:
-        """Return the gravest level of a metric whose limit is broken now, without an item; empty if none is."""
-        rules = [rule for rule in self.watch.rule if rule.metric == metric and not rule.item]
-        broken = model.gravest(rules, self.values[metric])
-        return broken.level if broken else ""
-
-
-def watch_status(record: Record, now: float, *, running: bool) -> WatchStatus:
-    """Return the status of a watch as of `now`. Raises BundleError for damaged settings, ValueError without ticks."""
-    about, ticks = record.about, record.ticks
-    if not ticks:
-        raise ValueError("a watch with an interval")
-    watch, _ = settings(about)
-    baseline = monitor_figures.compute_baseline(ticks, about.kinds, watch)
-    clears = {rule.name: rule.clear_for_s for rule in watch.rule}
-    ordered = sorted(collect_alerts(record.events, clears), key=lambda alert: -alert.noticed)
-    ordered.sort(key=lambda alert: (alert.ended is not None, alert.level if alert.ended is None else ""))
-    spans = {
-        name: monitor_figures.compute_figures(monitor_figures.window(ticks, seconds), about.kinds, baseline)
-        for name, seconds in _spans(watch.window_s, ticks[-1].t - ticks[0].start)
-    }
-    return WatchStatus(record, watch, baseline, now, running, ordered, spans)
-
-
-def _spans(window_s: float, whole_s: float) -> Iterator[tuple[str, float]]:
-    """Yield the window of the rules, the last hour and the whole watch, as far as they differ."""
-    if whole_s > window_s:
-        yield f"last {duration_text(window_s)}", window_s
-    if whole_s > HOUR_S > window_s:
-        yield f"last {duration_text(HOUR_S)}", HOUR_S
-    yield f"all {duration_text(whole_s)}", whole_s + 1
+def _cleared(raised: Event, tick: Tick, text: str, eased: float, value: float | None = None) -> Event:
+    """Return the event that clears an alert, with the whole alert in it."""
+    eased = max(eased, raised.t)
+    return replace(raised, what="cleared", t=tick.t, at=tick.at, text=text, value=value, eased=eased, raised=raised)

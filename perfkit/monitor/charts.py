@@ -8,40 +8,42 @@ samples, and are missing if there are too few.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, supported
 from perfkit.config.judging import Metric
-from perfkit.monitor import figures
-from perfkit.monitor.figures import PERCENTILES
+from perfkit.monitor.figures import PERCENTILES, find_gaps, find_stretches, item_names, probes, service_down
 from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
-from perfkit.monitor.model import OK, About
+from perfkit.monitor.model import OK, About, Record, Tick
 from perfkit.monitor.notifications import formatted, percentage
 from perfkit.monitor.review import Reviewed
-from perfkit.show.charts import INK, draw_svg, logarithmic
-from perfkit.show.html import Block, escape, explained
+from perfkit.show.charts import BLUE, GREEN, GREY, INK, ORANGE, RED, YELLOW, Picture, axes, logarithmic
+from perfkit.show.html import Part, Section, Terms, note, stacked
 
 MAX_POINTS = 300  # steps in a chart
+MAX_SPANS = 12  # named below the strip of availability
 #: Widths of a step, and of the distance between times at an axis, in seconds.
 ROUND_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 14_400, 21_600, 43_200, 86_400)
+# Colour is not the only sign: the level is also written.
+LEVELS = {"P1": RED, "P2": ORANGE, "P3": YELLOW}
+LABEL_DISTANCE = 0.06  # minimum share of an axis between two labels
 
-Values = NDArray[np.float64]
+Samples = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Curve:
     """A figure over time: `x` is the middle of a step on the time line, `y` is NaN if the figure is unknown."""
 
-    x: Values
-    y: Values
+    x: Samples
+    y: Samples
     width: float  # of a step, in seconds
 
 
@@ -49,8 +51,8 @@ class WatchSeries:
     """The figures of all requests (or of all queries) in a period, computed per step on demand."""
 
     def __init__(self, period: Period, about: About) -> None:
-        names = figures.item_names(about.kinds)
-        per_tick = [figures.probes([tick], names) for tick in period.ticks]
+        names = item_names(about.kinds)
+        per_tick = [probes([tick], names) for tick in period.ticks]
         self._middle = np.array([tick.t - tick.seconds / 2 for tick in period.ticks])
         self._seconds = np.array([tick.seconds for tick in period.ticks])
         self._ok = np.array([sum(probe.outcomes.get(OK, 0) for probe in probes) for probes in per_tick], dtype=float)
@@ -60,31 +62,33 @@ class WatchSeries:
         self._ms = np.fromiter((ms for part in samples for ms in part), float, int(self._ends[-1]))
         self._least = max(period.seconds / MAX_POINTS, float(np.median(self._seconds)))
 
-    def percentile(self, q: int, width: float = 0.0) -> Line:
+    def percentile(self, q: int, width: float = 0.0) -> Curve:
         """Return the q-th percentile in ms, in steps of `width` seconds, by default wide enough for a percentile."""
         rate = len(self._ms) / float(self._seconds.sum())
         needed = 1.2 * MIN_SAMPLES[q] / rate if rate else 0.0
-        return self._line(
-            width or max(self._least, needed),
-            lambda step: float(np.percentile(ms, q)) if supported(len(ms := self._samples(step)), q) else math.nan,
-        )
 
-    def slowest(self) -> Line:
+        def value(step: slice) -> float:
+            ms = self._samples(step)
+            return float(np.percentile(ms, q)) if supported(len(ms), q) else math.nan
+
+        return self._line(width or max(self._least, needed), value)
+
+    def slowest(self) -> Curve:
         """Return the slowest answer of each step in ms."""
         return self._line(self._least, lambda step: float(self._samples(step).max(initial=-math.inf)))
 
-    def error_rate(self) -> Line:
-        """Return the share of completed probes that failed, from 0 to 1."""
-        return self._line(self._least, lambda step: _share((self._sent - self._ok)[step].sum(), self._sent[step].sum()))
+    def error_rate(self) -> Curve:
+        """Return the percentage of completed probes that failed."""
+        return self._line(self._least, lambda step: 100 * _ratio((self._sent - self._ok)[step], self._sent[step]))
 
-    def throughput(self) -> Line:
+    def throughput(self) -> Curve:
         """Return the answers as expected per second of watched time."""
-        return self._line(self._least, lambda step: _share(self._ok[step].sum(), self._seconds[step].sum()))
+        return self._line(self._least, lambda step: _ratio(self._ok[step], self._seconds[step]))
 
-    def _samples(self, step: slice) -> Values:
+    def _samples(self, step: slice) -> Samples:
         return self._ms[self._ends[step.start] : self._ends[step.stop]]
 
-    def _line(self, least: float, value: Callable[[slice], float]) -> Line:
+    def _line(self, least: float, value: Callable[[slice], float]) -> Curve:
         """Return the figure of each step of at least this width; NaN for a step without intervals."""
         width = float(next((width for width in ROUND_S if width >= least), least))
         number = np.floor(self._middle / width)
@@ -92,34 +96,26 @@ class WatchSeries:
         known = {number[lo]: value(slice(lo, hi)) for lo, hi in pairwise(edges)}
         every = np.arange(number[0], number[-1] + 1)
         y = np.array([known.get(n, math.nan) for n in every])
-        return Line((every + 0.5) * width, np.where(np.isfinite(y), y, math.nan), width)
+        return Curve((every + 0.5) * width, np.where(np.isfinite(y), y, math.nan), width)
 
 
-def _share(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
-
-
-# Mid tones with a contrast of 3:1 on white and on near-black. Colour is not the only sign: the level is also written.
-LEVELS = {"P1": "#d1495b", "P2": "#c2571a", "P3": "#b58900"}
-_LINE = "#2f7fd6"
-LABEL_DISTANCE = 0.06  # minimum share of an axis between two labels
+def _ratio(parts: Samples, wholes: Samples) -> float:
+    return float(parts.sum() / wholes.sum()) if wholes.sum() else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A time on the time line, in seconds, with the level of an alert, `down` or `unwatched`."""
+    """A time on the time line, in seconds, with the level of an alert, `up`, `down` or `unwatched`."""
 
     since: float
     until: float
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The limit of a rule, in the unit of a panel."""
-
-    value: float
-    level: str
+def exceptions(period: Period, down: Callable[[Tick], bool | None]) -> list[Span]:
+    """Return the times without a watch, and those in which a condition says that something was down."""
+    unwatched = [Span(*gap, "unwatched") for gap in find_gaps(period.ticks)]
+    return unwatched + [Span(*times, "down") for times in find_stretches(period.ticks, down)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,24 +126,19 @@ class Panel:
     title: str
     now: str  # the current figure, as the rules use it, in words
     unit: str
-    line: Line
-    limits: Sequence[Limit] = ()
+    line: Curve
+    limits: Sequence[tuple[float, str]] = ()  # of rules, in the unit, each with the rule's level
     spans: Sequence[Span] = ()
-    dots: Line | None = None  # the slowest answers, in ms
+    dots: Curve | None = None  # the slowest answers, in ms
+
+    def picture(self, period: Period) -> Picture:
+        """Return the panel with its title, the current value, and the finding in words."""
+        text = finding(self, period)
+        return Picture(self.slug, self.title, text, lambda ax: draw(ax, self, period), self.title, self.now, shown=True)
 
 
-def draw(panel: Panel, period: Period) -> str:
-    """Return the panel as an HTML figure: title, current value, picture, and the finding in words."""
-    text = finding(panel, period)
-    svg = draw_svg(panel.slug, panel.title, text, lambda ax: _draw(ax, panel, period))
-    return (
-        f"<figure><figcaption>{escape(panel.title)} <span>{escape(panel.now)}</span></figcaption>{svg}"
-        f'<p class="note">{escape(text)}</p></figure>'
-    )
-
-
-def legend() -> str:
-    """Return the meaning of lines and shades, as HTML."""
+def legend() -> Terms:
+    """Return the meaning of lines and shades."""
     meanings = {
         "blue": "the figure; a percentile covers all answers of a step, if there are enough",
         "dashed": "limits of rules",
@@ -156,7 +147,7 @@ def legend() -> str:
         "hatched": "not watched",
         "grey dots": "the slowest answer of each step",
     }
-    return explained(meanings.items())
+    return Terms(list(meanings.items()))
 
 
 def finding(panel: Panel, period: Period) -> str:
@@ -165,53 +156,51 @@ def finding(panel: Panel, period: Period) -> str:
     if not len(known):
         return "Not enough samples yet."
     y = panel.line.y[known]
-    worst = known[y.argmin() if panel.unit == "per second" else y.argmax()]
-    at = clock(period.wall(float(panel.line.x[worst])), day=False)
-    low, high = (f"{units.significant(float(v))}" for v in (y.min(), y.max()))
-    extreme = "lowest" if panel.unit == "per second" else "highest"
+    worst, extreme = (y.argmin(), "lowest") if panel.unit == "per second" else (y.argmax(), "highest")
+    at = clock(period.wall(float(panel.line.x[known[worst]])), day=False)
+    low, high = (units.significant(float(v)) for v in (y.min(), y.max()))
     varied = f"{low} to {high} {panel.unit}, {extreme} about {at}" if low != high else f"{low} {panel.unit} throughout"
     return f"{varied}; each point covers {duration_text(panel.line.width)}."
 
 
-def _draw(ax: Axes, panel: Panel, period: Period) -> None:
+def draw(ax: Axes, panel: Panel, period: Period) -> None:
+    """Draw a figure over time with its limits, and shade what happened meanwhile."""
     # The margin is room for the label of the last time.
     ax.set_xlim(period.start, period.end + 0.02 * period.seconds)
     low, high = _range(panel)
     if panel.unit == "ms":
         ax.set_yscale("log")
-        logarithmic(ax.yaxis)
-        if high < 20 * low:
-            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+        logarithmic(ax.yaxis, 100.0 if high >= 20 * low else 1.0)
     ax.set_ylim(low, high)
     _shade(ax, panel.spans, period)
     if panel.dots:
-        ax.plot(panel.dots.x, panel.dots.y, ".", color="#7f8791", markersize=2.6, markeredgewidth=0, alpha=0.8)
+        ax.plot(panel.dots.x, panel.dots.y, ".", color=GREY, markersize=2.6, markeredgewidth=0, alpha=0.8)
     line = panel.line
-    ax.step(line.x, line.y, where="mid", color=_LINE, linewidth=1.4)
+    ax.step(line.x, line.y, where="mid", color=BLUE, linewidth=1.4)
     known = np.isfinite(np.r_[math.nan, line.y, math.nan])
     alone = known[1:-1] & ~known[:-2] & ~known[2:]
-    ax.plot(line.x[alone], line.y[alone], ".", color=_LINE, markersize=4, markeredgewidth=0)
+    ax.plot(line.x[alone], line.y[alone], ".", color=BLUE, markersize=4, markeredgewidth=0)
     _mark(ax, panel.limits, period)
     _clock(ax, period)
 
 
-def _mark(ax: Axes, limits: Sequence[Limit], period: Period) -> None:
+def _mark(ax: Axes, limits: Iterable[tuple[float, str]], period: Period) -> None:
     """Draw the limits that lie within the picture as lines, labelled if there is room."""
     labelled = -math.inf
-    for limit in sorted(limits, key=lambda limit: limit.value):
-        height = float(ax.transAxes.inverted().transform(ax.transData.transform((0, limit.value)))[1])
+    for limit, level in sorted(limits):
+        height = float(ax.transAxes.inverted().transform(ax.transData.transform((0, limit)))[1])
         if not 0 < height < 1:
             continue
-        ax.axhline(limit.value, color=LEVELS.get(limit.level, INK), linewidth=0.9, linestyle=(0, (4, 2)))
+        ax.axhline(limit, color=LEVELS.get(level, INK), linewidth=0.9, linestyle=(0, (4, 2)))
         if height > labelled + LABEL_DISTANCE:
-            labelled, text = height, f"{limit.level} {units.significant(limit.value)}"
-            ax.text(period.start + 0.01 * period.seconds, limit.value, text, va="bottom", fontsize=8)
+            labelled, text = height, f"{level} {units.significant(limit)}"
+            ax.text(period.start + 0.01 * period.seconds, limit, text, va="bottom", fontsize=8)
 
 
 def _range(panel: Panel) -> tuple[float, float]:
     """Return the range of the axis: all values, and the limit that is broken first."""
     y = np.concatenate([line.y[np.isfinite(line.y)] for line in (panel.line, panel.dots) if line])
-    limits = [limit.value for limit in panel.limits]
+    limits = [limit for limit, _ in panel.limits]
     if panel.unit == "ms":
         seen = [*y, *([min(limits)] if limits else [])] or [1.0, 1000.0]
         return max(min(seen), 1e-3) / 1.3, max(seen) * 1.6
@@ -270,87 +259,94 @@ def round_times(period: Period) -> list[tuple[float, str]]:
     return [(n * step - offset, stamp(n * step)[shown]) for n in range(first, last + 1)]
 
 
-WIDTH, HEIGHT = 1000, 64  # of the availability strip, in its own units
-LEAST = 2.0  # minimum width of downtime, so that one interval of a day is visible
-_STYLES = {
-    "up": 'fill="#1f9d6b" fill-opacity="0.45"',
-    "unwatched": 'fill="none" stroke="currentColor" stroke-width="0.6" stroke-dasharray="3 3"',
-    "down": 'fill="#d1495b"',
-}
+def draw_strip(ax: Axes, period: Period, spans: Sequence[Span]) -> None:
+    """Draw a period as a strip: up, down, and not watched."""
+    styles = {"up": (GREEN, 0.45, ""), "unwatched": ("none", 0.5, "////"), "down": (RED, 1.0, "")}
+    ax.set_xlim(period.start, period.end)
+    ax.set_yticks([])
+    ax.grid(visible=False)
+    # Short downtime must not be drawn over.
+    for span in reversed(visible_spans(spans, period)):
+        colour, alpha, hatch = styles[span.what]
+        edge = INK if hatch else "none"
+        ax.axvspan(span.since, span.until, facecolor=colour, edgecolor=edge, alpha=alpha, hatch=hatch, linewidth=0)
+    _clock(ax, period)
 
 
-def latency_over_time(reviewed: Reviewed) -> Block:
+def latency_over_time(reviewed: Reviewed) -> Part:
     """Return p50, p95 and p99 over time, with their targets as lines and incidents and gaps shaded."""
+    period, kinds = reviewed.period, reviewed.about.kinds
     spans = [
-        Span(incident.since, reviewed.period.end if incident.eased is None else incident.eased, incident.level)
+        Span(incident.since, period.end if incident.eased is None else incident.eased, incident.level)
         for incident in reviewed.incidents
     ]
-    spans += [span for span in _stretches(reviewed) if span.what != "up"]
+    spans += exceptions(period, lambda tick: service_down(tick, kinds))
     panels = [_panel(reviewed, metric, spans) for metric in PERCENTILES]
-    width = duration_text(panels[0].line.width)
-    names = " and ".join(figures.item_names(reviewed.about.kinds))
-    note = (
-        f"Response times of {names} in ms, logarithmic: each step is the percentile of {width}, if it has enough "
-        "samples for one. Shaded: incidents, by their gravest level; hatched: not watched."
+    text = (
+        f"Response times of {' and '.join(item_names(kinds))} in ms, logarithmic: each step is the percentile of "
+        f"{duration_text(panels[0].line.width)}, if it has enough samples for one. Shaded: incidents, by their "
+        "gravest level; hatched: not watched."
     )
-    html = f'<p class="note">{escape(note)}</p><div class="gallery">'
-    html += f"{''.join(draw(panel, reviewed.period) for panel in panels)}</div>"
-    return Block(html, "\n".join([note, *(f"{p.title}: {finding(p, reviewed.period)}" for p in panels)]))
+    return stacked(note(text), Section([panel.picture(period) for panel in panels], kind="gallery", gap="\n"), gap="\n")
 
 
 def _panel(reviewed: Reviewed, metric: Metric, spans: Sequence[Span]) -> Panel:
     q = PERCENTILES[metric]
     line = WatchSeries(reviewed.period, reviewed.about).percentile(q, reviewed.period.width)
     rows = [row for row in reviewed.rows if row.target.metric == metric and not row.target.item]
-    limits = [Limit(row.target.at_most, "target") for row in rows if row.target.at_most is not None]
+    limits = [(row.target.at_most, "target") for row in rows if row.target.at_most is not None]
     whole = next((formatted(metric, row.actual.value) for row in rows if row.actual.value is not None), "")
     return Panel(f"review-p{q}", f"p{q}", f"{whole} over the whole period" if whole else "", "ms", line, limits, spans)
 
 
-def _stretches(reviewed: Reviewed) -> list[Span]:
-    """Return the times that were up, unwatched or down, in this order: short downtime must not be drawn over."""
-    names, ticks = figures.item_names(reviewed.about.kinds), reviewed.period.ticks
-    up = figures.find_stretches(ticks, lambda tick: not figures.is_down(tick, names))
-    down = figures.find_stretches(ticks, lambda tick: figures.is_down(tick, names) or False)
-    named = {"up": up, "unwatched": reviewed.gaps, "down": down}
-    return [Span(since, until, what) for what, times in named.items() for since, until in times]
-
-
-def availability(reviewed: Reviewed) -> Block:
+def availability(reviewed: Reviewed) -> Picture:
     """Return the period as a strip: up, down, and not watched."""
-    spans = _stretches(reviewed)
-    exceptions = [_span_text(reviewed, span) for span in sorted(spans, key=lambda s: s.since) if span.what != "up"]
-    more = [f"and {len(exceptions) - 12} more"] if len(exceptions) > 12 else []
+    period, kinds = reviewed.period, reviewed.about.kinds
+    exceptional = exceptions(period, lambda tick: service_down(tick, kinds))
+    up = find_stretches(period.ticks, lambda tick: not service_down(tick, kinds))
+    words = [_span_text(period, span) for span in sorted(exceptional, key=lambda span: span.since)]
+    more = [f"and {len(words) - MAX_SPANS} more"] if len(words) > MAX_SPANS else []
     shares = (row.actual.value for row in reviewed.rows if row.target.metric == "availability")
     value = next((f"{percentage(share)} available. " for share in shares if share is not None), "")
-    words = value + ("; ".join([*exceptions[:12], *more]) + "." if exceptions else "Up whenever it was watched.")
-    scrolled = (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="Availability">{_strip(reviewed, spans, words)}'
-    )
-    return Block(f'<figure>{scrolled}</div><p class="note">{escape(words)}</p></figure>', words)
+    text = value + ("; ".join([*words[:MAX_SPANS], *more]) + "." if words else "Up whenever it was watched.")
+    spans = [*exceptional, *(Span(*times, "up") for times in up)]
+    title, size = "Availability over time, UTC", (8.0, 1.15)
+    return Picture("availability", title, text, lambda ax: draw_strip(ax, period, spans), shown=True, size=size)
 
 
-def _span_text(reviewed: Reviewed, span: Span) -> str:
-    since, until = (clock(reviewed.period.wall(t), day=False) for t in (span.since, span.until))
+def _span_text(period: Period, span: Span) -> str:
+    since, until = (clock(period.wall(t), day=False) for t in (span.since, span.until))
     what = "not watched" if span.what == "unwatched" else span.what
     return f"{since} to {until} {what}, {duration_text(span.until - span.since)}"
 
 
-def _strip(reviewed: Reviewed, spans: Sequence[Span], words: str) -> str:
-    period = reviewed.period
-    scale = WIDTH / period.seconds
-    parts = []
-    for span in spans:
-        x, width = (span.since - period.start) * scale, (span.until - span.since) * scale
-        width = max(width, LEAST if span.what == "down" else 0.0)
-        parts.append(f'<rect x="{x:.2f}" y="4" height="32" width="{width:.2f}" {_STYLES[span.what]}/>')
-    for t, text in round_times(period):
-        x = (t - period.start) * scale
-        side = "start" if x < 20 else "end" if x > WIDTH - 20 else "middle"
-        parts.append(f'<path d="M{x:.1f} 36v5" stroke="currentColor" stroke-width="0.8"/>')
-        parts.append(f'<text x="{x:.1f}" y="55" font-size="12" fill="currentColor" text-anchor="{side}">{text}</text>')
-    return (
-        f'<svg class="chart" style="min-width: 540px" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' role="img" aria-labelledby="strip-t strip-d"><title id="strip-t">Availability over time, UTC</title>'
-        f'<desc id="strip-d">{escape(words)}</desc>{"".join(parts)}</svg>'
-    )
+class WatchPlots:
+    """The pictures of a watch with at least one interval, as functions that draw into matplotlib axes.
+
+    Times are seconds since the watch began, labelled in UTC. Alerts, downtime and time without a watch are shaded.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._about, self._period = record.about, Period(record.ticks)
+        end = self._period.end
+        self._spans = [
+            Span(alert.raised.since, end if alert.ended is None else alert.ended, alert.raised.level)
+            for alert in record.alerts
+        ]
+        self._spans += exceptions(self._period, lambda tick: service_down(tick, record.about.kinds))
+
+    def latency(self, ax: Axes | None = None, q: int = 95) -> Axes:
+        """Draw the q-th percentile (50, 95 or 99) of the response times in ms; return the axes."""
+        line = WatchSeries(self._period, self._about).percentile(q)
+        return self._draw(ax, Panel("", "", "", "ms", line, (), self._spans), f"p{q}, ms")
+
+    def error_rate(self, ax: Axes | None = None) -> Axes:
+        """Draw the percentage of probes that failed; return the axes."""
+        line = WatchSeries(self._period, self._about).error_rate()
+        return self._draw(ax, Panel("", "", "", "%", line, (), self._spans), "error rate, %")
+
+    def _draw(self, ax: Axes | None, panel: Panel, name: str) -> Axes:
+        ax = axes(ax)
+        draw(ax, panel, self._period)
+        ax.set_ylabel(name)
+        return ax

@@ -14,32 +14,37 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special
 
 from perfkit.base import stats, units
 from perfkit.base.stats import percentile, supported
 from perfkit.config.judging import Metric, Watch
 from perfkit.monitor.incidents import Period, duration_text
 from perfkit.monitor.model import OK, About, Kind, Probe, Tick
-from perfkit.monitor.notifications import percentage
+from perfkit.monitor.notifications import Values, percentage
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PERCENTILES: Mapping[Metric, int] = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}
 _MB = 1024 * 1024
 _COUNTED = ("commits", "rollbacks", "blocks_hit", "blocks_read", "temp_bytes", "deadlocks", "checksum_failures")
-_NOW = ("lock_wait_s", "transaction_s", "invalid_indexes")
 
 
-def server_figures(ticks: Sequence[Tick]) -> dict[str, float | None]:
+def server_figures(ticks: Sequence[Tick]) -> Values:
     """Return the server's metrics: the growth of counters from first to last interval, else the latest value."""
     readings = [tick.server for tick in ticks if tick.server]
+    latest: dict[str, float] = {}
+    for reading in readings:
+        latest.update(reading)
     counts = {name: increase(readings, name) for name in _COUNTED}
     mb = counts["temp_bytes"]
     return {
-        "connections_share": _share(_last(readings, "connections"), _last(readings, "connections_max")),
-        **{name: _last(readings, name) for name in _NOW},
-        "deadlocks": counts["deadlocks"],
-        "checksum_failures": counts["checksum_failures"],
+        "connections_share": _share(latest.get("connections"), latest.get("connections_max")),
+        **{name: latest.get(name) for name in ("lock_wait_s", "transaction_s", "invalid_indexes")},
+        **{name: counts[name] for name in ("deadlocks", "checksum_failures")},
         "cache_misses": _part(counts["blocks_read"], counts["blocks_hit"]),
         "temp_mb": None if mb is None else mb / _MB,
         "rollback_rate": _part(counts["rollbacks"], counts["commits"]),
@@ -56,10 +61,6 @@ def increase(readings: Sequence[Mapping[str, float]], name: str) -> float | None
     if len(values) < 2:
         return None
     return sum(value - previous if value >= previous else value for previous, value in pairwise(values))
-
-
-def _last(readings: Sequence[Mapping[str, float]], name: str) -> float | None:
-    return next((reading[name] for reading in reversed(readings) if name in reading), None)
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
@@ -184,40 +185,33 @@ def compute_figures(
     *,
     before: Tick | None = None,
     few: bool = False,
-) -> dict[str, float | None]:
+) -> Values:
     """Return the figure of every `Metric`; None if it is unknown or has too few samples.
 
     `before` is the interval before the first, at whose end counters start. With `few`, percentiles need no minimum
     number of samples.
     """
     names = item_names(kinds, item)
-    ended = probes(ticks, names)
+    ended, ms = probes(ticks, names), sorted(samples(ticks, names))
     watched = sum(tick.seconds for tick in ticks)
     sent, failed = sum(probe.sent for probe in ended), sum(probe.failed for probe in ended)
     throughput = (sent - failed) / watched if watched and ended else None
-    latency = _latency(sorted(samples(ticks, names)), few)
-    p50, usual_p50 = latency["p50_ms"], baseline.p50_ms if baseline else 0.0
-    usual = baseline.throughput if baseline else 0.0
+    enough = {name: bool(ms) and (few or supported(len(ms), q)) for name, q in PERCENTILES.items()}
+    latencies: Values = {str(name): percentile(ms, PERCENTILES[name]) if enough[name] else None for name in PERCENTILES}
+    change = _share(throughput, baseline.throughput if baseline else None)
     down = sum(tick.seconds for tick in ticks if is_down(tick, names))
     return {
-        **latency,
+        **latencies,
+        "mean_ms": sum(ms) / len(ms) if ms else None,
         "error_rate": failed / sent if sent else None,
         "throughput": throughput,
-        "throughput_drop": 1 - throughput / usual if throughput is not None and usual else None,
-        "slowdown": p50 / usual_p50 if p50 is not None and usual_p50 else None,
+        "throughput_drop": None if change is None else 1 - change,
+        "slowdown": _share(latencies["p50_ms"], baseline.p50_ms if baseline else None),
         "success_rate": _succeeded(ticks, names, kinds) / sent if sent else None,
         "availability": 1 - down / watched if watched and ended else None,
-        "service_down_s": _down_for(ticks, lambda tick: service_down(tick, kinds)),
-        "database_down_s": _down_for(ticks, lambda tick: database_down(tick, kinds)),
+        **{metric: _down_for(ticks, kinds, down) for metric, down in OUTAGES.items()},
         **server_figures(([before] if before else []) + list(ticks)),
     }
-
-
-def _latency(ms: Sequence[float], few: bool) -> dict[str, float | None]:
-    n = len(ms)
-    values = {q: percentile(ms, q) if n and (few or supported(n, q)) else None for q in (50, 95, 99)}
-    mean = sum(ms) / n if n else None
-    return {"p50_ms": values[50], "p95_ms": values[95], "p99_ms": values[99], "mean_ms": mean}
 
 
 def _succeeded(ticks: Iterable[Tick], names: Sequence[str], kinds: Mapping[str, Kind]) -> int:
@@ -226,13 +220,12 @@ def _succeeded(ticks: Iterable[Tick], names: Sequence[str], kinds: Mapping[str, 
         sum(n for status, n in probe.statuses.items() if status.startswith("2"))
         if kinds.get(name) == "request"
         else probe.outcomes.get(OK, 0)
-        for tick in ticks
         for name in names
-        if (probe := tick.probes.get(name))
+        for probe in probes(ticks, [name])
     )
 
 
-def _down_for(ticks: Sequence[Tick], down: Callable[[Tick], bool | None]) -> float | None:
+def _down_for(ticks: Sequence[Tick], kinds: Mapping[str, Kind], down: Down) -> float | None:
     """Return for how many seconds it has been down at the end of the window; None if no interval tells.
 
     An interval that does not tell is skipped. Time before a gap does not count: nobody saw it down meanwhile.
@@ -241,7 +234,7 @@ def _down_for(ticks: Sequence[Tick], down: Callable[[Tick], bool | None]) -> flo
     for tick in reversed(ticks):
         if later and unwatched_between(tick, later):
             break
-        is_down_then = down(tick)
+        is_down_then = down(tick, kinds)
         if is_down_then is False:
             return seconds or 0.0
         if is_down_then:
@@ -251,11 +244,25 @@ def _down_for(ticks: Sequence[Tick], down: Callable[[Tick], bool | None]) -> flo
 
 
 Down = Callable[[Tick, Mapping[str, Kind]], bool | None]
-
-PERCENTILES: Mapping[Metric, int] = {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}
 # Figures of a moment rather than of a window: their worst moment counts.
 STATES = ("connections_share", "lock_wait_s", "transaction_s", "invalid_indexes")
 OUTAGES: Mapping[str, Down] = {"service_down_s": service_down, "database_down_s": database_down}
+
+
+def figures_frame(ticks: Iterable[Tick], about: About) -> DataFrame:
+    """Return one row for each interval and item: when it ended, its probes, and their latency in ms."""
+    from pandas import DataFrame, to_datetime  # late: half a second, which a watch does without
+
+    rows = []
+    for tick in ticks:
+        for item, kind in about.kinds.items():
+            probe = tick.probes.get(item, Probe())
+            p50, p95 = (percentile(probe.ms, q) if probe.ms else math.nan for q in (50, 95))
+            counts = (probe.sent, probe.failed, probe.pending)
+            rows.append((tick.at, tick.t, tick.seconds, item, kind, *counts, p50, p95, max(probe.ms, default=math.nan)))
+    columns = ["ended", "t_s", "seconds", "item", "kind", "sent", "failed", "pending", "p50_ms", "p95_ms", "max_ms"]
+    frame = DataFrame(rows, columns=columns)
+    return frame.assign(ended=to_datetime(frame["ended"], unit="s", utc=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,13 +287,26 @@ def actual_value(metric: Metric, item: str | None, period: Period, about: About,
     names = item_names(about.kinds, item or "")
     if not names:
         return Actual.none(f"the watch does not send {item or 'anything'}")
-    if metric in PERCENTILES:
-        return _percentile(PERCENTILES[metric], names, period)
-    if metric in _SAMPLED:
-        return _SAMPLED[metric](names, period)
-    if metric == "availability":
-        return _availability(names, period)
-    return _counted(metric, item, period, about, baseline)
+    sent = probes(period.ticks, names)
+    n, answers = sum(probe.sent for probe in sent), [samples(block, names) for block in period.blocks()]
+    match metric:
+        case "p50_ms" | "p95_ms" | "p99_ms":
+            return _percentile(PERCENTILES[metric], answers, period)
+        case "mean_ms":
+            return _ratio([(sum(ms), len(ms)) for ms in answers if ms], sum(map(len, answers)), period)
+        case "throughput":
+            seconds = [sum(tick.seconds for tick in block) for block in period.blocks()]
+            counts = [sum(probe.outcomes.get(OK, 0) for probe in probes(block, names)) for block in period.blocks()]
+            return _ratio(list(zip(counts, seconds, strict=True)), sum(counts), period)
+        case "error_rate":
+            return _share_of_probes(sum(probe.failed for probe in sent), n, "failed")
+        case "availability":
+            return _availability(names, period)
+    value = compute_figures(period.ticks, about.kinds, baseline, item or "")[metric]
+    if metric == "success_rate" and value is not None:
+        failures = _share_of_probes(round((1 - value) * n), n, "did not succeed")
+        return Actual(value, 1 - failures.hi, math.inf, n, failures.how)
+    return _read(metric, item or "", period, about, baseline, value)
 
 
 def interval_text(actual: Actual, to_text: Callable[[float], str]) -> str:
@@ -295,34 +315,15 @@ def interval_text(actual: Actual, to_text: Callable[[float], str]) -> str:
         return ""
     low, high = (to_text(actual.lo) if actual.lo > 0 else "", to_text(actual.hi) if actual.hi < math.inf else "")
     if low and high:
-        text = f"{low} to {high}"
-    else:
-        text = f"at least {low}" if low else f"at most {high}" if high else "no bound"
-    return units.unbroken(text)
+        return units.unbroken(f"{low} to {high}")
+    return units.unbroken(f"at least {low}" if low else f"at most {high}" if high else "no bound")
 
 
-def _percentile(q: int, names: Sequence[str], period: Period) -> Actual:
-    blocks = [samples(block, names) for block in period.blocks()]
-    n = sum(map(len, blocks))
-    tail = stats.tail(blocks, q)
+def _percentile(q: int, blocks: Sequence[Sequence[float]], period: Period) -> Actual:
+    n, tail = sum(map(len, blocks)), stats.tail(blocks, q)
     if tail is None:
         return Actual.none(units.too_few(n, q), n)
-    return Actual(tail.value, tail.lo, tail.hi, n, _in_blocks(n, "answers", period, tail.rounds))
-
-
-def _mean(names: Sequence[str], period: Period) -> Actual:
-    blocks = [ms for block in period.blocks() if (ms := samples(block, names))]
-    return _ratio([sum(ms) for ms in blocks], [len(ms) for ms in blocks], sum(map(len, blocks)), period)
-
-
-def _throughput(names: Sequence[str], period: Period) -> Actual:
-    answered = [sum(probe.outcomes.get(OK, 0) for probe in probes(block, names)) for block in period.blocks()]
-    return _ratio(answered, [sum(tick.seconds for tick in block) for block in period.blocks()], sum(answered), period)
-
-
-def _error_rate(names: Sequence[str], period: Period) -> Actual:
-    sent = probes(period.ticks, names)
-    return _share_of_probes(sum(probe.failed for probe in sent), sum(probe.sent for probe in sent), "failed")
+    return Actual(tail.value, tail.lo, tail.hi, n, _in_blocks(n, period, tail.rounds))
 
 
 def _share_of_probes(failed: int, n: int, what: str) -> Actual:
@@ -351,54 +352,39 @@ def _availability(names: Sequence[str], period: Period) -> Actual:
     return Actual(1 - down / watched, lo, hi, len(period.ticks), how, lacks)
 
 
-def _counted(metric: Metric, item: str | None, period: Period, about: About, baseline: Baseline | None) -> Actual:
+def _read(
+    metric: Metric, item: str, period: Period, about: About, baseline: Baseline | None, total: float | None
+) -> Actual:
     """Return a figure that is read rather than sampled: the worst moment, the longest outage, or a total."""
-
-    def at(ticks: Sequence[Tick]) -> float | None:
-        return compute_figures(ticks, about.kinds, baseline, item or "")[metric]
-
-    value, how = at(period.ticks), "over the whole time"
-    if metric == "success_rate" and value is not None:
-        sent = sum(probe.sent for probe in probes(period.ticks, item_names(about.kinds, item or "")))
-        failures = _share_of_probes(round((1 - value) * sent), sent, "did not succeed")
-        return Actual(value, 1 - failures.hi, math.inf, sent, failures.how)
+    value, how = total, "over the whole time"
     if metric in STATES:
-        moments = [moment for tick in period.ticks if (moment := at([tick])) is not None]
-        value, how = max(moments, default=None), "the worst interval"
+        moments = (compute_figures([tick], about.kinds, baseline, item)[metric] for tick in period.ticks)
+        value, how = max((moment for moment in moments if moment is not None), default=None), "the worst interval"
     elif metric in OUTAGES:
-        down = OUTAGES[metric]
-        outages = find_stretches(period.ticks, lambda tick: down(tick, about.kinds))
+        outages = find_stretches(period.ticks, lambda tick: OUTAGES[metric](tick, about.kinds))
         value, how = max((end - start for start, end in outages), default=0.0), "the longest outage"
     if value is None:
         return Actual.none("the watch could not read it")
     return Actual(value, value, value, len(period.ticks), how)
 
 
-def _ratio(tops: Sequence[float], bottoms: Sequence[float], n: int, period: Period) -> Actual:
-    """Return a ratio of sums over blocks of time, with a t interval.
+def _ratio(blocks: Sequence[tuple[float, float]], n: int, period: Period) -> Actual:
+    """Return a ratio of sums over blocks of time, with a t interval; a block is its part of both sums.
 
     Neighbouring probes resemble each other, so an interval from single probes would be too narrow. The variance of the
     ratio is linearised over the blocks, with their number less one as degrees of freedom.
     """
-    if not n or not sum(bottoms):
+    if not n or not sum(bottom for _, bottom in blocks):
         return Actual.none("no probe was answered")
-    top, bottom = np.asarray(tops, dtype=float), np.asarray(bottoms, dtype=float)
-    value, blocks = float(top.sum() / bottom.sum()), len(top)
-    how = _in_blocks(n, "answers", period, blocks)
-    if blocks < 2:
+    top, bottom = np.array(blocks, dtype=float).T
+    value, how = float(top.sum() / bottom.sum()), _in_blocks(n, period, len(blocks))
+    if len(blocks) < 2:
         return Actual(value, 0.0, math.inf, n, how)
     rest = top - value * bottom
-    error = math.sqrt(blocks / (blocks - 1) * float(rest @ rest)) / float(bottom.sum())
-    half = float(special.stdtrit(blocks - 1, 1 - stats.ALPHA / 2)) * error
+    error = math.sqrt(len(blocks) / (len(blocks) - 1) * float(rest @ rest)) / float(bottom.sum())
+    half = stats.t_limit(len(blocks) - 1) * error
     return Actual(value, max(value - half, 0.0), value + half, n, how)
 
 
-def _in_blocks(n: int, what: str, period: Period, blocks: int) -> str:
-    return f"{units.count(n)} {what} in {blocks} × {duration_text(period.width)}"
-
-
-_SAMPLED: Mapping[str, Callable[[Sequence[str], Period], Actual]] = {
-    "mean_ms": _mean,
-    "throughput": _throughput,
-    "error_rate": _error_rate,
-}
+def _in_blocks(n: int, period: Period, blocks: int) -> str:
+    return f"{units.count(n)} answers in {blocks} × {duration_text(period.width)}"

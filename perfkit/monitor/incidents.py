@@ -5,16 +5,17 @@ Pure functions. All times are seconds on the time line of the watch; people see 
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median_low
 from typing import Literal
 
 from perfkit.base.errors import UsageError
-from perfkit.monitor.model import Event, Record, Tick
+from perfkit.monitor.model import Alert, Event, Record, Tick
 
 DAY_S = 86_400.0
 BLOCKS = 12  # minimum number of blocks, if the intervals allow it: fewer give too wide a confidence interval
@@ -159,25 +160,6 @@ Stage = Literal["began", "noticed", "note", "eased", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
-    """One alert of a rule, from its start until it was cleared; `ended` is None while it is active."""
-
-    id: str
-    rule: str
-    level: str  # "P1", "P2", "P3"
-    since: float
-    noticed: float
-    text: str
-    action: str
-    eased: float | None = None  # when the figure was good again; the alert clears only after that has lasted
-    ended: float | None = None
-    ended_text: str = ""
-    notes: tuple[Event, ...] = ()  # about this alert, such as a notification that failed
-    value: float | None = None  # the figure when it was raised
-    limit: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Moment:
     """One line of an incident's timeline."""
 
@@ -195,102 +177,79 @@ class Incident:
     @property
     def level(self) -> str:
         """The level of the gravest alert."""
-        return self.alerts[0].level
+        return self.alerts[0].raised.level
 
     @property
     def since(self) -> float:
         """When the first alert began."""
-        return min(alert.since for alert in self.alerts)
+        return min(alert.raised.since for alert in self.alerts)
 
     @property
     def noticed(self) -> float:
         """When the first alert was raised."""
-        return min(alert.noticed for alert in self.alerts)
+        return min(alert.raised.t for alert in self.alerts)
 
     @property
     def ended(self) -> float | None:
         """When the last alert was cleared; None while one is active."""
-        ends = [alert.ended for alert in self.alerts if alert.ended is not None]
-        return max(ends) if len(ends) == len(self.alerts) else None
+        return _last(alert.ended for alert in self.alerts)
 
     @property
     def eased(self) -> float | None:
         """When the last figure was good again; None while one is not."""
-        ends = [alert.eased for alert in self.alerts if alert.eased is not None]
-        return max(ends) if len(ends) == len(self.alerts) else None
+        return _last(alert.eased for alert in self.alerts)
+
+    @property
+    def rules(self) -> str:
+        """The rules of the alerts, that of the gravest first."""
+        return ", ".join(dict.fromkeys(alert.raised.rule for alert in self.alerts))
 
     @property
     def actions(self) -> tuple[str, ...]:
         """The actions of the rules, those of the gravest alert first."""
-        return tuple(dict.fromkeys(alert.action for alert in self.alerts if alert.action))
+        return tuple(dict.fromkeys(alert.raised.action for alert in self.alerts if alert.raised.action))
 
     def lasted(self, now: float) -> float:
         """Return the seconds from the start until the figures were good again, or until `now`."""
         return max((now if self.eased is None else self.eased) - self.since, 0.0)
 
-    def timeline(self) -> list[Moment]:
-        """Return the course of the incident in the order of time."""
-        return sorted((moment for alert in self.alerts for moment in _moments(alert)), key=lambda m: m.t)
+    def timeline(self, notes: Iterable[Event] = ()) -> list[Moment]:
+        """Return the course of the incident in the order of time, with the notes that name one of its alerts."""
+        moments = list[Moment]()
+        for alert in self.alerts:
+            raised, cleared, name = alert.raised, alert.cleared, f"{alert.raised.level} {alert.raised.rule}"
+            moments += [Moment(raised.since, "began", name), Moment(raised.t, "noticed", raised.text)]
+            moments += [Moment(note.t, "note", note.text) for note in notes if raised.id in note.text]
+            if cleared:
+                moments.append(
+                    Moment(cleared.t if alert.eased is None else alert.eased, "eased", f"{name}: good again")
+                )
+                moments.append(Moment(cleared.t, "ended", cleared.text))
+        return sorted(moments, key=lambda moment: moment.t)
 
 
-def group_incidents(events: Iterable[Event], clear_for_s: Mapping[str, float], join_s: float = 0.0) -> list[Incident]:
-    """Return the incidents of a record, the earliest first; `clear_for_s` is by rule.
+def _last(times: Iterable[float | None]) -> float | None:
+    """Return the latest of some times; None if one of them is still to come."""
+    latest = 0.0
+    for t in times:
+        if t is None:
+            return None
+        latest = max(latest, t)
+    return latest
+
+
+def group_incidents(alerts: Iterable[Alert], join_s: float = 0.0) -> list[Incident]:
+    """Return the incidents of some alerts, the earliest first.
 
     Alerts of any rules that overlap, or are at most `join_s` apart, form one incident.
     """
     groups: list[list[Alert]] = []
-    end = float("-inf")
-    for alert in sorted(collect_alerts(events, clear_for_s), key=lambda alert: (alert.since, alert.noticed)):
-        if not groups or alert.since > end + join_s:
+    end = -math.inf
+    for alert in sorted(alerts, key=lambda alert: (alert.raised.since, alert.raised.t)):
+        if not groups or alert.raised.since > end + join_s:
             groups.append([])
-            end = float("-inf")
+            end = -math.inf
         groups[-1].append(alert)
-        end = max(end, float("inf") if alert.ended is None else alert.ended)
-    return [Incident(tuple(sorted(group, key=lambda a: (a.level, a.since)))) for group in groups]
-
-
-def collect_alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) -> list[Alert]:
-    """Return the alerts of a record; events with the same id are one alert.
-
-    An alert that was cleared but not raised in these events is left out, since its start is unknown.
-    """
-    by_id: dict[str, list[Event]] = {}
-    notes: list[Event] = []
-    for event in sorted(events, key=lambda event: event.t):
-        (notes if event.what == "note" else by_id.setdefault(event.id, [])).append(event)
-    return [alert for same_id in by_id.values() if (alert := _alert(same_id, notes, clear_for_s))]
-
-
-def _alert(events: Sequence[Event], notes: Sequence[Event], clear_for_s: Mapping[str, float]) -> Alert | None:
-    raised = next((event for event in events if event.what == "raised"), None)
-    if raised is None:
-        return None
-    cleared = next((event for event in events if event.what == "cleared" and event.t >= raised.t), None)
-    eased = max(cleared.t - clear_for_s.get(raised.rule, 0.0), raised.t) if cleared else None
-    return Alert(
-        raised.id,
-        raised.rule,
-        raised.level,
-        min(raised.since, raised.t),
-        raised.t,
-        raised.text,
-        raised.action,
-        eased,
-        cleared.t if cleared else None,
-        cleared.text if cleared else "",
-        tuple(note for note in notes if raised.id in note.text),
-        raised.value,
-        raised.limit,
-    )
-
-
-def _moments(alert: Alert) -> Iterator[Moment]:
-    name = f"{alert.level} {alert.rule}"
-    yield Moment(alert.since, "began", name)
-    yield Moment(alert.noticed, "noticed", alert.text)
-    for note in alert.notes:
-        yield Moment(note.t, "note", note.text)
-    if alert.eased is not None:
-        yield Moment(alert.eased, "eased", f"{name}: good again")
-    if alert.ended is not None:
-        yield Moment(alert.ended, "ended", alert.ended_text)
+        end = max(end, math.inf if alert.ended is None else alert.ended)
+    ordered = (sorted(group, key=lambda alert: (alert.raised.level, alert.raised.since)) for group in groups)
+    return [Incident(tuple(group)) for group in ordered]

@@ -16,30 +16,27 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from perfkit.base.errors import BundleError, Interrupted, UsageError
+from perfkit.base.errors import BundleError, Interrupted, UsageError, visible
 from perfkit.config import Config, Query, Watch
 from perfkit.config.model import mistakes
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.figures import compute_figures
-from perfkit.monitor.incidents import clock
+from perfkit.monitor.figures import compute_figures, figures_frame
+from perfkit.monitor.incidents import clock, duration_text
 from perfkit.monitor.metrics import QUERIES, Metrics, ServerProbe, ServerReading, endpoint
-from perfkit.monitor.model import METRICS, About, Event, Kind, Probe, Tick
-from perfkit.monitor.notifications import (
-    Notifier,
-    Renewal,
-    WatchSummary,
-    event_line,
-    last_page,
-    require_program,
-    status_line,
-)
+from perfkit.monitor.model import METRICS, About, Event, Tick
+from perfkit.monitor.notifications import Notifier, Renewal, event_line, last_page, require_program, status_line
 from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, open_target, plan_probes
-from perfkit.monitor.store import Store, read, timeline
+from perfkit.monitor.store import TICKS, Store, read, timeline
 from perfkit.postgres.guards import Audit, Permission
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from perfkit.monitor.charts import WatchPlots
 
 LEAD_S = 2.0  # the server is asked this long before an interval's end, at most half an interval
 LAST_S = 0.3  # for its answer when the watch stops
@@ -73,26 +70,6 @@ class WatchClock:
 def lead_s(watch: Watch) -> float:
     """Return how many seconds before an interval's end the server is asked, which is the time it has to answer."""
     return min(LEAD_S, watch.every_s / 2)
-
-
-class Probes(Protocol):
-    """A source of probes."""
-
-    def cut(self) -> Mapping[str, Probe]:
-        """Return the probes that ended since the last call."""
-
-    def require_alive(self) -> None:
-        """Raise the error that ended the source."""
-
-
-class WatchFigures(Protocol):
-    """A source of server figures."""
-
-    def ask(self) -> None:
-        """Ask the server; return at once."""
-
-    def answer(self, wait_s: float = 0.0) -> ServerReading | None:
-        """Return its answer; None if there is none within `wait_s`."""
 
 
 class Notes:
@@ -129,8 +106,8 @@ class Loop:
         watch: Watch,
         store: Store,
         alerts: Alerts,
-        probes: Probes,
-        server: WatchFigures | None,
+        probes: Prober,
+        server: ServerProbe | None,
         notes: Notes,
         clock: WatchClock | None = None,
     ) -> None:
@@ -223,9 +200,8 @@ class Loop:
         moved = wall - now - self._offset
         if abs(moved) > CLOCK_S:
             self._offset += moved
-            self._note(
-                "clock", f"the machine's clock was set {'forward' if moved > 0 else 'back'} by {abs(moved):.1f} s"
-            )
+            direction = "forward" if moved > 0 else "back"
+            self._note("clock", f"the machine's clock was set {direction} by {abs(moved):.1f} s")
         if (started := server.get("started", self._started)) != self._started:
             if self._started is not None and started is not None:
                 self._note("started", f"PostgreSQL was restarted at {clock(started, day=False)} UTC")
@@ -276,6 +252,47 @@ class WatchSpec:
     metrics: str = ""
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class WatchSummary:
+    """The end of a watch: its folder, and what its whole record shows."""
+
+    folder: Path
+    seconds: float  # watched, over all its runs
+    availability: float | None  # a share
+    raised: Mapping[str, int]  # number of alerts by level
+    standing: tuple[str, ...]  # rules whose alerts are active
+
+    @classmethod
+    def of(cls, folder: Path) -> WatchSummary:
+        """Return the summary of the watch in a folder. Raises BundleError."""
+        record = read(folder)
+        levels = Counter(alert.raised.level for alert in record.alerts)
+        raised = {level: levels[level] for level in ("P1", "P2", "P3")}
+        seconds = sum(tick.seconds for tick in record.ticks)
+        availability = compute_figures(record.ticks, record.about.kinds, None)["availability"]
+        return cls(folder, seconds, availability, raised, tuple(event.rule for event in record.active))
+
+    @property
+    def frame(self) -> DataFrame:
+        """One row for each interval and request or query: see `perfkit.monitor.figures.figures_frame`."""
+        record = read(self.folder)
+        return figures_frame(record.ticks, record.about)
+
+    @property
+    def plot(self) -> WatchPlots:
+        """The pictures of the watch, each a function that draws into matplotlib axes."""
+        from perfkit.monitor.charts import WatchPlots  # late: matplotlib takes 0.5 s, which a watch does without
+
+        return WatchPlots(read(self.folder))
+
+    def __repr__(self) -> str:
+        available = "unknown" if self.availability is None else f"{100 * self.availability:.4g} %"
+        alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
+        active = f" ({', '.join(self.standing)} active)" if self.standing else ""
+        watched = duration_text(self.seconds)
+        return visible(f"watched for {watched}: availability {available}; alerts: {alerts}{active}; {self.folder}")
+
+
 def with_overrides(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify: Sequence[str] = ()) -> Watch:
     """Return the settings with the options of the command line; 0 and empty keep the value of the file.
 
@@ -301,10 +318,9 @@ def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, 
     plan = plan_probes(config, permission, options.arm, options.scale)
     store = Store.open(options.folder, _about(config, plan))
     try:
-        alerts = Alerts(config.watch, store.about, read(options.folder) if store.last else None)
         audit = Audit(options.folder / "audit.jsonl")
         with open_target(plan, audit, say) as target, _audited(plan, target, audit) as sent:
-            whole = _run(config, target, store, alerts, options, say, echo, sent)
+            whole = _run(target, config.watch, store, options, say, echo, sent)
     finally:
         store.close()
         if has_record(options.folder):
@@ -312,18 +328,15 @@ def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, 
             # Only after the store is closed does the page say that the watch has ended.
             last_page(options.folder)
             say("")
-    record = read(options.folder)
-    ended = WatchSummary.of(
-        options.folder, record, compute_figures(record.ticks, record.about.kinds, None), alerts.active
-    )
+    summary = WatchSummary.of(options.folder)
     if not whole:
-        raise Interrupted(f"stopped; {ended}")
-    return ended
+        raise Interrupted(f"stopped; {summary}")
+    return summary
 
 
 def has_record(folder: Path) -> bool:
     """Return whether the folder holds at least one interval."""
-    ticks = folder / "ticks.jsonl"
+    ticks = folder / TICKS
     return ticks.exists() and ticks.stat().st_size > 0
 
 
@@ -343,17 +356,11 @@ def _ignoring_lost_terminal(say: Say) -> Say:
 
 
 def _run(
-    config: Config,
-    target: WatchedTarget,
-    store: Store,
-    alerts: Alerts,
-    options: WatchSpec,
-    say: Say,
-    echo: Say,
-    sent: Counter[str],
+    target: WatchedTarget, settings: Watch, store: Store, options: WatchSpec, say: Say, echo: Say, sent: Counter[str]
 ) -> bool:
     """Set everything up, run the loop and close everything; return whether the watch ran to its end."""
-    settings, about, notes = config.watch, store.about, Notes()
+    about, notes = store.about, Notes()
+    alerts = Alerts(settings, about, read(options.folder) if store.last else None)
     with ExitStack() as stack:
         metrics = Metrics(about)
         if options.metrics:
@@ -412,11 +419,8 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     if not plan.live:
         yield sent
         return
-    began = time.monotonic()
-    texts = [
-        target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}"
-        for name, item in plan.items.items()
-    ]
+    began, items = time.monotonic(), plan.items.items()
+    texts = [target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}" for name, item in items]
     catalog = [f"perfkit: sql/catalog/{name}.sql" for name in QUERIES] if target.reach else []
     audit.load(plan.name, "watch", target.arm.name, [*texts, *catalog], None, 0.0)
     yield sent
@@ -427,12 +431,13 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
 
 def _about(config: Config, plan: ProbePlan) -> About:
     """Return the description of the watch for its folder."""
-    settings = {
-        "watch": config.watch.model_dump(mode="json"),
-        "review": config.review.model_dump(mode="json"),
-    }
-    kinds: dict[str, Kind] = {
-        name: "query" if isinstance(item, Query) else "request" for name, item in plan.items.items()
-    }
-    began, every_s, rate = round(time.time(), 3), config.watch.every_s, config.watch.rate
-    return About(secrets.token_hex(4), config.title, plan.name, began, every_s, kinds, rate, settings)
+    return About(
+        id=secrets.token_hex(4),
+        title=config.title,
+        target=plan.name,
+        began=round(time.time(), 3),
+        every_s=config.watch.every_s,
+        kinds={name: "query" if isinstance(item, Query) else "request" for name, item in plan.items.items()},
+        rate=config.watch.rate,
+        settings={key: getattr(config, key).model_dump(mode="json") for key in ("watch", "review")},
+    )

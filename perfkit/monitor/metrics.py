@@ -143,7 +143,7 @@ class _Latest(Collector):
 
     def __init__(self, about: About) -> None:
         self._about = about
-        self._rules = {rule["name"]: rule["level"] for rule in about.settings.get("watch", {}).get("rule", ())}
+        self._rules = [(rule.name, str(rule.level)) for rule in about.watch.rule]
         self.seen: tuple[Tick, tuple[Event, ...]] | None = None
 
     def collect(self) -> Iterator[Metric]:
@@ -166,14 +166,13 @@ class _Latest(Collector):
     def _up(self, tick: Tick) -> Iterator[Metric]:
         for part, down in (("service", figures.service_down), ("database", figures.database_down)):
             if (is_down := down(tick, self._about.kinds)) is not None:
-                yield _gauge(
-                    f"{part}_up", f"1 while the {part} answers as expected, 0 while it does not.", 1.0 - is_down
-                )
+                meaning = f"1 while the {part} answers as expected, 0 while it does not."
+                yield _gauge(f"{part}_up", meaning, 1.0 - is_down)
 
     def _alerts(self, active: Sequence[Event]) -> Metric:
         alerts = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert is active.", labels=("rule", "level"))
         now = {(event.rule, event.level) for event in active}
-        for rule, level in sorted({*self._rules.items(), *now}):
+        for rule, level in sorted({*self._rules, *now}):
             alerts.add_metric((visible(rule), visible(level)), float((rule, level) in now))
         return alerts
 

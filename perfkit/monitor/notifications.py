@@ -12,11 +12,9 @@ import queue
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from perfkit.base.errors import UsageError, visible
@@ -24,7 +22,7 @@ from perfkit.base.process import MODULE, spawn, stop
 from perfkit.base.units import NONE, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, duration_text, stamp
-from perfkit.monitor.model import Event, Record, limit
+from perfkit.monitor.model import Event, limit
 
 
 def percentage(value: float) -> str:
@@ -43,6 +41,9 @@ def count_text(value: float) -> str:
     """Return a count, or a figure without a unit."""
     return str(int(value)) if value == int(value) and abs(value) < 1e6 else significant(value)
 
+
+Note = Callable[[str, str], None]  # receives the kind of a note, and its text
+Values = Mapping[str, float | None]  # figures by metric; None if unknown
 
 #: For each metric: its name, a template or function for its value, and whether it covers the whole window.
 METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
@@ -70,20 +71,17 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
 }
 
 
-def formatted(metric: Metric | None, value: float | None, unit: str = "") -> str:
-    """Return a value with its unit, without line breaks; a dash for None. `unit` is used if there is no metric."""
-    if value is None:
-        return NONE
-    return unbroken(_measured(metric, value) if metric else f"{value:g} {unit}".strip())
+def formatted(metric: Metric | None, value: float | None, unit: str = "", *, exact: bool = False) -> str:
+    """Return a value with its unit, without line breaks; a dash for None. `unit` is used if there is no metric.
 
+    A limit or target has the digits that the configuration has (`exact`).
 
-def formatted_limit(metric: Metric | None, value: float, unit: str = "") -> str:
-    """Return a limit or target with its unit, with the digits that the configuration has.
-
-    >>> formatted_limit("availability", 0.999).split(), formatted_limit("throughput", 30)
+    >>> formatted("availability", 0.999, exact=True).split(), formatted("throughput", 30, exact=True)
     (['99.9', '%'], '30/s')
     """
-    return unbroken(_written(metric, value)) if metric else formatted(metric, value, unit)
+    if value is None:
+        return NONE
+    return unbroken(_measured(metric, value, exact=exact) if metric else f"{value:g} {unit}".strip())
 
 
 def figure_text(rule: WatchRule, value: float | None, window_s: float) -> str:
@@ -96,9 +94,8 @@ def figure_text(rule: WatchRule, value: float | None, window_s: float) -> str:
 
 def limit_text(rule: WatchRule) -> str:
     """Return the limit in words; empty for a limit of 0."""
-    if not limit(rule):
-        return ""
-    return f"{'above' if rule.above is not None else 'below'} {_written(rule.metric, limit(rule))}"
+    text = _measured(rule.metric, limit(rule), exact=True)
+    return f"{'above' if rule.above is not None else 'below'} {text}" if limit(rule) else ""
 
 
 def raised_text(rule: WatchRule, value: float, window_s: float, since: float, now: float) -> str:
@@ -110,8 +107,7 @@ def raised_text(rule: WatchRule, value: float, window_s: float, since: float, no
 
 def cleared_text(rule: WatchRule, value: float | None, window_s: float, lasted_s: float) -> str:
     """Return the text of a cleared alert: the figure now, and how long the alert lasted."""
-    after = f"after {duration_text(lasted_s)}"
-    name, unit, _ = METRICS[rule.metric]
+    after, (name, unit, _) = f"after {duration_text(lasted_s)}", METRICS[rule.metric]
     if limit_text(rule):
         return f"{figure_text(rule, value, window_s)}, no longer {limit_text(rule)} {after}"
     if unit is duration_text:
@@ -119,16 +115,11 @@ def cleared_text(rule: WatchRule, value: float | None, window_s: float, lasted_s
     return f"{figure_text(rule, value, window_s)}, good again {after}"
 
 
-def _measured(metric: Metric, value: float) -> str:
+def _measured(metric: Metric, value: float, *, exact: bool = False) -> str:
     unit = METRICS[metric][1]
-    return unit.format(significant(value)) if isinstance(unit, str) else unit(value)
-
-
-def _written(metric: Metric, value: float) -> str:
-    unit = METRICS[metric][1]
-    if unit is percentage:
-        return f"{100 * value:.10g} %"
-    return unit.format(f"{value:.10g}") if isinstance(unit, str) else unit(value)
+    if isinstance(unit, str):
+        return unit.format(f"{value:.10g}" if exact else significant(value))
+    return f"{100 * value:.10g} %" if exact and unit is percentage else unit(value)
 
 
 WAITING = 100  # events in the queue of the command
@@ -149,7 +140,7 @@ class Notifier:
     up to two times.
     """
 
-    def __init__(self, command: Sequence[str], timeout_s: float, note: Callable[[str, str], None]) -> None:
+    def __init__(self, command: Sequence[str], timeout_s: float, note: Note) -> None:
         self._command, self._timeout_s, self._note = tuple(command), timeout_s, note
         self._events: queue.Queue[Event | None] = queue.Queue(WAITING)
         self._closing = threading.Event()
@@ -181,20 +172,17 @@ class Notifier:
             for pause in (*AGAIN_S, None):
                 if not (trouble := self._run(event)):
                     break
-                self._note(
-                    f"notify-{trouble.split()[0]}", f"notify: {self._command[0]} {trouble}; for alert {event.id}"
-                )
+                kind = f"notify-{trouble.split()[0]}"
+                self._note(kind, f"notify: {self._command[0]} {trouble}; for alert {event.id}")
                 if pause is None or self._closing.wait(pause):
                     break
 
     def _run(self, event: Event) -> str:
         """Run the command for one event; return what went wrong, or an empty text."""
-        variables = {"PERFKIT_EVENT_ID": event.id, "PERFKIT_EVENT": event.what}
-        null = subprocess.DEVNULL
+        environment = {**os.environ, "PERFKIT_EVENT_ID": event.id, "PERFKIT_EVENT": event.what}
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
         try:
-            process = spawn(
-                self._command, env={**os.environ, **variables}, stdin=subprocess.PIPE, stdout=null, stderr=null
-            )
+            process = spawn(self._command, env=environment, stdin=pipe, stdout=null, stderr=null)
         except OSError as error:
             return f"cannot be run ({error.strerror or error})"
         self._running = process
@@ -216,53 +204,22 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-TerminalFigures = Mapping[str, float | None]
-
-
-def status_line(seconds: float, figures: TerminalFigures, active: Sequence[Event]) -> str:
+def status_line(seconds: float, figures: Values, active: Sequence[Event]) -> str:
     """Return the status line: time watched, the figures of the last window, and the active alerts."""
-    p50, p95 = (_ms(figures.get(name)) for name in ("p50_ms", "p95_ms"))
-    rate, answered = figures.get("error_rate"), figures.get("throughput")
+    p50, p95, served = (
+        formatted(metric, figures.get(metric)).replace("\N{NO-BREAK SPACE}", " ")
+        for metric in ("p50_ms", "p95_ms", "throughput")
+    )
+    rate = figures.get("error_rate")
     errors = NONE if rate is None else f"{100 * rate:.2g} %"
-    served = NONE if answered is None else f"{significant(answered)}/s"
     alerts = ", ".join(f"{event.level} {event.rule}" for event in active) or "no alert"
     return f"watching: {duration_text(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
 
 
 def event_line(event: Event) -> str:
     """Return one event in one line; the text of an alert says what to do."""
-    kind = {"raised": f"{event.level} raised", "cleared": f"{event.level} cleared", "note": "note"}[event.what]
+    kind = "note" if event.what == "note" else f"{event.level} {event.what}"
     return visible(f"{clock(event.at, day=False)}  {kind}  {event.text}")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class WatchSummary:
-    """The end of a watch: its folder, and what its whole record shows."""
-
-    folder: Path
-    seconds: float  # watched, over all its runs
-    availability: float | None  # a share
-    raised: Mapping[str, int]  # number of alerts by level
-    standing: tuple[str, ...]  # rules whose alerts are active
-
-    @classmethod
-    def of(cls, folder: Path, record: Record, figures: TerminalFigures, active: Sequence[Event]) -> WatchSummary:
-        """Return the summary of a record."""
-        events = [event for event in record.events if event.what == "raised"]
-        raised = {level: sum(event.level == level for event in events) for level in ("P1", "P2", "P3")}
-        seconds = sum(tick.seconds for tick in record.ticks)
-        return cls(folder, seconds, figures.get("availability"), raised, tuple(event.rule for event in active))
-
-    def __repr__(self) -> str:
-        available = "unknown" if self.availability is None else f"{100 * self.availability:.4g} %"
-        alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
-        active = f" ({', '.join(self.standing)} active)" if self.standing else ""
-        watched = duration_text(self.seconds)
-        return visible(f"watched for {watched}: availability {available}; alerts: {alerts}{active}; {self.folder}")
-
-
-def _ms(value: float | None) -> str:
-    return NONE if value is None else f"{significant(value)} ms"
 
 
 RENEW_LEAST_S = 30.0  # between two versions of the dashboard
@@ -273,34 +230,31 @@ RENEW_LAST_S = 60.0  # for the last page
 class Renewal:
     """Rewrites the dashboard in a process of its own, which no probe waits for; `note` receives failures."""
 
-    def __init__(self, folder: Path, every_s: float, note: Callable[[str, str], None]) -> None:
+    def __init__(self, folder: Path, every_s: float, note: Note) -> None:
         self._command = _command(folder)
         self._every_s, self._note = max(RENEW_LEAST_S, every_s), note
-        self._begun: float | None = None
+        self._begun = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
 
     def due(self, now: float) -> None:
         """Rewrite the dashboard if it is due and no process runs; `now` is in seconds. Returns at once."""
         if self._running():
-            if self._begun is not None and now - self._begun > PATIENCE_S:
-                self._end(f"took longer than {PATIENCE_S:g} s")
-            return
-        if self._begun is None or now - self._begun >= self._every_s:
+            if now - self._begun > PATIENCE_S:
+                self.close()
+                self._note("dashboard", f"the dashboard took longer than {PATIENCE_S:g} s")
+        elif now - self._begun >= self._every_s:
             self._begun = now
-            self._start()
+            try:
+                self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            except OSError as error:
+                self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
 
     def close(self) -> None:
         """Kill a running process: `last_page` follows."""
-        if self._running():
-            self._kill()
-
-    def _start(self) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
-        try:
-            self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._stderr)
-        except OSError as error:
-            self._stderr.close()
-            self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
+        if self._process:
+            _kill(self._process)
+            self._process.communicate()
+            self._process = None
 
     def _running(self) -> bool:
         """Return whether the process runs; note its failure if it has ended with one."""
@@ -308,25 +262,11 @@ class Renewal:
             return False
         if (status := self._process.poll()) is None:
             return True
-        self._stderr.seek(0)
-        lines = self._stderr.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        lines = self._process.communicate()[1].decode("utf-8", "replace").strip().splitlines()
         self._process = None
-        self._stderr.close()
         if status:
             self._note("dashboard", f"the dashboard cannot be written: {lines[-1] if lines else f'status {status}'}")
         return False
-
-    def _end(self, why: str) -> None:
-        self._kill()
-        self._note("dashboard", f"the dashboard {why}")
-
-    def _kill(self) -> None:
-        assert self._process
-        with suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._process = None
-        self._stderr.close()
 
 
 def last_page(folder: Path) -> None:

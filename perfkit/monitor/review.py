@@ -10,38 +10,45 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 
 from perfkit import config
 from perfkit.analysis.results import Summary
 from perfkit.analysis.run_analysis import analyse
-from perfkit.base import stats, units
+from perfkit.base import units
 from perfkit.base.errors import UsageError
-from perfkit.base.stats import Interval
+from perfkit.base.judgement import (
+    MAX_FACTOR,
+    Judgement,
+    Outcome,
+    evidence_needed,
+    requests_needed,
+    samples_needed,
+)
+from perfkit.base.stats import Estimate, Interval
 from perfkit.config.judging import Metric, Target, Watch, WatchRule
-from perfkit.monitor import figures, store
-from perfkit.monitor.figures import PERCENTILES, Actual, actual_value, interval_text
-from perfkit.monitor.incidents import BLOCKS, Alert, Incident, Period, duration_text, group_incidents, select_period
+from perfkit.monitor.figures import (
+    PERCENTILES,
+    Actual,
+    Baseline,
+    actual_value,
+    compute_baseline,
+    find_gaps,
+    interval_text,
+    item_names,
+)
+from perfkit.monitor.incidents import BLOCKS, Incident, Period, duration_text, group_incidents, select_period
 from perfkit.monitor.model import About, Event, Record, gravest
-from perfkit.monitor.notifications import formatted, formatted_limit
+from perfkit.monitor.notifications import formatted
 from perfkit.runs.records import Bundle, ScenarioRecord
 
-MAX_FACTOR = 1000.0  # if proof takes more than this multiple of the time watched, do not advise to keep watching
 LATENCIES = ("p50_ms", "p95_ms", "p99_ms", "mean_ms")
 FAILURES = ("availability", "error_rate", "success_rate")
 INVESTIGATE = "investigate"
 MAX_NAMES = 3  # a headline names up to this number of targets, and counts more
 COMPARED: tuple[Metric, ...] = ("p50_ms", "p95_ms", "p99_ms", "error_rate")
-DIFFERENT_LOAD = "under load before the release, single probes since: not the same load, so not compared"
-
-
-class Result(StrEnum):
-    """Whether a target is met by estimate and interval, missed by its estimate, or neither."""
-
-    MET = "met"
-    MISSED = "missed"
-    UNPROVEN = "unproven"
+#: What an outcome is called for a target.
+WORDS = {Outcome.HOLDS: "met", Outcome.BROKEN: "missed", Outcome.UNPROVEN: "unproven"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +59,41 @@ class ReportedValue:
     by: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReviewRow:
-    """One target with its actual value and the result."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewRow(Judgement):
+    """One target judged by its actual value."""
 
+    outcome: Outcome
     target: Target
     actual: Actual
-    result: Result
-    needed: str  # the evidence that an unproven target lacks
 
     @property
     def target_text(self) -> str:
         """The target with its unit."""
-        low, high = (
-            None if end is None else formatted_limit(self.target.metric, end, self.target.unit)
-            for end in (self.target.at_least, self.target.at_most)
-        )
+        target = self.target
+        ends = (target.at_least, target.at_most)
+        low, high = (None if end is None else formatted(target.metric, end, target.unit, exact=True) for end in ends)
         return f"{low} to {high}" if low and high else f"≥ {low}" if low else f"≤ {high}"
 
     @property
     def value_text(self) -> str:
         """The actual value with its unit; a dash if there is none."""
-        return self._with_unit(self.actual.value)
+        return formatted(self.target.metric, self.actual.value, self.target.unit)
 
     @property
     def interval_text(self) -> str:
         """The 95 % interval of the actual value."""
-        return interval_text(self.actual, self._with_unit)
-
-    def _with_unit(self, value: float | None) -> str:
-        return formatted(self.target.metric, value, self.target.unit)
+        return interval_text(self.actual, lambda value: formatted(self.target.metric, value, self.target.unit))
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to do; `result` is met if the release can stay, missed if somebody must act, else unproven."""
+    """What to do: the outcome holds if the release can stay, and is broken if somebody must act."""
 
-    result: Result
+    outcome: Outcome
     headline: str
     reasons: tuple[str, ...]
-    actions: tuple[str, ...]  # the actions of the broken rules, the most urgent first
+    actions: tuple[str, ...] = ()  # the actions of the broken rules, the most urgent first
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,33 +172,31 @@ def review(
 
     Raises UsageError if a value belongs to no target, or if the period has no interval.
     """
-    watch, aims = (settings.watch, settings.review) if settings else store.settings(record.about)
-    reported = dict(values or {})
+    about = record.about
+    watch, targets = (settings or about).watch, (settings or about).review.target
+    reported, rows = dict(values or {}), list[ReviewRow]()
     period = select_period(record, since, until, last)
-    about, rows = record.about, []
-    for target in aims.target:
-        baseline = figures.compute_baseline(record.ticks, about.kinds, watch, target.item or "")
+    for target in targets:
+        baseline = compute_baseline(record.ticks, about.kinds, watch, target.item or "")
         rows.append(judged_row(target, period, about, baseline, reported.pop(target.name, None), before))
     if reported:
-        names = ", ".join(target.name for target in aims.target) or "none: no target is configured"
+        names = ", ".join(target.name for target in targets) or "none: no target is configured"
         raise UsageError(f"value '{next(iter(reported))}': no such target; expected one of: {names}")
-    clear_for_s = {rule.name: rule.clear_for_s for rule in watch.rule}
-    in_period = tuple(
+    incidents = tuple(
         incident
-        for incident in group_incidents(record.events, clear_for_s, about.every_s)
+        for incident in group_incidents(record.alerts, about.every_s)
         if incident.since <= period.end and (incident.ended is None or incident.ended >= period.start)
     )
-    notes = tuple(event for event in record.events if event.what == "note" and period.start <= event.t <= period.end)
-    gaps = tuple(figures.find_gaps(period.ticks))
+    gaps = tuple(find_gaps(period.ticks))
     return Reviewed(
         about,
         watch,
         period,
         tuple(rows),
-        in_period,
-        notes,
+        incidents,
+        tuple(record.notes),
         gaps,
-        recommend(rows, in_period, watch, period),
+        recommend(rows, incidents, watch, period),
         tuple(_caveats(record, period, gaps)),
         before,
         tuple(release_comparisons(before, period, about)) if before else (),
@@ -217,7 +217,7 @@ def judged_row(
     target: Target,
     period: Period,
     about: About,
-    baseline: figures.Baseline | None,
+    baseline: Baseline | None,
     reported: ReportedValue | None = None,
     before: BeforeRelease | None = None,
 ) -> ReviewRow:
@@ -226,24 +226,24 @@ def judged_row(
     The run before the release stands in for figures that probes cannot measure. Raises UsageError if the reported
     value is one that was measured.
     """
-    actual, needed = _actual(target, period, about, baseline, before)
+    actual, needs = _actual(target, period, about, baseline, before)
     if reported is not None:
         if actual.value is not None:
             raise UsageError(f"value '{target.name}': this target is measured; expected one that is not")
         actual = Actual(reported.value, reported.value, reported.value, 1, f"reported by {reported.by}")
-    result = result_of(target, actual)
-    needed = (needed or evidence_needed(target, actual, period, about)) if result is Result.UNPROVEN else ""
-    return ReviewRow(target, actual, result, needed)
+    outcome = outcome_of(target, actual)
+    needs = (needs or _needs(target, actual, period, about)) if outcome is Outcome.UNPROVEN else ""
+    return ReviewRow(name=target.name, outcome=outcome, text=actual.how, needs=needs, target=target, actual=actual)
 
 
 def _actual(
-    target: Target, period: Period, about: About, baseline: figures.Baseline | None, before: BeforeRelease | None
+    target: Target, period: Period, about: About, baseline: Baseline | None, before: BeforeRelease | None
 ) -> tuple[Actual, str]:
     """Return the actual value and, if more watching cannot supply it, what can."""
     if target.metric is None:
         return Actual.none(""), f"not provided: pass --value '{target.name}=...' --by WHO"
     actual = actual_value(target.metric, target.item, period, about, baseline)
-    names = figures.item_names(about.kinds, target.item or "")
+    names = item_names(about.kinds, target.item or "")
     if not names and before:
         return actual, "; ".join(filter(None, (actual.lacks, before.failures([target.item or ""]))))
     offered = about.rate * len(names)
@@ -251,135 +251,96 @@ def _actual(
         return actual, ""
     # A few probes per second cannot show a higher throughput: only a run under load can.
     measured = before.throughput(names) if before else None
-    sent, least = (formatted_limit("throughput", rate) for rate in (offered, target.at_least))
-    needed = f"the watch sends only {sent} and cannot prove {least}; name a run under load, --against RUN"
-    return (measured, "") if measured else (Actual.none(needed), needed)
+    sent, least = (formatted("throughput", rate, exact=True) for rate in (offered, target.at_least))
+    needs = f"the watch sends only {sent} and cannot prove {least}; name a run under load, --against RUN"
+    return (measured, "") if measured else (Actual.none(needs), needs)
 
 
-def result_of(target: Target, actual: Actual) -> Result:
-    """Return met if value and both bounds are within the target, missed if the value is not, else unproven."""
+def outcome_of(target: Target, actual: Actual) -> Outcome:
+    """Return "holds" if value and both bounds are within the target, "broken" if the value is not, else "unproven"."""
     low = -math.inf if target.at_least is None else target.at_least
     high = math.inf if target.at_most is None else target.at_most
     if actual.value is None:
-        return Result.UNPROVEN
+        return Outcome.UNPROVEN
     if not low <= actual.value <= high:
         # The service may have been up while nobody watched, which could still bring the share above the target.
         undecided = target.metric == "availability" and low <= actual.hi
-        return Result.UNPROVEN if undecided else Result.MISSED
+        return Outcome.UNPROVEN if undecided else Outcome.BROKEN
     # Without a single interval down, a shorter outage than one interval could still have broken the target.
     coarse = target.metric == "availability" and actual.value == 1 and 1 / actual.n > 1 - low
-    return Result.MET if low <= actual.lo and actual.hi <= high and not coarse else Result.UNPROVEN
+    return Outcome.HOLDS if low <= actual.lo and actual.hi <= high and not coarse else Outcome.UNPROVEN
 
 
-def evidence_needed(target: Target, actual: Actual, period: Period, about: About) -> str:
+def _needs(target: Target, actual: Actual, period: Period, about: About) -> str:
     """Return what would settle an unproven target."""
-    if actual.value is None:
-        return _samples_needed(target, actual, period)
-    if target.metric == "availability":
-        return _availability_needed(target, actual, period, about)
-    if target.metric in ("error_rate", "success_rate"):
-        return f"too few probes; {_watching_needed(_rate_factor(target, actual), period)}"
-    bound, limit = _undecided(target, actual)
-    if math.isinf(bound):
-        return f"too few blocks of time; {_watching_needed(BLOCKS * period.width / period.watched, period)}"
-    return f"the interval crosses the limit; {_watching_needed(_width_factor(actual, bound, limit), period)}"
 
+    def watching(reason: str, factor: float) -> str:
+        if factor > MAX_FACTOR:
+            return f"{reason}; more watching will not settle it"
+        return f"{reason}; about {duration_text(max(factor, 1.1) * period.watched)} of watching in total is needed"
 
-def _samples_needed(target: Target, actual: Actual, period: Period) -> str:
-    """Return what is needed for a figure without a value: time, if a percentile only lacks samples."""
-    percentile = PERCENTILES.get(target.metric) if target.metric else None
-    if percentile is None or not actual.n:
-        return actual.lacks
-    return f"{actual.lacks}; {_watching_needed(stats.MIN_SAMPLES[percentile] / actual.n, period)}"
-
-
-def _availability_needed(target: Target, actual: Actual, period: Period, about: About) -> str:
-    """Return what is needed for an availability: a watch without gaps, or one so long that an interval is small."""
-    if actual.lacks:
-        return f"{actual.lacks}, and this time decides; watch without a gap"
-    assert target.at_least is not None
-    seconds = about.every_s / (1 - target.at_least) if target.at_least < 1 else math.inf
-    return f"an outage shorter than an interval could decide; {_watching_needed(seconds / period.watched, period)}"
-
-
-def _undecided(target: Target, actual: Actual) -> tuple[float, float]:
-    """Return the bound of the interval that lies outside the target, and the limit that this bound crosses."""
-    if target.at_least is not None and actual.lo < target.at_least:
-        return actual.lo, target.at_least
-    assert target.at_most is not None
-    return actual.hi, target.at_most
-
-
-def _rate_factor(target: Target, actual: Actual) -> float:
-    """Return the multiple of the probes, with the same share of failures, whose error bound is within the target."""
-    assert actual.value is not None
-    _, limit = _undecided(target, actual)
-    failed, max_failed = (actual.value, limit) if target.metric == "error_rate" else (1 - actual.value, 1 - limit)
-    count, factor = round(failed * actual.n), 1.0
-    while factor <= MAX_FACTOR and stats.error_bound(round(count * factor), round(actual.n * factor)) > max_failed:
-        factor *= 1.1
-    return factor
-
-
-def _width_factor(actual: Actual, bound: float, limit: float) -> float:
-    """Return the multiple of the time after which the interval, narrowing with its square root, ends at the limit."""
-    assert actual.value is not None
-    margin = abs(actual.value - limit)
-    return (abs(bound - actual.value) / margin) ** 2 if margin else math.inf
-
-
-def _watching_needed(factor: float, period: Period) -> str:
-    if not math.isfinite(factor) or factor > MAX_FACTOR:
-        return "more watching will not settle it"
-    return f"about {duration_text(max(factor, 1.1) * period.watched)} of watching in total is needed"
+    metric, value = target.metric, actual.value
+    if metric is None or value is None:
+        percentile = PERCENTILES.get(metric) if metric else None
+        if percentile is None or not actual.n:
+            return actual.lacks
+        return watching(actual.lacks, samples_needed(actual.n, percentile))
+    low, high = target.at_least, target.at_most
+    if metric == "availability" and low is not None:
+        if actual.lacks:
+            return f"{actual.lacks}, and this time decides; watch without a gap"
+        seconds = about.every_s / (1 - low) if low < 1 else math.inf
+        return watching("an outage shorter than an interval could decide", seconds / period.watched)
+    # The end of the interval that is outside the target, and the limit that it crosses.
+    end, limit = (actual.lo, low) if low is not None and actual.lo < low else (actual.hi, high or 0.0)
+    if metric in ("error_rate", "success_rate"):
+        failed, most = (value, limit) if metric == "error_rate" else (1 - value, 1 - limit)
+        return watching("too few probes", requests_needed(round(failed * actual.n), actual.n, most))
+    if math.isinf(end):
+        return watching("too few blocks of time", BLOCKS * period.width / period.watched)
+    return watching("the interval crosses the limit", evidence_needed(Estimate(value, actual.lo, actual.hi), limit))
 
 
 def recommend(rows: Sequence[ReviewRow], incidents: Sequence[Incident], watch: Watch, period: Period) -> Recommendation:
     """Return the recommendation that follows from the targets and the incidents of a period."""
-    missed = [row for row in rows if row.result is Result.MISSED]
-    unproven = [row for row in rows if row.result is Result.UNPROVEN]
-    grave = [incident for incident in incidents if incident.level == "P1"]
-    active = [alert for incident in incidents for alert in incident.alerts if alert.ended is None]
+    missed = [row for row in rows if row.outcome is Outcome.BROKEN]
+    unproven = [row for row in rows if row.outcome is Outcome.UNPROVEN]
+    active = any(incident.ended is None for incident in incidents)
+    grave = any(incident.level == "P1" for incident in incidents)
+    by_urgency = sorted(incidents, key=lambda incident: (incident.ended is not None, incident.level))
     reasons = (
-        *(
-            _incident_text(incident, period)
-            for incident in sorted(incidents, key=lambda incident: (incident.ended is not None, incident.level))
-        ),
-        *(f"{row.target.name}: {row.value_text} misses {row.target_text}" for row in missed),
-        *(f"{row.target.name}: {row.needed}" for row in unproven),
+        *(_incident_text(incident, period) for incident in by_urgency),
+        *(f"{row.name}: {row.value_text} misses {row.target_text}" for row in missed),
+        *(f"{row.name}: {row.needs}" for row in unproven),
     )
     if active or missed or grave:
-        actions = _actions(active, missed, grave, watch)
-        result = Result.MISSED if missed or grave else Result.UNPROVEN
-        return Recommendation(result, actions[0][:1].upper() + actions[0][1:], reasons, actions)
+        actions = _actions(incidents, missed, watch.rule)
+        outcome = Outcome.BROKEN if missed or grave else Outcome.UNPROVEN
+        return Recommendation(outcome, actions[0][:1].upper() + actions[0][1:], reasons, actions)
     if not rows:
-        return Recommendation(Result.UNPROVEN, "Configure targets", ("no target is configured",), ())
+        return Recommendation(Outcome.UNPROVEN, "Configure targets", ("no target is configured",))
     if unproven:
-        return Recommendation(Result.UNPROVEN, _unproven_headline(unproven), reasons, ())
+        names = ", ".join(row.name for row in unproven) if len(unproven) <= MAX_NAMES else f"{len(unproven)} targets"
+        reported = all(row.target.metric is None for row in unproven)
+        headline = f"Report the missing values: {names}" if reported else f"Keep watching: {names} not yet proven"
+        return Recommendation(Outcome.UNPROVEN, headline, reasons)
     met = f"all {len(rows)} targets are met" if len(rows) > 1 else "the target is met"
-    return Recommendation(Result.MET, "Keep", (*reasons, met), ())
+    return Recommendation(Outcome.HOLDS, "Keep", (*reasons, met))
 
 
-def _unproven_headline(unproven: Sequence[ReviewRow]) -> str:
-    names = ", ".join(row.target.name for row in unproven) if len(unproven) <= MAX_NAMES else f"{len(unproven)} targets"
-    if all(row.target.metric is None for row in unproven):
-        return f"Report the missing values: {names}"
-    return f"Keep watching: {names} not yet proven"
-
-
-def _actions(
-    active: Sequence[Alert], missed: Sequence[ReviewRow], grave: Sequence[Incident], watch: Watch
-) -> tuple[str, ...]:
+def _actions(incidents: Sequence[Incident], missed: Sequence[ReviewRow], rules: Sequence[WatchRule]) -> tuple[str, ...]:
     """Return the actions, the most urgent first.
 
     An active alert comes first. A grave incident that has ended must be understood before the missed targets, since
     they may be its consequence.
     """
+    active = [alert.raised for incident in incidents for alert in incident.alerts if not alert.cleared]
+    grave = [incident for incident in incidents if incident.level == "P1"]
     actions = [
-        *(alert.action or INVESTIGATE for alert in sorted(active, key=lambda alert: alert.level)),
+        *(event.action or INVESTIGATE for event in sorted(active, key=lambda event: event.level)),
         *((INVESTIGATE,) if grave or any(row.target.metric in FAILURES for row in missed) else ()),
         *(action for incident in grave for action in incident.actions),
-        *(_action_for(row, watch.rule) for row in missed),
+        *(_action_for(row, rules) for row in missed),
     ]
     return tuple(dict.fromkeys(actions))
 
@@ -397,10 +358,8 @@ def _action_for(row: ReviewRow, rules: Sequence[WatchRule]) -> str:
 
 
 def _incident_text(incident: Incident, period: Period) -> str:
-    rules = ", ".join(dict.fromkeys(alert.rule for alert in incident.alerts))
-    lasted = duration_text(incident.lasted(period.end))
     verb = "is still active after" if incident.ended is None else "lasted"
-    return f"{incident.level} {rules} {verb} {lasted}"
+    return f"{incident.level} {incident.rules} {verb} {duration_text(incident.lasted(period.end))}"
 
 
 def before_release(bundle: Bundle, arm: str = "") -> BeforeRelease:

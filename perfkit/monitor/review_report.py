@@ -4,217 +4,58 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfkit.analysis.report import finite
 from perfkit.base.bundle import require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
-from perfkit.base.judgement import MARKS
 from perfkit.config import load
+from perfkit.config.judging import WatchRule
 from perfkit.monitor import charts
 from perfkit.monitor.dashboard import STATES
-from perfkit.monitor.incidents import clock, duration_text, stamp
+from perfkit.monitor.figures import figures_frame
+from perfkit.monitor.incidents import Incident, Moment, clock, duration_text, stamp
 from perfkit.monitor.notifications import limit_text
-from perfkit.monitor.review import DIFFERENT_LOAD, ReportedValue, Result, Reviewed, before_release, review
+from perfkit.monitor.review import WORDS, ReportedValue, Reviewed, ReviewRow, before_release, review
 from perfkit.monitor.store import read
 from perfkit.runs.records import Bundle
-from perfkit.show.html import Block, Cell, OpenedPage, Table, explained, headed, listed, markdown, marked
+from perfkit.show.charts import Picture
+from perfkit.show.html import (
+    Banner,
+    Bullets,
+    Cell,
+    Column,
+    OpenedPage,
+    Part,
+    Table,
+    Terms,
+    markdown,
+    marked,
+    number,
+    stacked,
+)
 from perfkit.show.render import REVIEW, page_of
 
-_STATES = {Result.MET: "good", Result.MISSED: "bad", Result.UNPROVEN: "unsure"}
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMAT = 1
 MAX_NOTES = 20  # of the watch about itself
+DIFFERENT_LOAD = "under load before the release, single probes since: not the same load, so not compared"
 _METRICS = {"p50_ms": "p50", "p95_ms": "p95", "p99_ms": "p99", "error_rate": "error rate"}
 
 
-def recommendation(reviewed: Reviewed) -> Block:
-    """Return what to do, why, and the period that was reviewed."""
-    state = _STATES[reviewed.recommendation.result]
-    why, period = reasons(reviewed), period_text(reviewed)
-    counts, headline = summary(reviewed), f"{MARKS[state]} {reviewed.recommendation.headline}"
-    title = f"{reviewed.about.title}: recommendation after the release"
-    html = headed(state, title, headline, counts, listed(why), period)
-    lines = [headline, counts, *(f"- {reason}" for reason in why), period]
-    return Block(html, "\n".join(lines))
+class _Head(Banner):
+    """The recommendation; its text ends with the period that was reviewed."""
 
+    __slots__ = ()
 
-def reasons(reviewed: Reviewed) -> list[str]:
-    """Return the reasons of the recommendation, its caveats and, if there are several, the actions of broken rules."""
-    recommended = reviewed.recommendation
-    actions = recommended.actions
-    more = [f"actions of the broken rules: {', then '.join(actions)}"] if len(actions) > 1 else []
-    return [*recommended.reasons, *reviewed.caveats, *more]
-
-
-def summary(reviewed: Reviewed) -> str:
-    """Return the number of targets that are met, missed and unproven, and of incidents, in one sentence."""
-    counts = {result: sum(row.result is result for row in reviewed.rows) for result in Result}
-    results = ", ".join(f"{count} {result}" for result, count in counts.items() if count)
-    number = len(reviewed.incidents)
-    happened = "no incidents" if not number else "1 incident" if number == 1 else f"{number} incidents"
-    if not reviewed.rows:
-        return f"No target is configured; {happened}."
-    return f"{len(reviewed.rows)} target{'s'[: len(reviewed.rows) > 1]}: {results}; {happened}."
-
-
-def period_text(reviewed: Reviewed) -> str:
-    """Return what was watched, from when to when, and for how long."""
-    period = reviewed.period
-    began, ended = clock(period.wall(period.start)), clock(period.wall(period.end))
-    return f"{reviewed.about.target} · {began} to {ended} UTC · {duration_text(period.seconds)}"
-
-
-def review_table(reviewed: Reviewed) -> Table:
-    """Return the targets with their actual values, results and evidence."""
-    rows = tuple(
-        (
-            Cell(row.target.name),
-            Cell(row.target_text),
-            Cell(row.value_text, row.interval_text),
-            marked(_STATES[row.result], row.result),
-            Cell(row.actual.how or row.needed, row.needed if row.actual.how else ""),
-        )
-        for row in reviewed.rows
-    )
-    note = "Below an actual value: its 95 % confidence interval. Met: the whole interval is within the target."
-    columns = ("Metric", "Target", "Actual", "Status", "Evidence")
-    empty = "no [[review.target]] in the configuration"
-    return Table("Targets and actuals", columns, rows, frozenset({"Target", "Actual"}), note=note if rows else empty)
-
-
-def incidents(reviewed: Reviewed) -> Block:
-    """Return the incidents with their timelines, the times without a watch, and the notes of the watch about itself."""
-    parts = [incident_table(reviewed), *([_timelines(reviewed)] if reviewed.incidents else [])]
-    notes = [f"{_at(reviewed, note.t)} {note.text}" for note in reviewed.notes[:MAX_NOTES]]
-    notes += [f"and {len(reviewed.notes) - MAX_NOTES} more"] if len(reviewed.notes) > MAX_NOTES else []
-    gaps = [
-        f"{_at(reviewed, start)} to {_at(reviewed, end)} ({duration_text(end - start)}): not watched"
-        for start, end in reviewed.gaps
-    ]
-    html = "".join(part.to_html() for part in parts) + listed((*gaps, *notes), "weak")
-    text = "\n\n".join(part.to_text() for part in parts)
-    return Block(html, "\n".join([text, *(f"- {line}" for line in (*gaps, *notes))]))
-
-
-def incident_table(reviewed: Reviewed) -> Table:
-    """Return one line for each incident."""
-    rows = tuple(
-        (
-            Cell(f"{number}"),
-            Cell(incident.level, state=STATES.get(incident.level, "")),
-            Cell(_at(reviewed, incident.since)),
-            Cell(duration_text(max(incident.noticed - incident.since, 0.0))),
-            Cell(
-                _at(reviewed, incident.ended) if incident.ended is not None else "still active",
-                state="" if incident.ended else "bad",
-            ),
-            Cell(duration_text(incident.lasted(reviewed.period.end))),
-            Cell(", ".join(dict.fromkeys(alert.rule for alert in incident.alerts))),
-            Cell("; ".join(incident.actions)),
-        )
-        for number, incident in enumerate(reviewed.incidents, 1)
-    )
-    columns = ("", "Level", "Began", "Noticed after", "Ended", "Lasted", "Rules", "What to do")
-    return Table("Each incident", columns, rows, frozenset({"Noticed after", "Lasted"}), note="" if rows else "none")
-
-
-def _timelines(reviewed: Reviewed) -> Table:
-    rows = tuple(
-        (Cell(f"{number}: {incident.level}"), Cell(_at(reviewed, moment.t)), Cell(moment.stage), Cell(moment.text))
-        for number, incident in enumerate(reviewed.incidents, 1)
-        for moment in incident.timeline()
-    )
-    return Table("What became of it", ("Incident", "UTC", "", "What"), rows, headers=2, grouped=True)
-
-
-def _at(reviewed: Reviewed, t: float) -> str:
-    """Return the time of day, with the date if the period covers more than one day."""
-    at, first, last = (stamp(reviewed.period.wall(when)) for when in (t, reviewed.period.start, reviewed.period.end))
-    return at[11:] if first[:10] == last[:10] else at[5:]
-
-
-def against(reviewed: Reviewed) -> Table:
-    """Return the same figures before the release and since."""
-    before = reviewed.before
-    if before is None:
-        return Table("The same figures", (), (), note="no run was given: --against RUN")
-    rows = tuple(
-        (
-            Cell(comparison.item),
-            Cell(_METRICS[comparison.metric]),
-            Cell(*comparison.lightest),
-            Cell(*comparison.highest),
-            Cell(*comparison.since),
-        )
-        for comparison in reviewed.comparisons
-    )
-    columns = ("Request or query", "Figure", "Before: lightest load", "Before: highest load", "Since: probes")
-    note = f"Run {before.name}, arm {before.arm}: {DIFFERENT_LOAD}."
-    if not rows:
-        note = f"Run {before.name} sent none of the requests of the watch: {', '.join(reviewed.about.kinds)}."
-    return Table("The same figures", columns, rows, frozenset(columns[2:]), headers=2, grouped=True, note=note)
-
-
-def rules(reviewed: Reviewed) -> Table:
-    """Return the rules that raise alerts, with the number of alerts of each."""
-    rows = tuple(
-        (
-            Cell(rule.name),
-            Cell(rule.level),
-            Cell(f"{rule.metric}{f' of {rule.item}' if rule.item else ''} {limit_text(rule) or 'above 0'}"),
-            Cell(duration_text(rule.for_s)),
-            Cell(rule.action),
-            Cell(str(sum(alert.rule == rule.name for incident in reviewed.incidents for alert in incident.alerts))),
-        )
-        for rule in reviewed.watch.rule
-    )
-    columns = ("Rule", "Level", "When", "For", "What to do", "Alerts")
-    return Table("Rules of the watch", columns, rows, frozenset({"For", "Alerts"}))
-
-
-def method(reviewed: Reviewed) -> Block:
-    """Return how the watch measured, and how the review judged."""
-    methods, table = list(_methods(reviewed)), rules(reviewed)
-    text = "\n".join(f"{name}: {text}" for name, text in methods)
-    return Block(f"{explained(methods)}{table.to_html()}", f"{text}\n\n{table.to_text()}")
-
-
-def _methods(reviewed: Reviewed) -> Iterator[tuple[str, str]]:
-    about, period = reviewed.about, reviewed.period
-    yield (
-        "probes",
-        f"{', '.join(about.kinds)}: {about.rate:g} per second of each, evenly spaced, however long the answers take; "
-        "times count from when a probe was due. The users' own requests are not measured",
-    )
-    yield (
-        "percentiles, mean",
-        f"over all answers of the period; the intervals come from blocks of {duration_text(period.width)}, "
-        "because consecutive probes resemble each other",
-    )
-    yield "error rate", "share of probes with an unexpected outcome; met if the upper bound is within the target"
-    yield (
-        "availability",
-        f"share of the time, in intervals of {about.every_s:g} s: an interval is down if a probe was due and none was "
-        "answered as expected, so an outage shorter than an interval may not count",
-    )
-    yield (
-        "met, missed, unproven",
-        "met: the whole 95 % interval is within the target; missed: the value is not; unproven: all else",
-    )
-    yield (
-        "incident",
-        "alerts that overlap in time. An incident begins with the first interval beyond the limit, is noticed once "
-        "the rule's time has passed, and ends once the figure has been good for long enough",
-    )
-    yield (
-        "recommendation",
-        "an active alert comes first, then a P1 incident that has ended, a missed target, an unproven target; the "
-        "actions are those of the broken rules",
-    )
-
-
-FORMAT = 1
+    def text(self) -> str:
+        """Return the lines of the head."""
+        return "\n".join([self.word, self.sentence, *(f"- {reason}" for reason in self.reasons), self.meta])
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -222,7 +63,7 @@ class Review(OpenedPage):
     """A reviewed watch; `parameters` are those of its notebook. Opening and rendering a review measures nothing."""
 
     folder: Path
-    found: Reviewed
+    reviewed: Reviewed
     parameters: Mapping[str, str]
 
     def render(self, out: Path | None = None) -> Path:
@@ -237,55 +78,204 @@ class Review(OpenedPage):
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BundleError(f"{out}: cannot be written ({error.strerror}); expected a writable folder") from None
-        title = f"{self.found.recommendation.headline}: {self.found.about.title}"
+        title = f"{self.reviewed.recommendation.headline}: {self.reviewed.about.title}"
         # The slowest file, and the only one that may fail to render, comes first.
         page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.parameters}, out, title)
-        write_atomically(out.with_suffix(".json"), as_json(self.found))
-        write_atomically(out.with_suffix(".md"), as_markdown(self.found))
+        write_atomically(out.with_suffix(".json"), as_json(self.reviewed))
+        write_atomically(out.with_suffix(".md"), self._markdown())
         return out
 
     @property
-    def recommendation(self) -> Block:
-        """What to do, and why."""
-        return recommendation(self.found)
+    def recommendation(self) -> Part:
+        """What to do, why, and the period that was reviewed."""
+        recommended = self.reviewed.recommendation
+        state, word = recommended.outcome.state, f"{recommended.outcome.mark} {recommended.headline}"
+        title = f"{self.reviewed.about.title}: recommendation after the release"
+        return _Head(state, title, word, self._summary(), self._reasons(), self._period())
 
     @property
     def table(self) -> Table:
-        """Targets and actuals."""
-        return review_table(self.found)
+        """The targets with their actual values, results and evidence."""
+
+        def evidence(row: ReviewRow) -> Cell:
+            return Cell(row.text or row.needs, row.needs if row.text else "")
+
+        columns: list[Column[ReviewRow]] = [
+            Column("Metric", lambda row: row.name),
+            number("Target", lambda row: row.target_text),
+            number("Actual", lambda row: Cell(row.value_text, row.interval_text, value=row.actual.value)),
+            Column("Status", lambda row: marked(row.outcome.state, WORDS[row.outcome])),
+            Column("Evidence", evidence),
+        ]
+        note = "Below an actual value: its 95 % confidence interval. Met: the whole interval is within the target."
+        empty = "no [[review.target]] in the configuration"
+        return Table.of("Targets and actuals", columns, self.reviewed.rows, note=note if self.reviewed.rows else empty)
 
     @property
-    def incidents(self) -> Block:
-        """The incidents, and the times without a watch."""
-        return incidents(self.found)
+    def incidents(self) -> Part:
+        """The incidents with their timelines, the times without a watch, and the notes of the watch about itself."""
+        reviewed, period = self.reviewed, self.reviewed.period
+        notes = [note for note in reviewed.notes if period.start <= note.t <= period.end]
+        more = len(notes) - MAX_NOTES
+        lines = [
+            f"{self._at(start)} to {self._at(end)} ({duration_text(end - start)}): not watched"
+            for start, end in reviewed.gaps
+        ]
+        lines += [f"{self._at(note.t)} {note.text}" for note in notes[:MAX_NOTES]]
+        lines += [f"and {more} more"] if more > 0 else []
+        return stacked(self._incidents, self._timelines if reviewed.incidents else None, Bullets(lines, "weak"))
+
+    @property
+    def _incidents(self) -> Table:
+        """One line for each incident."""
+
+        def ended(row: tuple[int, Incident]) -> Cell:
+            return Cell("still active", state="bad") if row[1].ended is None else Cell(self._at(row[1].ended))
+
+        columns: list[Column[tuple[int, Incident]]] = [
+            Column("", lambda row: str(row[0])),
+            Column("Level", lambda row: Cell(row[1].level, state=STATES.get(row[1].level, ""))),
+            Column("Began", lambda row: self._at(row[1].since)),
+            number("Noticed after", lambda row: duration_text(max(row[1].noticed - row[1].since, 0.0))),
+            Column("Ended", ended),
+            number("Lasted", lambda row: duration_text(row[1].lasted(self.reviewed.period.end))),
+            Column("Rules", lambda row: row[1].rules),
+            Column("What to do", lambda row: "; ".join(row[1].actions)),
+        ]
+        incidents = self.reviewed.incidents
+        return Table.of("Each incident", columns, enumerate(incidents, 1), note="" if incidents else "none")
+
+    @property
+    def _timelines(self) -> Table:
+        columns: list[Column[tuple[str, Moment]]] = [
+            Column("Incident", lambda row: row[0]),
+            Column("UTC", lambda row: self._at(row[1].t)),
+            Column("", lambda row: row[1].stage),
+            Column("What", lambda row: row[1].text),
+        ]
+        moments = [
+            (f"{n}: {incident.level}", moment)
+            for n, incident in enumerate(self.reviewed.incidents, 1)
+            for moment in incident.timeline(self.reviewed.notes)
+        ]
+        return Table.of("What became of it", columns, moments, headers=2, grouped=True)
 
     @property
     def against(self) -> Table:
         """The same figures before the release and since."""
-        return against(self.found)
+        before, comparisons = self.reviewed.before, self.reviewed.comparisons
+        if before is None:
+            return Table("The same figures", (), (), note="no run was given: --against RUN")
+        note = f"Run {before.name}, arm {before.arm}: {DIFFERENT_LOAD}."
+        if not comparisons:
+            note = f"Run {before.name} sent none of the requests of the watch: {', '.join(self.reviewed.about.kinds)}."
+        rows = tuple(
+            (Cell(row.item), Cell(_METRICS[row.metric]), Cell(*row.lightest), Cell(*row.highest), Cell(*row.since))
+            for row in comparisons
+        )
+        columns = ("Request or query", "Figure", "Before: lightest load", "Before: highest load", "Since: probes")
+        return Table("The same figures", columns, rows, frozenset(columns[2:]), headers=2, grouped=True, note=note)
 
     @property
-    def latency_over_time(self) -> Block:
+    def latency_over_time(self) -> Part:
         """Percentiles over time, with targets and incidents."""
-        return charts.latency_over_time(self.found)
+        return charts.latency_over_time(self.reviewed)
 
     @property
-    def availability(self) -> Block:
+    def availability(self) -> Picture:
         """When the service was down."""
-        return charts.availability(self.found)
+        return charts.availability(self.reviewed)
 
     @property
-    def method(self) -> Block:
+    def frame(self) -> DataFrame:
+        """One row for each interval of the period and request or query: see `figures_frame`."""
+        return figures_frame(self.reviewed.period.ticks, self.reviewed.about)
+
+    @property
+    def method(self) -> Part:
         """How the watch measured, and how the review judged."""
-        return method(self.found)
+        reviewed, about = self.reviewed, self.reviewed.about
+        alerts = [alert.raised.rule for incident in reviewed.incidents for alert in incident.alerts]
+        columns: list[Column[WatchRule]] = [
+            Column("Rule", lambda rule: rule.name),
+            Column("Level", lambda rule: str(rule.level)),
+            Column("When", _condition),
+            number("For", lambda rule: duration_text(rule.for_s)),
+            Column("What to do", lambda rule: rule.action),
+            number("Alerts", lambda rule: alerts.count(rule.name)),
+        ]
+        table = Table.of("Rules of the watch", columns, reviewed.watch.rule)
+        sent = f"{', '.join(about.kinds)}: {about.rate:g} per second of each"
+        values = {"sent": sent, "every": f"{about.every_s:g} s", "width": duration_text(reviewed.period.width)}
+        return stacked(Terms([(term, meaning.format(**values)) for term, meaning in _METHODS.items()]), table)
 
     def __repr__(self) -> str:
-        return f"{self.found.about.title}: review of {period_text(self.found)}, in {self.folder}"
+        return f"{self.reviewed.about.title}: review of {self._period()}, in {self.folder}"
+
+    def _reasons(self) -> list[str]:
+        """Return the reasons of the recommendation, caveats and, if there are several, the actions of broken rules."""
+        recommended = self.reviewed.recommendation
+        actions = recommended.actions
+        more = [f"actions of the broken rules: {', then '.join(actions)}"] if len(actions) > 1 else []
+        return [*recommended.reasons, *self.reviewed.caveats, *more]
+
+    def _summary(self) -> str:
+        """Return the number of targets that are met, missed and unproven, and of incidents, in one sentence."""
+        rows, n = self.reviewed.rows, len(self.reviewed.incidents)
+        counts = {word: sum(row.outcome is outcome for row in rows) for outcome, word in WORDS.items()}
+        results = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        happened = "no incidents" if not n else "1 incident" if n == 1 else f"{n} incidents"
+        if not rows:
+            return f"No target is configured; {happened}."
+        return f"{len(rows)} target{'s'[: len(rows) > 1]}: {results}; {happened}."
+
+    def _period(self) -> str:
+        """Return what was watched, from when to when, and for how long."""
+        period = self.reviewed.period
+        began, ended = clock(period.wall(period.start)), clock(period.wall(period.end))
+        return f"{self.reviewed.about.target} · {began} to {ended} UTC · {duration_text(period.seconds)}"
+
+    def _at(self, t: float) -> str:
+        """Return the time of day, with the date if the period covers more than one day."""
+        period = self.reviewed.period
+        at, first, last = (stamp(period.wall(when)) for when in (t, period.start, period.end))
+        return at[11:] if first[:10] == last[:10] else at[5:]
+
+    def _markdown(self) -> str:
+        """Return the recommendation, the targets, the incidents and the comparison as Markdown."""
+        headline, why = self.reviewed.recommendation.headline, self._reasons()
+        lines = [f"**{markdown(headline)}** · {markdown(self.reviewed.about.title)}", "", self._summary(), ""]
+        lines += [*(f"- {markdown(reason)}" for reason in why), *([""] if why else []), markdown(self._period()), ""]
+        for table in (self.table, self._incidents, *([self.against] if self.reviewed.before else [])):
+            shown = [table.caption, "", table.markdown()] if table.rows else [f"{table.caption}: {table.note}"]
+            lines += [*shown, ""]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def _condition(rule: WatchRule) -> str:
+    return f"{rule.metric}{f' of {rule.item}' if rule.item else ''} {limit_text(rule) or 'above 0'}"
+
+
+_METHODS = {
+    "probes": "{sent}, evenly spaced, however long the answers take; times count from when a probe was due. The users' "
+    "own requests are not measured",
+    "percentiles, mean": "over all answers of the period; the intervals come from blocks of {width}, because "
+    "consecutive probes resemble each other",
+    "error rate": "share of probes with an unexpected outcome; met if the upper bound is within the target",
+    "availability": "share of the time, in intervals of {every}: an interval is down if a probe was due and none was "
+    "answered as expected, so an outage shorter than an interval may not count",
+    "met, missed, unproven": "met: the whole 95 % interval is within the target; missed: the value is not; unproven: "
+    "all else",
+    "incident": "alerts that overlap in time. An incident begins with the first interval beyond the limit, is noticed "
+    "once the rule's time has passed, and ends once the figure has been good for long enough",
+    "recommendation": "an active alert comes first, then a P1 incident that has ended, a missed target, an unproven "
+    "target; the actions are those of the broken rules",
+}
 
 
 def as_json(reviewed: Reviewed) -> str:
     """Return the review as JSON: wall-clock times in ISO 8601, shares from 0 to 1, null for a missing number."""
-    period = reviewed.period
+    period, recommended = reviewed.period, reviewed.recommendation
 
     def at(t: float | None) -> str | None:
         return None if t is None else f"{stamp(period.wall(t)).replace(' ', 'T')}Z"
@@ -299,13 +289,18 @@ def as_json(reviewed: Reviewed) -> str:
         "until": at(period.end),
         "seconds": period.seconds,
         "watched_s": period.watched,
-        "recommendation": asdict(reviewed.recommendation),
+        "recommendation": {
+            "result": WORDS[recommended.outcome],
+            "headline": recommended.headline,
+            "reasons": recommended.reasons,
+            "actions": recommended.actions,
+        },
         "rows": [
             {
                 "target": row.target.model_dump(),
                 "actual": asdict(row.actual),
-                "result": row.result,
-                "takes": row.needed,
+                "result": WORDS[row.outcome],
+                "takes": row.needs,
             }
             for row in reviewed.rows
         ],
@@ -317,10 +312,13 @@ def as_json(reviewed: Reviewed) -> str:
                 "eased": at(incident.eased),
                 "ended": at(incident.ended),
                 "seconds": incident.lasted(period.end),
-                "rules": [alert.rule for alert in incident.alerts],
-                "alerts": [alert.id for alert in incident.alerts],
+                "rules": [alert.raised.rule for alert in incident.alerts],
+                "alerts": [alert.raised.id for alert in incident.alerts],
                 "actions": list(incident.actions),
-                "timeline": [{"at": at(m.t), "stage": m.stage, "text": m.text} for m in incident.timeline()],
+                "timeline": [
+                    {"at": at(moment.t), "stage": moment.stage, "text": moment.text}
+                    for moment in incident.timeline(reviewed.notes)
+                ],
             }
             for incident in reviewed.incidents
         ],
@@ -330,27 +328,6 @@ def as_json(reviewed: Reviewed) -> str:
         "beside": [asdict(comparison) for comparison in reviewed.comparisons],
     }
     return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def as_markdown(reviewed: Reviewed) -> str:
-    """Return the recommendation, the targets, the incidents and the comparison as Markdown."""
-    lines = [
-        f"**{markdown(reviewed.recommendation.headline)}** · {markdown(reviewed.about.title)}",
-        "",
-        summary(reviewed),
-        "",
-    ]
-    why = reasons(reviewed)
-    lines += [
-        *(f"- {markdown(reason)}" for reason in why),
-        *([""] if why else []),
-        markdown(period_text(reviewed)),
-        "",
-    ]
-    tables = [review_table(reviewed), incident_table(reviewed), *([against(reviewed)] if reviewed.before else [])]
-    for table in tables:
-        lines += [table.caption, "", table.to_markdown(), ""] if table.rows else [f"{table.caption}: {table.note}", ""]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def open_review(

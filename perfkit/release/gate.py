@@ -26,8 +26,7 @@ from perfkit.explain.comparison import typical_parameters
 from perfkit.explain.facts import NO_FACTS, PlanFacts, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.monitor import store
-from perfkit.monitor.alerts import MISSED
-from perfkit.monitor.model import METRICS, Record
+from perfkit.monitor.model import METRICS, MISSED, Record
 from perfkit.postgres.databases import Database
 from perfkit.release.decision import Gate, GateItem, RecordedAnswer, readable_time
 from perfkit.runs.records import Bundle, RunRecord

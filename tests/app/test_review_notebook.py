@@ -147,12 +147,12 @@ def test_the_run_before_the_release_stands_beside_and_is_no_verdict(hours: Path,
 def test_the_strip_of_the_day_says_when_it_was_down(hours: Path) -> None:
     found = perfkit.review(hours)
     assert "10:00:00 to 10:01:30 down" in repr(found.availability)
-    assert 'role="img"' in found.availability.html and "<desc" in found.availability.html
+    assert 'role="img"' in found.availability.html() and "<desc" in found.availability.html()
     assert "p95: " in repr(found.latency_over_time)
 
 
 def test_a_machine_reads_the_same(hours: Path) -> None:
-    read = json.loads(reports.as_json(perfkit.review(hours).found))
+    read = json.loads(reports.as_json(perfkit.review(hours).reviewed))
     assert (read["from"], read["until"]) == ("2026-01-15T09:00:00Z", "2026-01-15T11:00:00Z")
     assert read["recommendation"]["result"] == "missed"
     rows = {row["target"]["name"]: row for row in read["rows"]}
@@ -168,7 +168,7 @@ def test_a_watch_that_still_runs_is_only_read(hours: Path, tmp_path: Path) -> No
     with closing(store.Store.open(watch, about())) as running:
         running.append(quiet(3)[-1])
         before = {path: path.read_bytes() for path in watch.iterdir()}
-        assert len(perfkit.review(watch).found.period.ticks) == 721
+        assert len(perfkit.review(watch).reviewed.period.ticks) == 721
         assert {path: path.read_bytes() for path in watch.iterdir()} == before
 
 
@@ -176,7 +176,7 @@ def test_a_restarted_watch_gives_the_same_figures(tmp_path: Path, monkeypatch: p
     ticks = quiet(1)
     whole = written(tmp_path / "whole", ticks, monkeypatch)
     parts = written(written(tmp_path / "parts", ticks[:100], monkeypatch), ticks[100:], monkeypatch)
-    one, other = (perfkit.review(folder).found.rows for folder in (whole, parts))
+    one, other = (perfkit.review(folder).reviewed.rows for folder in (whole, parts))
     assert one == other
 
 

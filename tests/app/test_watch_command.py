@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, TargetRefused, UsageError
 from perfkit.config import Watch
 from perfkit.monitor import notifications
-from perfkit.monitor.loop import Loop, stopping, with_overrides
+from perfkit.monitor.loop import Loop, WatchSummary, stopping, with_overrides
 from perfkit.monitor.model import Event
-from perfkit.monitor.notifications import Renewal, WatchSummary, event_line, status_line
+from perfkit.monitor.notifications import Renewal, event_line, status_line
 from perfkit.monitor.prober import plan_probes
 from perfkit.monitor.store import Store, read
 from perfkit.postgres.guards import Permission
@@ -157,11 +158,24 @@ def test_an_event_is_one_line_and_holds_nothing_that_a_terminal_obeys() -> None:
 
 
 def test_the_last_line_says_how_long_how_available_and_which_alerts() -> None:
-    events = [event(rule="a", level="P1"), event(rule="b", level="P3"), event(rule="c", level="P3")]
-    record = watching.record(watching.quiet(1.0), events)
-    ended = WatchSummary.of(Path("live"), record, {"availability": 0.99954}, events[:1])
+    ended = WatchSummary(Path("live"), 3600.0, 0.99954, {"P1": 1, "P2": 0, "P3": 2}, ("a",))
     assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.95 %; alerts: 1 P1, 2 P3 (a active); live")
-    assert "availability unknown; alerts: none; " in str(WatchSummary.of(Path("live"), watching.record([]), {}, []))
+
+
+def test_the_last_line_comes_from_the_folder(tmp_path: Path) -> None:
+    store, ticks = Store.open(tmp_path, watching.about()), watching.quiet(0.05)
+    assert "availability unknown; alerts: none; " in str(WatchSummary.of(tmp_path))
+    raised = [
+        replace(event(rule=name, level=level), id=name) for name, level in (("a", "P1"), ("b", "P3"), ("c", "P3"))
+    ]
+    for tick in ticks:
+        store.append(tick)
+    for one in (*raised, replace(raised[1], what="cleared"), replace(raised[2], what="cleared")):
+        store.add(one)
+    store.close()
+    ended = WatchSummary.of(tmp_path)
+    assert (ended.seconds, ended.availability) == (180.0, 1.0)
+    assert (ended.raised, ended.standing) == ({"P1": 1, "P2": 0, "P3": 2}, ("a",))
 
 
 # The dashboard's process

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from perfkit.base.errors import BundleError
 from perfkit.base.stats import MIN_SAMPLES
 from perfkit.monitor import dashboard
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.charts import MAX_POINTS, Line, WatchSeries
+from perfkit.monitor.charts import MAX_POINTS, Curve, WatchSeries
 from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import About, Event, Probe, Record, Tick
 from perfkit.monitor.store import Store
@@ -50,7 +50,7 @@ def plain(text: str) -> str:
 
 def panels(text: str) -> dict[str, str]:
     """The figures of the first section, by their title."""
-    section = text[text.index("<section") : text.index("</section>")]
+    section = text[text.index("<h2>Last") : text.index("<table", text.index("<h2>Last"))]
     figures = re.findall(r"<figure><figcaption>(.*?) <span>.*?</figure>", section, re.DOTALL)
     bodies = re.findall(r"<figure>.*?</figure>", section, re.DOTALL)
     return dict(zip(figures, bodies, strict=True))
@@ -88,7 +88,7 @@ def day_page(day: Record) -> str:
 
 @pytest.fixture(scope="module")
 def hostile_page() -> str:
-    about = replace(watching.about(title=HOSTILE), target=HOSTILE, kinds={HOSTILE: "request"})
+    about = watching.about(title=HOSTILE).model_copy(update={"target": HOSTILE, "kinds": {HOSTILE: "request"}})
     ticks = [
         replace(
             tick, probes={HOSTILE: replace(tick.probes["book"], outcomes={"ok": 20, HOSTILE: 1})}, scans={HOSTILE: 0}
@@ -133,7 +133,7 @@ def test_it_loads_itself_again_only_while_the_watch_goes_on(quiet: Record) -> No
     again = '<meta http-equiv="refresh" content="30">'
     assert again in page(quiet)
     assert 'http-equiv="refresh"' not in page(quiet, running=False)
-    slow = replace(quiet, about=replace(quiet.about, every_s=120.0))
+    slow = replace(quiet, about=quiet.about.model_copy(update={"every_s": 120.0}))
     assert '<meta http-equiv="refresh" content="120">' in page(slow)
 
 
@@ -208,7 +208,7 @@ def test_a_watch_without_an_interval_or_with_one_has_a_page(quiet: Record) -> No
 
 
 def test_a_watch_of_queries_alone_shows_those(quiet: Record) -> None:
-    about = replace(quiet.about, kinds={"conflict_check": "query"})
+    about = quiet.about.model_copy(update={"kinds": {"conflict_check": "query"}})
     ticks = [replace(tick, probes={"conflict_check": tick.probes["conflict_check"]}) for tick in quiet.ticks]
     said = plain(page(Record(about, ticks, [])))
     assert "Of conflict_check, from when each was due" in said and re.search(
@@ -234,12 +234,12 @@ def test_the_same_record_at_the_same_time_gives_the_same_bytes(eventful: Record,
 # What the lines are made of.
 
 
-def values(line: Line) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def values(line: Curve) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return line.y[np.isfinite(line.y)]
 
 
 def probes(ms: Sequence[Sequence[float]], every_s: float = 10.0) -> WatchSeries:
-    about = replace(watching.about(), kinds={"book": "request"})
+    about = watching.about().model_copy(update={"kinds": {"book": "request"}})
     ticks = [
         Tick(
             n,
@@ -332,8 +332,8 @@ def test_a_folder_of_something_else_is_one_line(tmp_path: Path, make: str) -> No
     if make == "run":
         (folder / "run.json").write_text("{}")
     if make == "settings":
-        about = replace(watching.about(), settings={"watch": {"every_s": HOSTILE}})
-        (folder / "watch.json").write_text(json.dumps(asdict(about)))
+        about = watching.about().model_copy(update={"settings": {"watch": {"every_s": HOSTILE}}})
+        (folder / "watch.json").write_text(json.dumps(about.model_dump(mode="json")))
         (folder / "ticks.jsonl").write_text(watching.quiet(0.01)[0].line() + "\n")
     done = command(folder)
     assert done.returncode == 1 and not done.stdout

@@ -111,7 +111,7 @@ def test_alerts_that_stand_are_1_and_every_other_rule_is_0(metrics: Metrics) -> 
 
 @pytest.mark.parametrize("accept", [OPEN, "text/plain;version=0.0.4"])
 def test_hostile_names_stay_values_of_labels(accept: str) -> None:
-    about = replace(watching.about(title=HOSTILE), kinds={HOSTILE: "request"})
+    about = watching.about(title=HOSTILE).model_copy(update={"kinds": {HOSTILE: "request"}})
     metrics = Metrics(about)
     with closing(metrics):
         metrics.observe(HOSTILE, HOSTILE, 0.1)

@@ -12,16 +12,17 @@ from watching import BEGAN, about, quiet, record, with_incident, without
 
 from perfkit import config
 from perfkit.base.errors import BundleError, UsageError
+from perfkit.base.judgement import Outcome
 from perfkit.config import Target, Watch
 from perfkit.monitor import figures
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import Actual
-from perfkit.monitor.incidents import Alert, Incident, Period, clock, duration_text, select_period
-from perfkit.monitor.model import About, Probe, Record, Tick
-from perfkit.monitor.review import ReportedValue, Result, Reviewed, ReviewRow, judged_row, recommend, result_of, review
+from perfkit.monitor.incidents import Incident, Period, clock, duration_text, select_period
+from perfkit.monitor.model import About, Alert, Event, Probe, Record, Tick
+from perfkit.monitor.review import ReportedValue, Reviewed, ReviewRow, judged_row, outcome_of, recommend, review
 
 RATED = {"User rating": ReportedValue(4.3, "Product Lead")}
-MET, MISSED, UNPROVEN = Result.MET, Result.MISSED, Result.UNPROVEN
+MET, MISSED, UNPROVEN = Outcome.HOLDS, Outcome.BROKEN, Outcome.UNPROVEN
 SAMPLED = ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "error_rate", "success_rate", "throughput")
 
 
@@ -67,16 +68,16 @@ def judge(ticks: Sequence[Tick], said: About | None = None, **target: object) ->
     ],
 )
 def test_a_bound_proves_and_only_an_estimate_breaks(
-    target: dict[str, float], value: float | None, lo: float, hi: float, result: Result
+    target: dict[str, float], value: float | None, lo: float, hi: float, result: Outcome
 ) -> None:
     found = Actual(value, lo, hi, 100, "")
-    assert result_of(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
+    assert outcome_of(Target.model_validate({"name": "it", "metric": "p95_ms", **target}), found) is result
 
 
 @pytest.mark.slow
 def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_say() -> None:
     found = review(watched(quiet(24)), values=RATED)
-    assert {row.target.name for row in found.rows if row.result is not MET} == {"Throughput"}
+    assert {row.target.name for row in found.rows if row.outcome is not MET} == {"Throughput"}
     assert "48 × 30 min" in named(found, "P95 latency").actual.how
     assert (found.caveats, found.incidents, found.gaps) == ((), (), ())
     assert found.recommendation.headline == "Keep watching: Throughput not yet proven"
@@ -84,88 +85,88 @@ def test_a_quiet_day_meets_every_target_that_probes_can_judge_and_what_people_sa
 
 def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
     own = judge(quiet(24)[:5], metric="p99_ms", at_most=800)
-    assert (own.result, own.value_text) == (UNPROVEN, "–")
-    assert plain(own.needed) == "not enough samples (200 of 368); about 1 min 32 s of watching in total is needed"
+    assert (own.outcome, own.value_text) == (UNPROVEN, "–")
+    assert plain(own.needs) == "not enough samples (200 of 368); about 1 min 32 s of watching in total is needed"
 
 
 def test_one_block_of_time_bounds_nothing_and_says_what_it_would_take() -> None:
     one = judge(quiet(1)[:1], metric="p50_ms", at_most=300)
-    assert (one.result, plain(one.interval_text)) == (UNPROVEN, "no bound")
-    assert "about " in one.needed and "of watching in total is needed" in one.needed
+    assert (one.outcome, plain(one.interval_text)) == (UNPROVEN, "no bound")
+    assert "about " in one.needs and "of watching in total is needed" in one.needs
 
 
 def test_an_error_rate_is_met_where_so_many_probes_exclude_more() -> None:
     ticks = [replace(tick, probes={"book": Probe({"ok": 20}, {"201": 20}, (1.0,) * 20)}) for tick in quiet(1)]
     own = judge(ticks[:149], metric="error_rate", at_most=0.001)
-    assert (own.result, own.actual.value, own.actual.n) == (UNPROVEN, 0, 2980)
-    assert "about 27 min" in own.needed  # 3 of 0.1 % are 3,000 probes
-    assert judge(ticks[:150], metric="error_rate", at_most=0.001).result is MET
+    assert (own.outcome, own.actual.value, own.actual.n) == (UNPROVEN, 0, 2980)
+    assert "about 27 min" in own.needs  # 3 of 0.1 % are 3,000 probes
+    assert judge(ticks[:150], metric="error_rate", at_most=0.001).outcome is MET
 
 
 def test_one_in_a_hundred_failed_misses_one_in_a_thousand() -> None:
     own = judge(with_incident(quiet(1), "errors", 0, 3600, 0.01), metric="error_rate", at_most=0.001)
-    assert (own.result, plain(own.value_text)) == (MISSED, "1.00 %")
+    assert (own.outcome, plain(own.value_text)) == (MISSED, "1.00 %")
 
 
 def test_success_of_a_request_is_its_2xx_even_where_a_conflict_was_expected() -> None:
     own = judge(quiet(3), metric="success_rate", item="book", at_least=0.98)
-    assert own.result is MET and own.actual.value is not None and 0.99 < own.actual.value < 0.999
+    assert own.outcome is MET and own.actual.value is not None and 0.99 < own.actual.value < 0.999
 
 
 def test_probes_cannot_reach_a_throughput_that_they_do_not_offer() -> None:
     own = judge(quiet(1), metric="throughput", at_least=30)
-    assert own.result is UNPROVEN and "sends only 4/s and cannot prove 30/s" in own.needed
+    assert own.outcome is UNPROVEN and "sends only 4/s and cannot prove 30/s" in own.needs
 
 
 def test_probes_that_offer_enough_judge_the_throughput() -> None:
     many, said = quiet(1, rate=20), about(rate=20)
-    assert judge(many, said, metric="throughput", at_least=30).result is MET
+    assert judge(many, said, metric="throughput", at_least=30).outcome is MET
     half = with_incident(many, "throughput-drop", 0, 3600, 0.5)
-    assert judge(half, said, metric="throughput", at_least=30).result is MISSED
+    assert judge(half, said, metric="throughput", at_least=30).outcome is MISSED
 
 
 @pytest.mark.parametrize(("down", "result"), [(0, MET), (80, MET), (90, MISSED)])
-def test_availability_is_a_share_of_the_day_and_86_seconds_are_too_much(down: int, result: Result) -> None:
+def test_availability_is_a_share_of_the_day_and_86_seconds_are_too_much(down: int, result: Outcome) -> None:
     ticks = with_incident(quiet(24), "service-down", 3600, down) if down else quiet(24)
     own = judge(ticks, metric="availability", at_least=0.999)
-    assert (own.result, own.actual.value) == (result, 1 - down / 86400)
+    assert (own.outcome, own.actual.value) == (result, 1 - down / 86400)
     assert "one interval is 0.0116 % of the time" in own.actual.how
 
 
 def test_time_in_which_nobody_watched_leaves_availability_open() -> None:
     own = judge(without(quiet(24), 3600, 7200), metric="availability", at_least=0.999)
-    assert own.result is UNPROVEN and "not watched for 1 h" in own.needed
+    assert own.outcome is UNPROVEN and "not watched for 1 h" in own.needs
     assert own.actual.value == 1 and own.actual.lo == pytest.approx(23 / 24)
 
 
 def test_an_outage_that_a_gap_cannot_make_good_is_missed() -> None:
     ticks = without(with_incident(quiet(24), "service-down", 3600, 600), 7200, 7300)
-    assert judge(ticks, metric="availability", at_least=0.999).result is MISSED
+    assert judge(ticks, metric="availability", at_least=0.999).outcome is MISSED
 
 
 def test_intervals_too_coarse_for_the_target_prove_no_availability() -> None:
     own = judge(quiet(1), metric="availability", at_least=0.999)
-    assert own.result is UNPROVEN and "2 h 46 min" in own.needed  # one interval of 10 s is 0.1 % of 10,000 s
+    assert own.outcome is UNPROVEN and "2 h 46 min" in own.needs  # one interval of 10 s is 0.1 % of 10,000 s
 
 
 def test_what_the_server_said_is_judged_by_its_worst_moment() -> None:
     ticks = with_incident(quiet(1), "lock", 600, 60)
-    assert judge(ticks, metric="lock_wait_s", at_most=5).result is MISSED
-    assert judge(quiet(1), metric="lock_wait_s", at_most=5).result is MET
+    assert judge(ticks, metric="lock_wait_s", at_most=5).outcome is MISSED
+    assert judge(quiet(1), metric="lock_wait_s", at_most=5).outcome is MET
     down = judge(with_incident(quiet(1), "service-down", 600, 60), metric="service_down_s", at_most=30)
-    assert (down.result, plain(down.value_text)) == (MISSED, "1 min")
+    assert (down.outcome, plain(down.value_text)) == (MISSED, "1 min")
 
 
 def test_a_request_that_is_not_sent_is_unproven() -> None:
     own = judge(quiet(1), metric="success_rate", item="cancel", at_least=0.98)
-    assert (own.result, own.needed) == (UNPROVEN, "the watch does not send cancel")
+    assert (own.outcome, own.needs) == (UNPROVEN, "the watch does not send cancel")
 
 
 def test_what_a_person_says_is_judged_and_named() -> None:
     own = named(review(watched(quiet(1)), values={"User rating": ReportedValue(3.9, "Ops Lead")}), "User rating")
-    assert (own.result, plain(own.value_text), own.actual.how) == (MISSED, "3.9 stars", "reported by Ops Lead")
+    assert (own.outcome, plain(own.value_text), own.actual.how) == (MISSED, "3.9 stars", "reported by Ops Lead")
     unsaid = named(review(watched(quiet(1))), "User rating")
-    assert unsaid.result is UNPROVEN and "--value" in unsaid.needed
+    assert unsaid.outcome is UNPROVEN and "--value" in unsaid.needs
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_targets_of_another_configuration_can_be_held_against_the_same_record() 
         update={"review": config.ReviewConfig(target=(Target(name="fast", metric="p50_ms", at_most=1),))}
     )
     found = review(watched(quiet(1)), settings=strict)
-    assert [(own.target.name, own.result) for own in found.rows] == [("fast", MISSED)]
+    assert [(own.target.name, own.outcome) for own in found.rows] == [("fast", MISSED)]
 
 
 @pytest.mark.parametrize("metric", ["mean_ms", "p50_ms"])
@@ -204,7 +205,7 @@ def test_an_interval_holds_the_true_value_although_neighbouring_probes_resemble_
 
 
 def test_a_record_with_other_settings_than_perfkit_writes_is_one_line() -> None:
-    strange = replace(about(), settings={"review": {"target": [{"name": "x"}]}})
+    strange = about().model_copy(update={"settings": {"review": {"target": [{"name": "x"}]}}})
     with pytest.raises(BundleError, match=r"settings: target.0: at_least, at_most or both; expected"):
         review(Record(strange, quiet(1), []))
 
@@ -214,7 +215,7 @@ def test_a_record_with_other_settings_than_perfkit_writes_is_one_line() -> None:
 
 def test_where_nothing_was_to_be_answered_nothing_is_known_of_availability() -> None:
     found = judge([replace(tick, probes={}) for tick in quiet(25)], metric="availability", at_least=0.999)
-    assert (found.actual.value, found.result, found.actual.lacks) == (None, UNPROVEN, "no probe was due")
+    assert (found.actual.value, found.outcome, found.actual.lacks) == (None, UNPROVEN, "no probe was due")
 
 
 def test_a_period_in_which_the_clock_was_put_back_has_no_gap() -> None:
@@ -286,7 +287,7 @@ def test_the_order_of_answers_within_an_interval_changes_nothing(seed: int) -> N
         for tick in ticks
     ]
     for one, other in zip(review(record(ticks)).rows, review(record(mixed)).rows, strict=True):
-        assert one.value_text == other.value_text and one.result is other.result
+        assert one.value_text == other.value_text and one.outcome is other.outcome
         assert one.actual.lo == pytest.approx(other.actual.lo) and one.actual.hi == pytest.approx(other.actual.hi)
 
 
@@ -335,14 +336,16 @@ def test_a_duration_in_words_has_at_most_two_units(seconds: float) -> None:
 # What to do
 
 
-def line(metric: str | None, value: float | None, result: Result) -> ReviewRow:
+def line(metric: str | None, value: float | None, result: Outcome) -> ReviewRow:
     target = Target.model_validate({"name": str(metric or "User rating"), "metric": metric, "at_most": 1})
-    return ReviewRow(target, Actual(value, 0, 0, 1, ""), result, "more" if result is UNPROVEN else "")
+    needs = "more" if result is UNPROVEN else ""
+    actual = Actual(value, 0, 0, 1, "")
+    return ReviewRow(name=target.name, outcome=result, text="", needs=needs, target=target, actual=actual)
 
 
 def incident(level: str, rule: str, action: str, *, stands: bool = False) -> Incident:
-    ended = None if stands else 200.0
-    return Incident((Alert("a", rule, level, 100, 110, "", action, ended, ended),))
+    raised = Event("raised", "a", 110, 0, "", rule, level, 100, action=action)
+    return Incident((Alert(raised, None if stands else replace(raised, what="cleared", t=200, eased=200)),))
 
 
 WATCH = config.load().watch
@@ -379,10 +382,10 @@ DOWN = incident("P1", "service-down", "roll back")
     ],
 )
 def test_what_to_do_follows_from_what_was_broken(
-    rows: list[ReviewRow], incidents: list[Incident], headline: str, result: Result
+    rows: list[ReviewRow], incidents: list[Incident], headline: str, result: Outcome
 ) -> None:
     found = recommend(rows, incidents, WATCH, Period(quiet(1)))
-    assert (found.headline, found.result) == (headline, result)
+    assert (found.headline, found.outcome) == (headline, result)
     assert found.reasons
 
 
@@ -399,6 +402,6 @@ def test_without_rules_a_miss_is_investigated() -> None:
 @pytest.mark.slow
 def test_an_outage_of_95_seconds_misses_availability_is_a_P1_and_the_review_says_investigate() -> None:
     found = review(watched(with_incident(quiet(24), "service-down", 36000, 95)), values=RATED)
-    assert named(found, "Availability").result is MISSED
+    assert named(found, "Availability").outcome is MISSED
     assert [own.level for own in found.incidents] == ["P1"]
     assert found.recommendation.headline == "Investigate" and "roll back" in found.recommendation.actions

@@ -254,14 +254,14 @@ def test_reading_does_not_let_go_of_the_folder(tmp_path: Path) -> None:
 def test_other_settings_are_refused_in_one_line(tmp_path: Path, given: dict[str, object], line: str) -> None:
     written(tmp_path)
     with pytest.raises(UsageError) as refused:
-        Store.open(tmp_path, replace(ABOUT, **given))
+        Store.open(tmp_path, ABOUT.model_copy(update=given))
     assert str(refused.value) == f"{tmp_path}/watch.json: {line}; expected the same settings, or another folder"
     Store.open(tmp_path, ABOUT).close()  # and the folder is free
 
 
 def test_what_is_gone_on_with_keeps_its_name_and_its_beginning(tmp_path: Path) -> None:
     written(tmp_path)
-    store = Store.open(tmp_path, replace(ABOUT, id="other", began=5.0))
+    store = Store.open(tmp_path, ABOUT.model_copy(update={"id": "other", "began": 5.0}))
     assert (store.about, store.last) == (ABOUT, TICKS[-1])
     store.close()
 
@@ -309,7 +309,7 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path) -> None:
 
 
 def test_of_more_than_an_hour_the_oldest_are_given_up_and_leave_a_gap(tmp_path: Path) -> None:
-    about = replace(ABOUT, every_s=600.0)
+    about = ABOUT.model_copy(update={"every_s": 600.0})
     ticks = watching.quiet(3, every_s=600.0)
     store = Store.open(tmp_path, about)
     store.append(ticks[0])
@@ -349,7 +349,7 @@ def test_a_line_that_did_not_reach_the_disk_is_written_again(tmp_path: Path, mon
         ("[" * 100_000, "damaged (nested deeper than 10,000 values); expected JSON written by perfkit"),
         ("[]", "format None; expected a watch of format 1"),
         ('{"format": 2}', "format 2; expected a watch of format 1"),
-        ('{"format": 1}', "damaged; expected the description that a watch wrote"),
+        ('{"format": 1}', "damaged (id: Field required); expected what perfkit wrote"),
         ("About", "damaged (Expecting value: line 1 column 1 (char 0)); expected JSON written by perfkit"),
     ],
 )
@@ -362,21 +362,25 @@ def test_a_damaged_watch_json_is_one_clear_line(tmp_path: Path, content: str, sa
 
 
 @pytest.mark.parametrize(
-    "broken",
+    ("broken", "fault"),
     [
-        {"kinds": []},
-        {"kinds": {"a": "z"}},
-        {"every_s": "1"},
-        {"rate": 0},
-        {"title": 1},
-        {"began": 10**400},
+        ({"kinds": []}, "kinds: Input should be a valid dictionary"),
+        ({"kinds": {"a": "z"}}, "kinds.a: Input should be 'request' or 'query'"),
+        ({"every_s": "1"}, "every_s: Input should be a valid number"),
+        ({"rate": 0}, "rate: Input should be greater than 0"),
+        ({"title": 1}, "title: Input should be a valid string"),
+        ({"began": 10**400}, "began: "),
     ],
 )
-def test_a_watch_json_with_wrong_values_is_one_clear_line(tmp_path: Path, broken: dict[str, object]) -> None:
+def test_a_watch_json_with_wrong_values_is_one_line_that_names_the_key(
+    tmp_path: Path, broken: dict[str, object], fault: str
+) -> None:
     path = written(tmp_path) / "watch.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **broken}))
-    with pytest.raises(BundleError, match="damaged; expected the description that a watch wrote"):
+    with pytest.raises(BundleError) as error:
         read(tmp_path)
+    assert str(error.value).startswith(f"{path}: damaged ({fault}")
+    assert str(error.value).endswith("; expected what perfkit wrote")
 
 
 def test_a_folder_that_is_none_or_a_runs_is_one_clear_line(tmp_path: Path) -> None:

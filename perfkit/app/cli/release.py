@@ -176,9 +176,6 @@ def watch(spec: LiveSpec) -> None:
     echo(str(api.watch(spec)))
 
 
-REVIEW_GATE = {"met": 0, "missed": 99, "unproven": 100}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewCommand(ReviewSpec):
     """Options of `perfkit review`."""
@@ -208,4 +205,4 @@ def review(spec: ReviewCommand) -> None:
     echo(repr(reviewed.recommendation))
     echo(str(page))
     if spec.gate:
-        sys.exit(REVIEW_GATE[reviewed.found.recommendation.result])
+        sys.exit(reviewed.reviewed.recommendation.outcome.exit_code())
