@@ -39,7 +39,7 @@ Samples = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Line:
     """A figure over time: `x` is the middle of a step on the time line, `y` is NaN if the figure is unknown."""
 
     x: Samples
@@ -62,7 +62,7 @@ class WatchSeries:
         self._ms = np.fromiter((ms for part in samples for ms in part), float, int(self._ends[-1]))
         self._least = max(period.seconds / MAX_POINTS, float(np.median(self._seconds)))
 
-    def percentile(self, q: int, width: float = 0.0) -> Curve:
+    def percentile(self, q: int, width: float = 0.0) -> Line:
         """Return the q-th percentile in ms, in steps of `width` seconds, by default wide enough for a percentile."""
         rate = len(self._ms) / float(self._seconds.sum())
         needed = 1.2 * MIN_SAMPLES[q] / rate if rate else 0.0
@@ -73,22 +73,22 @@ class WatchSeries:
 
         return self._line(width or max(self._least, needed), value)
 
-    def slowest(self) -> Curve:
+    def slowest(self) -> Line:
         """Return the slowest answer of each step in ms."""
         return self._line(self._least, lambda step: float(self._samples(step).max(initial=-math.inf)))
 
-    def error_rate(self) -> Curve:
+    def error_rate(self) -> Line:
         """Return the percentage of completed probes that failed."""
         return self._line(self._least, lambda step: 100 * _ratio((self._sent - self._ok)[step], self._sent[step]))
 
-    def throughput(self) -> Curve:
+    def throughput(self) -> Line:
         """Return the answers as expected per second of watched time."""
         return self._line(self._least, lambda step: _ratio(self._ok[step], self._seconds[step]))
 
     def _samples(self, step: slice) -> Samples:
         return self._ms[self._ends[step.start] : self._ends[step.stop]]
 
-    def _line(self, least: float, value: Callable[[slice], float]) -> Curve:
+    def _line(self, least: float, value: Callable[[slice], float]) -> Line:
         """Return the figure of each step of at least this width; NaN for a step without intervals."""
         width = float(next((width for width in ROUND_S if width >= least), least))
         number = np.floor(self._middle / width)
@@ -96,7 +96,7 @@ class WatchSeries:
         known = {number[lo]: value(slice(lo, hi)) for lo, hi in pairwise(edges)}
         every = np.arange(number[0], number[-1] + 1)
         y = np.array([known.get(n, math.nan) for n in every])
-        return Curve((every + 0.5) * width, np.where(np.isfinite(y), y, math.nan), width)
+        return Line((every + 0.5) * width, np.where(np.isfinite(y), y, math.nan), width)
 
 
 def _ratio(parts: Samples, wholes: Samples) -> float:
@@ -126,10 +126,10 @@ class Panel:
     title: str
     now: str  # the current figure, as the rules use it, in words
     unit: str
-    line: Curve
+    line: Line
     limits: Sequence[tuple[float, str]] = ()  # of rules, in the unit, each with the rule's level
     spans: Sequence[Span] = ()
-    dots: Curve | None = None  # the slowest answers, in ms
+    dots: Line | None = None  # the slowest answers, in ms
 
     def picture(self, period: Period) -> Picture:
         """Return the panel with its title, the current value, and the finding in words."""
@@ -265,6 +265,7 @@ def draw_strip(ax: Axes, period: Period, spans: Sequence[Span]) -> None:
     ax.set_xlim(period.start, period.end)
     ax.set_yticks([])
     ax.grid(visible=False)
+    ax.spines["left"].set_visible(False)
     # Short downtime must not be drawn over.
     for span in reversed(visible_spans(spans, period)):
         colour, alpha, hatch = styles[span.what]
@@ -310,7 +311,7 @@ def availability(reviewed: Reviewed) -> Picture:
     value = next((f"{percentage(share)} available. " for share in shares if share is not None), "")
     text = value + ("; ".join([*words[:MAX_SPANS], *more]) + "." if words else "Up whenever it was watched.")
     spans = [*exceptional, *(Span(*times, "up") for times in up)]
-    title, size = "Availability over time, UTC", (8.0, 1.15)
+    title, size = "Availability over time, UTC", (10.0, 1.15)
     return Picture("availability", title, text, lambda ax: draw_strip(ax, period, spans), shown=True, size=size)
 
 

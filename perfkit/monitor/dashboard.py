@@ -35,7 +35,7 @@ from perfkit.monitor.figures import (
 from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
 from perfkit.monitor.model import MISSED, Alert, Record, Tick, gravest, gravity, limit
 from perfkit.monitor.notifications import Values, formatted, limit_text
-from perfkit.show.html import Banner, Cell, Column, Line, Part, Section, Table, number
+from perfkit.show.html import Banner, Cell, Column, Paragraph, Part, Section, Table, number
 from perfkit.show.html import page as html_page
 
 NAME = "watch.html"
@@ -384,7 +384,7 @@ def page(record: Record, now: float, *, running: bool) -> str:
     """Return the page as of `now`, in seconds since 1970; `running` if the watch still runs."""
     every_s = max(LEAST_S, record.about.every_s)
     title = record.about.title
-    parts: list[Part] = [Section([Line("The watch has no interval yet.")], title, level=1)]
+    parts: list[Part] = [Section([Paragraph("The watch has no interval yet.")], title, level=1)]
     if record.ticks:
         parts = list(_sections(WatchStatus.of(record, now, running=running), every_s))
     return html_page(f"{title}: watch", "<main>", *parts, "</main>", again_s=every_s if running else 0.0)

@@ -20,7 +20,7 @@ from perfkit.base.errors import BundleError
 from perfkit.base.stats import MIN_SAMPLES
 from perfkit.monitor import dashboard
 from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.charts import MAX_POINTS, Curve, WatchSeries
+from perfkit.monitor.charts import MAX_POINTS, Line, WatchSeries
 from perfkit.monitor.incidents import Period
 from perfkit.monitor.model import About, Event, Probe, Record, Tick
 from perfkit.monitor.store import Store
@@ -234,7 +234,7 @@ def test_the_same_record_at_the_same_time_gives_the_same_bytes(eventful: Record,
 # What the lines are made of.
 
 
-def values(line: Curve) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def values(line: Line) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     return line.y[np.isfinite(line.y)]
 
 
