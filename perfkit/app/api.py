@@ -140,7 +140,7 @@ def ablate(spec: AblateSpec) -> IndexLab:
             spec.budget_mb * 1024 * 1024 or math.inf,
             spec.advised if spec.advised in ("", AUTO) else sql_of(spec.advised),
             spec.reads,
-            command(f"perfkit indexes {'ablate' if spec.reads else 'cost'}", spec, without=UNREPEATED),
+            command(("perfkit", "indexes", "ablate" if spec.reads else "cost"), spec, without=UNREPEATED),
         )
     with discarded(folder, "ablation", "audit.jsonl"), progress() as say:
         lab = run_lab(

@@ -129,9 +129,9 @@ def pairs(value: Mapping[str, _T] | Names | None, flag: str) -> Mapping[str, _T 
     return {name.strip(): value.strip() for name, _, value in parts}
 
 
-def command(words: str, spec: Spec, *, always: Collection[str] = (), without: Collection[str] = ()) -> str:
+def command(words: Sequence[str], spec: Spec, *, always: Collection[str] = (), without: Collection[str] = ()) -> str:
     """Return the command that repeats a verb: the values that are not their defaults, or are in `always`."""
-    arguments, options = words.split(), list[str]()
+    arguments, options = [*words], list[str]()
     for name, (each, about) in listed(type(spec)).items():
         value = getattr(spec, name)
         if name in without or value in ("", None, ()) or (value == each.default and name not in always):

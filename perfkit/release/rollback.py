@@ -16,7 +16,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from shlex import quote
 from typing import Any, Self
 
 from perfkit import config as configuration
@@ -260,7 +259,8 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
     Raises PerfkitError as `measure` does; UsageError if the configuration cannot be rehearsed.
     """
     indexes = index_set(spec.settings, spec.indexes, folder)
-    chosen = Selection(_config(spec.settings, indexes, ()), spec.options)
+    options = replace(spec.options, verb=("rollback", *([indexes.path.name] if spec.indexes else [])))
+    chosen = Selection(_config(spec.settings, indexes, ()), options)
     if not chosen.on_own_server:
         raise UsageError(f"{spec.settings.title}: its data is not on a server that perfkit starts; expected --db")
     targets = admitted(chosen.config, chosen.arms, permission)
@@ -272,12 +272,10 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
         base = stage.base(chosen.scale)
         assert base
         writes = design_writes(base.server, base.name, indexes.indexes)
-        chosen = Selection(_config(spec.settings, indexes, tuple(_written(writes, folder))), spec.options)
+        chosen = Selection(_config(spec.settings, indexes, tuple(_written(writes, folder))), options)
         bundle = measure(chosen, folder, say, targets, stage)
         result = _proof(bundle, stage, indexes, writes)
-    set_name = f" {quote(indexes.path.name)}" if spec.indexes else ""
-    command = bundle.run.command.replace("perfkit report", f"perfkit rollback{set_name}", 1)
-    bundle.update(rollback=result.as_dict(), command=command)
+    bundle.update(rollback=result.as_dict())
     write_atomically(folder / FILE, json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return bundle
 
@@ -506,7 +504,7 @@ class PreparedRollback:
         load_folder.mkdir()
         settings = configuration.load(load.write(load_folder))
         chosen = selection_alone(
-            settings, RunSpec("quick", blocks=spec.rounds, config=str(load_folder / "perfkit.toml"))
+            settings, RunSpec(profile="quick", blocks=spec.rounds, config=str(load_folder / "perfkit.toml"))
         )
         targets = admitted(chosen.config, chosen.arms, self.permission)
         run = measure(chosen, folder / name, lambda text: say(text and f"{name} the indexes, {text}"), targets)

@@ -11,12 +11,12 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
-from shlex import quote
 from typing import Any
 from uuid import UUID
 
 from perfkit.base import process
 from perfkit.base.errors import UsageError
+from perfkit.base.options import Spec, command, option
 from perfkit.config import COPIES, Arm, Config, Generator, ParameterColumn, Query, Request, Scenario
 from perfkit.load import pgbench
 from perfkit.postgres import databases
@@ -84,25 +84,30 @@ MIN_BLOCKS = 6  # with fewer, no comparison can be decided
 OWN_SERVER_WAYS = ("made", *COPIES)  # ways in which perfkit starts the server of the arms
 
 
-@dataclass(frozen=True, slots=True)
-class RunSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec(Spec):
     """The options of one run; an empty one leaves the configuration's value."""
 
-    profile: str = "standard"
-    scale: str = ""
-    seed: int = 1
-    rtt_ms: float = 0.0
-    connect_rtts: int = 6
-    postgres: int = 0
-    arms: tuple[str, ...] = ()
-    scenarios: tuple[str, ...] = ()
-    config: str = ""  # the configuration file as the user named it
-    blocks: int = 0
-    alone: bool = False  # one arm without a comparison, see `alone`
-    p95_ms: float | None = None
-    error_rate: float | None = None
-    plan_for: float = 0.0  # the change in percent that must be found; a pilot plans the blocks for it
-    max_minutes: float = 15.0  # maximum duration of the planned blocks
+    config: str = option("")  # the configuration file as the user named it
+    blocks: int = option(0)
+    profile: str = option("standard")
+    plan_for: float = option(0.0)  # the change in percent that must be found; a pilot plans the blocks for it
+    max_minutes: float = option(15.0, flag="max-time")  # maximum duration of the planned blocks
+    scale: str = option("")
+    seed: int = option(1)
+    postgres: int = option(0)
+    rtt_ms: float = option(0.0)
+    connect_rtts: int = option(6)
+    arms: tuple[str, ...] = option((), flag="arm")
+    scenarios: tuple[str, ...] = option((), flag="scenario")
+    p95_ms: float | None = option(None)
+    error_rate: float | None = option(None)
+    verb: tuple[str, ...] = ("report",)  # the words of the command that repeats the run
+
+    @property
+    def alone(self) -> bool:
+        """Whether the run is of one arm without a comparison, see `alone`."""
+        return self.verb == ("measure",)
 
 
 @dataclass(frozen=True)
@@ -298,21 +303,19 @@ class Selection:
     def command(self) -> str:
         """Return the command that repeats this run."""
         options = self.options
-        parts = [
-            f"perfkit {'measure' if options.alone else 'report'}",
-            *([f"--config {quote(_display_path(options.config))}"] if options.config else []),
-            f"--blocks {options.blocks}" if options.blocks and options.alone else f"--profile {options.profile}",
-            *([f"--plan-for {options.plan_for:g} --max-time {options.max_minutes:g}"] if options.plan_for else []),
-            *([f"--scale {self.scale}"] if self.scale else []),
-            f"--seed {options.seed}",
-            *([f"--postgres {self.postgres}"] if self.on_own_server else []),
-        ]
-        if options.rtt_ms:
-            parts += [f"--rtt-ms {options.rtt_ms:g}", f"--connect-rtts {options.connect_rtts}"]
-        parts += [f"--arm {name}" for name in options.arms] + [f"--scenario {name}" for name in options.scenarios]
-        parts += [f"--p95-ms {options.p95_ms:g}"] if options.p95_ms is not None else []
-        parts += [f"--error-rate {options.error_rate:g}"] if options.error_rate is not None else []
-        return " ".join(parts)
+        shown = replace(
+            options,
+            config=_display_path(options.config) if options.config else "",
+            scale=self.scale,
+            postgres=self.postgres if self.on_own_server else 0,
+        )
+        # The command is to give the same run even if a default changes.
+        always = {"profile", "scale", "seed"}
+        always |= {"postgres"} if self.on_own_server else set()
+        always |= {"max_minutes"} if options.plan_for else set()
+        always |= {"connect_rtts"} if options.rtt_ms else set()
+        without = {"profile" if options.blocks and options.alone else "blocks"}
+        return command(("perfkit", *options.verb), shown, always=always, without=without)
 
 
 def alone(config: Config, options: RunSpec) -> Selection:
@@ -336,7 +339,7 @@ def alone(config: Config, options: RunSpec) -> Selection:
     if options.error_rate is not None and not 0 <= options.error_rate <= 1:
         raise UsageError(f"error_rate = {options.error_rate:g}; expected a share from 0 to 1")
     changed = {"arm": (arm,), "scenario": scenarios, "thresholds": config.thresholds.model_copy(update=thresholds)}
-    return Selection(config.model_copy(update=changed), replace(options, alone=True, arms=(arm.name,)))
+    return Selection(config.model_copy(update=changed), replace(options, verb=("measure",), arms=(arm.name,)))
 
 
 def _deployed(config: Config) -> list[Arm]:

@@ -135,7 +135,7 @@ def apply(spec: ApplySpec) -> None:
         janitor.close()
     for index in applied:
         echo(_applied(index))
-    echo(f"to drop them again: {command('perfkit indexes rollback', spec)}")
+    echo(f"to drop them again: {command(('perfkit', 'indexes', 'rollback'), spec)}")
 
 
 @indexes.command()
