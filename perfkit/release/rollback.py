@@ -275,8 +275,9 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
         chosen = Selection(_config(spec.settings, indexes, tuple(_written(writes, folder))), options)
         bundle = measure(chosen, folder, say, targets, stage)
         result = _proof(bundle, stage, indexes, writes)
-    bundle.update(rollback=result.as_dict())
-    write_atomically(folder / FILE, json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
+    document = json.dumps(result.as_dict(), indent=1, ensure_ascii=False)
+    bundle.update(rollback=json.loads(document))
+    write_atomically(folder / FILE, f"{document}\n")
     return bundle
 
 
