@@ -319,8 +319,8 @@ class Run(OpenedPage):
 class RunPlots:
     """The pictures of a run as matplotlib functions: `run.plot`.
 
-    Each function draws into `ax` and returns it, so that you can change what it drew. Without `ax`, it draws into the
-    current axes of pyplot.
+    Each function draws into `ax` and returns it, so that you can change what it drew. Without `ax`, it draws into a
+    new figure.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -336,7 +336,7 @@ class RunPlots:
         scenario : str, default ""
             Name of the load level, as in `run.levels.frame`; by default, the first.
         ax : matplotlib.axes.Axes, optional
-            Axes to draw into; by default, the current ones.
+            Axes to draw into; by default, those of a new figure.
 
         Returns:
         -------
@@ -364,7 +364,7 @@ class RunPlots:
         scenario : str, default ""
             Name of the load level, as in `run.levels.frame`; by default, the first.
         ax : matplotlib.axes.Axes, optional
-            Axes to draw into; by default, the current ones.
+            Axes to draw into; by default, those of a new figure.
 
         Returns:
         -------
@@ -391,7 +391,7 @@ class RunPlots:
         metric : {"p50", "p95", "p99"}, default "p50"
             The percentile of response times.
         ax : matplotlib.axes.Axes, optional
-            Axes to draw into; by default, the current ones.
+            Axes to draw into; by default, those of a new figure.
 
         Returns:
         -------
@@ -406,7 +406,7 @@ class RunPlots:
         Examples:
         --------
         >>> [tick.get_text() for tick in run.plot.levels("p50").get_yticklabels()][0]
-        'burst'
+        'single'
         """
         return self._charts.levels(self._subject, metric, ax)
 
@@ -420,7 +420,7 @@ class RunPlots:
         arm : str, default ""
             Name of the arm; by default, the first.
         ax : matplotlib.axes.Axes, optional
-            Axes to draw into; by default, the current ones.
+            Axes to draw into; by default, those of a new figure.
 
         Returns:
         -------

@@ -100,12 +100,12 @@ class Picture(Part):
 
 
 def axes(ax: Axes | None) -> Axes:
-    """Return the axes to draw into: the given ones, or the current ones of pyplot."""
+    """Return the axes to draw into: the given ones, or new ones of pyplot, because every picture sets scales."""
     if ax is not None:
         return ax
     from matplotlib import pyplot  # only here: pages need no global state
 
-    return pyplot.gca()
+    return pyplot.subplots()[1]
 
 
 def logarithmic(axis: Axis, spread: float = 100.0, sign: str = "") -> None:

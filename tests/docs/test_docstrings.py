@@ -5,15 +5,25 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot
+from synthetic import make_run
 
+from perfkit.analysis.report import Run
 from perfkit.base.resources import CHECKOUT
 
 ROOT = CHECKOUT
 MODULES = sorted(path for path in (ROOT / "perfkit").rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that examples call `run`."""
+    return Run(make_run(tmp_path_factory.mktemp("run") / "run"))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_every_example_gives_what_it_says(path: Path) -> None:
+def test_every_example_gives_what_it_says(path: Path, run: Run) -> None:
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    found = doctest.testmod(import_module(name))
+    found = doctest.testmod(import_module(name), extraglobs={"run": run})
+    pyplot.close("all")
     assert found.attempted > 0 and found.failed == 0
