@@ -14,7 +14,7 @@ from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import Round, compared, of_load, quiet, taking_turns, typical_round
 from benchmarks.sql import DATABASE, WORK_MS, filled, transactions
 from perfkit.load.pool import WorkerPool, sql_target
-from perfkit.load.schedule import Arrivals
+from perfkit.load.schedule import Arrivals, Message
 from perfkit.postgres import databases
 
 RATE = 500.0  # per second
@@ -31,7 +31,8 @@ def main() -> bool:
     with quiet(), filled() as (server, loops), WorkerPool(1) as crew:
         target = sql_target(server.conninfo(DATABASE), 30, 30, connections=CONNECTIONS)
         work = transactions(int(loops * SERVER_MS / WORK_MS))[1]
-        message, seeds = {"item": work.name, "sql": work.sql, "params": None}, count()
+        message: Message = {"item": work.name, "sql": work.sql, "params": None}
+        seeds = count()
 
         def by_perfkit() -> Round:
             arrivals = Arrivals((message,), ((RATE, RATE, SECONDS),), IN_FLIGHT, str(next(seeds)))

@@ -15,7 +15,7 @@ import statistics
 from benchmarks.results import Figure, Section, publish
 from perfkit.base import stats
 from perfkit.load.pool import WorkerPool, alternating_target, sql_target
-from perfkit.load.schedule import Batch
+from perfkit.load.schedule import Batch, Message
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 
@@ -84,7 +84,8 @@ def _copied(server: EmbeddedServer, in_turns: bool) -> None:
 
 def _p50(crew: WorkerPool, server: EmbeddedServer, name: str, sql: str, count: int, *, pinned: bool) -> float:
     target = sql_target(server.conninfo(name), 30, 30, pinned=pinned)
-    queue = tuple({"item": "q", "sql": sql, "params": None} for _ in range(count))
+    query: Message = {"item": "q", "sql": sql, "params": None}
+    queue = (query,) * count
     columns = crew.run(target, [Batch((queue,))]).columns
     times = [(done - started) / 1e6 for started, done in zip(columns.started, columns.done, strict=True)]
     return stats.percentile(times[1:], 50)
@@ -94,7 +95,8 @@ def _apart_by(crew: WorkerPool, server: EmbeddedServer, pinned: bool) -> float:
     """The slowest p50 of four connections over the fastest."""
     own = sql_target(server.conninfo("things"), 30, 30, pinned=pinned)
     arms = ("a", "b", "c", "d")
-    queue = tuple({"item": arm, "sql": "SELECT 1", "params": None, "arm": arm} for _ in range(300) for arm in arms)
+    turns: list[Message] = [{"item": arm, "sql": "SELECT 1", "params": None, "arm": arm} for arm in arms]
+    queue = (*turns,) * 300
     columns = crew.run(alternating_target(dict.fromkeys(arms, own)), [Batch((queue,))]).columns
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     for arm, started, done in zip(columns.item, columns.started, columns.done, strict=True):

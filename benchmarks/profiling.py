@@ -11,8 +11,8 @@ from time import monotonic_ns
 from typing import Any, cast
 
 from perfkit.base.process import run
-from perfkit.load.pool import LEAD_NS, Target
-from perfkit.load.schedule import Message
+from perfkit.load.pool import LEAD_NS
+from perfkit.load.schedule import Message, Target
 from perfkit.load.senders import SqlSender
 from perfkit.load.worker import Worker
 

@@ -17,15 +17,19 @@ import ssl
 import sys
 from collections.abc import Sequence
 from time import monotonic_ns
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
-from aiohttp.http import HttpProcessingError, HttpResponseParser
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
+from aiohttp.http_parser import HttpParser
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from perfkit.base.process import run
 from perfkit.base.refusals import require_header
 from perfkit.load.samples import OK, REFUSED, RESET, TIMEOUT, UNEXPECTED_BODY, Answer, first_words
+from perfkit.load.schedule import Message
 
 _WHOLE = 1 << 30  # bytes of a body that the parser buffers before it would stop reading
 
@@ -37,10 +41,10 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._parser: Any = None
+        self._parser: HttpParser[RawResponseMessage] | None = None
         self._bodiless = False
-        self._message: Any = None
-        self._payload: Any = None
+        self._message: RawResponseMessage | None = None
+        self._payload: StreamReader | None = None
         self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
         self.broken = False
         self.answering = False  # part of the answer has arrived
@@ -60,7 +64,7 @@ class HttpConnection(asyncio.Protocol):
         if self._parser is None or head is not self._bodiless:
             self._bodiless = head
             self._parser = HttpResponseParser(
-                cast(Any, self), self._loop, _WHOLE, response_with_body=not head, read_until_eof=True
+                cast(BaseProtocol, self), self._loop, _WHOLE, response_with_body=not head, read_until_eof=True
             )
         self._waiting, self._message, self._payload = self._loop.create_future(), None, None
         self.answering = False
@@ -78,19 +82,19 @@ class HttpConnection(asyncio.Protocol):
         """Close the connection; a pending `run` raises ConnectionAbortedError."""
         self._lost(ConnectionAbortedError("closed"))
 
-    def pause_reading(self, *_: Any, **__: Any) -> None:
+    def pause_reading(self, *_: object, **__: object) -> None:
         """Ignore the parser's request to pause: every body is read whole."""
 
-    def resume_reading(self, *_: Any, **__: Any) -> None:
+    def resume_reading(self, *_: object, **__: object) -> None:
         """Do nothing: reading never pauses."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport of the open connection."""
-        self._transport: Any = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Parse a part of an answer."""
-        if self._waiting is None or self._waiting.done():
+        if self._parser is None or self._waiting is None or self._waiting.done():
             self._lost(ConnectionResetError("an answer that nothing asked for"))
             return
         self.answering = True
@@ -109,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """End a body of unknown length, which lasts until the server closes."""
-        if self._message is None:
+        if self._parser is None or self._message is None:
             return
         try:
             self._parser.feed_eof()
@@ -125,13 +129,15 @@ class HttpConnection(asyncio.Protocol):
 
     def _finish(self) -> None:
         """Resolve the pending future if the answer is complete."""
-        if error := self._payload.exception():
+        message, payload = self._message, self._payload
+        assert message and payload
+        if error := payload.exception():
             self._lost(ConnectionResetError(f"a body that cannot be read: {error}"))
-        elif self._payload.is_eof() and self._waiting and not self._waiting.done():
-            if self._message.should_close or self.broken:
+        elif payload.is_eof() and self._waiting and not self._waiting.done():
+            if message.should_close or self.broken:
                 self.broken = True
                 self._transport.close()
-            self._waiting.set_result((self._message.code, self._payload.read_nowait()))
+            self._waiting.set_result((message.code, payload.read_nowait()))
 
     def _lost(self, error: Exception) -> None:
         self.broken = True
@@ -156,8 +162,9 @@ class HttpSender:
 
     def __init__(self, base: str, timeout_s: float, warm: str | None = None, address: str = "") -> None:
         self._base, self._timeout_s, self._address = base, timeout_s, address
-        get = {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
-        self.warm = None if warm is None else get  # sent once for each user before the clock runs
+        self.warm: Message | None = None  # sent once for each user before the clock runs
+        if warm is not None:
+            self.warm = {"item": "warm", "method": "GET", "path": warm, "json": None, "expect": [200]}
         self._secrets: dict[str, str] = {}
         self._free: list[HttpConnection] = []
 
@@ -167,7 +174,7 @@ class HttpSender:
         self._name, self._port = url.host or "", url.port or 80
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
 
-    async def send(self, message: dict[str, Any]) -> Answer:
+    async def send(self, message: Message) -> Answer:
         """Send a request and read its body; send it once more if a kept connection turns out to be closed.
 
         A request without an answer after `timeout_s` expires: its connection is closed, its outcome is TIMEOUT.
@@ -220,7 +227,7 @@ class HttpSender:
         except (OSError, ValueError) as error:  # ValueError: an invalid host name or certificate
             raise _Unreachable(f"no connection to {self._base}: {error}") from None
 
-    def check(self, message: dict[str, Any]) -> None:
+    def check(self, message: Message) -> None:
         """Prepare the request for sending.
 
         Raises ValueError if the request could leave the target's origin or names a secret that is not set.
@@ -242,7 +249,7 @@ class HttpSender:
                 raise ValueError(f"{where}: expected {error}") from None
         message["wire"] = self._wire(url, message)
 
-    def _wire(self, url: URL, message: dict[str, Any]) -> bytes:
+    def _wire(self, url: URL, message: Message) -> bytes:
         """Return the request's bytes; its own headers override the default ones."""
         method, body = message["method"], b""
         headers = {"Host": url.host_port_subcomponent or "", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}

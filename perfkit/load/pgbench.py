@@ -26,12 +26,11 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
@@ -41,8 +40,9 @@ from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
 from perfkit.base.process import spawn, stop
 from perfkit.base.refusals import COMMAND, HARMLESS, PROGRAMS, require_harmless_commands
 from perfkit.config import Scenario
-from perfkit.load.pool import SAMPLES, WATCH_S, Load, Target, lags_ms
+from perfkit.load.pool import SAMPLES, WATCH_S, Load, lags_ms
 from perfkit.load.samples import COLUMNS, OK, Rest, Samples
+from perfkit.load.schedule import Row, SqlTarget
 from perfkit.postgres.commands import exact, named, options
 from perfkit.postgres.sqltext import read as read_script
 from perfkit.postgres.sqltext import split
@@ -59,7 +59,7 @@ class ScriptQuery:
 
     item: str
     sql: str
-    rows: Sequence[Mapping[str, Any]] | None = None
+    rows: Sequence[Row] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _statement(query: ScriptQuery, text: str, names: Sequence[str]) -> str:
     return f"{text}\n;"
 
 
-def _number(value: Any) -> str | None:
+def _number(value: object) -> str | None:
     """Return a value as a constant of pgbench's expressions, or None if an expression would change it."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -147,7 +147,7 @@ def _choice(values: Sequence[str], first: int) -> str:
     return f"case when :perfkit_row <= {first + half - 1} then {left} else {right} end"
 
 
-def _texts(query: ScriptQuery, values: Sequence[Any]) -> list[str | None]:
+def _texts(query: ScriptQuery, values: Sequence[object]) -> list[str | None]:
     """Return values in the server's text format. Raises UsageError if a value has none."""
     try:
         parameters = exact(list(values)) or []
@@ -157,12 +157,12 @@ def _texts(query: ScriptQuery, values: Sequence[Any]) -> list[str | None]:
     return [None if value is None else bytes(value).decode() for value in dumped]
 
 
-def _constant(query: ScriptQuery, value: Any) -> str:
+def _constant(query: ScriptQuery, value: object) -> str:
     number = _number(value)
     return f"({number})" if number else _literal(_texts(query, [value])[0])
 
 
-def _array(query: ScriptQuery, values: Sequence[Any]) -> str:
+def _array(query: ScriptQuery, values: Sequence[object]) -> str:
     quoted = []
     for value in _texts(query, values):
         if value is None:
@@ -341,7 +341,7 @@ def require(scenario: Scenario, *, foreign: bool) -> None:
 
 def run(
     binary: Path,
-    target: Target,
+    target: SqlTarget,
     scenario: Scenario,
     work: Sequence[ScriptQuery | Path],
     seed: str,
@@ -413,14 +413,14 @@ def _file(folder: Path, source: ScriptQuery | Path, number: int, made: Script | 
     return f"{path}@{2 if made and made.separate_lookup else 1}"
 
 
-def _conninfo(target: Target) -> str:
-    parameters: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
+def _conninfo(target: SqlTarget) -> str:
+    parameters = {"application_name": "perfkit load", "client_encoding": "UTF8"}
     if session := target["options"]["session"]:
         parameters["options"] = options(session)
     return make_conninfo(target["options"]["conninfo"], **parameters)
 
 
-def _arguments(target: Target, scenario: Scenario, made: dict[int, Script], seed: str, jobs: int) -> list[str]:
+def _arguments(target: SqlTarget, scenario: Scenario, made: dict[int, Script], seed: str, jobs: int) -> list[str]:
     args = ["-n", "-l", "--failures-detailed", "-M", "prepared" if target["options"]["prepare"] else "extended"]
     args += ["-c", str(scenario.users), "-j", str(jobs), "-T", str(int((scenario.seconds or 0) + _DRAIN_S))]
     args += ["--random-seed", str(Random(seed).getrandbits(31)), "--max-tries", str(scenario.retries + 1)]

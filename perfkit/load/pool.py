@@ -15,13 +15,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from perfkit.base.errors import LoadError, TargetRefused
 from perfkit.base.process import MODULE, spawn, stop
 from perfkit.base.stats import percentile
 from perfkit.load.samples import DROPPED, OK, Caps, Rest, RestRecord, Samples, faults, merged
-from perfkit.load.schedule import Arrivals, Batch
+from perfkit.load.schedule import (
+    AlternatingTarget,
+    Arrivals,
+    Batch,
+    Hand,
+    HttpOptions,
+    HttpTarget,
+    Message,
+    SqlOptions,
+    SqlTarget,
+    Target,
+)
 
 if TYPE_CHECKING:  # what needs only the pool, such as the watch, does not load the models of a configuration
     from perfkit.config import Limits, RateSearch, Thresholds
@@ -32,18 +43,17 @@ PER_WORKER = 1000  # arrivals per second that a single worker sends without lag
 LEAD_NS = 3_000_000  # from the command to the release, so that every worker is already waiting at the release
 TRIES = 5  # bursts by each number of workers in a calibration
 TOLERANCE = 1.1  # times the fastest median: fewer processes leave more of the machine to the server
-Target = Mapping[str, Any]
 
 
 def http_target(
     base: str, timeout_s: float, warm: str | None = None, *, address: str = "", limits: Caps | None = None
-) -> Target:
+) -> HttpTarget:
     """Describe an HTTP service; `warm` is a path that each connection fetches once before the clock runs.
 
     With an `address`, every connection goes there, whatever the host name resolves to by then.
     """
-    options = {"base": base, "timeout_s": timeout_s, "warm": warm, "address": address}
-    return {"kind": "http", "options": options, "limits": limits}
+    options: HttpOptions = {"base": base, "timeout_s": timeout_s, "warm": warm, "address": address}
+    return {"kind": "http", "options": options, "limits": limits, "pinned": False}
 
 
 def sql_target(
@@ -58,7 +68,7 @@ def sql_target(
     retries: int = 0,
     connections: int | None = None,
     pinned: bool = False,
-) -> Target:
+) -> SqlTarget:
     """Describe a PostgreSQL database, with one connection for each user.
 
     Behind a `pooler`, no settings and no prepared statements are used, because nothing belongs to a session there.
@@ -70,7 +80,7 @@ def sql_target(
     session = {**(settings or {}), **required}
     if read_only:
         session["default_transaction_read_only"] = "on"
-    options = {
+    options: SqlOptions = {
         "conninfo": conninfo,
         "timeout_s": min(timeout_s, statement_timeout_s) if pooler else timeout_s,
         "session": {} if pooler else session,
@@ -81,9 +91,9 @@ def sql_target(
     return {"kind": "sql", "options": options, "limits": limits, "pinned": pinned}
 
 
-def alternating_target(targets: Mapping[str, Target]) -> Target:
+def alternating_target(targets: Mapping[str, SqlTarget]) -> AlternatingTarget:
     """Describe several databases, with a connection to each; the key `arm` of a message names its database."""
-    options = {"targets": {name: target["options"] for name, target in targets.items()}}
+    options = {name: target["options"] for name, target in targets.items()}
     first = next(iter(targets.values()))
     return {"kind": "alternating", "options": options, "limits": first["limits"], "pinned": first["pinned"]}
 
@@ -152,17 +162,16 @@ class WorkerPool:
         round was broken off cannot be used again.
         """
         users = max(batch.users for batch in batches)
-        limits: Caps = target["limits"] or Caps()
+        limits = target["limits"] or Caps()
         left = limits.left(self._sent[limits.budget])
         paced = [math.ceil(batch.peak / PER_WORKER) for batch in batches if isinstance(batch, Arrivals)]
-        connections = target["options"].get("connections") or users
+        connections = (target["options"]["connections"] if target["kind"] == "sql" else 0) or users
         used = self._workers[: min(limits.workers(users), workers or len(self), connections, *paced)]
         opens = []
         for number in range(len(used)):
-            share = dict(target)
-            share["limits"] = asdict(left.share(number, len(used))) if target["limits"] else None
-            if connections < users:
-                share["options"] = target["options"] | {"connections": len(range(number, connections, len(used)))}
+            limited = asdict(left.share(number, len(used))) if target["limits"] else None
+            most = {"connections": len(range(number, connections, len(used)))} if connections < users else {}
+            share = {**target, "limits": limited, "options": {**target["options"], **most}}
             opens.append({"do": "open", "target": share, "users": len(range(number, users, len(used)))})
         try:
             self._ask(used, opens, timeout_s=60 + (users / limits.rate if limits.rate else 0))
@@ -180,7 +189,7 @@ class WorkerPool:
         """Deal a batch to the workers, and release all of them at one instant."""
         hands = _dealt(batch, len(used), samples)
         busy = [worker for worker, hand in zip(used, hands, strict=True) if hand]
-        self._ask(busy, [{"do": "arm", **hand} for hand in hands if hand], timeout_s=60)
+        self._ask(busy, [{"do": "arm", "batch": vars(hand)} for hand in hands if hand], timeout_s=60)
         go = {"do": "go", "at": monotonic_ns() + LEAD_NS, "keep_body": keep_bodies}
         timeout_s = 3600 + (batch.lasts_s if isinstance(batch, Arrivals) else 0)
         answers = self._ask(busy, [go] * len(busy), timeout_s=timeout_s)
@@ -189,7 +198,7 @@ class WorkerPool:
         return [_Answer.of(answer) for answer in answers]
 
     def _ask(
-        self, workers: Sequence[_Worker], commands: Sequence[Mapping[str, Any]], *, timeout_s: float
+        self, workers: Sequence[_Worker], commands: Sequence[Mapping[str, object]], *, timeout_s: float
     ) -> list[dict[str, Any]]:
         """Send each worker its command, then wait for all answers."""
         for worker, command in zip(workers, commands, strict=True):
@@ -219,7 +228,7 @@ class _Worker:
     def __init__(self) -> None:
         self._process = spawn([*MODULE, "perfkit.load.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def send(self, command: Mapping[str, Any]) -> None:
+    def send(self, command: Mapping[str, object]) -> None:
         assert self._process.stdin
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -229,7 +238,7 @@ class _Worker:
 
     def receive(self, deadline: float, watch: Callable[[], None]) -> dict[str, Any]:
         assert self._process.stdout
-        ready: list[Any] = []
+        ready: list[IO[bytes]] = []
         while not ready and monotonic() < deadline:
             ready, _, _ = select.select([self._process.stdout], [], [], WATCH_S)
             if not ready:
@@ -249,28 +258,18 @@ class _Worker:
         stop(self._process)
 
 
-def _dealt(batch: Batch | Arrivals, workers: int, samples: int) -> list[dict[str, Any] | None]:
+def _dealt(batch: Batch | Arrivals, workers: int, samples: int) -> list[Hand | None]:
     """Return each worker's part of a batch, None if it has none: users dealt like cards, arrivals by their numbers."""
+    most = max(1, samples // workers)
     if isinstance(batch, Batch):
         users = range(len(batch.queues))
-        hands = [{user: batch.queues[user] for user in users[index::workers]} for index in range(workers)]
-        sizes = [sum(map(len, hand.values())) for hand in hands]
-        most = max(1, samples // workers)
-        return [
-            {"queues": hand, "samples": min(size, most)} if hand else None
-            for hand, size in zip(hands, sizes, strict=True)
-        ]
+        hands = [{str(user): batch.queues[user] for user in users[index::workers]} for index in range(workers)]
+        return [Hand(min(sum(map(len, hand.values())), most), queues=hand) if hand else None for hand in hands]
     expected = batch.expected / workers
-    common = {
-        "messages": batch.messages,
-        "segments": batch.segments,
-        "seed": batch.seed,
-        "poisson": batch.seed is not None,
-        "samples": int(min(samples / workers, expected + 10 * math.sqrt(expected) + 10)),
-        "parts": workers,
-    }
+    size = int(min(samples / workers, expected + 10 * math.sqrt(expected) + 10))
+    common = (batch.messages, batch.segments, batch.seed, workers)
     shares = [len(range(index, batch.users, workers)) for index in range(workers)]
-    return [{**common, "part": index, "in_flight": share} for index, share in enumerate(shares)]
+    return [Hand(size, {}, *common, index, share) for index, share in enumerate(shares)]
 
 
 def selected(load: Load, counted: Sequence[bool | None]) -> Load:
@@ -355,7 +354,7 @@ class CalibrationTrial:
     p50_ms: float
 
 
-def calibrate(pool: WorkerPool, target: Target, message: dict[str, Any], users: int) -> tuple[CalibrationTrial, ...]:
+def calibrate(pool: WorkerPool, target: Target, message: Message, users: int) -> tuple[CalibrationTrial, ...]:
     """Send bursts of `users` users by 1, 2, 4 ... workers, in turns; return the median over the tries of each."""
     numbers = [1 << power for power in range(len(pool).bit_length())]
     numbers = [number for number in numbers if number <= min(len(pool), users)]

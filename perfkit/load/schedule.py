@@ -12,23 +12,90 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
 from urllib.parse import quote
 
 from perfkit.base.errors import UsageError
 
 if TYPE_CHECKING:  # a load worker imports this module, and the configuration would double its start-up time
     from perfkit.config import Request, Scenario
+    from perfkit.load.samples import Caps
+    from perfkit.load.senders import Bound
 
-Row = Mapping[str, Any]
-Message = dict[str, Any]  # one request as the workers take it
+Row = Mapping[str, object]
 Segment = tuple[float, float, float]  # rate at its start and at its end, per second; seconds
 MESSAGES = 2000  # different messages of each kind in a round of the open model, which repeats them in turn
 MIN_TURNS = 2  # requests of an arm in a round in which arms take turns
 SIMILAR = 4.0  # an arm that takes up to this many times as long as the fastest sends as many requests
 _PLACEHOLDER = re.compile(r"\{([a-z_][a-z0-9_.]*)\}")
+
+
+class Message(TypedDict, total=False):
+    """One request or statement, as the parent sends it to a worker; `check` of the worker's sender completes it."""
+
+    item: Required[str]
+    method: str
+    path: str
+    json: object
+    headers: dict[str, str]
+    expect: list[int]  # status codes that are not errors
+    contains: list[str]  # texts that the body must contain
+    sql: str
+    params: Row | None
+    arm: str  # of arms that take turns, whose database it is for
+    wire: bytes  # the bytes of an HTTP request
+    bound: Bound
+
+
+class HttpOptions(TypedDict):
+    """The options of `http.HttpSender`."""
+
+    base: str
+    timeout_s: float
+    warm: str | None
+    address: str
+
+
+class SqlOptions(TypedDict):
+    """The options of `senders.SqlSender`."""
+
+    conninfo: str
+    timeout_s: float
+    session: dict[str, str]
+    prepare: bool
+    retries: int
+    connections: int
+
+
+class _Target(TypedDict):
+    limits: Caps | None
+    pinned: bool
+
+
+class HttpTarget(_Target):
+    """An HTTP service."""
+
+    kind: Literal["http"]
+    options: HttpOptions
+
+
+class SqlTarget(_Target):
+    """A database."""
+
+    kind: Literal["sql"]
+    options: SqlOptions
+
+
+class AlternatingTarget(_Target):
+    """Several databases, by arm, which take turns."""
+
+    kind: Literal["alternating"]
+    options: dict[str, SqlOptions]
+
+
+Target = HttpTarget | SqlTarget | AlternatingTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +143,20 @@ class Arrivals:
     def peak(self) -> float:
         """The highest rate, per second."""
         return max(max(first, last) for first, last, _ in self.segments)
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One worker's part of a batch: the queues of its users, or the arrivals whose number modulo `parts` is `part`."""
+
+    samples: int  # requests whose times are kept
+    queues: Mapping[str, Sequence[Message]] = field(default_factory=dict)  # by the user's number
+    messages: Sequence[Message] = ()
+    segments: Sequence[Segment] = ()
+    seed: str | None = None  # of a Poisson process; None: evenly spaced
+    parts: int = 1
+    part: int = 0
+    in_flight: int = 0
 
 
 def instants(segments: Sequence[Segment], seed: str | None) -> Iterator[int]:
@@ -190,7 +271,7 @@ def http_message(request: Request, row: Row) -> Message:
     Raises UsageError if the row lacks the column of a placeholder.
     """
     try:
-        path, body = fill(request.path, row, encode=True), fill(request.body, row)
+        path, body = str(fill(request.path, row, encode=True)), fill(request.body, row)
         headers = {name: str(fill(value, row)) for name, value in request.headers.items()}
     except KeyError as error:
         raise UsageError(
@@ -210,7 +291,7 @@ def http_message(request: Request, row: Row) -> Message:
     }
 
 
-def fill(template: Any, row: Row, *, encode: bool = False) -> Any:
+def fill(template: object, row: Row, *, encode: bool = False) -> object:
     """Replace `{column}` in a template; a text that is a single placeholder keeps the value's type.
 
     Raises KeyError with the name of the column that the row lacks.

@@ -17,15 +17,20 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
-from typing import Any, Self
+from typing import Self
 
 import psycopg
+from psycopg.abc import Buffer
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import DiagnosticField, ExecStatus, Format
+from psycopg.pq.abc import PGresult
+from psycopg.rows import TupleRow
 
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.load.http import HttpSender
 from perfkit.load.samples import OK, POOL_TIMEOUT, REFUSED, RESET, TIMEOUT, Answer, first_words
+from perfkit.load.schedule import Message, Row, SqlOptions, Target
 from perfkit.postgres.commands import exact, numbered, options, require_reading
 from perfkit.postgres.sqltext import sendable
 
@@ -40,12 +45,12 @@ class Bound:
     """A statement with its parameters in the form that libpq sends."""
 
     text: bytes
-    values: list[Any] | None
+    values: list[Buffer | None] | None
     types: tuple[int, ...] | None
-    formats: list[Any] | None
+    formats: list[Format] | None
 
 
-def bound(sql: str, params: Mapping[str, Any] | None) -> Bound:
+def bound(sql: str, params: Row | None) -> Bound:
     """Return a statement and its values ready to be sent. Raises ValueError if they cannot be sent."""
     try:
         sendable(sql)
@@ -78,23 +83,25 @@ class Failure(Exception):
 class LibpqConnection:
     """A connection that runs one statement at a time. Once `broken` it must be closed and opened anew."""
 
-    def __init__(self, owner: psycopg.AsyncConnection[Any], prepare: bool) -> None:
+    def __init__(self, owner: psycopg.AsyncConnection[TupleRow], prepare: bool) -> None:
         self._owner, self._pg, self._prepare = owner, owner.pgconn, prepare
         self._loop, self._fd = asyncio.get_running_loop(), owner.pgconn.socket
         self._sent: Counter[tuple[bytes, tuple[int, ...] | None]] = Counter()
         self._names: dict[tuple[bytes, tuple[int, ...] | None], bytes] = {}
         self._waiting: asyncio.Future[int] | None = None
-        self._result: Any = None
+        self._result: PGresult | None = None
         self._farewell = ""
         self.broken = False
         owner.add_notice_handler(self._noticed)
         self._loop.add_reader(self._fd, self._readable)
 
     @classmethod
-    async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool, **options: Any) -> Self:
+    async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool, **options: str) -> Self:
         """Connect. Raises psycopg.Error, also if the server would misread a text."""
-        kind = psycopg.AsyncConnection[Any]
-        owner = await kind.connect(conninfo, autocommit=True, connect_timeout=max(2, int(timeout_s)), **options)
+        wait = max(2, int(timeout_s))
+        owner = await psycopg.AsyncConnection.connect(
+            make_conninfo(conninfo, **options, connect_timeout=wait), autocommit=True
+        )
         try:
             require_reading(owner.pgconn)
         except ServerError as error:
@@ -215,7 +222,7 @@ _OUTCOMES: dict[type[Exception], str] = {TimeoutError: TIMEOUT, ConnectionError:
 class SqlSender:
     """Sends statements in autocommit mode over a pool of connections; the one used last is used first."""
 
-    warm: dict[str, Any] | None = None  # connecting is enough
+    warm: Message | None = None  # connecting is enough
 
     def __init__(
         self,
@@ -228,7 +235,7 @@ class SqlSender:
     ) -> None:
         self._conninfo, self._timeout_s, self._prepare = conninfo, timeout_s, prepare
         self._retries, self._most = retries, connections
-        self._options: dict[str, Any] = {"application_name": "perfkit load", "client_encoding": "UTF8"}
+        self._options = {"application_name": "perfkit load", "client_encoding": "UTF8"}
         if session:
             self._options["options"] = options(session)
         self._free: deque[LibpqConnection | None] = deque()  # None: a connection that was lost
@@ -263,11 +270,11 @@ class SqlSender:
         except psycopg.Error as error:
             raise ConnectionError(first_words(error)) from None
 
-    def check(self, message: dict[str, Any]) -> None:
+    def check(self, message: Message) -> None:
         """Prepare the statement for sending. Raises ValueError if its parameters cannot be sent."""
         message["bound"] = bound(message["sql"], message["params"])
 
-    async def send(self, message: dict[str, Any]) -> Answer:
+    async def send(self, message: Message) -> Answer:
         """Run a statement and read every row; retry after a conflict."""
         acquired, attempts, statement = monotonic_ns(), 0, message["bound"]
         try:
@@ -328,9 +335,9 @@ class SqlSender:
 class AlternatingSender:
     """Sends to several databases over a connection to each; the key `arm` of a message names its database."""
 
-    warm: dict[str, Any] | None = None
+    warm: Message | None = None
 
-    def __init__(self, targets: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, targets: Mapping[str, SqlOptions]) -> None:
         self._senders = {name: SqlSender(**options) for name, options in targets.items()}
 
     async def open(self, users: int) -> None:
@@ -345,11 +352,11 @@ class AlternatingSender:
         """The servers' processes of all open connections."""
         return [pid for sender in self._senders.values() for pid in sender.pids]
 
-    def check(self, message: dict[str, Any]) -> None:
+    def check(self, message: Message) -> None:
         """Prepare the statement for sending. Raises ValueError if its parameters cannot be sent."""
         self._senders[message["arm"]].check(message)
 
-    async def send(self, message: dict[str, Any]) -> Answer:
+    async def send(self, message: Message) -> Answer:
         """Run a statement on its database and read every row."""
         return await self._senders[message["arm"]].send(message)
 
@@ -362,7 +369,8 @@ class AlternatingSender:
 Sender = HttpSender | SqlSender | AlternatingSender
 
 
-def make(spec: dict[str, Any]) -> Sender:
-    """Return the sender for a target description from the parent."""
-    kinds: dict[str, type[Sender]] = {"http": HttpSender, "sql": SqlSender, "alternating": AlternatingSender}
-    return kinds[spec["kind"]](**spec["options"])
+def make(target: Target) -> Sender:
+    """Return the sender for a target."""
+    if target["kind"] == "http":
+        return HttpSender(**target["options"])
+    return SqlSender(**target["options"]) if target["kind"] == "sql" else AlternatingSender(target["options"])

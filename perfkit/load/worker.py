@@ -13,14 +13,15 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from time import monotonic_ns, process_time_ns
 from typing import Any
 
 from perfkit.base.process import run
 from perfkit.load.samples import DROPPED, Answer, Caps, Clock, RateGate, SampleBuffer, pin_to_processors
-from perfkit.load.schedule import instants
+from perfkit.load.schedule import Hand, Message, instants
 from perfkit.load.senders import Sender, make
 
 SWEEP_S = 30.0  # between two garbage collections in a long batch
@@ -31,30 +32,30 @@ class Worker:
 
     def __init__(self) -> None:
         self._sender: Sender | None = None
-        self._batch: dict[str, Any] = {}
+        self._batch = Hand(0)
         self._gate: RateGate | None = None
         self._gates: dict[str, RateGate] = {}  # by budget: the limits hold for a whole run, not for a round
         self._slots: asyncio.Semaphore | None = None
         self._in_flight = 0
         self._moved_back: Callable[[], None] | None = None  # undoes the pinning to processors
 
-    async def handle(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a command; return the answer to the parent."""
+    async def handle(self, command: dict[str, Any]) -> dict[str, object]:
+        """Carry out a command of the parent, which is JSON; return the answer."""
         match command["do"]:
             case "open":
                 self._sender = make(command["target"])
-                self._limit(command["target"]["limits"])
+                self._limit(Caps(**limits) if (limits := command["target"]["limits"]) else None)
                 await self._sender.open(command["users"])
-                if command["target"].get("pinned"):
+                if command["target"]["pinned"]:
                     self._moved_back = pin_to_processors(self._sender.pids)
                 if (warm := self._sender.warm) is not None:  # within the limits, like any other request
                     self._sender.check(warm)
                     await asyncio.gather(*(self._send(warm, 0) for _ in range(command["users"])))
             case "arm":
-                self._batch = command
-                for queue in [command["messages"]] if "messages" in command else command["queues"].values():
-                    for message in queue:
-                        self._sender.check(message)  # type: ignore[union-attr]
+                self._batch = Hand(**command["batch"])
+                assert self._sender
+                for message in chain(self._batch.messages, *self._batch.queues.values()):
+                    self._sender.check(message)
             case "go":
                 return await self._run(command["at"], keep_body=command["keep_body"])
             case "close":
@@ -68,21 +69,20 @@ class Worker:
                 return {"sent": self._gate.sent if self._gate else 0}
         return {"ok": True}
 
-    def _limit(self, limits: dict[str, Any] | None) -> None:
+    def _limit(self, caps: Caps | None) -> None:
         """Set up the limits of the target, if it has any."""
         self._gate = self._slots = None
-        if limits:
-            caps = Caps(**limits)
+        if caps:
             self._gate = self._gates.setdefault(caps.budget, RateGate(caps))
             self._gate.renew(caps)
             self._slots = asyncio.Semaphore(caps.in_flight) if caps.in_flight > 0 else None
 
-    async def _run(self, at: int, *, keep_body: bool) -> dict[str, Any]:
+    async def _run(self, at: int, *, keep_body: bool) -> dict[str, object]:
         """Release the batch at the instant `at`; return the columns, with times in ns from `at`."""
-        samples, clock = SampleBuffer(self._batch["samples"], at, keep_body=keep_body), Clock()
+        samples, clock = SampleBuffer(self._batch.samples, at, keep_body=keep_body), Clock()
         try:
             async with _sweeping() as sweep:
-                if "queues" in self._batch:
+                if self._batch.queues:
                     cpu = await self._closed(at, samples, clock)
                 else:
                     cpu = await self._open(at, samples, clock)
@@ -93,7 +93,7 @@ class Worker:
 
     async def _closed(self, at: int, samples: SampleBuffer, clock: Clock) -> int:
         """Release all users at one instant; return the CPU time in ns."""
-        release, queues = asyncio.Event(), self._batch["queues"].items()
+        release, queues = asyncio.Event(), self._batch.queues.items()
         users = [asyncio.create_task(self._user(int(user), queue, at, release, samples)) for user, queue in queues]
         await clock.until(at)
         cpu = process_time_ns()
@@ -102,7 +102,7 @@ class Worker:
         return process_time_ns() - cpu
 
     async def _user(
-        self, user: int, queue: list[dict[str, Any]], at: int, release: asyncio.Event, samples: SampleBuffer
+        self, user: int, queue: Sequence[Message], at: int, release: asyncio.Event, samples: SampleBuffer
     ) -> None:
         """Send a user's requests one after the other; each is due when the previous one is done."""
         await release.wait()
@@ -120,18 +120,18 @@ class Worker:
         A request that arrives when the maximum number is in flight is dropped. Arrivals are dealt to the workers by
         their number: this worker sends those whose number modulo `parts` is `part`.
         """
-        batch, messages = self._batch, self._batch["messages"]
+        batch, messages = self._batch, self._batch.messages
         running: set[asyncio.Task[None]] = set()
         await clock.until(at)
         cpu, spun = process_time_ns(), clock.spun_ns
-        for number, due in enumerate(instants(batch["segments"], batch["seed"] if batch["poisson"] else None)):
-            if number % batch["parts"] != batch["part"]:
+        for number, due in enumerate(instants(batch.segments, batch.seed)):
+            if number % batch.parts != batch.part:
                 continue
             await clock.until(at + due)
             if self._gate and self._gate.reason:
                 break
             message = messages[number % len(messages)]
-            if self._in_flight >= batch["in_flight"]:
+            if self._in_flight >= batch.in_flight:
                 samples.add(
                     message["item"], number, at + due, at + due, Answer(at + due, at + due, DROPPED, attempts=0)
                 )
@@ -144,14 +144,14 @@ class Worker:
         await asyncio.gather(*running)
         return process_time_ns() - cpu - (clock.spun_ns - spun)
 
-    async def _arrival(self, message: dict[str, Any], number: int, due: int, samples: SampleBuffer) -> None:
+    async def _arrival(self, message: Message, number: int, due: int, samples: SampleBuffer) -> None:
         try:
             if sent := await self._send(message, due):
                 samples.add(message["item"], number, *sent)
         finally:
             self._in_flight -= 1
 
-    async def _send(self, message: dict[str, Any], scheduled: int) -> tuple[int, int, Answer] | None:
+    async def _send(self, message: Message, scheduled: int) -> tuple[int, int, Answer] | None:
         """Send a request within the limits; return when it was due and sent, and the answer. None: not sent."""
         if self._gate is not None:
             due = await self._let_through(self._gate, scheduled)

@@ -9,11 +9,11 @@ indexes are built CONCURRENTLY, and removed at the end whatever happens in betwe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -158,7 +158,7 @@ class Clones(Workbench):
     private = True
 
     version: int  # of the servers that perfkit starts
-    _servers: dict[Any, Server] = field(default_factory=dict, init=False)
+    _servers: dict[Hashable, Server] = field(default_factory=dict, init=False)
     _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that only a start can change
     _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of the server
     _templates: dict[str, tuple[Database, list[Built]]] = field(default_factory=dict, init=False)

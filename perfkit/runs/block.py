@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from perfkit.base.errors import LoadError
 from perfkit.config import Arm, RateSearch, Scenario
@@ -19,7 +18,6 @@ from perfkit.load.pgbench import ScriptQuery
 from perfkit.load.pool import (
     Load,
     SearchStep,
-    Target,
     WorkerPool,
     alternating_target,
     combined,
@@ -32,7 +30,7 @@ from perfkit.load.pool import (
     sql_target,
 )
 from perfkit.load.samples import DROPPED, OK, Caps
-from perfkit.load.schedule import Batch, Draw, Message, batches, http_message, turns
+from perfkit.load.schedule import Batch, Draw, HttpTarget, Message, Row, SqlTarget, Target, batches, http_message, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.capabilities import Surroundings, between
 from perfkit.postgres.guards import Audit
@@ -41,7 +39,7 @@ from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
 from perfkit.runs.selection import Selection
 
 Progress = Callable[[str], None]
-Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+Rows = Mapping[str, Sequence[Row]]
 WARM_USERS = 5
 FLOOR_SQL = "SELECT 1"
 PGBENCH_ROWS = 1000  # maximum number of a query's parameter rows for pgbench, which repeats them
@@ -251,14 +249,14 @@ class RunBlock:
     def _load(self, scenario: Scenario, arm: Arm | None, target: Target) -> Load:
         name, limits = arm.name if arm else FLOOR, self._chosen.config.limits
         seed = f"{self._chosen.options.seed}/{self._of}{self._number}/{scenario.name}"  # the same arrivals in every arm
-        if scenario.pgbench:
+        if scenario.pgbench and target["kind"] == "sql":
             return self._by_pgbench(scenario, arm, target, seed)
         if scenario.search and arm:
             return self._searched(scenario, scenario.search, name, target, seed)
         whole = batches(scenario, lambda item: self._message(name, item), seed)
         return self._context.pool.run(target, whole, samples=limits.samples)
 
-    def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: Target, seed: str) -> Load:
+    def _by_pgbench(self, scenario: Scenario, arm: Arm | None, target: SqlTarget, seed: str) -> Load:
         database = self._context.workbench.database(arm or self._chosen.config.baseline())
         assert database and isinstance(
             database.server, embedded.EmbeddedServer
@@ -310,7 +308,7 @@ class RunBlock:
             return {"item": item, "sql": FLOOR_SQL, "params": None}
         return {"item": item, "sql": chosen.text(arm, item), "params": parameters}
 
-    def _sql(self, arm: Arm | None, scenario: Scenario) -> Target:
+    def _sql(self, arm: Arm | None, scenario: Scenario) -> SqlTarget:
         limits, name = self._chosen.config.limits, (arm or self._chosen.config.baseline()).name
         database = self._context.workbench.database(arm or self._chosen.config.baseline())
         assert database
@@ -327,7 +325,7 @@ class RunBlock:
             pinned=not database.server.foreign and scenario.users == 1 and not scenario.rate,
         )
 
-    def _http(self, arm: Arm | None) -> Target:
+    def _http(self, arm: Arm | None) -> HttpTarget:
         limit, service = self._chosen.config.limits.request_timeout_s, self._chosen.config.service
         if arm is None or service is None:
             return http_target(self._context.null, limit, "/")
@@ -368,7 +366,7 @@ class RunBlock:
         self._context.progress(f"{where}: {what} (round {self._done + 1} of {total}{left})")
 
 
-def _drawn(draw: Draw, source: str | None) -> Mapping[str, Any]:
+def _drawn(draw: Draw, source: str | None) -> Row:
     """Return the next parameter row, or an empty one if there is no source."""
     return draw(source) if source else {}
 

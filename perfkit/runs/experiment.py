@@ -14,7 +14,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from perfkit.base import process
 from perfkit.base.errors import Interrupted, LoadError, PerfkitError, PlanError, redact_home
@@ -25,7 +24,7 @@ from perfkit.explain.capture import Capture, ExplainSpec, guarded
 from perfkit.explain.comparison import PLANNED, fingerprint, typical_parameters
 from perfkit.explain.plan import read_plan
 from perfkit.load.pool import CalibrationTrial, WorkerPool, calibrate, fewest_workers, http_target, sql_target
-from perfkit.load.schedule import Draw
+from perfkit.load.schedule import Draw, Message, Row
 from perfkit.postgres import databases
 from perfkit.postgres.capabilities import headroom
 from perfkit.postgres.databases import Database
@@ -40,7 +39,7 @@ from perfkit.runs.service import RelaySpec, run_checks
 from perfkit.runs.targets import LOADED, Targets, admitted, caps
 
 MAX_WORKERS = 16
-NULL = {"item": "null", "method": "GET", "path": "/", "json": None, "expect": [200]}
+NULL: Message = {"item": "null", "method": "GET", "path": "/", "json": None, "expect": [200]}
 
 
 def measure(
@@ -283,7 +282,7 @@ class Experiment:
             plans=[query.name for query in self._chosen.queries_on(arm)] if database else [],
         )
 
-    def _plan(self, database: Database, text: str, rows: Sequence[Any]) -> Capture:
+    def _plan(self, database: Database, text: str, rows: Sequence[Row]) -> Capture:
         """Run EXPLAIN ANALYZE with typical parameters; on a foreign server only if the query is harmless."""
         typical = typical_parameters(database.session, text, rows) if rows else None
         config = self._chosen.config
@@ -329,7 +328,7 @@ class Experiment:
             database, _ = context.workbench.prepare(arm)
             assert database
             source = self._chosen.queries[name].parameters
-            parameters: Sequence[Any] = context.rows[source][:PLANNED] if source else [None]
+            parameters: Sequence[Row | None] = context.rows[source][:PLANNED] if source else [None]
             limit = self._chosen.config.limits.statement_timeout_s
             rows = comparison.compare(
                 database.session, self._chosen.sql[name], self._chosen.text(arm.name, name), parameters, timeout_s=limit

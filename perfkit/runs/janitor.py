@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Literal
@@ -30,6 +30,17 @@ from perfkit.postgres.servers import External
 Kind = Literal["indexes", "leftovers", "databases"]  # leftovers: indexes, with their schema, that are invalid
 _PATIENCE_S = 10.0  # time that a run waits for its janitor
 _DEADLINE_S, _PAUSE_S = 600.0, 2.0  # time limit for one removal, and the pause between two attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A line of the janitor's input: what to remove and where; without an address, what is gone already."""
+
+    kind: Kind
+    names: list[str]
+    address: dict[str, Any] = field(default_factory=dict)
+    system: str = ""
+    audit: str = ""  # the file
 
 
 @contextmanager
@@ -58,13 +69,12 @@ class Janitor:
             # The janitor may outlive the run by minutes: a reader of the run's output must not wait for its end.
             quiet, command = subprocess.DEVNULL, [*MODULE, "perfkit.runs.janitor"]
             self._process = spawn(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, die_with_parent=False)
-        audit = external.audit.path
-        where = {"address": asdict(external.address), "system": external.system, "audit": str(audit) if audit else ""}
-        self._send({"kind": kind, "names": list(names), "where": where})
+        audit = str(external.audit.path or "")
+        self._send(Promise(kind, list(names), asdict(external.address), external.system, audit))
 
     def released(self, kind: Kind, names: Sequence[str]) -> None:
         """Cancel the removal of what is gone."""
-        self._send({"kind": kind, "names": list(names)})
+        self._send(Promise(kind, list(names)))
 
     def close(self) -> None:
         """Close the janitor's input; if removals remain, the janitor goes on by itself for up to ten minutes each."""
@@ -73,33 +83,31 @@ class Janitor:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_PATIENCE_S)
 
-    def _send(self, line: dict[str, Any]) -> None:
+    def _send(self, promise: Promise) -> None:
         assert self._process and self._process.stdin
-        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        self._process.stdin.write(json.dumps(asdict(promise)).encode() + b"\n")
         self._process.stdin.flush()
 
 
-def serve(lines: Sequence[str] | Any) -> None:
+def serve(lines: Iterable[str]) -> None:
     """Read promises to the end of the input, then remove what is still promised, the newest first."""
-    promises: dict[tuple[str, str], dict[str, Any]] = {}
+    promises: dict[tuple[Kind, str], Promise] = {}
     for line in lines:
-        message = json.loads(line)
-        for name in message["names"]:
-            if where := message.get("where"):
-                promises[message["kind"], name] = where
+        promise = Promise(**json.loads(line))
+        for name in promise.names:
+            if promise.address:
+                promises[promise.kind, name] = promise
             else:
-                promises.pop((message["kind"], name), None)
-    for (kind, name), where in reversed(promises.items()):
-        _remove(kind, name, where)
+                promises.pop((promise.kind, name), None)
+    for (kind, name), promise in reversed(promises.items()):
+        _remove(kind, name, promise)
 
 
-def _remove(kind: str, name: str, where: dict[str, Any]) -> None:
+def _remove(kind: Kind, name: str, promise: Promise) -> None:
     """Remove one object, retrying until the deadline; the audit holds every statement that failed."""
-    fields = where["address"]
-    address = Address(**{**fields, "aliases": tuple(fields["aliases"])})
-    external = External(
-        address, Audit(Path(where["audit"]) if where["audit"] else None), system=where["system"], pooler=False
-    )
+    address = Address(**{**promise.address, "aliases": tuple(promise.address["aliases"])})
+    audit = Audit(Path(promise.audit) if promise.audit else None)
+    external = External(address, audit, system=promise.system, pooler=False)
     deadline = monotonic() + _DEADLINE_S
     while monotonic() < deadline:
         with suppress(PerfkitError, psycopg.Error):

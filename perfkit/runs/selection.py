@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TypeVar
 from uuid import UUID
 
 from perfkit.base import process
@@ -19,6 +19,7 @@ from perfkit.base.errors import UsageError
 from perfkit.base.options import Spec, command, option
 from perfkit.config import COPIES, Arm, Config, Generator, ParameterColumn, Query, Request, Scenario
 from perfkit.load import pgbench
+from perfkit.load.schedule import Row
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.index_sets import read_set
@@ -27,7 +28,8 @@ from perfkit.runs.records import JudgingRecord, QueryRecord, RequestRecord, RunP
 
 LIMIT = 5000  # maximum number of rows of a source that a run uses
 
-Row = Mapping[str, Any]
+_Item = TypeVar("_Item", Arm, Scenario)
+_Known = TypeVar("_Known")
 
 
 def rows(name: str, source: Path | Generator, database: Database | None, seed: str) -> list[Row]:
@@ -47,7 +49,7 @@ def generated(source: Generator, seed: str) -> list[Row]:
     return [{name: _value(column, draw) for name, column in source.columns.items()} for _ in range(source.rows)]
 
 
-def _value(column: ParameterColumn, draw: Random) -> Any:
+def _value(column: ParameterColumn, draw: Random) -> object:
     if column.integer:
         return draw.randint(*column.integer)
     if column.number:
@@ -373,12 +375,12 @@ def _display_path(path: str) -> str:
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else full.name
 
 
-def _choice(what: str, name: str, known: Mapping[str, Any]) -> Any:
+def _choice(what: str, name: str, known: Mapping[str, _Known]) -> _Known:
     if name not in known:
         raise UsageError(f"{what} '{name}' is unknown; expected one of: {', '.join(known)}")
     return known[name]
 
 
-def _chosen(what: str, names: Sequence[str], known: Sequence[Any]) -> list[Any]:
+def _chosen(what: str, names: Sequence[str], known: Sequence[_Item]) -> list[_Item]:
     by_name = {item.name: item for item in known}
     return [_choice(what, name, by_name) for name in dict.fromkeys(names or by_name)]

@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Self
+from typing import Self
 
 from perfkit import config
 from perfkit.base.errors import ServerError, ServiceError, UsageError
 from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Check, CheckStep, Config
-from perfkit.load.pool import Load, Target, WorkerPool
-from perfkit.load.schedule import Batch, Draw, Message, Row, fill, http_message
+from perfkit.load.pool import Load, WorkerPool
+from perfkit.load.schedule import Batch, Draw, Message, Row, Target, fill, http_message
 from perfkit.runs.records import CheckResult
 
 
@@ -207,7 +207,7 @@ def run_checks(config: Config, target: Target, pool: WorkerPool, draw: Draw) -> 
 
 def _run(config: Config, check: Check, target: Target, pool: WorkerPool, draw: Draw) -> CheckResult:
     rows = _rows(check, draw)
-    context: dict[str, Any] = {f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()}
+    context: dict[str, object] = {f"{name}.{key}": value for name, row in rows.items() for key, value in row.items()}
     expected, got, slowest = [], [], 0.0
     passed = True
     for step in check.step:
@@ -286,9 +286,9 @@ def _tally(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
 
 
-def _saved(step: CheckStep, load: Load) -> dict[str, Any]:
+def _saved(step: CheckStep, load: Load) -> dict[str, object]:
     """Return values for later steps, each from the first body that contains it."""
-    saved: dict[str, Any] = {}
+    saved: dict[str, object] = {}
     for name, key in step.save.items():
         for body in load.bodies:
             try:
