@@ -28,7 +28,8 @@ from perfkit.app.specs import (
 from perfkit.base.errors import UsageError
 from perfkit.base.options import Text, command, names, narrowed, takes, texts
 from perfkit.base.process import progress
-from perfkit.explain.capture import Capture, read_documents
+from perfkit.explain.capture import Capture
+from perfkit.explain.plan import read_plans
 from perfkit.indexes.designs import workload
 from perfkit.indexes.lab import AUTO, LabSpec, run_lab
 from perfkit.indexes.lab_tables import IndexLab
@@ -112,7 +113,7 @@ def plans(text: Text) -> list[Explained]:
             text = text.read_bytes().decode("utf-8-sig", "replace")
         except OSError as error:
             raise UsageError(f"{text}: cannot be read ({error.strerror}); expected a file with plans") from None
-    return [Explained(Capture((document,), ())) for document in read_documents(text)]
+    return [Explained(Capture((plan,))) for plan in read_plans(text)]
 
 
 @takes(AblateSpec)

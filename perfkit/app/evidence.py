@@ -20,7 +20,7 @@ from perfkit.explain.comparison import PLANNED, Diff, typical_parameters
 from perfkit.explain.findings import Finding, findings
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.html import DiffView, PlanView
-from perfkit.explain.plan import Plan
+from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.search import analyze_first, index_advice
 from perfkit.indexes.trial import Made
@@ -55,8 +55,7 @@ class Explained:
     @property
     def view(self) -> PlanView:
         """Return what displays it."""
-        first = self.capture.first if len(self.capture.documents) > 1 else None
-        return PlanView(self.plan, self.findings, self.note, first)
+        return PlanView(self.plan, self.findings, self.note, self.capture.first)
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()
@@ -94,7 +93,7 @@ class WhatIf(View):
     @property
     def used(self) -> bool:
         """Return whether the planner uses the index."""
-        return any(node.text("Index Name") in self.made.names for node in self.after.plan.nodes)
+        return any(node.index in self.made.names for node in self.after.plan.nodes)
 
     @property
     def sentence(self) -> str:
@@ -102,7 +101,7 @@ class WhatIf(View):
         verb = "would be used" if self.used else "would not be used"
         how, about = ("on a rolled-back build", "") if self.made.quoted else ("by HypoPG", "about ")
         before, after = self.before.plan, self.after.plan
-        figures = f"cost {' -> '.join(significant(plan.root.value('Total Cost')) for plan in (before, after))}"
+        figures = f"cost {' -> '.join(significant(plan.root.cost) for plan in (before, after))}"
         if before.analyzed and after.analyzed:
             figures = f"{count(before.buffers)} -> {count(after.buffers)} pages"
         return f"{verb}: {figures}, {self.evidence} {how}; {about}{size(self.bytes)}"
@@ -245,7 +244,7 @@ class SlowQuery:
     def logged_plan(self) -> Explained | None:
         """Return the plan that auto_explain logged for the slowest execution; None if it logged none."""
         plan = self.statement.plan
-        return Explained(Capture((plan,), ()), "as logged") if plan is not None else None
+        return Explained(Capture((read_plan(plan),)), "as logged") if plan is not None else None
 
     def example_parameters(self, n: int = 1, given: Mapping[int, Any] | None = None, seed: int = 1) -> Examples:
         """Return `n` sets of values: first those of the slowest logged execution, if known; the others are sampled.

@@ -13,11 +13,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
 
 from perfkit.base.errors import PlanError
 
-Raw = Mapping[str, Any]
+Raw = Mapping[str, object]
 GATHERS = frozenset({"Gather", "Gather Merge"})
 _PRUNERS = frozenset({"Append", "Merge Append"})
 _LITERAL = re.compile(r"'(?:[^']|'')*'")

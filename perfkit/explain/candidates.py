@@ -25,7 +25,7 @@ def conditions(facts: PlanFacts, node: Node, *keys: str, join: str = "") -> tupl
     """Return a scan's distinct conditions of these kinds, parsed, and those on its table in a join's condition."""
     table = facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
-    alias = node.text("Alias") or node.text("Relation Name")
+    alias = node.alias or node.table
     texts = [*(text for key in keys for text in node.texts(key)), *([join] if join else [])]
     return tuple(dict.fromkeys(p for text in texts for p in predicates(text, alias, names)))
 
@@ -92,7 +92,7 @@ def wanted_order(node: Node, alias: str) -> tuple[str, ...]:
     top = next((above for above in sort.above() if above.kind != "Gather Merge"), None)
     if top is None or top.kind != "Limit":
         return ()
-    keys = [_KEY.fullmatch(plain(key, alias)) for key in sort.texts("Sort Key")]
+    keys = [_KEY.fullmatch(plain(key, alias)) for key in sort.sort_keys]
     if not all(keys) or len({bool(key["down"]) for key in keys if key}) != 1:
         return ()
     return tuple(key[1][1:-1].replace('""', '"') if key[1].startswith('"') else key[1] for key in keys if key)
@@ -178,7 +178,7 @@ def home(facts: PlanFacts, node: Node) -> tuple[str, str]:
     table = facts.of(node)
     if table and table.parent:
         return table.parent
-    return (table.schema if table else node.text("Schema")), node.text("Relation Name")
+    return (table.schema if table else node.schema), node.table
 
 
 def placed(facts: PlanFacts, node: Node) -> str:
@@ -229,7 +229,7 @@ def blocks(facts: PlanFacts, node: Node, p: Predicate) -> Blocker | None:
     if len(p.columns) != 1 or p.operator.startswith("IS "):
         return None
     (name,) = p.columns
-    alias, table = node.text("Alias"), facts.of(node)
+    alias, table = node.alias, facts.of(node)
     subject = plain(p.subject, alias)
     c = condition(facts, node, p)
     if c.operator == "IS NOT DISTINCT FROM":
@@ -265,7 +265,7 @@ def blocks(facts: PlanFacts, node: Node, p: Predicate) -> Blocker | None:
 def condition(facts: PlanFacts, node: Node, p: Predicate) -> Condition:
     """Return a predicate on one column in the form that rewrite rules read."""
     (name,) = p.columns
-    alias, table = node.text("Alias"), facts.of(node)
+    alias, table = node.alias, facts.of(node)
     column = table.column(name) if table else None
     kind, text = column.type if column else "", plain(p.text, alias)
     if not p.operator and (negated := NOT_DISTINCT.fullmatch(text)):
@@ -390,7 +390,7 @@ Remedy = tuple[str, str]  # advice and SQL
 
 def other_kind(facts: PlanFacts, node: Node, p: Predicate) -> Remedy | None:
     """Return the index for conditions that no B-tree serves: patterns, JSON, arrays, ranges, full text."""
-    key, table = plain(p.subject, node.text("Alias")), facts.of(node)
+    key, table = plain(p.subject, node.alias), facts.of(node)
     name = quoted(column_of(p, table))
     if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
         ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
@@ -435,7 +435,7 @@ def partial_index(facts: PlanFacts, node: Node, p: Predicate) -> Remedy | None:
     """Return a partial index of the few rows that differ from a constant."""
     if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
         return None
-    table, condition = facts.of(node), plain(p.text, node.text("Alias"))
+    table, condition = facts.of(node), plain(p.text, node.alias)
     if table and any(_same(i.predicate, condition) for i in table.indexes):
         return None
     made = f"CREATE INDEX ON {placed(facts, node)} ({quoted(p.column)}) WHERE {condition}"

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from shlex import quote
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Buffer, Loader
 from psycopg.rows import tuple_row
 
-from perfkit.base.bundle import deep
 from perfkit.base.errors import Interrupted, PlanError, TargetRefused, UsageError, first_line
+from perfkit.explain.accounting import Raw
+from perfkit.explain.documents import one_statement, parse, require_plan, require_statement, whole_nodes
 from perfkit.explain.facts import PlanFacts, fetched, parsed, read_facts
-from perfkit.explain.plan import Plan, document, raw_json, read_plan, require_statement, whole_nodes
+from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import allowing
-from perfkit.postgres.catalog import LOCK_S, holders
+from perfkit.postgres.catalog import LOCK_S, Connection, holders
 from perfkit.postgres.commands import exact, send, send_unbound
 from perfkit.postgres.servers import External, Server
 from perfkit.postgres.sqltext import first_word, split, tokens
 
-Parameters = Mapping[str, Any] | Sequence[Any] | None
-Connect = Callable[[], psycopg.Connection[Any]]
+Parameters = Mapping[str, object] | Sequence[object] | None
+Cursor = psycopg.Cursor[tuple[object, ...]]
+Connect = Callable[[], Connection]
 READING = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 WRITING = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _NAMED = re.compile(r"%\((\w+)\)s|%%")
@@ -62,24 +62,29 @@ class ExplainSpec:
             raise UsageError(f"repeats = {self.repeats}, timeout = {self.timeout_s:g}; expected more than 0")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Capture:
     """The plans of a statement, one for each execution, and the catalogue's facts about its tables, as JSON values."""
 
-    documents: tuple[Any, ...]
-    tables: tuple[Any, ...]
+    plans: tuple[Plan, ...]
+    tables: tuple[object, ...] = ()
 
     @property
     def plan(self) -> Plan:
         """The plan of the last execution, which found its data in memory if it fits."""
-        return read_plan(self.documents[-1])
+        return self.plans[-1]
 
     @property
-    def first(self) -> Plan:
-        """The plan of the first execution, with the caches as they were."""
-        return read_plan(self.documents[0])
+    def first(self) -> Plan | None:
+        """The plan of the first of several executions, with the caches as they were; None if there was only one."""
+        return self.plans[0] if len(self.plans) > 1 else None
 
     @property
+    def documents(self) -> tuple[list[Raw], ...]:
+        """EXPLAIN's JSON of each execution."""
+        return tuple([plan.document] for plan in self.plans)
+
+    @cached_property
     def facts(self) -> PlanFacts:
         """The facts about its tables."""
         return read_facts(self.tables)
@@ -95,10 +100,10 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     """
     options = options or ExplainSpec()
     text = single(sql)
-    documents: list[Any] = []
+    plans: list[Plan] = []
     repeats = options.repeats if options.analyze else 1
     read_only = first_word(text) not in WRITING or not options.writes
-    while len(documents) < repeats:
+    while len(plans) < repeats:
         try:
             with session(connect, options.timeout_s, read_only=read_only) as connection:
                 raw = explain_json(connection, text, parameters, options)
@@ -107,15 +112,25 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
                 raise
             read_only = False  # a CTE or function writes, or rows are locked, which is allowed
         else:
-            documents.append(_read(raw, options))
-    plan = read_plan(documents[-1])
+            plans.append(_read(raw, forced=options.generic))
     with session(connect, options.timeout_s) as connection:
-        tables = fetched(connection, plan)
-    return Capture(tuple(documents), tuple(parsed(tables)))
+        tables = fetched(connection, plans[-1])
+    return Capture(tuple(plans), tuple(parsed(tables)))
+
+
+class _Unparsed(Loader):
+    def load(self, data: Buffer) -> bytes:
+        require_plan(len(data))
+        return bytes(data)
+
+
+def raw_json(connection: Connection) -> None:
+    """Make a connection return JSON unparsed, so that no transaction stays open while it is parsed."""
+    connection.adapters.register_loader("json", _Unparsed)
 
 
 @contextmanager
-def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> Iterator[psycopg.Connection[Any]]:
+def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> Iterator[Connection]:
     """Open a transaction with time limits on a new connection, and roll it back at the end. Raises Interrupted."""
     try:
         with connect() as connection:
@@ -172,16 +187,15 @@ def numbered(sql: str) -> str:
     return _NAMED.sub(lambda m: f"${names.index(m[1]) + 1}" if m[1] else "%", sql) if names else sql
 
 
-def cursor_for(connection: psycopg.Connection[Any], text: str, parameters: Parameters) -> psycopg.Cursor[Any]:
+def cursor_for(connection: Connection, text: str, parameters: Parameters) -> Cursor:
     """Return a cursor for these parameters as the statement writes them, with rows as tuples.
 
     The cursor has the connection's own class, which may write an audit.
     """
-    made: Any = connection.cursor_factory
+    made: type[psycopg.Cursor[Any]] = connection.cursor_factory
     if isinstance(parameters, Sequence) and re.search(r"\$\d", text):
         made = type("Numbered", (psycopg.RawCursor, made), {})
-    cursor: psycopg.Cursor[Any] = made(connection, row_factory=tuple_row)
-    return cursor
+    return made(connection, row_factory=tuple_row)
 
 
 def named(sql: str) -> list[str]:
@@ -189,20 +203,22 @@ def named(sql: str) -> list[str]:
     return list(dict.fromkeys(m[1] for m in _NAMED.finditer(sql) if m[1]))
 
 
-def explained(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> Any:
-    """Return the document of one EXPLAIN."""
-    return _read(explain_json(connection, text, parameters, options), options)
+def explained(
+    connection: Connection, text: str, parameters: Parameters, options: ExplainSpec, *, forced: bool = False
+) -> Plan:
+    """Return the plan of one EXPLAIN; `forced`: perfkit made the server use the generic plan."""
+    return _read(explain_json(connection, text, parameters, options), forced=forced or options.generic)
 
 
-def _read(raw: bytes, options: ExplainSpec) -> Any:
-    """Parse EXPLAIN's JSON, without the setting that a generic plan needs before 16. Raises PlanError."""
-    parsed_json = document(raw)
-    if options.generic and parsed_json:
-        parsed_json[0].get("Settings", {}).pop("plan_cache_mode", None)  # set by perfkit, not by the server
-    return parsed_json
+def _read(raw: bytes, *, forced: bool) -> Plan:
+    """Return the plan of EXPLAIN's JSON, without the setting by which perfkit forced it. Raises PlanError."""
+    document = parse(raw)
+    if forced and isinstance(settings := one_statement(document).get("Settings"), dict):
+        settings.pop("plan_cache_mode", None)
+    return read_plan(document)
 
 
-def explain_json(connection: psycopg.Connection[Any], text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
+def explain_json(connection: Connection, text: str, parameters: Parameters, options: ExplainSpec) -> bytes:
     """Return EXPLAIN's JSON unparsed, so that no transaction stays open while it is parsed."""
     version = connection.info.server_version // 10_000
     if options.generic:
@@ -215,7 +231,7 @@ def explain_json(connection: psycopg.Connection[Any], text: str, parameters: Par
     return _first(cursor, explain, values)
 
 
-def _generic(connection: psycopg.Connection[Any], text: str, version: int) -> bytes:
+def _generic(connection: Connection, text: str, version: int) -> bytes:
     """Return the plan for any values: by GENERIC_PLAN since 16, before by a prepared statement."""
     cursor = connection.cursor(row_factory=tuple_row)
     if version >= 16:
@@ -243,13 +259,13 @@ def _wanted(options: ExplainSpec, version: int, text: str) -> str:
     return ", ".join(wanted)
 
 
-def _first(cursor: psycopg.Cursor[Any], sql: str, parameters: Any) -> bytes:
+def _first(cursor: Cursor, sql: str, parameters: Parameters) -> bytes:
     return _document(send(cursor, sql, parameters))
 
 
-def _document(cursor: psycopg.Cursor[Any]) -> bytes:
+def _document(cursor: Cursor) -> bytes:
     row = cursor.fetchone()
-    return row[0] if row else b""
+    return row[0] if row and isinstance(row[0], bytes) else b""
 
 
 # The effects of a statement besides reading, found without executing it.
@@ -314,9 +330,9 @@ def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects
             cursor.execute("SET TRANSACTION READ ONLY")  # the planner may try functions not declared volatile
             planned = cursor_for(connection, text, parameters)
             send(planned, f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}", exact(parameters))
-            raw: bytes = (planned.fetchone() or (b"",))[0]
+            raw = _document(planned)
             connection.rollback()
-            nodes = list(whole_nodes(document(raw)))
+            nodes = whole_nodes(parse(raw))
             volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
     except psycopg.Error as error:
         raise marked(PlanError(f"cannot be planned: {first_line(error)}{holders(connect, error)}"), error) from None
@@ -340,7 +356,7 @@ def require_harmless(
         )
 
 
-def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]) -> tuple[str, ...]:
+def _volatile(cursor: Cursor, calls: set[str], texts: Iterable[str]) -> tuple[str, ...]:
     """Return volatile functions in the calls and texts, and recursively in the objects that these name."""
     found: set[str] = set()
     seen: set[str] = set()
@@ -356,8 +372,8 @@ def _volatile(cursor: psycopg.Cursor[Any], calls: set[str], texts: Iterable[str]
         cursor.execute("SET LOCAL search_path = pg_catalog")  # an arm's may put other tables before the catalogue
         rows = cursor.execute(catalog.get("volatile").encode(), names).fetchall()
         cursor.connection.rollback()
-        found |= {name for name, volatile, _ in rows if volatile}
-        texts = {text for _, _, text in rows if text}
+        found |= {str(name) for name, volatile, _ in rows if volatile}
+        texts = {str(text) for _, _, text in rows if text}
     return tuple(sorted(found - _HARMLESS))
 
 
@@ -375,7 +391,7 @@ def _called(text: str) -> set[str]:
     return names
 
 
-def _planned(node: Mapping[str, Any]) -> Iterator[str]:
+def _planned(node: Raw) -> Iterator[str]:
     """Yield a node's expressions, and a call of the function that it scans."""
     if name := node.get("Function Name"):
         yield f"{sql.Identifier(str(name)).as_string()}()"
@@ -391,105 +407,3 @@ def _as_stored(name: str) -> str:
 
 def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
-
-
-# Plans from text: JSON, psql output with its frame, a CSV cell, or auto_explain's entries in a log.
-
-EXPECTED = "expected EXPLAIN (FORMAT JSON) output, psql's or auto_explain's"
-_HEADER = re.compile(r"^[ \t|│║\"]*QUERY PLAN\b\"?", re.MULTILINE)
-_FRAME = re.compile(
-    r"^[ \t|│║:,]+|[ \t]*[+↵]?[ \t]*[|│║]?[ \t]*$"
-)  # no line of EXPLAIN's JSON begins or ends like this
-_BEGINS = re.compile(r"[\[{]\s*[\[{\"]")  # the beginning of JSON, unlike a log's prefix
-_ENTRY = re.compile(r"plan:\s*(?=\{)")
-_TEXT = re.compile(
-    r"\((?:cost=\d+\.\d+\.\.\d+\.\d+|actual (?:time|rows)=[\d.]+)[^)\n]*\)"
-    r"|^[\s|│║]*(?:QUERY PLAN[\s|│║]*)?- Plan:|<explain ",
-    re.MULTILINE,
-)
-_SPACE = re.compile(r"\s*")
-_CSV_LIMIT = 1 << 28
-
-
-def read_documents(text: str) -> list[Any]:
-    """Return every plan in a text as a document with a 'Plan'. Raises PlanError if there is none."""
-    text = text.lstrip("\ufeff").strip()
-    try:
-        with deep():
-            for values in (_json, _framed, _logged):
-                if found := [document for value in values(text) for document in _documents(value)]:
-                    return found
-            if _BEGINS.match(text):
-                json.JSONDecoder().raw_decode(text)  # raises an error with the position
-    except ValueError as error:
-        raise PlanError(f"not JSON ({error}); {EXPECTED}") from None
-    if _TEXT.search(text):
-        raise PlanError("a plan in text format; expected EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) output")
-    raise PlanError(f"no plan in it; {EXPECTED}")
-
-
-def _json(text: str) -> Iterator[Any]:
-    """Yield consecutive JSON values; ignore text after them (psql's row count)."""
-    if text.startswith(('"[', '"{')):  # a cell of CSV
-        text = text[1:].replace('""', '"')
-    at, decoder = 0, json.JSONDecoder()
-    while text.startswith(("[", "{"), at):
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except ValueError:
-            return
-        yield value
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches anything
-
-
-def _framed(text: str) -> Iterator[Any]:
-    """Yield JSON from psql's output, aligned, expanded or CSV."""
-    for part in _HEADER.split(text)[1:] or ([text] if text.startswith(("[", "{")) else []):
-        lines = [_FRAME.sub("", line) for line in part.splitlines()]
-        start = next((n for n, line in enumerate(lines) if line.lstrip('"').startswith(("[", "{"))), len(lines))
-        yield from _json("\n".join(lines[start:]))
-
-
-def _logged(text: str) -> Iterator[Any]:
-    """Yield auto_explain's entries in a log of any format; omit an entry that was cut off."""
-    if text.startswith("{"):
-        parts = [_message(line) for line in text.splitlines()]
-    elif '{""' in text or '""Query Text""' in text:
-        parts = _cells(text)
-    else:
-        parts = [text]
-    decoder = json.JSONDecoder()
-    for part in parts:
-        at = 0
-        while entry := _ENTRY.search(part, at):
-            at = entry.end()
-            with suppress(ValueError):
-                value, at = decoder.raw_decode(part, at)
-                yield value
-
-
-def _cells(text: str) -> list[str]:
-    """Return the messages of a CSV log."""
-    csv.field_size_limit(_CSV_LIMIT)
-    try:
-        return [cell for row in csv.reader(io.StringIO(text)) for cell in row if "plan:" in cell]
-    except csv.Error:
-        return []
-
-
-def _message(line: str) -> str:
-    """Return the message of a line of a JSON log."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return ""
-    return str(value.get("message", "")) if isinstance(value, dict) else ""
-
-
-def _documents(value: Any) -> Iterator[Any]:
-    """Yield documents of an array, of one statement, or of a bare node."""
-    for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, dict) and isinstance(item.get("Plan"), dict):
-            yield item
-        elif isinstance(item, dict) and isinstance(item.get("Node Type"), str):
-            yield {"Plan": item}

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import TypeVar
 
 import psycopg
 from psycopg.rows import tuple_row
 
 from perfkit.base.errors import PlanError
 from perfkit.explain.capture import READING, Connect, ExplainSpec, Parameters, explain_json, session, single
-from perfkit.explain.plan import Node, Plan, document, read_plan
+from perfkit.explain.documents import parse
+from perfkit.explain.plan import Node, Plan, read_plan
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import exact, send
 from perfkit.postgres.sqltext import first_word
 
@@ -57,7 +59,7 @@ def _scans(plan: Plan) -> Iterator[IndexScan]:
     for node in plan.nodes:
         if plan.analyzed and not node.executed:
             continue
-        index = node.text("Index Name")
+        index = node.index
         if node.kind == "Bitmap Index Scan":
             yield IndexScan(node.kind, heap_of(node), index, index)
         elif index:
@@ -70,7 +72,7 @@ def indexes_under(node: Node) -> tuple[str, ...]:
     """Return the indexes that a scan uses: its own, or those of the bitmaps below it."""
     if node.kind != "Bitmap Heap Scan":
         return node.texts("Index Name")
-    return tuple(below.text("Index Name") for below in node.below() if below.kind == "Bitmap Index Scan")
+    return tuple(below.index for below in node.below() if below.kind == "Bitmap Index Scan")
 
 
 # The fingerprint of a plan: its structure without constants, rows and costs.
@@ -111,7 +113,7 @@ def conditions(node: Node) -> str:
 
 def _shape(node: Node) -> str:
     get = node.raw.get
-    sub = without_constants(node.text("Subplan Name")) if "Subplan Name" in node.raw else ""
+    sub = without_constants(node.subplan) if "Subplan Name" in node.raw else ""
     where = f"{get('Schema')}.{node.relation} {get('Index Name')}"
     return f"{get('Parent Relationship')} {sub} {node.name} {where} {conditions(node)}"
 
@@ -161,7 +163,7 @@ class Diff:
         """The change in one line: `Seq Scan on visits -> Index Scan using visits_day; 312 -> 7 buffers`."""
         parts = ["the same plan"] if self.same else _worded(self.changes)
         if self.evidence == "estimated":
-            costs = (plan.root.value("Total Cost") for plan in (self.before, self.after))
+            costs = (plan.root.cost for plan in (self.before, self.after))
             return f"{', '.join(parts)}; cost {_to(*costs)} (estimated)"
         return f"{', '.join(parts)}; {_to(self.before.buffers, self.after.buffers)} buffers"
 
@@ -174,7 +176,7 @@ def diff(before: Plan, after: Plan) -> Diff:
     keys: tuple[Callable[[Node], Hashable], ...] = (
         lambda node: (_exact(node), tables[node]),
         _exact,
-        lambda node: (node.text("Schema"), node.relation, node.text("Alias")) if node.relation else None,
+        lambda node: (node.schema, node.relation, node.alias) if node.relation else None,
         lambda node: (_family(node), tables[node]),
         lambda node: (_family(node), conditions(node)) if conditions(node) else None,
     )
@@ -203,7 +205,7 @@ def _match(
 
 
 def _exact(node: Node) -> Hashable:
-    where = (node.text("Schema"), node.relation, node.text("Alias"), node.text("Index Name"))
+    where = (node.schema, node.relation, node.alias, node.index)
     return node.name, where, conditions(node)
 
 
@@ -216,7 +218,7 @@ def _tables(plan: Plan) -> dict[Node, int]:
     found: dict[Node, int] = dict.fromkeys(plan.nodes, 0)
     for node in reversed(plan.nodes):
         if node.relation:
-            found[node] ^= hash((node.text("Schema"), node.relation, node.text("Alias")))
+            found[node] ^= hash((node.schema, node.relation, node.alias))
         if node.parent:
             found[node.parent] ^= found[node]
     return found
@@ -242,7 +244,7 @@ def _worded(changes: Iterable[PlanChange]) -> list[str]:
 def _scans_of(changes: Iterable[PlanChange]) -> Iterator[str]:
     for change in changes:
         before, after = change.before, change.after
-        if before and after and before.text("Relation Name") and _scan(before) != _scan(after):
+        if before and after and before.table and _scan(before) != _scan(after):
             yield f"{_scan(before)} -> {_scan(after, short=True)}"
 
 
@@ -270,19 +272,20 @@ def _to(before: float, after: float) -> str:
 
 # Statements compared on a server: parameters with the usual plan, and the rows of a query and its rewrite.
 
+Row = TypeVar("Row", bound=Parameters)
 PLANNED = 15  # number of parameter rows that are planned to find the most frequent plan
 
 
-def typical_parameters(connect: Connect, sql: str, rows: Sequence[Parameters]) -> Parameters:
+def typical_parameters(connect: Connect, sql: str, rows: Sequence[Row]) -> Row:
     """Return the first parameter row that gets the most frequent plan; nothing is executed."""
     with session(connect, 60.0) as connection:
         plans = [explain_json(connection, single(sql), row, ExplainSpec(analyze=False)) for row in rows]
-    shapes = [fingerprint(read_plan(document(plan))) for plan in plans]
+    shapes = [fingerprint(read_plan(parse(plan))) for plan in plans]
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
 
 
-RowParameters = Mapping[str, Any] | None
+RowParameters = Mapping[str, object] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +298,7 @@ class RowSets:
 
 
 def compare(
-    connect: Callable[[], psycopg.Connection[Any]],
+    connect: Connect,
     before: str,
     after: str,
     rows: Sequence[RowParameters],
@@ -328,10 +331,9 @@ def compare(
     return RowSets(len(rows), equal, first)
 
 
-def _digest(connection: psycopg.Connection[Any], text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
+def _digest(connection: Connection, text: str, row: RowParameters, timeout_s: float) -> tuple[int, str]:
     """Return the number of rows, and a digest of them in any order."""
-    cursor = connection.cursor()
-    cursor.row_factory = tuple_row
+    cursor = connection.cursor(row_factory=tuple_row)
     cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(timeout_s * 1000))}")
     send(
         cursor,

@@ -7,17 +7,18 @@ are therefore counted as changed since ANALYZE, although the statistics have see
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import psycopg
 from psycopg.rows import tuple_row
 
 from perfkit.base.errors import PlanError
-from perfkit.explain.plan import Node, Plan, document
+from perfkit.explain.documents import parse
+from perfkit.explain.plan import Node, Plan
 from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Connection
 from perfkit.postgres.sqltext import KEYWORDS
 
 
@@ -91,7 +92,7 @@ class PlanFacts:
 
     def of(self, node: Node) -> TableFacts | None:
         """Return the table that a node reads or writes; None if unknown."""
-        return self.named(node.text("Relation Name"), node.text("Schema"))
+        return self.named(node.table, node.schema)
 
     def named(self, name: str, schema: str = "") -> TableFacts | None:
         """Return a table by its name; None if unknown."""
@@ -101,17 +102,17 @@ class PlanFacts:
 NO_FACTS = PlanFacts()
 
 
-def ask(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
+def ask(connection: Connection, plan: Plan) -> list[object]:
     """Return the facts about a plan's tables as JSON values. Raises psycopg.Error."""
     return parsed(fetched(connection, plan))
 
 
-def parsed(tables: Sequence[Any]) -> list[Any]:
+def parsed(tables: Iterable[object]) -> list[object]:
     """Return facts as JSON values; a connection may have parsed them already."""
-    return [document(table) if isinstance(table, bytes) else table for table in tables]
+    return [parse(table) if isinstance(table, bytes) else table for table in tables]
 
 
-def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
+def fetched(connection: Connection, plan: Plan) -> list[object]:
     """Return the facts about a plan's tables as the connection gives them. Raises psycopg.Error."""
     names = relations(plan)
     if not names:
@@ -124,10 +125,10 @@ def fetched(connection: psycopg.Connection[Any], plan: Plan) -> list[Any]:
 
 def relations(plan: Plan) -> frozenset[tuple[str, str]]:
     """Return schema and name of the relations that a plan reads or changes."""
-    return frozenset((node.text("Schema"), name) for node in plan.nodes if (name := node.text("Relation Name")))
+    return frozenset((node.schema, node.table) for node in plan.nodes if node.table)
 
 
-def read_facts(tables: Sequence[Mapping[str, Any]]) -> PlanFacts:
+def read_facts(tables: Iterable[Any]) -> PlanFacts:
     """Return facts from recorded JSON values. Raises PlanError if they are malformed."""
     try:
         return PlanFacts(tuple(_table(table) for table in tables))

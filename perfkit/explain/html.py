@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from perfkit.base import units
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError, visible
 from perfkit.explain import text as plan_text
+from perfkit.explain.accounting import Raw
+from perfkit.explain.capture import Capture
 from perfkit.explain.comparison import CONDITIONS, ChangeKind, Diff, PlanChange, diff
+from perfkit.explain.findings import findings as judge
 from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
 from perfkit.explain.plan import COUNTERS, Node, Plan
 from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
@@ -99,7 +101,7 @@ def _step(figures: PlanFigures, node: Node, mark: Mark, waiting: list[Node | Fig
 
 def _row(figures: PlanFigures, node: Node, mark: Mark) -> str:
     """Return a step's number, title and figures; each figure has its unit for readers without the column heads."""
-    said, label = figures.execution(node), node.text("Subplan Name")
+    said, label = figures.execution(node), node.subplan
     before = f"<em>{escape(label)}</em> " if label else ""
     after = f" <small>{escape(said)}</small>" if said else ""
     depth = f"<small>level {node.depth}</small> " if node.depth > _NESTED else ""
@@ -110,7 +112,7 @@ def _row(figures: PlanFigures, node: Node, mark: Mark) -> str:
 def _figures(figures: PlanFigures, node: Node) -> str:
     expected, came = figures.rows(node)
     if not figures.plan.analyzed:
-        part = node.value("Total Cost") / figures.highest_cost
+        part = node.cost / figures.highest_cost
         return f"{_bar(part)}<b>{figures.cost(node)}</b><i> cost</i></span><span>{expected}<i> rows expected</i></span>"
     part, off = figures.plan.share(node), figures.row_error(node)
     time = _unit(figures.time(node), "ms")
@@ -298,6 +300,11 @@ class PlanView(View):
     title: str = ""
     first: Plan | None = None  # of the first execution, if there was more than one
 
+    @classmethod
+    def of(cls, capture: Capture, title: str = "") -> PlanView:
+        """Return the last plan of a capture with its findings, and the figures of the first."""
+        return cls(capture.plan, judge(capture.plan, capture.facts), title, capture.first)
+
     def html(self) -> str:
         """Return the drawing, for a page with the style sheet."""
         return drawn(self.figures(), self.title)
@@ -366,10 +373,10 @@ _BRIEF = (*REMOVED_ROWS, "Heap Fetches", "Workers Planned", "Workers Launched") 
 
 def details(node: Node) -> Iterator[tuple[str, str]]:
     """Yield name and value of all other details; omit 0, `false` and values that `brief` shows in full."""
-    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.text(key))}
+    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.texts(key))}
     done |= {key for key in CONDITIONS if (texts := node.texts(key)) and len(", ".join(texts)) <= SHORT}
     done |= {key for key in _BRIEF if _plain(raw, key)}
-    if node.text("Sort Method") and _plain(raw, "Sort Space Used"):
+    if node.sort_method and _plain(raw, "Sort Space Used"):
         done |= {"Sort Method", "Sort Space Used", "Sort Space Type"}
     if _plain(raw, "Total Cost"):
         yield "Cost", _cost(node)
@@ -382,14 +389,14 @@ def details(node: Node) -> Iterator[tuple[str, str]]:
     if buffers := _buffers(node):
         yield "Buffers, with all below", buffers
     done |= {key for key in COUNTERS if _plain(raw, key)}
-    if outputs := node.texts("Output"):
+    if outputs := node.output:
         more = f" and {len(outputs) - _OUTPUT} more" if len(outputs) > _OUTPUT else ""
         yield "Output", shortened(", ".join(outputs[:_OUTPUT]), SHORT) + more
         done.add("Output")
     yield from pairs(raw, done)
 
 
-def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
+def pairs(raw: Raw, done: set[str]) -> Iterator[tuple[str, str]]:
     """Yield the keys that are not in `done` with their values as text; omit 0 and false."""
     for key, value in raw.items():
         if key in done or not value:
@@ -408,12 +415,12 @@ def pairs(raw: Mapping[str, Any], done: set[str]) -> Iterator[tuple[str, str]]:
 
 def _cost(node: Node) -> str:
     start, end = (f"{node.value(key):,.10g}" for key in ("Startup Cost", "Total Cost"))
-    rows = counted(node.value("Plan Rows"), "row")
-    return f"{start} to {end} for {rows} of {counted(node.value('Plan Width'), 'byte')}"
+    rows = counted(node.rows_planned, "row")
+    return f"{start} to {end} for {rows} of {counted(node.width, 'byte')}"
 
 
 def _loop(node: Node) -> str:
-    rows = f"{node.value('Actual Rows'):,.10g} rows"
+    rows = f"{node.rows_per_loop:,.10g} rows"
     if "Actual Total Time" not in node.raw:
         return rows
     start, end = (ms(node.value(key)) for key in ("Actual Startup Time", "Actual Total Time"))
@@ -429,12 +436,12 @@ def _buffers(node: Node) -> str:
     return "; ".join(f"{kind} {', '.join(counts)}" for kind, counts in found.items())
 
 
-def _plain(raw: Mapping[str, Any], key: str) -> bool:
+def _plain(raw: Raw, key: str) -> bool:
     """Return whether a value is a number, as EXPLAIN writes it."""
     return isinstance(raw.get(key), int | float) and not isinstance(raw[key], bool)
 
 
-def _flat(value: Any, depth: int = 3) -> str:
+def _flat(value: object, depth: int = 3) -> str:
     """Return any value of a document on one line, without parts that are 0 or false."""
     if isinstance(value, dict | list) and not depth:
         try:

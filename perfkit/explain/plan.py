@@ -1,8 +1,4 @@
-"""A plan as a tree of nodes, read from EXPLAIN's JSON within bounds of size.
-
-A written statement has kilobytes, one with a list of values perhaps 1 MB. A plan of 10,000 partitions with VERBOSE has
-about 20 MB. The planner folds constants: the plan of `SELECT repeat('a', 1000000000)` has 1 GB, which perfkit refuses
-to copy, parse or keep.
+"""A plan as a tree of typed nodes, read once from EXPLAIN's JSON.
 
 In EXPLAIN's JSON, rows and times are averages per loop, buffers are totals, and all include everything below the node.
 `Node` adds each node's own part, considering parallel workers, CTEs, InitPlans and nodes that were never executed.
@@ -10,91 +6,12 @@ In EXPLAIN's JSON, rows and times are averages per loop, buffers are totals, and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import psycopg
-from psycopg.adapt import Buffer, Loader
-
-from perfkit.base.bundle import loads
-from perfkit.base.errors import PlanError
 from perfkit.explain.accounting import GATHERS, Raw, exclusive, processes, structure
-
-STATEMENT, PLAN = 2_000_000, 64_000_000  # bytes at most
-# Rules compare the constants in a node's texts, so long constants are cut first, and then the text as a whole.
-_LITERAL, _TEXT = 200, 100_000  # characters
-_QUOTED = re.compile(r"'(?:[^']|'')*+'")
-
-
-def require_statement(sql: str) -> None:
-    """Raise PlanError for a statement that is too long."""
-    if len(sql) > STATEMENT // 4 and (size := len(sql.encode("utf-8", "replace"))) > STATEMENT:
-        raise PlanError(f"a statement of {size / 1e6:,.1f} MB; expected at most {STATEMENT / 1e6:,.0f} MB")
-
-
-def require_plan(size: int) -> None:
-    """Raise PlanError for a plan of too many bytes."""
-    if size > PLAN:
-        raise PlanError(
-            f"a plan of {size / 1e6:,.0f} MB; expected at most {PLAN / 1e6:,.0f} MB (a long constant in the statement? "
-            "the planner writes it out)"
-        )
-
-
-def raw_json(connection: psycopg.Connection[Any]) -> None:
-    """Make a connection return JSON unparsed, so that no transaction stays open while it is parsed."""
-    connection.adapters.register_loader("json", _Raw)
-
-
-def document(raw: bytes) -> Any:
-    """Parse EXPLAIN's JSON; an empty text gives an empty list. Raises PlanError."""
-    try:
-        return loads(raw) if raw else []
-    except ValueError as error:
-        raise PlanError(f"EXPLAIN's JSON cannot be read: {error}") from None
-
-
-def shortened(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a raw node with its long texts cut; the same object if none is long."""
-    if not any(_long(value) for value in node.values()):
-        return node
-    return {key: _shortened(value) if _long(value) else value for key, value in node.items()}
-
-
-def _long(value: Any) -> bool:
-    if type(value) is list:
-        return any(type(item) is str and len(item) > _LITERAL for item in value)
-    return type(value) is str and len(value) > _LITERAL
-
-
-def _shortened(value: Any) -> Any:
-    if type(value) is list:
-        return [_shortened(item) for item in value]
-    if type(value) is not str or len(value) <= _LITERAL:
-        return value
-    text = _QUOTED.sub(_cut, value)
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
-
-
-def _cut(match: re.Match[str]) -> str:
-    text = match[0]
-    if len(text) <= _LITERAL:
-        return text
-    begin = text[1 : _LITERAL - 2]
-    whole = begin[:-1] if begin.count("'") % 2 else begin  # a quote in it is doubled: not half of one
-    return f"'{whole}…'"
-
-
-class _Raw(Loader):
-    def load(self, data: Buffer) -> bytes:
-        require_plan(len(data))
-        return bytes(data)
-
-
-# The typed view of a plan; EXPLAIN's document stays unchanged.
+from perfkit.explain.documents import list_nodes, one_statement, parse, read_documents, shortened
 
 PAGES = ("Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks")
 COUNTERS = (
@@ -113,6 +30,34 @@ _MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # 
 _BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
 
 
+class _Text:
+    """An attribute of a node with the text of one key of EXPLAIN; "" if the key is missing."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __get__(self, node: Node, owner: object) -> str:
+        value = node.raw.get(self._key)
+        return value if type(value) is str else ""
+
+
+class _Texts(_Text):
+    """An attribute with the texts of one key, whether a list or a single one."""
+
+    def __get__(self, node: Node, owner: object) -> tuple[str, ...]:  # type: ignore[override]
+        return node.texts(self._key)
+
+
+class _Number:
+    """An attribute with the number of one key of EXPLAIN; 0 if the key is missing."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __get__(self, node: Node, owner: object) -> float:
+        return number(node.raw, self._key)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """One node of a plan. Times are elapsed ms of all loops, None without TIMING; `raw` has all of EXPLAIN's keys."""
@@ -129,6 +74,47 @@ class Node:
     exclusive_ms: float | None
     own: Mapping[str, float]  # exclusive counts of blocks, by their name in COUNTERS; none means 0
 
+    relationship = _Text("Parent Relationship")  # Outer, Inner, InitPlan, SubPlan, Member, Subquery; "": the root
+    schema = _Text("Schema")
+    table = _Text("Relation Name")
+    alias = _Text("Alias")
+    index = _Text("Index Name")
+    subplan = _Text("Subplan Name")
+    cte = _Text("CTE Name")
+    operation = _Text("Operation")
+    strategy = _Text("Strategy")
+    join_type = _Text("Join Type")
+    filter = _Text("Filter")
+    index_condition = _Text("Index Cond")
+    recheck_condition = _Text("Recheck Cond")
+    join_filter = _Text("Join Filter")
+    sort_method = _Text("Sort Method")
+    sort_space_type = _Text("Sort Space Type")
+    storage = _Text("Storage")
+    output = _Texts("Output")
+    sort_keys = _Texts("Sort Key")
+    group_keys = _Texts("Group Key")
+    startup_cost = _Number("Startup Cost")
+    cost = _Number("Total Cost")
+    rows_planned = _Number("Plan Rows")  # for one process and one loop; `estimated` is for all
+    width = _Number("Plan Width")  # bytes
+    rows_per_loop = _Number("Actual Rows")
+    removed_by_filter = _Number("Rows Removed by Filter")  # per loop
+    removed_by_recheck = _Number("Rows Removed by Index Recheck")  # per loop
+    heap_fetches = _Number("Heap Fetches")  # of all loops
+    exact_pages = _Number("Exact Heap Blocks")
+    lossy_pages = _Number("Lossy Heap Blocks")
+    sort_space_kb = _Number("Sort Space Used")
+    maximum_storage_kb = _Number("Maximum Storage")
+    hash_batches = _Number("Hash Batches")
+    hash_batches_planned = _Number("Original Hash Batches")
+    group_batches = _Number("HashAgg Batches")
+    cache_hits = _Number("Cache Hits")
+    cache_misses = _Number("Cache Misses")
+    workers_planned = _Number("Workers Planned")
+    workers_launched = _Number("Workers Launched")
+    subplans_removed = _Number("Subplans Removed")
+
     @property
     def name(self) -> str:
         """The node type as EXPLAIN's text form names it: `Parallel Hash Left Join`, `HashAggregate`."""
@@ -140,8 +126,8 @@ class Node:
         elif kind == "SetOp":
             kind = ("HashSetOp" if raw.get("Strategy") == "Hashed" else "SetOp") + f" {raw.get('Command', '')}"
         elif kind == "ModifyTable":
-            kind = self.text("Operation") or kind
-        elif kind == "Foreign Scan" and (operation := self.text("Operation")) not in ("", "Select"):
+            kind = self.operation or kind
+        elif kind == "Foreign Scan" and (operation := self.operation) not in ("", "Select"):
             kind = f"Foreign {operation}"
         join = raw.get("Join Type")
         if isinstance(join, str) and join != "Inner":
@@ -149,15 +135,15 @@ class Node:
         elif join == "Inner" and kind in ("Hash", "Merge"):
             kind += " Join"
         backward = " Backward" if raw.get("Scan Direction") == "Backward" else ""
-        parallel = "Parallel " if raw.get("Parallel Aware") is True else ""
+        parallel = "Parallel " if self.parallel else ""
         asynchronous = "Async " if raw.get("Async Capable") is True else ""
         return f"{parallel}{asynchronous}{kind}{backward}".strip()
 
     @property
     def title(self) -> str:
         """The name with the index and table: `Index Scan using visits_day on visits v`."""
-        index, relation = self.text("Index Name"), self.relation
-        kind, alias = self.name, self.text("Alias")
+        index, relation = self.index, self.relation
+        kind, alias = self.name, self.alias
         if index:
             kind += f" {'on' if self.kind == 'Bitmap Index Scan' else 'using'} {index}"
         names = dict.fromkeys(name for name in (relation, alias) if name)
@@ -166,15 +152,18 @@ class Node:
     @property
     def relation(self) -> str:
         """The table, function or CTE that the node reads or writes; "" if there is none."""
-        for key in _READ_FROM:
-            if found := self.text(key):
-                return found
-        return ""
+        return next((name for key in _READ_FROM if type(name := self.raw.get(key)) is str and name), "")
 
     @property
-    def relationship(self) -> str:
-        """Outer, Inner, InitPlan, SubPlan, Member, Subquery; "" for the root."""
-        return self.text("Parent Relationship")
+    def parallel(self) -> bool:
+        """Whether the processes divide the node's work among them."""
+        return self.raw.get("Parallel Aware") is True
+
+    @property
+    def workers(self) -> list[Raw]:
+        """The figures of each worker, as EXPLAIN names them."""
+        workers = self.raw.get("Workers")
+        return [worker for worker in workers if isinstance(worker, dict)] if isinstance(workers, list) else []
 
     @property
     def executed(self) -> bool:
@@ -184,7 +173,7 @@ class Node:
     @property
     def rows(self) -> float:
         """Rows of all loops."""
-        return self.value("Actual Rows") * self.loops if self.loops else 0.0
+        return self.rows_per_loop * self.loops if self.loops else 0.0
 
     @property
     def pages(self) -> float:
@@ -216,14 +205,14 @@ class Node:
         """Whether the planner used the node although an enable_ setting disables it."""
         if "Disabled" in self.raw:
             return self.raw["Disabled"] is True
-        cost = self.value("Total Cost")
-        return cost >= _DISABLED and cost - sum(child.value("Total Cost") for child in self.children) >= _DISABLED / 2
+        cost = self.cost
+        return cost >= _DISABLED and cost - sum(child.cost for child in self.children) >= _DISABLED / 2
 
     @property
     def partial(self) -> bool:
         """Whether each process gets a part of the rows, so that the estimate is for one process."""
         node = self
-        while node.raw.get("Parallel Aware") is not True:
+        while not node.parallel:
             if node.kind in GATHERS or node.raw.get("Partial Mode") == "Partial":
                 return False
             driving = [child for child in node.children if child.relationship in ("Outer", "Member", "Subquery")]
@@ -236,13 +225,13 @@ class Node:
     def estimated(self) -> float:
         """The rows that the planner expected, comparable with `rows`."""
         if not self.partial:
-            return self.value("Plan Rows") * max(self.loops, 1.0)
+            return self.rows_planned * max(self.loops, 1.0)
         top = next((node for node in (self, *self.above()) if node.parent and node.parent.kind in GATHERS), self)
         gather = top.parent
-        workers = gather.value("Workers Planned") if gather else 0.0
-        leading = not gather or not top.executed or top.loops > gather.value("Workers Launched") * gather.loops
+        workers = gather.workers_planned if gather else 0.0
+        leading = not gather or not top.executed or top.loops > gather.workers_launched * gather.loops
         divisor = workers + (max(0.0, 1.0 - 0.3 * workers) if leading else 0.0)  # costsize.c: get_parallel_divisor
-        return self.value("Plan Rows") * max(divisor, 1.0) * max(self.loops / self.processes, 1.0)
+        return self.rows_planned * max(divisor, 1.0) * max(self.loops / self.processes, 1.0)
 
     @property
     def misestimate(self) -> float:
@@ -261,7 +250,7 @@ class Node:
         """Whether a node above, such as a LIMIT, a join or a subquery, may have stopped reading early."""
         node = self
         while (above := node.parent) is not None and node.kind not in _BITMAPS:
-            if node.relationship == "InitPlan" and node.text("Subplan Name").startswith("CTE "):
+            if node.relationship == "InitPlan" and node.subplan.startswith("CTE "):
                 readers = [scan for scan in above.below() if scan.executed and _read_by(scan) is node]
                 if not readers:
                     return False
@@ -269,7 +258,7 @@ class Node:
                 continue
             if node.relationship in ("InitPlan", "SubPlan") or _stops(above, node):
                 return True
-            if above.kind in ("Sort", "Hash") or above.text("Strategy") in ("Plain", "Hashed", "Mixed"):
+            if above.kind in ("Sort", "Hash") or above.strategy in ("Plain", "Hashed", "Mixed"):
                 return False
             node = above
         return False
@@ -290,29 +279,33 @@ class Node:
             waiting.extend(reversed(node.children))
 
     def value(self, key: str) -> float:
-        """Return a number of the document; 0 if there is none."""
-        found: Any = self.raw.get(key)
-        kind = type(found)  # repeats `number` to save a call: rules read thousands of values
-        return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
-
-    def text(self, key: str) -> str:
-        """Return a text of the document; "" if there is none."""
-        found: Any = self.raw.get(key)
-        return found if type(found) is str else ""
+        """Return the number of a key; 0 if the key is missing."""
+        return number(self.raw, key)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Return the texts of the document, whether a list or a single one."""
-        found = self.raw.get(key)
-        if type(found) is list:
-            return tuple([item for item in found if type(item) is str])
-        return (found,) if type(found) is str else ()
+        """Return the texts of a key, whether a list or a single one."""
+        value = self.raw.get(key)
+        if type(value) is list:
+            return tuple([item for item in value if type(item) is str])
+        return (value,) if type(value) is str else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A trigger that fired, or a foreign key that was checked; `constraint` is "" for other triggers."""
+
+    name: str
+    constraint: str
+    table: str
+    ms: float
+    calls: float
 
 
 @dataclass(frozen=True)
 class Plan:
     """A plan; `document` is EXPLAIN's output for one statement, and `nodes` are in its order."""
 
-    document: Mapping[str, Any]
+    document: Raw
     nodes: tuple[Node, ...]
     outside_ms: float  # executed after the root ended: data-modifying CTEs
     outside: Mapping[str, float]  # blocks of those, by their name in COUNTERS
@@ -362,34 +355,46 @@ class Plan:
     @property
     def settings(self) -> Mapping[str, str]:
         """Planner settings that differ from the default; needs SETTINGS."""
-        found = self.document.get("Settings")
-        return {k: str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+        return {name: str(value) for name, value in inner(self.document, "Settings").items()}
 
     @property
-    def triggers(self) -> Sequence[Raw]:
-        """Triggers that fired: `Trigger Name`, `Constraint Name`, `Relation`, `Time` (ms), `Calls`."""
-        found = self.document.get("Triggers")
-        return [trigger for trigger in found if isinstance(trigger, dict)] if isinstance(found, list) else []
+    def triggers(self) -> list[Trigger]:
+        """Triggers that fired."""
+        triggers = self.document.get("Triggers")
+        return [_trigger(raw) for raw in triggers if isinstance(raw, dict)] if isinstance(triggers, list) else []
 
     @property
     def jit_ms(self) -> float:
-        """Time of compiling expressions."""
-        jit = self.document.get("JIT")
-        timing = jit.get("Timing") if isinstance(jit, dict) else None
-        return number(timing, "Total") if isinstance(timing, dict) else 0.0
+        """Time of compiling expressions, in all processes."""
+        return number(inner(inner(self.document, "JIT"), "Timing"), "Total")
+
+    @property
+    def jit_functions(self) -> float:
+        """Number of compiled functions, in all processes."""
+        return number(inner(self.document, "JIT"), "Functions")
 
     @property
     def serialization_ms(self) -> float:
         """Time of converting the result for sending, not part of the root's time; needs SERIALIZE."""
-        found = self.document.get("Serialization")
-        return number(found, "Time") if isinstance(found, dict) else 0.0
+        return number(inner(self.document, "Serialization"), "Time")
+
+
+def inner(raw: Raw, key: str) -> Raw:
+    """Return the object of a key; empty if there is none."""
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _trigger(raw: Raw) -> Trigger:
+    name, constraint, table = (str(raw.get(key) or "") for key in ("Trigger Name", "Constraint Name", "Relation"))
+    return Trigger(name, constraint, table, number(raw, "Time"), number(raw, "Calls"))
 
 
 def _read_by(scan: Node) -> Node | None:
     """Return the CTE that a CTE Scan reads: the nearest of its name listed above."""
-    name, lists = f"CTE {scan.text('CTE Name')}", (scan, *scan.above())
+    name, lists = f"CTE {scan.cte}", (scan, *scan.above())
     ctes = (child for above in lists for child in reversed(above.children) if child.relationship == "InitPlan")
-    named = (cte for cte in ctes if cte.text("Subplan Name") == name)
+    named = (cte for cte in ctes if cte.subplan == name)
     return next(named, None) if scan.kind == "CTE Scan" else None
 
 
@@ -398,100 +403,70 @@ def _stops(above: Node, node: Node) -> bool:
     if above.kind in ("Limit", "Merge Join") or "Run Condition" in above.raw:
         return True
     if above.kind == "Nested Loop":
-        first = above.text("Join Type") in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
+        first = above.join_type in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
         return first and node.relationship == "Inner"
-    if above.kind == "Hash Join" and node.relationship == "Outer" and above.text("Join Type") in _MATCHED:
+    if above.kind == "Hash Join" and node.relationship == "Outer" and above.join_type in _MATCHED:
         return any(child.kind == "Hash" and not child.rows for child in above.children)  # the hash table is empty
     return False
 
 
 def number(raw: Raw, key: str) -> float:
-    """Return a number of a document if a plan can have it; else 0."""
-    found: Any = raw.get(key)
-    kind = type(found)  # not isinstance: True is no number, and this runs a hundred times for each node
-    return float(found) if (kind is int or kind is float) and 0 <= found <= _LARGEST else 0.0
+    """Return the number of a key; 0 if it is missing, or larger than a plan's numbers can be."""
+    value = raw.get(key)
+    if value is None:  # most keys are missing, and this runs a hundred times for each node
+        return 0.0
+    # Not isinstance: True is no number.
+    return float(value) if (type(value) is float or type(value) is int) and 0 <= value <= _LARGEST else 0.0
 
 
 def _numbers(raws: Sequence[Raw], key: str) -> list[float]:
     """Return the number of a key for every node."""
-    values: list[Any] = [raw.get(key) for raw in raws]
+    values = [raw.get(key) for raw in raws]
     return [number(raw, key) for raw in raws] if any(values) else [0.0] * len(values)
 
 
-def read_plan(document: Any) -> Plan:
+def read_plan(document: object) -> Plan:
     """Return the plan of EXPLAIN's JSON: of the first element of its array, or of one element. Raises PlanError."""
-    first = _of_one_statement(document)
-    listed, parents = _listed(first["Plan"])
+    statement = one_statement(document)
+    listed, parents = list_nodes(statement["Plan"])
     raws = [shortened(raw) for raw in listed]
     loops = _numbers(raws, "Actual Loops")
     shared = processes(raws, parents, loops)
     found = structure(raws, parents, loops)
     counts: list[dict[str, float]] = [{} for _ in raws]
-    beyond: dict[str, float] = {}
+    outside_counts: dict[str, float] = {}
     for key in COUNTERS:
         if any(figures := _numbers(raws, key)):
-            own, left = exclusive(found, figures)
-            beyond |= {key: left} if left else {}
+            own, outside_counts[key] = exclusive(found, figures)
             for mine, count in zip(counts, own, strict=True):
                 if count:
                     mine[key] = count
     inclusive: list[float] | list[None] = [None] * len(raws)
     alone: list[float] | list[None] = inclusive
-    outside = 0.0
+    outside_ms = 0.0
     if "Actual Total Time" in raws[0]:
         per_loop = _numbers(raws, "Actual Total Time")
         inclusive = [ms * n / p for ms, n, p in zip(per_loop, loops, shared, strict=True)]
         rounding = [_ROUNDING_MS * n / p for n, p in zip(loops, shared, strict=True)]
-        alone, outside = exclusive(found, inclusive, rounding)
+        alone, outside_ms = exclusive(found, inclusive, rounding)
     nodes: list[Node] = []
     for at, raw in enumerate(raws):
         parent = nodes[parents[at]] if at else None
         depth = parent.depth + 1 if parent else 0
-        node = Node(
-            at + 1,
-            depth,
-            raw,
-            raw["Node Type"],
-            parent,
-            [],
-            loops[at],
-            shared[at],
-            inclusive[at],
-            alone[at],
-            counts[at],
-        )
+        figures_of_node = (loops[at], shared[at], inclusive[at], alone[at], counts[at])
+        node = Node(at + 1, depth, raw, str(raw["Node Type"]), parent, [], *figures_of_node)
         if parent:
             parent.children.append(node)
         nodes.append(node)
-    return Plan(first, tuple(nodes), outside, beyond)
+    outside = {key: count for key, count in outside_counts.items() if count}
+    return Plan(statement, tuple(nodes), outside_ms, outside)
 
 
-def whole_nodes(document: Any) -> list[Raw]:
-    """Return every raw node with its texts uncut, which guards need to see. Raises PlanError."""
-    return _listed(_of_one_statement(document)["Plan"])[0]
+def load_plan(raw: bytes) -> Plan:
+    """Return the plan of EXPLAIN's JSON as the server sent it. Raises PlanError."""
+    return read_plan(parse(raw))
 
 
-def _of_one_statement(document: Any) -> dict[str, Any]:
-    first = document[0] if isinstance(document, list) and document else document
-    if not isinstance(first, dict) or not isinstance(first.get("Plan"), dict):
-        raise PlanError("not a plan; expected EXPLAIN (FORMAT JSON) output with a 'Plan'")
-    return first
-
-
-def _listed(top: Raw) -> tuple[list[Raw], list[int]]:
-    """Return the nodes in EXPLAIN's order, and the position of each node's parent."""
-    raws: list[Raw] = []
-    parents: list[int] = []
-    waiting: list[tuple[Any, int]] = [(top, -1)]
-    while waiting:
-        raw, parent = waiting.pop()
-        if not isinstance(raw, dict) or not isinstance(raw.get("Node Type"), str):
-            raise PlanError("not a plan (a node without a 'Node Type'); expected EXPLAIN (FORMAT JSON) output")
-        below = raw.get("Plans", [])
-        if not isinstance(below, list):
-            raise PlanError("not a plan ('Plans' is not a list); expected EXPLAIN (FORMAT JSON) output")
-        at = len(raws)
-        waiting += [(child, at) for child in reversed(below)]
-        raws.append(raw)
-        parents.append(parent)
-    return raws, parents
+def read_plans(text: str) -> list[Plan]:
+    """Return every plan in a text: JSON, psql output or a log. Raises PlanError if there is none."""
+    return [read_plan(document) for document in read_documents(text)]

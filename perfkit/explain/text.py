@@ -12,7 +12,7 @@ from perfkit.base import units
 from perfkit.base.errors import visible
 from perfkit.explain.comparison import CONDITIONS
 from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
-from perfkit.explain.plan import PAGES, Node, Plan, number
+from perfkit.explain.plan import PAGES, Node, Plan, Trigger
 
 SIGNS = {Severity.HIGH: "▲", Severity.MEDIUM: "△", Severity.LOW: "▹"}
 STATES = {Severity.HIGH: "bad", Severity.MEDIUM: "unsure", Severity.LOW: "quiet"}
@@ -61,7 +61,7 @@ class PlanFigures:
     @cached_property
     def highest_cost(self) -> float:
         """The highest cost of a node; above 0."""
-        return max(node.value("Total Cost") for node in self.plan.nodes) or 1.0
+        return max(node.cost for node in self.plan.nodes) or 1.0
 
     def time(self, node: Node) -> str:
         """Return a node's own ms, with the rounding error if it matters."""
@@ -81,7 +81,7 @@ class PlanFigures:
 
     def cost(self, node: Node) -> str:
         """Return the planner's cost of a node and everything below."""
-        return units.significant(node.value("Total Cost"))
+        return units.significant(node.cost)
 
     def rows(self, node: Node) -> tuple[str, str]:
         """Return the expected and the actual rows of all loops."""
@@ -148,9 +148,7 @@ class PlanFigures:
 
     def _weight(self, node: Node) -> float:
         if not self.plan.analyzed:
-            return max(0.0, node.value("Total Cost") - sum(c.value("Total Cost") for c in node.children)) / (
-                self.highest_cost
-            )
+            return max(0.0, node.cost - sum(c.cost for c in node.children)) / (self.highest_cost)
         return max(self.plan.share(node), self.page_part(node.own_pages))
 
     def group(self, group: FigureGroup) -> tuple[str, float, float]:
@@ -201,14 +199,14 @@ def brief(node: Node) -> str:
             parts.append(f"{counted(count, 'row')} {words}")
     parts += _memory(node)
     if "Heap Fetches" in node.raw:
-        parts.append(counted(node.value("Heap Fetches"), "heap fetch"))
-    if lossy := node.value("Lossy Heap Blocks"):
-        parts.append(f"{counted(lossy, 'lossy page')}, {units.count(node.value('Exact Heap Blocks'))} exact")
-    if hits := node.value("Cache Hits") + node.value("Cache Misses"):
-        parts.append(f"{units.count(node.value('Cache Hits'))} of {units.count(hits)} found in the cache")
+        parts.append(counted(node.heap_fetches, "heap fetch"))
+    if lossy := node.lossy_pages:
+        parts.append(f"{counted(lossy, 'lossy page')}, {units.count(node.exact_pages)} exact")
+    if hits := node.cache_hits + node.cache_misses:
+        parts.append(f"{units.count(node.cache_hits)} of {units.count(hits)} found in the cache")
     if "Workers Planned" in node.raw:
-        launched = f", {units.count(node.value('Workers Launched'))} launched" if node.executed else ""
-        parts.append(f"{counted(node.value('Workers Planned'), 'worker')} planned{launched}")
+        launched = f", {units.count(node.workers_launched)} launched" if node.executed else ""
+        parts.append(f"{counted(node.workers_planned, 'worker')} planned{launched}")
     return " · ".join(parts)
 
 
@@ -219,10 +217,10 @@ def shortened(text: str, limit: int) -> str:
 
 
 def _memory(node: Node) -> Iterator[str]:
-    if method := node.text("Sort Method"):
-        space = units.size(node.value("Sort Space Used") * 1024)
-        yield f"{method}, {space} {'on disk' if node.text('Sort Space Type') == 'Disk' else 'in memory'}"
-    batches = node.value("Hash Batches") or node.value("HashAgg Batches")
+    if method := node.sort_method:
+        space = units.size(node.sort_space_kb * 1024)
+        yield f"{method}, {space} {'on disk' if node.sort_space_type == 'Disk' else 'in memory'}"
+    batches = node.hash_batches or node.group_batches
     if batches > 1:
         yield counted(batches, "batch")
     for key, words in _KILOBYTES.items():
@@ -307,14 +305,13 @@ def step_of(figures: PlanFigures, finding: Finding) -> str:
     return "of the statement" if finding in figures.findings.get(None, ()) else f"at {finding.node}"
 
 
-def _triggers(triggers: Sequence[Mapping[str, object]], whole: float, limit: int = 12) -> list[str]:
+def _triggers(triggers: Sequence[Trigger], whole: float, limit: int = 12) -> list[str]:
     parts = []
     for trigger in triggers[:limit]:
-        name = trigger.get("Constraint Name") or trigger.get("Trigger Name") or "?"
-        spent = number(trigger, "Time")
-        of = f", {share(spent / whole)}" if whole and spent else ""
-        where = f" on {trigger['Relation']}" if trigger.get("Relation") else ""
-        parts.append(f"{name}{where}: {counted(number(trigger, 'Calls'), 'call')}, {ms(spent)} ms{of}")
+        of = f", {share(trigger.ms / whole)}" if whole and trigger.ms else ""
+        where = f" on {trigger.table}" if trigger.table else ""
+        name = trigger.constraint or trigger.name or "?"
+        parts.append(f"{name}{where}: {counted(trigger.calls, 'call')}, {ms(trigger.ms)} ms{of}")
     return parts + ([f"{len(triggers) - limit} more"] if len(triggers) > limit else [])
 
 
@@ -419,7 +416,7 @@ def _title(figures: PlanFigures, what: Node | FigureGroup) -> str:
     count = figures.below[what][0] if what in figures.negligible else 0
     hidden = f"+ {counted(count, 'step')}" if count else ""
     parts = ", ".join(text for text in (figures.execution(what), hidden) if text)
-    label = f"{what.text('Subplan Name')}: " if what.text("Subplan Name") else ""
+    label = f"{what.subplan}: " if what.subplan else ""
     return " ".join(visible(f"{label}{what.title}{f' ({parts})' if parts else ''}").split())
 
 

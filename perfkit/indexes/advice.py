@@ -212,7 +212,7 @@ def _rewritten(text: str, look: FindingContext, node: Node, name: str) -> str:
     new = text
     for same, p, block in _blocks(look, _alike(look, node)):
         if p.columns == {name} and block.found:
-            new = replaced(new, same.text("Alias"), name, condition(look.facts, same, p), block.found)
+            new = replaced(new, same.alias, name, condition(look.facts, same, p), block.found)
     return new if new != text else ""
 
 
@@ -223,7 +223,7 @@ def _names(text: str, look: FindingContext, node: Node) -> bool:
 
 
 def _alike(look: FindingContext, node: Node) -> list[Node]:
-    return [n for n in look.plan.nodes if n.kind in SCANS and n.text("Alias") == node.text("Alias")]
+    return [n for n in look.plan.nodes if n.kind in SCANS and n.alias == node.alias]
 
 
 def _pattern(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
@@ -236,7 +236,7 @@ def _pattern(text: str, look: FindingContext, generic: FindingContext | None, sc
             if c and p.operator == "~~*" and (found := rewritten(c)):
                 made = f"CREATE INDEX ON {placed(look.facts, node)} (lower({quoted(name)}) text_pattern_ops)"
                 alone = generic is None and _names(text, look, node)
-                rewrite = replaced(text, node.text("Alias"), name, c, found) if alone else ""
+                rewrite = replaced(text, node.alias, name, c, found) if alone else ""
                 serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
                 return f"ILIKE ignores case and a B-tree does not; {made} serves {serves}", rewrite
             what = "may begin with anything" if p.operator == "~~" else "is not the beginning of a text"
@@ -254,7 +254,7 @@ def _early(text: str, look: FindingContext, generic: FindingContext | None, scan
     if look.plan.analyzed and limited(node) and pages > TINY and node.own_pages <= max(EARLY * pages, TINY):
         return f"the LIMIT stops it after {counted(node.own_pages, 'page')} of {pages:,.0f}", ""
     if not look.plan.analyzed and (top := limited(node)):
-        part = top.value("Total Cost") / max(node.value("Total Cost"), 1.0)
+        part = top.cost / max(node.cost, 1.0)
         if pages > TINY and part <= EARLY:
             return f"the LIMIT is expected to stop it after {percent(part)} of {pages:,.0f} pages", ""
     return None
@@ -262,7 +262,7 @@ def _early(text: str, look: FindingContext, generic: FindingContext | None, scan
 
 def _either(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     for node in look.plan.nodes:
-        condition = node.text("Join Filter")
+        condition = node.join_filter
         tables = set(re.findall(r"(\w+)\.\w+", re.sub(r"'(?:[^']|'')*'", "", condition)))
         if " OR " in condition and len(tables) > 1:
             return (
@@ -278,10 +278,10 @@ def _found(text: str, look: FindingContext, generic: FindingContext | None, scan
     if any(n.kind == "Seq Scan" and _pages(look, n) > TINY for n in scans):
         return None
     by = [n for n in scans if n.kind != "Seq Scan"]
-    if not by or any("Filter" in n.raw and n.value("Rows Removed by Filter") > n.value("Actual Rows") for n in by):
+    if not by or any(n.filter and n.removed_by_filter > n.rows_per_loop for n in by):
         return None
-    names = list(dict.fromkeys(b.text("Index Name") for n in by for b in n.below() if b.text("Index Name")))
-    if any(not c.text("Index Cond") for n in by for c in n.below() if c.text("Index Name")) and not limited(by[0]):
+    names = list(dict.fromkeys(b.index for n in by for b in n.below() if b.index))
+    if any(not c.index_condition for n in by for c in n.below() if c.index) and not limited(by[0]):
         return None  # an index read from end to end
     pages = f" in {counted(look.plan.buffers, 'page')}" if look.plan.analyzed else ""
     rows = look.plan.rows if look.plan.analyzed else look.plan.root.estimated
@@ -306,7 +306,7 @@ def _tiny(text: str, look: FindingContext, generic: FindingContext | None, scans
 
 def _whole(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
     node = scans[0]
-    if "Filter" in node.raw or any("Index Cond" in n.raw for n in node.below()):
+    if node.filter or any(n.index_condition for n in node.below()):
         return None
     groups = any(above.kind == "Aggregate" for above in node.above())
     joins = any(key in above.raw for above in node.above() for key in ("Hash Cond", "Merge Cond", "Join Filter"))
@@ -319,9 +319,9 @@ def _many(text: str, look: FindingContext, generic: FindingContext | None, scans
     node = scans[0]
     rows = max(_table(look, node).rows, 1.0)
     kept = node.rows if look.plan.analyzed else node.estimated
-    if (node.kind == "Seq Scan" and "Filter" not in node.raw) or kept < MANY * rows or kept > 2 * rows:
+    if (node.kind == "Seq Scan" and not node.filter) or kept < MANY * rows or kept > 2 * rows:
         return None
-    what = plain(node.text("Filter") or node.text("Recheck Cond") or node.text("Index Cond"), node.text("Alias"))
+    what = plain(node.filter or node.recheck_condition or node.index_condition, node.alias)
     return (
         f"{what} selects too many rows: {counted(kept, 'row')}, {percent(min(1.0, kept / rows))} of {node.relation}, "
         "are spread over most of its pages",
@@ -351,9 +351,9 @@ def _pages(look: FindingContext, node: Node) -> float:
 
 
 def _weight(look: FindingContext, node: Node) -> float:
-    return node.own_pages if look.plan.analyzed else node.value("Total Cost") * max(node.loops, 1.0)
+    return node.own_pages if look.plan.analyzed else node.cost * max(node.loops, 1.0)
 
 
 def _shown(node: Node, p: Predicate) -> str:
-    text = plain(p.text, node.text("Alias"))
+    text = plain(p.text, node.alias)
     return text if len(text) <= 80 else text[:79] + "…"

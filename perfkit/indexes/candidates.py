@@ -62,11 +62,11 @@ def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> di
     """Return the foreign keys that the server checks for a statement: the check as a query and its number of rows."""
     found = {}
     for node in look.plan.nodes:
-        if node.kind != "ModifyTable" or node.text("Operation") not in ("Delete", "Update"):
+        if node.kind != "ModifyTable" or node.operation not in ("Delete", "Update"):
             continue
-        changed = _set(text) if node.text("Operation") == "Update" else None
+        changed = _set(text) if node.operation == "Update" else None
         for reference in pointing:
-            same = reference.parent == (node.text("Schema"), node.text("Relation Name"))
+            same = reference.parent == (node.schema, node.table)
             if same and (changed is None or changed & set(reference.parent_columns)):
                 found[reference] = _check(reference), max(1.0, _rows(look, node))
     return found
@@ -180,7 +180,7 @@ def _tiny(node: Node, table: TableFacts) -> bool:
 def _of_scan(
     look: FindingContext, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[Move]:
-    alias = node.text("Alias")
+    alias = node.alias
     own = conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond")
     where = home(look.facts, node)
     fixed = [key for p in own if not p.joined and p.equality and (key := _key(look, node, p))]
@@ -254,7 +254,7 @@ def _key(look: FindingContext, node: Node, p: Predicate) -> str:
 
 def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
     """Yield the conditions of joins above a scan that compare its columns with other tables."""
-    table, alias = look.facts.of(node), node.text("Alias")
+    table, alias = look.facts.of(node), node.alias
     names = frozenset(column.name for column in table.columns) if table else None
     for above in node.above():
         for text in (text for key in _JOINS for text in above.texts(key)):
@@ -263,13 +263,13 @@ def _joined(look: FindingContext, node: Node) -> Iterator[Predicate]:
 
 def limit_order(look: FindingContext, node: Node) -> tuple[str, ...]:
     """Return the keys by which only a table's first rows are needed: of ORDER BY ... LIMIT, or of min() and max()."""
-    alias, table = re.escape(node.text("Alias")), look.facts.of(node)
+    alias, table = re.escape(node.alias), look.facts.of(node)
     for above in node.above():
-        if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.text("Alias"))):
+        if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.alias)):
             return keys
-        if above.kind == "Aggregate" and above.text("Strategy") == "Plain":
+        if above.kind == "Aggregate" and above.strategy == "Plain":
             outputs = [re.fullmatch(rf"\(?(?:min|max)\((?:PARTIAL )?(?:{alias}\.)?(\w+)\)\)?", text)
-                       for text in above.texts("Output")]  # fmt: skip
+                       for text in above.output]  # fmt: skip
             columns = {found[1] for found in outputs if found}
             known = len(columns) == 1 and all(outputs) and table is not None and table.column(*columns)
             return tuple(map(quoted, columns)) if known else ()
@@ -281,7 +281,7 @@ def _walked(node: Node, table: TableFacts, fixed: Sequence[str]) -> Iterator[tup
 
     Such a plan has no Sort, and does not tell how many of the keys the statement orders by.
     """
-    index = next((i for i in table.indexes if i.name == node.text("Index Name")), None)
+    index = next((i for i in table.indexes if i.name == node.index), None)
     if index and walks(node):
         keys = tuple(key for key in index.keys if key not in fixed)
         yield keys[:1]
@@ -293,9 +293,9 @@ def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
     top = next((above for above in sort.above() if above.kind not in ("Gather Merge", "LockRows", "Result")), None)
     if top is None or top.kind != "Limit":
         return ()
-    keys = [plain(key, alias) for key in sort.texts("Sort Key")]
+    keys = [plain(key, alias) for key in sort.sort_keys]
     plain_ones = [re.fullmatch(r'(\w+|"(?:[^"]|"")*")( DESC)?', key) for key in keys]
-    if not all(plain_ones) or any(key == before for key, before in zip(keys, sort.texts("Sort Key"), strict=True)):
+    if not all(plain_ones) or any(key == before for key, before in zip(keys, sort.sort_keys, strict=True)):
         return ()  # columns of another table, or expressions
     downward = {bool(found[2]) for found in plain_ones if found}
     return tuple(found[1] + (found[2] or "" if len(downward) > 1 else "") for found in plain_ones if found)
@@ -307,7 +307,7 @@ def _needed(look: FindingContext, node: Node, alias: str) -> frozenset[str] | No
     A scan below another node can output unused columns, so its own output is ignored.
     """
     texts = [text for key in ("Filter", "Index Cond", "Recheck Cond") for text in node.texts(key)]
-    texts += node.texts("Output") if node.parent is None else []
+    texts += node.output if node.parent is None else []
     for other in look.plan.nodes:
         if other.kind in ("ModifyTable", "LockRows"):
             return None
@@ -327,7 +327,7 @@ def _few(
     look: FindingContext, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
 ) -> Iterator[tuple[Predicate, ...]]:
     """Yield the conditions on constants that few rows meet, alone and together, for a partial index."""
-    table, alias = look.facts.of(node), node.text("Alias")
+    table, alias = look.facts.of(node), node.alias
     rare = []
     for p in own:
         if not table or p.joined or not p.column or (alias, p.column) in variable or "$" in p.value:
@@ -348,7 +348,7 @@ RARE = 0.2  # maximum share of a table's rows in a partial index; a larger one i
 def _either(look: FindingContext, node: Node, predicate: Predicate, table: TableFacts) -> Iterator[Move]:
     """Yield an index for each part of an OR, to try them together."""
     names = frozenset(column.name for column in table.columns)
-    parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
+    parts = [predicates(text, node.alias, names) for text in alternatives(predicate)]
     keys = [next((key for p in part if not p.joined and (key := _key(look, node, p))), "") for part in parts]
     if keys and all(keys):
         yield tuple(dict.fromkeys(IndexDesign(*home(look.facts, node), (key,)) for key in keys))

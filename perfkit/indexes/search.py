@@ -81,7 +81,7 @@ def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list
     if not table.changed and (table.size or 0.0) <= table.pages:
         return []
     return [
-        plain(p.text, node.text("Alias"))
+        plain(p.text, node.alias)
         for p in conditions(look.facts, node, "Filter")
         if p.operator == "=" and p.column and not p.joined and "$" not in p.value
         and 0 < distinct(table, p.column) * COMMON <= table.rows
@@ -128,7 +128,7 @@ class AdvisedQuery:
         """Return alias and column of the conditions whose value is a parameter; if unsure, of all conditions."""
         look = self.generic or self.look
         return frozenset(
-            (node.text("Alias"), column)
+            (node.alias, column)
             for node in look.plan.nodes
             if node.kind in SCANS and self.parameters
             for p in conditions(look.facts, node, "Filter", "Index Cond", "Recheck Cond")
@@ -304,7 +304,7 @@ class IndexSearch:
             for text, times in one.probes:
                 captures.append(self.trial.explain(text, None, statements))
                 total = with_checks(total, figures(FindingContext(captures[-1].plan, captures[-1].facts)), times)
-            used = {node.text("Index Name") for capture in captures for node in capture.plan.nodes}
+            used = {node.index for capture in captures for node in capture.plan.nodes}
             names = {self.names[d] for d in present if self.trial.made[d.statement(self.names[d])].names & used}
             self._known[key] = total, frozenset(names)
         return self._known[key]

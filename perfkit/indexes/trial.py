@@ -20,7 +20,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psycopg
 
@@ -43,7 +42,7 @@ from perfkit.explain.comparison import fingerprint
 from perfkit.explain.facts import ask, fetched, parsed, quoted, relations
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.findings.scans import limited
-from perfkit.explain.plan import Node, Plan, document, read_plan
+from perfkit.explain.plan import Node, Plan, load_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import pin, send
@@ -139,7 +138,7 @@ def figures(look: FindingContext) -> CostFigures:
     sort = sum(_sorted(plan, node) for node in plan.nodes if node.kind == "Sort")
     narrow = sum(_narrow(look, node) for node in plan.nodes if node.kind == "Index Only Scan")
     pages, ms = (plan.buffers, plan.execution_ms) if plan.analyzed else (None, None)
-    return CostFigures(pages, ms, root.value("Total Cost"), sort, narrow, _again(plan))
+    return CostFigures(pages, ms, root.cost, sort, narrow, _again(plan))
 
 
 def helps(before: CostFigures, after: CostFigures) -> bool:
@@ -166,7 +165,7 @@ def _again(plan: Plan) -> float:
     scans = [node for node in plan.nodes if node.kind in SCANS]
     trusted = plan.analyzed and not any(node.kind == "Limit" for node in plan.nodes)
     trusted = trusted and all(node.misestimate <= TRUSTED for node in scans)
-    return max(0.0, plan.buffers - plan.root.value("Total Cost")) if trusted else 0.0
+    return max(0.0, plan.buffers - plan.root.cost) if trusted else 0.0
 
 
 def _sorted(plan: Plan, node: Node) -> float:
@@ -182,9 +181,9 @@ def _narrow(look: FindingContext, node: Node) -> float:
     if table is None or limited(node):
         return 0.0
     rows = node.rows if look.plan.analyzed else node.estimated
-    if node.text("Index Cond") and (node.loops > 1 or rows < MOSTLY * table.rows):
+    if node.index_condition and (node.loops > 1 or rows < MOSTLY * table.rows):
         return 0.0
-    return max(0.0, table.pages - (node.own_pages if look.plan.analyzed else node.value("Total Cost")))
+    return max(0.0, table.pages - (node.own_pages if look.plan.analyzed else node.cost))
 
 
 def with_checks(total: CostFigures, more: CostFigures, times: float) -> CostFigures:
@@ -320,24 +319,23 @@ class _Rolled(IndexTrial):
             if not self.executed:
                 return self._captured(planned)
             measured = self._measured(text, parameters, planned)
-            generic = self._generic(text, parameters, read_plan(planned)) if parameters else None
+            generic = self._generic(text, parameters, planned) if parameters else None
         return max(measured, generic or measured, key=lambda capture: capture.plan.buffers)
 
-    def _measured(self, text: str, parameters: Parameters, planned: Any) -> Capture:
+    def _measured(self, text: str, parameters: Parameters, planned: Plan) -> Capture:
         """Execute the statement once for each plan, and return the plan with actual figures."""
-        key = (text, repr(parameters), fingerprint(read_plan(planned)))
+        key = (text, repr(parameters), fingerprint(planned))
         if key not in self._known:
             executed = self._executed(text, parameters)
-            if read_plan(executed).execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
+            if executed.execution_ms < _AGAIN_MS:  # with its pages in memory, as an index just built has
                 again = (self._executed(text, parameters) for _ in range(2))
-                executed = min(again, key=lambda executed: read_plan(executed).execution_ms)
-            executed[0].get("Settings", {}).pop("plan_cache_mode", None)  # ours, not the server's
+                executed = min(again, key=lambda executed: executed.execution_ms)
             self._known[key] = self._captured(executed)
         return self._known[key]
 
-    def _executed(self, text: str, parameters: Parameters) -> Any:
+    def _executed(self, text: str, parameters: Parameters) -> Plan:
         with _restored(self.connection):
-            return explained(self.connection, text, parameters, ExplainSpec(writes=True))
+            return explained(self.connection, text, parameters, ExplainSpec(writes=True), forced=True)
 
     def _generic(self, text: str, parameters: Parameters, planned: Plan) -> Capture | None:
         """Execute the statement as a prepared one with its generic plan, which drivers end up with.
@@ -357,12 +355,12 @@ class _Rolled(IndexTrial):
             except psycopg.Error:
                 return None  # the statement cannot be planned without values
             planning = _PLANNING * (1 + len(planned.nodes))
-            if read_plan(generic).root.value("Total Cost") > planned.root.value("Total Cost") + planning:
+            if generic.root.cost > planned.root.cost + planning:
                 return None
             return self._measured(execute, None, generic)
 
-    def _captured(self, raw: Any) -> Capture:
-        return Capture((raw,), tuple(ask(self.connection, read_plan(raw))))
+    def _captured(self, plan: Plan) -> Capture:
+        return Capture((plan,), tuple(ask(self.connection, plan)))
 
 
 class _Imagined(IndexTrial):
@@ -422,13 +420,12 @@ class _Imagined(IndexTrial):
         with self._transaction():
             self.made |= {statement: self._imagine(statement) for statement in tried}  # by another name each time
             raw = explain_json(self.connection, text, parameters, ExplainSpec(analyze=False))
-        read = document(raw)
-        plan = read_plan(read)
+        plan = load_plan(raw)
         if (tables := relations(plan)) not in self._tables:
             with self._transaction():
                 facts = fetched(self.connection, plan)
             self._tables[tables] = tuple(parsed(facts))
-        return Capture((read,), self._tables[tables])
+        return Capture((plan,), self._tables[tables])
 
     def _imagine(self, statement: str) -> Made:
         schema = self.schema.replace("%", "%%")

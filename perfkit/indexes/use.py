@@ -339,7 +339,7 @@ def _unmatched(index: IndexFacts, plans: Sequence[Plan]) -> Remark | None:
     kind, collation = index.kinds[0], index.collations[0]
     if not leading or (plain and kind not in _SERVED and not collation):
         return None
-    if any(node.text("Index Name") in index.members for plan in plans for node in plan.nodes):
+    if any(node.index in index.members for plan in plans for node in plan.nodes):
         return None
     wanted = _squeezed(index.keys[0])
     if not plain and any(wanted in _squeezed(text) for plan in plans for text in _texts(plan)):
@@ -362,7 +362,7 @@ def _about(index: IndexFacts, facts: CatalogueFacts, plans: Sequence[Plan]) -> l
 
 def _reads(node: Node, index: IndexFacts) -> bool:
     schema, _, table = index.table.rpartition(".")
-    return node.text("Relation Name") == table and node.text("Schema") in ("", schema or "public")
+    return node.table == table and node.schema in ("", schema or "public")
 
 
 def _texts(plan: Plan) -> Iterator[str]:
@@ -372,12 +372,12 @@ def _texts(plan: Plan) -> Iterator[str]:
 def _compared(plan: Plan, index: IndexFacts) -> Iterator[Predicate]:
     """Yield the conditions on the table: unqualified at its scan, with the table's alias elsewhere."""
     for scan in (node for node in plan.nodes if _reads(node, index)):
-        alias = scan.text("Alias")
+        alias = scan.alias
         below = [*scan.below()]
         for node in plan.nodes:
             names = None if node in below else frozenset[str]()
             for key in _CONDITIONS:
-                yield from predicates(node.text(key), alias, names) if node.text(key) else ()
+                yield from (p for text in node.texts(key) for p in predicates(text, alias, names))
 
 
 def _matches(p: Predicate, kind: str, collation: str) -> bool:

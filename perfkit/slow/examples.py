@@ -18,7 +18,7 @@ from perfkit.base.errors import PlanError, first_line
 from perfkit.explain.capture import ExplainSpec, effects, explain_json, session
 from perfkit.explain.facts import fetched, parsed, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
-from perfkit.explain.plan import document, read_plan
+from perfkit.explain.plan import load_plan
 from perfkit.postgres import catalog, commands
 from perfkit.postgres.commands import placeholders, send
 from perfkit.postgres.databases import Database
@@ -227,7 +227,7 @@ def example_rows(place: Database, text: str, n: int = 1, seed: int = 1) -> list[
     with session(place.session, TIMEOUT_S) as connection:
         types = parameter_types(connection, text)
         raw = explain_json(connection, text, None, ExplainSpec(analyze=False, generic=True))
-    plan, fixed = read_plan(document(raw)), _fixed(text, types)
+    plan, fixed = load_plan(raw), _fixed(text, types)
     with session(place.session, TIMEOUT_S) as connection:
         facts = fetched(connection, plan)
     tables = scans(FindingContext(plan, read_facts(parsed(facts))), text)

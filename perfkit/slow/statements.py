@@ -317,10 +317,10 @@ def _middle(scan: StatementScan, uses: Iterable[StatementUse]) -> tuple[Statemen
 
 def _read(look: FindingContext, node: Node, internal: set[int]) -> StatementScan | None:
     """Return the table that a node reads, with its conditions; None if it reads none."""
-    if not node.text("Relation Name") or node.kind == "ModifyTable":
+    if not node.table or node.kind == "ModifyTable":
         return None
     schema, table = home(look.facts, node)
-    known, alias = look.facts.of(node), node.text("Alias") or table
+    known, alias = look.facts.of(node), node.alias or table
     names = frozenset(column.name for column in known.columns) if known else None
     all_ = conditions(look.facts, node, *_CONDITIONS)
     one_of = [p for whole in all_ for part in alternatives(whole) for p in predicates(part, alias, names)]
@@ -348,7 +348,7 @@ def _uses(predicate: Predicate, alias: str) -> Iterator[StatementUse]:
 
 def _internal_parameters(node: Node) -> Iterator[int]:
     """Yield the numbers of a plan's internal values, which PostgreSQL before 17 prints as `$n` too."""
-    if found := _RETURNS.search(node.text("Subplan Name")):
+    if found := _RETURNS.search(node.subplan):
         yield from placeholders(found[1])
 
 
@@ -358,7 +358,7 @@ def _written(look: FindingContext, text: str) -> Iterator[StatementScan]:
     if target is None:
         return
     for statement in parse_statements(text)[:1]:
-        known, alias = look.facts.of(target), target.text("Alias") or target.text("Relation Name")
+        known, alias = look.facts.of(target), target.alias or target.table
         inserted = statement.kind == "InsertStmt"
         single = {i.keys[0] for i in known.indexes if i.unique and len(i.keys) == 1} if known and inserted else set()
         uses = [

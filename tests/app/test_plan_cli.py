@@ -211,4 +211,4 @@ def test_text_from_elsewhere_cannot_steer_the_terminal(tmp_path: Path) -> None:
     shown = perfkit("explain", file).stdout
     assert "\x1b" not in shown and "⟨1B⟩" in shown and "\u202e" not in shown
     told = perfkit("explain", file, "--format", "json").stdout
-    assert told.isascii() and json.loads(told)[0]["explain"][0]["Plan"]["Relation Name"] == node["Relation Name"]
+    assert told.isascii() and json.loads(told)[0]["explain"][0][0]["Plan"]["Relation Name"] == node["Relation Name"]

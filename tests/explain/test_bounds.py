@@ -11,7 +11,7 @@ import pytest
 from perfkit.app.evidence import Explained
 from perfkit.base.errors import PlanError
 from perfkit.explain import capture as capturing
-from perfkit.explain import comparison, plan
+from perfkit.explain import comparison, documents, plan
 from perfkit.explain.capture import ExplainSpec, capture, effects, single
 from perfkit.explain.comparison import fingerprint, typical_parameters
 from perfkit.explain.plan import read_plan
@@ -85,8 +85,8 @@ def test_a_statement_that_is_too_long_is_refused_in_one_line() -> None:
 def test_a_plan_that_is_too_large_is_refused_before_it_is_parsed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "PLAN", 3_000_000)
-    monkeypatch.setattr(plan, "loads", lambda raw: pytest.fail("parsed"))
+    monkeypatch.setattr(documents, "PLAN", 3_000_000)
+    monkeypatch.setattr(documents, "loads", lambda raw: pytest.fail("parsed"))
     for fetch in (effects, capture):
         with pytest.raises(PlanError, match=r"a plan of 4 MB; expected at most 3 MB") as caught:
             fetch(connect, "SELECT repeat('a', 4000000)", None)
@@ -106,8 +106,8 @@ def test_no_transaction_is_open_while_a_plan_is_read(connect: Connect, monkeypat
 
         return watched
 
-    for module in (capturing, comparison):
-        monkeypatch.setattr(module, "document", reading(plan.document))
+    for module in (capturing, plan):
+        monkeypatch.setattr(module, "parse", reading(documents.parse))
     monkeypatch.setattr(capturing, "_called", reading(capturing._called))
     monkeypatch.setattr(comparison, "fingerprint", reading(fingerprint))
     sql = "SELECT count(*) FROM t WHERE b = %(b)s"
@@ -142,8 +142,8 @@ def node(**texts: Any) -> dict[str, Any]:
 def test_a_long_constant_is_cut_and_stays_a_constant(literal: str) -> None:
     given = node(Filter=f"((a = '{literal}'::text) AND (b = 7))", Output=["a", f"'{literal}'::text"])
     root = read_plan(given).root
-    assert re.fullmatch(r"\(\(a = '(?:[^']|'')*…'::text\) AND \(b = 7\)\)", root.text("Filter"))
-    assert len(root.text("Filter")) < 300 and len(root.texts("Output")[1]) < 300
+    assert re.fullmatch(r"\(\(a = '(?:[^']|'')*…'::text\) AND \(b = 7\)\)", root.filter)
+    assert len(root.filter) < 300 and len(root.output[1]) < 300
     assert fingerprint(read_plan(given)) == fingerprint(read_plan(node(**(given["Plan"] | {"Filter": SHORT}))))
     assert literal in given["Plan"]["Filter"]  # what is kept is what came
 

@@ -287,7 +287,7 @@ def test_a_select_is_read_only_until_the_server_says_that_it_writes_and_it_may(d
 def test_options_are_those_that_the_version_has(database: Database) -> None:
     plan = database.explain(PLAIN, serialize=True, timing=False)
     assert not plan.timed and plan.analyzed
-    assert plan.root.text("Schema") == "public"
+    assert plan.root.schema == "public"
     assert ("Serialization" in plan.document) == (database.server.version >= 17)
     assert ("Memory Used" in plan.document.get("Planning", {})) == (database.server.version >= 17)
 
@@ -355,7 +355,7 @@ def test_a_scan_that_was_planned_and_never_executed_is_left_out(database: Databa
         JOIN LATERAL (SELECT * FROM clinics WHERE id = v.clinic OFFSET 0) c ON true
     """
     plan, counted = database.scanned(sql)
-    assert {"visits", "clinics"} == {node.text("Relation Name") for node in plan.nodes} - {""}
+    assert {"visits", "clinics"} == {node.table for node in plan.nodes} - {""}
     assert in_words(plan) == "Index Scan using visits_pkey on visits"
     assert counted == {"visits_pkey": 1}
 

@@ -43,13 +43,13 @@ def test_a_statement_is_executed_and_its_tables_are_known(session: Session) -> N
 def test_before_16_a_generic_plan_is_that_of_a_prepared_statement(session: Session, mark: str) -> None:
     found = session.explain(QUERY.format(mark), generic=True)
     assert not found.plan.analyzed
-    assert found.plan.root.text("Filter").endswith("= $1)")
+    assert found.plan.root.filter.endswith("= $1)")
     assert "plan_cache_mode" not in found.plan.settings
 
 
 def test_a_generic_plan_can_be_had_again_and_again_on_connections_that_are_shared(session: Session) -> None:
     plans = [session.explain(QUERY.format("$1"), generic=True).plan for _ in range(5)]
-    assert len({plan.root.text("Filter") for plan in plans}) == 1
+    assert len({plan.root.filter for plan in plans}) == 1
 
 
 def test_a_statement_that_would_write_is_refused_before_it_is_executed(session: Session, server: Hosted) -> None:

@@ -469,7 +469,7 @@ def test_a_bitmap_that_does_not_fit_gets_the_work_mem_that_makes_it_exact(db: Da
     *settings, statement = (SMALL + sql).split(";\n")
     after = db.explained(";\n".join([*settings, found.sql, statement])).plan
     bitmap = next(node for node in after.nodes if node.kind == "Bitmap Heap Scan")
-    assert not bitmap.value("Lossy Heap Blocks") and bitmap.value("Exact Heap Blocks")
+    assert not bitmap.lossy_pages and bitmap.exact_pages
 
 
 def test_a_bitmap_of_several_processes_counts_the_pages_of_all(db: Database, wide: None) -> None:
@@ -481,7 +481,7 @@ def test_a_bitmap_of_several_processes_counts_the_pages_of_all(db: Database, wid
         assert re.search(r"of 3,[34]\d\d pages", found[0].text), "every page is in somebody's part"
     else:  # the leader's part alone is in the plan, and may be any
         idle = not any(worker["Actual Rows"] for worker in bitmap.raw["Workers"])
-        assert bool(found) == ((1 if idle else 3) * bitmap.value("Lossy Heap Blocks") >= FindingLimits().lossy_pages)
+        assert bool(found) == ((1 if idle else 3) * bitmap.lossy_pages >= FindingLimits().lossy_pages)
 
 
 @pytest.mark.parametrize(("worker", "pages"), [({"Actual Rows": 0}, 3000), ({"Actual Rows": 5}, 9000),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.base.resources import CHECKOUT
-from perfkit.explain.capture import ExplainSpec, capture, read_documents
+from perfkit.explain.capture import ExplainSpec, capture
 from perfkit.explain.comparison import ChangeKind, Diff, diff
+from perfkit.explain.documents import read_documents
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
@@ -117,7 +118,7 @@ def test_two_scans_of_one_table_are_kept_apart(server: EmbeddedServer, name: str
     found = changed(server, name, sql, INDEX)
     for change in found.changes:
         if change.before and change.after and change.before.relation:
-            assert change.before.text("Alias") == change.after.text("Alias")
+            assert change.before.alias == change.after.alias
     assert titles(found, ChangeKind.CHANGED).count("Bitmap Heap Scan on visits a") == 1
     assert "Seq Scan on visits b" in titles(found, ChangeKind.SAME)
 

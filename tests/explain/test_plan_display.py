@@ -155,7 +155,7 @@ def test_every_step_is_a_row_in_the_servers_order(plans: dict[str, Plan]) -> Non
         told = Drawing(PlanView(plans[name]).html()).text
         at = -1
         for step in plans[name].nodes:
-            label = step.text("Subplan Name")
+            label = step.subplan
             found = told.find(f"{step.number} {f'{label} ' if label else ''}{step.title}", at + 1)
             assert found > at, (name, step.title)
             at = found

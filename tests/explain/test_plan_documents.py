@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError
-from perfkit.explain.capture import read_documents
 from perfkit.explain.comparison import fingerprint
+from perfkit.explain.documents import read_documents
 from perfkit.explain.plan import read_plan
 
 DOCUMENT = {

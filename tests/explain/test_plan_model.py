@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from perfkit.base import bundle
 from perfkit.base.errors import PlanError
-from perfkit.explain import capture
+from perfkit.explain import documents
 from perfkit.explain.comparison import fingerprint, in_words, indexes_under, scans
 from perfkit.explain.plan import COUNTERS, Node, Plan, read_plan
 from perfkit.postgres import embedded
@@ -149,7 +149,7 @@ def test_the_corpus_has_every_node_type_of_the_executor(files: Mapping[str, Plan
     """
     found = {each.kind for plan in files.values() for each in plan.nodes}
     assert found == {name.strip() for name in expected.split(";")}
-    joins = {each.text("Join Type") for plan in files.values() for each in plan.nodes} - {""}
+    joins = {each.join_type for plan in files.values() for each in plan.nodes} - {""}
     assert joins == {"Inner", "Left", "Right", "Full", "Semi", "Anti", "Right Anti", "Right Semi"}
 
 
@@ -173,7 +173,7 @@ def test_nodes_are_named_as_the_servers_own_text_names_them(live: Live) -> None:
         assert len(said) == len(nodes), name
         for text, each in zip(said, nodes, strict=True):
             bare = re.sub(r'"((?:[^"]|"")*)"', lambda m: m[1].replace('""', '"'), text)
-            schema = each.text("Schema")
+            schema = each.schema
             assert each.title == (bare.replace(f" on {schema}.", " on ", 1) if schema else bare), name
             compared += 1
     assert compared > 500
@@ -214,7 +214,7 @@ def test_an_initplans_pages_are_not_those_of_the_scan_that_asks_for_its_value(li
     plan = live["initplan"]
     heap, index = (each for each in plan.nodes if each.kind in ("Bitmap Heap Scan", "Bitmap Index Scan"))
     assert plan.root.pages == pages["clinics"] + heap.own_pages + index.own_pages
-    assert heap.own_pages == heap.value("Exact Heap Blocks")
+    assert heap.own_pages == heap.exact_pages
     assert by_title(live["initplan_output"]) == {
         "Seq Scan on visits": pages["visits"],
         "Seq Scan on clinics": pages["clinics"],
@@ -305,7 +305,7 @@ def test_a_workers_time_is_divided_by_the_processes_that_ran(live: Live) -> None
     for name, leader in {"gather": 1, "gather_leader_off": 0, "gather_not_launched": 1, "gather_merge": 1}.items():
         gather = next(each for each in live[name].nodes if each.kind in GATHERS)
         below = gather.children[0]
-        assert below.loops <= gather.value("Workers Launched") + leader, name
+        assert below.loops <= gather.workers_launched + leader, name
         assert below.processes == max(below.loops, 1), name
         assert below.inclusive_ms == pytest.approx(below.value("Actual Total Time"), abs=0.05), name
 
@@ -321,7 +321,7 @@ def test_a_gather_that_is_executed_again_divides_all_its_loops(live: Live) -> No
 def test_without_workers_nothing_is_divided(live: Live) -> None:
     plan = live["gather_not_launched"]
     assert {each.processes for each in plan.nodes} == {1.0}
-    assert node(plan, "Gather").value("Workers Planned") == 2
+    assert node(plan, "Gather").workers_planned == 2
 
 
 def test_a_subplan_is_charged_to_the_node_that_lists_it_for_all_its_loops(live: Live) -> None:
@@ -451,11 +451,11 @@ def test_nodes_that_a_setting_forbade_are_told_in_both_spellings(live: Live) -> 
 
 
 def test_triggers_are_told_with_their_time(live: Live) -> None:
-    names = [str(trigger.get("Trigger Name")) for trigger in live["insert_triggers"].triggers]
+    names = [trigger.name for trigger in live["insert_triggers"].triggers]
     assert names == ["halved", "looked"]
     cascade = live["delete_cascade"].triggers
-    assert [trigger["Constraint Name"] for trigger in cascade] == ["children_parent_fkey"]
-    assert all(trigger["Time"] > 0 and trigger["Calls"] == 5 for trigger in cascade)
+    assert [trigger.constraint for trigger in cascade] == ["children_parent_fkey"]
+    assert all(trigger.ms > 0 and trigger.calls == 5 for trigger in cascade)
 
 
 def test_a_plan_that_was_not_analysed_has_estimates_alone(live: Live) -> None:
@@ -508,9 +508,9 @@ def test_a_bitmaps_table_is_that_of_the_heap_scan_above_it(live: Live) -> None:
 def test_hostile_names_stay_as_they_are(live: Live) -> None:
     plan = live["hostile"]
     assert plan.root.relation == "</script><b>'$0' (InitPlan 1).col1"
-    assert plan.root.text("Alias") == 'it\'s "t" </script>'
-    assert "\u202edesrever" in plan.root.text("Filter")
-    assert read_plan(capture.read_documents(bundle.dumps(plan.document))[0]).root.raw == plan.root.raw
+    assert plan.root.alias == 'it\'s "t" </script>'
+    assert "\u202edesrever" in plan.root.filter
+    assert read_plan(documents.read_documents(bundle.dumps(plan.document))[0]).root.raw == plan.root.raw
 
 
 # fingerprints
@@ -677,7 +677,7 @@ def chain(depth: int, **more: Any) -> dict[str, Any]:
 def test_a_plan_a_thousand_levels_deep_is_read_written_and_recognised(more: dict[str, Any]) -> None:
     started = time.monotonic()
     text = bundle.dumps([{"Plan": chain(1000, **more), "Unknown": {"kept": [1, 2.50, None]}}])
-    (found,) = capture.read_documents(text)
+    (found,) = documents.read_documents(text)
     plan = read_plan(found)
     assert len(plan.nodes) == 1000 and plan.nodes[-1].depth == 999
     assert bundle.dumps(found) == bundle.dumps(bundle.loads(text)[0])
@@ -693,7 +693,7 @@ def test_a_plan_of_twenty_megabytes_is_read_and_recognised() -> None:
     text = bundle.dumps(whole)
     assert len(text) > 20_000_000
     started = time.monotonic()
-    (found,) = capture.read_documents(text)
+    (found,) = documents.read_documents(text)
     plan = read_plan(found)
     assert [found] == whole
     assert (len(plan.nodes), plan.root.own_pages) == (20_001, 0)
@@ -721,7 +721,7 @@ def test_many_initplans_and_references_do_not_take_long() -> None:
 
 def test_keys_and_nodes_that_nobody_knows_yet_survive() -> None:
     text = '[{"Plan":{"Node Type":"Quantum Scan","Entangled":{"a":[1,2.50]},"Plans":[{"Node Type":"X"}]},"Later":"ü"}]'
-    (found,) = capture.read_documents(text)
+    (found,) = documents.read_documents(text)
     plan = read_plan(found)
     assert [each.title for each in plan.nodes] == ["Quantum Scan", "X"]
     assert bundle.loads(bundle.dumps(found)) == json.loads(text)[0]

@@ -88,7 +88,7 @@ class Database:
     def look(self, sql: str) -> FindingContext:
         row = self.connection.execute(f"EXPLAIN (FORMAT JSON, VERBOSE) {sql}".encode()).fetchone() or {}
         plan = read_plan(next(iter(row.values())))
-        tables = frozenset((node.text("Schema"), node.relation) for node in plan.nodes if node.relation)
+        tables = frozenset((node.schema, node.relation) for node in plan.nodes if node.relation)
         if tables not in self.facts:
             self.facts[tables] = read_facts(ask(self.connection, plan))
         return FindingContext(plan, self.facts[tables])
@@ -104,7 +104,7 @@ class Database:
                 if found := rewritten(c):
                     block = blocks(look.facts, node, p)
                     text = block.rewrite if block and block.rewrite else found.filled(name, operand(c.value), c.text)
-                    yield found.rule, c.text, text, replaced(sql, node.text("Alias"), name, c, found)
+                    yield found.rule, c.text, text, replaced(sql, node.alias, name, c, found)
 
     def assert_same(self, table: str, text: str, *, some: bool = False) -> set[str]:
         """What is offered for a condition returns the same rows; the rules that offered it."""
@@ -492,7 +492,7 @@ def assert_printed_rows(db: Database, sql: str) -> None:
             block = blocks(look.facts, node, p)
             if block and block.rewrite:
                 c = condition(look.facts, node, p)
-                where = f'"{node.text("Schema")}"."{node.relation}"'
+                where = f'"{node.schema}"."{node.relation}"'
                 assert db.different(where, c.text, block.rewrite) == 0, block
 
 

@@ -464,7 +464,7 @@ def test_a_foreign_key_is_served_by_an_index_that_its_lookup_can_use(newest: Min
     newest.do(f"ALTER TABLE visits ADD FOREIGN KEY (d) REFERENCES clinics NOT VALID; CREATE INDEX ON visits {index}")
     assert ("missing" not in {remark.kind for remark in newest.remarks()}) == serves
     plan = newest.plan("SELECT FROM visits WHERE d = 3", "SET enable_seqscan = off", "SET enable_indexonlyscan = off")
-    lookup = [n for n in plan.nodes if "(d = 3)" in n.text("Index Cond")]  # and the server agrees where it could tell
+    lookup = [n for n in plan.nodes if "(d = 3)" in n.index_condition]  # and the server agrees where it could tell
     assert bool(lookup) == serves or index in ("(a, d)", "USING brin (d)")
 
 
@@ -596,7 +596,7 @@ def test_an_index_that_no_condition_of_the_workload_can_match(
             assert found[0].text.endswith("but no condition of the given statements can use that")
             assert found[0].evidence.startswith("conditions in 1 plans: ")
     forced = newest.plan(f"SELECT * FROM visits WHERE {condition}", "SET enable_seqscan = off")
-    assert not (unmatched and any(n.text("Index Cond") for n in forced.nodes))  # and the server could not either
+    assert not (unmatched and any(n.index_condition for n in forced.nodes))  # and the server could not either
 
 
 def test_an_index_that_something_else_used_is_not_called_unmatched(newest: Mine) -> None:
@@ -819,7 +819,7 @@ def quality(connection: psycopg.Connection[Any], query: str) -> tuple[bool, bool
     if not scans or any(node.kind == "Seq Scan" for node in plan.nodes):
         return None
     ordered = not any("Sort" in node.kind for node in plan.nodes)
-    bound = scans[0].text("Index Cond")
+    bound = scans[0].index_condition
     return True, ordered, scans[0].kind == "Index Only Scan", bound.count(" AND ") + bool(bound)
 
 

@@ -104,8 +104,8 @@ def test_the_values_of_a_logged_execution_come_first(session: Session) -> None:
     slow = table(session, sql, example=Example(logged, (), 9.0))[1]
     found = slow.explain()
     assert found.note == "using the parameters of the slowest logged execution"
-    (scan,) = [node for node in found.plan.nodes if node.text("Relation Name")]
-    assert "'no_show'" in scan.text("Filter") and "30" in scan.text("Filter")
+    (scan,) = [node for node in found.plan.nodes if node.table]
+    assert "'no_show'" in scan.filter and "30" in scan.filter
     (first, second) = slow.example_parameters(2).sets
     assert [value.text for value in first] == ["no_show", "30"]
     assert {value.origin for value in first} == {"the slowest logged execution"}
@@ -403,7 +403,7 @@ def test_pg_stat_statements_is_the_source_where_it_is_there(foreign: Hosted, sho
     found = shop.slow()
     assert found.found.source.startswith("pg_stat_statements of ")
     slow = found["customer_id = $1"]
-    assert slow.explain(analyze=True).plan.root.text("Node Type") == "Aggregate"
+    assert slow.explain(analyze=True).plan.root.kind == "Aggregate"
     (row,) = slow.example_parameters().sets
     assert {value.origin for value in row} == {"a row of orders"}
     trial = slow.whatif("CREATE INDEX ON sales.orders (customer_id)")

@@ -19,8 +19,7 @@ from perfkit.base.errors import UsageError
 from perfkit.base.options import Names, Option, command, narrowed, option, texts
 from perfkit.base.process import progress
 from perfkit.base.units import seconds, size
-from perfkit.explain.capture import read_documents
-from perfkit.explain.plan import read_plan
+from perfkit.explain.plan import read_plans
 from perfkit.indexes import use as index_use
 from perfkit.indexes.coverage import MIN_AGE
 from perfkit.indexes.designs import ablation
@@ -70,7 +69,7 @@ def use(spec: UseSpec) -> None:
       perfkit indexes use --db service=primary --standby service=standby
       perfkit indexes use --db service=staging --plan slow.json --json
     """  # noqa: D301 - click wants the character
-    plans = [read_plan(document) for path in spec.plan for document in read_documents(_text(Path(path)))]
+    plans = [plan for path in spec.plan for plan in read_plans(_text(Path(path)))]
     facts = index_use.ask(opened(spec, spec.db))
     others = {name: index_use.ask(opened(spec, name)) for name in spec.standby}
     facts = index_use.joined(facts, others)

@@ -36,10 +36,11 @@ from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.base.options import Names, Option, narrowed, option
 from perfkit.config import model
-from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, Parameters, read_documents
+from perfkit.explain.capture import READING, WRITING, Capture, ExplainSpec, Parameters
 from perfkit.explain.comparison import fingerprint
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
+from perfkit.explain.plan import read_plans
 from perfkit.postgres import servers
 from perfkit.postgres.capabilities import probe
 from perfkit.postgres.guards import Audit, resolve
@@ -131,7 +132,7 @@ class PlanSource:
         if _begins(text) in READING | WRITING:
             how = {name: getattr(self._spec, name) for name in HOW}
             return [self._opened().explain(text, self._parameters, **how).capture]
-        return [Capture((document,), ()) for document in read_documents(text)]
+        return [Capture((plan,)) for plan in read_plans(text)]
 
     def _opened(self) -> Session:
         from perfkit.app.api import connect  # late: plans from files need none of its rooms, which take a second
@@ -175,17 +176,12 @@ def _parameters(values: Names) -> Parameters:
 
 
 def _plans(captures: list[Capture], form: str) -> str:
-    views = [_view(capture) for capture in captures]
+    views = [PlanView.of(capture) for capture in captures]
     if form == "json":  # ASCII only: other characters of a plan could control the terminal
         return dumps([_json(capture) for capture in captures], ascii_only=True)
     if form == "html":
         return page("Plan", "".join(view.html() for view in views))
     return "\n\n".join(view.text(_width()) for view in views)
-
-
-def _view(capture: Capture, title: str = "") -> PlanView:
-    first = capture.first if len(capture.documents) > 1 else None
-    return PlanView(capture.plan, findings(capture.plan, capture.facts), title, first)
 
 
 def _width() -> int | None:
@@ -196,7 +192,7 @@ def _width() -> int | None:
 def _diff(captures: list[Capture], form: str) -> str:
     if len(captures) != 2:
         raise UsageError(f"--diff: {len(captures)} plans in the two files; expected one in each")
-    view = DiffView(*map(_view, captures))
+    view = DiffView(*map(PlanView.of, captures))
     if form == "html":
         return page("What changed", view.html())
     if form == "text":

@@ -71,7 +71,7 @@ def misestimate(context: FindingContext) -> Iterator[Finding]:
 
 def cure(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice on how to improve the estimate of a node, and the SQL that does it; "" if no statement can."""
-    if node.text("Relation Name"):
+    if node.table:
         return _of_table(context, node)
     if node.kind == "Aggregate":
         return _of_groups(context, node)
@@ -91,7 +91,7 @@ def cure(context: FindingContext, node: Node) -> tuple[str, str]:
 def _off(context: FindingContext, node: Node, parallel: bool) -> bool:
     """Return whether an estimate is far off for a node that was not stopped early."""
     limits, parent, rows = context.limits, node.parent, node.rows
-    expected = node.estimated if parallel else node.value("Plan Rows") * node.loops  # equal, and faster
+    expected = node.estimated if parallel else node.rows_planned * node.loops  # equal, and faster
     if max(rows, expected) < limits.misestimate_rows:
         return False
     rate = node.misestimate
@@ -124,8 +124,8 @@ def _fed(nodes: Sequence[Node], off: set[int]) -> set[int]:
 
 def _in_cte(node: Node, off: set[int]) -> Node | None:
     """Return the node of a CTE where the estimate of its scan went wrong."""
-    name = f"CTE {node.text('CTE Name')}" if node.kind == "CTE Scan" else ""
-    ctes = (c for above in node.above() for c in above.children if name and c.text("Subplan Name") == name)
+    name = f"CTE {node.cte}" if node.kind == "CTE Scan" else ""
+    ctes = (c for above in node.above() for c in above.children if name and c.subplan == name)
     if (cte := next(ctes, None)) is None:
         return None
     below = [*cte.below()]
@@ -136,11 +136,11 @@ def _in_cte(node: Node, off: set[int]) -> Node | None:
 def _planned_for(node: Node, off: set[int]) -> Node | None:
     """Return the last node above that this estimate decided, as far up as the estimates are wrong."""
     under = node.misestimate > 1
-    last = node if under and node.kind == "Aggregate" and node.value("HashAgg Batches") > 1 else None
+    last = node if under and node.kind == "Aggregate" and node.group_batches > 1 else None
     for above in node.above():
         if node.relationship in ("InitPlan", "SubPlan"):
             break
-        spilled = above.text("Sort Space Type") == "Disk" or above.value("HashAgg Batches") > 1
+        spilled = above.sort_space_type == "Disk" or above.group_batches > 1
         if above.kind in JOINS or (under and spilled):
             last = above
         wrong = above.number in off and (above.misestimate > 1) == under
@@ -151,9 +151,9 @@ def _planned_for(node: Node, off: set[int]) -> Node | None:
 
 
 def _of_table(context: FindingContext, node: Node) -> tuple[str, str]:
-    relation = node.text("Relation Name")
+    relation = node.table
     table = context.facts.of(node)
-    name = qualified(node.text("Schema"), relation)
+    name = qualified(node.schema, relation)
     analyze = f"ANALYZE {name}"
     if table is None:
         return (
@@ -206,15 +206,15 @@ def _of_expression(context: FindingContext, node: Node, table: TableFacts, found
     if not types or any("with time zone" in each for each in types) or not functions <= _IMMUTABLE:
         return advice, ""
     parts = re.split(r"('(?:[^']|'')*')", found.subject)
-    prefix = re.compile(r'(?<![\w$".])' + re.escape(quoted(node.text("Alias")) + "."))
+    prefix = re.compile(r'(?<![\w$".])' + re.escape(quoted(node.alias) + "."))
     plain = "".join(part if at % 2 else prefix.sub("", part) for at, part in enumerate(parts))
     return advice, _statistics(node, "", sorted(found.columns), f"({plain})")
 
 
 def _of_groups(context: FindingContext, node: Node) -> tuple[str, str]:
     """Return advice and SQL for a wrong number of groups; their columns are usually of one table."""
-    keys = node.texts("Group Key")
-    scans = {n.text("Alias"): n for n in node.below() if n.text("Relation Name")}
+    keys = node.group_keys
+    scans = {n.alias: n for n in node.below() if n.table}
     for alias, scan in scans.items():
         table = context.facts.of(scan)
         names = frozenset(column.name for column in table.columns) if table else frozenset()
@@ -237,15 +237,15 @@ def _of_groups(context: FindingContext, node: Node) -> tuple[str, str]:
 
 def _statistics(node: Node, kinds: str, columns: Sequence[str], what: str = "") -> str:
     """Return CREATE STATISTICS with a name, which PostgreSQL requires before 16."""
-    relation = node.text("Relation Name")
+    relation = node.table
     name = "_".join([relation, *columns]).encode()[: _NAME_BYTES - 6].decode(errors="ignore") + "_stats"
-    table = qualified(node.text("Schema"), relation)
+    table = qualified(node.schema, relation)
     listed = what or ", ".join(map(quoted, columns))
     return f"CREATE STATISTICS IF NOT EXISTS {quoted(name)} {kinds}ON {listed} FROM {table};\nANALYZE {table}"
 
 
 def _finer(node: Node, column: str) -> str:
-    table = qualified(node.text("Schema"), node.text("Relation Name"))
+    table = qualified(node.schema, node.table)
     return f"ALTER TABLE {table} ALTER COLUMN {quoted(column)} SET STATISTICS 1000;\nANALYZE {table}"
 
 
@@ -291,14 +291,14 @@ def correlated_subplan(context: FindingContext) -> Iterator[Finding]:
         if scan is not None:
             table = context.facts.of(scan)
             compared = conditions(context.facts, scan, "Filter")
-            found = candidate(scan.text("Schema"), scan.text("Relation Name"), compared, table)
+            found = candidate(scan.schema, scan.table, compared, table)
             useful = found and any(p.joined and p.equality for p in compared if p.column in found.columns)
             sql = found.sql if found and useful and not found.existing and scan.kind == "Seq Scan" else ""
         reads = f", and reads all of {_of(scan)} each time, {counted(_looked(scan), 'row')} in total" if scan else ""
         yield context.finding(
             "correlated-subplan",
             node,
-            f"{node.text('Subplan Name') or 'A subquery'} is executed {counted(node.loops, 'time')}, once for each row"
+            f"{node.subplan or 'A subquery'} is executed {counted(node.loops, 'time')}, once for each row"
             f" of {node.parent.title}{reads}{took(context, spent)}.",
             _rewrite(node, compared, bool(sql)),
             sql=sql,
@@ -310,25 +310,25 @@ def _whole(context: FindingContext, node: Node, inner: Node, scan: Node, spent: 
     """Return a finding on an inner side that is read in full each time."""
     real = _real(scan)
     table = context.facts.of(real)
-    relation = real.text("Relation Name")
-    found = conditions(context.facts, real, "Filter", join=node.text("Join Filter"))
+    relation = real.table
+    found = conditions(context.facts, real, "Filter", join=node.join_filter)
     joined = [p for p in found if p.joined]
-    index = candidate(real.text("Schema"), relation, [*joined, *(p for p in found if not p.joined)], table)
+    index = candidate(real.schema, relation, [*joined, *(p for p in found if not p.joined)], table)
     sql = ""
     if not relation:
         advice = (
             "Put the rows that are read again and again into a temporary table, indexed on the columns of the join."
         )
-    elif not node.text("Join Filter") and not joined:
+    elif not node.join_filter and not joined:
         advice = (
             "Nothing joins the two sides, so every row is combined with every other: check for a missing condition."
         )
     elif index is None or not any(p.column in index.columns for p in joined):
-        split = any(p.operator == "OR" for p in joined) or " OR " in node.text("Join Filter")
+        split = any(p.operator == "OR" for p in joined) or " OR " in node.join_filter
         advice = (
             "A join on alternatives (OR) can use neither an index nor a hash: write a UNION of one join for each."
             if split
-            else f"The join's condition ({node.text('Join Filter') or real.text('Filter')}) can use no index as"
+            else f"The join's condition ({node.join_filter or real.filter}) can use no index as"
             f" written: compare plain columns of {relation}, by equality if possible."
         )
     elif index.existing:
@@ -374,14 +374,14 @@ def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
     """Return how to rewrite a subquery, depending on its use."""
     columns = ", ".join(p.column for p in compared if p.joined and p.equality and p.column)
     parent = node.parent
-    uses = " ".join(parent.text(key) for key in ("Filter", "Join Filter")) if parent else ""
+    uses = f"{parent.filter} {parent.join_filter}" if parent else ""
     index = "An index finds its rows without reading all of them. " if indexed else ""
     if "NOT (ANY" in uses or (node.kind == "Materialize" and "NOT" in uses):
         return (
             f"{index}Write NOT EXISTS instead of NOT IN, so that the planner can join. If the subquery can return a "
             "null, the result differs: NOT IN then returns no rows."
         )
-    name = re.escape(node.text("Subplan Name"))  # alone between AND and OR, as EXISTS was printed until 16
+    name = re.escape(node.subplan)  # alone between AND and OR, as EXISTS was printed until 16
     alone = re.search(rf"(?:^|NOT |OR |AND )\(*{name}\)+\s*(?:$| OR | AND )", uses)
     if "EXISTS" in uses or "ANY" in uses or alone:
         return (
@@ -416,7 +416,7 @@ def _read_whole(context: FindingContext, top: Node) -> Node | None:
 
 def _looked(node: Node) -> float:
     """Return the rows read in all loops."""
-    return node.rows + node.value("Rows Removed by Filter") * node.loops
+    return node.rows + node.removed_by_filter * node.loops
 
 
 def _real(node: Node) -> Node:

@@ -223,11 +223,11 @@ class Sifted:
 
 def sifted(context: FindingContext, node: Node) -> Sifted | None:
     """Return the rows that a scan kept, or is expected to keep; None if unknown."""
-    if "Filter" not in node.raw:
+    if not node.filter:
         return None
     if context.plan.analyzed:
         kept = node.rows
-        seen = kept + node.value("Rows Removed by Filter") * node.loops
+        seen = kept + node.removed_by_filter * node.loops
         return Sifted(kept, seen, node.exclusive_ms or 0.0) if node.executed else None
     table = context.facts.of(node) if node.kind == "Seq Scan" else None
     return Sifted(node.estimated, table.rows, 0.0) if table else None

@@ -22,7 +22,7 @@ from perfkit.explain.findings.model import (
     took,
     worth,
 )
-from perfkit.explain.plan import Node, number
+from perfkit.explain.plan import Node, Trigger, inner, number
 
 _PAGE_KB = 8
 _KEPT = frozenset({"Materialize", "CTE Scan", "WindowAgg", "Function Scan", "Table Function Scan"})
@@ -49,7 +49,7 @@ def sort_spill(context: FindingContext) -> Iterator[Finding]:
             kb = most * _GROUP_GROWS
         else:
             kb = max(most * 1.5, most + rows * _SORTED / 1024) * _MARGIN
-        keys = ", ".join(node.texts("Sort Key"))
+        keys = ", ".join(node.sort_keys)
         each = f" in {counted(len(spilled), 'process')}" if len(spilled) > 1 else ""
         limited = any(above.kind == "Limit" for above in node.above())
         index = f"Only the first rows are needed: an index on ({keys}) returns them in order. " if limited else ""
@@ -84,16 +84,16 @@ def _hash_table(context: FindingContext, node: Node) -> Iterator[Finding]:
     if not worth(context, spent):
         return
     built = node.children[0] if node.children else node
-    shared = node.raw.get("Parallel Aware") is True  # one table, of all processes' memory
+    shared = node.parallel  # one table, of all processes' memory
     expected = built.estimated / (built.processes if shared else max(built.loops, 1.0))
     rows = max(built.rows / max(1.0, built.processes if shared else built.loops), expected)
     peak = _largest(node, "Peak Memory Usage")
-    needed = max(rows * (_aligned(built.value("Plan Width")) + _HASHED) / 1024, peak * batches / 2)
-    grown = batches > node.value("Original Hash Batches") > 0
+    needed = max(rows * (_aligned(built.width) + _HASHED) / 1024, peak * batches / 2)
+    grown = batches > node.hash_batches_planned > 0
     text = (
         f"The hash table of {counted(built.rows, 'row')} did not fit into memory, so it and the rows that probe it"
         f" spilled to disk in {counted(batches, 'batch')}"
-        f"{' (' + format(node.value('Original Hash Batches'), ',.0f') + ' were planned)' if grown else ''}"
+        f"{' (' + format(node.hash_batches_planned, ',.0f') + ' were planned)' if grown else ''}"
         f"{took(context, spent)}."
     )
     yield _advised(context, "hash-batches", node, text, needed * _MARGIN, "", spent, hashed=True)
@@ -105,10 +105,10 @@ def _groups(context: FindingContext, node: Node) -> Iterator[Finding]:
     spent = node.exclusive_ms or 0.0
     if batches <= 1 or not disk or not worth(context, spent):
         return
-    found = node.value("Actual Rows") + node.value("Rows Removed by Filter")
+    found = node.rows_per_loop + node.removed_by_filter
     rows = max(found, node.estimated / max(node.loops, 1.0))
-    needed = max(rows * (2 * _aligned(node.value("Plan Width")) + _GROUPED) / 1024, _largest(node, "Peak Memory Usage"))
-    keys = ", ".join(node.texts("Group Key"))
+    needed = max(rows * (2 * _aligned(node.width) + _GROUPED) / 1024, _largest(node, "Peak Memory Usage"))
+    keys = ", ".join(node.group_keys)
     text = (
         f"{counted(found * node.loops, 'group')} of {keys or 'the statement'} did not fit into memory and"
         f" spilled {size(disk)} to disk in {counted(batches, 'batch')}{took(context, spent)}."
@@ -119,13 +119,13 @@ def _groups(context: FindingContext, node: Node) -> Iterator[Finding]:
 def _stored(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find stored rows that spilled; PostgreSQL 18 reports the space, older servers only the pages written."""
     disk = _PAGE_KB * node.own.get("Temp Written Blocks", 0.0)
-    if node.text("Storage") == "Disk":
-        disk = max(disk, node.value("Maximum Storage"))
+    if node.storage == "Disk":
+        disk = max(disk, node.maximum_storage_kb)
     spent = node.exclusive_ms or 0.0
-    if not disk or node.text("Storage") == "Memory" or not worth(context, spent):
+    if not disk or node.storage == "Memory" or not worth(context, spent):
         return
-    rows = max([below.value("Actual Rows") for below in node.children if below.relationship == "Outer"] or [0.0])
-    rows = rows or node.value("Actual Rows") + node.value("Rows Removed by Filter")
+    rows = max([below.rows_per_loop for below in node.children if below.relationship == "Outer"] or [0.0])
+    rows = rows or node.rows_per_loop + node.removed_by_filter
     needed = disk / max(1.0, node.loops if node.kind == "WindowAgg" else 1.0) + rows * _STORED / 1024
     text = (
         f"{node.title} stored {counted(rows, 'row')} and spilled {size(disk)} to disk, because they did not fit into"
@@ -170,8 +170,7 @@ def _spilled(node: Node) -> list[float]:
     for part in _parts(node):
         kb = number(part, "Sort Space Used") if part.get("Sort Space Type") == "Disk" else 0.0
         for groups in ("Full-sort Groups", "Pre-sorted Groups"):
-            space = part[groups].get("Sort Space Disk") if isinstance(part.get(groups), dict) else None
-            kb = max(kb, number(space, "Peak Sort Space Used") if isinstance(space, dict) else 0.0)
+            kb = max(kb, number(inner(inner(part, groups), "Sort Space Disk"), "Peak Sort Space Used"))
         if kb:
             found.append(kb)
     return found
@@ -180,13 +179,12 @@ def _spilled(node: Node) -> list[float]:
 def _input(node: Node) -> float:
     """Return the rows that one execution received; a sort under LIMIT returns fewer."""
     below = child(node, "Outer")
-    return below.value("Actual Rows") if below else node.value("Actual Rows")
+    return below.rows_per_loop if below else node.rows_per_loop
 
 
 def _parts(node: Node) -> list[Raw]:
     """Return the figures of the leader and of each worker."""
-    workers = node.raw.get("Workers")
-    return [node.raw, *(w for w in (workers if isinstance(workers, list) else ()) if isinstance(w, dict))]
+    return [node.raw, *node.workers]
 
 
 def _largest(node: Node, key: str) -> float:
@@ -235,7 +233,7 @@ def workers_not_launched(context: FindingContext) -> Iterator[Finding]:
     for node in context.plan.nodes:
         if node.kind not in GATHERS or not node.executed or "Workers Launched" not in node.raw:
             continue
-        planned, launched = node.value("Workers Planned"), node.value("Workers Launched")
+        planned, launched = node.workers_planned, node.workers_launched
         spent = inclusive(node)
         if launched >= planned or (
             context.plan.timed and spent < context.limits.workers_share * context.plan.execution_ms
@@ -267,15 +265,13 @@ def jit_share(context: FindingContext) -> Iterator[Finding]:
     spent = plan.jit_ms / max(node.processes for node in plan.nodes)  # each process compiles for itself, all are summed
     if spent < limits.jit_ms or spent < limits.jit_share * plan.execution_ms:
         return
-    jit = plan.document.get("JIT")
-    functions = number(jit, "Functions") if isinstance(jit, dict) else 0.0
-    cost = plan.root.value("Total Cost")
     yield context.finding(
         "jit-share",
         None,
-        f"Compiling {counted(functions, 'expression')} to machine code (JIT) took {millis(spent)}"
+        f"Compiling {counted(plan.jit_functions, 'expression')} to machine code (JIT) took {millis(spent)}"
         f" ({percent(min(1.0, spent / max(plan.execution_ms, spent)))} of the execution) and did not pay off.",
-        f"Turn JIT off for this statement's session or role, or raise jit_above_cost above this plan's {cost:,.0f}.",
+        "Turn JIT off for this statement's session or role, or raise jit_above_cost above this plan's"
+        f" {plan.root.cost:,.0f}.",
         sql="SET jit = off",
         ms=spent,
     )
@@ -285,33 +281,31 @@ def trigger_time(context: FindingContext) -> Iterator[Finding]:
     """Find triggers that took a large part of the execution."""
     plan = context.plan
     for trigger in plan.triggers:
-        spent, calls = number(trigger, "Time"), number(trigger, "Calls")
+        spent = trigger.ms
         if not spent or spent < context.limits.trigger_share * plan.execution_ms or not worth(context, spent):
             continue
-        name, constraint, relation = (
-            str(trigger.get(key) or "") for key in ("Trigger Name", "Constraint Name", "Relation")
-        )
-        key = bool(constraint) and name.startswith("RI_ConstraintTrigger_")
-        advice, sql = _foreign_key(context, name, constraint, relation, spent / max(calls, 1.0)) if key else (_OWN, "")
+        key = bool(trigger.constraint) and trigger.name.startswith("RI_ConstraintTrigger_")
+        advice, sql = _foreign_key(context, trigger) if key else (_OWN, "")
         if not advice:
             continue
         yield context.finding(
             "trigger-time",
             None,
-            f"{f'The foreign key {constraint} was checked' if key else f'The trigger {name} ran'} for {relation}"
-            f" {counted(calls, 'time')}{took(context, spent)}.",
+            f"{f'The foreign key {trigger.constraint} was checked' if key else f'The trigger {trigger.name} ran'} for"
+            f" {trigger.table} {counted(trigger.calls, 'time')}{took(context, spent)}.",
             advice,
             sql=sql,
             ms=spent,
         )
 
 
-def _foreign_key(context: FindingContext, name: str, constraint: str, relation: str, each: float) -> tuple[str, str]:
-    """Return advice and SQL for a slow foreign key; empty if its checks, `each` in ms, are as fast as usual."""
-    if name.startswith("RI_ConstraintTrigger_c"):  # on the table that refers to another, which has a unique index
-        return (_LOADED if each >= context.limits.trigger_call_ms else ""), ""
-    tables = [table for table in context.facts.tables if table.name == relation]
-    reference = next((r for table in tables for r in table.referenced_by if r.constraint == constraint), None)
+def _foreign_key(context: FindingContext, trigger: Trigger) -> tuple[str, str]:
+    """Return advice and SQL for a slow foreign key; empty if its checks are as fast as usual."""
+    slow = trigger.ms / max(trigger.calls, 1.0) >= context.limits.trigger_call_ms
+    if trigger.name.startswith("RI_ConstraintTrigger_c"):  # on the referring table; the other has a unique index
+        return (_LOADED if slow else ""), ""
+    tables = [table for table in context.facts.tables if table.name == trigger.table]
+    reference = next((r for table in tables for r in table.referenced_by if r.constraint == trigger.constraint), None)
     if reference and not reference.indexed:
         columns = ", ".join(reference.columns)
         where = reference.table if _NAME.fullmatch(reference.table) else quoted(reference.table)
@@ -319,7 +313,7 @@ def _foreign_key(context: FindingContext, name: str, constraint: str, relation: 
             f"{reference.table} has no index that begins with {columns}: the whole table is read for each row.",
             f"CREATE INDEX ON {where} ({', '.join(quoted(column) for column in reference.columns)})",
         )
-    return (_REFERRED if each >= context.limits.trigger_call_ms else ""), ""
+    return (_REFERRED if slow else ""), ""
 
 
 def planning_share(context: FindingContext) -> Iterator[Finding]:
@@ -379,4 +373,4 @@ def _overhead_parts(node: Node) -> float:
     """Return the number of partitions of a node, including those that were pruned."""
     if node.kind not in ("Append", "Merge Append"):
         return 0
-    return len(node.children) + node.value("Subplans Removed")
+    return len(node.children) + node.subplans_removed

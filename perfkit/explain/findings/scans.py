@@ -39,7 +39,7 @@ from perfkit.explain.findings.model import (
     why_unused,
     worth,
 )
-from perfkit.explain.plan import Node
+from perfkit.explain.plan import Node, number
 
 INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
 _ENTRY = 64  # bytes for a page in a bitmap: tidbitmap.c, tbm_calculate_entries
@@ -51,7 +51,7 @@ def sequential_scan(context: FindingContext) -> Iterator[Finding]:
         node = nodes[0]
         parts = [found for part in nodes if (found := sifted(context, part))]
         total = Sifted(sum(p.kept for p in parts), sum(p.seen for p in parts), sum(p.ms for p in parts))
-        scans = max(1.0, node.loops / node.processes if node.raw.get("Parallel Aware") is True else node.loops)
+        scans = max(1.0, node.loops / node.processes if node.parallel else node.loops)
         if not wasteful(context, node, total) or total.seen / scans < context.limits.scan_rows:
             continue
         if not (remedy := _remedy(context, node, total.share)):
@@ -93,21 +93,21 @@ def index_filter(context: FindingContext) -> Iterator[Finding]:
 def heap_fetches(context: FindingContext) -> Iterator[Finding]:
     """Find index-only scans that visit the table anyway."""
     for node in context.plan.nodes:
-        fetches = node.value("Heap Fetches") if node.kind == "Index Only Scan" else 0.0  # of all loops already
+        fetches = node.heap_fetches if node.kind == "Index Only Scan" else 0.0  # of all loops already
         if fetches < context.limits.heap_fetches or not worth(context, node.exclusive_ms or 0.0):
             continue
-        seen = max(fetches, node.rows + node.value("Rows Removed by Filter") * node.loops)
+        seen = max(fetches, node.rows + node.removed_by_filter * node.loops)
         if fetches < context.limits.heap_fetch_share * seen:
             continue
         yield context.finding(
             "heap-fetches",
             node,
-            f"{node.text('Index Name')} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
+            f"{node.index} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
             f"in {node.relation}, because its pages have changed since the last VACUUM.",
             f"VACUUM {node.relation}, and make autovacuum run sooner on this table (autovacuum_vacuum_scale_factor, "
             "or autovacuum_vacuum_insert_scale_factor if rows are only inserted). If that does not help, look for a "
             "transaction that has been open for a long time.",
-            sql=f"VACUUM {qualified(node.text('Schema'), node.relation)}",
+            sql=f"VACUUM {qualified(node.schema, node.relation)}",
         )
 
 
@@ -122,7 +122,7 @@ def lossy_bitmap(context: FindingContext) -> Iterator[Finding]:
         if lossy < context.limits.lossy_share * (lossy + exact):
             continue
         mb = _bitmap_mb(context, node, lossy + exact)
-        rechecked = node.value("Rows Removed by Index Recheck") * node.loops
+        rechecked = node.removed_by_recheck * node.loops
         fits = mb <= context.limits.memory_mb and mb * 1024 > memory(context.plan.settings)
         advice = (
             f"With work_mem = {mb} MB the bitmap records every row."
@@ -143,7 +143,7 @@ def walks(node: Node) -> bool:
     """Return whether an index is read in order, without a value to look up, until a LIMIT above has enough rows."""
     if node.kind not in ("Index Scan", "Index Only Scan") or not limited(node):
         return False
-    return not any(p.equality for p in predicates(node.text("Index Cond"), node.text("Alias")))
+    return not any(p.equality for p in predicates(node.index_condition, node.alias))
 
 
 def limited(node: Node) -> Node | None:
@@ -163,14 +163,14 @@ def _together(context: FindingContext) -> Iterator[list[Node]]:
     """Yield sequential scans with a filter, grouping the partitions of one table."""
     groups: dict[tuple[object, ...], list[Node]] = {}
     for node in context.plan.nodes:
-        if node.kind != "Seq Scan" or "Filter" not in node.raw or (context.plan.analyzed and not node.executed):
+        if node.kind != "Seq Scan" or not node.filter or (context.plan.analyzed and not node.executed):
             continue
-        if node.text("Schema").startswith("pg_") or node.relation.startswith("pg_"):
+        if node.schema.startswith("pg_") or node.relation.startswith("pg_"):
             continue  # the catalogue, and temporary tables
         key: tuple[object, ...] = (node.number,)
         if node.parent and node.parent.kind in ("Append", "Merge Append"):
             table = context.facts.of(node)
-            stem = re.fullmatch(r"(.+)_\d+", node.text("Alias"))
+            stem = re.fullmatch(r"(.+)_\d+", node.alias)
             whole = table.parent if table else (stem[1] if stem and stem[0] != node.relation else None)
             key = (node.parent.number, whole) if whole else key
         groups.setdefault(key, []).append(node)
@@ -216,7 +216,7 @@ def _index(
     table = context.facts.of(node)
     fixed = {column_of(p, table) for p in good if p.equality}
     ranged = [column_of(p, table) for p in good if not p.equality]
-    order = [name for name in wanted_order(node, node.text("Alias")) if name not in fixed]
+    order = [name for name in wanted_order(node, node.alias) if name not in fixed]
     if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
     if not (best := index_for(context.facts, node, found, order)):
@@ -234,7 +234,7 @@ def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy
     """Return an index for each condition of an OR."""
     table = context.facts.of(node)
     names = frozenset(column.name for column in table.columns) if table else None
-    parts = [predicates(text, node.text("Alias"), names) for text in alternatives(predicate)]
+    parts = [predicates(text, node.alias, names) for text in alternatives(predicate)]
     served = [index_for(context.facts, node, part) if part else None for part in parts]
     if not served or not all(served):
         return None
@@ -288,7 +288,7 @@ def _beside(context: FindingContext, node: Node, found: Sequence[Predicate]) -> 
 
 
 def _indexes(node: Node) -> str:
-    names = [below.text("Index Name") for below in node.below() if below.text("Index Name")]
+    names = [below.index for below in node.below() if below.index]
     return listed(list(dict.fromkeys(names))) or "The index"
 
 
@@ -298,19 +298,18 @@ def _rounds(node: Node) -> str:
 
 
 def _quoted_filter(node: Node) -> str:
-    text = plain(node.text("Filter"), node.text("Alias"))
+    text = plain(node.filter, node.alias)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _blocks(node: Node, key: str) -> float:
     """Return the pages of a bitmap, including those of workers (PostgreSQL 18 counts them separately)."""
-    workers = node.raw.get("Workers")
-    known = [w for w in workers if isinstance(w, dict)] if isinstance(workers, list) else []
-    own = [w.get(key) for w in known]
-    idle = bool(known) and not any(w.get("Actual Rows") for w in known)  # they came too late, and say no pages
-    if not any(own) and not idle and node.raw.get("Parallel Aware") is True:  # until 17 the leader's alone are known
+    own = [number(worker, key) for worker in node.workers]
+    # Workers that came too late report neither rows nor pages.
+    idle = bool(own) and not any(worker.get("Actual Rows") for worker in node.workers)
+    if not any(own) and not idle and node.parallel:  # until 17 the leader's alone are known
         return node.value(key) * node.processes
-    return node.value(key) + sum(n for n in own if isinstance(n, int | float) and 0 <= n <= 1e12)
+    return node.value(key) + sum(own)
 
 
 def _bitmap_mb(context: FindingContext, node: Node, pages: float) -> int:
@@ -341,7 +340,7 @@ def ordered_limit(context: FindingContext) -> Iterator[Finding]:
         yield context.finding(
             "ordered-limit",
             node,
-            f"{node.text('Index Name')} was read in order until enough rows matched: "
+            f"{node.index} was read in order until enough rows matched: "
             f"{counted(found.seen, 'row')} of {node.relation} were read, and the filter kept {found.few}.",
             advice,
             sql=sql,
@@ -354,14 +353,14 @@ def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
     filters = conditions(context.facts, node, "Filter")
     fixed = [p for p in usable(filters, table) if p.operator == "=" or p.operator.startswith("IS ")]
     columns = {column_of(p, table) for p in fixed}
-    walked = next((i for i in table.indexes if i.name == node.text("Index Name")), None) if table else None
+    walked = next((i for i in table.indexes if i.name == node.index), None) if table else None
     known = {quoted(column.name): column.name for column in table.columns} if table else {}
     order = [known.get(key, "") for key in walked.keys[:2]] if walked else []
     order = [name for name in (order if all(order) else []) if name not in columns]
     if not fixed:
         return f"The filter's columns are compared in a way that no index serves. {_OTHERWISE}", ""
     if not order:
-        walked_by = node.text("Index Name")
+        walked_by = node.index
         return f"Create an index on {listed(sorted(columns))}, followed by the columns of {walked_by}.", ""
     best = index_for(context.facts, node, fixed, order)
     if best is None or best.existing:
@@ -424,5 +423,5 @@ def _columns(p: Predicate) -> str:
 
 
 def _shown(p: Predicate, node: Node) -> str:
-    text = bare(plain(p.text, node.text("Alias")))
+    text = bare(plain(p.text, node.alias))
     return text if len(text) <= 80 else text[:79] + "…"
