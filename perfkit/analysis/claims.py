@@ -13,7 +13,6 @@ from perfkit.analysis.tables import Subject, per_arm
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
 from perfkit.config import Claim
-from perfkit.explain.plan import read_plan
 from perfkit.runs.records import Bundle, RunRecord
 from perfkit.show.html import Cell, Column, Paragraph, Section, Table, number, stacked
 
@@ -181,8 +180,8 @@ def _build(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
 def _execution(claim: Claim, measured: ClaimEvidence, arm: str) -> _Found:
     """Measure the last execution of a query under EXPLAIN, with the range of all its executions."""
     bundle, query = measured.bundle, claim.query or ""
-    documents = [*bundle.beside_plan(arm, query).get("earlier", ()), bundle.plan(arm, query)]
-    times = [ms for d in documents if d is not None and (ms := read_plan(d).execution_ms) is not None]
+    capture = bundle.plan(arm, query)
+    times = [plan.execution_ms for plan in capture.plans] if capture else []
     return (times[-1], (min(times), max(times))) if times else f"no plan of {query} on {arm}"
 
 

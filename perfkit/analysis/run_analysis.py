@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -34,10 +33,10 @@ from perfkit.analysis.results import (
 )
 from perfkit.base import judgement, stats
 from perfkit.base.bundle import reading
-from perfkit.base.errors import BundleError, PlanError
+from perfkit.base.errors import BundleError
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.explain.comparison import IndexScan, fingerprint, in_words, scans
-from perfkit.explain.plan import Plan, read_plan
+from perfkit.explain.plan import Plan
 from perfkit.load.samples import DROPPED
 from perfkit.runs.records import FLOOR, Bundle, RunRecord
 from perfkit.runs.rounds import Key, RoundReading, SampleCell, Times, Use
@@ -50,8 +49,7 @@ def plan_uses(bundle: Bundle, sent: Mapping[str, Sequence[Use]]) -> list[PlanUse
     """
     plan_use = []
     for arm in bundle.run.parameters.arms:
-        plans = {query: bundle.plan(arm, query) for query in bundle.run.queries}
-        captured = {query: _plan(bundle, arm, query, plan) for query, plan in plans.items() if plan is not None}
+        captured = _plans(bundle, arm)
         uses = [*sent.get(arm, ()), *_http_uses(arm, bundle.run)]
         for query, plan in captured.items():
             executed, used = _used(query, scans(plan), uses)
@@ -74,10 +72,7 @@ class Scans:
     def of(cls, bundle: Bundle, read: RoundReading) -> Scans:
         """Read the use of indexes from a bundle. Raises BundleError if a plan cannot be read."""
         run = bundle.run
-        plans = {
-            arm: {query: _plan(bundle, arm, query, raw) for query in run.queries if (raw := bundle.plan(arm, query))}
-            for arm in run.parameters.arms
-        }
+        plans = {arm: _plans(bundle, arm) for arm in run.parameters.arms}
         complete = {arm: by_query for arm, by_query in plans.items() if by_query.keys() == run.queries.keys()}
         return cls(
             {arm: frozenset(_indexes(by_query.values())) for arm, by_query in complete.items()},
@@ -110,11 +105,9 @@ def _counted(arm: str, run: RunRecord, read: RoundReading) -> Counter[str] | Non
     return scan_counts
 
 
-def _plan(bundle: Bundle, arm: str, query: str, document: Any) -> Plan:
-    try:
-        return read_plan(document)
-    except PlanError as error:
-        raise BundleError(f"{bundle.path}/plans/{arm}/{query}.json: {error}") from None
+def _plans(bundle: Bundle, arm: str) -> dict[str, Plan]:
+    """Return the captured plans of an arm, by query. Raises BundleError."""
+    return {query: capture.plan for query in bundle.run.queries if (capture := bundle.plan(arm, query))}
 
 
 def _http_uses(arm: str, run: RunRecord) -> list[Use]:

@@ -12,12 +12,8 @@ from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
 from perfkit.analysis.tables import Subject, compared, load_cell, tail, under_load
 from perfkit.base import units
 from perfkit.base.bundle import dumps
-from perfkit.base.errors import BundleError, PlanError
 from perfkit.base.stats import Interval, supported
-from perfkit.explain.facts import read_facts
-from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
-from perfkit.explain.plan import read_plan
 from perfkit.postgres.index_builds import Built
 from perfkit.runs.records import FLOOR, ScenarioRecord
 from perfkit.show.html import (
@@ -189,21 +185,15 @@ def _drawn(subject: Subject, query: str) -> Folded:
             shown.append(changed)
     if not drawn:
         shown[:0] = [view for view in [before or next(iter(views.values()), None)] if view]
-    plans = ((arm, dumps(subject.bundle.plan(arm, query))) for arm in views)
+    plans = ((arm, dumps([view.plan.document])) for arm, view in views.items())
     sources = (_source(f"JSON of {query} in {arm}", plan, f"JSON, {arm}") for arm, plan in plans)
     return Folded(f"{query}: {summary}" if summary else query, [*shown, *sources])
 
 
 def _view(subject: Subject, arm: str, query: str) -> PlanView | None:
     """Return a captured plan with its findings."""
-    if (document := subject.bundle.plan(arm, query)) is None:
-        return None
-    try:
-        plan, extra = read_plan(document), subject.bundle.beside_plan(arm, query)
-        first = read_plan(extra["earlier"][0]) if extra.get("earlier") else None
-        return PlanView(plan, findings(plan, read_facts(extra.get("tables", ()))), arm, first)
-    except PlanError as error:
-        raise BundleError(f"{subject.bundle.path}/plans/{arm}/{query}: {error}") from None
+    capture = subject.bundle.plan(arm, query)
+    return PlanView.of(capture, arm) if capture else None
 
 
 # One arm under load: load levels, parts of response times, capacity.

@@ -16,8 +16,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.base.errors import PlanError
 from perfkit.explain.capture import READING, Connect, ExplainSpec, Parameters, explain_json, session, single
-from perfkit.explain.documents import parse
-from perfkit.explain.plan import Node, Plan, read_plan
+from perfkit.explain.plan import Node, Plan, load_plan
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import exact, send
 from perfkit.postgres.sqltext import first_word
@@ -280,7 +279,7 @@ def typical_parameters(connect: Connect, sql: str, rows: Sequence[Row]) -> Row:
     """Return the first parameter row that gets the most frequent plan; nothing is executed."""
     with session(connect, 60.0) as connection:
         plans = [explain_json(connection, single(sql), row, ExplainSpec(analyze=False)) for row in rows]
-    shapes = [fingerprint(read_plan(parse(plan))) for plan in plans]
+    shapes = [fingerprint(load_plan(plan)) for plan in plans]
     most, _ = Counter(shapes).most_common(1)[0]
     return rows[shapes.index(most)]
 

@@ -13,7 +13,6 @@ from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageErr
 from perfkit.base.process import alone
 from perfkit.config import Arm, Config
 from perfkit.explain.capture import Parameters
-from perfkit.explain.plan import read_plan
 from perfkit.indexes import designs, writes
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.designs import (
@@ -216,8 +215,8 @@ class _Running:
     def _remarks(self, everything: Database) -> tuple[LabRemark, ...]:
         """Return the catalogue's remarks on the set's indexes and tables, with the scans that the lab counted."""
         facts, scans, bundle = ask(everything.server, everything.name), self.lab.scans, self.lab.ablation.bundle
-        documents = (bundle.plan(arm, query) for arm in (ALL, NONE) for query in self.lab.queries)
-        plans = [read_plan(document) for document in documents if document is not None]
+        captures = (bundle.plan(arm, query) for arm in (ALL, NONE) for query in self.lab.queries)
+        plans = [capture.plan for capture in captures if capture]
         facts = replace(facts, indexes=tuple(replace(i, scans=scans.get(i.name, 0)) for i in facts.indexes))
         tables, names = self.design.writes.tables, self.lab.record.names
         return tuple(

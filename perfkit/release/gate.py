@@ -23,8 +23,7 @@ from perfkit.base.errors import PerfkitError, PlanError, ServerError, visible
 from perfkit.base.judgement import Outcome, worst
 from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
 from perfkit.explain.comparison import typical_parameters
-from perfkit.explain.facts import NO_FACTS, PlanFacts, read_facts
-from perfkit.explain.plan import Plan, read_plan
+from perfkit.explain.plan import Plan
 from perfkit.monitor import store
 from perfkit.monitor.model import METRICS, MISSED, Record
 from perfkit.postgres.databases import Database
@@ -62,12 +61,6 @@ def capture_plan(database: Database, query: JudgedQuery) -> Capture:
         return capture(database.session, query.sql, query.parameters, ExplainSpec(analyze=False, generic=query.generic))
     except PlanError as error:
         raise PlanError(f"{query.name}: {error}") from None
-
-
-def stored_plan(run: Bundle, arm: str, query: str) -> tuple[Plan, PlanFacts]:
-    """Return a query's plan in an arm of a run, and the facts of its tables. Raises PlanError or BundleError."""
-    tables = run.beside_plan(arm, query).get("tables")
-    return read_plan(run.plan(arm, query)), read_facts(tables) if tables else NO_FACTS
 
 
 def query_texts(queries: Sequence[Text], against: Bundle | None) -> Iterator[tuple[str, str, str]]:

@@ -38,7 +38,7 @@ from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.index_builds import Dropped, inspect_set, rollback
 from perfkit.postgres.index_sets import IndexSet, IndexStatus, read_set, rollback_script
 from perfkit.postgres.servers import External, open_external
-from perfkit.release.gate import JudgedQuery, capture_plan, prepare_query, query_texts, stored_plan
+from perfkit.release.gate import JudgedQuery, capture_plan, prepare_query, query_texts
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones
 from perfkit.runs.experiment import measure, open_workbench
@@ -354,8 +354,9 @@ def _database(stage: Clones, name: str) -> Database:
 
 def _plans(bundle: Bundle, before: str) -> Iterator[RollbackPlan]:
     for query in bundle.run.arms[ARM].plans or ():
-        (now, facts), (then, was) = (stored_plan(bundle, arm, query) for arm in (ARM, before))
-        yield RollbackPlan(query, now, facts, then, was)
+        now, then = (bundle.plan(arm, query) for arm in (ARM, before))
+        if now and then:
+            yield RollbackPlan(query, now.plan, now.facts, then.plan, then.facts)
 
 
 def _unseen(writes: Writes, items: Sequence[RollbackItem]) -> Iterator[str]:
@@ -471,8 +472,8 @@ class PreparedRollback:
         for query in self.queries:
             now = capture_plan(self.database, query)
             then, facts = no_plan
-            if self.against and query.known and self.against.plan(before, query.known) is not None:
-                then, facts = stored_plan(self.against, before, query.known)
+            if self.against and query.known and (stored := self.against.plan(before, query.known)):
+                then, facts = stored.plan, stored.facts
             unlike = "planned without values, but before with values (--parameters)" if query.generic else ""
             yield RollbackPlan(query.name, now.plan, now.facts, then, facts, query.plan, unlike)
 

@@ -22,7 +22,6 @@ from perfkit.config import Arm
 from perfkit.explain import comparison
 from perfkit.explain.capture import Capture, ExplainSpec, guarded
 from perfkit.explain.comparison import PLANNED, fingerprint, typical_parameters
-from perfkit.explain.plan import read_plan
 from perfkit.load.pool import CalibrationTrial, WorkerPool, calibrate, fewest_workers, http_target, sql_target
 from perfkit.load.schedule import Draw, Message, Row
 from perfkit.postgres import databases
@@ -241,7 +240,7 @@ class Experiment:
     def _took(self, arms: Sequence[Arm], bundle: Bundle) -> dict[tuple[str, str], float]:
         """Return a query's execution time at the capture of its plan, in ms, by arm: the shortest of equal plans."""
         keys = [(arm.name, query.name) for arm in arms for query in self._chosen.queries_on(arm)]
-        plans = {key: read_plan(plan) for key in keys if (plan := bundle.plan(*key)) is not None}
+        plans = {key: capture.plan for key in keys if (capture := bundle.plan(*key))}
         alike = {key: (key[1], fingerprint(plan)) for key, plan in plans.items()}
         least: dict[tuple[str, str], float] = {}
         for key, plan in plans.items():
@@ -265,7 +264,7 @@ class Experiment:
                 file = arm.rewrite.get(query.name, query.file)
                 try:
                     capture = self._plan(database, text, parameters[:PLANNED])
-                    bundle.add_plan(arm.name, query.name, capture.documents, capture.tables)
+                    bundle.add_plan(arm.name, query.name, capture)
                 except PlanError as error:
                     raise PlanError(f"{redact_home(str(file))}: {error}") from None
         sizes = databases.sizes(database.server, database.name, exact=False) if database else {}

@@ -12,21 +12,25 @@ older version did not write have defaults, so that old bundles load.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, model_validator
 
 from perfkit.base.bundle import dumps, first_fault, read_json, read_record, write_atomically
-from perfkit.base.errors import BundleError
+from perfkit.base.errors import BundleError, PlanError
 from perfkit.config import Claim, Limits, Release, Scenario, Thresholds
+from perfkit.explain.capture import Capture
+from perfkit.explain.plan import read_plan
 from perfkit.load.pool import CalibrationTrial
 from perfkit.load.samples import COLUMNS, RestRecord, Samples
 from perfkit.postgres.index_builds import Built
 
 _FACTS = ".facts.json"
+# A report, its verdict and its claims read the same plans: each is parsed once, as long as its files do not change.
+_CAPTURES: dict[Path, tuple[object, Capture]] = {}
 FLOOR = "floor"  # the arm's name in rounds against a target that does nothing
 
 
@@ -318,6 +322,12 @@ class Round:
 ROUND = TypeAdapter(Round)
 
 
+def _stamps(path: Path) -> object:
+    """Return the time and size of a plan's files, which change if somebody writes them again."""
+    files = (path, path.with_name(f"{path.stem}{_FACTS}"))
+    return [(stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files if file.is_file())]
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """The folder of a run; `run` is the content of `run.json`."""
@@ -368,25 +378,37 @@ class Bundle:
                 raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
             yield round_
 
-    def add_plan(self, arm: str, query: str, documents: Sequence[Any], tables: Sequence[Any] = ()) -> None:
+    def add_plan(self, arm: str, query: str, capture: Capture) -> None:
         """Write EXPLAIN's JSON of the last execution, unchanged, and a file with earlier ones and facts on tables."""
-        folder = self.path / "plans" / arm
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{query}.json", dumps(documents[-1]))
-        rest = {"earlier": documents[:-1], "tables": tables}
-        write_atomically(folder / f"{query}{_FACTS}", dumps(rest))
+        path = self._plan_file(arm, query)
+        path.parent.mkdir(exist_ok=True)
+        *earlier, last = capture.documents
+        write_atomically(path, dumps(last))
+        write_atomically(path.with_name(f"{query}{_FACTS}"), dumps({"earlier": earlier, "tables": capture.tables}))
+        _CAPTURES[path] = _stamps(path), capture
 
-    def plan(self, arm: str, query: str) -> Any | None:
-        """Return EXPLAIN's JSON of a query in an arm; None if the plan was not captured."""
-        return self._plan(arm, query, ".json")
+    def plan(self, arm: str, query: str) -> Capture | None:
+        """Return the captured plans of a query in an arm, which one process parses once; None if there are none.
 
-    def beside_plan(self, arm: str, query: str) -> Mapping[str, Any]:
-        """Return `earlier`, EXPLAIN's JSON of earlier executions, and `tables`, facts from the catalogue."""
-        return dict(self._plan(arm, query, _FACTS) or {})
+        Raises BundleError if a file cannot be read.
+        """
+        path = self._plan_file(arm, query)
+        if not path.is_file():
+            return None
+        stamps = _stamps(path)
+        if _CAPTURES.get(path, (None,))[0] != stamps:
+            facts = path.with_name(f"{query}{_FACTS}")
+            extra = read_json(facts, "a plan") if facts.is_file() else {}
+            documents = [*extra.get("earlier", ()), read_json(path, "a plan")]
+            try:
+                plans = tuple(map(read_plan, documents))
+            except PlanError as error:
+                raise BundleError(f"{path}: {error}") from None
+            _CAPTURES[path] = stamps, Capture(plans, tuple(extra.get("tables", ())))
+        return _CAPTURES[path][1]
 
-    def _plan(self, arm: str, query: str, suffix: str) -> Any | None:
+    def _plan_file(self, arm: str, query: str) -> Path:
         for name in (arm, query):
             if Path(name).name != name:
                 raise BundleError(f"{self.path}/run.json: {name!r}; expected the name of an arm or a query")
-        path = self.path / "plans" / arm / f"{query}{suffix}"
-        return read_json(path, "a plan") if path.is_file() else None
+        return self.path / "plans" / arm / f"{query}.json"

@@ -18,6 +18,8 @@ from perfkit.analysis.run_analysis import analyse
 from perfkit.analysis.tables import Subject
 from perfkit.base.stats import error_bound
 from perfkit.config import Claim
+from perfkit.explain.capture import Capture
+from perfkit.explain.plan import read_plan
 from perfkit.indexes.designs import LabRecord
 from perfkit.indexes.lab_results import LabRun
 from perfkit.indexes.lab_results import judged as lab_judged
@@ -108,9 +110,9 @@ def test_build_times_are_the_slowest_with_the_span_of_all_and_their_sum(made: Ru
 
 def test_the_execution_time_is_that_of_the_plan_shown_with_the_span_of_every_execution(tmp_path: Path) -> None:
     run = Run(make_run(tmp_path / "run"))
-    plan = run.bundle.plan("before", "conflict_check")
-    first = [{**plan[0], "Execution Time": 99.0}]
-    run.bundle.add_plan("before", "conflict_check", [first, plan])
+    last = run.bundle.plan("before", "conflict_check").plan
+    first = read_plan({**last.document, "Execution Time": 99.0})
+    run.bundle.add_plan("before", "conflict_check", Capture((first, last)))
     found = held_against(run, measure="execution_ms", query="conflict_check", arm="before", low=80, high=100)
     assert found.value == pytest.approx(41.22)
     assert found.interval == (pytest.approx(41.22), 99.0)

@@ -126,8 +126,8 @@ def test_prepared_data_is_the_arms_own(own: Run) -> None:
 
 
 def test_a_rewrite_is_sent_by_its_arm_alone_after_its_rows_were_compared(own: Run) -> None:
-    assert "Sort" in str(own.bundle.plan("reworded", "things"))
-    assert "Sort" not in str(own.bundle.plan("before", "things"))
+    assert "Sort" in str(own.bundle.plan("reworded", "things").documents)
+    assert "Sort" not in str(own.bundle.plan("before", "things").documents)
     assert list(own.bundle.run.checks) == ["reworded"]
     (check,) = own.bundle.run.checks["reworded"]
     assert (check.passed, check.got) == (True, "the same for 1 of 1 parameter sets")

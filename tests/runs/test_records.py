@@ -9,7 +9,10 @@ import pytest
 from perfkit import config
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError
+from perfkit.explain.capture import Capture
+from perfkit.explain.plan import read_plan
 from perfkit.load.samples import Samples
+from perfkit.runs import records
 from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
 from perfkit.runs.selection import RunSpec, Selection
 
@@ -52,13 +55,15 @@ def test_a_new_bundle_is_running_and_readable_at_once(bundle: Bundle) -> None:
 def test_what_is_added_is_on_disk_at_once(bundle: Bundle) -> None:
     bundle.update(status="complete", blocks=[BlockRecord(block=0)])
     bundle.add_round(round_(0))
-    bundle.add_plan("before", "q", [[{"Plan": {}}], [{"Plan": {"Strange Key": "kept"}}]], [{"name": "visits"}])
+    first, last = ({"Plan": {"Node Type": "Result", "Strange Key": kept}} for kept in ("first", "last"))
+    bundle.add_plan("before", "q", Capture((read_plan(first), read_plan(last)), ({"name": "visits"},)))
     found = Bundle.open(bundle.path)
     assert (found.run.status, len(found.run.blocks), found.run.title) == ("complete", 1, "Ünïcode")
     assert list(found.rounds()) == [round_(0)]
-    assert found.plan("before", "q") == [{"Plan": {"Strange Key": "kept"}}]
-    assert found.beside_plan("before", "q") == {"earlier": [[{"Plan": {}}]], "tables": [{"name": "visits"}]}
-    assert found.plan("after", "q") is None and not found.beside_plan("after", "q")
+    records._CAPTURES.clear()
+    capture = found.plan("before", "q")
+    assert capture and capture.documents == ([first], [last]) and capture.tables == ({"name": "visits"},)
+    assert found.plan("after", "q") is None
     assert files(bundle) == {
         "run.json",
         "rounds/000.burst.before.json",
@@ -187,7 +192,7 @@ def test_a_damaged_round_is_one_line_with_its_file(bundle: Bundle, text: str) ->
 
 
 def test_a_damaged_plan_is_one_line_with_its_file(bundle: Bundle) -> None:
-    bundle.add_plan("before", "q", [{}])
+    bundle.add_plan("before", "q", Capture((read_plan({"Plan": {"Node Type": "Result"}}),)))
     (bundle.path / "plans" / "before" / "q.json").write_text("{")
     with pytest.raises(BundleError, match=r"plans/before/q.json: damaged \(.*\); expected JSON"):
         bundle.plan("before", "q")

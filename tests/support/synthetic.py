@@ -6,6 +6,8 @@ from random import Random
 from typing import Any
 
 from perfkit import config
+from perfkit.explain.capture import Capture
+from perfkit.explain.plan import read_plan
 from perfkit.load.samples import COLUMNS, Samples
 from perfkit.postgres.sqltext import comment
 from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
@@ -67,7 +69,7 @@ def make_run(folder: Path, *, blocks: int = 6, status: str = "complete", fail: s
     bundle = Bundle.create(folder, RunRecord(**run))
     for arm in run["roles"]:
         for query in queries:
-            bundle.add_plan(arm, query, [_plan(arm)])
+            bundle.add_plan(arm, query, Capture((read_plan(_plan(arm)),)))
     position = 0
     for block in range(blocks):
         for scenario in booking.scenario:

@@ -45,8 +45,8 @@ def traced() -> Iterator[set[str]]:
 
 
 def _module(file: str) -> str:
-    """Return the module of a file, relative to the package; "" for a file of others."""
+    """Return the module of a file, relative to the package; "" for a file of others, and for a template."""
     path = Path(file)
-    if not path.is_relative_to(PACKAGE):
+    if path.suffix != ".py" or not path.is_relative_to(PACKAGE):
         return ""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
