@@ -31,9 +31,11 @@ def database(server: embedded.EmbeddedServer) -> Iterator[databases.Database]:
 
 
 def test_a_plan_from_the_server_to_its_finding_and_its_drawing(database: databases.Database) -> None:
-    connection = database.session()
+    connections = iter([database.session(), database.session()])  # opened before the walk
     with traced() as modules:
-        captured = capture(lambda: connection, "SELECT * FROM visits WHERE day = 7", options=ExplainSpec(repeats=1))
+        captured = capture(
+            lambda: next(connections), "SELECT * FROM visits WHERE day = 7", options=ExplainSpec(repeats=1)
+        )
         found = findings(captured.plan, captured.facts)
         page = PlanView(captured.plan, found).html()
     assert found[0].rule == "sequential-scan" and "CREATE INDEX ON visits (day)" in page
@@ -51,8 +53,8 @@ def test_a_plan_is_parsed_once_from_capture_to_report(
     run.add_plan("before", "conflict_check", captured)
     made = len(parsed)
     for report in (Run(Bundle.open(run.path)) for _ in range(2)):
-        assert "Seq Scan on visits" in report.plans.html
-        assert report.queries.html and report.claims.html and report.decision.html
+        assert "Seq Scan on visits" in report.plans.html()
+        assert report.queries.html() and report.claims.html() and report.decision.html()
     assert "Seq Scan on visits" in page
     assert len(parsed) == made, "a report parses a plan that this process has read"
     assert len({id(top) for top in parsed}) == made, "a plan is parsed twice"
