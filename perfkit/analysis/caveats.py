@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
 
-from perfkit.analysis.policy import some
 from perfkit.analysis.results import FLOOR_FACTOR, Analysis
 from perfkit.base import stats
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import MIN_SAMPLES
-from perfkit.base.units import millis
+from perfkit.base.units import exact_percent, millis, number, percent, some
 from perfkit.explain.comparison import NO_TABLE
 from perfkit.runs.records import FLOOR, Round, RunRecord
 
@@ -93,7 +92,7 @@ def disturbances(run: RunRecord, rounds: Sequence[Round], medians: Medians) -> I
 def _steal(rounds: Sequence[Round]) -> Iterator[Caveat]:
     shares = _by_arm(rounds, "steal", lambda r: r.health.get("wall_ms", 1.0))
     if max(shares.values(), default=0.0) >= STEAL:
-        listed = ", ".join(f"{arm} {100 * share:.1f} %" for arm, share in shares.items())
+        listed = ", ".join(f"{arm} {percent(share)}" for arm, share in shares.items())
         yield Caveat(
             CaveatKind.STEAL,
             f"The hypervisor gave CPU time to other machines during rounds: {listed}.",
@@ -104,7 +103,7 @@ def _steal(rounds: Sequence[Round]) -> Iterator[Caveat]:
 def _others(rounds: Sequence[Round]) -> Iterator[Caveat]:
     loads = _by_arm(rounds, "others", lambda _: 1.0)
     if max(loads.values(), default=0.0) >= OTHERS:
-        listed = ", ".join(f"{arm} {load:.1f}" for arm, load in loads.items())
+        listed = ", ".join(f"{arm} {number(load)}" for arm, load in loads.items())
         yield Caveat(
             CaveatKind.OTHER_LOAD,
             f"Other programs were using the CPU when rounds began; processes per processor: {listed}.",
@@ -122,7 +121,7 @@ def _lookups(run: RunRecord, rounds: Sequence[Round]) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.LOOKUP,
                 f"{name}: pgbench read the parameters of every request from the server, which {within} and took "
-                f"{median(took):.2g} ms in the typical round.",
+                f"{millis(median(took))} in the typical round.",
                 "Use numbers as parameters, which cost nothing, or send with engine 'asyncio' and compare.",
             )
 
@@ -177,7 +176,7 @@ def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:
         every = {arm: read[arm] + sum(h["blocks_hit"] for h in own) for arm, own in arms.items()}
         shares = {arm: read[arm] / every[arm] if every[arm] else 0.0 for arm in arms}
         if any(shares[arm] >= READ and read[arm] >= READ_A_ROUND * len(arms[arm]) for arm in arms):
-            listed = ", ".join(f"{arm} {100 * share:.0f} %" for arm, share in shares.items())
+            listed = ", ".join(f"{arm} {percent(share)}" for arm, share in shares.items())
             levels.append(f"{scenario} ({listed})")
     if levels:
         yield Caveat(
@@ -194,12 +193,13 @@ def _drift(run: RunRecord, medians: Medians) -> Iterator[Caveat]:
     trends = {name: trend(own) for name, own in series.items()}
     adjusted = dict(zip(trends, stats.holm([p for _, p in trends.values()]), strict=True))
     sizes = {name: math.expm1(change) for name, (change, _) in trends.items()}
-    found = [n for n in trends if adjusted[n] < stats.ALPHA and abs(sizes[n]) > run.config.margin]
-    if not found:
+    drifting = [n for n in trends if adjusted[n] < stats.ALPHA and abs(sizes[n]) > run.config.margin]
+    if not drifting:
         return
-    listed = some((f"{name} {100 * sizes[name]:+.0f} % (p = {adjusted[name]:.2g})" for name in found), 5)
+    changes = {name: f"{'+' if sizes[name] > 0 else ''}{percent(sizes[name])}" for name in drifting}
+    listed = some((f"{name} {change} (p = {number(adjusted[name])})" for name, change in changes.items()), 5)
     advice = "Ratios are safe because every block has all arms; for milliseconds, measure again on a quiet machine."
-    if ALL not in found:
+    if ALL not in drifting:
         advice = "Pairing does not cancel the drift of a single arm: look for what grows there, such as data or bloat."
     if run.order == "sequential":
         advice = "The arms ran one after the other, so nothing cancels the drift: measure again, or in a copy."
@@ -370,7 +370,7 @@ def _control(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
             yield Caveat(
                 CaveatKind.CONTROL,
                 f"The control differs from before in {c.scenario} ({c.metric} of {c.item}: "
-                f"{c.ratio.lo:.3g} to {c.ratio.hi:.3g}); 1 in 20 does so by chance. "
+                f"{number(c.ratio.lo)} to {number(c.ratio.hi)}); 1 in 20 does so by chance. "
                 "A larger difference was required there.",
                 "Measure again; if the control differs there again, something favours one arm.",
             )
@@ -398,7 +398,7 @@ def _error_rate(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     for rule in analysis.decision.rules:
         held = rule.name == "error rate" and rule.arm in judged and rule.outcome is Outcome.HOLDS
         if held and rule.bound and rule.bound > limit:
-            rates = f"{100 * limit:.2g}-{100 * rule.bound:.2g} %"
+            rates = f"{exact_percent(limit)} to {percent(rule.bound)}"
             enough = f"{math.ceil(3 / limit):,} requests without an error rule it out." if limit else ""
             yield Caveat(
                 CaveatKind.ERROR_RATE,

@@ -6,67 +6,24 @@ Pure functions. Every rule is judged for every arm; only the rules of the arms a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
-from perfkit.analysis.results import Changes, Comparison, Summary
-from perfkit.base.judgement import Outcome, Verdict
-from perfkit.base.stats import MIN_SAMPLES, Counts, Difference, Interval, Ratio, error_bound, share
+from perfkit.analysis.results import Changes, ErrorChange, Summary
+from perfkit.base.judgement import Judgement, Outcome, Verdict, evidence_needed, reaches, samples_needed, under
+from perfkit.base.stats import MIN_SAMPLES, Counts, Estimate, Interval, Ratio, error_bound, share
+from perfkit.base.units import count, exact, exact_percent, number, percent, some
 from perfkit.runs.records import RunRecord
 from perfkit.runs.rounds import RoundReading
 
+BENEFIT = "benefit"  # the name of the rule on whether the change improves anything
 MOST = 1000  # blocks; a larger need is reported as "more than"
-
-
-def samples_needed(q: int, have: int, rounds: int) -> str:
-    """Return the number of samples that a percentile lacks, and of blocks that would have them."""
-    lacking = MIN_SAMPLES[q] - have
-    if not have:
-        return f"{lacking} answered requests or more."
-    blocks = math.ceil(MIN_SAMPLES[q] * rounds / have) if rounds else 0
-    about = f", about {blocks} blocks in all" if blocks > rounds else ""
-    return f"{lacking} more answered requests{about}."
-
-
-def fewer_errors(errors: int, limit: float) -> str:
-    """Return the number of requests that would bring an error rate under its limit if no further request failed."""
-    return f"another run, or more than {math.floor(errors / limit):,} requests in all with no further error."
-
-
-def bound_needed(interval: Interval, limit: float) -> str:
-    """Estimate the number of blocks until an interval lies wholly on its estimate's side of a limit.
-
-    Assumes that the estimate stays and that the distance of the ends, in logs, shrinks with the square root of the
-    number of blocks.
-    """
-    end = interval.hi if interval.value < limit else interval.lo
-    if not 0 < end < math.inf or interval.value <= 0:
-        return f"more blocks (now {interval.rounds}) to set a bound."
-    room, reach = (abs(math.log(value / interval.value)) for value in (limit, end))
-    blocks = math.ceil(interval.rounds * (reach / room) ** 2) if room else MOST + 1
-    if blocks > MOST:
-        return f"more than {MOST} blocks: the estimate is too close to the limit."
-    return f"about {max(blocks, interval.rounds + 1)} blocks in all, if the spread stays as it is."
-
-
-def some(names: Iterable[str], most: int = 3) -> str:
-    """Return the first of several names and the number of the others.
-
-    >>> some(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    every = list(names)
-    rest = len(every) - most
-    return ", ".join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
 _AGAIN = "another run"
 _CLIENT = "rounds in which the client keeps up: less load, more processors for it, or pgbench."
-
-
-BENEFIT = "benefit"  # the name of the rule on whether the change improves anything
-
+_MESSAGE = 100  # characters of an error message in a reason
 
 WHEN: Mapping[Outcome, str] = {
     Outcome.BROKEN: (
@@ -87,26 +44,18 @@ WHEN: Mapping[Outcome, str] = {
 """When each decision is made; the first that applies. docs/method.md quotes these texts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule(Judgement):
     """One threshold judged on one arm; `scenario` is empty if the rule is about the whole arm."""
 
-    arm: str
-    scenario: str
-    name: str
-    value: float | None
-    bound: float | None  # the end of the interval that has to hold; the other end if even that one breaks the rule
-    limit: float | None
-    unit: str  # of value, bound and limit
     outcome: Outcome
-    text: str  # one plain sentence with its numbers
+    arm: str
+    scenario: str = ""
     item: str = ""  # the request or query, if a scenario sends several
-    needs: str = ""  # the evidence that an unproven rule needs
-
-    @property
-    def reason(self) -> str:
-        """The text, and for an unproven rule the evidence that it needs."""
-        return f"{self.text} Needed: {self.needs}" if self.needs else self.text
+    value: float | None = None
+    bound: float | None = None  # the end of the interval that has to hold; the other end if even that breaks the rule
+    limit: float | None = None
+    unit: str = ""  # of value, bound and limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,57 +67,78 @@ class Decision:
     reasons: tuple[str, ...]
 
 
+def answers_needed(q: int, n: int, rounds: int) -> str:
+    """Return the number of answers that a percentile of n answers lacks, and of blocks that would have them."""
+    lacking = MIN_SAMPLES[q] - n
+    if not n:
+        return f"{lacking} answered requests or more."
+    blocks = math.ceil(rounds * samples_needed(n, q))
+    about = f", about {blocks} blocks in all" if blocks > rounds else ""
+    return f"{lacking} more answered requests{about}."
+
+
+def blocks_needed(interval: Interval, limit: float) -> str:
+    """Estimate the number of blocks until an interval lies wholly on its estimate's side of a limit."""
+    end = interval.hi if interval.value < limit else interval.lo
+    if not 0 < end < math.inf:
+        return f"more blocks (now {interval.rounds}) to set a bound."
+    blocks = interval.rounds * evidence_needed(interval, limit)
+    if blocks > MOST:
+        return f"more than {MOST} blocks: the estimate is too close to the limit."
+    return f"about {max(math.ceil(blocks), interval.rounds + 1)} blocks in all, if the spread stays as it is."
+
+
 def latency_rule(
-    arm: str,
-    scenario: str,
-    q: int,
-    interval: Interval | None,
-    limit_ms: float,
-    samples: int,
-    item: str = "",
-    rounds: int = 0,
+    arm: str, scenario: str, q: int, interval: Interval | None, limit: float, n: int, item: str = "", rounds: int = 0
 ) -> Rule:
     """Judge a percentile in ms: its interval's upper end must be under the limit; the lower end breaks the rule."""
-    name, where = f"p{q}", f"{arm}, {scenario}{f' of {item}' if item else ''}"
+    name, where = f"p{q}", _where(arm, scenario, item)
+    rule = partial(Rule, name=name, arm=arm, scenario=scenario, item=item, limit=limit, unit="ms")
     if interval is None:
-        text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {samples}."
-        lacking = samples_needed(q, samples, rounds)
-        return Rule(arm, scenario, name, None, None, limit_ms, "ms", Outcome.UNPROVEN, text, item, lacking)
-    value, bound = interval.value, interval.hi
-    measured, limit, lacking = f"{where}: {name} {number(value)} ms", f"{number(limit_ms)} ms", ""
-    if interval.lo >= limit_ms:
-        bound = interval.lo
-        outcome, text = Outcome.BROKEN, f"{measured} is not under {limit}{_range(interval)}."
-    elif bound < limit_ms:
-        outcome, text = Outcome.HOLDS, f"{measured} is under {limit}{_range(interval)}."
-    else:
-        outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, limit_ms)
-        text = f"{measured} is under {limit}, but its upper bound is not{_range(interval)}."
-        if value >= limit_ms:
-            text = f"{measured} is not under {limit}, but its lower bound is{_range(interval)}."
-    return Rule(arm, scenario, name, value, bound, limit_ms, "ms", outcome, text, item, lacking)
+        text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {n}."
+        return rule(outcome=Outcome.UNPROVEN, text=text, needs=answers_needed(q, n, rounds))
+    spread = f" (95 % interval {_span(interval)} ms)"
+    if math.isinf(interval.hi):
+        spread = f"; {interval.n} samples in {interval.rounds} rounds like these set no upper bound"
+    subject, words = f"{where}: {name} {number(interval.value, limit)} ms", ("is under", "is not under")
+    ends = ("its upper bound is not", "its lower bound is")
+    outcome, text, needs = _judged(interval, limit, under, subject, words, ends, f"{exact(limit)} ms", spread)
+    bound = interval.lo if outcome is Outcome.BROKEN else interval.hi
+    return rule(outcome=outcome, text=text, needs=needs, value=interval.value, bound=bound)
 
 
 def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: float, item: str = "") -> Rule:
     """Judge throughput: its interval's lower end must reach the limit; the upper end breaks the rule."""
-    where, unit = f"{arm}, {scenario}{f' of {item}' if item else ''}", "per second"
+    where = _where(arm, scenario, item)
+    rule = partial(Rule, name="throughput", arm=arm, scenario=scenario, item=item, limit=least, unit="per second")
     if interval is None:
         text = f"{where}: no throughput is known because a round answered no request."
-        return Rule(arm, scenario, "throughput", None, None, least, unit, Outcome.UNPROVEN, text, item)
-    value, bound, lacking = interval.value, interval.lo, ""
-    measured = f"{where}: {number(value)} requests per second, the most of its load levels,"
-    numbers = f"(95 % interval {_span(interval.lo, interval.hi)})" if bound else "(one round sets no lower bound)"
-    if interval.hi < least:
-        bound = interval.hi
-        outcome, text = Outcome.BROKEN, f"{measured} are under {number(least)} {numbers}."
-    elif bound >= least:
-        outcome, text = Outcome.HOLDS, f"{measured} reach {number(least)} {numbers}."
-    else:
-        outcome, lacking = Outcome.UNPROVEN, bound_needed(interval, least)
-        text = f"{measured} reach {number(least)}, but their lower bound does not {numbers}."
-        if value < least:
-            text = f"{measured} are under {number(least)}, but their upper bound is not {numbers}."
-    return Rule(arm, scenario, "throughput", value, bound, least, unit, outcome, text, item, lacking)
+        return rule(outcome=Outcome.UNPROVEN, text=text)
+    spread = f" (95 % interval {_span(interval)})" if interval.lo else " (one round sets no lower bound)"
+    subject = f"{where}: {number(interval.value, least)} requests per second, the most of its load levels,"
+    words, ends = ("reach", "are under"), ("their lower bound does not", "their upper bound is not")
+    outcome, text, needs = _judged(interval, least, reaches, subject, words, ends, exact(least), spread)
+    bound = interval.hi if outcome is Outcome.BROKEN else interval.lo
+    return rule(outcome=outcome, text=text, needs=needs, value=interval.value, bound=bound)
+
+
+def _judged(
+    interval: Interval,
+    limit: float,
+    judge: Callable[[Estimate, float], Outcome],
+    subject: str,
+    words: tuple[str, str],
+    ends: tuple[str, str],
+    limit_text: str,
+    spread: str,
+) -> tuple[Outcome, str, str]:
+    """Judge an interval against a limit, in words; `words` and `ends` are for an estimate that meets it or does not."""
+    outcome = judge(interval, limit)
+    missed = judge(Estimate(interval.value, interval.value, interval.value), limit) is Outcome.BROKEN
+    text = f"{subject} {words[missed]} {limit_text}"
+    if outcome is not Outcome.UNPROVEN:
+        return outcome, f"{text}{spread}.", ""
+    return outcome, f"{text}, but {ends[missed]}{spread}.", blocks_needed(interval, limit)
 
 
 def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()) -> Rule:
@@ -177,108 +147,132 @@ def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()
     The lower end breaks the limit, so one stray error breaks nothing, except a limit of 0. The upper end never
     blocks a GO: proving that a rate is far below any limit takes too many requests.
     """
-    rate_interval = share(rounds)
-    if rate_interval is None:
+    rule, rate = partial(Rule, name="error rate", arm=arm, limit=limit, unit="share"), share(rounds)
+    if rate is None:
         text = f"{arm}: no request was counted, so the error rate is not known."
-        return Rule(arm, "", "error rate", None, None, limit, "share", Outcome.UNPROVEN, text, needs=f"{_AGAIN}.")
-    errors, n, rate, lacking = sum(failed for failed, _ in rounds), rate_interval.n, rate_interval.value, ""
+        return rule(outcome=Outcome.UNPROVEN, text=text, needs=f"{_AGAIN}.")
+    errors, sent = sum(failed for failed, _ in rounds), count(rate.n)
     if not errors:
-        bound = error_bound(0, n)
-        text = f"{arm}: none of {n:,} requests failed. The true error rate is below {percent(bound)} (95 % confidence)."
-        return Rule(arm, "", "error rate", 0.0, bound, limit, "share", Outcome.HOLDS, text)
-    ends = f"95 % interval {percent(rate_interval.lo)} to {percent(rate_interval.hi)}"
-    failures, named = (
-        f"{arm}: {errors:,} of {n:,} requests failed, {percent(rate)}",
-        f": {some(kinds)}." if kinds else ".",
-    )
-    if rate_interval.lo >= limit:
-        outcome, text = Outcome.BROKEN, f"{failures} ({ends}); the limit is {percent(limit)}{named}"
-    elif rate < limit:
-        outcome, text = Outcome.HOLDS, f"{failures}; the limit is {percent(limit)}{named}"
-    else:
-        outcome, lacking = Outcome.UNPROVEN, fewer_errors(errors, limit)
-        text = f"{failures} ({ends}); too few requests to say whether the limit of {percent(limit)} is broken{named}"
-    return Rule(arm, "", "error rate", rate, rate_interval.hi, limit, "share", outcome, text, needs=lacking)
-
-
-def health_rule(arm: str, scenario: str, fault: str) -> Rule:
-    """Leave unproven what a client that was too slow measured: its numbers say nothing about the server."""
-    text = f"{arm}, {scenario}: {fault}."
-    return Rule(arm, scenario, "client kept up", None, None, None, "", Outcome.UNPROVEN, text, needs=_CLIENT)
+        bound = error_bound(0, rate.n)
+        text = (
+            f"{arm}: none of {sent} requests failed. The true error rate is below {percent(bound)} (95 % confidence)."
+        )
+        return rule(outcome=Outcome.HOLDS, text=text, value=0.0, bound=bound)
+    rule = partial(rule, value=rate.value, bound=rate.hi)
+    failures, most = f"{arm}: {count(errors)} of {sent} requests failed, {percent(rate.value)}", exact_percent(limit)
+    ends = f"95 % interval {percent(rate.lo)} to {percent(rate.hi)}"
+    named = f": {some(kinds)}." if kinds else "."
+    if rate.lo >= limit:
+        return rule(outcome=Outcome.BROKEN, text=f"{failures} ({ends}); the limit is {most}{named}")
+    if rate.value < limit:
+        return rule(outcome=Outcome.HOLDS, text=f"{failures}; the limit is {most}{named}")
+    text = f"{failures} ({ends}); too few requests to say whether the limit of {most} is broken{named}"
+    needs = f"{_AGAIN}, or more than {count(math.floor(errors / limit))} requests in all with no further error."
+    return rule(outcome=Outcome.UNPROVEN, text=text, needs=needs)
 
 
 def checks_rule(arm: str, passed: int, total: int, failed_names: Sequence[str]) -> Rule:
     """Judge the functional checks: all must pass."""
+    outcome, needs = Outcome.HOLDS, ""
+    text = f"all {total} functional checks passed."
     if total == 0:
-        outcome, text = Outcome.UNPROVEN, f"{arm}: no functional check ran."
+        outcome, text, needs = Outcome.UNPROVEN, "no functional check ran.", "a run of the checks on this arm."
     elif passed < total:
         outcome = Outcome.BROKEN
-        text = f"{arm}: {total - passed} of {total} functional checks failed: {', '.join(failed_names)}."
-    else:
-        outcome, text = Outcome.HOLDS, f"{arm}: all {total} functional checks passed."
-    lacking = "" if total else "a run of the checks on this arm."
-    return Rule(arm, "", "checks", float(passed), None, float(total), "checks", outcome, text, needs=lacking)
+        text = f"{total - passed} of {total} functional checks failed: {', '.join(failed_names)}."
+    rule = partial(Rule, name="checks", value=float(passed), limit=float(total), unit="checks")
+    return rule(outcome=outcome, text=f"{arm}: {text}", needs=needs, arm=arm)
 
 
-def index_rule(arm: str, expected: Sequence[str], valid: Sequence[str]) -> Rule:
+def index_rule(arm: str, expected: Sequence[str], valid: Collection[str]) -> Rule:
     """Judge the indexes of an arm: all must exist and be valid."""
-    missing = [name for name in expected if name not in valid]
+    total, missing = len(expected), [name for name in expected if name not in valid]
+    text = f"all {total} indexes are valid." if expected else "no index to build."
     if missing:
-        outcome = Outcome.BROKEN
-        text = f"{arm}: {len(missing)} of {len(expected)} indexes missing or invalid: {', '.join(missing)}."
-    else:
-        outcome = Outcome.HOLDS
-        text = f"{arm}: all {len(expected)} indexes are valid." if expected else f"{arm}: no index to build."
-    present = float(len(expected) - len(missing))
-    return Rule(arm, "", "indexes valid", present, None, float(len(expected)), "indexes", outcome, text)
+        text = f"{len(missing)} of {total} indexes missing or invalid: {', '.join(missing)}."
+    return Rule(
+        name="indexes valid",
+        outcome=Outcome.BROKEN if missing else Outcome.HOLDS,
+        text=f"{arm}: {text}",
+        arm=arm,
+        value=float(total - len(missing)),
+        limit=float(total),
+        unit="indexes",
+    )
 
 
 def comparison_rule(
     arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None, qualification: str = ""
 ) -> Rule:
     """Judge a comparison: it must not be slower than before; an inconclusive one does not block a GO."""
-    what = f"{arm}, {scenario}: {metric}"
-    numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio.lo, ratio.hi)})" if ratio else ""
+    numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio)})" if ratio else ""
     numbers += f", {qualification}" if qualification else ""
-    why = qualification if ratio and qualification else "there are too few healthy rounds"
-    outcome, text = {
-        Verdict.FASTER: (Outcome.HOLDS, f"{what} is faster{numbers}."),
-        Verdict.EQUIVALENT: (Outcome.HOLDS, f"{what} is equivalent{numbers}."),
-        Verdict.SLOWER: (Outcome.BROKEN, f"{what} is slower{numbers}."),
-        Verdict.INCONCLUSIVE: (Outcome.HOLDS, f"{what} is inconclusive{numbers}. This does not block a GO."),
-        Verdict.INVALID: (Outcome.UNPROVEN, f"{what} cannot be compared: {why}."),
-    }[verdict]
-    value, bound = (ratio.value, ratio.hi) if ratio else (None, None)
-    few = ratio is None or ratio.pairs < MIN_SAMPLES[50]
-    lacking = f"{MIN_SAMPLES[50]} complete blocks or more." if few else _CLIENT
-    lacking = lacking if outcome is Outcome.UNPROVEN else ""
-    return Rule(arm, scenario, "not slower", value, bound, 1.0, "ratio", outcome, text, needs=lacking)
+    outcome, text, needs = Outcome.HOLDS, f"is {verdict}{numbers}.", ""
+    if verdict is Verdict.SLOWER:
+        outcome = Outcome.BROKEN
+    elif verdict is Verdict.INCONCLUSIVE:
+        text += " This does not block a GO."
+    elif verdict is Verdict.INVALID:
+        outcome = Outcome.UNPROVEN
+        why = qualification if ratio and qualification else "there are too few healthy rounds"
+        text = f"cannot be compared: {why}."
+        few = ratio is None or ratio.pairs < MIN_SAMPLES[50]
+        needs = f"{MIN_SAMPLES[50]} complete blocks or more." if few else _CLIENT
+    return Rule(
+        name="not slower",
+        outcome=outcome,
+        text=f"{arm}, {scenario}: {metric} {text}",
+        needs=needs,
+        arm=arm,
+        scenario=scenario,
+        value=ratio.value if ratio else None,
+        bound=ratio.hi if ratio else None,
+        limit=1.0,
+        unit="ratio",
+    )
 
 
-def more_errors_rule(arm: str, scenario: str, difference: Difference, significant: bool, item: str = "") -> Rule:
+def more_errors_rule(change: ErrorChange, item: str = "") -> Rule:
     """Judge the failures: an arm must not fail significantly more often than before, whatever the limit is."""
-    where = f"{arm}, {scenario}{f' of {item}' if item else ''}"
-    change, lo, hi = (percent(share) for share in (difference.value, difference.lo, difference.hi))
-    numbers = f"by {change} of requests (95 % interval {lo} to {hi}, p = {number(difference.p_table)} over the table)"
-    outcome, text = Outcome.HOLDS, f"{where}: the error rate differs {numbers}, which proves no increase."
-    if significant and difference.value > 0:
-        outcome, text = Outcome.BROKEN, f"{where}: fails more often than before, {numbers}."
-    elif significant:
-        text = f"{where}: fails less often than before, {numbers}."
-    value, bound = difference.value, difference.hi
-    return Rule(arm, scenario, "not failing more", value, bound, 0.0, "share", outcome, text, item)
+    arm, scenario, difference = change.after, change.scenario, change.difference
+    value, lo, hi = (percent(share) for share in (difference.value, difference.lo, difference.hi))
+    p = number(difference.p_table)
+    numbers = f"by {value} of requests (95 % interval {lo} to {hi}, p = {p} over the table)"
+    more = change.significant and difference.value > 0
+    text = f"fails {'more' if more else 'less'} often than before, {numbers}."
+    if not change.significant:
+        text = f"the error rate differs {numbers}, which proves no increase."
+    return Rule(
+        name="not failing more",
+        outcome=Outcome.BROKEN if more else Outcome.HOLDS,
+        text=f"{_where(arm, scenario, item)}: {text}",
+        arm=arm,
+        scenario=scenario,
+        item=item,
+        value=difference.value,
+        bound=difference.hi,
+        limit=0.0,
+        unit="share",
+    )
 
 
 def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: int) -> Rule:
     """Judge a search: its first rate must hold in every round; the rule is broken if the rate held in no round."""
     outcome = Outcome.HOLDS if not unheld else Outcome.BROKEN if unheld == rounds else Outcome.UNPROVEN
-    rate = f"{number(least)} requests per second"
-    text = f"{arm}, {scenario}: {rate} or more held in {rounds - unheld} of {rounds} rounds."
+    text = f"{exact(least)} requests per second or more held in {rounds - unheld} of {rounds} rounds."
     if rounds == 0:
-        outcome, text = Outcome.UNPROVEN, f"{arm}, {scenario}: no round searched for a rate."
-    lacking = "" if outcome is not Outcome.UNPROVEN else f"{_AGAIN}, in which the rate holds in every round."
-    counts = (float(rounds - unheld), None, float(rounds))
-    return Rule(arm, scenario, "capacity", *counts, "rounds", outcome, text, needs=lacking)
+        outcome, text = Outcome.UNPROVEN, "no round searched for a rate."
+    return Rule(
+        name="capacity",
+        outcome=outcome,
+        text=f"{arm}, {scenario}: {text}",
+        needs=f"{_AGAIN}, in which the rate holds in every round." if outcome is Outcome.UNPROVEN else "",
+        arm=arm,
+        scenario=scenario,
+        value=float(rounds - unheld),
+        limit=float(rounds),
+        unit="rounds",
+    )
 
 
 def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
@@ -286,15 +280,22 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
 
     `again` is the number of comparisons of the two; `drifted` names those that differ.
     """
+    text = "before at the end agrees with before at the start."
+    if drifted:
+        text = f"before at the end differs from before at the start: {', '.join(drifted)}."
     if again == 0:
-        outcome, text = Outcome.UNPROVEN, f"{arm}: before was not measured again at the end."
-    elif drifted:
-        outcome = Outcome.UNPROVEN
-        text = f"{arm}: before at the end differs from before at the start: {', '.join(drifted)}."
-    else:
-        outcome, text = Outcome.HOLDS, f"{arm}: before at the end agrees with before at the start."
-    lacking = "" if outcome is Outcome.HOLDS else f"{_AGAIN} while nothing else changes the target."
-    return Rule(arm, "", "befores agree", float(len(drifted)), None, 0.0, "differences", outcome, text, needs=lacking)
+        text = "before was not measured again at the end."
+    open_ = bool(drifted) or again == 0
+    return Rule(
+        name="befores agree",
+        outcome=Outcome.UNPROVEN if open_ else Outcome.HOLDS,
+        text=f"{arm}: {text}",
+        needs=f"{_AGAIN} while nothing else changes the target." if open_ else "",
+        arm=arm,
+        value=float(len(drifted)),
+        limit=0.0,
+        unit="differences",
+    )
 
 
 def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Decision:
@@ -303,52 +304,39 @@ def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool
     Every arm must be fit to ship: one NO-GO is a NO-GO, a GO needs all arms, and NO BENEFIT needs all arms as well.
     If nothing is `compared`, one arm is judged by its thresholds alone and needs no benefit.
     """
-    every, arms = tuple(rules), tuple(dict.fromkeys(after_arms))
-    by_arm = {arm: [rule for rule in every if rule.arm == arm] for arm in arms}
-    deciding = [rule for arm in arms for rule in by_arm[arm]]
-    reasons_by_outcome = {o: tuple(rule.reason for rule in deciding if rule.outcome is o) for o in Outcome}
-    if broken := reasons_by_outcome[Outcome.BROKEN]:
+    every = tuple(rules)
+    by_arm = {arm: [rule for rule in every if rule.arm == arm] for arm in after_arms}
+    deciding = [rule for of_arm in by_arm.values() for rule in of_arm]
+    broken, absent, unproven = (
+        tuple(rule.reason for rule in deciding if rule.outcome is outcome)
+        for outcome in (Outcome.BROKEN, Outcome.ABSENT, Outcome.UNPROVEN)
+    )
+    if broken:
         return Decision(Outcome.BROKEN, every, broken)
-    useless = [arm for arm in arms if any(rule.outcome is Outcome.ABSENT for rule in by_arm[arm])]
-    if useless and len(useless) == len(arms):
-        return Decision(Outcome.ABSENT, every, reasons_by_outcome[Outcome.ABSENT])
-    unjudged = [f"{arm}: no rule was judged." for arm in arms if not by_arm[arm]]
-    if compared:
-        without_benefit_rule = (
-            arm for arm in arms if by_arm[arm] and not any(rule.name == BENEFIT for rule in by_arm[arm])
-        )
-        unjudged += [f"{arm}: its benefit was not judged." for arm in without_benefit_rule]
-    some_useless = [f"{reason} Decide on the other arms without it." for reason in reasons_by_outcome[Outcome.ABSENT]]
-    if reasons := (*some_useless, *reasons_by_outcome[Outcome.UNPROVEN], *unjudged):
-        return Decision(Outcome.UNPROVEN, every, reasons)
-    if not arms:
-        return Decision(Outcome.UNPROVEN, every, ("No arm after the change was judged.",))
-    return Decision(Outcome.HOLDS, every, tuple(f"{arm}: all {len(by_arm[arm])} rules hold." for arm in arms))
+    if absent and all(any(rule.outcome is Outcome.ABSENT for rule in of_arm) for of_arm in by_arm.values()):
+        return Decision(Outcome.ABSENT, every, absent)
+    open_ = [*(f"{reason} Decide on the other arms without it." for reason in absent), *unproven]
+    for arm, of_arm in by_arm.items():
+        if not of_arm:
+            open_.append(f"{arm}: no rule was judged.")
+        elif compared and not any(rule.name == BENEFIT for rule in of_arm):
+            open_.append(f"{arm}: its benefit was not judged.")
+    if open_ or not by_arm:
+        return Decision(Outcome.UNPROVEN, every, tuple(open_) or ("No arm after the change was judged.",))
+    return Decision(
+        Outcome.HOLDS, every, tuple(f"{arm}: all {len(of_arm)} rules hold." for arm, of_arm in by_arm.items())
+    )
 
 
-def _range(interval: Interval) -> str:
-    if math.isinf(interval.hi):
-        return f"; {interval.n} samples in {interval.rounds} rounds like these set no upper bound"
-    return f" (95 % interval {_span(interval.lo, interval.hi)} ms)"
+def _where(arm: str, scenario: str, item: str) -> str:
+    return f"{arm}, {scenario}{f' of {item}' if item else ''}"
 
 
-def _span(lo: float, hi: float) -> str:
-    return f"{number(lo)} to {number(hi)}"
-
-
-def percent(share: float) -> str:
-    """Return a share of one as a percentage with two significant digits."""
-    return f"{float(f'{100 * share:.2g}'):.10g} %"
-
-
-def number(value: float) -> str:
-    """Return four significant digits, without an exponent within the range of a latency."""
-    return f"{float(f'{value:.4g}'):.10g}"
+def _span(estimate: Estimate) -> str:
+    return f"{number(estimate.lo)} to {number(estimate.hi)}"
 
 
 # The rules of a run: which of the rules above apply to its arms, and with which numbers.
-
-_MESSAGE = 100  # characters of an error message in a reason
 
 
 def rules_of(run: RunRecord, levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
@@ -357,7 +345,9 @@ def rules_of(run: RunRecord, levels: Sequence[Summary], changes: Changes, read: 
     for arm in run.parameters.arms:
         rules += _level_rules(run, arm, levels)
         rules.append(_error_rule(run, arm, read))
-        rules += _search_rules(run, arm, [level for level in levels if level.arm == arm])
+        for scenario, rate in _rates(run).items():
+            if level := next((level for level in levels if (level.arm, level.scenario) == (arm, scenario)), None):
+                rules.append(capacity_rule(arm, scenario, rate, level.rounds, level.unheld))
         rules += _fact_rules(run, arm)
         rules += _comparison_rules(run, arm, changes)
     return rules
@@ -391,7 +381,11 @@ def _level_rules(run: RunRecord, arm: str, levels: Sequence[Summary]) -> Iterato
         best = max(users, key=lambda level: level.throughput.value if level.throughput else 0.0)
         yield throughput_rule(arm, best.scenario, best.throughput, least, names[best])
     if len(run.parameters.arms) == 1:  # with several arms, the comparison is invalid instead
-        yield from (health_rule(arm, level.scenario, level.fault) for level in of_arm if level.fault)
+        # The numbers of a client that was too slow say nothing about the server.
+        rule = partial(Rule, name="client kept up", outcome=Outcome.UNPROVEN, needs=_CLIENT, arm=arm)
+        for level in of_arm:
+            if level.fault:
+                yield rule(text=f"{arm}, {level.scenario}: {level.fault}.", scenario=level.scenario)
 
 
 def _error_rule(run: RunRecord, arm: str, read: RoundReading) -> Rule:
@@ -401,26 +395,13 @@ def _error_rule(run: RunRecord, arm: str, read: RoundReading) -> Rule:
         for block, (failed, sent) in cell.counts.items() if cell_arm == arm else ():
             before = rounds.get((scenario, block), (0, 0))
             rounds[scenario, block] = before[0] + failed, before[1] + sent
-    kinds: dict[str, tuple[int, str]] = {}
-    for (error_arm, _, outcome), (count, message) in read.errors.items():
+    total, message = Counter[str](), dict[str, str]()
+    for (error_arm, _, outcome), (times, first) in read.errors.items():
         if error_arm == arm:
-            so_far, first = kinds.get(outcome, (0, message))
-            kinds[outcome] = so_far + count, first
-    ranked = sorted(kinds.items(), key=lambda kind: -kind[1][0])
-    named = [_kind(outcome, count, message) for outcome, (count, message) in ranked]
-    return error_rule(arm, list(rounds.values()), run.config.thresholds.error_rate, named)
-
-
-def _kind(outcome: str, count: int, message: str) -> str:
-    """Return an outcome with its number: "1 x SQLSTATE 57P01 (terminating connection due to administrator command)"."""
-    name = outcome.replace("sqlstate_", "SQLSTATE ")
-    return f"{count:,} x {name}" + (f" ({message[:_MESSAGE]})" if message else "")
-
-
-def _search_rules(run: RunRecord, arm: str, levels: Sequence[Summary]) -> Iterator[Rule]:
-    for scenario, rate in _rates(run).items():
-        if searched := [level for level in levels if level.scenario == scenario]:
-            yield capacity_rule(arm, scenario, rate, searched[0].rounds, searched[0].unheld)
+            total[outcome] += times
+            message.setdefault(outcome, f" ({first[:_MESSAGE]})" if first else "")
+    kinds = [f"{count(n)} x {o.replace('sqlstate_', 'SQLSTATE ')}{message[o]}" for o, n in total.most_common()]
+    return error_rule(arm, list(rounds.values()), run.config.thresholds.error_rate, kinds)
 
 
 def _rates(run: RunRecord) -> dict[str, float]:
@@ -435,27 +416,19 @@ def _fact_rules(run: RunRecord, arm: str) -> Iterator[Rule]:
         yield checks_rule(arm, len(checks) - len(failed), len(checks), failed)
     facts = run.arm(arm)
     if facts.expected_indexes:
-        valid = [index.name for index in facts.indexes if index.valid]
-        yield index_rule(arm, facts.expected_indexes, valid)
+        yield index_rule(arm, facts.expected_indexes, [index.name for index in facts.indexes if index.valid])
 
 
 def _comparison_rules(run: RunRecord, arm: str, changes: Changes) -> Iterator[Rule]:
     for c in changes.comparisons:
         if c.after == arm:
-            where = f"{c.scenario}: {c.item}"
-            yield comparison_rule(arm, where, c.metric, c.verdict, c.ratio, c.qualification)
+            yield comparison_rule(arm, f"{c.scenario}: {c.item}", c.metric, c.verdict, c.ratio, c.qualification)
     for e in changes.errors:
         if e.after == arm:
-            item = e.item if len({c.item for c in changes.comparisons if c.scenario == e.scenario}) > 1 else ""
-            yield more_errors_rule(arm, e.scenario, e.difference, e.significant, item)
+            several = len({c.item for c in changes.comparisons if c.scenario == e.scenario}) > 1
+            yield more_errors_rule(e, e.item if several else "")
     if run.order == "sequential" and run.roles[arm] == "after":
-        yield _agreement(arm, [c for c in changes.comparisons if c.after in run.of_role("control")])
-
-
-def _agreement(arm: str, again: Sequence[Comparison]) -> Rule:
-    drifted = [
-        f"{c.scenario} {c.metric} of {c.item} ({c.ratio.lo:.3g} to {c.ratio.hi:.3g})"
-        for c in again
-        if c.ratio and c.verdict in (Verdict.FASTER, Verdict.SLOWER)
-    ]
-    return agreement_rule(arm, sum(c.ratio is not None for c in again), drifted)
+        again = [(c, c.ratio) for c in changes.comparisons if c.after in run.of_role("control") and c.ratio]
+        different = [(c, r) for c, r in again if c.verdict in (Verdict.FASTER, Verdict.SLOWER)]
+        drifted = [f"{c.scenario} {c.metric} of {c.item} ({_span(r)})" for c, r in different]
+        yield agreement_rule(arm, len(again), drifted)

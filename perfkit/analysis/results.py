@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from perfkit.base import judgement, stats
 from perfkit.base.judgement import Outcome, Verdict
 from perfkit.base.stats import Difference, Interval, Ratio, differences
-from perfkit.base.units import millis
+from perfkit.base.units import millis, number, percent
 from perfkit.runs.records import FLOOR, JudgingRecord, RunRecord, ScenarioRecord
 from perfkit.runs.rounds import Key, SampleCell
 
@@ -80,7 +80,7 @@ class Comparison:
         """What to say with the ratio; often empty."""
         if self.fewer_answered:
             arm = self.after if self.fewer_answered > 0 else self.before
-            return f"of answered requests; {100 * abs(self.fewer_answered):.2g} % fewer on {arm}"
+            return f"of answered requests; {percent(abs(self.fewer_answered))} fewer on {arm}"
         return {"": "", "not known": "both searches were limited"}.get(
             self.bound, f"{self.bound}: a search was limited"
         )
@@ -445,10 +445,10 @@ def _times(c: Comparison) -> str:
     assert c.ratio
     value, lo, hi = c.ratio.value, c.ratio.lo, c.ratio.hi
     if c.verdict is Verdict.FASTER:
-        return f"{_three(1 / value)} times as fast, 95 % interval {_three(1 / hi)} to {_three(1 / lo)}"
+        return f"{number(1 / value)} times as fast, 95 % interval {number(1 / hi)} to {number(1 / lo)}"
     if c.verdict is Verdict.SLOWER:
-        return f"{_three(value)} times as slow, 95 % interval {_three(lo)} to {_three(hi)}"
-    return f"{c.verdict}: ratio {_three(value)}, 95 % interval {_three(lo)} to {_three(hi)}"
+        return f"{number(value)} times as slow, 95 % interval {number(lo)} to {number(hi)}"
+    return f"{c.verdict}: ratio {number(value)}, 95 % interval {number(lo)} to {number(hi)}"
 
 
 def _errors(analysis: Analysis) -> str:
@@ -462,8 +462,3 @@ def _checks(run: RunRecord) -> str:
     results = [check for checks in run.checks.values() for check in checks]
     passed = sum(check.passed for check in results)
     return f"{passed} of {len(results)} functional checks passed" if results else ""
-
-
-def _three(value: float) -> str:
-    """Return three significant digits without an exponent; two would hide on which side of 1 a bound is."""
-    return f"{float(f'{value:.3g}'):,.10g}"

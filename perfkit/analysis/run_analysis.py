@@ -21,7 +21,7 @@ import numpy as np
 
 from perfkit.analysis import policy
 from perfkit.analysis.caveats import caveats
-from perfkit.analysis.policy import BENEFIT, Rule, gaps_of, number, percent, rules_of, some
+from perfkit.analysis.policy import BENEFIT, Rule, gaps_of, rules_of
 from perfkit.analysis.results import (
     Analysis,
     Changes,
@@ -35,6 +35,7 @@ from perfkit.base import judgement, stats
 from perfkit.base.bundle import reading
 from perfkit.base.errors import BundleError
 from perfkit.base.judgement import Outcome, Verdict
+from perfkit.base.units import number, percent, some
 from perfkit.explain.comparison import IndexScan, fingerprint, in_words, scans
 from perfkit.explain.plan import Plan
 from perfkit.load.samples import DROPPED
@@ -202,7 +203,7 @@ def excludes(c: Comparison, least: float, declared: float) -> bool:
 
 
 def _rule(arm: str, outcome: Outcome, text: str, lacking: str = "") -> Rule:
-    return Rule(arm, "", BENEFIT, None, None, None, "", outcome, f"{arm}: {text}", needs=lacking)
+    return Rule(name=BENEFIT, outcome=outcome, text=f"{arm}: {text}", needs=lacking, arm=arm)
 
 
 def _fixed(arm: str, evidence: Evidence) -> Iterator[str]:

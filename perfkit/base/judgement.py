@@ -72,7 +72,6 @@ _STATES = {Outcome.HOLDS: "good", Outcome.BROKEN: "bad", Outcome.UNPROVEN: "unsu
 class Judgement:
     """One thing judged; without an outcome it is shown and decides nothing."""
 
-    group: str = ""  # the heading under which it is shown
     name: str
     outcome: Outcome | None
     text: str  # one or two plain sentences with their numbers

@@ -1,17 +1,34 @@
-"""Numbers as people read them: three significant digits, with a unit, and a sign for infinity and for no value."""
+"""Numbers as people read them, one form for each kind, with a unit, and a sign for infinity and for no value.
+
+A measured number has three significant digits (in a sentence without zeros at the end), a share two. A number that
+somebody wrote keeps its digits (`exact`).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio
+from perfkit.base.stats import MIN_SAMPLES, Estimate, Ratio
 
 NONE = "–"
+_NEAREST = 1e-7  # percent; a share that is nearer to 0 or 1 is shown as "<" or ">" this
 
 
 def unbroken(text: str) -> str:
     """Return the text with no-break spaces, so that it stays on one line."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of several names and the number of the others.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    every = list(names)
+    rest = len(every) - most
+    return ", ".join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -29,6 +46,25 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{min(places, 6)}f}"
 
 
+def number(value: float, limit: float = math.nan) -> str:
+    """Return a number for a sentence: three significant digits, or as many as tell it from the limit beside it.
+
+    >>> number(363.1, 500.0), number(499.96, 500.0), number(0.4)
+    ('363', '499.96', '0.4')
+    """
+    digits = next((n for n in range(3, 9) if float(f"{value:.{n - 1}e}") != limit), 3)
+    return _shortened(significant(value, digits))
+
+
+def exact(value: float) -> str:
+    """Return a number with the digits that it was written with, and grouped thousands.
+
+    >>> exact(500.0), exact(0.125), exact(12000)
+    ('500', '0.125', '12,000')
+    """
+    return f"{value:,.10g}"
+
+
 def interval(lo: float, hi: float) -> str:
     """Return both ends of a 95 % interval, without a place for a line break.
 
@@ -38,7 +74,7 @@ def interval(lo: float, hi: float) -> str:
     return unbroken(f"[{significant(lo)}, {significant(hi)}]")
 
 
-def estimate(value: Interval | None) -> tuple[str, str]:
+def estimate(value: Estimate | None) -> tuple[str, str]:
     """Return an estimate without its unit, and its interval; a dash if there is no estimate."""
     return (significant(value.value), interval(value.lo, value.hi)) if value else (NONE, "")
 
@@ -63,34 +99,52 @@ def count(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 as a percentage.
+    """Return a share of 1 as a percentage: two significant digits of the share or of the rest to 1, the smaller one.
 
-    >>> percent(0.001), percent(0.0)
-    ('0.100 %', '0 %')
+    Only 1 reads as 100 %, and only 0 as 0 %: a service that was up for all but a minute was not up 100 % of the time.
+
+    >>> [percent(share) for share in (0.4567, 0.00012, 0.956, 0.99957, 1.0, 1.234, 0.0)]
+    ['46 %', '0.012 %', '95.6 %', '99.957 %', '100 %', '123 %', '0 %']
     """
-    return f"{significant(share * 100)} %"
+    if not math.isfinite(share):
+        return f"{significant(share)} %"
+    value, nearest = 100 * share, 100.0 if share > 0.5 else 0.0
+    distance = abs(100 * (share - nearest / 100))
+    if 0 < distance < _NEAREST:
+        above = share > nearest / 100
+        return f"{'<' if above else '>'}{_plain(nearest + (_NEAREST if above else -_NEAREST), 7)} %"
+    return f"{_plain(value, 1 - math.floor(math.log10(distance)) if distance else 0)} %"
+
+
+def exact_percent(share: float) -> str:
+    """Return a share that somebody wrote as a percentage with all its digits.
+
+    >>> exact_percent(0.9995), exact_percent(0.00125)
+    ('99.95 %', '0.125 %')
+    """
+    return f"{exact(100 * share)} %"
 
 
 def size(number: float) -> str:
     """Return a number of bytes in the unit that PostgreSQL would use (1 kB = 1024 bytes).
 
-    >>> size(340 * 1024), size(512), size(96_000_000)
-    ('340 kB', '512 B', '91.6 MB')
+    >>> size(340 * 1024), size(512), size(96_000_000), size(4 * 1024**2)
+    ('340 kB', '512 B', '91.6 MB', '4 MB')
     """
     for unit in ("B", "kB", "MB", "GB"):
         if abs(number) < 1000 or unit == "GB":
             break
         number /= 1024
-    return f"{number:.0f} B" if unit == "B" else f"{significant(number)} {unit}"
+    return f"{number:.0f} B" if unit == "B" else f"{_shortened(significant(number))} {unit}"
 
 
 def millis(ms: float) -> str:
-    """Return a time in ms with as many digits as a sentence needs.
+    """Return a time in ms.
 
-    >>> millis(0.1234), millis(12.34), millis(12345)
-    ('0.12 ms', '12 ms', '12,345 ms')
+    >>> millis(0.1234), millis(12.0), millis(12345)
+    ('0.123 ms', '12 ms', '12,300 ms')
     """
-    return f"{ms:,.0f} ms" if ms >= 10 else f"{ms:.2g} ms"
+    return f"{number(ms)} ms"
 
 
 def seconds(value: float) -> str:
@@ -99,4 +153,13 @@ def seconds(value: float) -> str:
     >>> seconds(0.0123), seconds(75.2)
     ('12.3 ms', '75.2 s')
     """
-    return f"{significant(value * 1000)} ms" if abs(value) < 1 else f"{significant(value)} s"
+    return millis(value * 1000) if abs(value) < 1 else f"{number(value)} s"
+
+
+def _plain(value: float, places: int) -> str:
+    return _shortened(f"{value:,.{max(0, places)}f}")
+
+
+def _shortened(text: str) -> str:
+    """Return a number without zeros at the end of its decimals."""
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -22,7 +22,7 @@ from perfkit.config.judging import Metric
 from perfkit.monitor.figures import PERCENTILES, find_gaps, find_stretches, item_names, probes, service_down
 from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
 from perfkit.monitor.model import OK, About, Record, Tick
-from perfkit.monitor.notifications import formatted, percentage
+from perfkit.monitor.notifications import formatted
 from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import BLUE, GREEN, GREY, INK, ORANGE, RED, YELLOW, Picture, axes, logarithmic
 from perfkit.show.html import Part, Section, Terms, note, stacked
@@ -308,7 +308,7 @@ def availability(reviewed: Reviewed) -> Picture:
     words = [_span_text(period, span) for span in sorted(exceptional, key=lambda span: span.since)]
     more = [f"and {len(words) - MAX_SPANS} more"] if len(words) > MAX_SPANS else []
     shares = (row.actual.value for row in reviewed.rows if row.target.metric == "availability")
-    value = next((f"{percentage(share)} available. " for share in shares if share is not None), "")
+    value = next((f"{units.percent(share)} available. " for share in shares if share is not None), "")
     text = value + ("; ".join([*words[:MAX_SPANS], *more]) + "." if words else "Up whenever it was watched.")
     spans = [*exceptional, *(Span(*times, "up") for times in up)]
     title, size = "Availability over time, UTC", (10.0, 1.15)

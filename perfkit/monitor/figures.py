@@ -23,7 +23,7 @@ from perfkit.base.stats import percentile, supported
 from perfkit.config.judging import Metric, Watch
 from perfkit.monitor.incidents import Period, duration_text
 from perfkit.monitor.model import OK, About, Kind, Probe, Tick
-from perfkit.monitor.notifications import Values, percentage
+from perfkit.monitor.notifications import Values
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -345,8 +345,8 @@ def _availability(names: Sequence[str], period: Period) -> Actual:
     watched, down = period.watched, sum(lengths)
     unknown = sum(end - start for start, end in find_gaps(period.ticks))
     weight = max(tick.seconds for tick in period.ticks) / watched
-    intervals = units.count(len(period.ticks))
-    how = f"{units.count(len(lengths))} of {intervals} intervals down; one interval is {percentage(weight)} of the time"
+    intervals, one = units.count(len(period.ticks)), units.percent(weight)
+    how = f"{units.count(len(lengths))} of {intervals} intervals down; one interval is {one} of the time"
     lo, hi = (1 - (down + gap) / (watched + unknown) for gap in (unknown, 0.0))
     lacks = f"not watched for {duration_text(unknown)}" if unknown else ""
     return Actual(1 - down / watched, lo, hi, len(period.ticks), how, lacks)

@@ -19,22 +19,10 @@ from pathlib import Path
 
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import MODULE, spawn, stop
-from perfkit.base.units import NONE, percent, significant, unbroken
+from perfkit.base.units import NONE, exact_percent, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.model import Event, limit
-
-
-def percentage(value: float) -> str:
-    """Return a share from 0 to 1 as a percentage that is 100 % only if the share is 1.
-
-    >>> percentage(0.99957), percentage(1.0), percentage(0.98), percentage(0.0004)
-    ('99.957 %', '100 %', '98.0 %', '0.0400 %')
-    """
-    missing = 100 * (1 - value)
-    if value <= 0.9 or missing < 1e-9:
-        return percent(value)
-    return f"{100 * value:.{max(1 - math.floor(math.log10(missing)), 0)}f} %"
 
 
 def count_text(value: float) -> str:
@@ -51,23 +39,23 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
     "p95_ms": ("p95", "{} ms", True),
     "p99_ms": ("p99", "{} ms", True),
     "mean_ms": ("mean latency", "{} ms", True),
-    "error_rate": ("error rate", percentage, True),
+    "error_rate": ("error rate", percent, True),
     "throughput": ("throughput", "{}/s", True),
-    "throughput_drop": ("throughput below the usual by", percentage, True),
+    "throughput_drop": ("throughput below the usual by", percent, True),
     "slowdown": ("p50 against the usual", "×{}", True),
-    "success_rate": ("success rate", percentage, True),
-    "availability": ("availability", percentage, True),
+    "success_rate": ("success rate", percent, True),
+    "availability": ("availability", percent, True),
     "service_down_s": ("service down for", duration_text, False),
     "database_down_s": ("database down for", duration_text, False),
-    "connections_share": ("connections in use", percentage, False),
+    "connections_share": ("connections in use", percent, False),
     "lock_wait_s": ("longest wait for a lock", duration_text, False),
     "transaction_s": ("oldest transaction open for", duration_text, False),
     "deadlocks": ("deadlocks:", count_text, True),
     "checksum_failures": ("pages with a wrong checksum:", count_text, True),
     "invalid_indexes": ("invalid indexes:", count_text, False),
-    "cache_misses": ("pages not found in cache", percentage, True),
+    "cache_misses": ("pages not found in cache", percent, True),
     "temp_mb": ("temporary files", "{} MB", True),
-    "rollback_rate": ("transactions rolled back", percentage, True),
+    "rollback_rate": ("transactions rolled back", percent, True),
 }
 
 
@@ -119,7 +107,7 @@ def _measured(metric: Metric, value: float, *, exact: bool = False) -> str:
     unit = METRICS[metric][1]
     if isinstance(unit, str):
         return unit.format(f"{value:.10g}" if exact else significant(value))
-    return f"{100 * value:.10g} %" if exact and unit is percentage else unit(value)
+    return exact_percent(value) if exact and unit is percent else unit(value)
 
 
 WAITING = 100  # events in the queue of the command
@@ -211,7 +199,7 @@ def status_line(seconds: float, figures: Values, active: Sequence[Event]) -> str
         for metric in ("p50_ms", "p95_ms", "throughput")
     )
     rate = figures.get("error_rate")
-    errors = NONE if rate is None else f"{100 * rate:.2g} %"
+    errors = NONE if rate is None else percent(rate)
     alerts = ", ".join(f"{event.level} {event.rule}" for event in active) or "no alert"
     return f"watching: {duration_text(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from perfkit.analysis.policy import BENEFIT, Rule, number, percent, some
+from perfkit.analysis.policy import BENEFIT, Rule
 from perfkit.analysis.results import Analysis
 from perfkit.base.errors import PerfkitError, PlanError, ServerError, visible
 from perfkit.base.judgement import Outcome, worst
+from perfkit.base.units import count, exact, exact_percent, number, percent, some
 from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
 from perfkit.explain.comparison import typical_parameters
 from perfkit.explain.plan import Plan
@@ -178,7 +179,7 @@ def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateIt
     facts = [run.arm(arm) for arm in arms]
     expected = {(arm, query) for arm, known in zip(arms, facts, strict=True) for query in known.plans or ()}
     missing = sorted(f"{query} on {arm}" for arm, query in expected - {(use.arm, use.query) for use in analysis.plans})
-    sentences = [f"The server answered {count} times with {what}." for what, count in trouble.most_common(SHOWN)]
+    sentences = [f"The server answered {times} times with {what}." for what, times in trouble.most_common(SHOWN)]
     # A server error before the first block is a fault of the set-up, not of the arms.
     ended = run.error == ServerError.__name__ and run.blocks
     sentences += [f"A server error ended the run: {run.message}."] if ended else []
@@ -210,7 +211,7 @@ def _too_many(analysis: Analysis, arms: Sequence[str]) -> bool:
 
 def _tail(rules: Sequence[Rule], _: Analysis) -> GateItem:
     """Judge a percentile by the load level with the highest value."""
-    name, limit = rules[0].name, number(rules[0].limit or 0)
+    name, limit = rules[0].name, exact(rules[0].limit or 0)
     known = [rule for rule in rules if rule.value is not None]
     top = max(known, key=lambda rule: rule.value or 0.0, default=None)
     value = f"{number(top.value)} ms at most" if top and top.value is not None else "too few samples"
@@ -231,7 +232,7 @@ def _tail(rules: Sequence[Rule], _: Analysis) -> GateItem:
 
 
 def _throughput(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    least = number(rules[0].limit or 0)
+    least = exact(rules[0].limit or 0)
     value = _each_arm({rule.arm: "not known" if rule.value is None else f"{number(rule.value)}/s" for rule in rules})
     words = (f"{least}/s or more at the best load level", "less", value, f"{least}/s")
     return _item("performance", "Throughput", *words, LOAD, rules)
@@ -251,7 +252,7 @@ def _benefit(rules: Sequence[Rule], _: Analysis) -> GateItem:
 
 
 def _errors(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    limit = percent(rules[0].limit or 0)
+    limit = exact_percent(rules[0].limit or 0)
     top = max(rules, key=lambda rule: rule.value or 0.0)
     value = "not known" if top.value is None else percent(top.value)
     return _item(
@@ -269,7 +270,7 @@ def _capacity(rules: Sequence[Rule], _: Analysis) -> GateItem:
 def _slower(rules: Sequence[Rule], analysis: Analysis) -> GateItem:
     arms = {rule.arm for rule in rules}
     verdicts = Counter(str(c.verdict) for c in analysis.comparisons if c.after in arms)
-    value = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    value = ", ".join(f"{times} {verdict}" for verdict, times in verdicts.most_common())
     held = f"{len(rules)} comparisons with before: {value}; inconclusive comparisons do not block a GO."
     words = ("no comparison with before is slower", "any comparison is slower", value, "0 slower")
     return _item("performance", "Not slower than before", *words, LOAD, rules, held)
@@ -288,14 +289,14 @@ def _client(rules: Sequence[Rule], _: Analysis) -> GateItem:
 
 
 def _indexes(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    value = _each_arm({rule.arm: f"{number(rule.value or 0)} of {number(rule.limit or 0)}" for rule in rules})
-    most = number(max(rule.limit or 0 for rule in rules))
+    value = _each_arm({rule.arm: f"{count(rule.value or 0)} of {count(rule.limit or 0)}" for rule in rules})
+    most = count(max(rule.limit or 0 for rule in rules))
     words = (f"all {most} exist and are valid", "any index is missing or invalid", value, f"{most} of {most}")
     return _item("database", "Indexes valid", *words, CATALOGUE, rules)
 
 
 def _agreement(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    value = f"{number(max(rule.value or 0 for rule in rules))} differences"
+    value = f"{count(max(rule.value or 0 for rule in rules))} differences"
     words = ("before at the end agrees with before at the start", "", value, "0")
     return _item("performance", "Befores agree", *words, LOAD, rules)
 

@@ -544,7 +544,7 @@ def test_the_headline_is_the_worst_level_before_and_what_became_of_it(run: Bundl
     change(run, slower(3), "after-full", "single")
     found = analyse(run)
     p95 = {arm: level(found, arm, "single").p95 for arm in ("before", *AFTER)}
-    ms = {arm: f"{own.value:,.0f} ms" for arm, own in p95.items() if own}
+    ms = {arm: f"{float(f'{own.value:.3g}'):g} ms" for arm, own in p95.items() if own}
     assert ms["before"].startswith("3")
     start = f"1 request at a time: 95 of 100 requests were answered within {ms['before']} before, "
     assert found.headline.startswith(start + f"{ms['after-index']} with the seven indexes (")
@@ -587,7 +587,9 @@ def test_what_was_left_out_and_what_failed_while_warming_up_is_said(run: Bundle)
 
 def test_what_so_few_requests_cannot_say_of_the_error_rate_is_said(run: Bundle) -> None:
     said = [
-        line for line in analyse(run).caveat_texts if "too few requests to rule out an error rate of 0.1-1.1 %" in line
+        line
+        for line in analyse(run).caveat_texts
+        if "too few requests to rule out an error rate of 0.1 % to 1.1 %" in line
     ]
     assert [line.split(":")[0] for line in said] == AFTER
     tuned(run, "thresholds", error_rate=0.5)
@@ -615,7 +617,7 @@ def test_a_latency_near_the_floor_is_held_against_its_gain(run: Bundle) -> None:
     change(run, slower(10), FLOOR, "burst")  # 10 ms: after-full takes 25
     near = [line for line in analyse(run).caveat_texts if "what the client alone takes" in line]
     assert len(near) == 1
-    assert near[0].startswith("after-full: less than 3 times") and near[0].endswith("burst of book (26 ms).")
+    assert near[0].startswith("after-full: less than 3 times") and near[0].endswith("burst of book (26.2 ms).")
 
 
 # Damage

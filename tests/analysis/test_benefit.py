@@ -54,7 +54,7 @@ def judged(*comparisons, scans=UNKNOWN, rules=(), errors=(), complete=True, **co
 
 
 def rule(name, outcome, arm, scenario="burst"):
-    return Rule(arm, scenario, name, 1.0, 2.0, 3.0, "ms", outcome, "A sentence.")
+    return Rule(name=name, outcome=outcome, text="A sentence.", arm=arm, scenario=scenario, value=1.0, unit="ms")
 
 
 # what is a benefit

@@ -62,7 +62,7 @@ class TestWhatDisturbedRounds:
     @pytest.mark.parametrize(
         ("kind", "facts", "quiet", "said"),
         [
-            (CaveatKind.STEAL, {"steal": 0.03}, {"steal": 0.005}, "before 3.0 %, after-full 3.0 %"),
+            (CaveatKind.STEAL, {"steal": 0.03}, {"steal": 0.005}, "before 3 %, after-full 3 %"),
             (CaveatKind.OTHER_LOAD, {"others": 0.5}, {"others": 0.1}, "per processor: before 0.5, after-full 0.5"),
             (CaveatKind.CHECKPOINT, {"checkpoints": 1.0}, {"checkpoints": 0.0}, "24 of 24 rounds"),
             (CaveatKind.AUTOVACUUM, {"autovacuums": 1.0}, {"autovacuums": 0.0}, "24 of 24 rounds"),

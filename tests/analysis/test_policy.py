@@ -24,7 +24,7 @@ from perfkit.base.stats import Interval, Ratio
 
 
 def rule(outcome, arm="after-index", text="A sentence."):
-    return Rule(arm, "burst", "p95", 1.0, 2.0, 3.0, "ms", outcome, text)
+    return Rule(name="p95", outcome=outcome, text=text, arm=arm, scenario="burst", value=1.0, unit="ms")
 
 
 ORDINARY = (Outcome.HOLDS, Outcome.BROKEN, Outcome.UNPROVEN)  # of a rule that is not on the benefit
@@ -38,11 +38,11 @@ ERRORS = (1, 2, 97, 105)  # exit codes of errors, see perfkit.base.errors
 @pytest.mark.parametrize(
     ("lo", "value", "hi", "outcome", "sentence"),
     [
-        (50, 62, 71.25, "holds", "p95 62 ms is under 500 ms (95 % interval 50 to 71.25 ms)."),
+        (50, 62, 71.25, "holds", "p95 62 ms is under 500 ms (95 % interval 50 to 71.2 ms)."),
         (50, 480, 520, "unproven", "p95 480 ms is under 500 ms, but its upper bound is not (95 % interval 50 to 520"),
         (50, 499.96, 500, "unproven", "but its upper bound is not"),
-        (50, 880.4, 910, "unproven", "p95 880.4 ms is not under 500 ms, but its lower bound is (95 % interval 50 to"),
-        (500, 880.4, 910, "broken", "p95 880.4 ms is not under 500 ms (95 % interval 500 to 910 ms)."),
+        (50, 880.4, 910, "unproven", "p95 880 ms is not under 500 ms, but its lower bound is (95 % interval 50 to"),
+        (500, 880.4, 910, "broken", "p95 880 ms is not under 500 ms (95 % interval 500 to 910 ms)."),
         (50, 62, math.inf, "unproven", "bound is not; 90 samples in 6 rounds like these set no upper bound."),
     ],
 )
@@ -84,7 +84,7 @@ NONE, STRAY = [(0, 30)] * 80, [(1, 30), *[(0, 30)] * 10]
             [(30, 30)] * 6,
             0.001,
             "broken",
-            "180 of 180 requests failed, 100 % (95 % interval 98 % to 100 %); the limit is 0.1 %",
+            "180 of 180 requests failed, 100 % (95 % interval 97.7 % to 100 %); the limit is 0.1 %",
         ),
         (STRAY, 0, "broken", "1 of 330 requests failed"),
         ([(0, 0)], 0.001, "unproven", "no request was counted, so the error rate is not known."),

@@ -105,7 +105,7 @@ def test_an_error_rate_is_met_where_so_many_probes_exclude_more() -> None:
 
 def test_one_in_a_hundred_failed_misses_one_in_a_thousand() -> None:
     own = judge(with_incident(quiet(1), "errors", 0, 3600, 0.01), metric="error_rate", at_most=0.001)
-    assert (own.outcome, plain(own.value_text)) == (MISSED, "1.00 %")
+    assert (own.outcome, plain(own.value_text)) == (MISSED, "1 %")
 
 
 def test_success_of_a_request_is_its_2xx_even_where_a_conflict_was_expected() -> None:
@@ -130,7 +130,7 @@ def test_availability_is_a_share_of_the_day_and_86_seconds_are_too_much(down: in
     ticks = with_incident(quiet(24), "service-down", 3600, down) if down else quiet(24)
     own = judge(ticks, metric="availability", at_least=0.999)
     assert (own.outcome, own.actual.value) == (result, 1 - down / 86400)
-    assert "one interval is 0.0116 % of the time" in own.actual.how
+    assert "one interval is 0.012 % of the time" in own.actual.how
 
 
 def test_time_in_which_nobody_watched_leaves_availability_open() -> None:

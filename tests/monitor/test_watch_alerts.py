@@ -316,7 +316,7 @@ def test_an_alert_is_one_sentence_with_its_numbers_and_what_to_do() -> None:
         (
             {"metric": "error_rate", "above": 0.001},
             0.0213,
-            "error rate 2.13 % over the last 5 min, above 0.1 %, since 09:00:00 UTC",
+            "error rate 2.1 % over the last 5 min, above 0.1 %, since 09:00:00 UTC",
         ),
         (
             {"metric": "slowdown", "above": 2, "item": "book"},

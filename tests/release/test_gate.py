@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import make_run, tuned
 
-from perfkit.analysis.policy import bound_needed, error_rule, latency_rule, samples_needed, throughput_rule
+from perfkit.analysis.policy import answers_needed, blocks_needed, error_rule, latency_rule, throughput_rule
 from perfkit.analysis.results import Analysis, ErrorGroup
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.judgement import Outcome, worst
@@ -342,20 +342,20 @@ def test_a_percentile_without_its_samples_says_how_many_are_missing() -> None:
     assert latency_rule("a", "single", 99, None, 500, 84, rounds=6).needs == (
         "284 more answered requests, about 27 blocks in all."
     )
-    assert samples_needed(95, 0, 6) == "72 answered requests or more."
+    assert answers_needed(95, 0, 6) == "72 answered requests or more."
 
 
 def test_an_estimate_at_its_limit_is_not_promised_to_be_proven() -> None:
     assert (
-        bound_needed(Interval(499.99, 400, 600, 100, 12), 500)
+        blocks_needed(Interval(499.99, 400, 600, 100, 12), 500)
         == "more than 1000 blocks: the estimate is too close to the limit."
     )
-    assert bound_needed(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks (now 1) to set a bound."
+    assert blocks_needed(Interval(400, 0, float("inf"), 100, 1), 500) == "more blocks (now 1) to set a bound."
 
 
 @given(st.floats(1, 1e4), st.floats(1.001, 3), st.floats(1.001, 3), st.integers(2, 50))
 def test_more_blocks_than_there_were_are_asked_for(value: float, room: float, spread: float, rounds: int) -> None:
     limit, end = value * room, value * room * spread
-    said = bound_needed(Interval(value, value / spread, end, 100, rounds), limit)
+    said = blocks_needed(Interval(value, value / spread, end, 100, rounds), limit)
     number = int("".join(c for c in said if c.isdigit()))
     assert number > rounds
