@@ -6,37 +6,33 @@ Which conditions return the same rows is decided in perfkit/explain/rewrites.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any
-
-import sqlglot
-from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
 from perfkit.explain.rewrites import Condition, Rewrite, operand, span_of
+from perfkit.postgres.parser import SqlNode, parse_expression, parse_statements
+from perfkit.postgres.sqltext import Token, scan
 
-_ENDS = frozenset("GROUP_BY ORDER_BY LIMIT OFFSET HAVING UNION EXCEPT INTERSECT RETURNING FETCH FOR WINDOW SEMICOLON"
-                  .split())  # fmt: skip
-_OPERATORS: Mapping[type, str] = {
-    exp.EQ: "=",
-    exp.GT: ">",
-    exp.GTE: ">=",
-    exp.LT: "<",
-    exp.LTE: "<=",
-    exp.ILike: "~~*",
-    exp.NullSafeEQ: "IS NOT DISTINCT FROM",
-}
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_ENDS = frozenset("group order limit offset having union except intersect returning fetch for window ;".split())
+_COMPARISONS = frozenset({"=", ">", ">=", "<", "<=", "~~*"})
+_FLIPPED = {"=": "=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_PREFIX = len("SELECT ")  # before an expression that is parsed
+_SPELLING = frozenset({"location", "funcformat", "rexpr_list_start", "rexpr_list_end"})
 
-
-# Clauses that need all rows of a SELECT at once, and expressions whose result can differ between two executions:
-# both forbid to split the SELECT into two.
-_OF_ALL = ("group", "order", "limit", "distinct", "having", "offset", "locks", "into", "windows", "qualify", "sample")
-_UNSTEADY = (exp.AggFunc, exp.Window, exp.Anonymous, exp.Rand, exp.TableSample, exp.Uuid)
+# Clauses that need all rows of a SELECT at once forbid to split the SELECT into two. So does a function unless it
+# returns the same result in both: only these certainly do.
+_OF_ALL = frozenset(
+    "groupClause sortClause limitCount limitOffset distinctClause havingClause lockingClause intoClause windowClause "
+    "withClause".split()
+)
+_STEADY = frozenset(
+    "abs array_length btrim cardinality ceil ceiling char_length concat date date_part date_trunc extract floor left "
+    "length like_escape lower ltrim md5 mod now overlay position replace right round rtrim split_part starts_with "
+    "strpos substring timezone to_char to_date to_timestamp trunc upper".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +64,18 @@ def replaced(text: str, alias: str, column: str, condition: Condition, rewrite: 
 
 def either(text: str) -> str:
     """Return a SELECT with an OR as a UNION ALL of both sides; "" if that might return other rows."""
-    try:
-        parsed = sqlglot.parse_one(text, read="postgres")
-    except SqlglotError:
-        return ""
-    simple = isinstance(parsed, exp.Select) and len([*parsed.find_all(exp.Select)]) == 1
-    if not simple or any(parsed.args.get(key) for key in _OF_ALL) or parsed.find(*_UNSTEADY):
+    statements = parse_statements(text)
+    nodes = [node for statement in statements for node in statement.walk()]
+    selects = [node for node in nodes if node.kind == "SelectStmt"]
+    unsteady = any(
+        node.kind == "RangeTableSample" or (node.kind == "FuncCall" and not _STEADY.issuperset(node.names("funcname")))
+        for node in nodes
+    )
+    if len(statements) != 1 or selects != [statements[0]] or _OF_ALL & statements[0].fields.keys() or unsteady:
         return ""
     parts = [*_parts(text)]
     for part in parts:
-        inner = part.text[1:-1] if _wrapped(part.text) else part.text
-        if len(sides := [*_split(inner, "OR")]) == 2:
+        if len(sides := [*_split(_unwrapped(part.text), "or")]) == 2:
             one, other = (side.text for side in sides)
             first = text[: part.start] + one + text[part.end :]
             second = text[: part.start] + f"{other} AND ({one}) IS NOT TRUE" + text[part.end :]
@@ -88,134 +85,173 @@ def either(text: str) -> str:
 
 def _parts(text: str) -> Iterator[_Part]:
     """Yield the conditions of every WHERE clause that are joined by AND."""
-    tokens = sqlglot.tokenize(text, read="postgres")
+    tokens = _tokens(text)
     for at, token in enumerate(tokens):
-        if token.token_type.name != "WHERE":
+        if token.word != "where":
             continue
         depth, end = 0, token.end
         for inner in tokens[at + 1 :]:
-            depth += (inner.token_type.name == "L_PAREN") - (inner.token_type.name == "R_PAREN")
-            if depth < 0 or (depth == 0 and inner.token_type.name in _ENDS):
+            depth += (inner.text == "(") - (inner.text == ")")
+            if depth < 0 or (depth == 0 and inner.word in _ENDS):
                 break
             end = inner.end
-        start = token.end + 1
-        whole = text[start : end + 1]
-        if len([*_split(whole, "OR")]) > 1:
+        start = token.end
+        whole = text[start:end]
+        if len([*_split(whole, "or")]) > 1:
             blank = len(whole) - len(whole.lstrip())
-            yield _Part(start + blank, end + 1, whole.strip())
+            yield _Part(start + blank, end, whole.strip())
             continue
-        for part in _split(whole, "AND"):
+        for part in _split(whole, "and"):
             yield _Part(start + part.start, start + part.end, part.text)
 
 
 def _split(text: str, word: str) -> Iterator[_Part]:
-    """Yield the parts between a keyword outside parentheses; the AND of a BETWEEN does not split."""
+    """Yield the parts between a keyword outside parentheses and CASE; the AND of a BETWEEN does not split."""
     depth, between, start, end = 0, 0, -1, 0
-    tokens: list[Any] = sqlglot.tokenize(text, read="postgres")
-    for token in tokens:
-        kind = token.token_type.name
-        depth += (kind == "L_PAREN") - (kind == "R_PAREN")
-        between += kind == "BETWEEN" and depth == 0
-        if depth == 0 and kind == word:
-            if word == "AND" and between:
+    for token in _tokens(text):
+        depth += (token.word in ("(", "case")) - (token.word in (")", "end"))
+        between += token.word == "between" and depth == 0
+        if depth == 0 and token.word == word:
+            if word == "and" and between:
                 between -= 1
             else:
                 yield _Part(start, end, text[start:end])
                 start = -1
                 continue
-        start, end = (token.start if start < 0 else start), token.end + 1
+        start, end = (token.start if start < 0 else start), token.end
     if start >= 0:
         yield _Part(start, end, text[start:end])
+
+
+def _tokens(text: str) -> list[Token]:
+    return [token for token in scan(text) if token.kind != "blank"]
+
+
+def _unwrapped(text: str) -> str:
+    """Return a condition without the parentheses around all of it."""
+    text = text.strip()
+    while text.startswith("(") and text.endswith(")"):
+        depth = 0
+        for token in _tokens(text):
+            depth += (token.text == "(") - (token.text == ")")
+            if depth == 0:
+                break
+        if token.end != len(text):
+            break
+        text = text[1:-1].strip()
+    return text
 
 
 def _expanded(text: str, column: str) -> str:
     """Return a statement with its BETWEEN on an expression of the column written as two comparisons."""
     for part in _parts(text):
-        parsed = _parsed(part.text)
-        if isinstance(parsed, exp.Between) and {_named(c.this) for c in parsed.find_all(exp.Column)} == {column}:
-            subject, low, high = (parsed.args[key].sql("postgres") for key in ("this", "low", "high"))
-            return f"{text[: part.start]}{subject} >= {low} AND {subject} <= {high}{text[part.end :]}"
+        written = _unwrapped(part.text)
+        node = parse_expression(written)
+        if node and node.text("kind") == "AEXPR_BETWEEN" and {names[-1] for names in _columns(node)} == {column}:
+            at = node.number("location") - _PREFIX
+            bounds = [bound.text for bound in _split(written[at + len("BETWEEN") :], "and")]
+            if len(bounds) == 2:
+                subject = written[:at].strip()
+                both = f"{subject} >= {bounds[0]} AND {subject} <= {bounds[1]}"
+                return text[: part.start] + both + text[part.end :]
     return ""
 
 
 def _same(text: str, alias: str, column: str, condition: Condition) -> tuple[str, str] | None:
     """Return the column and the value as a condition writes them, if it is the plan's condition."""
-    parsed = _parsed(text)
-    operator = _OPERATORS.get(type(parsed)) if parsed else None
-    subject, value = _parsed(condition.subject), _parsed(condition.value)
-    if parsed is None or operator is None or subject is None or value is None:
+    written = _unwrapped(text)
+    comparison = parse_expression(written)
+    subject, value = parse_expression(condition.subject), parse_expression(condition.value)
+    operator = _operator(comparison) if comparison else ""
+    if comparison is None or subject is None or value is None or not operator:
         return None
-    left, right = parsed.this, parsed.expression
-    if not left.find(exp.Column):
-        left, right, operator = right, left, _FLIPPED.get(operator, operator)
-    columns = [*left.find_all(exp.Column)]
-    matches = len(columns) == 1 and _named(columns[0].this) == column
-    matches = matches and (columns[0].args.get("table") is None or _named(columns[0].args["table"]) == alias)
-    if operator != condition.operator or not matches or right.find(exp.Column):
+    (left, right), texts = comparison.nodes("lexpr") + comparison.nodes("rexpr"), _sides(written, comparison)
+    if not _columns(left):
+        left, right, texts, operator = right, left, texts[::-1], _FLIPPED.get(operator, "")
+    columns = _columns(left)
+    matches = len(columns) == 1 and columns[0][-1] == column and columns[0][:-1] in ((), (alias,))
+    if operator != condition.operator or not matches or _columns(right) or len(texts) != 2:
         return None
-    if _shape(left, True) not in (_shape(subject, True), _shape(subject, False)) or not _equal(value, right):
-        return None
-    return columns[0].sql("postgres"), _bare(right).sql("postgres")
+    with suppress(RecursionError):  # of an expression that is deeper than any that a rule rewrites
+        same = _shape(left, True) in (_shape(subject, True), _shape(subject, False))
+        return (_written(written, left), texts[1]) if same and _equal(value, right) else None
+    return None
 
 
-def _parsed(text: str) -> exp.Expression | None:
-    try:
-        parsed = sqlglot.parse_one(text, read="postgres")
-    except SqlglotError:
-        return None
-    return _bare(parsed) if isinstance(parsed, exp.Expression) else None
+def _operator(comparison: SqlNode) -> str:
+    """Return the operator of a comparison as a plan prints it; "" if it is another kind of expression."""
+    if comparison.text("kind") == "AEXPR_NOT_DISTINCT":
+        return "IS NOT DISTINCT FROM"
+    [*names] = comparison.names("name") if comparison.text("kind") in ("AEXPR_OP", "AEXPR_ILIKE") else ()
+    binary = len(comparison.nodes("lexpr")) == len(comparison.nodes("rexpr")) == 1
+    return names[0] if binary and len(names) == 1 and names[0] in _COMPARISONS else ""
 
 
-def _bare(parsed: Any) -> Any:
-    while isinstance(parsed, exp.Paren):
-        parsed = parsed.this
-    return parsed
+def _sides(text: str, comparison: SqlNode) -> list[str]:
+    """Return the texts on both sides of a comparison; none if its operator is written in an unusual form."""
+    at = comparison.number("location") - _PREFIX
+    words = 4 if comparison.text("kind") == "AEXPR_NOT_DISTINCT" else 1
+    operator = [token for token in _tokens(text) if token.start >= at][:words]
+    if not operator or operator[0].start != at or operator[0].word == "operator":
+        return []
+    return [_unwrapped(text[:at]), _unwrapped(text[operator[-1].end :])]
 
 
-def _named(name: Any) -> str:
-    """Return a name as the catalogue stores it."""
-    return str(name.name if name.args.get("quoted") else name.name.lower())
+def _written(text: str, side: SqlNode) -> str:
+    """Return the only column of a side of a comparison as the text writes it."""
+    [column] = [node for node in side.walk() if node.kind == "ColumnRef"]
+    at = column.number("location") - _PREFIX
+    name = [token for token in _tokens(text) if token.start >= at][: 2 * len(column.names("fields")) - 1]
+    return text[at : name[-1].end]
 
 
-def _shape(parsed: Any, casts: bool) -> Any:
+def _columns(node: SqlNode) -> list[tuple[str, ...]]:
+    """Return the names of the columns in an expression, each with its qualifiers, as the catalogue stores them."""
+    return [below.names("fields") for below in node.walk() if below.kind == "ColumnRef"]
+
+
+def _shape(node: SqlNode, casts: bool) -> object:
     """Return an expression without the differences in spelling between plans and statements.
 
     Without `casts`, casts of the column are ignored too.
     """
-    parsed = _bare(parsed)
-    if isinstance(parsed, exp.Column):
+    if node.kind == "ColumnRef":
         return "column"
-    if (constant := _constant(parsed)) is not None:
+    if (constant := _constant(node)) is not None:
         return constant
-    if isinstance(parsed, exp.Cast):
-        inner = _shape(parsed.this, casts)
-        return ("cast", inner, parsed.to.sql("postgres")) if casts or inner != "column" else inner
-    if isinstance(parsed, exp.Expression):
-        return (type(parsed).__name__, *(_shape(part, casts) for part in parsed.iter_expressions()))
-    return parsed
+    if node.kind == "TypeCast":
+        inner = _shape(node.nodes("arg")[0], casts)
+        if not casts and inner == "column":
+            return inner
+    parts: list[object] = [node.kind]
+    for field, value in sorted(node.fields.items()):
+        if field not in _SPELLING:
+            names = node.names(field)
+            below = tuple(_shape(inner, casts) for inner in node.nodes(field))
+            parts.append((field, names if any(names) else below or value))
+    return tuple(parts)
 
 
-def _constant(parsed: Any) -> tuple[str, Any] | None:
+def _constant(node: SqlNode) -> tuple[str, object] | None:
     """Return a constant without its type; all parameters count as the same constant."""
-    if isinstance(parsed, exp.Placeholder | exp.Parameter):
+    if node.kind == "ParamRef":
         return "parameter", None
-    if isinstance(parsed, exp.Var):
-        return "constant", parsed.name.lower()
-    if isinstance(parsed, exp.Interval):
-        unit = f" {parsed.args['unit'].name}" if parsed.args.get("unit") else ""
-        return _interval(f"{parsed.this.name}{unit}")
-    if isinstance(parsed, exp.Cast) and (inner := _constant(_bare(parsed.this))):
-        return _interval(inner[1]) if parsed.is_type("interval") and inner[1] is not None else inner
-    if isinstance(parsed, exp.Neg) and isinstance(parsed.this, exp.Literal):
-        return "constant", f"-{parsed.this.name}"
-    return (
-        ("constant", parsed.name.lower() if parsed.is_string and parsed.name.isalpha() else parsed.name)
-        if (isinstance(parsed, exp.Literal))
-        else None
-    )
+    if node.kind == "TypeCast":
+        inner = _constant(node.nodes("arg")[0])
+        interval = node.nodes("typeName")[0].names("names") == ("interval",)
+        return _interval(inner[1]) if inner and interval and isinstance(inner[1], str) else inner
+    if node.kind != "A_Const" or "isnull" in node.fields:
+        return None
+    if "ival" in node.fields:
+        return "constant", str(node.nodes("ival")[0].number("ival") if node.nodes("ival") else 0)
+    for key in ("fval", "sval"):
+        for held in node.nodes(key):
+            text = held.text(key)
+            return "constant", text.lower() if text.isalpha() else text
+    return None
 
 
-def _interval(text: str) -> tuple[str, Any]:
+def _interval(text: str) -> tuple[str, object]:
     """Return months, days and seconds of an interval, or its text if it is written in another way."""
     plain = re.sub(r"\bmonth", "mon", text.lower())
     weeks = re.fullmatch(r"(-?\d+) weeks?", plain)
@@ -227,29 +263,18 @@ def _interval(text: str) -> tuple[str, Any]:
     return "interval", span_of(plain) or plain
 
 
-def _equal(printed: Any, written: Any) -> bool:
+def _equal(printed: SqlNode, written: SqlNode) -> bool:
     """Return whether two values, of the plan and of the statement, are equal; never for 'today' and similar words."""
-    one, other = _constant(_bare(printed)), _constant(_bare(written))
+    one, other = _constant(printed), _constant(written)
     if one is None or other is None:
-        return one is other and bool(_shape(printed, True) == _shape(written, True))
+        return one is other and _shape(printed, True) == _shape(written, True)
     if one == other or one[0] != other[0] or one[0] != "constant":
         return one == other
     with suppress(InvalidOperation):
-        return Decimal(one[1]) == Decimal(other[1])
+        return Decimal(str(one[1])) == Decimal(str(other[1]))
     with suppress(ValueError):
-        times = [datetime.fromisoformat(constant[1]) for constant in (one, other)]
+        times = [datetime.fromisoformat(str(constant[1])) for constant in (one, other)]
         if not all(time.tzinfo for time in times):
             times = [time.replace(tzinfo=None) for time in times]
         return times[0] == times[1]
-    return False
-
-
-def _wrapped(text: str) -> bool:
-    if not (text.startswith("(") and text.endswith(")")):
-        return False
-    depth = 0
-    for token in sqlglot.tokenize(text, read="postgres"):
-        depth += (token.token_type.name == "L_PAREN") - (token.token_type.name == "R_PAREN")
-        if depth == 0:
-            return bool(token.end == len(text) - 1)
     return False

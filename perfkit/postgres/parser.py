@@ -9,21 +9,22 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import pairwise
 from pathlib import Path
 
-from perfkit.postgres.sqltext import scan
+from perfkit.postgres.sqltext import ends_operand, scan
 
 # The parser writes its tree by recursion, and a chain of 9,000 operators overflows the stack of a small thread. Nothing
 # nests without an operator, a word or a bracket.
 _MOST_WORDS, _DEEPEST = 3_000, 500
 _NAMED = re.compile(r"%\(\w+\)[stb]")
+_PLACEHOLDER = re.compile(r"(?P<named>%\(\w+\)[stb])|%[stb](?!\w)|:[A-Za-z_]\w*|\?")
 # The kinds of the nodes that the tree does not name, because their field can hold no other.
 _KINDS = {
     "relation": "RangeVar", "rel": "RangeVar", "larg": "SelectStmt", "rarg": "SelectStmt", "typeName": "TypeName",
@@ -114,19 +115,20 @@ def parser_version() -> str:
 @lru_cache(maxsize=32)  # findings, candidates and rewrites ask about the same statement and its conditions
 def _tree(text: str) -> Mapping[str, object]:
     """Return the parser's answer for a text; an empty one if it refuses the text or is not there."""
-    library, plain = _library(), _without_names(text)
-    if library is None or plain is None:
+    library, pieces = _library(), _pieces(text)
+    if library is None or pieces is None:
         return {}
+    plain = "".join(piece for piece, _ in pieces)
     answer = library.pg_query_parse(plain.encode("utf-8", "replace"))
     try:
         if answer.error:
             return {}
-        sizes = (len(character.encode("utf-8", "replace")) for character in plain)
-        offsets = [] if plain.isascii() else list(accumulate(sizes, initial=0))
+        positions = [] if plain.isascii() and plain == text else _positions(pieces)
 
         def hook(node: dict[str, object]) -> dict[str, object]:
-            if offsets and isinstance(location := node.get("location"), int):
-                node["location"] = bisect_left(offsets, location)
+            location = node.get("location")
+            if positions and isinstance(location, int) and 0 <= location < len(positions):
+                node["location"] = positions[location]
             return node
 
         tree: dict[str, object] = json.loads(answer.tree, object_hook=hook)
@@ -137,11 +139,15 @@ def _tree(text: str) -> Mapping[str, object]:
         library.pg_query_free_parse_result(answer)
 
 
-def _without_names(text: str) -> str | None:
-    """Return a text of the same length with `$1` for `%(name)s`; None if the parser must not read it."""
-    parts: list[str] = []
+def _pieces(text: str) -> list[tuple[str, int]] | None:
+    """Return a text in pieces, each with its position, with `$1` for placeholders that the parser does not know.
+
+    Return None if the parser must not read the text.
+    """
+    pieces: list[tuple[str, int]] = []
     numbers: dict[str, int] = {}
     end = words = depth = 0
+    named, before = _NAMED.search(text), ""
     for token in scan(text):
         if token.start < end:
             continue
@@ -151,14 +157,31 @@ def _without_names(text: str) -> str | None:
         depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
         if words > _MOST_WORDS or depth > _DEEPEST:
             return None
-        end = token.end
-        if token.kind == "sign" and (name := _NAMED.match(text, token.end - 1)):
-            end = name.end()
-            parts.append(token.text[:-1] + f"${numbers.setdefault(name[0], len(numbers) + 1)}".ljust(len(name[0])))
+        end, piece = token.end, token.text
+        operator = piece[:-1] if token.kind == "sign" else ""
+        possible = token.kind == "sign" and (piece[-1] == "%" or piece in (":", "?"))
+        found = _PLACEHOLDER.match(text, end - 1) if possible else None
+        # `a % s`, `a[1:n]` and `a ? b` are operators: without a name, a placeholder follows no operand.
+        if found and (found["named"] or operator or not ends_operand(before)):
+            key = found[0] if len(found[0]) > 2 else f"{found[0]} {end}"  # %s and ? are another value each time
+            pieces.append((f"{operator} ", token.start))
+            piece = f"${numbers.setdefault(key, len(numbers) + 1)}"
+            pieces.append((piece, end - 1))
+            end = found.end()
         else:
-            parts.append(token.text)
-    # With named placeholders, a doubled percent sign is one.
-    return "".join(part.replace("%%", "% ") if numbers and part[:1] != "'" else part for part in parts)
+            pieces.append((piece.replace("%%", "%") if named and token.kind == "sign" else piece, token.start))
+        before = before if token.kind == "blank" else piece
+    return pieces
+
+
+def _positions(pieces: Sequence[tuple[str, int]]) -> list[int]:
+    """Return the position in a text of each byte that the parser reads."""
+    positions = []
+    for (piece, start), (_, following) in pairwise([*pieces, ("", sys.maxsize)]):
+        for offset, character in enumerate(piece):
+            position = min(start + offset, following - 1)
+            positions += [position] * len(character.encode("utf-8", "replace"))
+    return positions
 
 
 class _Answer(ctypes.Structure):

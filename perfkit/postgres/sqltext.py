@@ -113,6 +113,13 @@ def tokens(source: str, where: str = "") -> Iterator[Token]:
             yield token
 
 
+def ends_operand(item: str) -> bool:
+    """Return whether a token ends an operand, so that an operator follows, and a minus subtracts."""
+    if item in (")", "]") or item.endswith('"'):
+        return True
+    return (item[:1].isalnum() or item[:1] in ("_", "$") or item[:1] >= "\x80") and item.upper() not in _BEFORE_A_VALUE
+
+
 def _end_of_comment(source: str, start: int) -> int:
     """Return the end of the comment that starts here; 0 if it is not closed. Comments can be nested."""
     depth = 0
@@ -296,7 +303,7 @@ def _items(text: str) -> list[_Item]:
             if by == len(opened) and piece.isdigit() and (out[-1] == "," or _upper(out[-1]) == "BY"):
                 out.append(piece)
             else:
-                if out and out[-1] in ("-", "+") and not _operand(out[-2] if len(out) > 1 else "("):
+                if out and out[-1] in ("-", "+") and not _ends_operand(out[-2] if len(out) > 1 else "("):
                     out.pop()
                 out.append(0)
         elif piece in ("(", "["):
@@ -349,11 +356,8 @@ def _upper(item: _Item) -> str:
     return item.upper() if isinstance(item, str) else ""
 
 
-def _operand(item: _Item) -> bool:
-    """Whether a minus after this item subtracts."""
-    if isinstance(item, int) or item in (")", "]") or item.endswith('"'):
-        return True
-    return (item[0].isalnum() or item[0] in '_"' or item[0] >= "\x80") and item.upper() not in _BEFORE_A_VALUE
+def _ends_operand(item: _Item) -> bool:
+    return isinstance(item, int) or ends_operand(item)
 
 
 def _numbered(items: list[_Item]) -> Iterator[str]:

@@ -104,7 +104,7 @@ def loaded(*args: str) -> set[str]:
 @pytest.mark.process
 def test_the_list_of_commands_imports_no_command_and_nothing_heavy() -> None:
     modules = loaded("--help")
-    assert not modules & {"pandas", "matplotlib", "numpy", "aiohttp", "sqlglot", "psycopg", "pydantic"}
+    assert not modules & {"pandas", "matplotlib", "numpy", "aiohttp", "psycopg", "pydantic"}
     assert {name for name in modules if name.startswith("perfkit.app.cli.")} == set()
     assert {name.split(".")[1] for name in modules if name.startswith("perfkit.")} == {"app", "base"}
 

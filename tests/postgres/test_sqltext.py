@@ -92,10 +92,25 @@ class TestMeaning:
         assert [text[node.number("location")] for node in columns] == [*"abcde"]
 
     @pytest.mark.parametrize(
+        ("text", "marks"),
+        [
+            ("SELECT 1 FROM t WHERE a = %s AND b =%s AND c IN (%s, 5) LIMIT %s", ["%s"] * 4),
+            ("SELECT a % s, a %s FROM t", []),
+            ("SELECT 1 FROM t WHERE a = :a AND b > :b_2 AND c[1:n] = d::text LIMIT :rows", [":a", ":b_2", ":rows"]),
+            ("SELECT 1 FROM t WHERE a = ? AND b ? 'key' AND c IN (?, ?)", ["?", "?", "?"]),
+            ("SELECT '%(a)s', $1, \"%s\" FROM t -- %(b)s", ["$1"]),
+        ],
+    )
+    def test_a_placeholder_is_told_from_an_operator(self, text: str, marks: list[str]) -> None:
+        [statement] = parse_statements(text)
+        found = [node.number("location") for node in statement.walk() if node.kind == "ParamRef"]
+        assert [text[at:].lstrip("=")[: len(mark)] for at, mark in zip(found, marks, strict=True)] == marks
+
+    @pytest.mark.parametrize(
         "text",
         ["SELECT 'cut", "SELECT FROM WHERE", "SELECT 1\0; DROP TABLE t", "SELECT 'a\0b'", "SELECT " + "(" * 1000,
          "SELECT " + "||".join(["'a'"] * 1000), "SELECT " + "||".join(["'a'"] * 100_000),
-         "SELECT " + "(" * 100_000 + "1" + ")" * 100_000, "SELECT 1" + " UNION SELECT 1" * 50_000, "SELECT a = %s"],
+         "SELECT " + "(" * 100_000 + "1" + ")" * 100_000, "SELECT 1" + " UNION SELECT 1" * 50_000],
         ids=lambda text: text[:20],
     )  # fmt: skip
     def test_a_text_that_is_cut_off_wrong_or_too_deep_is_unknown(self, text: str) -> None:
