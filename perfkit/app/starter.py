@@ -17,12 +17,12 @@ from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, visible
 from perfkit.config import DatabaseConfig
 from perfkit.postgres import catalog
-from perfkit.postgres.capabilities import Capabilities
+from perfkit.postgres.capabilities import Capabilities, Capability
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import External
 from perfkit.runs.targets import scenario
-from perfkit.show.html import Block, Cell, Table, code, escape, marked
+from perfkit.show.html import Code, Column, Section, Table, marked, stacked
 from perfkit.slow.statements import between, snapshot
 
 EXAMPLE, NOTEBOOKS = resources.path("docs/examples/orders"), resources.path("notebooks")
@@ -35,17 +35,20 @@ _LOAD = re.compile(r"\s*(select|with|insert|update|delete)", re.IGNORECASE)
 _STATES = {"yes": "good", "partly": "unsure", "no": "bad"}
 
 
-def capabilities(database: Capabilities) -> Block:
+def capabilities(database: Capabilities) -> Section:
     """Return a table of what perfkit can do in a database, and what its owner can run to allow the rest."""
-    rows = tuple((Cell(c.name), marked(_STATES[c.state], c.state), Cell(c.detail)) for c in database.found)
-    table = Table(f"{database.target}, PostgreSQL {database.version}", ("what", "", "how, or why not"), rows)
+    columns: tuple[Column[Capability], ...] = (
+        Column("what", lambda c: c.name),
+        Column("", lambda c: marked(_STATES[c.state], c.state), key="state"),
+        Column("how, or why not", lambda c: c.detail),
+    )
     allow = {statement: c.name for c in database.found for statement in c.allow}
-    if not allow:
-        return Block(table.to_html(), table.to_text())
-    lines = [_line(statement, purpose) for statement, purpose in allow.items()]
     title = "What its owner or an administrator can run to allow more"
-    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(lines), name=title)}"
-    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in lines)]))
+    lines = "\n".join(_line(statement, purpose) for statement, purpose in allow.items())
+    return stacked(
+        Table.of(f"{database.target}, PostgreSQL {database.version}", columns, database.found),
+        Section([Code(lines, title)], title) if allow else None,
+    )
 
 
 def _line(statement: str, purpose: str) -> str:

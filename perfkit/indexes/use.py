@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 from perfkit.base.errors import UsageError
-from perfkit.base.units import NONE, count, size
+from perfkit.base.units import count, size
 from perfkit.explain.facts import Predicate, predicates
 from perfkit.explain.plan import Node, Plan
 from perfkit.indexes.coverage import (
@@ -35,7 +35,7 @@ from perfkit.indexes.coverage import (
 from perfkit.postgres import catalog
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import Server
-from perfkit.show.html import Block, Cell, Table, code, escape
+from perfkit.show.html import Cell, Code, Column, Section, Table, number, stacked
 
 SMALL = 32 * 1024  # bytes below which an unused index is not reported
 _LEFTOVER = re.compile(r"_cc(new|old)\d*$")
@@ -151,34 +151,28 @@ def script(remarks: Sequence[Remark]) -> list[str]:
     return lines
 
 
-def remarks_block(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Block:
+def remarks_block(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Section:
     """Return the remarks as a table with their statements below it, to copy."""
-    table, sql = remarks_table(facts, remarks), script(remarks)
-    if not sql:
-        return Block(table.to_html(), table.to_text())
+    sql = "\n".join(script(remarks))
     title = "Statements to review (run them one by one: CONCURRENTLY cannot run in a transaction)"
-    html = f"{table.to_html()}<h3>{escape(title)}</h3>{code(chr(10).join(sql), name=title)}"
-    return Block(html, "\n".join([table.to_text(), "", f"{title}:", *(f"  {line}" for line in sql)]))
+    return stacked(remarks_table(facts, remarks), Section([Code(sql, title)], title) if sql else None)
 
 
 def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
     """Return one row for each remark, with a note on the number of indexes and on their usage counters."""
-    rows = tuple(
-        (
-            Cell(remark.kind, state=_STATES.get(remark.kind, "")),
-            Cell(remark.table),
-            Cell(remark.text, remark.evidence),
-            Cell(size(remark.bytes) if remark.bytes else NONE),
-        )
-        for remark in remarks
+    columns: tuple[Column[Remark], ...] = (
+        Column("finding", lambda remark: Cell(remark.kind, state=_STATES.get(remark.kind, ""))),
+        Column("table", lambda remark: remark.table),
+        Column("reason", lambda remark: Cell(remark.text, remark.evidence)),
+        number("frees", lambda remark: remark.bytes or None, size, "frees_bytes"),
     )
     total = sum(index.bytes for index in facts.indexes)
     since = facts.counters.since
     counters = f"use counted since {since}" if since else "the start of counting is unknown"
     counters = counters if facts.counters.counted else "use is not counted (track_counts is off)"
     note = f"{count(len(facts.indexes))} indexes, {size(total)}; {counters}."
-    note = note if rows else f"no problems found in {note}"
-    return Table("Indexes", ("finding", "table", "reason", "frees"), rows, frozenset({"frees"}), note=note)
+    note = note if remarks else f"no problems found in {note}"
+    return Table.of("Indexes", columns, remarks, note=note)
 
 
 def _with(index: IndexFacts, other: IndexFacts | None) -> IndexFacts:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
@@ -35,23 +36,24 @@ from perfkit.release.decision import (
     write_answers,
 )
 from perfkit.release.gate import CHECKED_NOW, LOAD, judge, watch_state
-from perfkit.release.rollback import FILE, Rollback, Word
+from perfkit.release.rollback import FILE, Rollback, RollbackItem, Word
 from perfkit.runs.records import Bundle
 from perfkit.show.html import (
     Banner,
-    Block,
     Bullets,
     Cell,
+    Code,
+    Column,
     OpenedPage,
+    Part,
     Section,
     Table,
-    code,
-    escape,
+    View,
     marked,
+    note,
     page,
     shown,
     stacked,
-    style,
 )
 from perfkit.show.render import GATE, page_of
 
@@ -59,9 +61,9 @@ REASONS = 8  # in the banner; the matrix has all items
 _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}
 
 
-def banner(record: DecisionRecord) -> Banner:
-    """Return the decision, its numbers, and the items that led to it."""
-    gate = record.gate
+def banner(opened: GoNoGo) -> Banner:
+    """Return GO, NO-GO, NO BENEFIT or INCONCLUSIVE, its numbers, and the items that led to it."""
+    record, gate = opened.decided, opened.decided.gate
     reasons, rest = gate.reasons[:REASONS], len(gate.reasons) - REASONS
     reasons += (f"And {rest} more, in the table below.",) if rest > 0 else ()
     arms = ", ".join(gate.arms) or "none"
@@ -69,129 +71,124 @@ def banner(record: DecisionRecord) -> Banner:
     return report.banner(gate.decision, record.title, record.headline, reasons, meta)
 
 
-def items(record: DecisionRecord) -> Table:
-    """Return one line per item, for a terminal."""
-    rows = tuple(
-        (
-            Cell(item.group),
-            Cell(item.name),
-            Cell(item.value),
-            Cell(item.limit),
-            marked(item.outcome.state, item.outcome),
-        )
-        for item in record.gate.items
+def items(opened: GoNoGo) -> Table:
+    """Return every item in one line, for a terminal."""
+    columns: tuple[Column[GateItem], ...] = (
+        Column("group", lambda item: item.group),
+        Column("item", lambda item: item.name),
+        Column("value", lambda item: item.value),
+        Column("limit", lambda item: item.limit),
+        Column("result", lambda item: marked(item.outcome.state, item.outcome)),
     )
-    return Table("What the decision rests on", ("group", "item", "value", "limit", "result"), rows, headers=2)
+    return Table.of("What the decision rests on", columns, opened.decided.gate.items, headers=2)
 
 
-def matrix(record: DecisionRecord) -> Table:
+def matrix(opened: GoNoGo) -> Table:
     """Return every item with its result, value, conditions and class of evidence."""
-    rows = tuple(
-        (
-            Cell(own.group),
-            Cell(own.name),
-            _result(own),
-            Cell(own.value, _explained(own)),
-            Cell(own.go_if),
-            Cell(own.no_go_if or "never on its own", state="" if own.no_go_if else "quiet"),
-            Cell(own.evidence, state="quiet"),
-        )
-        for own in record.gate.items
+    columns: tuple[Column[GateItem], ...] = (
+        Column("", lambda item: item.group, key="group"),
+        Column("item", lambda item: item.name),
+        Column("result", lambda item: marked(item.outcome.state, item.outcome, item.needs and f"Needed: {item.needs}")),
+        Column("value", lambda item: Cell(item.value, _explained(item))),
+        Column("GO if", lambda item: item.go_if),
+        Column("NO-GO if", lambda item: item.no_go_if or Cell("never on its own", state="quiet")),
+        Column("evidence", lambda item: Cell(item.evidence, state="quiet")),
     )
-    columns = ("", "item", "result", "value", "GO if", "NO-GO if", "evidence")
-    note = (
-        "GO: every item holds. NO-GO: an item is broken. NO BENEFIT: no item is broken, and the change improves "
-        "nothing that was measured. INCONCLUSIVE: an item is unproven or unanswered; below its result is what it needs."
+    return Table.of(
+        "Go or no-go",
+        columns,
+        opened.decided.gate.items,
+        headers=2,
+        grouped=True,
+        note="GO: every item holds. NO-GO: an item is broken. NO BENEFIT: no item is broken, and the change improves "
+        "nothing that was measured. INCONCLUSIVE: an item is unproven or unanswered; below its result is what it "
+        "needs.",
     )
-    return Table("Go or no-go", columns, rows, headers=2, grouped=True, note=note)
 
 
-def people(record: DecisionRecord) -> Block:
+def people(opened: GoNoGo) -> Section:
     """Return each question with the answer that counts, its author and its time."""
-    rows = tuple(
-        (
-            Cell(own.question),
-            Cell(own.answer or "not answered", state={"yes": "good", "no": "bad"}.get(own.answer, "unsure")),
-            Cell(own.by or NONE),
-            Cell(readable_time(own.on) if own.on else NONE),
-        )
-        for own in record.answers
+    states = {"yes": "good", "no": "bad"}
+    columns: tuple[Column[RecordedAnswer], ...] = (
+        Column("question", lambda own: own.question),
+        Column("answer", lambda own: Cell(own.answer or "not answered", state=states.get(own.answer, "unsure"))),
+        Column("by", lambda own: own.by or NONE),
+        Column("when", lambda own: readable_time(own.on) if own.on else NONE),
     )
-    note = "" if rows else "the configuration has no questions"
-    table = Table("Questions and answers", ("question", "answer", "by", "when"), rows, note=note)
-    return Block(f'<div class="whole">{table.to_html()}</div>', table.to_text())
+    answers = opened.decided.answers
+    note = "" if answers else "the configuration has no questions"
+    return Section([Table.of("Questions and answers", columns, answers, note=note)], kind="whole")
 
 
-def plan(steps: Sequence[PlanStep], claims: Mapping[str, JudgedClaim]) -> Block:
+def plan(opened: GoNoGo) -> Section:
     """Return the plan of the release, with the measured value of each claim."""
-    rows = tuple(
-        (
-            Cell(step.action, step.when),
-            Cell(step.time or NONE),
-            Cell(step.risk or NONE),
-            Cell(step.rollback or NONE),
-            _measured(step.measures, claims),
-        )
-        for step in steps
+    columns: tuple[Column[PlanStep], ...] = (
+        Column("step", lambda step: Cell(step.action, step.when)),
+        Column("time, as planned", lambda step: step.time or NONE),
+        Column("risk, as planned", lambda step: step.risk or NONE),
+        Column("undone by", lambda step: step.rollback or NONE),
+        Column("measured", lambda step: _measured(step.measures, opened.claims)),
     )
-    columns = ("step", "time, as planned", "risk, as planned", "undone by", "measured")
-    return _lines(Table("Plan", columns, rows, note="" if rows else "the configuration has no plan"))
+    note = "" if opened.release.step else "the configuration has no plan"
+    return Section([Table.of("Plan", columns, opened.release.step, note=note)], kind="lines")
 
 
-def risks(listed_risks: Sequence[Risk], claims: Mapping[str, JudgedClaim]) -> Block:
+def risks(opened: GoNoGo) -> Section:
     """Return the risks as judged beforehand, with the measured value of each claim."""
-    rows = tuple(
-        (
-            Cell(risk.name),
-            Cell(risk.severity, state=_SEVERITIES.get(risk.severity, "")),
-            Cell("\n".join(risk.mitigation) or NONE),
-            _measured(risk.measures, claims),
-        )
-        for risk in listed_risks
+    columns: tuple[Column[Risk], ...] = (
+        Column("risk", lambda risk: risk.name),
+        Column("severity, as judged", lambda risk: Cell(risk.severity, state=_SEVERITIES.get(risk.severity, ""))),
+        Column("mitigation", lambda risk: "\n".join(risk.mitigation) or NONE),
+        Column("measured", lambda risk: _measured(risk.measures, opened.claims)),
     )
-    columns = ("risk", "severity, as judged", "mitigation", "measured")
-    return _lines(Table("Risks", columns, rows, note="" if rows else "the configuration has no risks"))
+    note = "" if opened.release.risk else "the configuration has no risks"
+    return Section([Table.of("Risks", columns, opened.release.risk, note=note)], kind="lines")
 
 
-def sign_off(names: Iterable[str], record: DecisionRecord, seal: Seal) -> Block:
-    """Return a line for each person who signs, with the decision and the content hash that they sign."""
-    signers = list(names) or ["Name"]
-    what = f"{record.gate.decision} for {', '.join(record.gate.arms) or 'no arm'}: {record.title}"
-    lines = "".join(f'<tr><th scope="row">{escape(name)}</th><td></td><td></td></tr>' for name in signers)
-    head = "".join(f'<th scope="col">{word}</th>' for word in ("role and name", "signature", "date"))
-    html = (
-        f'<section class="sign"><p><b>{escape(what)}</b><br>decided {escape(readable_time(record.on))}, content hash '
-        f"<code>{escape(seal.content[:SHORT])}</code></p><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
-        f"</table><p>Content hash in full: <code>{escape(_spaced(seal.content))}</code></p></section>"
-    )
-    signed = (f"{name}: ______________ Date: ________" for name in signers)
-    return Block(html, "\n".join([what, f"content hash {seal.content}", *signed]))
+@dataclass(frozen=True, slots=True, repr=False)
+class SignOff(Part):
+    """A line for each person who signs, with the decision and the content hash that they sign."""
+
+    template = "sign_off.html.j2"
+    names: Sequence[str]
+    decision: str
+    on: str
+    content: str
+
+    @property
+    def short(self) -> str:
+        """The beginning of the content hash."""
+        return self.content[:SHORT]
+
+    def text(self) -> str:
+        """Return the lines to sign on paper."""
+        signed = (f"{name}: ______________ Date: ________" for name in self.names)
+        return "\n".join([self.decision, f"content hash {self.content}", *signed])
 
 
-def checking(name: str, seal: Seal) -> Block:
-    """Return how to check a page, also on paper, against its folder `name`."""
-    commands = f"perfkit verify {name}\nperfkit verify {name} --hash {seal.content[:SHORT]}"
-    said = (
+def sign_off(opened: GoNoGo) -> SignOff:
+    """Return a line for each person who signs, and the content hash."""
+    record = opened.decided
+    decided = f"{record.gate.decision} for {', '.join(record.gate.arms) or 'no arm'}: {record.title}"
+    return SignOff(opened.release.sign_off or ["Name"], decided, readable_time(record.on), opened.seal.content)
+
+
+def checking(opened: GoNoGo) -> Section:
+    """Return how to check a page, also on paper, against its folder."""
+    name, seal = opened.folder.resolve().name, opened.seal
+    explanation = (
         f"The content hash is a SHA-256 over the {len(seal.files)} files of evidence beside this page, as of "
         f"{readable_time(seal.on)}. The first command names each file, including this page, that has changed since. "
         "The second checks that the folder is the one printed here. The hash is a checksum, not a signature: anyone "
         "who can change the folder can seal it again, and only the hash on a signed page reveals that."
     )
-    return Block(f'{code(commands, name="commands")}<p class="note">{escape(said)}</p>', f"{commands}\n{said}")
-
-
-def _lines(table: Table) -> Block:
-    """Wrap a table whose cells may have several lines."""
-    return Block(f'<div class="lines">{table.to_html()}</div>', table.to_text())
+    commands = f"perfkit verify {name}\nperfkit verify {name} --hash {seal.content[:SHORT]}"
+    return stacked(Code(commands, "commands"), note(explanation), gap="\n")
 
 
 def _explained(item: GateItem) -> str:
     """Return the item's text if it says more than the value."""
     return item.text if item.outcome is not Outcome.HOLDS or item.evidence in (LOAD, CHECKED_NOW) else ""
-
-
-def _result(item: GateItem) -> Cell:
-    return marked(item.outcome.state, item.outcome, f"Needed: {item.needs}" if item.needs else "")
 
 
 def _counted(every: Sequence[GateItem]) -> str:
@@ -215,10 +212,6 @@ def _claim(text: str, claim: JudgedClaim | None) -> str:
     return f"“{text}”: {found.text}{spread}, claimed {expected(claim)}: {held(claim).text}, {claim.evidence}"
 
 
-def _spaced(digits: str) -> str:
-    return " ".join(digits[i : i + 8] for i in range(0, len(digits), 8))
-
-
 # The result of a rollback: its word, its sentence and its items.
 
 _WORD_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
@@ -233,15 +226,13 @@ def rollback(result: Rollback) -> Section:
 
 
 def _table(result: Rollback) -> Table:
-    rows = tuple(
-        (
-            Cell(item.group),
-            Cell(item.text),
-            marked(_WORD_STATES[item.word], item.word) if item.word else Cell(unbroken("not judged"), state="quiet"),
-        )
-        for item in result.items
+    columns: tuple[Column[RollbackItem], ...] = (
+        Column("", lambda item: item.group, key="group"),
+        Column("finding", lambda item: item.text),
+        Column("result", lambda item: marked(_WORD_STATES[item.word], item.word) if item.word else unjudged),
     )
-    return Table("What was checked", ("", "finding", "result"), rows, grouped=True)
+    unjudged = Cell(unbroken("not judged"), state="quiet")
+    return Table.of("What was checked", columns, result.items, grouped=True)
 
 
 # A decision as JUnit XML, which every build server shows: one test case per item. JUnit has only two words for what
@@ -308,7 +299,7 @@ class GoNoGo(OpenedPage):
         self.folder = folder
         self.decided: DecisionRecord = decision.read(folder)
         self.seal: Seal = decision.read_seal(folder)
-        self._release = Bundle.open(folder).run.config.release
+        self.release = Bundle.open(folder).run.config.release
 
     def render(self) -> Path:
         """Write decision.html into the run's folder, seal it, and return its path. Raises BundleError."""
@@ -319,44 +310,18 @@ class GoNoGo(OpenedPage):
         return page
 
     @property
-    def banner(self) -> Banner:
-        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE, and the items that led to it."""
-        return banner(self.decided)
+    def subject(self) -> GoNoGo:
+        """The decision that its properties show."""
+        return self
 
-    @property
-    def matrix(self) -> Table:
-        """Every item with its result, value and conditions."""
-        return matrix(self.decided)
-
-    @property
-    def items(self) -> Table:
-        """Every item in one line."""
-        return items(self.decided)
-
-    @property
-    def people(self) -> Block:
-        """Questions to people, and their answers."""
-        return people(self.decided)
-
-    @property
-    def plan(self) -> Block:
-        """The plan of the release, with the measured value of each claim."""
-        return plan(self._release.step, self.claims)
-
-    @property
-    def risks(self) -> Block:
-        """The risks of the release, with the measured value of each claim."""
-        return risks(self._release.risk, self.claims)
-
-    @property
-    def sign_off(self) -> Block:
-        """A line for each person who signs, and the content hash."""
-        return sign_off(self._release.sign_off, self.decided, self.seal)
-
-    @property
-    def checking(self) -> Block:
-        """How to check a page against its folder."""
-        return checking(self.folder.resolve().name, self.seal)
+    banner = shown(banner)
+    matrix = shown(matrix)
+    items = shown(items)
+    people = shown(people)
+    plan = shown(plan)
+    risks = shown(risks)
+    sign_off = shown(sign_off)
+    checking = shown(checking)
 
     @cached_property
     def claims(self) -> Mapping[str, JudgedClaim]:
@@ -435,7 +400,7 @@ class RehearsedRun(Run):
     decision = shown(rehearsal)
 
 
-class RolledBack:
+class RolledBack(View):
     """A rollback read from its folder, for a notebook."""
 
     def __init__(self, folder: Path) -> None:
@@ -453,11 +418,13 @@ class RolledBack:
         if (self.folder / "run.json").exists():
             return render(self.folder)
         out = self.folder / "rollback.html"
-        write_atomically(out, page(f"{self.found.word}: rollback", rollback(self.found)))
+        write_atomically(out, page(f"{self.found.word}: rollback", self))
         return out
 
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style>{rollback(self.found)._repr_html_()}"
+    def html(self) -> str:
+        """Return the result as HTML."""
+        return rollback(self.found).html()
 
-    def __repr__(self) -> str:
-        return repr(rollback(self.found))
+    def text(self) -> str:
+        """Return the result as text."""
+        return rollback(self.found).text()
