@@ -59,7 +59,7 @@ def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, k
 def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:
     """Execute a notebook with this interpreter and return the notebook with its outputs; `keep` is a file to store it.
 
-    Raises PerfkitError with the error's last line if a cell fails.
+    Raises PerfkitError with the error's last line if a cell fails, and if the kernel does not start or dies.
     """
     # Jupyter's packages take long to import, and commands that only print a help text import this module too.
     papermill = _papermill()
@@ -96,6 +96,9 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
             )
         except papermill.PapermillExecutionError as error:
             raise PerfkitError(f"the report's notebook failed: {error.ename}: {error.evalue}") from None
+        except (RuntimeError, OSError) as error:  # Jupyter has no class of its own for a kernel that does not start
+            expected = f"expected {sys.executable} -m ipykernel to start, and memory for a second Python"
+            raise PerfkitError(f"the report's notebook did not run: {visible(str(error))}; {expected}") from None
 
 
 def _papermill() -> Any:

@@ -222,6 +222,17 @@ def test_a_wrong_parameter_stops_the_notebook_with_one_line(tmp_path: Path, give
     assert len(errors) == 1 and len(errors[0]["traceback"]) == 1 and "\n" not in errors[0]["traceback"][0]
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "/nowhere/python"])
+def test_a_kernel_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    argv = [program] if program.startswith("/") else [sys.executable, "-c", program]
+    spec = {"argv": argv, "display_name": "dead", "language": "python"}
+    monkeypatch.setattr("ipykernel.kernelspec.get_kernel_dict", lambda **_: spec)
+    with pytest.raises(PerfkitError, match=r"^the report's notebook did not run: .*; expected ") as caught:
+        execute(NOTEBOOK, {})
+    assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
+
+
 def test_cells_run_again_in_any_session_keep_their_parameters() -> None:
     typed, call = "seed: int = 1  # x\nname: str = 'a'", "run()"
     history = ["", typed, call, "scratch = 5", call]
