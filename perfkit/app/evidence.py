@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfkit.app.runs import measure_statement
 from perfkit.app.specs import StatementSpec
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import PlanError, UsageError
-from perfkit.base.options import Texts
+from perfkit.base.options import Texts, narrowed
 from perfkit.base.process import progress
 from perfkit.base.units import count, significant, size
 from perfkit.explain.capture import Capture, single
@@ -122,7 +122,7 @@ class WhatIf(View):
         return "\n\n".join(part for part in (self.sentence, self.limitation, self.plans.text(width)) if part)
 
 
-Values = Mapping[int, Any] | Sequence[Any]  # of a statement's parameters
+Values = Mapping[int, object] | Sequence[object]  # of a statement's parameters
 ROWS = 200  # sets of values that a measurement sends in turn
 # Where the values of a plan come from, as its note says.
 LOGGED = "using the parameters of the slowest logged execution"
@@ -174,7 +174,7 @@ class Filled:
     """A statement as psycopg takes it, its values, and a note on their origin ("" if it has no parameters)."""
 
     text: str
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, object] | None = None
     origin: str = ""
 
 
@@ -246,7 +246,7 @@ class SlowQuery:
         plan = self.statement.plan
         return Explained(Capture((read_plan(plan),)), "as logged") if plan is not None else None
 
-    def example_parameters(self, n: int = 1, given: Mapping[int, Any] | None = None, seed: int = 1) -> Examples:
+    def example_parameters(self, n: int = 1, given: Mapping[int, object] | None = None, seed: int = 1) -> Examples:
         """Return `n` sets of values: first those of the slowest logged execution, if known; the others are sampled.
 
         A value that is `given` by its number is in every set. Raises PlanError, UsageError.
@@ -287,7 +287,7 @@ class SlowQuery:
             self.trials.append(self.session.whatif(filled.text, index, filled.parameters, analyze=analyze))
         return self.trials[-1]
 
-    def measure(self, index: Texts = (), **options: Any) -> Run:
+    def measure(self, index: Texts = (), **options: object) -> Run:
         """Measure paired rounds without and with an index; by default, with what `advise` last proposed.
 
         The options are `profile`, `way`, `users`, `seed` and `reports`. On a server that perfkit started, the rounds
@@ -295,7 +295,7 @@ class SlowQuery:
         ("whole": a private copy). Raises PerfkitError as `perfkit.run` does.
         """
         proposed = [proposal.statement for advised in self.advice[-1:] for proposal in advised.proposals]
-        spec = StatementSpec(index or proposed, **options)
+        spec = narrowed(StatementSpec, None, index=index or proposed, **options)
         rows, text = self.example_parameters(ROWS, seed=spec.seed).sets, named_placeholders(self.text)
         with progress() as say:
             self.runs.append(measure_statement(self.session, text, rows, spec, say))
@@ -374,11 +374,11 @@ class SlowQuery:
         return repr(self._table)
 
 
-def _named(values: Mapping[int, Any]) -> dict[str, Any]:
+def _named(values: Mapping[int, object]) -> dict[str, object]:
     return {f"p{number}": value for number, value in values.items()}
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 

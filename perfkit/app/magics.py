@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import click
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
@@ -35,6 +35,8 @@ from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 from perfkit.slow.tables import ActivityView
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from perfkit.analysis.report import Run
     from perfkit.app.session import SlowTable
 
@@ -42,14 +44,14 @@ if TYPE_CHECKING:
 INJECTED = "# Parameters"  # papermill's first line in the cell that it adds after the typed one
 
 
-def read(namespace: Mapping[str, Any]) -> dict[str, Any]:
+def read(namespace: Mapping[str, object]) -> dict[str, object]:
     """Return the declared parameters with their values, from a notebook's `globals()`; the spec checks the types.
 
     From then on, the notebook shows an error of perfkit as one line, without a traceback. Raises UsageError with the
     name of every unknown parameter.
     """
     _one_line_errors()
-    declared, injected = _cells(namespace.get("In", ()))
+    declared, injected = _cells(cast("Sequence[str]", namespace.get("In", ())))
     if unknown := [f"parameter '{name}' is unknown" for name in injected if name not in declared]:
         raise UsageError(f"{', '.join(unknown)}; expected one of: {', '.join(declared)}")
     return {name: namespace[name] for name in declared}
@@ -84,14 +86,16 @@ def _targets(line: ast.Assign | ast.AnnAssign) -> Iterator[str]:
 def _one_line_errors() -> None:
     from IPython import get_ipython
 
-    def show(shell: Any, kind: type[BaseException], error: BaseException, _trace: Any, tb_offset: Any = None) -> None:
+    def show(
+        shell: InteractiveShell, kind: type[BaseException], error: BaseException, *_: object, **__: object
+    ) -> None:
         shell._showtraceback(kind, error, [f"{kind.__name__}: {error}"])
 
     if (shell := get_ipython()) is not None:
         shell.set_custom_exc((PerfkitError,), show)
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -127,19 +131,19 @@ def _parsed(magic: str, line: str | Sequence[str], spec: type[_S], purpose: str)
     return spec(**context.params)
 
 
-def _in_one_line(magic: _F) -> _F:
+def _in_one_line(magic: Callable[_P, _T]) -> Callable[_P, _T | None]:
     """Make an interrupt end in one line, as perfkit's errors do; the cell still fails."""
 
     @wraps(magic)
-    def run(*args: Any) -> Any:
+    def run(*args: _P.args, **options: _P.kwargs) -> _T | None:
         try:
-            return magic(*args)
+            return magic(*args, **options)
         except KeyboardInterrupt:
             raise Interrupted("interrupted") from None
         except click.exceptions.Exit:  # after --help
             return None
 
-    return cast(_F, run)
+    return run
 
 
 @magics_class
@@ -150,7 +154,7 @@ class PerfkitMagics(Magics):
 
     @line_magic
     @_in_one_line
-    def perfkit(self, line: str) -> Any:
+    def perfkit(self, line: str) -> object:
         """`%perfkit connect service=staging --confirm HOST:PORT/DB`, `%perfkit slow`, `%perfkit activity`."""
         command, *words = _words(line) or [""]
         if command not in _COMMANDS:
@@ -237,11 +241,11 @@ class PerfkitMagics(Magics):
         return list(values.values()) if numbered else values or None
 
     @property
-    def _shell(self) -> Any:
-        return self.shell
+    def _shell(self) -> InteractiveShell:
+        return cast("InteractiveShell", self.shell)
 
 
-_COMMANDS: Mapping[str, tuple[type[Spec], str, Callable[[PerfkitMagics, Any], object]]] = {
+_COMMANDS: Mapping[str, tuple[type[Spec], str, Callable[..., object]]] = {
     "connect": (ConnectLineSpec, "Connect to the database that the magics use.", PerfkitMagics._connect),
     "demo": (DemoSpec, "Use the booking system's data after some work.", PerfkitMagics._demo),
     "slow": (SlowLineSpec, "List the statements that took the most time.", PerfkitMagics._slow),
@@ -285,7 +289,7 @@ def _ask(question: str) -> str:
     return input(f"{question}: ")
 
 
-def load_ipython_extension(shell: Any) -> None:
+def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics; `%load_ext perfkit` calls this."""
     magics = PerfkitMagics(shell)
     shell.register_magics(magics)

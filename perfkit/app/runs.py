@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycopg import sql
 
@@ -288,7 +288,7 @@ def _config(
     return config
 
 
-def _database(session: Session) -> tuple[dict[str, Any], str]:
+def _database(session: Session) -> tuple[dict[str, object], str]:
     """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
     opened, version = session.opened, session.database.server.version
     made = opened.config.database if opened.config else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TypedDict
 
 import psycopg
 import tomlkit
@@ -55,6 +55,26 @@ def _line(statement: str, purpose: str) -> str:
     """Return a statement with its purpose; only SQL gets a semicolon, not a command or an instruction."""
     end = "" if statement.startswith("perfkit ") or " and a restart" in statement else ";"
     return f"{statement}{end}  -- {purpose}"
+
+
+class _Table(TypedDict):
+    """A table, as sql/catalog/starter_tables.sql lists it; `table` is its quoted name."""
+
+    name: str
+    table: str
+    rows: int
+    bytes: int
+    index_bytes: int
+    key: list[str]  # NULL without a primary key
+    indexed: list[list[str | None]]
+
+
+class _ForeignKey(TypedDict):
+    """A foreign key, as sql/catalog/starter_foreign_keys.sql lists it."""
+
+    child: str
+    parent: str
+    columns: list[str]
 
 
 @dataclass(slots=True)
@@ -125,7 +145,8 @@ def _from_database(external: External, db: str, tls: bool) -> dict[str, str]:
 
 def _inspect(connection: Connection) -> tuple[_Draft, int]:
     """Return the draft, and the database's size in bytes."""
-    tables, keys = catalog.rows(connection, "starter_tables"), catalog.rows(connection, "starter_foreign_keys")
+    tables: Sequence[_Table] = catalog.rows(connection, "starter_tables")  # type: ignore[assignment]
+    keys: Sequence[_ForeignKey] = catalog.rows(connection, "starter_foreign_keys")  # type: ignore[assignment]
     draft, by_name = _Draft(), {table["table"]: table for table in tables}
     # Two foreign keys on the same columns need one index.
     distinct = {(key["child"], *sorted(key["columns"])): key for key in keys}.values()
@@ -134,9 +155,10 @@ def _inspect(connection: Connection) -> tuple[_Draft, int]:
     for key in islice((key for key in bare if _has_rows(connection, key["child"], key["columns"])), LOOKUPS):
         _lookup(draft, by_name[key["child"]], key["columns"], "by")
         draft.indexes.append(f"CREATE INDEX ON {key['child']} ({', '.join(key['columns'])})")
-    keyed = (table for table in tables if table["key"] and _has_rows(connection, table["table"], table["key"]))
-    for table in islice(keyed, KEYS):
-        _lookup(draft, table, table["key"], "one_of")
+    keys_of = ((table, table["key"]) for table in tables if table["key"])
+    keyed = ((table, key) for table, key in keys_of if _has_rows(connection, table["table"], key))
+    for table, columns in islice(keyed, KEYS):
+        _lookup(draft, table, columns, "one_of")
     draft.tables = [_describe(table, keys) for table in tables[:20]]
     draft.statements = list(_statements(connection))
     return draft, sum(table["bytes"] + table["index_bytes"] for table in tables)
@@ -156,12 +178,12 @@ def _not_null(columns: Sequence[str]) -> str:
     return " AND ".join(f"{column} IS NOT NULL" for column in columns)
 
 
-def _indexed(table: Mapping[str, Any], columns: Sequence[str]) -> bool:
+def _indexed(table: _Table, columns: Sequence[str]) -> bool:
     """Return whether an index begins with these columns, in any order."""
     return any(set(index[: len(columns)]) == set(columns) for index in table["indexed"])
 
 
-def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how: str) -> None:
+def _lookup(draft: _Draft, table: _Table, columns: Sequence[str], how: str) -> None:
     """Add a query for the rows with certain values, and a SELECT of the values that exist."""
     name = _name(f"{how}_{table['name']}", draft.queries)
     pairs = [(column, f"p{number}") for number, column in enumerate(columns, 1)]
@@ -171,13 +193,13 @@ def _lookup(draft: _Draft, table: Mapping[str, Any], columns: Sequence[str], how
     draft.parameters[name] = f"SELECT DISTINCT {selected} FROM {table['table']} WHERE {_not_null(columns)} LIMIT :rows"
 
 
-def _name(text: str, taken: Mapping[str, Any]) -> str:
+def _name(text: str, taken: Collection[str]) -> str:
     """Return a new name for a query and its files, safe for any name of a table."""
     plain = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")[:34] or "query"
     return next(name for n in range(1, 100) if (name := plain if n == 1 else f"{plain}_{n}") not in taken)
 
 
-def _describe(table: Mapping[str, Any], keys: Sequence[Mapping[str, Any]]) -> str:
+def _describe(table: _Table, keys: Sequence[_ForeignKey]) -> str:
     refers = [f"{', '.join(k['columns'])} -> {k['parent']}" for k in keys if k["child"] == table["table"]]
     size = f"about {table['rows']:,} rows, {table['bytes'] / 1e6:,.1f} MB, indexes {table['index_bytes'] / 1e6:,.1f} MB"
     key = f"key {', '.join(table['key'])}" if table["key"] else "no primary key"
@@ -239,7 +261,7 @@ def _toml(draft: _Draft, db: str, name: str, size: int, tls: bool) -> str:
     return tomlkit.dumps(document)
 
 
-def _say(container: Any, *lines: str) -> None:
+def _say(container: tomlkit.TOMLDocument | tomlkit.items.Table, *lines: str) -> None:
     """Add comments, each on one line: a name from a database cannot end a comment."""
     for line in lines:
         container.add(tomlkit.comment(" ".join(visible(line).split())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -48,7 +48,7 @@ class Arm(Model):
     warmup: Annotated[int, Field(ge=0, le=10_000)] = 20
     """Number of warm-up requests of each kind before each block; not counted."""
 
-    def prepared(self) -> dict[str, Any]:
+    def prepared(self) -> dict[str, object]:
         """Return everything that defines the arm; an arm and its control return equal values."""
         return self.model_dump(exclude={"name", "role", "title"})
 

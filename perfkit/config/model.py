@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tomlkit
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from perfkit.base import resources
 from perfkit.base.errors import BundleError, UsageError
@@ -267,7 +268,7 @@ def restored(model: type[_M], stored: object, where: str) -> _M:
         raise BundleError(f"{where}: {key}: {reason}; expected what perfkit wrote") from None
 
 
-def _lines(path: str, item: Any) -> list[str]:
+def _lines(path: str, item: ErrorDetails) -> list[str]:
     """Return the lines for one of pydantic's errors: file, key, value and what was expected."""
     loc = [part for n, part in enumerate(item["loc"]) if not (n == 2 and item["loc"][0] == "parameters")]
     key = ".".join(str(part) for part in loc)
@@ -401,7 +402,7 @@ def _bounds(field: Mapping[str, Any]) -> str:
     return least + most
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return a value that TOML can hold: no None, text as keys, and paths as a configuration names them."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}

@@ -71,7 +71,7 @@ def _is_origin(text: str) -> str:
     return text
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     """Return a TOML value as JSON, with dates and times as text."""
     if isinstance(value, dict):
         return {key: _as_json(item) for key, item in value.items()}
@@ -97,7 +97,7 @@ File = Annotated[Path, AfterValidator(_existing)]
 Conninfo = Annotated[str, AfterValidator(require_no_password)]
 Url = Annotated[str, AfterValidator(_is_origin)]
 Settings = Annotated[dict[str, str], AfterValidator(require_settable)]
-Json = Annotated[Any, AfterValidator(_as_json)]
+Json = Annotated[object, AfterValidator(_as_json)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 Label = Annotated[str, AfterValidator(_is_label)]
 Count = Annotated[int, Field(ge=1)]

@@ -67,12 +67,13 @@ class CommandGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command; an error that click itself finds is one line too."""
-        run: Any = super().main
+        run: Callable[..., object] = super().main
         options["prog_name"] = "perfkit"
         if not options.pop("standalone_mode", True):
             return run(*args, standalone_mode=False, **options)
         try:
-            sys.exit(run(*args, standalone_mode=False, **options) or 0)
+            code = run(*args, standalone_mode=False, **options)
+            sys.exit(code if isinstance(code, int) else 0)
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "perfkit"
             echo(f"perfkit: {error.format_message()} (see {command} --help)", err=True)
@@ -81,7 +82,7 @@ class CommandGroup(click.Group):
             echo("perfkit: stopped", err=True)
             sys.exit(Interrupted.exit_code)
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> object:
         """Run a command; a signal that ends it stops it as Ctrl-C does."""
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, and so does perfkit then

@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -205,7 +205,7 @@ def _diff(captures: list[Capture], form: str) -> str:
     return dumps({**diff, "plans": [_json(capture) for capture in captures]}, ascii_only=True)
 
 
-def _json(capture: Capture) -> dict[str, Any]:
+def _json(capture: Capture) -> dict[str, object]:
     """Return a plan for programs: EXPLAIN's own document, its fingerprint, and the findings."""
     faults = [asdict(finding) for finding in findings(capture.plan, capture.facts)]
     return {"fingerprint": fingerprint(capture.plan), "findings": faults, "explain": list(capture.documents)}

@@ -7,11 +7,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import click
 
-from perfkit.analysis.report import render
+from perfkit.analysis.report import LoadRun, Run, render
 from perfkit.analysis.tables import Subject
 from perfkit.app import runs
 from perfkit.app.cli import echo, options
@@ -78,7 +77,7 @@ def compare(spec: CompareCommand) -> None:
     rendered(runs.compare(spec), spec.gate)
 
 
-def rendered(run: Any, gate: bool) -> None:
+def rendered(run: Run | LoadRun, gate: bool) -> None:
     """Write a run's report, print its decision and path, and at a gate exit with the decision's code."""
     page = render(run.bundle.path)
     echo(f"{run.subject.word}: {run.analysis.headline}")

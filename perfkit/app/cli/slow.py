@@ -7,11 +7,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from psycopg.conninfo import make_conninfo
@@ -74,25 +74,25 @@ def write(path: Path, queries: SlowQueries, limit: int) -> None:
     write_atomically(path, html.page("Slow statements", SlowView(queries, limit).html()))
 
 
-def as_document(queries: SlowQueries, limit: int) -> dict[str, Any]:
+def as_document(queries: SlowQueries, limit: int) -> dict[str, object]:
     """Return what --json prints, as `perfkit slow --help` describes it."""
     head = {name: getattr(queries, name) for name in ("source", "since", "until", "total_ms", "unread", "notes")}
     statements = [_statement(queries, each, position) for position, each in enumerate(queries.statements[:limit], 1)]
     return {**head, "count": len(queries.statements), "statements": statements}
 
 
-def json_line(value: Any) -> str:
+def json_line(value: object) -> str:
     """Return JSON on one line, in ASCII: other characters of a statement could control the terminal."""
     return json.dumps(value, default=_plain, allow_nan=False)
 
 
-def _statement(queries: SlowQueries, statement: SlowStatement, position: int) -> dict[str, Any]:
+def _statement(queries: SlowQueries, statement: SlowStatement, position: int) -> dict[str, object]:
     figures = {field.name: getattr(statement, field.name) for field in fields(statement) if field.name != "plan"}
     figures["example"] = asdict(statement.example) if statement.example else None
     return {"position": position, **figures, "mean_ms": statement.mean_ms, "share": queries.share(statement)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: datetime | Mapping[str, object]) -> object:
     """Return a value that JSON can hold: times in ISO 8601, any mapping as a dict."""
     return value.isoformat() if isinstance(value, datetime) else dict(value)
 
