@@ -242,7 +242,7 @@ class _Running:
             if not of_arm:
                 continue
             self.say(f"counting what {configured[arm.name].title} cost writes")
-            self.bench.refresh(configured[arm.name])
+            self.bench.refresh([configured[arm.name]])
             clone = self.bench.database(configured[arm.name])
             assert clone
             name = arm.indexes[0] if len(arm.indexes) == 1 else ""

@@ -34,7 +34,6 @@ from random import Random
 
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.conninfo import make_conninfo
 
 from perfkit.base.errors import LoadError, ServerError, UsageError, first_line
 from perfkit.base.process import spawn, stop
@@ -43,7 +42,8 @@ from perfkit.config import Scenario
 from perfkit.load.pool import SAMPLES, WATCH_S, Load, lags_ms
 from perfkit.load.samples import COLUMNS, OK, Rest, Samples
 from perfkit.load.schedule import Row, SqlTarget
-from perfkit.postgres.commands import exact, named, options
+from perfkit.load.senders import load_conninfo
+from perfkit.postgres.commands import array_literal, exact, named
 from perfkit.postgres.sqltext import read as read_script
 from perfkit.postgres.sqltext import split
 
@@ -90,7 +90,10 @@ def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Scr
     if not placed.names:
         return Script(text)
     if len(query.rows) == 1:
-        constants = {name: _constant(query, value) for name, (value,) in columns.items()}
+        constants = {
+            name: f"({constant})" if (constant := _number(value)) else _literal(_texts(query, [value])[0])
+            for name, (value,) in columns.items()
+        }
         return Script(_VARIABLE.sub(lambda match: constants[match[1]] if match[1] else match[0], text))
     turn, ready = f"perfkit_turn{number}", f"perfkit_ready{number}"
     row = rf"\set perfkit_row (:client_id + :{turn} * {clients}) % {len(query.rows)} + 1"
@@ -157,18 +160,11 @@ def _texts(query: ScriptQuery, values: Sequence[object]) -> list[str | None]:
     return [None if value is None else bytes(value).decode() for value in dumped]
 
 
-def _constant(query: ScriptQuery, value: object) -> str:
-    number = _number(value)
-    return f"({number})" if number else _literal(_texts(query, [value])[0])
-
-
 def _array(query: ScriptQuery, values: Sequence[object]) -> str:
-    quoted = []
-    for value in _texts(query, values):
-        if value is None:
-            raise UsageError(f"query '{query.item}': a parameter without a value (null); pgbench has only text")
-        quoted.append('"' + value.replace("\\", r"\\").replace('"', r"\"") + '"')
-    return "{" + ",".join(quoted) + "}"
+    texts = [text for text in _texts(query, values) if text is not None]
+    if len(texts) < len(values):
+        raise UsageError(f"query '{query.item}': a parameter without a value (null); pgbench has only text")
+    return array_literal(texts)
 
 
 def _literal(text: str | None) -> str:
@@ -228,7 +224,6 @@ class LogSamples:
     lags: array[int] = field(
         default_factory=lambda: array("q")
     )  # of requests in `columns`, beyond the wait for their client
-    last: int = 0  # the end of the last request, in ns from the release
 
     def keep(self, item: str, line: _Line, release: int, *, counted: bool, detail: str = "") -> None:
         """Add a request with its times."""
@@ -236,13 +231,6 @@ class LogSamples:
         row = (item, line.client, 0, counted, due, began, began, done, line.outcome, detail, line.attempts)
         for name, value in zip(COLUMNS, row, strict=True):
             getattr(self.columns, name).append(value)
-        self.last = max(self.last, done)
-
-    def count(self, item: str, line: _Line, release: int) -> None:
-        """Add a request to the histograms."""
-        due, done = line.scheduled - release, line.done - release
-        self.rest.setdefault(item, Rest()).add(due, done, line.outcome)
-        self.last = max(self.last, done)
 
 
 def read(log: TransactionLog, aborted: Sequence[AbortedClient], most: int) -> LogSamples:
@@ -275,7 +263,8 @@ def _read(log: TransactionLog, path: Path, release: int, samples: LogSamples, ro
             if line.outcome == OK:
                 samples.lags.append(line.started - max(line.scheduled, free.get(line.client, 0)))
         elif counted:
-            samples.count(item, line, release)
+            due, done = line.scheduled - release, line.done - release
+            samples.rest.setdefault(item, Rest()).add(due, done, line.outcome)
 
 
 def _requests(log: TransactionLog, path: Path, free: dict[int, int]) -> Iterator[_Line]:
@@ -368,7 +357,8 @@ def run(
             args += ["-f", _file(folder, source, number, made.get(number))]
         # The database comes last and without -d, which pgbench 16 takes for its debug option.
         try:
-            end = _run([str(binary), *args, _conninfo(target)], folder / "report", watch)
+            conninfo = load_conninfo(target["options"]["conninfo"], target["options"]["session"])
+            aborted, cpu_s, wall_s = _run([str(binary), *args, conninfo], folder / "report", watch)
         except LoadError as error:
             message = str(error)
             for number, source in enumerate(work):  # name the user's own files, not their copies
@@ -383,14 +373,14 @@ def run(
             warm=scenario.warm,
             seconds=scenario.seconds or 0.0,
         )
-        requests = read(log, end.aborted, samples)
+        requests = read(log, aborted, samples)
         means = [float(mean) for mean in _MEAN.findall((folder / "report").read_text("utf-8", "replace"))]
     health = {
         **lags_ms(requests.lags),
         "gc_ms": 0.0,
-        "worker_cpu": end.cpu_s / end.wall_s / jobs,
-        "cpu_ms": end.cpu_s * 1e3,
-        "wall_ms": requests.last / 1e6,
+        "worker_cpu": cpu_s / wall_s / jobs,
+        "cpu_ms": cpu_s * 1e3,
+        "wall_ms": max([0, *requests.columns.done, *(rest.last_ns for rest in requests.rest.values())]) / 1e6,
     }
     if means:
         health["lookup_ms"] = sum(means) / len(means)
@@ -399,25 +389,16 @@ def run(
 
 def _file(folder: Path, source: ScriptQuery | Path, number: int, made: Script | None) -> str:
     """Write a script's file; return its path and weight: each query runs as often as the others, lookups aside."""
+    text = made.text if made else ""
     if isinstance(source, Path):  # read once: pgbench must not read another text than the one that was checked
         text = read_script(source)
         try:
             require_harmless_commands(text, source)
         except ValueError as error:
             raise UsageError(f"expected {error}") from None
-    else:
-        assert made
-        text = made.text
     path = folder / f"{number}.sql"
     path.write_text(text, "utf-8", newline="")
     return f"{path}@{2 if made and made.separate_lookup else 1}"
-
-
-def _conninfo(target: SqlTarget) -> str:
-    parameters = {"application_name": "perfkit load", "client_encoding": "UTF8"}
-    if session := target["options"]["session"]:
-        parameters["options"] = options(session)
-    return make_conninfo(target["options"]["conninfo"], **parameters)
 
 
 def _arguments(target: SqlTarget, scenario: Scenario, made: dict[int, Script], seed: str, jobs: int) -> list[str]:
@@ -431,17 +412,8 @@ def _arguments(target: SqlTarget, scenario: Scenario, made: dict[int, Script], s
     return args + [f"-D{name}=0" for script in made.values() for name in script.variables]
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """The end of pgbench: the clients that ended early, processor and wall time in s."""
-
-    aborted: list[AbortedClient]
-    cpu_s: float
-    wall_s: float
-
-
-def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> _End:
-    """Run pgbench to its end. Raises LoadError with its message."""
+def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> tuple[list[AbortedClient], float, float]:
+    """Run pgbench; return the clients that ended early, CPU and wall time in s. Raises LoadError with its message."""
     begun = time.monotonic()
     with report.open("wb") as out:
         # Its messages are parsed: in English, without colours.
@@ -455,7 +427,7 @@ def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> _End:
     aborted = list(_aborted(lines))
     if process.returncode and not aborted:
         raise LoadError(f"pgbench: {lines[0][1] if lines else f'ended with {process.returncode}'}")
-    return _End(aborted, used.ru_utime + used.ru_stime, time.monotonic() - begun)
+    return aborted, used.ru_utime + used.ru_stime, time.monotonic() - begun
 
 
 def _aborted(lines: Sequence[tuple[int, str]]) -> Iterator[AbortedClient]:

@@ -296,7 +296,8 @@ def _merge(batches: Sequence[Batch | Arrivals], parts: Sequence[list[_Answer]]) 
     """Concatenate the workers' samples; under a ramp, only requests that start at full concurrency count."""
     columns, bodies = Samples(), list[str]()
     for number, (batch, answers) in enumerate(zip(batches, parts, strict=True)):
-        full_until = _full_until([answer.columns for answer in answers]) if _full_only(batch) else math.inf
+        full_only = isinstance(batch, Batch) and batch.full_only
+        full_until = _full_until([answer.columns for answer in answers]) if full_only else math.inf
         for answer in answers:
             answer.columns.batch = [number] * len(answer.columns)
             answer.columns.counted = [batch.counted and at <= full_until for at in answer.columns.started]
@@ -304,10 +305,6 @@ def _merge(batches: Sequence[Batch | Arrivals], parts: Sequence[list[_Answer]]) 
             bodies += answer.bodies
     rest = merged(a.rest for b, answers in zip(batches, parts, strict=True) if b.counted for a in answers)
     return Load(columns, _health(columns, parts), bodies, rest)
-
-
-def _full_only(batch: Batch | Arrivals) -> bool:
-    return isinstance(batch, Batch) and batch.full_only
 
 
 def _full_until(parts: Sequence[Samples]) -> float:

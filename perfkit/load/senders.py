@@ -96,12 +96,10 @@ class LibpqConnection:
         self._loop.add_reader(self._fd, self._readable)
 
     @classmethod
-    async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool, **options: str) -> Self:
+    async def open(cls, conninfo: str, *, timeout_s: float, prepare: bool) -> Self:
         """Connect. Raises psycopg.Error, also if the server would misread a text."""
         wait = max(2, int(timeout_s))
-        owner = await psycopg.AsyncConnection.connect(
-            make_conninfo(conninfo, **options, connect_timeout=wait), autocommit=True
-        )
+        owner = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=wait)
         try:
             require_reading(owner.pgconn)
         except ServerError as error:
@@ -215,6 +213,12 @@ class LibpqConnection:
         await self._owner.close()
 
 
+def load_conninfo(conninfo: str, session: Mapping[str, str]) -> str:
+    """Return the conninfo of a session that sends load, with its settings."""
+    settings = {"options": options(session)} if session else {}
+    return make_conninfo(conninfo, application_name="perfkit load", client_encoding="UTF8", **settings)
+
+
 CONFLICTS = ("40001", "40P01")  # serialization failure, deadlock: the same statement may succeed now
 _OUTCOMES: dict[type[Exception], str] = {TimeoutError: TIMEOUT, ConnectionError: REFUSED}  # all others: RESET
 
@@ -233,11 +237,8 @@ class SqlSender:
         retries: int = 0,
         connections: int = 0,
     ) -> None:
-        self._conninfo, self._timeout_s, self._prepare = conninfo, timeout_s, prepare
+        self._conninfo, self._timeout_s, self._prepare = load_conninfo(conninfo, session), timeout_s, prepare
         self._retries, self._most = retries, connections
-        self._options = {"application_name": "perfkit load", "client_encoding": "UTF8"}
-        if session:
-            self._options["options"] = options(session)
         self._free: deque[LibpqConnection | None] = deque()  # None: a connection that was lost
         self._queue: deque[asyncio.Future[LibpqConnection | None]] = deque()
 
@@ -264,9 +265,7 @@ class SqlSender:
     async def connect(self) -> LibpqConnection:
         """Open a connection. Raises ConnectionError with the server's message."""
         try:
-            return await LibpqConnection.open(
-                self._conninfo, timeout_s=self._timeout_s, prepare=self._prepare, **self._options
-            )
+            return await LibpqConnection.open(self._conninfo, timeout_s=self._timeout_s, prepare=self._prepare)
         except psycopg.Error as error:
             raise ConnectionError(first_words(error)) from None
 

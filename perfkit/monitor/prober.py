@@ -198,7 +198,7 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
     with Clones(selection.config, secrets.token_hex(3), *where, say, selection.postgres) as stage:
         say(f"making the data ({selection.scale})" if selection.scale else "reaching the data")
         stage.base(selection.scale)
-        stage.refresh(arm)
+        stage.refresh([arm])
         stage.serve([arm])
         database = stage.database(arm)
         service = stage.service_address(arm) if selection.config.service else None

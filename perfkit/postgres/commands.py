@@ -9,7 +9,7 @@ protocol the server would run them all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
@@ -149,6 +149,16 @@ def texts(values: Sequence[Any]) -> tuple[str | None, ...]:
     except psycopg.Error as error:
         raise UsageError(f"parameters that cannot be sent: {first_line(error)}") from None
     return tuple(None if value is None else bytes(value).decode() for value in sent)
+
+
+def array_literal(texts: Iterable[str]) -> str:
+    r"""Return an array as PostgreSQL writes it.
+
+    >>> array_literal(["a", 'b"c'])
+    '{"a","b\\"c"}'
+    """
+    inner = (text.replace("\\", r"\\").replace('"', r"\"") for text in texts)
+    return "{" + ",".join(f'"{text}"' for text in inner) + "}"
 
 
 def options(settings: Mapping[str, str]) -> str:

@@ -82,14 +82,9 @@ class Workbench(ABC):
     def prepare(self, arm: Arm) -> tuple[Database | None, list[Built]]:
         """Prepare an arm; return the database for its plans, and what building its indexes cost."""
 
-    @abstractmethod
-    def refresh(self, arm: Arm) -> None:
-        """Restore the arm's initial state, before a block."""
-
-    def refresh_all(self, arms: Sequence[Arm]) -> None:
-        """Restore the initial state of several arms."""
-        for arm in arms:
-            self.refresh(arm)
+    def refresh(self, arms: Sequence[Arm]) -> None:
+        """Restore the initial state of arms, before a block; by default nothing changes it."""
+        return
 
     @abstractmethod
     def database(self, arm: Arm) -> Database | None:
@@ -168,7 +163,13 @@ class Clones(Workbench):
     _copied: Copied | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        self._require_settings()
+        assert self.config.database  # a server must not reject a setting after anything was made
+        for arm in self.config.arm:
+            if self._source and self.config.database.way == "clone":
+                databases.require_settings(self._source, arm.settings)
+            else:
+                settings = {**self.config.database.settings, **arm.settings}
+                embedded.require_known(arm.postgres or self.version, settings)
         self._server(self.config.baseline())
         return self
 
@@ -234,15 +235,8 @@ class Clones(Workbench):
         remaining = {index.name for index in self.dropped[arm.name] if index.how == "left"}
         return [index for index in built if index.name in remaining]
 
-    def refresh(self, arm: Arm) -> None:
-        """Make a fresh clone of the arm's template."""
-        template, _ = self.prepare(arm)
-        name = self._database_name(template.server, f"clone_{arm.name}")
-        databases.create(template.server, name, template.name)
-        databases.configure(template.server, name, self._settings(arm))
-
-    def refresh_all(self, arms: Sequence[Arm]) -> None:
-        """Clone two arms at a time: a server spends half of that time waiting for the disk.
+    def refresh(self, arms: Sequence[Arm]) -> None:
+        """Clone the arms' templates, two at a time: a server spends half of that time waiting for the disk.
 
         The old clones are dropped before that, one after the other. Databases that are dropped side by side free
         their buffers alternately, and the next clones to be read would get better places in memory than the others.
@@ -251,7 +245,13 @@ class Clones(Workbench):
             template, _ = self.prepare(arm)
             databases.drop(template.server, self._database_name(template.server, f"clone_{arm.name}"))
         with ThreadPoolExecutor(1 if self._source else 2) as pool:
-            list(pool.map(self.refresh, arms))
+            list(pool.map(self._clone, arms))
+
+    def _clone(self, arm: Arm) -> None:
+        template, _ = self.prepare(arm)
+        name = self._database_name(template.server, f"clone_{arm.name}")
+        databases.create(template.server, name, template.name)
+        databases.configure(template.server, name, self._settings(arm))
 
     def database(self, arm: Arm) -> Database:
         """Return the arm's clone."""
@@ -283,16 +283,6 @@ class Clones(Workbench):
             settings = {**self.config.database.settings, **restarting}
             self._servers[key] = self._stack.enter_context(embedded.start(version, settings))
         return self._servers[key]
-
-    def _require_settings(self) -> None:
-        """Raise UsageError if a server will reject a setting, before any server starts or anything is made."""
-        assert self.config.database
-        for arm in self.config.arm:
-            if self._source and self.config.database.way == "clone":
-                databases.require_settings(self._source, arm.settings)
-            else:
-                settings = {**self.config.database.settings, **arm.settings}
-                embedded.require_known(arm.postgres or self.version, settings)
 
     def _settings(self, arm: Arm) -> dict[str, str]:
         """Return the arm's settings that a database can hold."""
@@ -410,9 +400,6 @@ class InPlace(Workbench):
             comment = f"perfkit run {self.run}"
             self._built[arm.name] = build(database.server, database.name, arm.indexes, in_place=comment)
         return database, self._built.get(arm.name, [])
-
-    def refresh(self, arm: Arm) -> None:
-        """Do nothing: the database stays as it is."""
 
     def database(self, arm: Arm) -> Database | None:
         """Return the arm's database."""

@@ -103,11 +103,11 @@ class RunBlock:
         clock, workbench, arms = self._context.clock, self._context.workbench, self._arms
         self._say("cloning")
         with clock.timed("clones"):
-            workbench.refresh_all(arms)
+            workbench.refresh(arms)
             # What touches the server's memory first lies better in it, so the first clones are read once and replaced.
             if workbench.private and not self._number:
                 self._state()
-                workbench.refresh_all(arms)
+                workbench.refresh(arms)
         with clock.timed("services"):
             workbench.serve(arms)
         with clock.timed("state"):

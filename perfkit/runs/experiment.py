@@ -298,8 +298,7 @@ class Experiment:
             for arm in checked:
                 results[arm.name] += self._same_rows(context, arm)
             if self._chosen.config.service and self._chosen.config.check:
-                for arm in checked:
-                    context.workbench.refresh(arm)
+                context.workbench.refresh(checked)
                 context.workbench.serve(checked)
                 for arm in checked:
                     results[arm.name] += self._functional(context, arm)

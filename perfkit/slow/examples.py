@@ -20,7 +20,7 @@ from perfkit.explain.facts import fetched, parsed, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import load_plan
 from perfkit.postgres import catalog, commands
-from perfkit.postgres.commands import placeholders, send
+from perfkit.postgres.commands import array_literal, placeholders, send
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import Token, scan
 from perfkit.slow.statements import StatementScan, StatementUse, scans
@@ -300,7 +300,7 @@ class _Known:
         said, found = f"pg_stats of {scan.table}.{use.column}", []
         for _ in range(self.n):
             texts = [text for text, _ in draw.choices(rows, weights, k=_ANY if use.operator == "= ANY" else 1)]
-            text = _array(texts) if use.operator == "= ANY" else texts[0]
+            text = array_literal(dict.fromkeys(texts)) if use.operator == "= ANY" else texts[0]
             found.append(Value(use.number, self.types[use.number].type, text, said))
         return found
 
@@ -317,11 +317,11 @@ class _Known:
                 near = [rows[order[(at + more) % len(rows)]][column] for more in range(_ANY)]
                 text = near[0]
                 if use.operator == "= ANY":
-                    text = _array(near)
+                    text = array_literal(dict.fromkeys(near))
                 elif use.operator in ("<>", "<> ALL", "IS DISTINCT FROM", "!~~", "!~~*"):
                     others = Counter(row[column] for row in rows if row[column] != near[0])
                     text = min(others.items(), key=lambda item: item[1])[0] if others else text
-                    text = _array([text]) if use.operator == "<> ALL" else text
+                    text = array_literal([text]) if use.operator == "<> ALL" else text
                 found[use.number].append(Value(use.number, self.types[use.number].type, text, f"a row of {scan.table}"))
         return found
 
@@ -372,16 +372,6 @@ class _Known:
 def _element(use: StatementUse) -> str:
     """Return the SQL expression to read values from; for an array that is searched, its first element."""
     return f"({use.subject})[1]" if use.operator == "ANY =" else use.subject
-
-
-def _array(texts: Sequence[str]) -> str:
-    r"""Return an array as PostgreSQL writes it.
-
-    >>> _array(["a", 'b"c'])
-    '{"a","b\\"c"}'
-    """
-    inner = (text.replace("\\", "\\\\").replace('"', '\\"') for text in dict.fromkeys(texts))
-    return "{" + ",".join(f'"{text}"' for text in inner) + "}"
 
 
 def _fixed(text: str, types: Mapping[int, Type]) -> dict[int, tuple[Type, str, str]]:

@@ -119,10 +119,8 @@ def effects(place: Place, text: str, given: Parameters) -> object:
 
 async def sent(place: Place, text: str, given: Parameters, times: int) -> object:
     target = sql_target(place.conninfo(), 5, 5, pooler=place.server.pooler)["options"]
-    settings = {"options": options(target["session"])} if target["session"] else {}
-    connection = await senders.LibpqConnection.open(
-        target["conninfo"], timeout_s=5, prepare=target["prepare"], client_encoding="UTF8", **settings
-    )
+    conninfo = senders.load_conninfo(target["conninfo"], target["session"])
+    connection = await senders.LibpqConnection.open(conninfo, timeout_s=5, prepare=target["prepare"])
     try:
         return [await connection.run(senders.bound(text, given)) for _ in range(times)]
     except senders.Failure as failure:
