@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,166 +17,79 @@ from perfkit.explain.findings import findings as judge
 from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
 from perfkit.explain.plan import COUNTERS, Node, Plan
 from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
-from perfkit.show.html import Cell, Table, View, code, escape, explained
+from perfkit.show.html import Column, Inline, Paragraph, Section, Table, View, note, number, render, stacked
 
-Mark = Callable[[Node], str]  # HTML before a node's title, such as its change in a diff
 _NESTED = 40  # levels; deeper nodes are listed flat, because browsers stop at 512 nested elements
 _WIDE_STEPS = 10  # levels that are indented in full
 _DRAWN = 2_000  # number of nodes from which negligible ones are only counted
-_FOLDED, _LEFT_OUT = "folded, and without details", "left out if they are adjacent"
 _ABOVE = frozenset({"Plan", "Planning Time", "Execution Time", "Settings"})  # keys shown above the tree
 
 
-def drawn(figures: PlanFigures, title: str = "", *, whole: bool = True, mark: Mark = lambda node: "") -> str:
-    """Return a plan as HTML; without the figures of the `whole` if the caller shows them elsewhere."""
-    named = f"<h4>{escape(title)}</h4>" if title else ""
-    parts = (named, _above(figures, whole=whole), *_tree(figures, mark), _below(figures))
-    return f'<div class="plan">{"".join(parts)}</div>'
+@dataclass(frozen=True, repr=False)
+class PlanDrawing(View):
+    """A plan as nested lists; without the figures of the `whole` and with `changes` beside another plan."""
+
+    figures: PlanFigures
+    title: str = ""
+    whole: bool = True
+    changes: Mapping[Node, PlanChange] | None = None
+
+    def html(self) -> str:
+        """Return the drawing, for a page with the style sheet."""
+        skip = len(self.figures.plan.nodes) > _DRAWN
+        return render(
+            "plan.html.j2",
+            f=self.figures,
+            title=self.title,
+            whole=self.whole,
+            changes=self.changes,
+            skip=skip,
+            entries=_entries(self.figures, skip=skip),
+            more=list(pairs(self.figures.plan.document, set(_ABOVE))),
+            text=plan_text,
+            details=details,
+            brief=brief,
+            badge=badge,
+            counted=counted,
+            count=units.count,
+            ms=ms,
+            share=share,
+            states=STATES,
+            low_severity=Severity.LOW,
+            signs=SIGNS,
+            same=ChangeKind.SAME,
+            nested=_NESTED,
+            wide=_WIDE_STEPS,
+            none_known=units.NONE,
+        )
+
+    def text(self, width: int | None = None) -> str:
+        """Return the tree as text; without `width`, as wide as needed."""
+        parts = [[visible(self.title)] if self.title else [], plan_text.above(self.figures, width)]
+        parts += [[""], plan_text.lines(self.figures, width)]
+        if findings := list(plan_text.findings(self.figures, width)):
+            parts += [[""], findings]
+        return "\n".join(line for part in parts for line in part)
 
 
-def _above(figures: PlanFigures, *, whole: bool) -> str:
-    """Return the figures of the whole, costs outside the nodes, and findings on the statement."""
-    first, *rest = plan_text.whole_plan(figures)
-    parts = []
-    if whole:
-        others = "".join(f" · {escape(text)}" for text in rest)
-        parts.append(f'<p class="whole"><strong>{escape(first)}</strong>{others}</p>')
-    if aside := plan_text.aside(figures):
-        parts.append(explained(aside))
-    if whole:
-        parts.append(f'<p class="note">{escape(plan_text.caveats(figures))}</p>')
-    if summary := plan_text.summary(figures):
-        parts.append(f'<p class="found"><strong>{escape(summary)}</strong></p>')
-    parts += [_finding(finding) for finding in figures.findings.get(None, ())]
-    return "".join(parts)
+def _entries(figures: PlanFigures, *, skip: bool) -> Iterator[tuple[str, Node | FigureGroup | None]]:
+    """Yield rows from the top down: "leaf", "open" and "close", and for negligible steps "group" or "counted".
 
-
-def _below(figures: PlanFigures) -> str:
-    """Return everything else that EXPLAIN reports on the statement, folded."""
-    rest = list(pairs(figures.plan.document, set(_ABOVE)))
-    return (
-        f'<details class="rest"><summary>more about the statement</summary>{explained(rest)}</details>' if rest else ""
-    )
-
-
-def _tree(figures: PlanFigures, mark: Mark) -> Iterator[str]:
-    """Yield rows from the top down; closing tags wait in the same list as nodes, so that depth needs no recursion."""
-    analyzed, skip = figures.plan.analyzed, len(figures.plan.nodes) > _DRAWN
-    if figures.negligible:
-        yield f'<p class="note">{escape(plan_text.folding(figures, _LEFT_OUT if skip else _FOLDED))}</p>'
-    heads = ("own time, ms", "own pages") if analyzed else ("cost, with all below", "")
-    rows = "rows: expected → came" if analyzed else "rows expected"
-    columns = "".join(f"<span>{head}</span>" for head in ("step", *heads, rows) if head)
-    yield f'<div class="tree{"" if analyzed else " guess"}"><div class="row head" aria-hidden="true">{columns}</div>'
-    yield f'<ul role="list" aria-label="{counted(len(figures.plan.nodes), "step")}">'
-    waiting: list[Node | FigureGroup | str] = [figures.plan.root]
+    What closes an element waits in the same list as nodes, so that depth needs no recursion.
+    """
+    waiting: list[Node | FigureGroup | None] = [figures.plan.root]
     while waiting:
         item = waiting.pop()
-        if isinstance(item, str):
-            yield item
+        if item is None:
+            yield "close", None
         elif isinstance(item, FigureGroup):
-            row = _group(figures, item)
-            if skip:
-                yield f'<li><div class="row">{row}</div></li>'
-                continue
-            yield f'<li><details><summary><span class="row">{row}</span></summary><ul role="list">'
-            waiting += ["</ul></details></li>", *reversed(item.steps)]
+            yield "counted" if skip else "group", item
+            waiting += [] if skip else [None, *reversed(item.steps)]
         else:
-            yield from _step(figures, item, mark, waiting)
-    yield "</ul></div>"
-
-
-def _step(figures: PlanFigures, node: Node, mark: Mark, waiting: list[Node | FigureGroup | str]) -> Iterator[str]:
-    slight, steps = node in figures.negligible, figures.steps(node)
-    row, beneath = _row(figures, node, mark), _beneath(figures, node, slight=slight)
-    if not steps or node.depth >= _NESTED:
-        yield f'<li><div class="row">{row}</div>{beneath}</li>'
-    else:
-        near = ' class="near"' if node.depth >= _WIDE_STEPS else ""
-        yield f'<li><details{"" if slight else " open"}><summary><span class="row">{row}</span></summary>{beneath}'
-        yield f'<ul role="list"{near}>'
-        waiting.append("</ul></details></li>")
-    waiting += reversed(steps)
-
-
-def _row(figures: PlanFigures, node: Node, mark: Mark) -> str:
-    """Return a step's number, title and figures; each figure has its unit for readers without the column heads."""
-    said, label = figures.execution(node), node.subplan
-    before = f"<em>{escape(label)}</em> " if label else ""
-    after = f" <small>{escape(said)}</small>" if said else ""
-    depth = f"<small>level {node.depth}</small> " if node.depth > _NESTED else ""
-    title = f"{mark(node)}{depth}{before}{escape(node.title)}{after}{_folded(figures, node)}"
-    return f'<span class="t"><small>{node.number}</small> {title}</span>{_figures(figures, node)}'
-
-
-def _figures(figures: PlanFigures, node: Node) -> str:
-    expected, came = figures.rows(node)
-    if not figures.plan.analyzed:
-        part = node.cost / figures.highest_cost
-        return f"{_bar(part)}<b>{figures.cost(node)}</b><i> cost</i></span><span>{expected}<i> rows expected</i></span>"
-    part, off = figures.plan.share(node), figures.row_error(node)
-    time = _unit(figures.time(node), "ms")
-    time = f"<b>{time}</b>" if part >= 0.1 else time
-    rows = f"<span>{expected}<i> expected</i> → {_unit(came, 'came')}</span>"
-    return (
-        f"{_bar(part)}{time}<small>{figures.share(node)}</small></span>"
-        f"{_bar(figures.page_part(node.own_pages))}{_unit(figures.pages(node), 'pages')}</span>{rows}"
-        + (f'<small class="off unsure">≠ {off}</small>' if off else "")
-    )
-
-
-def _unit(text: str, unit: str) -> str:
-    """Return a figure with its unit, which is visible if there is no room for columns."""
-    return text if text == units.NONE else f"{text}<i> {unit}</i>"
-
-
-def _group(figures: PlanFigures, group: FigureGroup) -> str:
-    """Return the row of a group of negligible steps."""
-    name, spent, pages = figures.group(group)
-    title = f'<span class="t">{name}</span>'
-    if not figures.plan.analyzed:
-        return title
-    part = figures.part(spent)
-    time, of = (_unit(ms(spent), "ms"), share(part)) if figures.plan.timed else (units.NONE, units.NONE)
-    touched = _unit(units.count(pages), "pages") if figures.paged else units.NONE
-    return f"{title}{_bar(part)}{time}<small>{of}</small></span>{_bar(figures.page_part(pages))}{touched}</span>"
-
-
-def _bar(part: float) -> str:
-    return f'<span class="b" style="--p:{min(1.0, part):.3g}">' if part >= 0.005 else '<span class="b">'
-
-
-def _folded(figures: PlanFigures, node: Node) -> str:
-    """Return the number, time and most severe finding of the steps below, shown while these are folded."""
-    count, spent = figures.below[node]
-    if not count:
-        return ""
-    grave = figures.worst.get(node)
-    parts = [f"+ {counted(count, 'step')}", *([f"{ms(spent)} ms"] if figures.plan.timed else [])]
-    return f' <small class="shut">{", ".join([*parts, *([badge(grave)] if grave else [])])}</small>'
-
-
-def _beneath(figures: PlanFigures, node: Node, *, slight: bool) -> str:
-    """Return the findings at a node, and its details."""
-    found = "".join(_finding(finding) for finding in figures.findings.get(node.number, ()))
-    line = brief(node)
-    if slight:
-        more = f'<p class="c">{escape(line)}</p>' if line else ""
-    elif rest := list(details(node)):
-        more = f'<details class="c"><summary>{escape(line or "details")}</summary>{explained(rest)}</details>'
-    else:
-        more = f'<p class="c">{escape(line)}</p>' if line else ""
-    return f'<div class="u">{found}{more}</div>' if found or more else ""
-
-
-def _finding(finding: Finding) -> str:
-    """Return a finding with its advice; one of low severity is folded."""
-    head = f'<strong class="{STATES[finding.severity]}">{badge(finding)}</strong> {escape(finding.text)}'
-    advice = f"<p>{escape(finding.advice)}</p>" if finding.advice else ""
-    sql = code(finding.sql, name="SQL") if finding.sql else ""
-    if finding.severity == Severity.LOW:
-        return f'<details class="f"><summary>{head}</summary>{advice}{sql}</details>'
-    return f'<div class="f {STATES[finding.severity]}"><p>{head}</p>{advice}{sql}</div>'
+            steps = figures.steps(item)
+            opened = bool(steps) and item.depth < _NESTED
+            yield "open" if opened else "leaf", item
+            waiting += [*([None] if opened else []), *reversed(steps)]
 
 
 # The change between two plans: a sentence, the figures of both, and the change of every step.
@@ -190,20 +103,6 @@ SIGNS = {
 }
 
 
-def diff_drawn(diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> str:
-    """Return both plans side by side, below the sentence and the figures of the whole."""
-    changes = _changes(diff)
-    columns = "".join(
-        drawn(figures, label, whole=False, mark=lambda node: _html(changes[node], node))
-        for figures, label in zip((before, after), labels, strict=True)
-    )
-    weakness = dict.fromkeys((plan_text.caveats(before), plan_text.caveats(after)))
-    return (
-        f'<p class="changed"><strong>{escape(diff.sentence)}</strong></p>{_totals(before, after, labels).to_html()}'
-        f'<p class="note">{escape(" ".join(weakness))} {escape(_legend(diff))}</p><div class="pair">{columns}</div>'
-    )
-
-
 def lines(
     diff: Diff, before: PlanFigures, after: PlanFigures, labels: tuple[str, str], width: int | None
 ) -> Iterator[str]:
@@ -211,7 +110,7 @@ def lines(
     changes = _changes(diff)
     yield from plan_text.wrapped(diff.sentence, width)
     yield ""
-    yield from _totals(before, after, labels).to_text().splitlines()[2:]
+    yield from _totals(before, after, labels).text().splitlines()[2:]
     yield ""
     yield from plan_text.lines(
         after,
@@ -242,15 +141,6 @@ def _legend(diff: Diff) -> str:
     return "Signs: " + ", ".join(f"{SIGNS[kind]} {kind}" for kind in ChangeKind if kind in kinds) + "."
 
 
-def _html(change: PlanChange, node: Node) -> str:
-    """Return the change of a node, and its number in the other plan."""
-    other = change.before if node is change.after else change.after
-    if change.kind == ChangeKind.SAME:
-        return f'<em title="same as {other.number}">=</em> ' if other else ""
-    where = f" {'from' if node is change.after else 'to'} {other.number}" if other else ""
-    return f'<em class="{change.kind}">{SIGNS[change.kind]} {change.kind}{where}</em> '
-
-
 def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) -> Table:
     """Return the figures of the whole, one line each."""
     pair = (before, after)
@@ -266,8 +156,8 @@ def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) ->
         rows.append(("rows expected", [units.count(f.plan.root.estimated) for f in pair]))
     if all("Planning Time" in figures.plan.document for figures in pair):
         rows.append(("planning time", [duration(f.plan.planning_ms) for f in pair]))
-    cells = tuple((Cell(name), *(Cell(text) for text in texts)) for name, texts in rows)
-    return Table("The statement as a whole", ("", *labels), cells, frozenset(labels))
+    columns: list[Column[tuple[str, ...]]] = [Column("", key="figure"), *(number(label) for label in labels)]
+    return Table.of("The statement as a whole", columns, [(name, *texts) for name, texts in rows])
 
 
 def _columns(change: PlanChange, before: PlanFigures, after: PlanFigures) -> tuple[str, ...]:
@@ -307,16 +197,11 @@ class PlanView(View):
 
     def html(self) -> str:
         """Return the drawing, for a page with the style sheet."""
-        return drawn(self.figures(), self.title)
+        return PlanDrawing(self.figures(), self.title).html()
 
     def text(self, width: int | None = None) -> str:
         """Return the tree as text; without `width`, as wide as needed."""
-        figures = self.figures()
-        parts = [[visible(self.title)] if self.title else [], plan_text.above(figures, width)]
-        parts += [[""], plan_text.lines(figures, width)]
-        if found := list(plan_text.findings(figures, width)):
-            parts += [[""], found]
-        return "\n".join(line for part in parts for line in part)
+        return PlanDrawing(self.figures(), self.title).text(width)
 
     def figures(self, pinned: Collection[Node] = ()) -> PlanFigures:
         """Return the plan's figures as text; nodes in `pinned` are never folded."""
@@ -337,7 +222,15 @@ class DiffView(View):
 
     def html(self) -> str:
         """Return the sentence, the figures of both, and both plans side by side."""
-        return diff_drawn(self.diff, *self._figures(), self._labels)
+        sides, changes = self._figures(), _changes(self.diff)
+        caveats = dict.fromkeys(map(plan_text.caveats, sides))
+        drawings = [PlanDrawing(side, label, False, changes) for side, label in zip(sides, self._labels, strict=True)]
+        return stacked(
+            Paragraph(Inline(self.diff.sentence), "changed"),
+            _totals(*sides, self._labels),
+            note(f"{' '.join(caveats)} {_legend(self.diff)}"),
+            Section(drawings, kind="pair"),
+        ).html()
 
     def text(self, width: int | None = None) -> str:
         """Return the sentence, and the second plan's tree with each step's figures before and after."""
@@ -354,20 +247,12 @@ class DiffView(View):
 
 
 _LONG = 1_000  # characters of any value
-
-
 _OUTPUT = 6  # number of columns that are named
-
-
 _WORKERS = 16
-
-
 _IN_TITLE = (  # keys that a node's title shows
     *("Node Type", "Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name"),
     *("Alias", "Index Name", "Join Type", "Strategy", "Partial Mode", "Scan Direction", "Subplan Name", "Command"),
 )
-
-
 _BRIEF = (*REMOVED_ROWS, "Heap Fetches", "Workers Planned", "Workers Launched")  # numbers in the brief line
 
 
