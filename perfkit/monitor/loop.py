@@ -419,14 +419,13 @@ def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[C
     if not plan.live:
         yield sent
         return
-    began, items = time.monotonic(), plan.items.items()
-    texts = [target.text(name) if isinstance(item, Query) else f"{item.method} {item.path}" for name, item in items]
+    began, texts = time.monotonic(), [plan.text(item) for item in plan.items.values()]
     catalog = [f"perfkit: sql/catalog/{name}.sql" for name in QUERIES] if target.reach else []
-    audit.load(plan.name, "watch", target.arm.name, [*texts, *catalog], None, 0.0)
+    audit.load(plan.name, "watch", plan.arm.name, [*texts, *catalog], None, 0.0)
     yield sent
     # A full disk raises BundleError; the record of the watch has a note about it.
     with suppress(BundleError):
-        audit.load(plan.name, "watch", target.arm.name, texts, sent.total(), time.monotonic() - began)
+        audit.load(plan.name, "watch", plan.arm.name, texts, sent.total(), time.monotonic() - began)
 
 
 def _about(config: Config, plan: ProbePlan) -> About:

@@ -10,11 +10,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
+from queue import SimpleQueue
 from socketserver import TCPServer
-from typing import Any
+from typing import SupportsFloat
 
 import psycopg
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, MetricsHandler
@@ -25,6 +27,7 @@ from psycopg.rows import dict_row
 from perfkit.base.errors import PerfkitError, TargetRefused, UsageError, first_line, visible
 from perfkit.monitor import figures
 from perfkit.monitor.model import OK, SERVER, About, Event, Tick
+from perfkit.monitor.notifications import Note
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import Database
@@ -36,42 +39,21 @@ OUTCOMES = 50  # number of outcome labels; further outcomes count as `other`
 OTHER = "other"
 _SCRAPE_S = 10.0  # a scraper that neither sends nor reads for longer is disconnected
 
-# The Prometheus names of the keys of `SERVER`; those that end in _total are counters.
-_SERVER = {
-    "started": "start_timestamp_seconds",
-    "connections": "connections",
-    "connections_max": "connections_limit",
-    "active": "sessions_active",
-    "waiting": "sessions_waiting",
-    "lock_wait_s": "lock_wait_seconds",
-    "idle_in_transaction": "sessions_idle_in_transaction",
-    "transaction_s": "transaction_age_seconds",
-    "commits": "commits_total",
-    "rollbacks": "rollbacks_total",
-    "blocks_hit": "blocks_hit_total",
-    "blocks_read": "blocks_read_total",
-    "temp_bytes": "temp_bytes_total",
-    "wal_bytes": "wal_bytes_total",
-    "deadlocks": "deadlocks_total",
-    "checksum_failures": "checksum_failures_total",
-    "invalid_indexes": "invalid_indexes",
-    "locks_held": "locks_held",
-}
 
-
-class Metrics:
+class Metrics(Collector):
     """The metrics of one watch. Thread-safe; never waits for a scraper."""
 
     def __init__(self, about: About) -> None:
+        self._kinds = about.kinds
+        self._rules = {(rule.name, str(rule.level)) for rule in about.watch.rule}
         self._labels = {item: (visible(item), kind) for item, kind in about.kinds.items()}
         self._outcomes = {OK}
+        self._latest: tuple[Tick, tuple[Event, ...]] | None = None
         self._server: _Server | None = None
         self._registry = CollectorRegistry()
-        self._latest = _Latest(about)
-        self._registry.register(self._latest)
-        Info("perfkit_watch", "The watch.", registry=self._registry).info(
-            {"id": visible(about.id), "title": visible(about.title)}
-        )
+        self._registry.register(self)
+        names = {"id": visible(about.id), "title": visible(about.title)}
+        Info("perfkit_watch", "The watch.", registry=self._registry).info(names)
         of = ("item", "kind")
         self._probes = Counter("perfkit_probes", "Probes that ended.", (*of, "outcome"), registry=self._registry)
         self._durations = Histogram(
@@ -89,13 +71,16 @@ class Metrics:
     def observe(self, item: str, outcome: str, seconds: float) -> None:
         """Count a probe that ended `seconds` after it was due."""
         labels = self._labels[item]
-        self._probes.labels(*labels, visible(self._bounded(outcome))).inc()
+        if outcome not in self._outcomes and len(self._outcomes) >= OUTCOMES:
+            outcome = OTHER
+        self._outcomes.add(outcome)
+        self._probes.labels(*labels, visible(outcome)).inc()
         if outcome == OK:
             self._durations.labels(*labels).observe(seconds)
 
     def update(self, tick: Tick, active: Sequence[Event]) -> None:
         """Publish the last interval and the active alerts."""
-        self._latest.seen = tick, tuple(active)
+        self._latest = tick, tuple(active)
 
     def serve(self, port: int = 0, address: str = LOCAL) -> int:
         """Serve scrapes at an address, in threads; return the port, a free one for 0.
@@ -118,12 +103,30 @@ class Metrics:
             self._server.server_close()
             self._server = None
 
-    def _bounded(self, outcome: str) -> str:
-        if outcome not in self._outcomes:
-            if len(self._outcomes) >= OUTCOMES:
-                return OTHER
-            self._outcomes.add(outcome)
-        return outcome
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauges and counters of the last interval; none before the first."""
+        if self._latest is None:
+            return
+        tick, active = self._latest
+        yield _gauge("watch_interval_end_timestamp_seconds", "When the last interval ended.", tick.at)
+        pending = GaugeMetricFamily("perfkit_probes_pending", "Probes due and not ended.", labels=("item",))
+        for item, probe in tick.probes.items():
+            pending.add_metric((visible(item),), probe.pending)
+        yield pending
+        for part, down in (("service", figures.service_down), ("database", figures.database_down)):
+            if (is_down := down(tick, self._kinds)) is not None:
+                meaning = f"1 while the {part} answers as expected, 0 while it does not."
+                yield _gauge(f"{part}_up", meaning, 1.0 - is_down)
+        # Without the server's figures while the database does not answer.
+        for key, value in (tick.server or {}).items():
+            name, meaning = SERVER[key]
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(f"perfkit_server_{name}", f"{meaning[0].upper()}{meaning[1:]}.", value)
+        alerts = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert is active.", labels=("rule", "level"))
+        now = {(event.rule, event.level) for event in active}
+        for rule, level in sorted(self._rules | now):
+            alerts.add_metric((visible(rule), visible(level)), float((rule, level) in now))
+        yield alerts
 
 
 def endpoint(text: str) -> tuple[str, int]:
@@ -138,54 +141,8 @@ def endpoint(text: str) -> tuple[str, int]:
     return address or LOCAL, int(port)
 
 
-class _Latest(Collector):
-    """Collects the last interval at every scrape; without server figures while the database does not answer."""
-
-    def __init__(self, about: About) -> None:
-        self._about = about
-        self._rules = [(rule.name, str(rule.level)) for rule in about.watch.rule]
-        self.seen: tuple[Tick, tuple[Event, ...]] | None = None
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the gauges and counters of the last interval; none before the first."""
-        if self.seen is None:
-            return
-        tick, active = self.seen
-        yield _gauge("watch_interval_end_timestamp_seconds", "When the last interval ended.", tick.at)
-        yield self._pending(tick)
-        yield from self._up(tick)
-        yield from _server(tick.server or {})
-        yield self._alerts(active)
-
-    def _pending(self, tick: Tick) -> Metric:
-        pending = GaugeMetricFamily("perfkit_probes_pending", "Probes due and not ended.", labels=("item",))
-        for item, probe in tick.probes.items():
-            pending.add_metric((visible(item),), probe.pending)
-        return pending
-
-    def _up(self, tick: Tick) -> Iterator[Metric]:
-        for part, down in (("service", figures.service_down), ("database", figures.database_down)):
-            if (is_down := down(tick, self._about.kinds)) is not None:
-                meaning = f"1 while the {part} answers as expected, 0 while it does not."
-                yield _gauge(f"{part}_up", meaning, 1.0 - is_down)
-
-    def _alerts(self, active: Sequence[Event]) -> Metric:
-        alerts = GaugeMetricFamily("perfkit_alert_standing", "1 while the alert is active.", labels=("rule", "level"))
-        now = {(event.rule, event.level) for event in active}
-        for rule, level in sorted({*self._rules, *now}):
-            alerts.add_metric((visible(rule), visible(level)), float((rule, level) in now))
-        return alerts
-
-
 def _gauge(name: str, help_text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"perfkit_{name}", help_text, value)
-
-
-def _server(readings: Mapping[str, float]) -> Iterator[Metric]:
-    for key, name in _SERVER.items():
-        if (value := readings.get(key)) is not None:
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield family(f"perfkit_server_{name}", f"{SERVER[key][0].upper()}{SERVER[key][1:]}.", value)
 
 
 class _Handler(MetricsHandler):
@@ -199,7 +156,7 @@ class _Server(ThreadingHTTPServer):
         """Bind, without asking a name server for the name of this machine."""
         TCPServer.server_bind(self)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Ignore the error: a scraper that hung up does not concern the watch."""
 
 
@@ -223,57 +180,50 @@ class ServerProbe:
     cannot be read.
     """
 
-    def __init__(self, reach: Callable[[], Database], timeout_s: float, note: Callable[[str, str], None]) -> None:
+    def __init__(self, reach: Callable[[], Database], timeout_s: float, note: Note) -> None:
         self._reach, self._timeout_s, self._note = reach, timeout_s, note
-        self._wake, self._changed = threading.Event(), threading.Condition()
-        self._asked = self._answered = 0
-        self._reading: ServerReading | None = None
+        self._asked: SimpleQueue[Future[ServerReading | None] | None] = SimpleQueue()
+        self._answer: Future[ServerReading | None] = Future()
+        self._answer.set_result(None)
+        self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._socket: socket.socket | None = None  # the socket of the connection, to shut it down from another thread
-        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="perfkit-watch-server", daemon=True)
         self._thread.start()
 
     def ask(self) -> None:
         """Start a reading, unless an earlier one hangs; return at once."""
-        with self._changed:
-            if self._answered == self._asked:
-                self._asked += 1
-                self._wake.set()
+        if self._answer.done():
+            self._answer = Future()
+            self._asked.put(self._answer)
 
     def answer(self, wait_s: float = 0.0) -> ServerReading | None:
         """Return the reading since `ask`, waiting at most `wait_s`; None if the server has not answered.
 
         A connection without an answer is shut down.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._answered == self._asked, wait_s)
-            if self._answered == self._asked:
-                return self._reading
-            if self._socket:
-                with suppress(OSError):
+        try:
+            return self._answer.result(wait_s)
+        except TimeoutError:
+            with self._lock, suppress(OSError):
+                if self._socket:
                     self._socket.shutdown(socket.SHUT_RDWR)
             return None
 
     def close(self) -> None:
         """Stop reading, and close the connection."""
-        self._closed = True
-        self._wake.set()
+        self._asked.put(None)
         self.answer()  # shuts down a connection that hangs
         self._thread.join(1.0)
 
     def _serve(self) -> None:
-        while self._wake.wait() and not self._closed:
-            self._wake.clear()
-            reading = self._read()
-            with self._changed:
-                self._reading, self._answered = reading, self._asked
-                self._changed.notify_all()
+        while asked := self._asked.get():
+            asked.set_result(self._read())
         self._disconnect()
 
     def _read(self) -> ServerReading | None:
         """Return all readable figures; None if the server does not answer."""
-        columns: dict[str, Any] = {}
+        columns: dict[str, object] = {}
         try:
             connection = self._connected()
             for name in QUERIES:
@@ -287,13 +237,15 @@ class ServerProbe:
             return None
         if not columns:
             return None
-        scans = {str(name): int(count) for name, count in (columns.pop("scans", None) or {}).items()}
-        server = {name: float(value) for name, value in columns.items() if name in SERVER and value is not None}
+        counts = columns.pop("scans", None)
+        scans = {str(name): int(count) for name, count in counts.items()} if isinstance(counts, dict) else {}
+        known = {name: value for name, value in columns.items() if name in SERVER}
+        server = {name: float(value) for name, value in known.items() if isinstance(value, SupportsFloat)}
         if hidden := sorted(columns.keys() - server.keys() - _MAY_LACK):
             self._note("rights", f"the role may not see {', '.join(hidden)}; pg_read_all_stats shows them")
         return ServerReading(server, scans)
 
-    def _row(self, connection: Connection, name: str) -> dict[str, Any]:
+    def _row(self, connection: Connection, name: str) -> dict[str, object]:
         """Return the row of one query, in one round trip. Raises _LeftOut if it fails, psycopg.Error if lost."""
         ms = max(1, int(self._timeout_s * 1000))
         limit = f"BEGIN READ ONLY; SET LOCAL statement_timeout = {ms}; SET LOCAL lock_timeout = {ms};"
@@ -317,13 +269,13 @@ class ServerProbe:
             # The audit has these queries once for the whole watch, so the cursor does not record each of them.
             connection.cursor_factory, connection.row_factory = psycopg.Cursor, dict_row
             connection.prepare_threshold = None
-            with self._changed:
+            with self._lock:
                 self._connection = connection
                 self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         return self._connection
 
     def _disconnect(self) -> None:
-        with self._changed:
+        with self._lock:
             connection, own_socket, self._connection, self._socket = self._connection, self._socket, None, None
         if own_socket:
             own_socket.close()

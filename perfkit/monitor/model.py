@@ -26,26 +26,27 @@ OK = "ok"
 ABOUT = "watch.json"
 METRICS = "metrics"  # kind of the note with the address of the metrics
 MISSED = 3  # missing intervals, from which on a watch is not merely late
-#: Figures of the server in an interval. Those marked "so far" count since its statistics were reset.
-SERVER: Mapping[str, str] = {
-    "started": "when the server started, seconds since 1970",
-    "connections": "sessions of clients",
-    "connections_max": "maximum number of sessions",
-    "active": "sessions that run a statement",
-    "waiting": "sessions that wait for a lock",
-    "lock_wait_s": "how long the longest of them has waited",
-    "idle_in_transaction": "sessions idle in a transaction",
-    "transaction_s": "how long the oldest transaction has been open",
-    "commits": "transactions committed, so far",
-    "rollbacks": "transactions rolled back, so far",
-    "blocks_hit": "pages found in shared buffers, so far",
-    "blocks_read": "pages read from outside shared buffers, so far",
-    "temp_bytes": "bytes written to temporary files, so far",
-    "wal_bytes": "bytes of WAL, so far",
-    "deadlocks": "deadlocks, so far",
-    "checksum_failures": "pages whose checksum was wrong, so far",
-    "invalid_indexes": "indexes that the planner cannot use",
-    "locks_held": "locks on tables and indexes held by clients",
+#: Figures of the server in an interval: their names for Prometheus, and their meanings. Those that count since the
+#: statistics of the server were reset end in `_total`.
+SERVER: Mapping[str, tuple[str, str]] = {
+    "started": ("start_timestamp_seconds", "when the server started, seconds since 1970"),
+    "connections": ("connections", "sessions of clients"),
+    "connections_max": ("connections_limit", "maximum number of sessions"),
+    "active": ("sessions_active", "sessions that run a statement"),
+    "waiting": ("sessions_waiting", "sessions that wait for a lock"),
+    "lock_wait_s": ("lock_wait_seconds", "how long the longest of them has waited"),
+    "idle_in_transaction": ("sessions_idle_in_transaction", "sessions idle in a transaction"),
+    "transaction_s": ("transaction_age_seconds", "how long the oldest transaction has been open"),
+    "commits": ("commits_total", "transactions committed, so far"),
+    "rollbacks": ("rollbacks_total", "transactions rolled back, so far"),
+    "blocks_hit": ("blocks_hit_total", "pages found in shared buffers, so far"),
+    "blocks_read": ("blocks_read_total", "pages read from outside shared buffers, so far"),
+    "temp_bytes": ("temp_bytes_total", "bytes written to temporary files, so far"),
+    "wal_bytes": ("wal_bytes_total", "bytes of WAL, so far"),
+    "deadlocks": ("deadlocks_total", "deadlocks, so far"),
+    "checksum_failures": ("checksum_failures_total", "pages whose checksum was wrong, so far"),
+    "invalid_indexes": ("invalid_indexes", "indexes that the planner cannot use"),
+    "locks_held": ("locks_held", "locks on tables and indexes held by clients"),
 }
 
 Kind = Literal["request", "query"]

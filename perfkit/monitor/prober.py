@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from perfkit.base.errors import ServerError, UsageError
 from perfkit.base.process import run
@@ -28,7 +27,7 @@ from perfkit.explain.capture import effects, require_harmless
 from perfkit.load.http import HttpSender
 from perfkit.load.pool import sql_target
 from perfkit.load.samples import DROPPED, OK, Clock
-from perfkit.load.schedule import Draw, Message, http_message
+from perfkit.load.schedule import Draw, Message, Row, http_message
 from perfkit.load.senders import SqlSender
 from perfkit.monitor.model import Probe, Tally
 from perfkit.postgres.databases import Database
@@ -41,104 +40,32 @@ from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import LOADED, SAFE_METHODS, Targets, admitted
 
 NEARLY_USED_UP = 0.8  # share of a source's rows from which on it draws new ones
+SEED = "watch"
+Rows = Mapping[str, Sequence[Row]]  # by source
+Reach = Callable[[], Database]
 
 
 class Supply:
-    """Parameter rows by source, in a random order."""
+    """The parameter rows of a source, in a random order, again from the first once all are used."""
 
-    def __init__(self) -> None:
-        self._sizes: dict[str, int] = {}
-        self._draws: dict[str, Draw] = {}
-        self._used: Counter[str] = Counter()
-
-    def put(self, source: str, rows: Sequence[Row]) -> None:
-        """Replace the rows of a source."""
+    def __init__(self, rows: Sequence[Row]) -> None:
         # The seed is a new one, so that a restarted watch books other slots.
-        self._draws[source] = Draw({source: rows}, f"watch/{monotonic_ns()}")
-        self._sizes[source], self._used[source] = len(rows), 0
+        self._draw, self._size, self.used = Draw({"": rows}, f"watch/{monotonic_ns()}"), len(rows), 0
 
-    def reuse(self, source: str) -> None:
-        """Use the rows of a source again."""
-        self._used[source] = 0
-
-    def __contains__(self, source: str) -> bool:
-        return source in self._draws
-
-    def __call__(self, source: str) -> Row:
-        """Return the next row of a source, again from the first once all are used."""
-        self._used[source] += 1
-        return self._draws[source](source)
-
-    def nearly_used_up(self, source: str) -> bool:
-        """Return whether most rows of a source have been used."""
-        return self._used[source] >= NEARLY_USED_UP * self._sizes[source]
-
-
-Row = Mapping[str, Any]
-Rows = Mapping[str, Sequence[Row]]
-Reach = Callable[[], Database]
-SEED = "watch"
-
-
-@dataclass(frozen=True, slots=True)
-class WatchedTarget:
-    """A service, a database or both, and the requests and queries that are sent to them."""
-
-    chosen: Selection
-    items: Mapping[str, Request | Query]
-    service: tuple[str, str] | None  # its origin, and the address to connect to ("" for that of the origin)
-    reach: Reach | None  # returns the database; raises ServerError while it does not answer, TargetRefused
+    def __call__(self) -> Row:
+        """Return the next row."""
+        self.used += 1
+        return self._draw("")
 
     @property
-    def arm(self) -> Arm:
-        """The live variant of the system."""
-        return self.chosen.arms[0]
-
-    def rows(self) -> dict[str, Sequence[Row]]:
-        """Return the parameter rows that need no database. Raises UsageError."""
-        return {name: selection.rows(name, source, None, SEED) for name, source in self._sources(sql=False)}
-
-    def draw(self, reach: Reach) -> tuple[Database, dict[str, Sequence[Row]]]:
-        """Return the database and its parameter rows, after checking that no query can do harm there.
-
-        Raises ServerError while the database does not answer, TargetRefused, UsageError, PlanError.
-        """
-        database = reach()
-        rows = {name: self.source(database, name) for name, _ in self._sources(sql=True)}
-        if isinstance(database.server, External):
-            self._require_harmless(database, {**self.rows(), **rows})
-        return database, rows
-
-    def source(self, database: Database, name: str) -> Sequence[Row]:
-        """Return the current rows of a source. Raises ServerError, UsageError."""
-        return selection.rows(name, self.chosen.config.parameters[name], database, SEED)
-
-    def text(self, query: str) -> str:
-        """Return the SQL text of a query."""
-        return self.chosen.text(self.arm.name, query)
-
-    def _sources(self, *, sql: bool) -> Iterator[tuple[str, Any]]:
-        """Yield the sources in use: with `sql` those that query the database, else the others."""
-        used = {item.parameters for item in self.items.values()}
-        for name, source in self.chosen.config.parameters.items():
-            if name in used and sql == (isinstance(source, Path) and source.suffix.lower() != ".csv"):
-                yield name, source
-
-    def _require_harmless(self, database: Database, rows: Rows) -> None:
-        settings = self.chosen.config.database
-        allowed = settings.volatile if settings else ()
-        for item in self.items.values():
-            if isinstance(item, Query):
-                row = rows[item.parameters][0] if item.parameters else None
-                statement_effects = effects(database.session, self.text(item.name), row)
-                require_harmless(
-                    statement_effects, writes_allowed=False, volatile_allowed=allowed, where=database.server.name
-                )
+    def nearly_used_up(self) -> bool:
+        """Whether most rows have been used."""
+        return self.used >= NEARLY_USED_UP * self._size
 
 
 @dataclass(frozen=True, slots=True)
 class ProbePlan:
-    """What to watch, admitted by the guards and not yet touched."""
+    """What to watch, admitted by the guards and not yet touched: the requests and queries to send."""
 
     chosen: Selection
     items: Mapping[str, Request | Query]
@@ -151,12 +78,67 @@ class ProbePlan:
         return not (service and service.command) and bool(service or (database and database.target))
 
     @property
+    def arm(self) -> Arm:
+        """The live variant of the system."""
+        return self.chosen.arms[0]
+
+    @property
     def name(self) -> str:
         """The name of the target, without secrets."""
         if not self.live:
-            return f"{self.chosen.arms[0].name}, started by perfkit"
+            return f"{self.arm.name}, started by perfkit"
         services, databases = self.targets.origins.values(), self.targets.addresses.values()
         return " and ".join([*(origin.name for origin in services), *(address.name for address in databases)])
+
+    def text(self, item: Request | Query) -> str:
+        """Return the SQL text of a query, or method and path of a request."""
+        return self.chosen.text(self.arm.name, item.name) if isinstance(item, Query) else f"{item.method} {item.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedTarget:
+    """A service, a database or both, which run or are being started."""
+
+    plan: ProbePlan
+    service: tuple[str, str] | None  # its origin, and the address to connect to ("" for that of the origin)
+    reach: Reach | None  # returns the database; raises ServerError while it does not answer, TargetRefused
+
+    def rows(self, database: Database | None = None) -> dict[str, Sequence[Row]]:
+        """Return the parameter rows of the sources that query the database or, without it, of the others.
+
+        Raises ServerError, UsageError.
+        """
+        used = {item.parameters for item in self.plan.items.values()}
+        sources = self.plan.chosen.config.parameters
+        return {
+            name: self.source(name, database)
+            for name, source in sources.items()
+            if name in used and bool(database) == (isinstance(source, Path) and source.suffix.lower() != ".csv")
+        }
+
+    def source(self, name: str, database: Database | None) -> Sequence[Row]:
+        """Return the current rows of a source. Raises ServerError, UsageError."""
+        return selection.rows(name, self.plan.chosen.config.parameters[name], database, SEED)
+
+    def draw(self, reach: Reach) -> tuple[Database, Rows]:
+        """Return the database and its parameter rows, after checking that no query can do harm there.
+
+        Raises ServerError while the database does not answer, TargetRefused, UsageError, PlanError.
+        """
+        database = reach()
+        rows = self.rows(database)
+        if isinstance(database.server, External):
+            self._require_harmless(database, {**self.rows(), **rows})
+        return database, rows
+
+    def _require_harmless(self, database: Database, rows: Rows) -> None:
+        settings, where = self.plan.chosen.config.database, database.server.name
+        allowed = settings.volatile if settings else ()
+        for item in self.plan.items.values():
+            if isinstance(item, Query):
+                row = rows[item.parameters][0] if item.parameters else None
+                caused = effects(database.session, self.plan.text(item), row)
+                require_harmless(caused, writes_allowed=False, volatile_allowed=allowed, where=where)
 
 
 def plan_probes(config: Config, permission: Permission, arm: str = "", scale: str = "") -> ProbePlan:
@@ -192,23 +174,21 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
     if plan.live:
         yield _running(plan, audit)
         return
-    selection, targets = plan.chosen, plan.targets
-    arm = selection.arms[0]
+    chosen, arm, targets = plan.chosen, plan.arm, plan.targets
     where = (RelaySpec(), targets.origins, targets.open(audit))
-    with Clones(selection.config, secrets.token_hex(3), *where, say, selection.postgres) as stage:
-        say(f"making the data ({selection.scale})" if selection.scale else "reaching the data")
-        stage.base(selection.scale)
+    with Clones(chosen.config, secrets.token_hex(3), *where, say, chosen.postgres) as stage:
+        say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
+        stage.base(chosen.scale)
         stage.refresh([arm])
         stage.serve([arm])
         database = stage.database(arm)
-        service = stage.service_address(arm) if selection.config.service else None
         say("")
-        yield WatchedTarget(selection, plan.items, service, lambda: database)
+        yield WatchedTarget(plan, stage.service_address(arm) if chosen.config.service else None, lambda: database)
 
 
 def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
     """Return a service and a database of the user's; the database is opened at its first use."""
-    arm, targets = plan.chosen.arms[0], plan.targets
+    arm, targets = plan.arm, plan.targets
     address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
     servers: list[External] = []
     lock = threading.Lock()
@@ -222,8 +202,7 @@ def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
                 servers.append(external)
         return Database(servers[0], address.dbname, arm.settings)
 
-    service = (origin.name, origin.address) if origin else None
-    return WatchedTarget(plan.chosen, plan.items, service, reach if address else None)
+    return WatchedTarget(plan, (origin.name, origin.address) if origin else None, reach if address else None)
 
 
 MISSED_S = 1.0  # probes that are due for longer are skipped: the machine was suspended
@@ -242,16 +221,14 @@ class Prober:
     """
 
     def __init__(self, target: WatchedTarget, watch: Watch, observe: Observe, note: Callable[[str, str], None]) -> None:
-        self._target, self._watch, self._observe, self._note = target, watch, observe, note
-        self._tally = Tally(target.items)
+        self._target, self._items, self._watch = target, target.plan.items, watch
+        self._observe, self._note, self._tally = observe, note, Tally(self._items)
         self._most = int(watch.timeout_s * watch.rate) + 2  # maximum in flight, of each item
-        self._supply = Supply()
-        for name, rows in target.rows().items():
-            self._supply.put(name, rows)
+        self._supply = {name: Supply(rows) for name, rows in target.rows().items()}
         self._http: HttpSender | None = None
         self._sql: SqlSender | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stop: Callable[[], Any] = lambda: None
+        self._stop: Callable[[], object] = lambda: None
         self._ready: Future[None] = Future()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="perfkit-watch-probes", daemon=True)
@@ -291,7 +268,7 @@ class Prober:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         clock, stopping = Clock(), asyncio.create_task(stop.wait())
-        works: set[asyncio.Task[Any]] = {stopping}
+        works: set[asyncio.Task[object]] = {stopping}
         try:
             works |= await self._open()
             self._ready.set_result(None)
@@ -309,12 +286,12 @@ class Prober:
                 if sender:
                     await sender.close()
 
-    async def _open(self) -> set[asyncio.Task[Any]]:
+    async def _open(self) -> set[asyncio.Task[object]]:
         """Prepare sending and return the tasks that still run, such as reaching the database.
 
         Raises TargetRefused, UsageError.
         """
-        works: set[asyncio.Task[Any]] = set()
+        works: set[asyncio.Task[object]] = set()
         if self._target.service:
             base, address = self._target.service
             self._http = HttpSender(base, self._watch.timeout_s, address=address)
@@ -328,7 +305,7 @@ class Prober:
             if reaching.done():
                 reaching.result()
         # Make one message of each item: a mistake in the configuration must show at the start.
-        for name in self._target.items:
+        for name in self._items:
             if self._sendable(name):
                 self._message(name)
         return works
@@ -348,11 +325,10 @@ class Prober:
         spec = sql_target(conninfo, limit, limit, pooler=server.pooler, read_only=True, settings=settings)
         sender = SqlSender(**spec["options"])
         sender.stand_by(CONNECTIONS)
-        for name, source_rows in rows.items():
-            self._supply.put(name, source_rows)
+        self._supply |= {name: Supply(drawn) for name, drawn in rows.items()}
         self._sql = sender
         tried.set()
-        requests = [item for item in self._target.items.values() if isinstance(item, Request)]
+        requests = [item for item in self._items.values() if isinstance(item, Request)]
         written = {item.parameters for item in requests if item.method not in SAFE_METHODS}
         await self._renew(database, [name for name in rows if name in written])
 
@@ -360,16 +336,16 @@ class Prober:
         """Draw new rows before those of a source are used up, for ever: a slot cannot be booked twice."""
         while True:
             await asyncio.sleep(RENEW_S)
-            for source in filter(self._supply.nearly_used_up, sources):
+            for source in [name for name in sources if self._supply[name].nearly_used_up]:
                 try:
-                    self._supply.put(source, await _in_thread(partial(self._target.source, database, source)))
+                    self._supply[source] = Supply(await _in_thread(partial(self._target.source, source, database)))
                 except (ServerError, UsageError) as error:
-                    self._supply.reuse(source)
+                    self._supply[source].used = 0
                     self._note(f"rows of {source}", f"the same parameter rows come again: {error}")
 
     async def _pace(self, clock: Clock) -> None:
         """Send the items in turn, evenly spaced, each at its rate."""
-        names = list(self._target.items)
+        names = list(self._items)
         apart, begun = int(1e9 / (self._watch.rate * len(names))), monotonic_ns()
         for number in count():
             due, name = begun + number * apart, names[number % len(names)]
@@ -387,7 +363,7 @@ class Prober:
 
     def _sendable(self, name: str) -> bool:
         """Return whether an item has its rows and its sender: not before the database is first reached."""
-        item = self._target.items[name]
+        item = self._items[name]
         there = item.parameters is None or item.parameters in self._supply
         return there and (isinstance(item, Request) or self._sql is not None)
 
@@ -415,14 +391,14 @@ class Prober:
 
     def _message(self, name: str) -> tuple[HttpSender | SqlSender, Message]:
         """Return the next request or query with its sender. Raises UsageError if it cannot be sent."""
-        item = self._target.items[name]
-        row = self._supply(item.parameters) if item.parameters is not None else None
+        item = self._items[name]
+        row = self._supply[item.parameters]() if item.parameters is not None else None
         sender: HttpSender | SqlSender | None = self._http if isinstance(item, Request) else self._sql
         assert sender
         if isinstance(item, Request):
             message = http_message(item, row or {})
         else:
-            message = {"item": name, "sql": self._target.text(name), "params": row}
+            message = {"item": name, "sql": self._target.plan.text(item), "params": row}
         try:
             sender.check(message)
         except ValueError as error:

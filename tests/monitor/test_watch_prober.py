@@ -15,7 +15,7 @@ from watched import Postgres, Web, permission, postgres, until, web, written
 from perfkit import config
 from perfkit.base.errors import ServerError, TargetRefused, UsageError
 from perfkit.monitor.model import Probe
-from perfkit.monitor.prober import CONNECTIONS, Prober, _in_thread, open_target, plan_probes
+from perfkit.monitor.prober import CONNECTIONS, Prober, Supply, _in_thread, open_target, plan_probes
 from perfkit.postgres.guards import Audit
 
 PAGES = """
@@ -235,7 +235,7 @@ def test_a_row_that_makes_no_request_is_noted_and_left_out(tmp_path: Path, servi
     watching = Watching(tmp_path, service, server, 'rate = 20\nsend = ["page", "item"]')
     (tmp_path / "ids.sql").write_text("SELECT id FROM t LIMIT :rows")
     with watching.begun() as prober:
-        prober._supply.put("ids", [{"id": "7"}, {"other": "8"}])
+        prober._supply["ids"] = Supply([{"id": "7"}, {"other": "8"}])
         until(lambda: watching.notes and len([one for one in watching.observed if one[0] == "item"]) > 5)
         prober.require_alive()
     assert {outcome for _, outcome, _ in watching.observed} == {"ok"}
