@@ -309,6 +309,7 @@ def test_what_is_in_flight_at_the_end_is_given_up_and_counts_as_nothing(
     assert prober.cut()["page"].sent == 0
 
 
+@pytest.mark.process  # as the last test, it stops the server that the module shares
 def test_what_reads_only_one_arms_rewrite_is_sent_as_that_arm_has_it() -> None:
     plan = plan_probes(config.load(), permission(0, 0), scale="seed")
     assert (plan.live, list(plan.items)) == (False, ["book", "upcoming", "conflict_check"])
