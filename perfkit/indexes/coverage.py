@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 # Days of counting before an index is dropped as unused: longer than a month, because some jobs run once a month.
 MIN_AGE = 35.0
@@ -220,7 +220,7 @@ def losing(keys: Iterable[ForeignKey], before: Sequence[IndexFacts], after: Sequ
     return [key for key in keys if served(key, before) and not served(key, after)]
 
 
-def _rank(index: IndexFacts) -> tuple[Any, ...]:
+def _rank(index: IndexFacts) -> tuple[int, ...]:
     promises = (index.primary, bool(index.constraint), index.referenced, index.unique, index.identity, index.clustered)
     size = (-len(index.keys), -len(set(index.include)), -len(index.parts))
     return (*size, *(not promise for promise in promises), -index.scans, index.oid)
@@ -229,10 +229,9 @@ def _rank(index: IndexFacts) -> tuple[Any, ...]:
 def _replacement(index: IndexFacts, staying: Sequence[IndexFacts]) -> IndexFacts | None:
     """Return the index that can replace this one, an equal one if possible; None if there is none."""
     above = [by for by in staying if covers(by, index) and by.predicate == index.predicate]
-    above.sort(key=lambda by: not alike(by, index))
-    return next(
-        (by for by in above if alike(by, index) or not (much_smaller(index, by) or alone_used(index, by))), None
-    )
+    equal = [by for by in above if alike(by, index)]
+    broader = (by for by in above if not (much_smaller(index, by) or alone_used(index, by)))
+    return equal[0] if equal else next(broader, None)
 
 
 def _keeps_promise(by: IndexFacts, index: IndexFacts) -> bool:

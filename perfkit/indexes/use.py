@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+
+from pydantic import TypeAdapter
 
 from perfkit.base.errors import UsageError
 from perfkit.base.units import count, size
@@ -52,7 +53,6 @@ _SERVED = {  # operators by operator class; other classes are never reported as 
 }
 KINDS = ("invalid", "duplicate", "redundant", "unmatched", "unused", "overlapping", "missing")  # the most certain first
 _STATES = {"invalid": "bad", "overlapping": "quiet", "missing": "unsure"}
-_Fact = TypeVar("_Fact", IndexFacts, ForeignKey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,7 @@ def ask(server: Server, database: str = "") -> CatalogueFacts:
     """Return the facts of a database; any role may read them. Raises ServerError."""
     with connected(server, database) as connection:
         row = connection.execute(catalog.get("index_use").encode()).fetchone() or {}
-    return CatalogueFacts(
-        tuple(_made(IndexFacts, each) for each in row["indexes"]),
-        tuple(_made(ForeignKey, each) for each in row["foreign_keys"]),
-        Counters(**{**row["counters"], "since": row["counters"]["since"] or ""}),
-    )
+    return TypeAdapter(CatalogueFacts).validate_python(row)
 
 
 def joined(primary: CatalogueFacts, standbys: Mapping[str, CatalogueFacts]) -> CatalogueFacts:
@@ -105,8 +101,12 @@ def joined(primary: CatalogueFacts, standbys: Mapping[str, CatalogueFacts]) -> C
             raise UsageError(f"{name}: the same server as {seen[theirs.server]}; expected each standby only once")
         seen[theirs.server] = name
         there = {index.oid: index for index in standby.indexes}
-        indexes = tuple(_with(index, there.get(index.oid)) for index in whole.indexes)
-        whole = replace(whole, indexes=indexes, counters=whole.counters.including(theirs))
+        indexes = []
+        for index in whole.indexes:
+            scans, table_scans = (on.scans, on.table_scans) if (on := there.get(index.oid)) else (0, 0)
+            scans, table_scans = index.scans + scans, index.table_scans + table_scans
+            indexes.append(replace(index, scans=scans, table_scans=table_scans))
+        whole = replace(whole, indexes=tuple(indexes), counters=whole.counters.including(theirs))
     return whole
 
 
@@ -116,13 +116,12 @@ def judge(facts: CatalogueFacts, plans: Sequence[Plan] = (), min_age: float = MI
     With `plans`, also report indexes that the plans cannot use. Counters younger than `min_age` days are no reason to
     drop an index.
     """
-    broken = [_broken(index) for index in facts.indexes if not index.valid]
     whole = [index for index in facts.indexes if index.valid]
     pairs = replaced(whole)
     gone = {pair.index.oid for pair in pairs if not pair.index.promise}
     reasons = {pair.by.oid for pair in pairs}
     staying = [index for index in whole if index.oid not in gone]
-    said = [_covered(pair) for pair in pairs]
+    remarks = [_covered(pair) for pair in pairs]
     idle = [index for index in staying if not (index.scans or index.promise or index.oid in reasons)]
     doubt = facts.counters.doubt(min_age)
     for index in sorted(idle, key=lambda index: -index.bytes):
@@ -130,14 +129,14 @@ def judge(facts: CatalogueFacts, plans: Sequence[Plan] = (), min_age: float = MI
             rest = [other for other in staying if other is not index]
             needed = losing(facts.foreign_keys, staying, rest)
             unread = "" if _read(index, facts) else "its table was not read either"
-            said.append(_withheld(remark, needed, doubt or unread))
-            staying = rest if said[-1].sql else staying
-    named = {(remark.index, remark.table) for remark in said}
-    others = [index for index in staying if (index.name, index.table) not in named]
-    said += [remark for index in others if (remark := _overlapping(index, staying))]
-    ordered = sorted([*broken, *said], key=lambda r: (-r.bytes, KINDS.index(r.kind), r.table, r.index))
-    unserved = [key for key in facts.foreign_keys if not served(key, whole)]
-    return [*ordered, *_missing(unserved)]
+            remarks.append(_withheld(remark, needed, doubt or unread))
+            staying = rest if remarks[-1].sql else staying
+    named = {(remark.index, remark.table) for remark in remarks}
+    others = (index for index in staying if (index.name, index.table) not in named)
+    remarks += [remark for index in others if (remark := _overlapping(index, staying))]
+    remarks += [_broken(index) for index in facts.indexes if not index.valid]
+    remarks.sort(key=lambda r: (-r.bytes, KINDS.index(r.kind), r.table, r.index))
+    return [*remarks, *_missing([key for key in facts.foreign_keys if not served(key, whole)])]
 
 
 def script(remarks: Sequence[Remark]) -> list[str]:
@@ -153,39 +152,24 @@ def script(remarks: Sequence[Remark]) -> list[str]:
 
 def remarks_block(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Section:
     """Return the remarks as a table with their statements below it, to copy."""
-    sql = "\n".join(script(remarks))
     title = "Statements to review (run them one by one: CONCURRENTLY cannot run in a transaction)"
-    return stacked(remarks_table(facts, remarks), Section([Code(sql, title)], title) if sql else None)
+    lines = script(remarks)
+    return stacked(remarks_table(facts, remarks), Section([Code("\n".join(lines), title)], title) if lines else None)
 
 
 def remarks_table(facts: CatalogueFacts, remarks: Sequence[Remark]) -> Table:
     """Return one row for each remark, with a note on the number of indexes and on their usage counters."""
-    columns: tuple[Column[Remark], ...] = (
+    columns: list[Column[Remark]] = [
         Column("finding", lambda remark: Cell(remark.kind, state=_STATES.get(remark.kind, ""))),
         Column("table", lambda remark: remark.table),
         Column("reason", lambda remark: Cell(remark.text, remark.evidence)),
         number("frees", lambda remark: remark.bytes or None, size, "frees_bytes"),
-    )
-    total = sum(index.bytes for index in facts.indexes)
+    ]
     since = facts.counters.since
     counters = f"use counted since {since}" if since else "the start of counting is unknown"
     counters = counters if facts.counters.counted else "use is not counted (track_counts is off)"
-    note = f"{count(len(facts.indexes))} indexes, {size(total)}; {counters}."
-    note = note if remarks else f"no problems found in {note}"
-    return Table.of("Indexes", columns, remarks, note=note)
-
-
-def _with(index: IndexFacts, other: IndexFacts | None) -> IndexFacts:
-    """Return an index plus its scans on another server."""
-    if other is None:
-        return index
-    return replace(index, scans=index.scans + other.scans, table_scans=index.table_scans + other.table_scans)
-
-
-def _made(kind: type[_Fact], found: Mapping[str, Any]) -> _Fact:
-    values = {each.name: found[each.name] for each in fields(kind)}
-    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return kind(**{**values, **lists})
+    note = f"{count(len(facts.indexes))} indexes, {size(sum(index.bytes for index in facts.indexes))}; {counters}."
+    return Table.of("Indexes", columns, remarks, note=note if remarks else f"no problems found in {note}")
 
 
 def _one_line(text: str) -> str:
@@ -228,14 +212,12 @@ def _dropping(kind: str, index: IndexFacts, text: str, evidence: str, kept: str 
 
 def _withheld(remark: Remark, needed: Sequence[ForeignKey], doubt: str) -> Remark:
     """Return a remark without its statement if a foreign key needs the index, or if its use is in doubt."""
+    bare = replace(remark, sql="", bytes=0, kept="", undo="")
     if needed:
         key = needed[0]
         text = f"{remark.text}, but is the only index for the foreign key {key.name}: changes of {key.parent} need it"
-        return Remark(remark.kind, remark.index, remark.table, text, remark.evidence)
-    if doubt:
-        evidence = f"{remark.evidence}; no statement, because {doubt}"
-        return Remark(remark.kind, remark.index, remark.table, remark.text, evidence)
-    return remark
+        return replace(bare, text=text)
+    return replace(bare, evidence=f"{remark.evidence}; no statement, because {doubt}") if doubt else remark
 
 
 def _read(index: IndexFacts, facts: CatalogueFacts) -> bool:
@@ -245,40 +227,35 @@ def _read(index: IndexFacts, facts: CatalogueFacts) -> bool:
 
 def _overlapping(index: IndexFacts, staying: Sequence[IndexFacts]) -> Remark | None:
     """Return a remark on an index that is nearly covered: only it is used, or it is partial or far smaller."""
-    evidence = f"catalogue: {index.shown} beside "
     for by in (by for by in staying if by is not index and covers(by, index) and size_on(by, index) >= SMALL):
         times = size_on(by, index) / max(index.bytes, 1)
         smaller = f"{times:.1f} times smaller: it may still be worth it" if times >= 1.5 else "and hardly smaller"
         if by.predicate == index.predicate and alone_used(index, by):
             text = f"{index.name} is covered by {by.name}, but only {index.name} is used ({index.scans} scans)"
-        elif by.predicate == index.predicate and much_smaller(index, by):
-            text = f"{index.name} is covered by {by.name}, and {smaller}"
-        elif index.predicate and not by.predicate:
-            text = f"{index.name} is the part of {by.name} where {index.predicate}, {smaller}"
+        elif by.predicate == index.predicate:
+            text = f"{index.name} is covered by {by.name}, and {smaller}" if much_smaller(index, by) else ""
         else:
-            continue
-        return Remark("overlapping", index.name, index.table, text, evidence + by.shown)
+            text = "" if by.predicate else f"{index.name} is the part of {by.name} where {index.predicate}, {smaller}"
+        if text:
+            return Remark("overlapping", index.name, index.table, text, f"catalogue: {index.shown} beside {by.shown}")
     return None
 
 
 def _broken(index: IndexFacts) -> Remark:
     evidence = "catalogue: indisvalid, indisready or indislive is false; it is never read, and may be written to"
     text = f"{index.name} is invalid: a build failed or was interrupted"
-    sql, undo = f"REINDEX INDEX CONCURRENTLY {index.quoted}", "nothing to undo; the index is rebuilt unchanged"
-    freed = 0
+    # CONCURRENTLY does not support exclusion constraints.
+    sql = f"REINDEX INDEX {'' if index.exclusion else 'CONCURRENTLY '}{index.quoted}"
+    undo = "nothing to undo; the index is rebuilt unchanged"
     if index.busy:
         text = f"{index.name} is invalid, but a build may still be running: check again when its table is idle"
-        sql = undo = ""
-        evidence += "; ShareUpdateExclusiveLock is held on its table"
+        evidence, sql, undo = f"{evidence}; ShareUpdateExclusiveLock is held on its table", "", ""
     elif index.partitioned:
-        text = f"{index.name} is invalid: a partition has no index attached to it, or an invalid one"
-        sql = undo = ""
-    elif index.exclusion:
-        sql = f"REINDEX INDEX {index.quoted}"  # CONCURRENTLY does not support exclusion constraints
-    elif _LEFTOVER.search(index.name):
+        text, sql, undo = f"{index.name} is invalid: a partition has no index attached to it, or an invalid one", "", ""
+    elif _LEFTOVER.search(index.name) and not index.exclusion:
         text = f"{index.name} was left behind by an interrupted REINDEX CONCURRENTLY"
         return _dropping("invalid", index, text, evidence)
-    return Remark("invalid", index.name, index.table, text, evidence, sql, freed, undo=undo)
+    return Remark("invalid", index.name, index.table, text, evidence, sql, undo=undo)
 
 
 def _unused(index: IndexFacts, facts: CatalogueFacts) -> Remark | None:
@@ -287,9 +264,8 @@ def _unused(index: IndexFacts, facts: CatalogueFacts) -> Remark | None:
     # The catalogue has no creation dates: an index that is younger than the counters was counted for less time.
     since = facts.counters.since
     text = f"{index.name} was not used since " + (f"{since} or since it was built" if since else "counting began")
-    evidence = "counters: no scan" + (
-        f"; standbys that were asked too: {facts.counters.standbys}" if facts.counters.standbys else ""
-    )
+    standbys = facts.counters.standbys
+    evidence = "counters: no scan" + (f"; standbys that were asked too: {standbys}" if standbys else "")
     if any(not re.fullmatch(r'"(?:[^"]|"")*"|\w[\w$]*', key) for key in index.keys):
         evidence += "; the planner may use the statistics of its expression, which CREATE STATISTICS can replace"
         text += "; dropping it also drops the statistics of its expression"

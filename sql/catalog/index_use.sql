@@ -90,7 +90,7 @@ WITH own AS (
 SELECT coalesce((SELECT json_agg(x ORDER BY x."table", x.name) FROM indexes x), '[]') AS indexes,
        coalesce((SELECT json_agg(f ORDER BY f."table", f.name) FROM foreign_keys f), '[]') AS foreign_keys,
        json_build_object(
-           'since', to_char(s.since, 'YYYY-MM-DD'),
+           'since', coalesce(to_char(s.since, 'YYYY-MM-DD'), ''),
            'days', extract(epoch FROM now() - s.since) / 86400,
            'replica', pg_is_in_recovery(),
            'replicas', k.replicas,

@@ -616,8 +616,8 @@ def test_it_is_shown_as_a_table_with_its_statements_and_nothing_in_it_is_markup(
     facts, remarks = newest.facts(), newest.remarks()
     shown = remarks_block(facts, remarks)
     assert "<b>" not in shown.html() and "&lt;b&gt;i&lt;/b&gt;" in shown.html()
-    assert '  DROP INDEX CONCURRENTLY public."<b>i</b>";' in shown.text.splitlines()
-    assert "3 indexes, " in shown.text and "use counted since" in shown.text
+    assert '  DROP INDEX CONCURRENTLY public."<b>i</b>";' in shown.text().splitlines()
+    assert "3 indexes, " in shown.text() and "use counted since" in shown.text()
     assert remarks_table(facts, []).text().startswith("Indexes: no problems found in 3 indexes")
 
 
