@@ -27,7 +27,7 @@ from benchmarks.results import Figure, Section, publish
 from benchmarks.rounds import quiet
 from perfkit.base import resources
 from perfkit.postgres.commands import numbered
-from perfkit.slow.logs import read
+from perfkit.slow.log_sources import read
 from perfkit.slow.statements import SlowQueries
 
 JSON_MB, STDERR_MB, ROUNDS = 1_000, 100, 3

@@ -32,9 +32,10 @@ from perfkit.runs.arms import Clones
 from perfkit.runs.selection import RunSpec, Selection, rows
 from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import admitted
-from perfkit.slow import logs, statements
+from perfkit.slow import log_sources, statements
+from perfkit.slow.activity import now
 from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
-from perfkit.slow.statements import SlowQueries, now
+from perfkit.slow.statements import SlowQueries
 from perfkit.slow.tables import ActivityView, SlowView, one_line
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def in_file(source: str | Path, session: Session | None = None) -> SlowTable:
     """Return the slow statements in a log file. Raises UsageError if there is no such file."""
     if not Path(source).is_file():
         raise UsageError(f"source = {str(source)!r}; expected 'statements', 'log', or the name of a log file")
-    return SlowTable(logs.read(Path(source)), session)
+    return SlowTable(log_sources.read(Path(source)), session)
 
 
 def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
@@ -353,9 +354,9 @@ def _statements(session: Session, seconds: float, say: Say) -> SlowQueries:
 def _log(session: Session, seconds: float, say: Say) -> SlowQueries:
     database, notes = session.database, tuple[str, ...]()
     if not seconds:
-        queries = logs.read_server_log(database.server, database.name)
+        queries = log_sources.read_server_log(database.server, database.name)
     else:
-        additions = logs.follow_server_log(database.server, database.name, every_s=0.0)
+        additions = log_sources.follow_server_log(database.server, database.name, every_s=0.0)
         next(additions)  # skips what the log holds so far
         notes = _wait(seconds, say)
         queries = next(additions)

@@ -1,4 +1,4 @@
 """Slow statements from statistics, logs and activity."""
 
 # Modules that other rooms may import.
-__all__ = ["examples", "logs", "query_logging", "statements", "tables"]
+__all__ = ["activity", "examples", "log_sources", "query_logging", "statements", "tables"]

@@ -12,12 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -45,8 +45,7 @@ class Where:
             raise UsageError("neither role nor database given; expected a role, a database or both")
 
     def __str__(self) -> str:
-        words = [f"{kind} {name}" for kind, name in (("role", self.role), ("database", self.database)) if name]
-        return " in ".join(words)
+        return " in ".join(f"{kind} {name}" for kind, name in asdict(self).items() if name)
 
     def change(self, setting: str, value: str | None) -> sql.Composed:
         """Return the statement that sets a setting; with None, the one that resets it."""
@@ -101,7 +100,7 @@ class Numbers:
 
 
 class Note:
-    """A file that is open and locked by this process; `saved` is its content."""
+    """A file that is open and locked by this process."""
 
     def __init__(self, path: Path) -> None:
         """Open and lock the file. Raises BlockingIOError if another process holds it, OSError if it cannot be made."""
@@ -119,24 +118,16 @@ class Note:
                 raise
             os.close(self._descriptor)
 
-    @property
-    def saved(self) -> Saved | None:
-        """Return the content; None if the file is incomplete: then no setting was changed either."""
-        return _read(self.path)
-
     def write(self, saved: Saved) -> None:
         """Write the content and wait until it is on the disk."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(asdict(saved)).encode(), 0)
         os.fsync(self._descriptor)
 
-    def remove(self) -> None:
-        """Remove and close the file."""
-        self.path.unlink(missing_ok=True)
-        self.close()
-
-    def close(self) -> None:
-        """Close the file and release its lock; the file stays."""
+    def close(self, *, remove: bool = False) -> None:
+        """Close the file and release its lock."""
+        if remove:
+            self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
@@ -146,7 +137,7 @@ def note(server: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
 
     Raises UsageError if another process holds it or if it cannot be written.
     """
-    path = _folder(server) / f"{_prefix(server)}{numbers.database}-{numbers.role}.json"
+    path = _file(server, f"{numbers.database}-{numbers.role}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         held = Note(path)
@@ -160,7 +151,7 @@ def note(server: Server, numbers: Numbers, where: Where) -> Iterator[Note]:
     try:
         yield held
     except BaseException:
-        held.close() if held.saved else held.remove()
+        held.close(remove=_read(held.path) is None)
         raise
 
 
@@ -184,15 +175,14 @@ def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
     A setting that was changed meanwhile stays. Raises ServerError with the SQL to run if the server refuses; then the
     file stays too.
     """
-    saved, messages = held.saved, []
+    saved, messages = _read(held.path), []
     where, settings = Numbers(saved.database, saved.role).settings(connection) if saved else (None, {})
     if saved and where:
-        ours = {name: value for name, value in saved.changed.items() if settings.get(name) == value}
-        values = {name: saved.before[name] for name in ours}
+        values = {name: saved.before[name] for name, value in saved.changed.items() if settings.get(name) == value}
         messages += [
             f"{where}: {name} was changed to {settings.get(name)!r} meanwhile, so it was not restored"
             for name in saved.changed
-            if name not in ours and settings.get(name) != saved.before[name]
+            if name not in values and settings.get(name) != saved.before[name]
         ]
         try:
             with connection.transaction():
@@ -201,7 +191,7 @@ def put_back(connection: Connection, held: Note) -> tuple[str, ...]:
         except psycopg.Error as error:
             what = f"{saved.server}: {first_line(error)}; expected its owner to run: {where.script(values)}"
             raise ServerError(visible(what)) from None
-    held.remove()
+    held.close(remove=True)
     return tuple(map(visible, messages))
 
 
@@ -210,7 +200,8 @@ def saved_changes(server: Server) -> Iterator[tuple[Saved, Note | None]]:
 
     The caller removes or closes each note.
     """
-    for path in sorted(_folder(server).glob(f"{_prefix(server)}*.json")):
+    pattern = _file(server, "*")
+    for path in sorted(pattern.parent.glob(pattern.name)):
         try:
             held = Note(path)
         except BlockingIOError:
@@ -219,28 +210,26 @@ def saved_changes(server: Server) -> Iterator[tuple[Saved, Note | None]]:
             continue
         except OSError:
             continue  # the file of another user
-        if saved := held.saved:
+        if saved := _read(held.path):
             yield saved, held
         else:
-            held.remove()
+            held.close(remove=True)
 
 
-def _folder(server: Server) -> Path:
-    """Return the folder for the files: a state folder, because a cache may be emptied; or the server's own folder."""
+def _file(server: Server, sessions: str) -> Path:
+    """Return the file, or with "*" the pattern of all files; its name is the same for all addresses of a cluster."""
     if not server.foreign:
-        return Path(str(conninfo_to_dict(server.conninfo())["host"])) / "lent-settings"
-    if home := os.environ.get("PERFKIT_HOME"):
-        return Path(home) / "lent-settings"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "perfkit" / "lent-settings"
-
-
-def _prefix(server: Server) -> str:
-    """Return the beginning of the file names, the same for all addresses of a cluster."""
+        home = Path(str(conninfo_to_dict(server.conninfo())["host"]))
+    elif perfkit_home := os.environ.get("PERFKIT_HOME"):
+        home = Path(perfkit_home)
+    else:  # a state folder, because a cache may be emptied
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "perfkit"
     system = server.system if isinstance(server, External) else ""
-    return hashlib.sha256(system.encode()).hexdigest()[:16] + "-"
+    return home / "lent-settings" / f"{hashlib.sha256(system.encode()).hexdigest()[:16]}-{sessions}.json"
 
 
 def _read(path: Path) -> Saved | None:
+    """Return the content; None if the file is incomplete: then no setting was changed either."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         return Saved(**content)
@@ -271,8 +260,8 @@ class LoggingSpec:
     def least(self) -> dict[str, str]:
         """Return the settings without which nothing is logged."""
         if self.rate == 1:
-            return {"log_min_duration_statement": self._ms}
-        return {"log_min_duration_sample": self._ms, "log_statement_sample_rate": f"{self.rate:g}"}
+            return {"log_min_duration_statement": f"{self.ms:.0f}"}
+        return {"log_min_duration_sample": f"{self.ms:.0f}", "log_statement_sample_rate": f"{self.rate:g}"}
 
     @property
     def explaining(self) -> dict[str, str]:
@@ -280,22 +269,18 @@ class LoggingSpec:
         switch = "on" if self.analyze else "off"
         names = ("log_min_duration", "log_format", "log_analyze", "log_buffers", "log_timing", "sample_rate")
         # log_timing stays off: timing every step is the most expensive part, and buffers tell as much.
-        values = (self._ms, "json", switch, switch, "off", f"{self.rate:g}")
+        values = (f"{self.ms:.0f}", "json", switch, switch, "off", f"{self.rate:g}")
         return {f"auto_explain.{name}": value for name, value in zip(names, values, strict=True)}
-
-    @property
-    def _ms(self) -> str:
-        return str(round(self.ms))
 
 
 @dataclass(slots=True)
-class Logging:
+class Logging(AbstractContextManager["Logging"]):
     """Query logging that is on; a context manager that switches it off."""
 
     where: Where
     changed: Mapping[str, str]  # by setting
     notes: tuple[str, ...]
-    _site: Server = field(repr=False)
+    _server: Server = field(repr=False)
     _database: str = field(repr=False)
     _held: Note | None = field(repr=False)  # None: it is off, or kept
 
@@ -307,7 +292,7 @@ class Logging:
         if self._held is None:
             return ()
         try:  # after an interrupt, logging is still on and can be switched off again
-            with connected(self._site, self._database, user="postgres") as connection:
+            with connected(self._server, self._database, user="postgres") as connection:
                 messages = put_back(connection, self._held)
         except PerfkitError as error:
             self._held.close()
@@ -326,9 +311,6 @@ class Logging:
     def _ended(self) -> None:
         self._held = None
         atexit.unregister(self.at_exit)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: BaseException | TracebackType | None) -> None:
         self.off()
@@ -350,19 +332,16 @@ def logging_on(
     refusals: list[str] = []
     with connected(server, database, user="postgres") as connection:
         facts = catalog.row(connection, "slow_logging")
-        wanted, notes = _wanted(connection, options, facts)
-        for place in (where,) if where else (Where(database=database), Where(facts["user"], database)):
+        values, notes = _values(connection, options, facts)
+        for sessions in (where,) if where else (Where(database=database), Where(facts["user"], database)):
             try:
-                held, saved, refused = _switched(connection, server, place, wanted, options, keep)
+                held, saved, refused = _switched(connection, server, sessions, values, options, keep)
             except _Refused as refusal:
                 refusals.append(str(refusal))
                 continue
-            on = Logging(place, saved.changed, (*notes, *refused, *_others(connection, saved)), server, database, held)
-            if keep:
-                held.close()
-                on._held = None
-            else:
-                atexit.register(on.at_exit)
+            notes += [*refused, *_others(connection, saved)]
+            on = Logging(sessions, saved.changed, tuple(notes), server, database, None if keep else held)
+            held.close() if keep else atexit.register(on.at_exit)
             return on
     raise TargetRefused(visible(f"{server.name}: {refusals[0]}"))
 
@@ -374,11 +353,11 @@ def script(
 
     Changes nothing. Without `where`, the SQL is for the database.
     """
-    place = where or Where(database=database)
+    sessions = where or Where(database=database)
     with connected(server, database, user="postgres") as connection:
-        wanted, _ = _wanted(connection, options or LoggingSpec(), catalog.row(connection, "slow_logging"))
-        settings = Numbers.of(connection, place).settings(connection)[1]
-    return place.script(wanted), place.script({name: settings.get(name) for name in wanted})
+        values, _ = _values(connection, options or LoggingSpec(), catalog.row(connection, "slow_logging"))
+        settings = Numbers.of(connection, sessions).settings(connection)[1]
+    return sessions.script(values), sessions.script({name: settings.get(name) for name in values})
 
 
 def restore(server: Server, database: str, *, killed_only: bool = False) -> tuple[str, ...]:
@@ -408,54 +387,58 @@ class _Refused(Exception):
 
 
 def _switched(
-    connection: Connection, server: Server, place: Where, wanted: Mapping[str, str], options: LoggingSpec, keep: bool
+    connection: Connection, server: Server, sessions: Where, values: Mapping[str, str], options: LoggingSpec, keep: bool
 ) -> tuple[Note, Saved, list[str]]:
     """Change the settings that the role may change; the file is written before the change takes effect."""
-    numbers = Numbers.of(connection, place)
-    with note(server, numbers, place) as held:
-        if already := held.saved:
-            raise UsageError(f"{visible(place)}: already on since {already.since}; expected {RESTORE} first")
+    numbers = Numbers.of(connection, sessions)
+    with note(server, numbers, sessions) as held:
+        if already := _read(held.path):
+            raise UsageError(f"{visible(sessions)}: already on since {already.since}; expected {RESTORE} first")
         settings = numbers.settings(connection)[1]
-        before = {name: settings.get(name) for name in wanted}
+        before = {name: settings.get(name) for name in values}
         with connection.transaction():
-            refused = change_settings(connection, place, wanted)
+            refused = change_settings(connection, sessions, values)
             if unmet := [refused[name] for name in options.least if name in refused]:
-                script = f"{place.script(wanted)}; and afterwards: {place.script(before)}"
+                script = f"{sessions.script(values)}; and afterwards: {sessions.script(before)}"
                 raise _Refused(f"{first_line(unmet[0])}; expected its owner or a superuser to run: {script}")
             settings = numbers.settings(connection)[1]  # as the server keeps them
-            changed = {name: settings[name] for name in wanted if name not in refused}
+            changed = {name: settings[name] for name in values if name not in refused}
             since, earlier = datetime.now(UTC).isoformat(timespec="seconds"), {name: before[name] for name in changed}
-            numbered = (server.name, numbers.database, numbers.role, str(place), os.getpid(), since)
+            numbered = (server.name, numbers.database, numbers.role, str(sessions), os.getpid(), since)
             held.write(saved := Saved(*numbered, keep, changed, earlier))
         return held, saved, [f"not set: {visible(first_line(error))}" for error in refused.values()]
 
 
-def _wanted(connection: Connection, options: LoggingSpec, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def _values(connection: Connection, options: LoggingSpec, facts: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Return the settings to change, the indispensable ones first, and notes for the user."""
-    wanted, notes = dict(options.least), [NEW_ONLY]
+    values, notes = (
+        dict(options.least),
+        ["applies to new sessions only; existing sessions, including those of a pool, keep their settings"],
+    )
     if facts["query_id"] == "off" or (facts["query_id"] == "auto" and not facts["statements_loaded"]):
-        wanted["compute_query_id"] = "on"
+        values["compute_query_id"] = "on"
     if facts["parameters"] == "0":
-        wanted["log_parameter_max_length"] = "1024"
+        values["log_parameter_max_length"] = "1024"
     if not options.plans:
-        return wanted, notes
+        return values, notes
     if not facts["auto_explain_loaded"]:
         if facts["preloaded"] != "":
-            why = "this role may not load auto_explain"
-            if facts["preloaded"]:
-                why = "session_preload_libraries is set, and without auto_explain"
-            return wanted, [*notes, f"no plans: {why}"]
+            other = "session_preload_libraries is set, and without auto_explain"
+            return values, [
+                *notes,
+                f"no plans: {other if facts['preloaded'] else 'this role may not load auto_explain'}",
+            ]
         try:
             connection.execute("LOAD 'auto_explain'")
         except psycopg.Error as error:
-            return wanted, [*notes, f"no plans: {visible(first_line(error))}"]
+            return values, [*notes, f"no plans: {visible(first_line(error))}"]
         facts = catalog.row(connection, "slow_logging")
-        wanted["session_preload_libraries"] = "auto_explain"
+        values["session_preload_libraries"] = "auto_explain"
     if facts["plan_parameters"] == "0":
-        wanted["auto_explain.log_parameter_max_length"] = "1024"
+        values["auto_explain.log_parameter_max_length"] = "1024"
     if options.analyze:
         notes.append("plans with actual rows slow down every statement a little")
-    return wanted | options.explaining, notes
+    return values | options.explaining, notes
 
 
 def _others(connection: Connection, saved: Saved) -> list[str]:

@@ -25,7 +25,8 @@ from perfkit.show.html import (
     number,
     stacked,
 )
-from perfkit.slow.statements import Activity, Branch, Running, SlowQueries, SlowStatement
+from perfkit.slow.activity import Activity, Branch, Running
+from perfkit.slow.statements import SlowQueries, SlowStatement
 
 WIDTH = 100  # columns of text
 _SUMMARY = 80  # characters of a folded statement

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.slow.statements import Activity, Example, Running, SlowQueries, SlowStatement, tree
+from perfkit.slow.activity import Activity, Running, tree
+from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 from perfkit.slow.tables import ActivityView, SlowView, one_line, shares
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -19,7 +19,7 @@ from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import External, open_external
 from perfkit.postgres.servers import Server as Site
-from perfkit.slow.logs import PIECE, ServerLog, follow_server_log, opened, read_server_log
+from perfkit.slow.log_sources import PIECE, ServerLog, follow_server_log, opened, read_server_log
 from perfkit.slow.query_logging import LoggingSpec, logging_on
 from perfkit.slow.statements import SlowQueries
 
@@ -216,7 +216,7 @@ def test_slow_statements_are_found_in_its_log(
     system: hosted.Hosted, destination: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if destination == "stderr":
-        monkeypatch.setattr("perfkit.slow.logs._FORMS", {"stderr": "stderr"})
+        monkeypatch.setattr("perfkit.slow.log_sources._FORMS", {"stderr": "stderr"})
     slow = f"SELECT pg_sleep(0.02), 'x' AS in_{destination}, count(*) FROM sales.orders"
     system.run("SET log_min_duration_statement = 10", slow)
     found = found_in(server(system), "shop", f"in_{destination}")

@@ -12,7 +12,7 @@ from scripts import run_all
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.slow.statements import Activity, Branch, Running, now, tree
+from perfkit.slow.activity import Activity, Branch, Running, now, tree
 
 HERE = "active"  # the database
 

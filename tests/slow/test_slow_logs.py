@@ -19,7 +19,8 @@ from perfkit.base.errors import UsageError
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.sqltext import Normals, normal
 from perfkit.slow.digest import parameters
-from perfkit.slow.logs import LogReader, follow, read
+from perfkit.slow.log_sources import follow, read
+from perfkit.slow.logs import LogReader
 from perfkit.slow.statements import SlowQueries, SlowStatement
 
 WHEN = "2026-03-02 08:00:0{} UTC"

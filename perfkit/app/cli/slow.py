@@ -42,12 +42,13 @@ from perfkit.postgres.guards import Audit, resolve
 from perfkit.runs.targets import admitted
 from perfkit.show import html
 from perfkit.show.render import execute, page
-from perfkit.slow import logs
+from perfkit.slow import log_sources
 from perfkit.slow.query_logging import LoggingSpec, logging_on, restore, script
 from perfkit.slow.tables import ActivityView, SlowView
 
 if TYPE_CHECKING:
-    from perfkit.slow.statements import Activity, SlowQueries, SlowStatement
+    from perfkit.slow.activity import Activity
+    from perfkit.slow.statements import SlowQueries, SlowStatement
 
 
 _DEFAULT_SIZE = (100, 50)  # columns and lines if the output is no terminal
@@ -254,10 +255,10 @@ def log(spec: LogSpec) -> None:
         raise UsageError("--follow: expected one FILE, and no --html")
     files = [Path(file) for file in spec.files]
     if spec.follow:
-        for queries in logs.follow(files[0], prefix=spec.prefix):
+        for queries in log_sources.follow(files[0], prefix=spec.prefix):
             show(queries, spec.limit, as_json=spec.json, refresh=True)
         return
-    queries = logs.read(*files, prefix=spec.prefix)
+    queries = log_sources.read(*files, prefix=spec.prefix)
     if spec.html:
         write(spec.html, queries, spec.limit)
     show(queries, spec.limit, as_json=spec.json)
