@@ -151,8 +151,3 @@ def _inline(svg: str, slug: str, title: str, finding: str) -> str:
     head += f' aria-labelledby="{name}-t {name}-d">'
     head += f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(finding)}</desc>'
     return head + body[body.index(">") + 1 :]
-
-
-def draw_svg(slug: str, title: str, finding: str, draw: Callable[[Axes], object]) -> str:
-    """Return a picture's SVG, until every caller makes a `Picture`."""
-    return Picture(slug, title, finding, draw).svg

@@ -86,7 +86,7 @@ def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
 
 def test_units() -> None:
     assert units.size(340 * 1024) == "340 kB"
-    assert units.size(3 * 1024**3) == "3.00 GB"
+    assert units.size(3 * 1024**3) == "3 GB"
     assert units.percent(0.00125) == "0.125 %"
     assert units.seconds(0.31) == "310 ms"
     assert " ".join(units.too_few(40, 95).split()) == "not enough samples (40 of 72)"

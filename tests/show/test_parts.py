@@ -74,7 +74,7 @@ def test_a_table_is_declared_once_for_html_text_markdown_and_frame() -> None:
     )
     assert table.columns == ("load", "p50, ms", "size", "held") and table.numeric == {"p50, ms", "size"}
     assert '<td class="n">1.00<small>' in table.html()
-    assert table.text().splitlines()[4].split() == "load a 1.00 [0.500, 2.00] 2.00 kB ✓ yes".split()
+    assert table.text().splitlines()[4].split() == "load a 1.00 [0.500, 2.00] 2 kB ✓ yes".split()
     assert table.markdown().splitlines()[1] == "| --- | ---: | ---: | --- |"
     frame = table.frame
     assert list(frame) == ["scenario", "scenario_item", "p50_ms", "p50_ms_lo", "p50_ms_hi", "size_bytes", "held"]
