@@ -28,16 +28,14 @@ from perfkit.show.html import (
     Column,
     Folded,
     Inline,
-    OpenedPage,
     Paragraph,
     Section,
     Table,
     Words,
     markdown,
-    shown,
     stacked,
 )
-from perfkit.show.render import LOAD, NOTEBOOK, page_of
+from perfkit.show.render import LOAD, NOTEBOOK, OpenedPage, page_of, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

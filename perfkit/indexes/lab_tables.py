@@ -24,7 +24,6 @@ from perfkit.show.html import (
     Code,
     Column,
     Folded,
-    OpenedPage,
     Paragraph,
     Section,
     Table,
@@ -32,6 +31,7 @@ from perfkit.show.html import (
     number,
     stacked,
 )
+from perfkit.show.render import OpenedPage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

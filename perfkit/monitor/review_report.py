@@ -23,21 +23,8 @@ from perfkit.monitor.review import WORDS, ReportedValue, Reviewed, ReviewRow, be
 from perfkit.monitor.store import read
 from perfkit.runs.records import Bundle
 from perfkit.show.charts import Picture
-from perfkit.show.html import (
-    Banner,
-    Bullets,
-    Cell,
-    Column,
-    OpenedPage,
-    Part,
-    Table,
-    Terms,
-    markdown,
-    marked,
-    number,
-    stacked,
-)
-from perfkit.show.render import REVIEW, page_of
+from perfkit.show.html import Banner, Bullets, Cell, Column, Part, Table, Terms, markdown, marked, number, stacked
+from perfkit.show.render import REVIEW, OpenedPage, page_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame

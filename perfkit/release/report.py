@@ -44,7 +44,6 @@ from perfkit.show.html import (
     Cell,
     Code,
     Column,
-    OpenedPage,
     Part,
     Section,
     Table,
@@ -52,10 +51,9 @@ from perfkit.show.html import (
     marked,
     note,
     page,
-    shown,
     stacked,
 )
-from perfkit.show.render import GATE, page_of
+from perfkit.show.render import GATE, OpenedPage, page_of, shown
 
 REASONS = 8  # in the banner; the matrix has all items
 _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}

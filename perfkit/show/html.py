@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PARTS = "parts.html.j2"
 R = TypeVar("R")
-P = TypeVar("P")
 
 
 def escape(text: object) -> str:
@@ -58,7 +57,7 @@ def _environment() -> Environment:
 
     loader = FileSystemLoader(HERE / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.globals |= {"marks": MARKS}
+    made.globals |= {"marks": MARKS, "inline_of": _inline}
     return made
 
 
@@ -108,26 +107,6 @@ class View(Part):
         return f"<style>{style()}</style><div class='pk'>{self.html()}</div>"
 
 
-class OpenedPage:
-    """The result of a notebook's first cell: its text and, in HTML, the style sheet for the cells below."""
-
-    __slots__ = ()
-
-    def _repr_html_(self) -> str:
-        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
-
-
-class shown(property, Generic[R, P]):  # used like property
-    """A property of an opened result: what a function makes of the result's `subject`, documented by the function."""
-
-    def __init__(self, make: Callable[[R], P]) -> None:
-        super().__init__(lambda result: make(result.subject), doc=make.__doc__)
-
-    if TYPE_CHECKING:
-
-        def __get__(self, result: object, owner: type | None = None) -> P: ...  # type: ignore[override]
-
-
 @dataclass(frozen=True, slots=True)
 class Inline:
     """Some words of a line in an HTML element; `state` is a class of the style sheet. A link leads to its text."""
@@ -157,11 +136,6 @@ class Paragraph(Part):
     macro = "paragraph"
     words: Words
     kind: str = ""
-
-    @property
-    def inline(self) -> list[Inline]:
-        """The words, each with its element."""
-        return _inline(self.words)
 
     def text(self) -> str:
         """Return the words."""
@@ -193,11 +167,6 @@ class Bullets(Part):
     macro = "bullets"
     lines: Sequence[Words]
     kind: str = ""
-
-    @property
-    def inline(self) -> list[list[Inline]]:
-        """The words of each line, each with its element."""
-        return [_inline(line) for line in self.lines]
 
     def text(self) -> str:
         """Return the lines, each behind a dash."""

@@ -9,31 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from perfkit.base import resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, visible
-from perfkit.show.html import Block, escape
+from perfkit.show.html import Paragraph, escape, note, style
 
-
-def attempt(step: Callable[[], Any], *, unless: str = "") -> Any:
-    """Return the result of a step, or its error as a line to show, so that the rest of the page can follow.
-
-    With `unless`, a reason for skipping the step, show the reason instead. Raises Interrupted.
-    """
-    try:
-        return _line(unless) if unless else step()
-    except Interrupted:
-        raise
-    except PerfkitError as error:
-        return _line(str(error))
-
-
-def _line(text: str) -> Block:
-    return Block(f'<p class="note">{escape(text)}</p>', text)
-
-
+R = TypeVar("R")
+P = TypeVar("P")
 NOTEBOOK = resources.path("notebooks/before_after_index.ipynb")
 LOAD = resources.path("notebooks/load_scenarios.ipynb")
 LAB = resources.path("notebooks/index_lab.ipynb")
@@ -41,6 +25,39 @@ GATE = resources.path("notebooks/go_no_go.ipynb")
 REVIEW = resources.path("notebooks/post_deployment_review.ipynb")
 TEMPLATES = resources.PACKAGE / "show" / "templates"
 DISPLAY = resources.PACKAGE / "show"  # the folder of style.css, which the template includes
+
+
+class OpenedPage:
+    """The result of a notebook's first cell: its text and, in HTML, the style sheet for the cells below."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f"<style>{style()}</style><div class='pk'><p>{escape(self)}</p></div>"
+
+
+class shown(property, Generic[R, P]):  # used like property
+    """A property of an opened result: what a function makes of the result's `subject`, documented by the function."""
+
+    def __init__(self, make: Callable[[R], P]) -> None:
+        super().__init__(lambda result: make(result.subject), doc=make.__doc__)
+
+    if TYPE_CHECKING:
+
+        def __get__(self, result: object, owner: type | None = None) -> P: ...  # type: ignore[override]
+
+
+def attempt(step: Callable[[], P], *, unless: str = "") -> P | Paragraph:
+    """Return the result of a step, or its error as a line to show, so that the rest of the page can follow.
+
+    With `unless`, a reason for skipping the step, show the reason instead. Raises Interrupted.
+    """
+    try:
+        return note(unless) if unless else step()
+    except Interrupted:
+        raise
+    except PerfkitError as error:
+        return note(str(error))
 
 
 def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:

@@ -13,7 +13,8 @@ from perfkit.analysis.report import Run
 from perfkit.base import units
 from perfkit.base.errors import UsageError, visible
 from perfkit.runs.records import Bundle, RunRecord
-from perfkit.show.html import Cell, Part, Table, escape, shown, style
+from perfkit.show.html import Cell, Part, Table, escape, style
+from perfkit.show.render import shown
 
 HOSTILE = "<script>alert(1)</script>\"' onclick=x \x1b[31m\u202e`|*"
 
