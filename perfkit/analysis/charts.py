@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -343,26 +343,21 @@ def stretches(flow: Flow) -> list[Stretch]:
     if not len(flow.x):
         return []
     last = float(flow.x[-1])
-    edges = _seconds(last, flow.step_s) if flow.timed else _counts(len(flow.x), last)
+    if flow.timed:
+        width = flow.step_s or next((w for w in _NICE if w >= last / STRETCHES), last)
+        edges = np.arange(math.floor(last / width) + 2) * width
+    else:
+        least = MIN_SAMPLES[95] if len(flow.x) >= 2 * MIN_SAMPLES[95] else 2 * MIN_SAMPLES[50]
+        edges = np.round(np.linspace(0, last, max(1, min(STRETCHES, len(flow.x) // least)) + 1)) + 0.5
     cuts = np.searchsorted(flow.x, edges[1:-1])
     parts = zip(edges[:-1], edges[1:], np.split(flow.ms, cuts), strict=True)
     return [Stretch(float(lo), float(hi), ms) for lo, hi, ms in parts if len(ms)]
 
 
-def _seconds(last: float, step_s: float) -> Any:
-    width = step_s or next((w for w in _NICE if w >= last / STRETCHES), last)
-    return np.arange(math.floor(last / width) + 2) * width
-
-
-def _counts(n: int, last: float) -> Any:
-    least = MIN_SAMPLES[95] if n >= 2 * MIN_SAMPLES[95] else 2 * MIN_SAMPLES[50]
-    parts = max(1, min(STRETCHES, n // least))
-    return np.round(np.linspace(0, last, parts + 1)) + 0.5
-
-
 def finding(flow: Flow) -> str:
     """Return in words the slowest stretch against the rest, and the lost requests."""
-    sentence = "; ".join([*_slowest(flow, stretches(flow)), *_lost(flow), *_unseen(flow)])
+    beyond = f"{units.count(flow.beyond)} later requests are in the percentiles but not in this picture"
+    sentence = "; ".join([*_slowest(flow, stretches(flow)), *_lost(flow), *([beyond] if flow.beyond else [])])
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -390,11 +385,6 @@ def _lost(flow: Flow) -> Iterator[str]:
             one = kind.removesuffix("s") if count == 1 else kind
             where = _where(flow, math.floor(places[0]), math.floor(places[-1]) + 1) if flow.timed else ""
             yield f"{units.count(count)} {one}{f', {where}' if where else ''}"
-
-
-def _unseen(flow: Flow) -> Iterator[str]:
-    if flow.beyond:
-        yield f"{units.count(flow.beyond)} later requests are in the percentiles but not in this picture"
 
 
 def _where(flow: Flow, lo: float, hi: float) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import BundleError, visible
 from perfkit.base.judgement import MARKS, Outcome
 from perfkit.runs.records import Bundle, Round
+from perfkit.runs.rounds import samples, samples_csv
 from perfkit.show.html import (
     Banner,
     Bullets,
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-# The columns of samples: of the round, of the request, its times, and how it ended.
-_ROUND, _REQUEST = ("block", "position", "scenario", "arm"), ("item", "user", "batch", "counted")
-_TIMES, _ENDED = ("scheduled_ms", "started_ms", "acquired_ms", "done_ms"), ("outcome", "detail")
 
 
 def verdict(subject: Subject) -> str:
@@ -105,31 +101,6 @@ def summary(subject: Subject) -> str:
         lines += [*([f"- and {rest} more in the report"] if rest > 0 else []), ""]
     command = visible(subject.run.command).replace("`", "'")
     return "\n".join([*lines, f"`{command}`" if command else "", ""]).rstrip() + "\n"
-
-
-def samples(rounds: Iterable[Round]) -> dict[str, list[object]]:
-    """Return the requests of all rounds by column; times in ms since the round's first release, None if unknown."""
-    columns: dict[str, list[object]] = {name: [] for name in (*_ROUND, *_REQUEST, *_TIMES, *_ENDED)}
-    for round_ in sorted(rounds, key=lambda r: r.position):
-        recorded, number = round_.columns, len(round_.columns)
-        for name in _ROUND:
-            columns[name] += [getattr(round_, name)] * number
-        for name in (*_REQUEST, *_ENDED):
-            columns[name] += getattr(recorded, name)
-        for name in _TIMES:
-            columns[name] += [None if ns is None else ns / 1e6 for ns in getattr(recorded, name.removesuffix("_ms"))]
-    return columns
-
-
-def samples_csv(rounds: Iterable[Round]) -> str:
-    """Return `samples` as CSV, one line for each request."""
-    columns = samples(rounds)
-    for name in _TIMES:
-        columns[name] = ["" if ms is None else f"{ms:.6f}" for ms in columns[name]]
-    columns["counted"] = [int(bool(counted)) for counted in columns["counted"]]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
-    return out.getvalue()
 
 
 def _claims(subject: Subject) -> list[JudgedClaim]:
@@ -285,7 +256,7 @@ class Run(OpenedPage):
         """One row per request of the run: its round and arm, times in ms since the round's start, and its outcome."""
         from pandas import DataFrame  # importing pandas takes half a second, which rendering does not need
 
-        return DataFrame(samples(self.rounds))
+        return DataFrame(samples(self.subject.rounds))
 
     @property
     def plot(self) -> RunPlots:
@@ -465,10 +436,10 @@ def render(bundle: Path, out: Path | None = None, *, keep_notebook: Path | None 
         written = {
             "verdict.json": verdict(run.subject),
             "summary.md": summary(run.subject),
-            "samples.csv": samples_csv(run.rounds),
+            "samples.csv": samples_csv(run.subject.rounds),
         }
     for name, text in written.items():
         write_atomically(folder / name, text)
     title = f"{run.subject.decision}: {run.analysis.title}"
-    notebook, name = (LOAD, "load.html") if run.subject.alone else (NOTEBOOK, "report.html")
+    notebook, name = (LOAD, "load.html") if run.subject.run.alone else (NOTEBOOK, "report.html")
     return page_of(notebook, {"bundle": str(bundle.resolve())}, folder / name, title, keep_notebook)

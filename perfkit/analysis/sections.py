@@ -50,7 +50,7 @@ def queries(subject: Subject) -> Section:
         ),
         [
             _query(subject, query, uses[query, arm], uses.get((query, subject.before)))
-            for query in subject.queries
+            for query in subject.run.queries
             for arm in subject.arms
             if (query, arm) in uses
         ],
@@ -163,7 +163,7 @@ def index_lab(subject: Subject) -> Section:
 
 def plans(subject: Subject) -> Section:
     """Return every query's plans before and after, folded: the change, both drawings, and the JSON to copy."""
-    drawn: list[Part] = [_drawn(subject, query) for query in subject.queries]
+    drawn: list[Part] = [_drawn(subject, query) for query in subject.run.queries]
     return stacked(*drawn or [Paragraph("No plan was captured.")])
 
 
@@ -328,18 +328,13 @@ _WORDS = {
     "floor": "the same load against a target that does nothing: the cost of the client",
     "under load, measured once": "many rounds, with an interval; one EXPLAIN ANALYZE",
 }
-_COMPARING = {
-    "ratio",
-    "faster, slower",
-    "equivalent",
-    "inconclusive",
-    "control",
-}  # words that a run of one arm does not need
+# Words that a run of one arm does not need.
+_COMPARING = {"ratio", "faster, slower", "equivalent", "inconclusive", "control"}
 
 
 def method(subject: Subject) -> Section:
     """Return load levels, arms, data, machine, settings and words."""
-    words = [(word, text) for word, text in _WORDS.items() if not (subject.alone and word in _COMPARING)]
+    words = [(word, text) for word, text in _WORDS.items() if not (subject.run.alone and word in _COMPARING)]
     return stacked(
         _scenarios(subject), _arms(subject), Section(_facts(subject), kind="columns"), Section([Terms(words)], "Words")
     )
@@ -354,7 +349,7 @@ def reproduce(subject: Subject) -> Section:
     files = ["run.json", "samples.csv", "verdict.json", "summary.md"]
     files += [name for name in ("perfkit.toml", "audit.jsonl") if (subject.bundle.path / name).exists()]
     links = [part for name in files for part in (Inline(", ", ""), Inline(name, "a"))][1:]
-    shipping = "" if subject.alone or subject.run.rollback else f" {SHIPPING}"
+    shipping = "" if subject.run.alone or subject.run.rollback else f" {SHIPPING}"
     folders: list[str | Inline] = [
         ", and ",
         Inline("rounds/", "code"),
@@ -394,7 +389,7 @@ def _amounts(scenario: ScenarioRecord) -> tuple[str, ...]:
 def _arms(subject: Subject) -> Table:
     columns: tuple[Column[str], ...] = (
         Column("arm", lambda arm: arm),
-        Column("role", lambda arm: "alone" if subject.alone else subject.role(arm)),
+        Column("role", lambda arm: "alone" if subject.run.alone else subject.role(arm)),
         Column("what it is", lambda arm: Cell(subject.title(arm), _differences(subject, arm))),
     )
     return Table.of("Arms", columns, subject.arms)
@@ -421,7 +416,7 @@ def _facts(subject: Subject) -> list[Table]:
     sequential = run.order == "sequential"
     order = {
         "order": "one arm alone"
-        if subject.alone
+        if subject.run.alone
         else "one arm after the other: before, after, before again"
         if sequential
         else "all arms alternate in random order inside every block",

@@ -42,15 +42,10 @@ class Subject:
         return self.run.status == "complete"
 
     @property
-    def alone(self) -> bool:
-        """Whether the run measured a single arm, without a comparison."""
-        return self.run.alone
-
-    @property
     def word(self) -> str:
         """GO, NO-GO, NO BENEFIT or INCONCLUSIVE; for a single arm HOLDS, BROKEN or UNPROVEN."""
         outcome = self.analysis.decision.outcome
-        return outcome.upper() if self.alone else outcome.decision
+        return outcome.upper() if self.run.alone else outcome.decision
 
     @property
     def decision(self) -> str:
@@ -71,9 +66,7 @@ class Subject:
 
     def title(self, arm: str) -> str:
         """Return an arm's title."""
-        if arm == FLOOR:
-            return "the client alone"
-        return self.run.arm(arm).title
+        return "the client alone" if arm == FLOOR else self.run.arm(arm).title
 
     @property
     def before(self) -> str:
@@ -83,12 +76,7 @@ class Subject:
     @property
     def after(self) -> list[str]:
         """The arms that decide."""
-        return [arm for arm in self.arms if self.role(arm) == "after"]
-
-    @property
-    def queries(self) -> list[str]:
-        """SQL queries of the workload by name."""
-        return list(self.run.queries)
+        return self.run.of_role("after")
 
     @property
     def loads(self) -> list[tuple[str, str]]:
@@ -98,8 +86,8 @@ class Subject:
         """
         order = [scenario.name for scenario in self.run.scenarios]
         every = [(level.scenario, level.item) for level in self.analysis.levels]
-        requests = [pair for pair in every if pair[1] not in self.queries]
-        shown = dict.fromkeys(every if self.alone else requests or every)
+        requests = [pair for pair in every if pair[1] not in self.run.queries]
+        shown = dict.fromkeys(every if self.run.alone else requests or every)
         return sorted(shown, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
 
     def label(self, scenario: str) -> str:
@@ -153,9 +141,9 @@ def glance(subject: Subject) -> Table:
         )
     limit = next((r.limit for r in rules.values() if r.limit is not None), None)
     loads = dict.fromkeys((scenario, item) for scenario, item, arm in rules if arm == subject.before)
-    limit_text = f" (limit {units.significant(limit)} ms)" if limit is not None else ""
+    limited = "" if limit is None else f" (limit {units.significant(limit)} ms)"
     return Table.of(
-        f"95 of 100 requests were answered within, ms{limit_text}",
+        f"95 of 100 requests were answered within, ms{limited}",
         [
             Column("load", lambda load: load_cell(subject, *load, named=True)),
             *per_arm(arms, lambda load, arm: _judged(rules.get((*load, arm)))),
@@ -242,7 +230,7 @@ def under_load(level: Summary) -> Cell:
 
 def thresholds(subject: Subject) -> Table:
     """Return every rule on every arm: value, bound, limit and result."""
-    single = [rule for rule in subject.analysis.decision.rules if not _compares(rule)]
+    single = [rule for rule in subject.analysis.decision.rules if "slower" not in rule.name]
     rules = {(r.name, r.scenario, r.item, r.arm): r for r in single}
     arms = [arm for arm in subject.arms if any(rule.arm == arm for rule in single)]
     names = list(dict.fromkeys(r.name for r in single))
@@ -250,7 +238,7 @@ def thresholds(subject: Subject) -> Table:
         dict.fromkeys((r.name, r.scenario, r.item) for r in single),
         key=lambda key: (names.index(key[0]), _rank(subject, key[1])),
     )
-    comparisons = [rule for rule in subject.analysis.decision.rules if _compares(rule)]
+    comparisons = [rule for rule in subject.analysis.decision.rules if "slower" in rule.name]
 
     def result(key: Key, arm: str) -> Cell:
         if key == COMPARISONS:
@@ -272,7 +260,9 @@ def thresholds(subject: Subject) -> Table:
         grouped=True,
         note="✓ the whole interval is within the limit; ✕ no part of it is; ? too little data to decide. An error rate "
         "is ✓ if its estimate is within the limit; the true rate is below the number under it (95 % confidence)."
-        + ("" if subject.alone else " ○ the change has no benefit. Only arms with a change count for the decision."),
+        + (
+            "" if subject.run.alone else " ○ the change has no benefit. Only arms with a change count for the decision."
+        ),
     )
 
 
@@ -297,8 +287,8 @@ def checks(subject: Subject) -> Table:
 
 def errors(subject: Subject) -> Table:
     """Return the unexpected outcomes with the first message; without any, the bound of the true error rate."""
-    sent = {arm: sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms}
-    least = min(sent.values(), default=0)
+    sent = (sum(x.sent for x in subject.analysis.levels if x.arm == arm) for arm in subject.arms)
+    least = min(sent, default=0)
     none = "None; no request was sent."
     if least:
         excluded = units.percent(error_bound(0, least))
@@ -395,10 +385,6 @@ def _with_unit(value: float | None, unit: str) -> str:
         return units.percent(value)
     unit = {"indexes": "index", "checks": "check"}.get(unit, unit) if value == 1 else unit
     return f"{units.count(value) if float(value).is_integer() else units.significant(value)} {unit}".strip()
-
-
-def _compares(rule: Rule) -> bool:
-    return "slower" in rule.name
 
 
 def _counted(rules: list[Rule]) -> Cell:

@@ -342,7 +342,7 @@ def decide(
     if len(set(names.values())) < len(names):
         raise UsageError(f"{next(iter(names.values()))}: named twice; expected a different file for each format")
     run = Run(Bundle.open(folder))
-    if run.subject.alone:
+    if run.subject.run.alone:
         raise UsageError(f"{folder}: a run of one arm; expected a run that compares before with an arm to be shipped")
     if run.bundle.run.rollback is not None:
         raise UsageError(f"{folder}: a rehearsed rollback; expected the run of a change that is to be shipped")

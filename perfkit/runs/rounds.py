@@ -7,6 +7,8 @@ was read.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,3 +232,33 @@ def _spreads(cells: Mapping[tuple[str, Key], SampleCell], before: str, margin: f
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+# The columns of samples: of the round, of the request, its times, and how it ended.
+_ROUND, _REQUEST = ("block", "position", "scenario", "arm"), ("item", "user", "batch", "counted")
+_TIMES, _ENDED = ("scheduled_ms", "started_ms", "acquired_ms", "done_ms"), ("outcome", "detail")
+
+
+def samples(rounds: Iterable[Round]) -> dict[str, list[object]]:
+    """Return the requests of all rounds by column; times in ms since the round's first release, None if unknown."""
+    columns: dict[str, list[object]] = {name: [] for name in (*_ROUND, *_REQUEST, *_TIMES, *_ENDED)}
+    for round_ in sorted(rounds, key=lambda r: r.position):
+        recorded, number = round_.columns, len(round_.columns)
+        for name in _ROUND:
+            columns[name] += [getattr(round_, name)] * number
+        for name in (*_REQUEST, *_ENDED):
+            columns[name] += getattr(recorded, name)
+        for name in _TIMES:
+            columns[name] += [None if ns is None else ns / 1e6 for ns in getattr(recorded, name.removesuffix("_ms"))]
+    return columns
+
+
+def samples_csv(rounds: Iterable[Round]) -> str:
+    """Return `samples` as CSV, one line for each request."""
+    columns = samples(rounds)
+    for name in _TIMES:
+        columns[name] = ["" if ms is None else f"{ms:.6f}" for ms in columns[name]]
+    columns["counted"] = [int(bool(counted)) for counted in columns["counted"]]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+    return out.getvalue()

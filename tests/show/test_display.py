@@ -88,7 +88,7 @@ def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
 def test_units() -> None:
     assert units.size(340 * 1024) == "340 kB"
     assert units.size(3 * 1024**3) == "3 GB"
-    assert units.percent(0.00125) == "0.125 %"
+    assert units.percent(0.00125) == "0.12 %"
     assert units.seconds(0.31) == "310 ms"
     assert " ".join(units.too_few(40, 95).split()) == "not enough samples (40 of 72)"
 
@@ -170,7 +170,7 @@ def test_all_styles_stay_below_their_class() -> None:
 def test_a_run_gives_its_requests_as_a_data_frame(tmp_path: Path) -> None:
     run = Run(make_run(tmp_path / "run"))
     frame = run.samples
-    assert len(frame) == sum(len(r.columns) for r in run.rounds)
+    assert len(frame) == sum(len(r.columns) for r in run.subject.rounds)
     assert set(frame["arm"]) == {*run.subject.arms, "floor"}
     assert (frame["done_ms"] >= frame["scheduled_ms"]).all()
     assert frame["counted"].dtype == bool and frame["done_ms"].dtype == float

@@ -115,7 +115,7 @@ def exit_code(subject: Subject) -> int:
     """Return the exit code of a decision; invalid outranks inconclusive."""
     analysis = subject.analysis
     invalid = any(comparison.verdict is Verdict.INVALID for comparison in analysis.comparisons)
-    slow = subject.alone and not all(level.healthy for level in analysis.levels)
+    slow = subject.run.alone and not all(level.healthy for level in analysis.levels)
     return analysis.decision.outcome.exit_code(invalid=invalid or slow)
 
 
