@@ -1,6 +1,6 @@
 """A bundle analysed: everything that a report shows, computed once.
 
-`_level` makes the estimates of one arm under one load level: `perfkit.base.stats` computes their intervals from the
+`level_of` makes the estimates of one arm under one load level: `perfkit.base.stats` computes their intervals from the
 rounds (`median` for a p50, `tail` for a p95 or p99, `typical` for throughput).
 
 "No gain" is claimed only if every comparison excludes a gain above `worth` by its own one-sided 95 % bound. This is an
@@ -299,7 +299,7 @@ def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
     run = bundle.run
     read = RoundReading.of(bundle.rounds(), run)
     _require_complete(bundle, read)
-    levels = [_level(arm, key, cell) for (arm, key), cell in read.cells.items()]
+    levels = [level_of(arm, key, cell) for (arm, key), cell in read.cells.items()]
     changes = Changes.of(run, read.cells)
     plans = plan_uses(bundle, read.uses)
     arms = list(run.parameters.arms)
@@ -337,7 +337,7 @@ def _rebased(run: RunRecord, baseline: str, read: RoundReading) -> tuple[Compari
     return Changes.of(run.model_copy(update={"roles": roles}), read.cells).comparisons
 
 
-def _level(arm: str, key: Key, cell: SampleCell) -> Summary:
+def level_of(arm: str, key: Key, cell: SampleCell) -> Summary:
     """Return the estimates of one arm under one load level: percentiles, throughput and their intervals."""
     rounds = list(cell.blocks.values())
     lags, waits, services = (np.concatenate(parts) for parts in (cell.lags, cell.waits, cell.services))

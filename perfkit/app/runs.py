@@ -257,7 +257,7 @@ def measure_statement(
             config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
         ) as workbench,
     ):
-        return Run(experiment.measure(selection, folder, say, workbench=workbench))
+        return Run(experiment.measure(selection, folder, say, bench=workbench))
 
 
 def _config(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,9 +27,8 @@ from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.servers import open_external
 from perfkit.postgres.sqltext import read, split
-from perfkit.runs.arms import Clones
+from perfkit.runs.experiment import workbench
 from perfkit.runs.selection import RunSpec, Selection, rows
-from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import admitted
 from perfkit.slow import log_sources, statements
 from perfkit.slow.activity import now
@@ -194,11 +192,10 @@ def open_generated(
         raise UsageError(f"{config}: the data is in a database of yours; expected --db with that database")
     targets = admitted(settings, selection.arms, permission or Permission())
     with ExitStack() as stack:
-        where = (RelaySpec(), targets.origins, targets.open(Audit(None)))
-        workbench = stack.enter_context(Clones(settings, secrets.token_hex(3), *where, say, selection.postgres))
-        say(f"generating the data{f' ({selection.scale})' if selection.scale else ''}")
-        workbench.base(selection.scale)
-        database, _ = workbench.prepare(next(each for each in selection.arms if each.name == (arm or first)))
+        bench = stack.enter_context(workbench(selection, targets, Audit(None), say, shared=True))
+        bench.base(selection.scale)
+        database, _ = bench.prepare(next(each for each in selection.arms if each.name == (arm or first)))
+        assert database
         origin = SessionOrigin(config=settings, scale=selection.scale, arm=arm or first)
         return Session(database, opened=origin, _stack=stack.pop_all())
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, redact_home
-from perfkit.base.process import alone
 from perfkit.config import Arm, Config
 from perfkit.explain.capture import Parameters
 from perfkit.indexes import designs, writes
@@ -41,7 +40,7 @@ from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.guards import Audit, Permission
 from perfkit.postgres.index_sets import IndexSet
 from perfkit.runs.arms import Workbench
-from perfkit.runs.experiment import measure, open_workbench
+from perfkit.runs.experiment import measure, workbench
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.targets import admitted
 
@@ -148,9 +147,8 @@ class _Running:
         config = bare.config(spec.arms)
         chosen = Selection(config, spec.options)
         targets = admitted(config, [*config.arm, Arm(name=CHOSEN, role="after")], self.permission)
-        stack.enter_context(alone(say))
-        self.bench: Workbench = stack.enter_context(open_workbench(chosen, targets, Audit(folder / "audit.jsonl"), say))
-        say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
+        audit = Audit(folder / "audit.jsonl")
+        self.bench: Workbench = stack.enter_context(workbench(chosen, targets, audit, say))
         base = self.bench.base(chosen.scale)
         assert base
         self.base = base

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,9 +33,8 @@ from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission
 from perfkit.postgres.servers import External, open_external
 from perfkit.runs import selection
-from perfkit.runs.arms import Clones
+from perfkit.runs.experiment import workbench
 from perfkit.runs.selection import RunSpec, Selection, alone
-from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import LOADED, SAFE_METHODS, Targets, admitted
 
 NEARLY_USED_UP = 0.8  # share of a source's rows from which on it draws new ones
@@ -175,13 +173,12 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
         yield _running(plan, audit)
         return
     chosen, arm, targets = plan.chosen, plan.arm, plan.targets
-    where = (RelaySpec(), targets.origins, targets.open(audit))
-    with Clones(chosen.config, secrets.token_hex(3), *where, say, chosen.postgres) as stage:
-        say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
+    with workbench(chosen, targets, audit, say, shared=True) as stage:
         stage.base(chosen.scale)
         stage.refresh([arm])
         stage.serve([arm])
         database = stage.database(arm)
+        assert database
         say("")
         yield WatchedTarget(plan, stage.service_address(arm) if chosen.config.service else None, lambda: database)
 

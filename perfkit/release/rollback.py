@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -24,7 +24,6 @@ from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError
 from perfkit.base.judgement import Verdict
-from perfkit.base.process import alone
 from perfkit.base.units import count, percent, ratio, seconds, significant, size
 from perfkit.config import Arm, Config, Thresholds
 from perfkit.explain.capture import named
@@ -41,7 +40,7 @@ from perfkit.postgres.servers import External, open_external
 from perfkit.release.gate import JudgedQuery, capture_plan, prepare_query, query_texts
 from perfkit.runs import selection
 from perfkit.runs.arms import Clones
-from perfkit.runs.experiment import measure, open_workbench
+from perfkit.runs.experiment import measure, workbench
 from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.runs.selection import alone as selection_alone
@@ -264,11 +263,8 @@ def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say
     if not chosen.on_own_server:
         raise UsageError(f"{spec.settings.title}: its data is not on a server that perfkit starts; expected --db")
     targets = admitted(chosen.config, chosen.arms, permission)
-    with ExitStack() as stack:
-        stack.enter_context(alone(say))
-        stage = stack.enter_context(open_workbench(chosen, targets, Audit(None), say))
+    with workbench(chosen, targets, Audit(None), say) as stage:
         assert isinstance(stage, Clones)
-        say(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
         base = stage.base(chosen.scale)
         assert base
         writes = design_writes(base.server, base.name, indexes.indexes)

@@ -66,9 +66,13 @@ class Workbench(ABC):
     def origin(self) -> OriginRecord:
         """How the arms were made, and what that can and cannot show; for the bundle."""
 
-    @abstractmethod
     def base(self, scale: str) -> Database | None:
         """Make or reach the database that every arm starts from; return None if there is only a service."""
+        self.progress(f"making the data ({scale})" if scale else "reaching the data")
+        return self._reached(scale)
+
+    @abstractmethod
+    def _reached(self, scale: str) -> Database | None: ...
 
     def phases(self, arms: Sequence[Arm]) -> list[list[Arm]]:
         """Group the arms into phases, which follow one another; by default all arms alternate in one phase."""
@@ -151,7 +155,6 @@ class Clones(Workbench):
     """A template database for each arm, cloned anew for every block; all arms can alternate."""
 
     private = True
-
     version: int  # of the servers that perfkit starts
     _servers: dict[Hashable, Server] = field(default_factory=dict, init=False)
     _restarting: frozenset[str] | None = field(default=None, init=False)  # settings that only a start can change
@@ -205,8 +208,7 @@ class Clones(Workbench):
             source_rows=dict(copied.source_rows),
         )
 
-    def base(self, scale: str) -> Database | None:
-        """Make the database that every arm starts from."""
+    def _reached(self, scale: str) -> Database | None:
         self._scale = scale
         server = self._server(self.config.baseline())
         return Database(server, self._base(server))
@@ -261,8 +263,8 @@ class Clones(Workbench):
         """Raise ServerError with the last line of the server's log if the server died."""
         for server in self._servers.values():
             if not server.alive():
-                message = server.log_tail(1) or "it left no message"
-                raise ServerError(f"PostgreSQL died during the run: {message}; run it again")
+                died = server.log_tail(1) or "it left no message"
+                raise ServerError(f"PostgreSQL died during the run: {died}; run it again")
 
     def _server(self, arm: Arm) -> Server:
         """Return the server of an arm's version, started with the arm's settings that only a start can change."""
@@ -286,8 +288,7 @@ class Clones(Workbench):
 
     def _settings(self, arm: Arm) -> dict[str, str]:
         """Return the arm's settings that a database can hold."""
-        restarting = self._restarting or frozenset()
-        return {name: value for name, value in arm.settings.items() if name.lower() not in restarting}
+        return {name: value for name, value in arm.settings.items() if name.lower() not in (self._restarting or ())}
 
     def _base(self, server: Server) -> str:
         """Return the name of the server's base database: made by files, copied from the user's, or a clone of it."""
@@ -329,8 +330,7 @@ class ExistingDatabaseArms(Clones):
     @property
     def origin(self) -> OriginRecord:
         """How the arms were made."""
-        way = "clones of the database as it was, in PostgreSQL that perfkit started"
-        return _MADE.model_copy(update={"way": way})
+        return _MADE.model_copy(update={"way": "clones of the database as it was, in PostgreSQL that perfkit started"})
 
     def _server(self, arm: Arm) -> Server:
         return self.origin_database.server
@@ -361,7 +361,7 @@ class InPlace(Workbench):
             cannot_tell="how much of a difference that other load made, unless the control arm shows it",
         )
 
-    def base(self, scale: str) -> Database | None:
+    def _reached(self, scale: str) -> Database | None:
         """Return the database of the first arm. Raises TargetRefused if an arm's database cannot take its changes."""
         for arm in self.config.arm:
             if source := self.sources.get(arm.name):

@@ -9,7 +9,7 @@ import json
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,11 +46,11 @@ def measure(
     folder: Path,
     progress: Progress = lambda _: None,
     targets: Targets | None = None,
-    workbench: Workbench | None = None,
+    bench: Workbench | None = None,
 ) -> Bundle:
     """Run the experiment into a new bundle in `folder`; without `targets`, no foreign target is used.
 
-    A `workbench` that the caller opened (see `open_workbench`) is used and stays open. Whatever happens, the bundle
+    A `bench` that the caller opened (see `workbench`) is used and stays open. Whatever happens, the bundle
     stays readable and states how far the run came, and nothing is left running.
     Raises PerfkitError, and Interrupted if the user stopped the run.
     """
@@ -58,7 +58,7 @@ def measure(
     experiment = Experiment(chosen, targets, progress)
     bundle = Bundle.create(folder, chosen.describe(_now()))
     try:
-        experiment.run(bundle, workbench)
+        experiment.run(bundle, bench)
         bundle.update(status="complete", finished=_now())
     except (KeyboardInterrupt, Interrupted):
         bundle.update(status="interrupted", finished=_now(), message="stopped by the user")
@@ -75,17 +75,21 @@ def measure(
     return bundle
 
 
-def open_workbench(chosen: Selection, targets: Targets, audit: Audit, progress: Progress) -> Workbench:
-    """Connect to the targets; return the workbench of a run, a context manager.
+@contextmanager
+def workbench(
+    chosen: Selection, targets: Targets, audit: Audit, progress: Progress, *, shared: bool = False
+) -> Iterator[Workbench]:
+    """Connect to admitted targets, or start PostgreSQL; yield the workbench, whose databases end with the context.
 
-    Raises ServerError, TargetRefused.
+    A run is alone on this machine, unless it is `shared`. Raises ServerError, TargetRefused.
     """
-    progress("connecting" if targets.addresses else "starting PostgreSQL")
-    database, relay = chosen.config.database, RelaySpec(chosen.options.rtt_ms, chosen.options.connect_rtts)
-    common = (chosen.config, secrets.token_hex(3), relay, targets.origins, targets.open(audit), progress)
-    if database is None or database.way == "in-place":
-        return InPlace(*common)
-    return Clones(*common, version=chosen.postgres)
+    with nullcontext() if shared else alone(progress):
+        progress("connecting" if targets.addresses else "starting PostgreSQL")
+        database, relay = chosen.config.database, RelaySpec(chosen.options.rtt_ms, chosen.options.connect_rtts)
+        common = (chosen.config, secrets.token_hex(3), relay, targets.origins, targets.open(audit), progress)
+        in_place = database is None or database.way == "in-place"
+        with InPlace(*common) if in_place else Clones(*common, version=chosen.postgres) as bench:
+            yield bench
 
 
 class Experiment:
@@ -94,27 +98,26 @@ class Experiment:
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
         self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, BlockClock()
 
-    def run(self, bundle: Bundle, workbench: Workbench | None = None) -> None:
+    def run(self, bundle: Bundle, bench: Workbench | None = None) -> None:
         """Set up; then, phase by phase, prepare the arms, check them and measure every block."""
         chosen, clock = self._chosen, self._clock
         with ExitStack() as stack:
             audit = Audit(bundle.path / "audit.jsonl")
-            if workbench is None:
-                stack.enter_context(alone(self._progress))
+            if bench is None:
                 with clock.timed("server"):
-                    workbench = stack.enter_context(open_workbench(chosen, self._targets, audit, self._progress))
-            workbench.config = chosen.config
-            rows = self._set_up(workbench, bundle)
+                    bench = stack.enter_context(workbench(chosen, self._targets, audit, self._progress))
+            bench.config = chosen.config
+            rows = self._set_up(bench, bundle)
             with clock.timed("workers"):
-                pool = stack.enter_context(WorkerPool(self._most_workers(), workbench.require_alive))
-                null = stack.enter_context(_null_service()) if chosen.config.service else ""
+                pool = stack.enter_context(WorkerPool(self._most_workers(), bench.require_alive))
+                null = stack.enter_context(null_service()) if chosen.config.service else ""
             bundle.update(arms={}, checks={})
             limits = caps(chosen.config, self._targets)
-            context = RunContext(chosen, workbench, pool, null, rows, {}, limits, audit, clock, self._progress)
+            context = RunContext(chosen, bench, pool, null, rows, {}, limits, audit, clock, self._progress)
             first = 0
-            for arms in workbench.phases(chosen.arms):
-                self._require_headroom(workbench, arms)
-                with workbench.phase(arms):
+            for arms in bench.phases(chosen.arms):
+                self._require_headroom(bench, arms)
+                with bench.phase(arms):
                     self._prepare(context, arms, bundle)
                     if first == 0:  # the plans of `before` show how long a query takes
                         took = self._took(arms, bundle)
@@ -129,19 +132,17 @@ class Experiment:
         """Run only the functional checks; return their results by arm."""
         chosen = self._chosen
         with ExitStack() as stack:
-            stack.enter_context(alone(self._progress))
             audit = Audit(None)
-            workbench = stack.enter_context(open_workbench(chosen, self._targets, audit, self._progress))
-            self._progress(f"making the data ({chosen.scale})")
-            rows = self._rows(workbench.base(chosen.scale))
-            pool = stack.enter_context(WorkerPool(process.cores(), workbench.require_alive))
+            bench = stack.enter_context(workbench(chosen, self._targets, audit, self._progress))
+            rows = self._rows(bench.base(chosen.scale))
+            pool = stack.enter_context(WorkerPool(process.cores(), bench.require_alive))
             limits = caps(chosen.config, self._targets)
-            context = RunContext(chosen, workbench, pool, "", rows, {}, limits, audit, self._clock, self._progress)
+            context = RunContext(chosen, bench, pool, "", rows, {}, limits, audit, self._clock, self._progress)
             results: dict[str, list[CheckResult]] = {}
-            for arms in workbench.phases(chosen.arms):
-                with workbench.phase(arms):
+            for arms in bench.phases(chosen.arms):
+                with bench.phase(arms):
                     for arm in arms:
-                        workbench.prepare(arm)
+                        bench.prepare(arm)
                     results |= self._checks(context, arms)
             return results
 
@@ -195,7 +196,6 @@ class Experiment:
         """Make the base database; return the parameter rows."""
         chosen, clock = self._chosen, self._clock
         with clock.timed("data"):
-            self._progress(f"making the data ({chosen.scale})" if chosen.scale else "reaching the data")
             base = workbench.base(chosen.scale)
         bundle.update(origin=workbench.origin, database=DataRecord(scale=chosen.scale))
         if base:
@@ -347,7 +347,7 @@ class Experiment:
 
 
 @contextmanager
-def _null_service() -> Iterator[str]:
+def null_service() -> Iterator[str]:
     """Run the null service, for the floor; yield its URL."""
     process = spawn([*MODULE, "perfkit.load.http"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

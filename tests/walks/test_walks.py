@@ -1,21 +1,33 @@
 """A feature is followed through few modules: each walk is traced, and counts those whose functions run."""
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic import make_run
 from tracing import traced
 
+from perfkit.analysis import tables
 from perfkit.analysis.report import Run
+from perfkit.analysis.run_analysis import analyse, level_of
+from perfkit.analysis.tables import Subject
+from perfkit.base.units import significant
 from perfkit.explain import documents, plan
 from perfkit.explain.capture import ExplainSpec, capture
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
+from perfkit.load.pool import WorkerPool, http_target
+from perfkit.load.samples import SampleBuffer
+from perfkit.load.schedule import Batch, Message
+from perfkit.load.senders import make
 from perfkit.postgres import databases, embedded
-from perfkit.runs.records import Bundle
+from perfkit.runs.experiment import null_service
+from perfkit.runs.records import Bundle, Round
+from perfkit.runs.rounds import RoundReading
 
-MOST = 17  # modules outside `base` in a walk
+MOST, SAMPLE = 17, 12  # modules outside `base` in a walk
 
 
 @pytest.fixture
@@ -58,3 +70,32 @@ def test_a_plan_is_parsed_once_from_capture_to_report(
     assert "Seq Scan on visits" in page
     assert len(parsed) == made, "a report parses a plan that this process has read"
     assert len({id(top) for top in parsed}) == made, "a plan is parsed twice"
+
+
+@pytest.mark.process
+def test_a_sample_from_its_worker_to_a_cell_of_the_table(tmp_path: Path) -> None:
+    """The worker's part runs in this process. What a report concludes beside the cell is not on the sample's way."""
+    run, message = make_run(tmp_path / "run"), Message(item="page", method="GET", path="/", json=None, expect=[200])
+    analysis = analyse(run)
+    with null_service() as url, WorkerPool(1) as pool:
+        asyncio.run(answered(url, message))  # what runs on the first import is not part of the walk
+        with traced() as modules:
+            asyncio.run(answered(url, message))
+            load = pool.run(http_target(url, 5), [Batch(((message,),))])
+            run.add_round(Round(0, 0, "burst", "before", load.columns, load.health))
+            (cell,) = RoundReading.of((r for r in run.rounds() if r.name == "000.burst.before"), run.run).cells.values()
+            level = level_of("before", ("burst", "page"), cell)
+            table = tables.levels(Subject(run, replace(analysis, levels=(level,), comparisons=())))
+    assert cell.outcomes == {"ok": 1} and level.p50 and significant(level.p50.value) in table.text()
+    assert len(modules) <= SAMPLE, " ".join(sorted(modules))
+
+
+async def answered(url: str, message: Message) -> None:
+    """Send a request as a worker does."""
+    message = message.copy()  # the sender completes it
+    sender, samples = make(http_target(url, 5)), SampleBuffer(1, 0)
+    await sender.open(1)
+    sender.check(message)
+    samples.add(message["item"], 0, 0, 0, await sender.send(message))
+    await sender.close()
+    assert samples.answer()["columns"]["outcome"] == ["ok"]  # type: ignore[index]
