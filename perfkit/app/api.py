@@ -192,7 +192,7 @@ def rollback(spec: DropSpec) -> RolledBack:
     """
     with progress() as say:
         if spec.db:
-            prepared = rollbacks.prepare(live_rollback(spec), spec.permission, say)
+            prepared = rollbacks.prepare(_live_rollback(spec), spec.permission, say)
             folder = new_folder(spec.reports, "rollback")
             with discarded(folder, "*"):
                 prepared.run(folder, say)
@@ -207,8 +207,18 @@ def rollback(spec: DropSpec) -> RolledBack:
     return RolledBack(folder)
 
 
-def live_rollback(spec: DropSpec) -> rollbacks.RollbackSpec:
-    """Return what a rollback in a database of the user's needs."""
+def rollback_script(spec: DropSpec) -> str:
+    """Return the SQL of a rollback in a database of the user's, and what it will compare; change nothing."""
+    with progress() as say:
+        return rollbacks.prepare(_live_rollback(spec), spec.permission, say).script()
+
+
+def rollback_exit_code(done: RolledBack) -> int:
+    """Return the exit code of a rollback: 0 as before, 99 not as before, 100 not settled."""
+    return rollbacks.EXIT[done.found.word]
+
+
+def _live_rollback(spec: DropSpec) -> rollbacks.RollbackSpec:
     parameters, against = (Path(name) if name else None for name in (spec.parameters, spec.against))
     values = {"indexes": Path(spec.indexes), "query": texts(spec.query), "parameters": parameters, "against": against}
     return narrowed(rollbacks.RollbackSpec, spec, **values)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfkit.app.runs import measure_statement
+from perfkit import app
 from perfkit.app.specs import StatementSpec
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import PlanError, UsageError
@@ -298,7 +298,7 @@ class SlowQuery:
         spec = narrowed(StatementSpec, None, index=index or proposed, **options)
         rows, text = self.example_parameters(ROWS, seed=spec.seed).sets, named_placeholders(self.text)
         with progress() as say:
-            self.runs.append(measure_statement(self.session, text, rows, spec, say))
+            self.runs.append(app.runs.measure_statement(self.session, text, rows, spec, say))
         return self.runs[-1]
 
     def report(self, path: str | Path) -> Path:

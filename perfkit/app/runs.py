@@ -18,6 +18,7 @@ from perfkit.app.specs import CheckSpec, CompareSpec, MeasureSpec, ReportSpec, S
 from perfkit.base import process, resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import BundleError, PerfkitError, UsageError
+from perfkit.base.judgement import Verdict
 from perfkit.base.options import Text, names, narrowed, pairs, takes, texts
 from perfkit.base.process import progress
 from perfkit.config import Config
@@ -37,6 +38,7 @@ from perfkit.runs.targets import ComparisonSpec, admitted, scenario
 
 if TYPE_CHECKING:
     from perfkit.app.session import Session
+    from perfkit.runs.records import CheckResult
     from perfkit.runs.targets import Targets
     from perfkit.slow.examples import Value
 
@@ -112,7 +114,7 @@ def run(spec: ReportSpec) -> Run:
     the user stopped the run.
     """
     if spec.bundle:
-        return _with_lab(_opened(Path(spec.bundle)), spec.lab)
+        return _with_lab(opened(Path(spec.bundle)), spec.lab)
     settings = loaded(spec.config)
     selection = Selection(settings, settled(spec, settings))
     targets = admitted(settings, selection.arms, spec.permission)
@@ -168,7 +170,25 @@ def measure(spec: MeasureSpec) -> LoadRun:
     return LoadRun(_measure(selection, targets, new_folder(spec.reports, "load")))
 
 
-def _opened(folder: Path) -> Run:
+def check(spec: CheckSpec) -> list[tuple[str, CheckResult]]:
+    """Run the functional checks and return each with its arm. Raises PerfkitError as `run` does."""
+    settings = loaded(spec.config)
+    selection = Selection(settings, settled(spec, settings))
+    targets = admitted(selection.config, selection.arms, spec.permission)
+    with progress() as say:
+        results = experiment.Experiment(selection, targets, say).check()
+    return [(arm, result) for arm, of_arm in results.items() for result in of_arm]
+
+
+def exit_code(run: Run | LoadRun) -> int:
+    """Return the exit code of a decision; invalid outranks inconclusive."""
+    analysis = run.analysis
+    invalid = any(comparison.verdict is Verdict.INVALID for comparison in analysis.comparisons)
+    slow = run.subject.run.alone and not all(level.healthy for level in analysis.levels)
+    return analysis.decision.outcome.exit_code(invalid=invalid or slow)
+
+
+def opened(folder: Path) -> Run:
     """Open a run from its folder, as a rehearsed rollback if it is one. Raises BundleError."""
     bundle = Bundle.open(folder)
     return RehearsedRun(bundle) if bundle.run.rollback is not None else Run(bundle)

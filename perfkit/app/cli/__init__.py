@@ -13,7 +13,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from perfkit import __version__
 from perfkit.app.specs import AdmissionSpec
 from perfkit.base.errors import Interrupted, PerfkitError, visible
 from perfkit.base.options import Option, Spec, flag_of, listed
@@ -27,18 +26,18 @@ COMMANDS = {
     "config": ("plans", "Check a configuration, print its defaults, or explain every key."),
     "doctor": ("plans", "List what perfkit can do in your database, and the SQL that allows the rest."),
     "explain": ("plans", "Show a plan and what is wrong with it, for a statement or from a file."),
-    "gate": ("release", "Decide whether to ship: exit 0 on GO, 99 on NO-GO, 96 on NO BENEFIT."),
+    "gate": ("runs", "Decide whether to ship: exit 0 on GO, 99 on NO-GO, 96 on NO BENEFIT."),
     "indexes": ("indexes", "Measure, advise, build and drop indexes."),
     "init": ("plans", "Write a commented perfkit.toml and its SQL, ready to run."),
     "measure": ("runs", "Measure one arm under load, without a comparison."),
     "method": ("runs", "Simulate runs with a known truth; write the results into docs/method.md."),
     "notebooks": ("runs", "Copy the notebooks into a folder; overwrite nothing."),
     "report": ("runs", "Measure before and after a change, and write the report."),
-    "review": ("release", "Compare a watch with its targets, and recommend what to do."),
-    "rollback": ("release", "Drop an index set and prove that the system is as it was before."),
+    "review": ("runs", "Compare a watch with its targets, and recommend what to do."),
+    "rollback": ("runs", "Drop an index set and prove that the system is as it was before."),
     "slow": ("slow", "Find slow statements, running statements and blocked sessions."),
-    "verify": ("release", "Check that a decision's folder or page is unchanged since it was sealed."),
-    "watch": ("release", "Probe a live service and its database, raise alerts, and keep a record."),
+    "verify": ("runs", "Check that a decision's folder or page is unchanged since it was sealed."),
+    "watch": ("runs", "Probe a live service and its database, raise alerts, and keep a record."),
 }
 
 
@@ -167,6 +166,6 @@ def ask() -> Callable[[str], str] | None:
 
 
 @click.group(cls=CommandGroup, commands=Commands(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
+@click.version_option(package_name="perfkit")
 def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""

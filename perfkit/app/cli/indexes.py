@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from perfkit.app import api
+from perfkit import app
 from perfkit.app.cli import echo, options
 from perfkit.app.cli.plans import opened
-from perfkit.app.runs import loaded
 from perfkit.app.specs import DB, AblateSpec, AdviseSpec, CostSpec, DatabaseSpec
 from perfkit.base.bundle import dumps, write_atomically
 from perfkit.base.errors import UsageError
@@ -240,7 +239,7 @@ def advise(spec: AdviseCommand) -> None:
         if spec.db:
             statements = [targets.sql_of(query) for query in texts(spec.query)]
         else:
-            statements = [sqltext.read(query.file) for query in loaded(spec.config).query]
+            statements = [sqltext.read(query.file) for query in app.runs.loaded(spec.config).query]
         built = not spec.db or spec.way
         how = "ANALYZE, " if built or spec.analyze else ""
         for text in statements:
@@ -248,7 +247,7 @@ def advise(spec: AdviseCommand) -> None:
         trial = "BEGIN; CREATE INDEX ...; EXPLAIN ...; ROLLBACK;" if built else "SELECT hypopg_create_index('...');"
         echo(f"-- and for every candidate: {trial}")
         return
-    advice = api.advise(spec)
+    advice = app.api.advise(spec)
     echo(repr(advice))
     if spec.output and advice.proposals:
         write_atomically(spec.output, advice.sql)
@@ -258,7 +257,7 @@ def advise(spec: AdviseCommand) -> None:
 def _measured(spec: AblateSpec) -> None:
     """Measure an index set and print the answer; with --dry-run, print every set, as statements that create it."""
     if not spec.dry_run:
-        lab = api.ablate(spec)
+        lab = app.api.ablate(spec)
         page = lab.render()
         echo(repr(lab.answer))
         echo(str(page))
@@ -266,7 +265,7 @@ def _measured(spec: AblateSpec) -> None:
     if spec.db and not spec.indexes:
         raise UsageError("no index set; expected SET.sql beside --db")
     with tempfile.TemporaryDirectory() as folder:
-        index_set = targets.index_set(loaded(spec.config), spec.indexes, Path(folder))
+        index_set = targets.index_set(app.runs.loaded(spec.config), spec.indexes, Path(folder))
     by_name = {index.name: index.sql(concurrently=False) for index in index_set.indexes}
     for arm in ablation(index_set):
         echo(f"-- {arm.name}")

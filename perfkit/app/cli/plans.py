@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from perfkit import app
 from perfkit import config as configuration
-from perfkit.app import starter
 from perfkit.app.cli import echo, options
 from perfkit.app.specs import (
     ANALYZE,
@@ -135,10 +135,8 @@ class PlanSource:
         return [Capture((plan,)) for plan in read_plans(text)]
 
     def _opened(self) -> Session:
-        from perfkit.app.api import connect  # late: plans from files need none of its rooms, which take a second
-
         if self._session is None:
-            self._session = self._stack.enter_context(connect(narrowed(ConnectSpec, self._spec)))
+            self._session = self._stack.enter_context(app.api.connect(narrowed(ConnectSpec, self._spec)))
         return self._session
 
 
@@ -227,7 +225,7 @@ def doctor(spec: DoctorSpec) -> None:
     Example:
       perfkit doctor --db service=staging
     """  # noqa: D301 - click wants the character
-    echo(repr(starter.capabilities(probe(opened(spec, spec.db)))))
+    echo(repr(app.starter.capabilities(probe(opened(spec, spec.db)))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +285,7 @@ def init(spec: InitSpec) -> None:
       perfkit init mine --db service=staging    from what is in your database
     """  # noqa: D301 - click wants the character
     external = opened(spec, spec.db) if spec.db else None
-    for path in starter.write(Path(spec.folder), external, spec.db, tls=spec.tls):
+    for path in app.starter.write(Path(spec.folder), external, spec.db, tls=spec.tls):
         echo(str(path))
 
 

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING
 import click
 from psycopg.conninfo import make_conninfo
 
-from perfkit.app.api import connect
+from perfkit import app
 from perfkit.app.cli import echo, options
 from perfkit.app.cli.plans import opened
-from perfkit.app.runs import discarded, loaded, new_folder
-from perfkit.app.session import Session, clinic, open_generated
 from perfkit.app.specs import (
     DB,
     SCALE_OF_DEMO,
@@ -47,6 +45,7 @@ from perfkit.slow.query_logging import LoggingSpec, logging_on, restore, script
 from perfkit.slow.tables import ActivityView, SlowView
 
 if TYPE_CHECKING:
+    from perfkit.app.session import Session
     from perfkit.slow.activity import Activity
     from perfkit.slow.statements import SlowQueries, SlowStatement
 
@@ -300,15 +299,15 @@ def _opened(spec: ServerSpec) -> Session:
     if bool(spec.db) == bool(spec.config):
         raise UsageError("expected one of --db and --config")
     if spec.db:
-        return connect(narrowed(ConnectSpec, spec, config=""))
-    settings = loaded(spec.config)
+        return app.api.connect(narrowed(ConnectSpec, spec, config=""))
+    settings = app.runs.loaded(spec.config)
     first = settings.baseline()
     sources = admitted(settings, [first], spec.permission).open(Audit(None))
     if first.name not in sources:
         raise UsageError(f"{spec.config}: no target in [database]; expected one, because generated data has no history")
     external = sources[first.name]
     assert settings.database
-    return Session(Database(external, external.address.dbname), frozenset(settings.database.volatile))
+    return app.session.Session(Database(external, external.address.dbname), frozenset(settings.database.volatile))
 
 
 NOTEBOOK = resources.path("notebooks/explore_slow_queries.ipynb")
@@ -330,9 +329,9 @@ def demo(spec: ClinicSpec) -> None:
     duration = spec.duration
     if duration < 0:
         raise UsageError(f"--for {duration:g}; expected seconds, more than 0")
-    with progress() as say, open_generated(scale=spec.scale, arm="before", say=say) as session:
+    with progress() as say, app.session.open_generated(scale=spec.scale, arm="before", say=say) as session:
         try:
-            with clinic(session, spec.seed) as work:
+            with app.session.clinic(session, spec.seed) as work:
                 say("")
                 length = f" for {duration:g} s" if duration else " until Ctrl-C"
                 echo(f"A clinic works{length}. In another terminal:", err=spec.json)
@@ -370,7 +369,7 @@ def report(spec: ExploreSpec) -> None:
     confirm = names(spec.confirm)
     if spec.db:  # confirmed here: a notebook has no terminal to ask at
         confirm = (*confirm, opened(spec, spec.db).name)
-    folder = new_folder(spec.reports, "slow")
+    folder = app.runs.new_folder(spec.reports, "slow")
     parameters = {
         **{name: getattr(spec, name) for name in listed(ExploreSpec)},
         "log": str(Path(spec.log).resolve()) if spec.log else "",
@@ -379,7 +378,7 @@ def report(spec: ExploreSpec) -> None:
         "production": ",".join(spec.production),
         "reports": str(folder.resolve()),
     }
-    with discarded(folder, "*"):
+    with app.runs.discarded(folder, "*"):
         html = page(execute(NOTEBOOK, parameters), "Slow queries")
     write_atomically(folder / "slow.html", html)
     echo(str(folder / "slow.html"))
