@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from aiohttp import web
@@ -77,26 +77,26 @@ class Booking:
         )
 
 
-def identifier(name: str, value: Any) -> UUID:
+def identifier(name: str, value: object) -> UUID:
     """Return the UUID in `value`. Raises Malformed, naming the field, if there is none."""
     try:
-        return UUID(value)
-    except (ValueError, TypeError, AttributeError):
+        return UUID(value if isinstance(value, str) else "")
+    except ValueError:
         raise Malformed(f"{name} must be a UUID") from None
 
 
-def day(value: Any) -> date:
+def day(value: object) -> date:
     """Return the date in `value`, YYYY-MM-DD. Raises Malformed if there is none."""
     try:
-        return date.fromisoformat(value)
-    except (ValueError, TypeError):
+        return date.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
         raise Malformed("date must be a date such as 2030-01-31") from None
 
 
-def _start(value: Any) -> datetime:
+def _start(value: object) -> datetime:
     try:
-        start = datetime.fromisoformat(value)
-    except (ValueError, TypeError):
+        start = datetime.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
         raise Malformed("scheduled_at must be a time such as 2030-01-31T09:00:00Z") from None
     if start.tzinfo is None:
         raise Malformed("scheduled_at must say its offset from UTC, such as Z or +01:00")
@@ -105,14 +105,14 @@ def _start(value: Any) -> datetime:
     return start
 
 
-def _duration(value: Any) -> int:
+def _duration(value: object) -> int:
     # In Python, a bool is an int, and 30.0 is in the range.
-    if type(value) is not int or value not in DURATION:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in DURATION:
         raise Malformed(f"duration_minutes must be a whole number from {DURATION[0]} to {DURATION[-1]}")
     return value
 
 
-def _notes(value: Any) -> str | None:
+def _notes(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > NOTES_LENGTH:
@@ -164,7 +164,7 @@ class Handler(Protocol):
     async def book(self, booking: Booking) -> UUID:
         """Return the id of the new appointment. Raises ContactUnknown or SlotTaken."""
 
-    async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
+    async def select(self, sql: str, parameters: Mapping[str, object]) -> list[DictRow]:
         """Return the rows of a query with named parameters."""
 
 
@@ -198,7 +198,7 @@ class BaselineHandler:
         appointment_id: UUID = row["id"]
         return appointment_id
 
-    async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
+    async def select(self, sql: str, parameters: Mapping[str, object]) -> list[DictRow]:
         """Return the rows of a query, on a new connection."""
         async with await self._connect() as connection:
             return await (await connection.execute(sql, parameters)).fetchall()
@@ -247,7 +247,7 @@ class PooledHandler:
         appointment_id: UUID = row["appointment_id"]
         return appointment_id
 
-    async def select(self, sql: str, parameters: Mapping[str, Any]) -> list[DictRow]:
+    async def select(self, sql: str, parameters: Mapping[str, object]) -> list[DictRow]:
         """Return the rows of one statement. Raises TimeoutError after REQUEST_TIMEOUT; the server cancels it then."""
         if not self._pool:
             raise OperationalError("the pool is not full yet")
@@ -375,13 +375,13 @@ async def _errors_as_json(request: web.Request, handler: NextHandler) -> web.Str
         return _json(500, {"error": "internal", "detail": "the service failed; its log says why"})
 
 
-def _json(status: int, content: dict[str, Any]) -> web.Response:
+def _json(status: int, content: dict[str, object]) -> web.Response:
     return web.Response(
         status=status, body=json.dumps(content, default=_plain).encode(), content_type="application/json"
     )
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 

@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from perfkit.base.errors import TargetRefused
 from perfkit.postgres import catalog, databases
-from perfkit.postgres.catalog import Connection
+from perfkit.postgres.catalog import Connection, Row
 from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.parser import parser_version
 from perfkit.postgres.servers import External
@@ -117,7 +117,7 @@ def headroom(external: External, users: int) -> None:
         )
 
 
-def free_connections(facts: Mapping[str, Any]) -> int:
+def free_connections(facts: Row) -> int:
     """Return how many connections this role can still open under the limits of server, database and role."""
     left: list[int] = [facts["connections"] - facts["connected"]]
     for name in ("role", "database"):
@@ -126,7 +126,7 @@ def free_connections(facts: Mapping[str, Any]) -> int:
     return max(0, min(left))
 
 
-def judge(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozenset[str]) -> Iterator[Capability]:
+def judge(facts: Row, link: ConnectionFacts, permissions: frozenset[str]) -> Iterator[Capability]:
     """Yield the capabilities that follow from the facts, the most useful first."""
     yield _reached(facts, link)
     yield _connections(facts, link)
@@ -143,14 +143,14 @@ def judge(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozense
     yield _logging(facts)
 
 
-def _reached(facts: Mapping[str, Any], link: ConnectionFacts) -> Capability:
+def _reached(facts: Row, link: ConnectionFacts) -> Capability:
     parts = [f"PostgreSQL {facts['version']} at {link.address} as {facts['user']}", link.tls]
     parts += [f"{link.round_trip_ms:.1f} ms per round trip", f"{facts['bytes'] / 1e6:,.0f} MB"]
     parts += ["standby"] if facts["standby"] else []
     return Capability("reach it", "yes", ", ".join(parts))
 
 
-def _connections(facts: Mapping[str, Any], link: ConnectionFacts) -> Capability:
+def _connections(facts: Row, link: ConnectionFacts) -> Capability:
     left = free_connections(facts)
     if link.pooler:
         return Capability(
@@ -168,7 +168,7 @@ def _clock(link: ConnectionFacts) -> Capability:
     return Capability("clock", "yes" if near else "partly", offset)
 
 
-def _timeouts(facts: Mapping[str, Any]) -> Capability:
+def _timeouts(facts: Row) -> Capability:
     names = {"statement": "statement_timeout", "lock": "lock_timeout", "idle transaction": "idle_timeout"}
     limits = [f"{name} {_duration(int(facts[key]))}" for name, key in names.items()]
     return Capability("timeouts", "yes", ", ".join(limits) + "; perfkit sets its own for its statements")
@@ -185,7 +185,7 @@ def _duration(ms: int) -> str:
     return f"{ms // 60_000}min" if ms % 60_000 == 0 else f"{ms // 1000}s" if ms % 1000 == 0 else f"{ms}ms"
 
 
-def _reading(facts: Mapping[str, Any]) -> Capability:
+def _reading(facts: Row) -> Capability:
     """Return which version's parser reads statements here; it decides nothing about what may run."""
     if not (version := parser_version()):
         detail = "no parser here (brew install libpg_query): no rewrites, fewer example values"
@@ -195,7 +195,7 @@ def _reading(facts: Mapping[str, Any]) -> Capability:
     return Capability("SQL text", "yes", f"read by the parser of PostgreSQL {version}{words}")
 
 
-def _copy(facts: Mapping[str, Any], link: ConnectionFacts) -> Capability:
+def _copy(facts: Row, link: ConnectionFacts) -> Capability:
     name = "private copy"
     if link.pooler:
         return Capability(name, "no", "pg_dump needs a direct connection")
@@ -207,7 +207,7 @@ def _copy(facts: Mapping[str, Any], link: ConnectionFacts) -> Capability:
     return Capability(name, "yes", "whole, sample or generated; perfkit only reads the database")
 
 
-def _clones(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozenset[str]) -> Capability:
+def _clones(facts: Row, link: ConnectionFacts, permissions: frozenset[str]) -> Capability:
     lacking, allow, quoted = [], [], facts["quoted"]
     if not facts["createdb"]:
         lacking.append("cannot create databases")
@@ -221,7 +221,7 @@ def _clones(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozen
     return _with_ddl(facts, link, permissions, found, lacking)
 
 
-def _in_place(facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozenset[str]) -> Capability:
+def _in_place(facts: Row, link: ConnectionFacts, permissions: frozenset[str]) -> Capability:
     others = facts["not_owned"]
     state: State = "yes" if not others else "partly" if len(others) < facts["tables"] else "no"
     allow = tuple(f"GRANT {role} TO {facts['quoted']['user']}" for role in facts["table_owners"])
@@ -230,7 +230,7 @@ def _in_place(facts: Mapping[str, Any], link: ConnectionFacts, permissions: froz
 
 
 def _with_ddl(
-    facts: Mapping[str, Any], link: ConnectionFacts, permissions: frozenset[str], found: Capability, lacking: list[str]
+    facts: Row, link: ConnectionFacts, permissions: frozenset[str], found: Capability, lacking: list[str]
 ) -> Capability:
     """Return a capability that also needs a direct connection to a primary, and the owner's permission for DDL."""
     if link.pooler or facts["standby"]:
@@ -241,7 +241,7 @@ def _with_ddl(
     return replace(found, detail=f"{facts['user']} {', '.join(lacking)}") if lacking else found
 
 
-def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability:
+def _writes(facts: Row, permissions: frozenset[str]) -> Capability:
     if "writes" in permissions and not facts["standby"]:
         return Capability("writes in place", "yes", "the owner allowed load that changes rows")
     if facts["standby"]:
@@ -249,7 +249,7 @@ def _writes(facts: Mapping[str, Any], permissions: frozenset[str]) -> Capability
     return Capability("writes in place", "no", "load may only read", (facts["commands"]["writes"],))
 
 
-def _statements(facts: Mapping[str, Any]) -> Capability:
+def _statements(facts: Row) -> Capability:
     extension, loaded = "pg_stat_statements", facts["statements_loaded"]
     preload = () if loaded else (f"shared_preload_libraries = '{extension}' and a restart",)
     found = _extension(facts, "slow statements", extension, preload)
@@ -261,7 +261,7 @@ def _statements(facts: Mapping[str, Any]) -> Capability:
     )
 
 
-def _extension(facts: Mapping[str, Any], name: str, extension: str, preload: tuple[str, ...] = ()) -> Capability:
+def _extension(facts: Row, name: str, extension: str, preload: tuple[str, ...] = ()) -> Capability:
     """Return a capability that needs an extension, and `preload` before that."""
     schema, there = facts["extensions"].get(extension), extension in facts["available"]
     if schema and not preload:
@@ -272,7 +272,7 @@ def _extension(facts: Mapping[str, Any], name: str, extension: str, preload: tup
     return Capability(name, "no", f"{extension} is not set up", (*preload, *create))
 
 
-def _logging(facts: Mapping[str, Any]) -> Capability:
+def _logging(facts: Row) -> Capability:
     shown = facts["log_min_duration"]
     logged = "statements are not logged" if shown == "-1" else f"statements over {shown} are logged"
     logged += ", with plans (auto_explain)" if facts["auto_explain_loaded"] else ""

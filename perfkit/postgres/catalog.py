@@ -19,7 +19,9 @@ from psycopg.rows import dict_row
 from perfkit.base import resources
 from perfkit.base.errors import PerfkitError, visible
 
-Connection = psycopg.Connection[dict[str, Any]]
+Row = dict[str, Any]  # a row of any query, by column
+Connection = psycopg.Connection[Row]
+AnyConnection = psycopg.Connection[Any]  # also with rows of another form
 
 
 @functools.cache
@@ -32,12 +34,12 @@ def get(name: str) -> str:
     return resources.path(f"sql/catalog/{name}.sql").read_text(encoding="utf-8")
 
 
-def rows(connection: Connection, name: str) -> list[dict[str, Any]]:
+def rows(connection: Connection, name: str) -> list[Row]:
     """Return every row of a catalogue query."""
     return connection.execute(get(name).encode()).fetchall()
 
 
-def row(connection: Connection, name: str) -> dict[str, Any]:
+def row(connection: Connection, name: str) -> Row:
     """Return the first row of a catalogue query; an empty mapping if it has none."""
     return connection.execute(get(name).encode()).fetchone() or {}
 
@@ -47,10 +49,10 @@ STATEMENT_S, LOCK_S = 60.0, 3.0
 _LOCAL = f"SET LOCAL statement_timeout = {STATEMENT_S * 1000:.0f}; SET LOCAL lock_timeout = {LOCK_S * 1000:.0f}"
 
 
-class Pooled(psycopg.Connection[dict[str, Any]]):
+class Pooled(Connection):
     """A connection that may go through a pooler: each transaction sets its own limits."""
 
-    noted: Callable[[str], AbstractContextManager[Any]] = nullcontext  # records a statement in the audit
+    noted: Callable[[str], AbstractContextManager[object]] = nullcontext  # records a statement in the audit
 
     def limit_transaction(self) -> None:
         """Set both limits for the transaction that starts here or has just started."""
@@ -58,23 +60,25 @@ class Pooled(psycopg.Connection[dict[str, Any]]):
             psycopg.Cursor(self).execute(_LOCAL)
 
     @contextmanager
-    def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
         """Open a transaction as psycopg does; set the limits if it is not a nested one."""
         begins = self.info.transaction_status == TransactionStatus.IDLE
-        with super().transaction(*args, **options) as transaction:
+        with super().transaction(savepoint_name, force_rollback) as transaction:
             if begins:
                 self.limit_transaction()
             yield transaction
 
 
-def limit(connection: psycopg.Connection[Any]) -> None:
+def limit(connection: AnyConnection) -> None:
     """Set both limits for a session without a pooler."""
     limits = {"statement": f"{STATEMENT_S:.0f}s", "lock": f"{LOCK_S:.0f}s"}
     connection.execute(get("limits").encode(), limits)
 
 
 @contextmanager
-def limited(connection: psycopg.Connection[Any]) -> Iterator[None]:
+def limited(connection: AnyConnection) -> Iterator[None]:
     """Set the limits for a statement's transaction if a pooler may be in between and the statement starts it."""
     if not isinstance(connection, Pooled) or connection.info.transaction_status != TransactionStatus.IDLE:
         yield
@@ -86,7 +90,7 @@ def limited(connection: psycopg.Connection[Any]) -> Iterator[None]:
         yield
 
 
-def holders(connect: Callable[[], psycopg.Connection[Any]], error: BaseException) -> str:
+def holders(connect: Callable[[], AnyConnection], error: BaseException) -> str:
     """Return the processes that hold exclusive locks, in brackets, if the error is a lock timeout; else ""."""
     if not isinstance(error, psycopg.errors.LockNotAvailable):
         return ""

@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from perfkit.base.errors import ServerError, UsageError
 
@@ -125,7 +125,15 @@ def take_lease(folder: Path) -> int:
     return lease
 
 
-def obtain(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
+class ClusterInfo(TypedDict):
+    """What a supervisor publishes about its server."""
+
+    pid: int
+    socket_dir: str
+    data_dir: str
+
+
+def obtain(folder: Path, order: Mapping[str, object]) -> ClusterInfo:
     """Return what the folder's supervisor published; launch a supervisor by `order` if none runs. Callers may race.
 
     The caller holds the lease. Raises ServerError if the server does not start.
@@ -166,7 +174,7 @@ def exists(pid: int) -> bool:
     return True
 
 
-def _launch(folder: Path, order: Mapping[str, Any], alive: int) -> None:
+def _launch(folder: Path, order: Mapping[str, object], alive: int) -> None:
     """Run the supervisor, which detaches itself and takes over the lock `alive`."""
     script = Path(__file__).with_name("supervisor.py")
     with (folder / "supervisor.log").open("wb") as log:
@@ -244,9 +252,9 @@ def _failure(folder: Path) -> str:
     return "; ".join(severe) or " ".join(text.split())[-300:] or "it ended without a message"
 
 
-def _published(folder: Path) -> dict[str, Any] | None:
+def _published(folder: Path) -> ClusterInfo | None:
     try:
-        info: dict[str, Any] = json.loads((folder / "info.json").read_text())
+        info: ClusterInfo = json.loads((folder / "info.json").read_text())
     except FileNotFoundError:
         return None
     return info

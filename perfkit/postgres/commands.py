@@ -18,13 +18,14 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 from psycopg.rows import tuple_row
 
 from perfkit.base.errors import ServerError, UsageError, first_line
-from perfkit.postgres.catalog import Pooled
+from perfkit.postgres.catalog import AnyConnection, Pooled
 from perfkit.postgres.sqltext import Token, scan, sendable
 
-Row = TypeVar("Row")
+CursorRow = TypeVar("CursorRow")
 
 # The settings that decide where a string ends, and therefore where a command ends. Other settings for texts only refuse
 # a text (backslash_quote), warn of one (escape_string_warning), or belong to the application whose plans are measured
@@ -33,7 +34,7 @@ READING = {"standard_conforming_strings": "on", "client_encoding": "UTF8"}
 _PIN = "SELECT " + ", ".join(f"set_config('{name}', '{value}', %(local)s)" for name, value in READING.items())
 
 
-class Extended(psycopg.Cursor[Row]):
+class Extended(psycopg.Cursor[CursorRow]):
     """A cursor that uses only the extended protocol; every connection that perfkit opens creates such cursors."""
 
     parsed: bytes | None = None  # the text that the server has just parsed as one command, see `send_unbound`
@@ -44,19 +45,19 @@ class Extended(psycopg.Cursor[Row]):
 
 
 # Otherwise the method above would override nothing, and the guard would be gone.
-if not hasattr(psycopg.Cursor[Any], "_execute_send"):
+if not hasattr(psycopg.Cursor[object], "_execute_send"):
     raise ImportError(f"psycopg {psycopg.__version__}; expected a version whose Cursor has _execute_send")
 
 
-def _cursor(cursor: psycopg.Cursor[Any]) -> Extended[Any]:
+def _cursor(cursor: psycopg.Cursor[CursorRow]) -> Extended[CursorRow]:
     if not isinstance(cursor, Extended):
         raise TypeError(f"{type(cursor).__name__}; expected a cursor that uses only the extended protocol")
     return cursor
 
 
 def send(
-    cursor: psycopg.Cursor[Any], text: str, parameters: Mapping[str, Any] | Sequence[Any] | None = None
-) -> psycopg.Cursor[Any]:
+    cursor: psycopg.Cursor[CursorRow], text: str, parameters: Mapping[str, object] | Sequence[object] | None = None
+) -> psycopg.Cursor[CursorRow]:
     """Send a text that perfkit did not write; return its cursor. Without parameters, `%` has no special meaning.
 
     Raises UsageError for a text that no server accepts, ServerError unless the server reads the text as perfkit does,
@@ -68,7 +69,7 @@ def send(
         return _cursor(cursor).execute(sent, parameters)
 
 
-def send_unbound(cursor: psycopg.Cursor[Any], text: str) -> psycopg.Cursor[Any]:
+def send_unbound(cursor: psycopg.Cursor[CursorRow], text: str) -> psycopg.Cursor[CursorRow]:
     """Send a text with `$1`, `$2`, ... but without values, which only EXPLAIN (GENERIC_PLAN) accepts.
 
     The extended protocol demands values, and with values the plan would not be generic. So the server first parses
@@ -84,7 +85,7 @@ def send_unbound(cursor: psycopg.Cursor[Any], text: str) -> psycopg.Cursor[Any]:
             unbound.parsed = None
 
 
-def parse(connection: psycopg.Connection[Any], text: str) -> bytes:
+def parse(connection: AnyConnection, text: str) -> bytes:
     """Have the server parse a text as one command without running it; return the bytes sent. Raises as `send`."""
     sent = sendable(text).encode()
     with _together(connection):
@@ -95,13 +96,13 @@ def parse(connection: psycopg.Connection[Any], text: str) -> bytes:
     return sent
 
 
-def _together(connection: psycopg.Connection[Any]) -> AbstractContextManager[object]:
+def _together(connection: AnyConnection) -> AbstractContextManager[object]:
     """Return a transaction for the settings and their text if a pooler could run them in different sessions."""
     alone = connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE
     return connection.transaction() if alone and isinstance(connection, Pooled) else nullcontext()
 
 
-def pin(connection: psycopg.Connection[Any]) -> None:
+def pin(connection: AnyConnection) -> None:
     """Make the server read texts as perfkit does: for this transaction, or for this session outside a transaction.
 
     perfkit does this before each text, in the text's own transaction: an earlier statement may have changed a setting,
@@ -114,7 +115,7 @@ def pin(connection: psycopg.Connection[Any]) -> None:
     require_reading(connection.pgconn)
 
 
-def require_reading(pgconn: Any) -> None:
+def require_reading(pgconn: PGconn) -> None:
     """Raise ServerError unless the server has reported that it reads texts as perfkit does."""
     for name, value in READING.items():
         reported = (pgconn.parameter_status(name.encode()) or b"").decode("utf-8", "replace")
@@ -127,7 +128,7 @@ def require_reading(pgconn: Any) -> None:
 # Values of parameters, and settings of a session, as the server takes them.
 
 
-def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | list[Any] | None:
+def exact(row: Mapping[str, object] | Sequence[object] | None) -> dict[str, object] | list[object] | None:
     """Return the parameters with decimals for floats: `numeric_column = 1.5::float8` could not use an index.
 
     The server converts a decimal to the type of a column, but never a column to the type of a decimal.
@@ -138,7 +139,7 @@ def exact(row: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Any] | lis
     return None if row is None else [_exact(value) for value in row]
 
 
-def texts(values: Sequence[Any]) -> tuple[str | None, ...]:
+def texts(values: Sequence[object]) -> tuple[str | None, ...]:
     """Return values in the server's text format. Raises UsageError for a value without such a format.
 
     >>> texts([7, None, True, [1, 2], "a'b"])
@@ -176,7 +177,7 @@ def number(text: str) -> float | str:
     return value if Decimal(repr(value)) == Decimal(text) else text
 
 
-def _exact(value: Any) -> Any:
+def _exact(value: object) -> object:
     if isinstance(value, list):
         return [_exact(item) for item in value]
     if isinstance(value, str):

@@ -6,24 +6,23 @@ import os
 import re
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg
-from psycopg import IsolationLevel, sql
+from psycopg import sql
 
 from perfkit.base.errors import ServerError, TargetRefused, first_line, visible
 from perfkit.base.process import spawn, stop
-from perfkit.postgres import catalog, cluster, databases, values
+from perfkit.postgres import catalog, cluster, databases
 from perfkit.postgres.capabilities import require_direct, some
-from perfkit.postgres.catalog import Connection
+from perfkit.postgres.catalog import Connection, Row
+from perfkit.postgres.copied_rows import generate_rows, sample_rows
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.servers import External
 
@@ -111,7 +110,7 @@ def _extend(source: External, server: EmbeddedServer, name: str, required: Colle
         return missing + [_stand_in(write, row) for row in stand_ins if row["extension"] in lacking]
 
 
-def _stand_in(write: Connection, function: Mapping[str, Any]) -> str:
+def _stand_in(write: Connection, function: Row) -> str:
     signature, returns = function["signature"], function["returns"]
     body = "pg_catalog.gen_random_uuid()" if returns == "uuid" else f"NULL::{returns}"
     write.execute(f"CREATE SCHEMA IF NOT EXISTS {function['schema']}".encode())
@@ -189,90 +188,6 @@ def _first_error(program: str, errors: str) -> str:
     return visible("; ".join([first.removeprefix(error) or "it ended without a message", *more]))
 
 
-# A sample of every large table, with every row that a sampled row refers to.
-
-_BATCH = 10_000  # rows per statement
-_WHOLE = 1000  # tables with at most this many rows are copied whole
-
-Row = tuple[str, str]  # table (quoted, with its schema) and ctid
-
-
-def rows(read: Connection, write: Connection, count: int, seed: int, progress: Callable[[str], None]) -> None:
-    """Copy about `count` rows of the largest table, other tables in proportion, and all rows that they refer to.
-
-    Read everything in one repeatable-read transaction. The constraints that are restored later check the result.
-    """
-    read.autocommit = False
-    read.isolation_level = IsolationLevel.REPEATABLE_READ
-    made = {row["table"] for row in catalog.rows(write, "copy_tables")}
-    tables = {row["table"]: row for row in catalog.rows(read, "copy_tables") if row["table"] in made}
-    keys = catalog.rows(read, "copy_foreign_keys")
-    share = min(1.0, count / max([1, *(row["rows"] for row in tables.values())]))
-    chosen: dict[str, set[str]] = {table: set() for table in tables}
-    fresh = [(table, ctid) for table, row in tables.items() for ctid in _sampled(read, table, row["rows"], share, seed)]
-    while fresh:
-        by_table: dict[str, set[str]] = defaultdict(set)
-        for table, ctid in fresh:
-            by_table[table].add(ctid)
-        new = {table: ctids - chosen[table] for table, ctids in by_table.items() if table in made}
-        for table, ctids in new.items():
-            chosen[table] |= ctids
-        fresh = [row for key in keys for row in _referred(read, key, new.get(key["child"], ()))]
-    for number, (table, ctids) in enumerate(chosen.items(), 1):
-        progress(f"copying rows: {table} ({number} of {len(chosen)})")
-        _transfer(read, write, table, tables[table]["columns"], ctids)
-    read.rollback()
-
-
-def _sampled(read: Connection, table: str, count: int, share: float, seed: int) -> list[str]:
-    """Return the sampled rows of a table; a table without statistics counts as small."""
-    query = f"SELECT ctid::text AS ctid FROM ONLY {table}"
-    if count > _WHOLE and share < 1:
-        percent = max(share, _WHOLE / count) * 100
-        query += f" TABLESAMPLE BERNOULLI ({percent:.9f}) REPEATABLE ({seed})"
-    return [row["ctid"] for row in read.execute(query.encode())]
-
-
-def _referred(read: Connection, key: dict[str, Any], children: Iterable[str]) -> Iterator[Row]:
-    """Yield the rows that these rows of a child table refer to by one foreign key."""
-    pairs = " AND ".join(f"p.{p} = c.{c}" for p, c in zip(key["parent_columns"], key["columns"], strict=True))
-    for batch in _batches(children):
-        query = (
-            "SELECT format('%I.%I', n.nspname, t.relname) AS name, f.ctid FROM "
-            f"(SELECT DISTINCT p.tableoid, p.ctid::text FROM ONLY {key['child']} c JOIN {key['parent_rows']} p "
-            f"ON {pairs} WHERE c.ctid = ANY ({_literal(read, batch)}::tid[])) f "
-            "JOIN pg_class t ON t.oid = f.tableoid JOIN pg_namespace n ON n.oid = t.relnamespace"
-        )
-        for row in read.execute(query.encode()).fetchall():
-            yield row["name"], row["ctid"]
-
-
-def _transfer(read: Connection, write: Connection, table: str, columns: str | None, ctids: Iterable[str]) -> None:
-    """Copy rows by ctid, through COPY on both sides."""
-    if columns is None:  # a table without columns
-        write.execute(f"INSERT INTO {table} SELECT FROM generate_series(1, {len(set(ctids))})".encode())
-        return
-    for batch in _batches(ctids):
-        which = f"ctid = ANY ({_literal(read, batch)}::tid[])"
-        out = f"COPY (SELECT {columns} FROM ONLY {table} WHERE {which}) TO STDOUT"
-        with (
-            read.cursor().copy(out.encode()) as source,
-            write.cursor().copy(f"COPY {table} ({columns}) FROM STDIN".encode()) as sink,
-        ):
-            for data in source:
-                sink.write(data)
-
-
-def _batches(items: Iterable[str]) -> Iterator[list[str]]:
-    source = iter(sorted(items))
-    while batch := list(islice(source, _BATCH)):
-        yield batch
-
-
-def _literal(connection: Connection, ctids: list[str]) -> str:
-    return sql.Literal(ctids).as_string(connection)
-
-
 # A private copy of the user's database, in a server that perfkit started.
 
 _TELLS = {
@@ -348,7 +263,7 @@ def copy_into(
     return Copied(how.method, rows, source_rows, tuple(missing), tells, cannot)
 
 
-def _readable_sizes(source: External, how: Copying) -> dict[str, dict[str, Any]]:
+def _readable_sizes(source: External, how: Copying) -> dict[str, Row]:
     """Return rows and bytes by table. Raises TargetRefused naming tables that the role cannot read fully."""
     with databases.connected(source) as connection:
         connection.execute(catalog.get("copy_session").encode())
@@ -356,7 +271,7 @@ def _readable_sizes(source: External, how: Copying) -> dict[str, dict[str, Any]]
         return {row["table"]: row for row in catalog.rows(connection, "sizes")}
 
 
-def _require_readable(source: External, relations: Sequence[Mapping[str, Any]], how: Copying) -> None:
+def _require_readable(source: External, relations: Sequence[Row], how: Copying) -> None:
     hidden = [row for row in relations if how.method == "whole" or not row["sequence"]]
     filtered = [row["name"] for row in hidden if row["readable"]]
     unreadable = [row["name"] for row in hidden if not row["readable"]]
@@ -381,9 +296,9 @@ def _copied(
         write.execute(b"SET search_path = ''")
         sequences = catalog.rows(read, "copy_sequences")
         if how.method == "sample":
-            rows(read, write, how.rows, how.seed, progress)
+            sample_rows(read, write, how.rows, how.seed, progress)
         else:
-            missing += values.rows(read, write, how.rows, how.seed, progress)
+            missing += generate_rows(read, write, how.rows, how.seed, progress)
         _position(write, sequences)
     return missing + transfer(source, server, name, "post-data", missing)
 
@@ -396,7 +311,7 @@ def _order_of_text(source: External, server: EmbeddedServer, name: str) -> list[
     return [] if theirs == ours else [f"the sort order of text, {visible(theirs)}; the copy uses {ours}"]
 
 
-def _position(write: Connection, sequences: Sequence[Mapping[str, Any]]) -> None:
+def _position(write: Connection, sequences: Sequence[Row]) -> None:
     """Set every sequence to its position in the source, and beyond the values of its column."""
     known = {row["name"] for row in catalog.rows(write, "copy_sequences")}
     for row in (row for row in sequences if row["name"] in known):

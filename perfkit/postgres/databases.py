@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -16,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 
 from perfkit.base.errors import ServerError, UsageError, first_line
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, holders
+from perfkit.postgres.catalog import Connection, Row, holders
 from perfkit.postgres.commands import number, options, send
 from perfkit.postgres.servers import Server
 from perfkit.postgres.sqltext import Statement, read, split, substitute
@@ -153,7 +152,7 @@ def sizes(server: Server, name: str, *, exact: bool = True) -> dict[str, dict[st
     return {table: {key: row[key] for key in ("rows", "bytes", "index_bytes")} for table, row in tables.items()}
 
 
-def fetched(server: Server, name: str, path: Path, limit: int) -> list[dict[str, Any]]:
+def fetched(server: Server, name: str, path: Path, limit: int) -> list[Row]:
     """Return the parameter rows of a SELECT as JSON values. Raises UsageError if there are none."""
     text = substitute(read(path), {"rows": limit}).strip().rstrip(";")
     with connected(server, name) as connection, connection.transaction():

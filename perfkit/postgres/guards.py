@@ -20,11 +20,12 @@ from urllib.parse import urlsplit
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.abc import Params, Query
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import dict_row
+from psycopg.rows import RowFactory, dict_row
 
 from perfkit.base.errors import BundleError, ServerError, TargetRefused, UsageError
-from perfkit.postgres.catalog import limited
+from perfkit.postgres.catalog import Connection, Row, limited
 from perfkit.postgres.commands import Extended
 
 _SECRETS = {"password", "sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret"}
@@ -401,7 +402,7 @@ class Audit:
         load = {"scenario": scenario, "arm": arm, "statements": list(statements), "requests": requests}
         self._write({"target": target, "load": load, "seconds": round(seconds, 4)})
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, entry: dict[str, object]) -> None:
         """Append an entry and flush. Raises BundleError, because a run that cannot be audited must stop."""
         if self.path is None:
             return
@@ -413,27 +414,27 @@ class Audit:
             raise BundleError(f"{self.path}: cannot be written ({error.strerror}); the run stops here") from None
 
 
-def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
+def audited(audit: Audit, target: str) -> type[psycopg.Cursor[Row]]:
     """Return a cursor class that records every statement; its rows are dictionaries."""
 
-    class Noted(Extended[dict[str, Any]]):
-        def __init__(self, connection: Any, *, row_factory: Any = None) -> None:
+    class Noted(Extended[Row]):
+        def __init__(self, connection: Connection, *, row_factory: RowFactory[Row] | None = None) -> None:
             super().__init__(connection, row_factory=row_factory or dict_row)
 
-        def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
+        def execute(self, query: Any, params: Params | None = None, **options: Any) -> Self:
             with audit.noted(target, _text(query)), limited(self.connection):
                 return super().execute(query, params, **options)
 
-        def executemany(self, query: Any, params_seq: Any, **options: Any) -> None:
+        def executemany(self, query: Query, params_seq: Iterable[Params], **options: Any) -> None:
             with audit.noted(target, _text(query)), limited(self.connection):
                 super().executemany(query, params_seq, **options)
 
-        def stream(self, query: Any, params: Any = None, **options: Any) -> Iterator[dict[str, Any]]:
+        def stream(self, query: Query, params: Params | None = None, **options: Any) -> Iterator[Row]:
             with audit.noted(target, _text(query)), limited(self.connection):
                 yield from super().stream(query, params, **options)
 
         @contextmanager
-        def copy(self, statement: Any, params: Any = None, **options: Any) -> Iterator[psycopg.Copy]:
+        def copy(self, statement: Query, params: Params | None = None, **options: Any) -> Iterator[psycopg.Copy]:
             with (
                 audit.noted(target, _text(statement)),
                 limited(self.connection),
@@ -444,7 +445,7 @@ def audited(audit: Audit, target: str) -> type[psycopg.Cursor[dict[str, Any]]]:
     return Noted
 
 
-def _text(query: Any) -> str:
+def _text(query: Query) -> str:
     if isinstance(query, sql.Composable):
         return query.as_string()
     return query.decode("utf-8", "replace") if isinstance(query, bytes) else str(query)

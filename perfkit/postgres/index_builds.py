@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter, sleep
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -17,7 +17,7 @@ from psycopg import sql
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, first_line
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import require_allowed, require_direct
-from perfkit.postgres.catalog import Connection
+from perfkit.postgres.catalog import Connection, Row
 from perfkit.postgres.commands import send
 from perfkit.postgres.databases import connected
 from perfkit.postgres.index_sets import (
@@ -142,7 +142,7 @@ def watched(server: Server, database: str, pid: int, label: str, say: Callable[[
         thread.join(2.0)
 
 
-def _words(row: dict[str, Any]) -> str:
+def _words(row: Row) -> str:
     """Return a row of pg_stat_progress_create_index as a sentence for a person."""
     for unit in ("blocks", "tuples"):
         if total := row[f"{unit}_total"]:

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 from zlib import crc32
 
 import psycopg
 
 from perfkit.base.errors import UsageError, first_line
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection
+from perfkit.postgres.catalog import Connection, Row
 from perfkit.postgres.commands import parse, send
 from perfkit.postgres.sqltext import Token, read, tokens
 
@@ -332,7 +332,7 @@ def _status(connection: Connection, index: IndexStatement) -> IndexStatus:
     return replace(status, state="invalid", problem=stuck, undroppable=stuck)
 
 
-def _other(index: IndexStatement, facts: dict[str, Any], wants: dict[str, Any], has: dict[str, Any]) -> str:
+def _other(index: IndexStatement, facts: Row, wants: Row, has: Row) -> str:
     """Return both definitions if they differ, else "". A tablespace counts only if the statement names one."""
     where, has_where = (
         f" TABLESPACE {definition['tablespace']}" if index.tablespace else "" for definition in (wants, has)
@@ -344,7 +344,7 @@ def _other(index: IndexStatement, facts: dict[str, Any], wants: dict[str, Any], 
     return f"{facts['bare_index']} exists already as {has['whole']}{has_where}; expected {expected}"
 
 
-def _unbuildable(facts: dict[str, Any]) -> str:
+def _unbuildable(facts: Row) -> str:
     """Return why the table cannot have this or any other index; "" if it can."""
     if facts["kind"] not in _TABLES or facts["system"]:
         return f"{facts['table']} cannot have indexes of yours; expected a table"
@@ -353,7 +353,7 @@ def _unbuildable(facts: dict[str, Any]) -> str:
     return ""
 
 
-def _undroppable(facts: dict[str, Any]) -> str:
+def _undroppable(facts: Row) -> str:
     """Return why the existing index cannot be dropped or rebuilt; "" if it can."""
     if facts["builder"]:
         return f"{facts['quoted']} is being built by process {facts['builder']}; wait until that build ends"
@@ -364,11 +364,11 @@ def _undroppable(facts: dict[str, Any]) -> str:
     return ""
 
 
-def _not_creatable(facts: dict[str, Any]) -> str:
+def _not_creatable(facts: Row) -> str:
     return "" if facts["creatable"] else f"no CREATE privilege on schema {facts['schema']}; expected it"
 
 
-def _partitioned(index: IndexStatement, facts: dict[str, Any]) -> str:
+def _partitioned(index: IndexStatement, facts: Row) -> str:
     if facts["kind"] != "p":
         return ""
     alone = replace(index, only=True).sql(concurrently=False)
@@ -378,9 +378,7 @@ def _partitioned(index: IndexStatement, facts: dict[str, Any]) -> str:
     )
 
 
-def _definitions(
-    connection: Connection, index: IndexStatement, facts: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _definitions(connection: Connection, index: IndexStatement, facts: Row) -> tuple[Row, Row | None]:
     """Return the server's definitions of the statement and of the existing index, in a form to compare."""
     temporary = f"pg_temp.{facts['bare']}"
     with connection.transaction(force_rollback=True):

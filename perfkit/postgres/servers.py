@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Protocol
+from typing import Protocol
 
 import psycopg
 from psycopg import pq, sql
@@ -26,7 +26,7 @@ from psycopg.rows import dict_row
 
 from perfkit.base.errors import ServerError, TargetRefused, UsageError, first_line, visible
 from perfkit.postgres import catalog
-from perfkit.postgres.catalog import Connection, Pooled, limit
+from perfkit.postgres.catalog import Connection, Pooled, Row, limit
 from perfkit.postgres.guards import (
     Address,
     Audit,
@@ -179,7 +179,7 @@ class External:
 
         Raises psycopg.Error; TargetRefused if another server answers.
         """
-        kind = Pooled if self.pooler else psycopg.Connection[dict[str, Any]]
+        kind = Pooled if self.pooler else Connection
         connection: Connection = kind.connect(
             self.conninfo(dbname),
             autocommit=True,
@@ -242,13 +242,13 @@ def open_external(address: Address, permission: Permission, audit: Audit) -> Ext
     return external
 
 
-def _system(connection: Connection, answer: dict[str, Any]) -> str:
+def _system(connection: Connection, answer: Row) -> str:
     """Return the cluster's identity, or the address that the server reports if this role cannot see it."""
     system = cluster(connection, answer["identifiable"])
     return system or f"{answer['address']}:{answer['listens']}"
 
 
-def _direct(connection: Connection, answer: dict[str, Any]) -> bool:
+def _direct(connection: Connection, answer: Row) -> bool:
     """Whether the connection is direct: the server reports the same socket as this process."""
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as local_socket:
         if local_socket.family == socket.AF_UNIX:
@@ -270,7 +270,7 @@ def _listener(local_socket: socket.socket) -> str:
         return ""
 
 
-def _require_same(address: Address, answer: dict[str, Any], direct: bool, permission: Permission) -> None:
+def _require_same(address: Address, answer: Row, direct: bool, permission: Permission) -> None:
     """Raise TargetRefused if a tunnel or pooler leads to a server that the user did not name as well."""
     if answer["database"] != address.dbname:
         name = f"{bracketed(address.host)}:{address.port}/{answer['database']}"
@@ -279,7 +279,7 @@ def _require_same(address: Address, answer: dict[str, Any], direct: bool, permis
         _require_named(address, _behind(address, answer), permission)
 
 
-def _behind(address: Address, answer: dict[str, Any]) -> str:
+def _behind(address: Address, answer: Row) -> str:
     """Return the name of a server behind a tunnel or pooler: the address that the server reports.
 
     The prefix `tunnel:` keeps the name apart from that of the tunnel itself.

@@ -9,7 +9,7 @@ WITH RECURSIVE bases AS (
     WHERE d.typtype = 'd'
 )
 SELECT format('%I.%I', n.nspname, c.relname) AS "table",
-       quote_ident(a.attname) AS "column",
+       quote_ident(a.attname) AS name,
        CASE WHEN t.typtype = 'r' THEN 'range'
             WHEN t.typtype = 'c' THEN 'composite'
             WHEN t.typtype = 'm' THEN 'array'

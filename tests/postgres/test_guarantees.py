@@ -52,10 +52,10 @@ OTHERS = {
 
 # Modules that send text of their own making: constants, numbers, values as parameters, names as the server quotes them.
 OWN = {
-    "app/starter.py", "booking/service.py", "explain/capture.py", "explain/comparison.py", "indexes/designs.py",
-    "indexes/lab.py", "indexes/search.py", "indexes/trial.py", "monitor/metrics.py", "postgres/capabilities.py",
+    "app/starter.py", "booking/service.py", "explain/capture.py", "explain/comparison.py", "indexes/search.py",
+    "indexes/trial.py", "indexes/writes.py", "monitor/metrics.py", "postgres/capabilities.py",
     "postgres/catalog.py", "postgres/commands.py", "postgres/copies.py", "postgres/databases.py", "postgres/guards.py",
-    "postgres/index_builds.py", "postgres/index_sets.py", "postgres/servers.py", "postgres/values.py",
+    "postgres/index_builds.py", "postgres/index_sets.py", "postgres/servers.py", "postgres/copied_rows.py",
     "slow/logs.py", "slow/query_logging.py", "slow/statements.py",
 }  # fmt: skip
 
