@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Literal
 
 from perfkit.base import units
 from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import PerfkitError, visible
-from perfkit.config.judging import Metric, Watch, WatchRule
+from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor import store
 from perfkit.monitor.charts import LEVELS as CHART_LEVELS
 from perfkit.monitor.charts import Panel, Span, WatchSeries, exceptions, legend
 from perfkit.monitor.figures import (
-    Baseline,
     compute_baseline,
     compute_figures,
     database_down,
@@ -33,8 +34,8 @@ from perfkit.monitor.figures import (
     window,
 )
 from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
-from perfkit.monitor.model import MISSED, Alert, Record, Tick, gravest, gravity, limit
-from perfkit.monitor.notifications import Values, formatted, limit_text
+from perfkit.monitor.model import MISSED, Alert, Record, gravest, gravity, limit
+from perfkit.monitor.notifications import formatted, limit_text
 from perfkit.show.html import Banner, Cell, Column, Paragraph, Part, Section, Table, number
 from perfkit.show.html import page as html_page
 
@@ -61,68 +62,38 @@ _RULES: Mapping[Metric, tuple[Metric, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """The status of a watch with at least one interval, as of `now` (wall clock, seconds since 1970)."""
+    """The status of a watch with at least one interval, as of `now` (wall clock, seconds since 1970).
 
-    record: Record
-    watch: Watch
-    baseline: Baseline | None
-    now: float
-    running: bool  # whether a watch writes to its folder
-    alerts: list[Alert]  # active alerts, the gravest first, then the latest first
-    spans: Mapping[str, Values]  # figures by the time they cover, the shortest first
+    `running` says whether a watch writes to its folder. Raises BundleError for damaged settings.
+    """
 
-    @classmethod
-    def of(cls, record: Record, now: float, *, running: bool) -> WatchStatus:
-        """Return the status of a watch. Raises BundleError for damaged settings."""
-        about, ticks, watch = record.about, record.ticks, record.about.watch
-        baseline = compute_baseline(ticks, about.kinds, watch)
-        ordered = sorted(record.alerts, key=lambda alert: -alert.raised.t)
-        ordered.sort(key=lambda alert: (alert.ended is not None, alert.raised.level if alert.ended is None else ""))
-        whole_s = ticks[-1].t - ticks[0].start
-        shorter = [seconds for seconds in (watch.window_s, HOUR_S) if watch.window_s <= seconds < whole_s]
-        names = {f"last {duration_text(seconds)}": seconds for seconds in shorter}
-        names |= {f"all {duration_text(whole_s)}": whole_s + 1}
-        spans = {
-            name: compute_figures(window(ticks, seconds), about.kinds, baseline) for name, seconds in names.items()
+    def __init__(self, record: Record, now: float, *, running: bool) -> None:
+        about, ticks = record.about, record.ticks
+        self.record, self.now, self.running, self.watch = record, now, running, about.watch
+        self.last, self.whole = ticks[-1], Period(ticks)
+        self.recent = window(ticks, self.watch.window_s)
+        self.baseline = compute_baseline(ticks, about.kinds, self.watch)
+        latest = sorted(record.alerts, key=lambda alert: -alert.raised.t)
+        # Active alerts come first, the gravest of them at the top.
+        self.active = sorted((alert for alert in latest if not alert.cleared), key=lambda alert: alert.raised.level)
+        self.alerts = [*self.active, *(alert for alert in latest if alert.cleared)]
+        # The figures by the time that they cover, the shortest first: the one that the rules use.
+        shorter = [seconds for seconds in (self.watch.window_s, HOUR_S) if self.watch.window_s <= seconds]
+        times = {f"last {duration_text(seconds)}": seconds for seconds in shorter if seconds < self.whole.seconds}
+        times[f"all {duration_text(self.whole.seconds)}"] = self.whole.seconds + 1
+        self.spans = {
+            name: compute_figures(window(ticks, seconds), about.kinds, self.baseline) for name, seconds in times.items()
         }
-        return cls(record, watch, baseline, now, running, ordered, spans)
-
-    @property
-    def last(self) -> Tick:
-        """The last interval."""
-        return self.record.ticks[-1]
-
-    @property
-    def span(self) -> str:
-        """The time that the rules use, in words."""
-        return next(iter(self.spans))
-
-    @property
-    def values(self) -> Values:
-        """The figures that the rules use."""
-        return self.spans[self.span]
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the last interval ended; 0 if the clock was set back."""
-        return max(self.now - self.last.at, 0.0)
-
-    @property
-    def missed(self) -> int:
-        """The number of missing intervals since the last one; 0 if the watch is merely late."""
-        count = int(self.age_s / self.record.about.every_s)
-        return count if count >= MISSED else 0
-
-    @property
-    def active(self) -> list[Alert]:
-        """The active alerts."""
-        return [alert for alert in self.alerts if not alert.cleared]
+        self.span, self.values = next(iter(self.spans.items()))
+        # 0 if the clock was set back.
+        self.age_s = max(now - self.last.at, 0.0)
+        missed = int(self.age_s / about.every_s)
+        self.missed = missed if missed >= MISSED else 0
 
     def wall(self, t: float) -> str:
         """Return the time of the wall clock at a point of the time line."""
-        return _clock(Period(self.record.ticks).wall(t))
+        return _clock(self.whole.wall(t))
 
     def rules(self, metric: str) -> list[WatchRule]:
         """Return the rules on a metric of all items, the gravest first."""
@@ -131,7 +102,7 @@ class WatchStatus:
 
     def level(self, metric: str) -> str:
         """Return the gravest level of a metric whose limit is broken now, without an item; empty if none is."""
-        broken = gravest(self.rules(metric), self.values[metric])
+        broken = gravest(self.rules(metric), self.values.get(metric))
         return broken.level if broken else ""
 
 
@@ -176,9 +147,8 @@ def _alerts(status: WatchStatus) -> Iterator[str]:
         now = f", now {formatted(rule.metric, value)}" if rule and value is not None else ""
         yield f"{raised.level} {raised.rule}, for {lasted}{now}: {raised.text}"
     if not status.active:
-        ends = [alert.ended for alert in status.alerts if alert.ended is not None]
-        since = max(ends, default=status.record.ticks[0].start)
-        at, lasted = clock(Period(status.record.ticks).wall(since)), duration_text(status.last.t - since)
+        since = max((alert.ended or 0.0 for alert in status.alerts), default=status.whole.start)
+        at, lasted = clock(status.whole.wall(since)), duration_text(status.last.t - since)
         yield f"No {'active ' if status.alerts else ''}alert since {at} UTC, for {lasted}."
 
 
@@ -214,8 +184,8 @@ def overview(status: WatchStatus) -> Table:
 
 def items(status: WatchStatus) -> Table:
     """Return the figures of each request and query over the last minutes."""
-    kinds, recent = status.record.about.kinds, window(status.record.ticks, status.watch.window_s)
-    values = {name: compute_figures(recent, kinds, None, name) for name in kinds}
+    kinds = status.record.about.kinds
+    values = {name: compute_figures(status.recent, kinds, None, name) for name in kinds}
 
     def figure(metric: Metric, name: str) -> Cell:
         value = values[name][metric]
@@ -268,54 +238,58 @@ def _alert(status: WatchStatus, alert: Alert) -> tuple[Cell, ...]:
 
 def server(status: WatchStatus) -> Table:
     """Return the figures of the database server: now, or over the last minutes."""
-    rows = tuple(_server(status)) if status.last.server else ()
-    missing = "the database does not answer" if status.last.server is None else "not watched"
-    return Table(f"Database server, {status.span}", ("figure", "value"), rows, note="" if rows else missing)
+    now, missing = (
+        status.last.server or {},
+        "the database does not answer" if status.last.server is None else "not watched",
+    )
+    rows = [(name, text, metric) for name, text, metric in _server(status, now) if text] if now else []
+
+    def value(row: tuple[str, str, str]) -> Cell:
+        level = status.level(row[2])
+        return Cell(row[1], level, STATES.get(level, ""))
+
+    table = Table.of(f"Database server, {status.span}", [Column("figure", itemgetter(0)), Column("value", value)], rows)
+    scans = [tick.scans for tick in status.record.ticks if tick.scans] if now else []
+    if not scans:
+        return replace(table, note="" if rows else missing)
+    idle = sorted(name for name in scans[-1] if not increase(scans, name))
+    text = f"{len(scans[-1]) - len(idle)} of {len(scans[-1])} since the watch began"
+    used = Cell(text, f"not used: {', '.join(idle)}" if idle else "")
+    return replace(table, rows=(*table.rows, (Cell("Indexes used"), used)))
 
 
-def _server(status: WatchStatus) -> Iterator[tuple[Cell, Cell]]:
-    now, values = status.last.server or {}, status.values
-    recent = window(status.record.ticks, status.watch.window_s)
-    readings, seconds = [tick.server for tick in recent if tick.server], recent[-1].t - recent[0].t
+def _server(status: WatchStatus, now: Mapping[str, float]) -> Iterator[tuple[str, str, Metric | Literal[""]]]:
+    """Yield name, value and metric of the server's figures; the value is empty if it is unknown."""
+    seconds = status.recent[-1].t - status.recent[0].t
 
-    def row(name: str, value: str, metric: str = "") -> tuple[Cell, Cell]:
-        level = status.level(metric) if metric else ""
-        return Cell(name), Cell(value, level, STATES.get(level, ""))
+    def current(key: str, words: str = "") -> str:
+        return f"{units.count(now[key])}{words}" if key in now else ""
 
-    def metric(name: str, key: Metric) -> Iterator[tuple[Cell, Cell]]:
-        if values[key] is not None:
-            yield row(name, formatted(key, values[key]), key)
+    def figure(metric: Metric) -> str:
+        value = status.values[metric]
+        return "" if value is None else formatted(metric, value)
 
-    def rate(counter: str) -> float | None:
-        growth = increase(readings, counter)
-        return growth / seconds if growth is not None and seconds else None
+    def rate(counter: str, show: Callable[[float], str]) -> str:
+        growth = increase([tick.server for tick in status.recent if tick.server], counter)
+        return f"{show(growth / seconds)}/s" if growth is not None and seconds else ""
 
-    if "connections" in now:
-        most = f" of {units.count(now['connections_max'])}" if "connections_max" in now else ""
-        yield row("Connections", f"{units.count(now['connections'])}{most}", "connections_share")
-    states = {"active": "active", "waiting": "waiting for a lock", "idle_in_transaction": "idle in a transaction"}
-    if known := [f"{units.count(now[key])} {words}" for key, words in states.items() if key in now]:
-        yield row("Sessions", ", ".join(known))
-    yield from metric("Longest wait for a lock", "lock_wait_s")
-    yield from metric("Oldest transaction", "transaction_s")
-    if "locks_held" in now:
-        yield row("Locks on tables and indexes", units.count(now["locks_held"]))
-    if (commits := rate("commits")) is not None:
-        yield row("Transactions committed", f"{units.significant(commits)}/s")
-    yield from metric("Rolled back", "rollback_rate")
-    if (misses := values["cache_misses"]) is not None:
-        yield row("Pages found in shared buffers", units.percent(1 - misses), "cache_misses")
-    yield from metric("Temporary files", "temp_mb")
-    if (wal := rate("wal_bytes")) is not None:
-        yield row("WAL", f"{units.size(wal)}/s")
-    yield from metric("Deadlocks", "deadlocks")
-    yield from metric("Wrong checksums", "checksum_failures")
-    if "invalid_indexes" in now:
-        yield row("Invalid indexes", units.count(now["invalid_indexes"]), "invalid_indexes")
-    if scans := [tick.scans for tick in status.record.ticks if tick.scans]:
-        idle = sorted(name for name in scans[-1] if not increase(scans, name))
-        text = f"{len(scans[-1]) - len(idle)} of {len(scans[-1])} since the watch began"
-        yield Cell("Indexes used"), Cell(text, f"not used: {', '.join(idle)}" if idle else "")
+    misses = status.values["cache_misses"]
+    states = {"active": " active", "waiting": " waiting for a lock", "idle_in_transaction": " idle in a transaction"}
+    known = [current(key, words) for key, words in states.items() if key in now]
+    most = f" of {current('connections_max')}" if "connections_max" in now else ""
+    yield "Connections", current("connections", most), "connections_share"
+    yield "Sessions", ", ".join(known), ""
+    yield "Longest wait for a lock", figure("lock_wait_s"), "lock_wait_s"
+    yield "Oldest transaction", figure("transaction_s"), "transaction_s"
+    yield "Locks on tables and indexes", current("locks_held"), ""
+    yield "Transactions committed", rate("commits", units.significant), ""
+    yield "Rolled back", figure("rollback_rate"), "rollback_rate"
+    yield "Pages found in shared buffers", "" if misses is None else units.percent(1 - misses), "cache_misses"
+    yield "Temporary files", figure("temp_mb"), "temp_mb"
+    yield "WAL", rate("wal_bytes", units.size), ""
+    yield "Deadlocks", figure("deadlocks"), "deadlocks"
+    yield "Wrong checksums", figure("checksum_failures"), "checksum_failures"
+    yield "Invalid indexes", current("invalid_indexes"), "invalid_indexes"
 
 
 def panels(status: WatchStatus, period: Period, slug: str) -> Iterator[Panel]:
@@ -386,7 +360,7 @@ def page(record: Record, now: float, *, running: bool) -> str:
     title = record.about.title
     parts: list[Part] = [Section([Paragraph("The watch has no interval yet.")], title, level=1)]
     if record.ticks:
-        parts = list(_sections(WatchStatus.of(record, now, running=running), every_s))
+        parts = list(_sections(WatchStatus(record, now, running=running), every_s))
     return html_page(f"{title}: watch", "<main>", *parts, "</main>", again_s=every_s if running else 0.0)
 
 
@@ -396,7 +370,7 @@ def _sections(status: WatchStatus, every_s: float) -> Iterator[Part]:
     ticks = status.record.ticks
     yield _panels(status, Period(window(ticks, HOUR_S)), "hour")
     yield events(status)
-    if Period(ticks).seconds > HOUR_S + status.last.seconds:
+    if status.whole.seconds > HOUR_S + status.last.seconds:
         yield _panels(status, Period(window(ticks, DAY_S)), "day")
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -76,22 +75,18 @@ class Notes:
     """Notes from threads, kept until the loop takes them; only the first of each kind."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._kinds: set[str] = set()
+        self._texts: dict[str, str] = {}
+        self._taken = 0
 
     def __call__(self, kind: str, text: str) -> None:
         """Add a note, unless there was one of this kind before. Thread-safe."""
-        if kind not in self._kinds:
-            self._kinds.add(kind)
-            self._queue.put((kind, text))
+        self._texts.setdefault(kind, text)
 
-    def take(self) -> Iterator[tuple[str, str]]:
-        """Yield the notes since the last call."""
-        while True:
-            try:
-                yield self._queue.get_nowait()
-            except Empty:
-                return
+    def take(self) -> list[tuple[str, str]]:
+        """Return the notes since the last call, each with its kind."""
+        notes = list(self._texts.copy().items())[self._taken :]
+        self._taken += len(notes)
+        return notes
 
 
 class Loop:

@@ -19,16 +19,10 @@ from pathlib import Path
 
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import MODULE, spawn, stop
-from perfkit.base.units import NONE, exact_percent, percent, significant, unbroken
+from perfkit.base.units import NONE, count, exact_percent, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.model import Event, limit
-
-
-def count_text(value: float) -> str:
-    """Return a count, or a figure without a unit."""
-    return str(int(value)) if value == int(value) and abs(value) < 1e6 else significant(value)
-
 
 Note = Callable[[str, str], None]  # receives the kind of a note, and its text
 Values = Mapping[str, float | None]  # figures by metric; None if unknown
@@ -50,9 +44,9 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
     "connections_share": ("connections in use", percent, False),
     "lock_wait_s": ("longest wait for a lock", duration_text, False),
     "transaction_s": ("oldest transaction open for", duration_text, False),
-    "deadlocks": ("deadlocks:", count_text, True),
-    "checksum_failures": ("pages with a wrong checksum:", count_text, True),
-    "invalid_indexes": ("invalid indexes:", count_text, False),
+    "deadlocks": ("deadlocks:", count, True),
+    "checksum_failures": ("pages with a wrong checksum:", count, True),
+    "invalid_indexes": ("invalid indexes:", count, False),
     "cache_misses": ("pages not found in cache", percent, True),
     "temp_mb": ("temporary files", "{} MB", True),
     "rollback_rate": ("transactions rolled back", percent, True),

@@ -17,14 +17,7 @@ from perfkit.analysis.results import Summary
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base import units
 from perfkit.base.errors import UsageError
-from perfkit.base.judgement import (
-    MAX_FACTOR,
-    Judgement,
-    Outcome,
-    evidence_needed,
-    requests_needed,
-    samples_needed,
-)
+from perfkit.base.judgement import MAX_FACTOR, Judgement, Outcome, evidence_needed, requests_needed, samples_needed
 from perfkit.base.stats import Estimate, Interval
 from perfkit.config.judging import Metric, Target, Watch, WatchRule
 from perfkit.monitor.figures import (
