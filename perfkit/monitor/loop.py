@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from perfkit.base import units
 from perfkit.base.errors import BundleError, Interrupted, UsageError, visible
 from perfkit.config import Config, Query, Watch
 from perfkit.config.model import mistakes
@@ -281,7 +282,7 @@ class WatchSummary:
         return WatchPlots(read(self.folder))
 
     def __repr__(self) -> str:
-        available = "unknown" if self.availability is None else f"{100 * self.availability:.4g} %"
+        available = "unknown" if self.availability is None else units.percent(self.availability)
         alerts = ", ".join(f"{count} {level}" for level, count in self.raised.items() if count) or "none"
         active = f" ({', '.join(self.standing)} active)" if self.standing else ""
         watched = duration_text(self.seconds)

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from perfkit.base import units
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import MODULE, spawn, stop
-from perfkit.base.units import NONE, count, exact_percent, percent, significant, unbroken
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.model import Event, limit
@@ -33,23 +33,23 @@ METRICS: Mapping[Metric, tuple[str, str | Callable[[float], str], bool]] = {
     "p95_ms": ("p95", "{} ms", True),
     "p99_ms": ("p99", "{} ms", True),
     "mean_ms": ("mean latency", "{} ms", True),
-    "error_rate": ("error rate", percent, True),
+    "error_rate": ("error rate", units.percent, True),
     "throughput": ("throughput", "{}/s", True),
-    "throughput_drop": ("throughput below the usual by", percent, True),
+    "throughput_drop": ("throughput below the usual by", units.percent, True),
     "slowdown": ("p50 against the usual", "×{}", True),
-    "success_rate": ("success rate", percent, True),
-    "availability": ("availability", percent, True),
+    "success_rate": ("success rate", units.percent, True),
+    "availability": ("availability", units.percent, True),
     "service_down_s": ("service down for", duration_text, False),
     "database_down_s": ("database down for", duration_text, False),
-    "connections_share": ("connections in use", percent, False),
+    "connections_share": ("connections in use", units.percent, False),
     "lock_wait_s": ("longest wait for a lock", duration_text, False),
     "transaction_s": ("oldest transaction open for", duration_text, False),
-    "deadlocks": ("deadlocks:", count, True),
-    "checksum_failures": ("pages with a wrong checksum:", count, True),
-    "invalid_indexes": ("invalid indexes:", count, False),
-    "cache_misses": ("pages not found in cache", percent, True),
+    "deadlocks": ("deadlocks:", units.count, True),
+    "checksum_failures": ("pages with a wrong checksum:", units.count, True),
+    "invalid_indexes": ("invalid indexes:", units.count, False),
+    "cache_misses": ("pages not found in cache", units.percent, True),
     "temp_mb": ("temporary files", "{} MB", True),
-    "rollback_rate": ("transactions rolled back", percent, True),
+    "rollback_rate": ("transactions rolled back", units.percent, True),
 }
 
 
@@ -62,8 +62,8 @@ def formatted(metric: Metric | None, value: float | None, unit: str = "", *, exa
     (['99.9', '%'], '30/s')
     """
     if value is None:
-        return NONE
-    return unbroken(_measured(metric, value, exact=exact) if metric else f"{value:g} {unit}".strip())
+        return units.NONE
+    return units.unbroken(_measured(metric, value, exact=exact) if metric else f"{value:g} {unit}".strip())
 
 
 def figure_text(rule: WatchRule, value: float | None, window_s: float) -> str:
@@ -100,8 +100,8 @@ def cleared_text(rule: WatchRule, value: float | None, window_s: float, lasted_s
 def _measured(metric: Metric, value: float, *, exact: bool = False) -> str:
     unit = METRICS[metric][1]
     if isinstance(unit, str):
-        return unit.format(f"{value:.10g}" if exact else significant(value))
-    return exact_percent(value) if exact and unit is percent else unit(value)
+        return unit.format(units.exact(value) if exact else units.significant(value))
+    return units.exact_percent(value) if exact and unit is units.percent else unit(value)
 
 
 WAITING = 100  # events in the queue of the command
@@ -186,14 +186,14 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+_STATUS: tuple[Metric, ...] = ("p50_ms", "p95_ms", "error_rate", "throughput")
+
+
 def status_line(seconds: float, figures: Values, active: Sequence[Event]) -> str:
     """Return the status line: time watched, the figures of the last window, and the active alerts."""
-    p50, p95, served = (
-        formatted(metric, figures.get(metric)).replace("\N{NO-BREAK SPACE}", " ")
-        for metric in ("p50_ms", "p95_ms", "throughput")
+    p50, p95, errors, served = (
+        units.NONE if (value := figures.get(metric)) is None else _measured(metric, value) for metric in _STATUS
     )
-    rate = figures.get("error_rate")
-    errors = NONE if rate is None else percent(rate)
     alerts = ", ".join(f"{event.level} {event.rule}" for event in active) or "no alert"
     return f"watching: {duration_text(seconds)}, p50 {p50}, p95 {p95}, errors {errors}, {served}; {visible(alerts)}"
 

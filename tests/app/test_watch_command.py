@@ -159,7 +159,7 @@ def test_an_event_is_one_line_and_holds_nothing_that_a_terminal_obeys() -> None:
 
 def test_the_last_line_says_how_long_how_available_and_which_alerts() -> None:
     ended = WatchSummary(Path("live"), 3600.0, 0.99954, {"P1": 1, "P2": 0, "P3": 2}, ("a",))
-    assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.95 %; alerts: 1 P1, 2 P3 (a active); live")
+    assert str(ended) == repr(ended) == ("watched for 1 h: availability 99.954 %; alerts: 1 P1, 2 P3 (a active); live")
 
 
 def test_the_last_line_comes_from_the_folder(tmp_path: Path) -> None:
