@@ -322,9 +322,11 @@ def _span_text(period: Period, span: Span) -> str:
 
 
 class WatchPlots:
-    """The pictures of a watch with at least one interval, as functions that draw into matplotlib axes.
+    """The pictures of a watch as matplotlib functions: `watch.plot`.
 
-    Times are seconds since the watch began, labelled in UTC. Alerts, downtime and time without a watch are shaded.
+    Each function draws into `ax` and returns it, so that you can change what it drew. Without `ax`, it draws into a
+    new figure. The horizontal axis is the time since the watch began in seconds, labelled in UTC; alerts, downtime and
+    time without a watch are shaded.
     """
 
     def __init__(self, record: Record) -> None:
@@ -336,13 +338,48 @@ class WatchPlots:
         ]
         self._spans += exceptions(self._period, lambda tick: service_down(tick, record.about.kinds))
 
-    def latency(self, ax: Axes | None = None, q: int = 95) -> Axes:
-        """Draw the q-th percentile (50, 95 or 99) of the response times in ms; return the axes."""
+    def latency(self, q: int = 95, ax: Axes | None = None) -> Axes:
+        """Draw a percentile of the response times of all requests or, without requests, of all queries.
+
+        Parameters
+        ----------
+        q : int, default 95
+            The percentile: 50, 95 or 99. A step without enough samples for it is left out.
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, those of a new figure.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: response time in ms (logarithmic), from when each probe was due.
+
+        Examples:
+        --------
+        >>> ax = watch.plot.latency(50)
+        >>> ax.get_ylabel()
+        'p50, ms'
+        """
         line = WatchSeries(self._period, self._about).percentile(q)
         return self._draw(ax, Panel("", "", "", "ms", line, (), self._spans), f"p{q}, ms")
 
     def error_rate(self, ax: Axes | None = None) -> Axes:
-        """Draw the percentage of probes that failed; return the axes."""
+        """Draw the percentage of probes with an unexpected outcome.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw into; by default, those of a new figure.
+
+        Returns:
+        -------
+        matplotlib.axes.Axes
+            The axes: error rate from 0 to 100 %.
+
+        Examples:
+        --------
+        >>> watch.plot.error_rate().get_ylabel()
+        'error rate, %'
+        """
         line = WatchSeries(self._period, self._about).error_rate()
         return self._draw(ax, Panel("", "", "", "%", line, (), self._spans), "error rate, %")
 

@@ -250,7 +250,28 @@ OUTAGES: Mapping[str, Down] = {"service_down_s": service_down, "database_down_s"
 
 
 def figures_frame(ticks: Iterable[Tick], about: About) -> DataFrame:
-    """Return one row for each interval and item: when it ended, its probes, and their latency in ms."""
+    """Return the intervals of a watch as a table, one row for each interval and request or query.
+
+    Parameters
+    ----------
+    ticks : iterable of Tick
+        The intervals.
+    about : About
+        The description of the watch.
+
+    Returns:
+    -------
+    pandas.DataFrame
+        `ended` (UTC) and `t_s` (seconds since the watch began) of the interval's end, its length in `seconds`, `item`
+        and `kind` of what was sent, the number of probes `sent`, `failed` and `pending`, and `p50_ms`, `p95_ms` and
+        `max_ms` of the response times in ms, from however few samples; NaN without an answer.
+
+    Examples:
+    --------
+    >>> frame = watch.frame
+    >>> int(frame["sent"].sum()), int(frame["failed"].sum())
+    (720, 0)
+    """
     from pandas import DataFrame, to_datetime  # late: half a second, which a watch does without
 
     rows = []

@@ -270,7 +270,7 @@ class WatchSummary:
 
     @property
     def frame(self) -> DataFrame:
-        """One row for each interval and request or query: see `perfkit.monitor.figures.figures_frame`."""
+        """One row for each interval and request or query, as `perfkit.monitor.figures.figures_frame` describes it."""
         record = read(self.folder)
         return figures_frame(record.ticks, record.about)
 
