@@ -36,7 +36,7 @@ from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
 from perfkit.monitor import loop as watching
 from perfkit.monitor.incidents import parse_duration
-from perfkit.release import report
+from perfkit.release import gate, rehearsal, report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers
 from perfkit.release.report import RolledBack
@@ -198,12 +198,12 @@ def rollback(spec: DropSpec) -> RolledBack:
                 prepared.run(folder, say)
             return RolledBack(folder)
 
-        rehearsal = rollbacks.RehearsalSpec(
+        planned = rehearsal.RehearsalSpec(
             loaded(spec.config), narrowed(RunSpec, spec, config=str(spec.config)), spec.indexes
         )
         folder = new_folder(spec.reports, f"rollback-{spec.profile}")
         with discarded(folder, "run.json"):
-            rollbacks.rehearse(rehearsal, folder, spec.permission, say)
+            rehearsal.rehearse(planned, folder, spec.permission, say)
     return RolledBack(folder)
 
 
@@ -211,11 +211,6 @@ def rollback_script(spec: DropSpec) -> str:
     """Return the SQL of a rollback in a database of the user's, and what it will compare; change nothing."""
     with progress() as say:
         return rollbacks.prepare(_live_rollback(spec), spec.permission, say).script()
-
-
-def rollback_exit_code(done: RolledBack) -> int:
-    """Return the exit code of a rollback: 0 as before, 99 not as before, 100 not settled."""
-    return rollbacks.EXIT[done.found.word]
 
 
 def _live_rollback(spec: DropSpec) -> rollbacks.RollbackSpec:
@@ -236,7 +231,7 @@ def decide(spec: GateSpec) -> GoNoGo:
         raise UsageError("expected either run, the folder to decide on, or bundle, the folder of a decision to show")
     if spec.run:
         answers, files = parse_answers(names(spec.answers)), {"junit": str(spec.junit), "json": str(spec.json)}
-        report.decide(Path(spec.run), spec.arm, str(spec.watch), answers, spec.by, **files)
+        gate.decide(Path(spec.run), spec.arm, str(spec.watch), answers, spec.by, **files)
     return report.GoNoGo(Path(spec.run or spec.bundle))
 
 

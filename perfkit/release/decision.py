@@ -17,39 +17,35 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+from xml.etree import ElementTree
 
-from perfkit.base.bundle import read_object, reading, write_atomically
-from perfkit.base.errors import BundleError, UsageError, name_of
-from perfkit.base.judgement import Outcome
+from pydantic import BaseModel, Field
+
+from perfkit.base.bundle import read_object, read_record, reading, write_atomically
+from perfkit.base.errors import BundleError, UsageError, name_of, visible
+from perfkit.base.judgement import Judgement, Outcome
 from perfkit.config import Question
 
 
-@dataclass(frozen=True, slots=True)
-class GateItem:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateItem(Judgement):
     """One item of a decision; `go_if` and `no_go_if` are its conditions in words (an empty one never applies)."""
 
+    outcome: Outcome
     group: str
-    name: str
     go_if: str
-    no_go_if: str
+    no_go_if: str = ""
     value: str
     limit: str
     evidence: str
-    outcome: Outcome
-    text: str  # one or two plain sentences with their numbers
-    needs: str = ""  # the evidence that an unproven item needs
-
-    @property
-    def reason(self) -> str:
-        """The text, and for an unproven item the evidence that it needs."""
-        return f"{self.text} Needed: {self.needs}" if self.needs else self.text
 
 
 def timestamp(now: datetime) -> str:
@@ -69,7 +65,6 @@ def readable_time(on: str) -> str:
 # People's answers: `answers.json` keeps all of them, and the latest answer to a question counts.
 
 ANSWERS_FILE = "answers.json"
-ANSWERS_FORMAT = 1
 ANSWERS = ("yes", "no")
 
 
@@ -78,9 +73,16 @@ class RecordedAnswer:
     """One answer to one question; `answer` is empty while nobody has answered."""
 
     question: str
-    answer: str
+    answer: Annotated[str, Field(pattern="^(yes|no)?$")]
     by: str
     on: str  # UTC if perfkit recorded the answer, else the configuration's text
+
+
+class RecordedAnswers(BaseModel, frozen=True):
+    """All answers of a run's folder, oldest first, as `answers.json` has them."""
+
+    format: Literal[1] = 1
+    answers: tuple[RecordedAnswer, ...]
 
 
 def parse_answers(texts: Iterable[str]) -> dict[str, str]:
@@ -96,7 +98,9 @@ def parse_answers(texts: Iterable[str]) -> dict[str, str]:
     return answers
 
 
-def merged_answers(folder: Path, questions: Sequence[str], answers: Mapping[str, str], by: str) -> list[RecordedAnswer]:
+def merged_answers(
+    folder: Path, questions: Sequence[str], answers: Mapping[str, str], by: str
+) -> tuple[RecordedAnswer, ...]:
     """Return the answers in a run's folder and the new ones.
 
     Raises UsageError for an unknown question, or if the name of the person who answers is missing.
@@ -111,28 +115,14 @@ def merged_answers(folder: Path, questions: Sequence[str], answers: Mapping[str,
     if by and not answers:
         raise UsageError(f"--by {by}; expected an --answer with it")
     on = timestamp(datetime.now(UTC))
-    return [
-        *read_answers(folder),
-        *(RecordedAnswer(question, answer, person, on) for question, answer in answers.items()),
-    ]
+    new = (RecordedAnswer(question, answer, person, on) for question, answer in answers.items())
+    return (*read_answers(folder), *new)
 
 
-def write_answers(folder: Path, answers: Sequence[RecordedAnswer]) -> None:
-    """Write all answers into a run's folder. Raises BundleError."""
-    content = {"format": ANSWERS_FORMAT, "answers": [asdict(answer) for answer in answers]}
-    write_atomically(folder / ANSWERS_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_answers(folder: Path) -> list[RecordedAnswer]:
+def read_answers(folder: Path) -> tuple[RecordedAnswer, ...]:
     """Return all answers, oldest first. Raises BundleError if the file is damaged."""
     path = folder / ANSWERS_FILE
-    if not path.exists():
-        return []
-    with reading(path):
-        answers = [RecordedAnswer(**raw) for raw in read_object(path, "answers", "answers", ANSWERS_FORMAT)["answers"]]
-    if any(given.answer not in ANSWERS or not isinstance(given.question, str) for given in answers):
-        raise BundleError(f"{path}: an answer that is neither yes nor no; expected what perfkit wrote")
-    return answers
+    return read_record(path, RecordedAnswers, "answers", "answers").answers if path.exists() else ()
 
 
 def current_answers(questions: Sequence[Question], answers: Sequence[RecordedAnswer]) -> list[RecordedAnswer]:
@@ -141,95 +131,99 @@ def current_answers(questions: Sequence[Question], answers: Sequence[RecordedAns
     return [latest.get(q.name, RecordedAnswer(q.name, q.answer, q.by, q.on)) for q in questions]
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """The decision on the arms to be shipped, and its items in the order of the page."""
-
-    outcome: Outcome
-    arms: tuple[str, ...]
-    items: tuple[GateItem, ...]
-
-    @property
-    def decision(self) -> str:
-        """GO, NO-GO, NO BENEFIT or INCONCLUSIVE."""
-        return self.outcome.decision
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Return the texts of the items that led to the decision; for a GO, the number of items that hold."""
-        if self.outcome is Outcome.HOLDS:
-            return (f"All {len(self.items)} items hold.",)
-        return tuple(item.reason for item in self.items if item.outcome is self.outcome)
-
-
 # `decision.json`: the decision, its time and its items.
 
 FILE = "decision.json"
-FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class DecisionRecord:
-    """A decision with its time (UTC), the run's title and headline, and the answers that counted."""
+class DecisionRecord(BaseModel, frozen=True):
+    """A decision as `decision.json` has it: its items in the order of the page, and the answers that counted."""
 
-    gate: Gate
-    title: str
-    headline: str
-    on: str
-    invalid: bool  # comparisons of the run are invalid, so no answer can make it a GO
+    format: Literal[1] = 1
+    title: str  # of the run
+    decision: Literal["GO", "NO-GO", "NO BENEFIT", "INCONCLUSIVE"]
+    invalid: bool  # comparisons of the run are invalid, so no answer can make it a GO: an INCONCLUSIVE exits with 98
+    arms: tuple[str, ...]  # to be shipped
+    decided: str  # UTC
+    headline: str  # of the run
+    reasons: tuple[str, ...]  # the items that led to the decision; for a GO, the number of items that hold
+    items: tuple[GateItem, ...]
     answers: tuple[RecordedAnswer, ...] = ()
     watch: str = ""  # the name of the watch's folder
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of `decision.json`.
-
-        Keys: format, title, decision (GO, NO-GO, NO BENEFIT, INCONCLUSIVE), invalid (comparisons: an INCONCLUSIVE
-        exits with 98), arms (to be shipped), decided (UTC), headline, reasons, items (group, name, go_if, no_go_if,
-        value, limit, evidence, outcome: holds, broken, unproven, no benefit; text, needs), answers (question, answer,
-        by, on), watch.
-        """
-        return {
-            "format": FORMAT,
-            "title": self.title,
-            "decision": self.gate.decision,
-            "invalid": self.invalid,
-            "arms": list(self.gate.arms),
-            "decided": self.on,
-            "headline": self.headline,
-            "reasons": list(self.gate.reasons),
-            "items": [asdict(item) for item in self.gate.items],
-            "answers": [asdict(answer) for answer in self.answers],
-            "watch": self.watch,
-        }
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of all items."""
+        return Outcome.of(self.decision)
 
     def text(self) -> str:
-        """Return the same as JSON text."""
-        return json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> DecisionRecord:
-        """Make a record from the content of `decision.json`. Raises KeyError, TypeError or ValueError if malformed."""
-        items = tuple(GateItem(**{**raw, "outcome": Outcome(raw["outcome"])}) for raw in content["items"])
-        gate = Gate(Outcome.of(content["decision"]), tuple(content["arms"]), items)
-        answers = tuple(RecordedAnswer(**raw) for raw in content["answers"])
-        heading = (content["title"], content["headline"], content["decided"])
-        texts = chain(heading, gate.arms, [content["watch"]], *map(astuple, items), *map(astuple, answers))
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a value that must be text is not")
-        return cls(gate, *heading, content["invalid"], answers, content["watch"])
+        """Return the content of `decision.json`."""
+        return json_text(self.model_dump())
 
 
-def write(folder: Path, record: DecisionRecord) -> None:
-    """Write `decision.json` into a run's folder. Raises BundleError."""
-    write_atomically(folder / FILE, record.text())
+def json_text(content: Mapping[str, object]) -> str:
+    """Return a record as the text of its file."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def read(folder: Path) -> DecisionRecord:
     """Return the decision on a run. Raises BundleError if there is none or the file is damaged."""
-    path = folder / FILE
-    content = read_object(path, f"a run that was decided on: perfkit gate {folder}", "a decision", FORMAT)
-    with reading(path):
-        return DecisionRecord.of(content)
+    return read_record(folder / FILE, DecisionRecord, f"a run that was decided on: perfkit gate {folder}", "a decision")
+
+
+# A decision as JUnit XML, which every build server shows: one test case per item. JUnit has only two words for what
+# did not pass: broken and no benefit are failures, of different types; unproven is skipped, with the evidence needed.
+
+_FAILURES = (Outcome.BROKEN, Outcome.ABSENT)
+_NOT_XML = re.compile("[\ufffe\uffff]")  # characters that XML 1.0 excludes and `visible` leaves
+
+
+def junit(record: DecisionRecord) -> str:
+    """Return the decision as an XML document."""
+    items = record.items
+    top = ElementTree.Element("testsuites", _counts(f"perfkit gate: {record.title}", items))
+    for group, own in groupby(items, key=lambda item: item.group):
+        cases = list(own)
+        suite = ElementTree.SubElement(
+            top, "testsuite", {**_counts(group, cases), "timestamp": record.decided.rstrip("Z")}
+        )
+        properties = ElementTree.SubElement(suite, "properties")
+        said = {"decision": record.decision, "arms": ", ".join(record.arms), "decided": record.decided}
+        for name, value in said.items():
+            ElementTree.SubElement(properties, "property", {"name": name, "value": _text(value)})
+        for item in cases:
+            _case(suite, item)
+    ElementTree.indent(top, " ")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, "unicode") + "\n"
+
+
+def _case(suite: ElementTree.Element, item: GateItem) -> None:
+    named = {"name": _text(item.name), "classname": _text(f"perfkit.gate.{item.group.replace(' ', '_')}"), "time": "0"}
+    case = ElementTree.SubElement(suite, "testcase", named)
+    if item.outcome in _FAILURES:
+        said = {"message": _text(item.text), "type": str(item.outcome)}
+        body = f"measured: {item.value}\nlimit: {item.limit}\nevidence: {item.evidence}"
+        ElementTree.SubElement(case, "failure", said).text = _text(body)
+    elif item.outcome is Outcome.UNPROVEN:
+        ElementTree.SubElement(case, "skipped", {"message": _text(item.reason)})
+    else:
+        ElementTree.SubElement(case, "system-out").text = _text(item.text)
+
+
+def _counts(name: str, items: Sequence[GateItem]) -> dict[str, str]:
+    outcomes = [item.outcome for item in items]
+    return {
+        "name": _text(name),
+        "tests": str(len(items)),
+        "failures": str(sum(outcome in _FAILURES for outcome in outcomes)),
+        "errors": "0",
+        "skipped": str(outcomes.count(Outcome.UNPROVEN)),
+        "time": "0",
+    }
+
+
+def _text(value: object) -> str:
+    return _NOT_XML.sub("\ufffd", visible(value))
 
 
 # `seal.json`: the SHA-256 of every file in the folder, and the content hash over that list.

@@ -1,4 +1,4 @@
-"""Whether to ship: the items of a decision, judged from a run, people's answers and a watch.
+"""Whether to ship: the items of a decision, judged from a run, people's answers and a watch; and the decision made.
 
 NO-GO if an item is broken: a functional check failed, a threshold or a comparison is broken, an index is missing, the
 database had trouble, a person said no. Otherwise NO BENEFIT if the change has none, INCONCLUSIVE if an item is unproven
@@ -13,96 +13,26 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from perfkit.analysis.policy import BENEFIT, Rule
+from perfkit.analysis.report import Run, verdict
 from perfkit.analysis.results import Analysis
-from perfkit.base.errors import PerfkitError, PlanError, ServerError, visible
-from perfkit.base.judgement import Outcome, worst
+from perfkit.base.bundle import reading, require_spare, write_atomically
+from perfkit.base.errors import ServerError, UsageError, visible
+from perfkit.base.judgement import Outcome, Verdict, worst
 from perfkit.base.units import count, exact, exact_percent, number, percent, some
-from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
-from perfkit.explain.comparison import typical_parameters
-from perfkit.explain.plan import Plan
 from perfkit.monitor import store
 from perfkit.monitor.model import METRICS, MISSED, Record
-from perfkit.postgres.databases import Database
-from perfkit.release.decision import Gate, GateItem, RecordedAnswer, readable_time
+from perfkit.release import decision
+from perfkit.release.decision import DecisionRecord, GateItem, RecordedAnswer, junit, readable_time, timestamp
 from perfkit.runs.records import Bundle, RunRecord
-from perfkit.runs.targets import Text, is_file, sql_of
 
 LOAD, ONCE, CATALOGUE = "measured under load", "measured once", "read from the catalogue"
 CHECKED_NOW, SAID, RECORDED = "checked at the decision", "said by a person", "recorded by the run"
-
-
-# The queries that a rollback checks: their text, their parameters, and whether they may be sent.
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedQuery:
-    """A query that a rollback checks; `known` is its name in the run from before the release."""
-
-    name: str
-    sql: str
-    parameters: Parameters
-    known: str = ""
-    plan: Plan | None = None  # with the indexes
-    unsent: str = ""  # why the query is planned but not sent
-
-    @property
-    def generic(self) -> bool:
-        """Whether the query is planned without values, because none are known."""
-        return self.parameters is None and bool(named(self.sql))
-
-
-def capture_plan(database: Database, query: JudgedQuery) -> Capture:
-    """Return a query's plan without executing the query. Raises PlanError."""
-    try:
-        return capture(database.session, query.sql, query.parameters, ExplainSpec(analyze=False, generic=query.generic))
-    except PlanError as error:
-        raise PlanError(f"{query.name}: {error}") from None
-
-
-def query_texts(queries: Sequence[Text], against: Bundle | None) -> Iterator[tuple[str, str, str]]:
-    """Yield name, SQL and name in the run `against` of each query; without queries, of those of the run."""
-    known = against.run.queries if against else {}
-    names = {_one_line(query.sql): name for name, query in known.items()}
-    for position, text in enumerate(queries, 1):
-        sql = sql_of(text)
-        name = names.get(_one_line(sql), "")
-        yield name or f"query {position}{f' ({Path(text).stem})' if is_file(text) else ''}", sql, name
-    if not queries:
-        yield from ((name, query.sql, name) for name, query in known.items())
-
-
-def prepare_query(
-    database: Database, name: str, sql: str, known: str, rows: Sequence[Mapping[str, Any]]
-) -> JudgedQuery:
-    """Plan a query with typical parameters, and find out whether it may be sent. Raises PlanError."""
-    try:
-        text, placeholders = single(sql), set(named(sql))
-        usable = bool(rows) and bool(placeholders) and placeholders <= rows[0].keys()
-        query = JudgedQuery(name, sql, typical_parameters(database.session, text, rows) if usable else None, known)
-        query = replace(query, plan=capture_plan(database, query).plan)
-        if query.generic:
-            return replace(query, unsent="it needs values: --parameters")
-        query_effects = effects(database.session, sql, query.parameters)
-    except PlanError as error:
-        raise PlanError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
-    try:
-        require_harmless(query_effects, writes_allowed=False, volatile_allowed=(), where=name)
-    except PerfkitError:
-        return replace(query, unsent="it writes, locks rows or calls a volatile function")
-    return query
-
-
-def _one_line(sql: str) -> str:
-    return " ".join(sql.split()).rstrip("; ")
-
-
-# Items from the run itself: whether it is complete, its checks, its rules in groups, its database.
-
 SHOWN = 3  # sentences per item; the report has all rules
 
 # SQLSTATE classes of server trouble: connections, resources, operator, system, internal.
@@ -111,14 +41,98 @@ _DAMAGE = ("58", "F0", "XX")  # trouble that no accident explains: disk, configu
 _UNREACHED = ("refused", "reset")
 
 
+def decide(
+    folder: Path, arm: str = "", watch: str = "", answers: Mapping[str, str] | None = None, by: str = "", **exports: str
+) -> None:
+    """Decide on a run, write answers.json, verdict.json and decision.json into its folder, and seal the folder.
+
+    `exports` has file names by format, `junit` and `json`. Raises PerfkitError.
+    """
+    names = {kind: require_spare(Path(name), "gate") for kind, name in exports.items() if name}
+    if len(set(names.values())) < len(names):
+        raise UsageError(f"{next(iter(names.values()))}: named twice; expected a different file for each format")
+    run = Run(Bundle.open(folder))
+    if run.bundle.run.alone:
+        raise UsageError(f"{folder}: a run of one arm; expected a run that compares before with an arm to be shipped")
+    if run.bundle.run.rollback is not None:
+        raise UsageError(f"{folder}: a rehearsed rollback; expected the run of a change that is to be shipped")
+    questions = run.bundle.run.config.release.question
+    with decision.locked(folder):
+        with reading(folder):
+            every = decision.merged_answers(folder, [question.name for question in questions], answers or {}, by)
+            watched = watch_state(Path(watch)) if watch else None
+            current = decision.current_answers(questions, every)
+            record = judge(run.bundle.run, run.analysis, shipped(run.bundle.run, arm), current, watched)
+            measured = verdict(run.subject)
+        for kind, text in (("junit", junit), ("json", DecisionRecord.text)):
+            if kind in names:
+                write_atomically(names[kind], text(record))
+        if answers:
+            recorded = decision.RecordedAnswers(answers=every).model_dump()
+            write_atomically(folder / decision.ANSWERS_FILE, decision.json_text(recorded))
+        write_atomically(folder / "verdict.json", measured)
+        write_atomically(folder / decision.FILE, record.text())
+        (folder / decision.PAGE).unlink(missing_ok=True)  # it shows an earlier decision
+        decision.seal(folder)
+
+
+def shipped(run: RunRecord, arm: str = "") -> list[str]:
+    """Return the arms to decide on: the named arm, or all arms after the change. Raises UsageError for other arms."""
+    after = run.of_role("after")
+    if arm and arm not in after:
+        raise UsageError(f"arm '{arm}' is not to be shipped; expected one of: {', '.join(after) or 'none in this run'}")
+    return [arm] if arm else after
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """The state of a watch, by the name of its folder: alive or not, the age of its last interval, and a sentence."""
+
+    name: str
+    alive: bool
+    age: str
+    text: str
+
+
+def judge(
+    run: RunRecord,
+    analysis: Analysis,
+    arms: Sequence[str],
+    answers: Sequence[RecordedAnswer],
+    watch: WatchState | None,
+) -> DecisionRecord:
+    """Judge the arms to be shipped, now, by a run, the answers that count, and a watch."""
+    items = (
+        *measured_items(run, analysis, arms),
+        *_monitoring(run.config.release.monitoring, watch),
+        *map(_answered, answers),
+    )
+    outcome = worst(item.outcome for item in items)
+    deciding = tuple(item.reason for item in items if item.outcome is outcome)
+    others = set(run.of_role("after")) - set(arms)
+    return DecisionRecord.model_validate(
+        {
+            "title": analysis.title,
+            "decision": outcome.decision,
+            "invalid": any(c.verdict is Verdict.INVALID for c in analysis.comparisons if c.after not in others),
+            "arms": arms,
+            "decided": timestamp(datetime.now(UTC)),
+            "headline": analysis.headline,
+            "reasons": (f"All {len(items)} items hold.",) if outcome is Outcome.HOLDS else deciding,
+            "items": items,
+            "answers": answers,
+            "watch": watch.name if watch else "",
+        }
+    )
+
+
 def measured_items(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> Iterator[GateItem]:
-    """Yield the items that a run gives for the arms to be shipped."""
-    rules = [rule for rule in analysis.decision.rules if rule.arm in arms]
+    """Yield the items that a run gives for the arms to be shipped: complete, checks, rules in groups, database."""
     yield _complete(run, arms)
     yield from _checks(run, arms)
-    for name, group in _GROUPS.items():
-        if named_rules := [rule for rule in rules if rule.name == name]:
-            yield group(named_rules, analysis)
+    for name, form in _FORMS.items():
+        if rules := [rule for rule in analysis.decision.rules if rule.arm in arms and rule.name == name]:
+            yield _grouped(form, rules, analysis)
     yield _database(run, analysis, arms)
 
 
@@ -133,18 +147,16 @@ def _complete(run: RunRecord, arms: Sequence[str]) -> GateItem:
     if not arms:
         problems.append("The run has no arm to be shipped, so nothing was judged.")
     shipped = f" To be shipped: {', '.join(arms)}." if arms else ""
-    text = " ".join(problems) or f"The run is complete: {done} of {planned} blocks, every load level.{shipped}"
     return GateItem(
-        "the run",
-        "Run complete",
-        "every block and load level was measured",
-        "",
-        f"{done} of {planned} blocks",
-        f"{planned} blocks",
-        RECORDED,
-        Outcome.UNPROVEN if problems else Outcome.HOLDS,
-        text,
-        "a complete run: perfkit report, with nothing left out." if problems else "",
+        group="the run",
+        name="Run complete",
+        go_if="every block and load level was measured",
+        value=f"{done} of {planned} blocks",
+        limit=f"{planned} blocks",
+        evidence=RECORDED,
+        outcome=Outcome.UNPROVEN if problems else Outcome.HOLDS,
+        text=" ".join(problems) or f"The run is complete: {done} of {planned} blocks, every load level.{shipped}",
+        needs="a complete run: perfkit report, with nothing left out." if problems else "",
     )
 
 
@@ -155,14 +167,23 @@ def _checks(run: RunRecord, arms: Sequence[str]) -> Iterator[GateItem]:
         by_arm = {arm: [c for c in run.checks.get(arm, ()) if c.group == group] for arm in arms}
         failed = [f"{c.name} on {arm}" for arm in arms for c in by_arm[arm] if not c.passed]
         missing = [arm for arm in arms if not by_arm[arm]]
-        value = _each_arm({arm: f"{sum(c.passed for c in own)} of {len(own)}" for arm, own in by_arm.items()})
+        value = _each_arm({arm: f"{sum(c.passed for c in checks)} of {len(checks)}" for arm, checks in by_arm.items()})
         outcome = Outcome.BROKEN if failed else Outcome.UNPROVEN if missing else Outcome.HOLDS
         text = f"{group} checks: {value} passed."
         text += f" Failed: {some(failed, 5)}." if failed else f" Not run on {', '.join(missing)}." if missing else ""
         most = max((len(checks) for checks in by_arm.values()), default=0)
-        words = (f"all {most} pass", "one fails", value, f"{most} of {most}")
-        needs = "a run of the checks on that arm." if outcome is Outcome.UNPROVEN else ""
-        yield GateItem("functional checks", f"{group} checks", *words, ONCE, outcome, text, needs)
+        yield GateItem(
+            group="functional checks",
+            name=f"{group} checks",
+            go_if=f"all {most} pass",
+            no_go_if="one fails",
+            value=value,
+            limit=f"{most} of {most}",
+            evidence=ONCE,
+            outcome=outcome,
+            text=text,
+            needs="a run of the checks on that arm." if outcome is Outcome.UNPROVEN else "",
+        )
 
 
 def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateItem:
@@ -174,152 +195,38 @@ def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateIt
         code = error.outcome.removeprefix("sqlstate_") if error.outcome.startswith("sqlstate_") else ""
         unreached = error.outcome in _UNREACHED and error.scenario in direct
         if error.arm in arms and (code.startswith(_TROUBLE) or unreached):
-            trouble[f"{error.outcome}: {error.message}" if error.message else error.outcome] += error.count
+            trouble[visible(f"{error.outcome}: {error.message}" if error.message else error.outcome)] += error.count
             damaged |= code.startswith(_DAMAGE)
-    facts = [run.arm(arm) for arm in arms]
-    expected = {(arm, query) for arm, known in zip(arms, facts, strict=True) for query in known.plans or ()}
+    expected = {(arm, query) for arm in arms for query in run.arm(arm).plans or ()}
     missing = sorted(f"{query} on {arm}" for arm, query in expected - {(use.arm, use.query) for use in analysis.plans})
     sentences = [f"The server answered {times} times with {what}." for what, times in trouble.most_common(SHOWN)]
     # A server error before the first block is a fault of the set-up, not of the arms.
     ended = run.error == ServerError.__name__ and run.blocks
     sentences += [f"A server error ended the run: {run.message}."] if ended else []
     sentences += [f"No plan of {some(missing)} could be captured."] if missing else []
-    grave = damaged or ended or missing or (trouble and _too_many(analysis, arms))
+    on_errors = [r for r in analysis.decision.rules if r.arm in arms and r.name in ("error rate", "not failing more")]
+    many = any(rule.outcome is Outcome.BROKEN for rule in on_errors)
+    grave = damaged or ended or missing or (trouble and many)
     outcome = Outcome.BROKEN if grave else Outcome.UNPROVEN if trouble else Outcome.HOLDS
     captured = f"{len(expected) - len(missing)} of {len(expected)} plans captured" if expected else "no plan to capture"
     errors = trouble.total()
     return GateItem(
-        "database",
-        "Database trouble",
-        "the server reported no trouble of its own",
-        "server errors ended the run, damaged something, or broke the limit of errors",
-        f"{errors} server error{'' if errors == 1 else 's'}, {captured}",
-        "0",
-        LOAD,
-        outcome,
-        " ".join(sentences) or f"The server reported no trouble of its own; {captured}.",
-        "another run without the error, if it was an accident." if outcome is Outcome.UNPROVEN else "",
+        group="database",
+        name="Database trouble",
+        go_if="the server reported no trouble of its own",
+        no_go_if="server errors ended the run, damaged something, or broke the limit of errors",
+        value=f"{errors} server error{'' if errors == 1 else 's'}, {captured}",
+        limit="0",
+        evidence=LOAD,
+        outcome=outcome,
+        text=" ".join(sentences) or f"The server reported no trouble of its own; {captured}.",
+        needs="another run without the error, if it was an accident." if outcome is Outcome.UNPROVEN else "",
     )
 
 
-def _too_many(analysis: Analysis, arms: Sequence[str]) -> bool:
-    """Return whether errors break their limit or are significantly more frequent than before."""
-    names = ("error rate", "not failing more")
-    rules = (rule for rule in analysis.decision.rules if rule.arm in arms and rule.name in names)
-    return any(rule.outcome is Outcome.BROKEN for rule in rules)
+# The rules of the arms in groups: every group is one item.
 
-
-def _tail(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    """Judge a percentile by the load level with the highest value."""
-    name, limit = rules[0].name, exact(rules[0].limit or 0)
-    known = [rule for rule in rules if rule.value is not None]
-    top = max(known, key=lambda rule: rule.value or 0.0, default=None)
-    value = f"{number(top.value)} ms at most" if top and top.value is not None else "too few samples"
-    share = {"p50": "half of the", "p95": "95 of 100", "p99": "99 of 100"}[name]
-    go_if = f"{share} requests answered in under {limit} ms at every load level"
-    held = f"{name}: all {len(rules)} load levels hold; the slowest: {top.text}" if top else ""
-    return _item(
-        "performance",
-        f"{name} latency",
-        go_if,
-        "any load level exceeds the limit",
-        value,
-        f"{limit} ms",
-        LOAD,
-        rules,
-        held,
-    )
-
-
-def _throughput(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    least = exact(rules[0].limit or 0)
-    value = _each_arm({rule.arm: "not known" if rule.value is None else f"{number(rule.value)}/s" for rule in rules})
-    words = (f"{least}/s or more at the best load level", "less", value, f"{least}/s")
-    return _item("performance", "Throughput", *words, LOAD, rules)
-
-
-def _benefit(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    """Judge the benefit: every arm to be shipped must have one."""
-    have = sum(rule.outcome is Outcome.HOLDS for rule in rules)
-    shown = [rule for rule in rules if rule.outcome is not Outcome.HOLDS] or rules
-    value = f"{have} of {len(rules)} arms" if len(rules) > 1 else "yes" if have else "none proven"
-    words = ("a comparison is faster, or a threshold that was broken holds", "", value, "every arm")
-    needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in shown if rule.needs))
-    text, outcome = " ".join(rule.text for rule in shown[:SHOWN]), worst(rule.outcome for rule in rules)
-    if outcome is Outcome.ABSENT and len({rule.outcome for rule in rules}) > 1:  # decide on the other arms alone
-        outcome = Outcome.UNPROVEN
-    return GateItem("performance", "Benefit", *words, LOAD, outcome, text, f"{needs}." if needs else "")
-
-
-def _errors(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    limit = exact_percent(rules[0].limit or 0)
-    top = max(rules, key=lambda rule: rule.value or 0.0)
-    value = "not known" if top.value is None else percent(top.value)
-    return _item(
-        "performance", "Error rate", f"under {limit}", f"{limit} or more by its lower bound", value, limit, LOAD, rules
-    )
-
-
-def _capacity(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    rounds = int(rules[0].limit or 0)
-    value = f"{min(int(rule.value or 0) for rule in rules)} of {rounds} rounds"
-    words = ("the rate that a search begins with held in every round", "it held in no round", value, f"{rounds} rounds")
-    return _item("performance", "Capacity", *words, LOAD, rules)
-
-
-def _slower(rules: Sequence[Rule], analysis: Analysis) -> GateItem:
-    arms = {rule.arm for rule in rules}
-    verdicts = Counter(str(c.verdict) for c in analysis.comparisons if c.after in arms)
-    value = ", ".join(f"{times} {verdict}" for verdict, times in verdicts.most_common())
-    held = f"{len(rules)} comparisons with before: {value}; inconclusive comparisons do not block a GO."
-    words = ("no comparison with before is slower", "any comparison is slower", value, "0 slower")
-    return _item("performance", "Not slower than before", *words, LOAD, rules, held)
-
-
-def _failing(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    more = sum(rule.outcome is Outcome.BROKEN for rule in rules)
-    held = f"{len(rules)} load levels with failures were compared with before; no level fails more often."
-    words = ("no load level fails more often than before", "any load level does", f"{more} of {len(rules)}", "0")
-    return _item("performance", "Not failing more", *words, LOAD, rules, held)
-
-
-def _client(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    words = ("the client kept up", "", f"{len(rules)} load levels where the client did not", "0")
-    return _item("performance", "Client kept up", *words, LOAD, rules)
-
-
-def _indexes(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    value = _each_arm({rule.arm: f"{count(rule.value or 0)} of {count(rule.limit or 0)}" for rule in rules})
-    most = count(max(rule.limit or 0 for rule in rules))
-    words = (f"all {most} exist and are valid", "any index is missing or invalid", value, f"{most} of {most}")
-    return _item("database", "Indexes valid", *words, CATALOGUE, rules)
-
-
-def _agreement(rules: Sequence[Rule], _: Analysis) -> GateItem:
-    value = f"{count(max(rule.value or 0 for rule in rules))} differences"
-    words = ("before at the end agrees with before at the start", "", value, "0")
-    return _item("performance", "Befores agree", *words, LOAD, rules)
-
-
-def _item(
-    group: str,
-    name: str,
-    go_if: str,
-    no_go_if: str,
-    value: str,
-    limit: str,
-    evidence: str,
-    rules: Sequence[Rule],
-    held: str = "",
-) -> GateItem:
-    """Make an item of several rules; those with the worst outcome decide and give its text."""
-    outcome = worst(rule.outcome for rule in rules)
-    deciding = [rule for rule in rules if rule.outcome is outcome]
-    rest = len(deciding) - SHOWN
-    text = " ".join(rule.text for rule in deciding[:SHOWN]) + (f" And {rest} more." if rest > 0 else "")
-    needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in deciding[:SHOWN] if rule.needs))
-    text = held if held and outcome is Outcome.HOLDS and len(rules) > 1 else text
-    return GateItem(group, name, go_if, no_go_if, value, limit, evidence, outcome, text, f"{needs}." if needs else "")
+_Values = Callable[[Sequence[Rule], Analysis], str]
 
 
 def _each_arm(by_arm: Mapping[str, str]) -> str:
@@ -329,66 +236,184 @@ def _each_arm(by_arm: Mapping[str, str]) -> str:
     return ", ".join(f"{value} on {arm}" for arm, value in by_arm.items())
 
 
-_GROUPS: Mapping[str, Callable[[Sequence[Rule], Analysis], GateItem]] = {
-    BENEFIT: _benefit,
-    "error rate": _errors,
-    "p50": _tail,
-    "p95": _tail,
-    "p99": _tail,
-    "throughput": _throughput,
-    "capacity": _capacity,
-    "not slower": _slower,
-    "not failing more": _failing,
-    "befores agree": _agreement,
-    "client kept up": _client,
-    "indexes valid": _indexes,
-}
+def _top(rules: Sequence[Rule]) -> Rule | None:
+    """Return the rule with the highest value; None if no value is known."""
+    return max((rule for rule in rules if rule.value is not None), key=lambda rule: rule.value or 0.0, default=None)
+
+
+def _slowest(rules: Sequence[Rule], _: Analysis) -> str:
+    top = _top(rules)
+    return f"{number(top.value)} ms at most" if top and top.value is not None else "too few samples"
+
+
+def _rates(rules: Sequence[Rule], _: Analysis) -> str:
+    return _each_arm({rule.arm: "not known" if rule.value is None else f"{number(rule.value)}/s" for rule in rules})
+
+
+def _highest_share(rules: Sequence[Rule], _: Analysis) -> str:
+    top = _top(rules)
+    return percent(top.value) if top and top.value is not None else "not known"
+
+
+def _benefits(rules: Sequence[Rule], _: Analysis) -> str:
+    have = sum(rule.outcome is Outcome.HOLDS for rule in rules)
+    return f"{have} of {len(rules)} arms" if len(rules) > 1 else "yes" if have else "none proven"
+
+
+def _verdicts(rules: Sequence[Rule], analysis: Analysis) -> str:
+    arms = {rule.arm for rule in rules}
+    verdicts = Counter(str(c.verdict) for c in analysis.comparisons if c.after in arms)
+    return ", ".join(f"{times} {verdict}" for verdict, times in verdicts.most_common())
 
 
 @dataclass(frozen=True, slots=True)
-class WatchState:
-    """The state of a watch: whether it is alive, the age of its last interval in words, and one sentence about it."""
+class _Form:
+    """How the rules of one name are shown as one item; `{limit}` stands for the rules' highest limit."""
 
-    alive: bool
-    age: str
-    text: str
-
-
-def judge(
-    run: RunRecord,
-    analysis: Analysis,
-    arms: Sequence[str],
-    answers: Sequence[RecordedAnswer],
-    watch: WatchState | None,
-) -> Gate:
-    """Judge the arms to be shipped by a run, the answers that count, and a watch."""
-    items = [
-        *measured_items(run, analysis, arms),
-        *_monitoring(run.config.release.monitoring, watch),
-        *map(_answered, answers),
-    ]
-    return Gate(worst(item.outcome for item in items), tuple(arms), tuple(items))
+    name: str
+    go_if: str
+    no_go_if: str
+    limit: str
+    value: _Values
+    group: str = "performance"
+    evidence: str = LOAD
+    limit_text: Callable[[float], str] = exact
+    held: str = ""  # the text if all of several rules hold; by default, the text of the first of them
 
 
-def _monitoring(required: bool, watch: WatchState | None) -> list[GateItem]:
+_EVERY = "{name}: all {rules} load levels hold; the slowest: {slowest}"
+_SLOW = ("any load level exceeds the limit", "{limit} ms", _slowest)
+_FORMS: Mapping[str, _Form] = {
+    BENEFIT: _Form(
+        "Benefit", "a comparison is faster, or a threshold that was broken holds", "", "every arm", _benefits
+    ),
+    "error rate": _Form(
+        "Error rate",
+        "under {limit}",
+        "{limit} or more by its lower bound",
+        "{limit}",
+        _highest_share,
+        limit_text=exact_percent,
+    ),
+    **{
+        f"p{q}": _Form(
+            f"p{q} latency", f"{share} requests answered in under {{limit}} ms at every load level", *_SLOW, held=_EVERY
+        )
+        for q, share in ((50, "half of the"), (95, "95 of 100"), (99, "99 of 100"))
+    },
+    "throughput": _Form("Throughput", "{limit}/s or more at the best load level", "less", "{limit}/s", _rates),
+    "capacity": _Form(
+        "Capacity",
+        "the rate that a search begins with held in every round",
+        "it held in no round",
+        "{limit} rounds",
+        lambda rules, _: f"{min(int(r.value or 0) for r in rules)} of {count(rules[0].limit or 0)} rounds",
+    ),
+    "not slower": _Form(
+        "Not slower than before",
+        "no comparison with before is slower",
+        "any comparison is slower",
+        "0 slower",
+        _verdicts,
+        held="{rules} comparisons with before: {value}; inconclusive comparisons do not block a GO.",
+    ),
+    "not failing more": _Form(
+        "Not failing more",
+        "no load level fails more often than before",
+        "any load level does",
+        "0",
+        lambda rules, _: f"{sum(rule.outcome is Outcome.BROKEN for rule in rules)} of {len(rules)}",
+        held="{rules} load levels with failures were compared with before; no level fails more often.",
+    ),
+    "befores agree": _Form(
+        "Befores agree",
+        "before at the end agrees with before at the start",
+        "",
+        "0",
+        lambda rules, _: f"{count(max(rule.value or 0 for rule in rules))} differences",
+    ),
+    "client kept up": _Form(
+        "Client kept up",
+        "the client kept up",
+        "",
+        "0",
+        lambda rules, _: f"{len(rules)} load levels where the client did not",
+    ),
+    "indexes valid": _Form(
+        "Indexes valid",
+        "all {limit} exist and are valid",
+        "any index is missing or invalid",
+        "{limit} of {limit}",
+        lambda rules, _: _each_arm({r.arm: f"{count(r.value or 0)} of {count(r.limit or 0)}" for r in rules}),
+        group="database",
+        evidence=CATALOGUE,
+    ),
+}
+
+
+def _grouped(form: _Form, rules: Sequence[Rule], analysis: Analysis) -> GateItem:
+    """Make one item of several rules; those with the worst outcome decide and give its text."""
+    outcome = worst(rule.outcome for rule in rules)
+    deciding = [rule for rule in rules if rule.outcome is outcome]
+    if outcome is Outcome.ABSENT and len(deciding) < len(rules):  # decide on the arms that have a benefit alone
+        outcome, deciding = Outcome.UNPROVEN, [rule for rule in rules if rule.outcome is not Outcome.HOLDS]
+    limit, value = form.limit_text(max(rule.limit or 0 for rule in rules)), form.value(rules, analysis)
+    text, rest = " ".join(rule.text for rule in deciding[:SHOWN]), len(deciding) - SHOWN
+    text += f" And {rest} more." if rest > 0 else ""
+    if form.held and outcome is Outcome.HOLDS and len(rules) > 1:
+        slowest = top.text if (top := _top(rules)) else ""
+        text = form.held.format(name=rules[0].name, rules=len(rules), value=value, slowest=slowest)
+    needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in deciding[:SHOWN] if rule.needs))
+    return GateItem(
+        group=form.group,
+        name=form.name,
+        go_if=form.go_if.format(limit=limit),
+        no_go_if=form.no_go_if.format(limit=limit),
+        value=value,
+        limit=form.limit.format(limit=limit),
+        evidence=form.evidence,
+        outcome=outcome,
+        text=text,
+        needs=f"{needs}." if needs else "",
+    )
+
+
+# Items from people and from a watch.
+
+
+def _monitoring(required: bool, watch: WatchState | None) -> Iterator[GateItem]:
     """Judge monitoring: a GO needs it, but its lack forbids nothing and leaves the decision open."""
-    if watch is None and not required:
-        return []
-    outcome = Outcome.HOLDS if watch and watch.alive else Outcome.UNPROVEN
-    value, text = (watch.age, watch.text) if watch else ("not named", "Monitoring was not checked.")
-    needs = "" if outcome is Outcome.HOLDS else "a running watch; pass its folder with --watch FOLDER."
-    words = ("a watch is running and answers", "", value, f"{MISSED} intervals")
-    return [GateItem("monitoring", "Monitoring", *words, CHECKED_NOW, outcome, text, needs)]
+    if watch or required:
+        alive = watch is not None and watch.alive
+        yield GateItem(
+            group="monitoring",
+            name="Monitoring",
+            go_if="a watch is running and answers",
+            value=watch.age if watch else "not named",
+            limit=f"{MISSED} intervals",
+            evidence=CHECKED_NOW,
+            outcome=Outcome.HOLDS if alive else Outcome.UNPROVEN,
+            text=watch.text if watch else "Monitoring was not checked.",
+            needs="" if alive else "a running watch; pass its folder with --watch FOLDER.",
+        )
 
 
 def _answered(answer: RecordedAnswer) -> GateItem:
     outcome = {"yes": Outcome.HOLDS, "no": Outcome.BROKEN}.get(answer.answer, Outcome.UNPROVEN)
     source = f", answered by {answer.by}" if answer.by else ""
     source += f", on {readable_time(answer.on)}" if answer.on else ""
-    text = f"{answer.question}: {answer.answer or 'not answered'}{source}."
-    needs = f'--answer "{answer.question}=yes" (or no) --by NAME.' if outcome is Outcome.UNPROVEN else ""
-    words = ("yes", "no", answer.answer or "not answered", "yes")
-    return GateItem("people", visible(answer.question), *words, SAID, outcome, text, needs)
+    return GateItem(
+        group="people",
+        name=visible(answer.question),
+        go_if="yes",
+        no_go_if="no",
+        value=answer.answer or "not answered",
+        limit="yes",
+        evidence=SAID,
+        outcome=outcome,
+        text=f"{answer.question}: {answer.answer or 'not answered'}{source}.",
+        needs=f'--answer "{answer.question}=yes" (or no) --by NAME.' if outcome is Outcome.UNPROVEN else "",
+    )
 
 
 # Whether a watch is alive: its last interval is recent, and its metrics endpoint answers if there is one.
@@ -399,24 +424,22 @@ _TIMEOUT_S = 5.0
 
 def watch_state(folder: Path, now: Callable[[], float] = time.time) -> WatchState:
     """Return the state of the watch that records into a folder. Raises PerfkitError if the folder is no watch's."""
-    record = store.read(folder)
+    record, state = store.read(folder), partial(WatchState, folder.resolve().name)
     title, every = record.about.title, record.about.every_s
     if not record.ticks:
-        return WatchState(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
+        return state(False, "no interval yet", f"The watch of {title} has not recorded an interval yet.")
     age = now() - record.ticks[-1].at
     if age <= -MISSED * every:
         text = f"The last interval of the watch of {title} ends {-age:.0f} s from now: one of the clocks is wrong."
-        return WatchState(False, "in the future", text)
+        return state(False, "in the future", text)
     sentence = f"The last interval of the watch of {title} ended {age:.0f} s ago; its intervals are {every:g} s long"
     if age >= MISSED * every:
-        return WatchState(False, f"{age:.0f} s old", f"{sentence}, so the watch is not running.")
+        return state(False, f"{age:.0f} s old", f"{sentence}, so the watch is not running.")
     endpoint = _endpoint(record)
     if endpoint and (trouble := _unanswered(endpoint)):
-        return WatchState(
-            False, f"{age:.0f} s old", f"{sentence}, but its metrics at {endpoint} do not answer: {trouble}."
-        )
+        return state(False, f"{age:.0f} s old", f"{sentence}, but its metrics at {endpoint} do not answer: {trouble}.")
     metrics = ", and its metrics answer" if endpoint else ""
-    return WatchState(True, f"{age:.0f} s old", f"{sentence}{metrics}. {_alerts(record)}")
+    return state(True, f"{age:.0f} s old", f"{sentence}{metrics}. {_alerts(record)}")
 
 
 def _alerts(record: Record) -> str:

@@ -1,24 +1,18 @@
-"""Decisions and rollbacks as notebooks, pages and JUnit XML show them; `decide` makes a decision and seals it."""
+"""Decisions and rollbacks as notebooks and pages show them."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
-from xml.etree import ElementTree
 
 from perfkit.analysis import report
 from perfkit.analysis.claims import JudgedClaim, expected, held, judged, measured
 from perfkit.analysis.report import Run, render
 from perfkit.analysis.tables import Subject
-from perfkit.base.bundle import reading, require_spare, write_atomically
-from perfkit.base.errors import BundleError, UsageError, visible
-from perfkit.base.judgement import MARKS, Outcome, Verdict
+from perfkit.base.bundle import read_record, reading, write_atomically
+from perfkit.base.judgement import Outcome
 from perfkit.base.units import NONE, unbroken
 from perfkit.config import PlanStep, Risk
 from perfkit.release import decision
@@ -28,15 +22,11 @@ from perfkit.release.decision import (
     GateItem,
     RecordedAnswer,
     Seal,
-    current_answers,
     locked,
-    merged_answers,
     readable_time,
-    timestamp,
-    write_answers,
 )
-from perfkit.release.gate import CHECKED_NOW, LOAD, judge, watch_state
-from perfkit.release.rollback import FILE, Rollback, RollbackItem, Word
+from perfkit.release.gate import CHECKED_NOW, LOAD
+from perfkit.release.rollback import FILE, Rollback, RollbackItem
 from perfkit.runs.records import Bundle
 from perfkit.show.html import (
     Banner,
@@ -61,12 +51,12 @@ _SEVERITIES = {"low": "", "medium": "unsure", "high": "bad"}
 
 def banner(opened: GoNoGo) -> Banner:
     """Return GO, NO-GO, NO BENEFIT or INCONCLUSIVE, its numbers, and the items that led to it."""
-    record, gate = opened.decided, opened.decided.gate
-    reasons, rest = gate.reasons[:REASONS], len(gate.reasons) - REASONS
+    record = opened.decided
+    reasons, rest = record.reasons[:REASONS], len(record.reasons) - REASONS
     reasons += (f"And {rest} more, in the table below.",) if rest > 0 else ()
-    arms = ", ".join(gate.arms) or "none"
-    meta = f"to be shipped: {arms} · {_counted(gate.items)} · decided {readable_time(record.on)}"
-    return report.banner(gate.decision, record.title, record.headline, reasons, meta)
+    arms = ", ".join(record.arms) or "none"
+    meta = f"to be shipped: {arms} · {_counted(record.items)} · decided {readable_time(record.decided)}"
+    return report.banner(record.decision, record.title, record.headline, reasons, meta)
 
 
 def items(opened: GoNoGo) -> Table:
@@ -78,7 +68,7 @@ def items(opened: GoNoGo) -> Table:
         Column("limit", lambda item: item.limit),
         Column("result", lambda item: marked(item.outcome.state, item.outcome)),
     )
-    return Table.of("What the decision rests on", columns, opened.decided.gate.items, headers=2)
+    return Table.of("What the decision rests on", columns, opened.decided.items, headers=2)
 
 
 def matrix(opened: GoNoGo) -> Table:
@@ -95,7 +85,7 @@ def matrix(opened: GoNoGo) -> Table:
     return Table.of(
         "Go or no-go",
         columns,
-        opened.decided.gate.items,
+        opened.decided.items,
         headers=2,
         grouped=True,
         note="GO: every item holds. NO-GO: an item is broken. NO BENEFIT: no item is broken, and the change improves "
@@ -167,8 +157,8 @@ class SignOff(Part):
 def sign_off(opened: GoNoGo) -> SignOff:
     """Return a line for each person who signs, and the content hash."""
     record = opened.decided
-    decided = f"{record.gate.decision} for {', '.join(record.gate.arms) or 'no arm'}: {record.title}"
-    return SignOff(opened.release.sign_off or ["Name"], decided, readable_time(record.on), opened.seal.content)
+    decided = f"{record.decision} for {', '.join(record.arms) or 'no arm'}: {record.title}"
+    return SignOff(opened.release.sign_off or ["Name"], decided, readable_time(record.decided), opened.seal.content)
 
 
 def checking(opened: GoNoGo) -> Section:
@@ -212,14 +202,11 @@ def _claim(text: str, claim: JudgedClaim | None) -> str:
 
 # The result of a rollback: its word, its sentence and its items.
 
-_WORD_STATES = {Word.SAME: "good", Word.DIFFERENT: "bad", Word.OPEN: "unsure"}
-
 
 def rollback(result: Rollback) -> Section:
     """Return whether the system is as before, the items that show it, and what was not checked."""
-    state = _WORD_STATES[result.word]
-    title = f"Rolled back: is everything as before? {result.where}"
-    head = Banner(state, title, f"{MARKS[state]} {result.word}", result.sentence)
+    outcome, title = result.outcome, f"Rolled back: is everything as before? {result.where}"
+    head = Banner(outcome.state, title, f"{outcome.mark} {result.word}", result.sentence)
     return stacked(head, _table(result), Bullets(result.unseen))
 
 
@@ -227,63 +214,10 @@ def _table(result: Rollback) -> Table:
     columns: tuple[Column[RollbackItem], ...] = (
         Column("", lambda item: item.group, key="group"),
         Column("finding", lambda item: item.text),
-        Column("result", lambda item: marked(_WORD_STATES[item.word], item.word) if item.word else unjudged),
+        Column("result", lambda item: marked(item.outcome.state, item.word) if item.outcome else unjudged),
     )
     unjudged = Cell(unbroken("not judged"), state="quiet")
     return Table.of("What was checked", columns, result.items, grouped=True)
-
-
-# A decision as JUnit XML, which every build server shows: one test case per item. JUnit has only two words for what
-# did not pass: broken and no benefit are failures, of different types; unproven is skipped, with the evidence needed.
-
-_FAILURES = (Outcome.BROKEN, Outcome.ABSENT)
-_NOT_XML = re.compile("[\ufffe\uffff]")  # characters that XML 1.0 excludes and `visible` leaves
-
-
-def junit(record: DecisionRecord) -> str:
-    """Return the decision as an XML document."""
-    items = record.gate.items
-    top = ElementTree.Element("testsuites", _counts(f"perfkit gate: {record.title}", items))
-    for group, own in groupby(items, key=lambda item: item.group):
-        cases = list(own)
-        suite = ElementTree.SubElement(top, "testsuite", {**_counts(group, cases), "timestamp": record.on.rstrip("Z")})
-        properties = ElementTree.SubElement(suite, "properties")
-        said = {"decision": record.gate.decision, "arms": ", ".join(record.gate.arms), "decided": record.on}
-        for name, value in said.items():
-            ElementTree.SubElement(properties, "property", {"name": name, "value": _text(value)})
-        for item in cases:
-            _case(suite, item)
-    ElementTree.indent(top, " ")
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(top, "unicode") + "\n"
-
-
-def _case(suite: ElementTree.Element, item: GateItem) -> None:
-    named = {"name": _text(item.name), "classname": _text(f"perfkit.gate.{item.group.replace(' ', '_')}"), "time": "0"}
-    case = ElementTree.SubElement(suite, "testcase", named)
-    if item.outcome in _FAILURES:
-        said = {"message": _text(item.text), "type": str(item.outcome)}
-        body = f"measured: {item.value}\nlimit: {item.limit}\nevidence: {item.evidence}"
-        ElementTree.SubElement(case, "failure", said).text = _text(body)
-    elif item.outcome is Outcome.UNPROVEN:
-        ElementTree.SubElement(case, "skipped", {"message": _text(item.reason)})
-    else:
-        ElementTree.SubElement(case, "system-out").text = _text(item.text)
-
-
-def _counts(name: str, items: Sequence[GateItem]) -> dict[str, str]:
-    outcomes = [item.outcome for item in items]
-    return {
-        "name": _text(name),
-        "tests": str(len(items)),
-        "failures": str(sum(outcome in _FAILURES for outcome in outcomes)),
-        "errors": "0",
-        "skipped": str(outcomes.count(Outcome.UNPROVEN)),
-        "time": "0",
-    }
-
-
-def _text(value: object) -> str:
-    return _NOT_XML.sub("\ufffd", visible(value))
 
 
 # A decision as a notebook shows it, and how a decision is made and sealed.
@@ -301,7 +235,7 @@ class GoNoGo(OpenedPage):
 
     def render(self) -> Path:
         """Write decision.html into the run's folder, seal it, and return its path. Raises BundleError."""
-        title = f"{self.decided.gate.decision}: {self.decided.title}"
+        title = f"{self.decided.decision}: {self.decided.title}"
         with locked(self.folder):
             page = page_of(GATE, {"bundle": str(self.folder.resolve())}, self.folder / decision.PAGE, title)
             self.seal = decision.seal_pages(self.folder)
@@ -328,59 +262,7 @@ class GoNoGo(OpenedPage):
         return {own.text: own for own in judged(run.bundle.run, run.analysis, run.bundle)}
 
     def __repr__(self) -> str:
-        return f"{self.decided.title}: {self.decided.gate.decision}, decided {self.decided.on}, in {self.folder}"
-
-
-def decide(
-    folder: Path, arm: str = "", watch: str = "", answers: Mapping[str, str] | None = None, by: str = "", **exports: str
-) -> None:
-    """Decide on a run, write answers.json, verdict.json and decision.json into its folder, and seal the folder.
-
-    `exports` has file names by format, `junit` and `json`. Raises PerfkitError.
-    """
-    names = {kind: require_spare(Path(name), "gate") for kind, name in exports.items() if name}
-    if len(set(names.values())) < len(names):
-        raise UsageError(f"{next(iter(names.values()))}: named twice; expected a different file for each format")
-    run = Run(Bundle.open(folder))
-    if run.subject.run.alone:
-        raise UsageError(f"{folder}: a run of one arm; expected a run that compares before with an arm to be shipped")
-    if run.bundle.run.rollback is not None:
-        raise UsageError(f"{folder}: a rehearsed rollback; expected the run of a change that is to be shipped")
-    questions = run.bundle.run.config.release.question
-    with locked(folder):
-        with reading(folder):
-            every = merged_answers(folder, [question.name for question in questions], answers or {}, by)
-            found = _decided(run, shipped(run.subject, arm), current_answers(questions, every), watch)
-            verdict = report.verdict(run.subject)
-        for kind, text in (("junit", junit), ("json", DecisionRecord.text)):
-            if kind in names:
-                write_atomically(names[kind], text(found))
-        if answers:
-            write_answers(folder, every)
-        write_atomically(folder / "verdict.json", verdict)
-        decision.write(folder, found)
-        (folder / decision.PAGE).unlink(missing_ok=True)  # it shows an earlier decision
-        decision.seal(folder)
-
-
-def _decided(run: Run, arms: Sequence[str], standing: Sequence[RecordedAnswer], watch: str) -> DecisionRecord:
-    """Decide now."""
-    watched = watch_state(Path(watch)) if watch else None
-    analysis = run.analysis
-    gate = judge(run.bundle.run, analysis, arms, standing, watched)
-    judged = [c for c in analysis.comparisons if c.after in arms or c.after not in run.subject.after]
-    invalid = any(c.verdict is Verdict.INVALID for c in judged)
-    on = timestamp(datetime.now(UTC))
-    name = Path(watch).resolve().name if watch else ""
-    return DecisionRecord(gate, analysis.title, analysis.headline, on, invalid, tuple(standing), name)
-
-
-def shipped(subject: Subject, arm: str = "") -> list[str]:
-    """Return the arms to decide on: the named arm, or all arms after the change. Raises UsageError for other arms."""
-    if arm and arm not in subject.after:
-        known = ", ".join(subject.after) or "none in this run"
-        raise UsageError(f"arm '{arm}' is not to be shipped; expected one of: {known}")
-    return [arm] if arm else subject.after
+        return f"{self.decided.title}: {self.decided.decision}, decided {self.decided.decided}, in {self.folder}"
 
 
 # A rollback as a notebook shows it: rehearsed in a run, or done in a database in use.
@@ -389,7 +271,7 @@ def shipped(subject: Subject, arm: str = "") -> list[str]:
 def rehearsal(subject: Subject) -> Section:
     """Return whether everything is as before, item by item."""
     with reading(subject.bundle.path):
-        return rollback(Rollback.of(subject.run.rollback or {}))
+        return rollback(Rollback.model_validate(subject.run.rollback))
 
 
 class RehearsedRun(Run):
@@ -404,12 +286,7 @@ class RolledBack(View):
     def __init__(self, folder: Path) -> None:
         """Read rollback.json. Raises BundleError if it is missing or damaged."""
         self.folder = folder
-        try:
-            text = (folder / FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise BundleError(f"{folder}/{FILE}: cannot be read; expected the folder of a rollback") from None
-        with reading(folder / FILE):
-            self.found = Rollback.of(json.loads(text))
+        self.found = read_record(folder / FILE, Rollback, "the folder of a rollback", "a rollback")
 
     def render(self) -> Path:
         """Write the report of a rehearsed run, or rollback.html, and return its path. Raises BundleError."""

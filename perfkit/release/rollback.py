@@ -1,7 +1,4 @@
-"""A rollback of an index set: rehearsed on perfkit's own server, or done in a database in use.
-
-A rehearsal measures the arm `rolled-back` beside `before` and `control`. The two get the same row changes without the
-indexes, so any difference is what the indexes left behind.
+"""A rollback of an index set: what counts as before, and a rollback done in a database in use.
 
 In a database in use, the queries are planned (not executed) before the indexes are dropped, and those that only read
 are sent a few times a second for some seconds; afterwards the same again. The indexes are dropped as by
@@ -10,43 +7,39 @@ are sent a few times a second for some seconds; afterwards the same again. The i
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
 
 from perfkit import config as configuration
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
 from perfkit.base.bundle import reading, write_atomically
-from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError
-from perfkit.base.judgement import Verdict
-from perfkit.base.units import count, percent, ratio, seconds, significant, size
-from perfkit.config import Arm, Config, Thresholds
-from perfkit.explain.capture import named
-from perfkit.explain.comparison import PLANNED, diff
+from perfkit.base.errors import Interrupted, PerfkitError, PlanError, ServerError, UsageError
+from perfkit.base.judgement import Judgement, Outcome, Verdict, worst
+from perfkit.base.units import count, millis, percent, ratio, seconds, size
+from perfkit.explain.capture import Capture, ExplainSpec, Parameters, capture, effects, named, require_harmless, single
+from perfkit.explain.comparison import PLANNED, diff, typical_parameters
 from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
-from perfkit.indexes.writes import Write, Writes, design_writes
-from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve
 from perfkit.postgres.index_builds import Dropped, inspect_set, rollback
 from perfkit.postgres.index_sets import IndexSet, IndexStatus, read_set, rollback_script
 from perfkit.postgres.servers import External, open_external
-from perfkit.release.gate import JudgedQuery, capture_plan, prepare_query, query_texts
+from perfkit.release.decision import json_text
 from perfkit.runs import selection
-from perfkit.runs.arms import Clones
-from perfkit.runs.experiment import measure, workbench
+from perfkit.runs.experiment import measure
 from perfkit.runs.records import Bundle
-from perfkit.runs.selection import RunSpec, Selection
+from perfkit.runs.selection import RunSpec
 from perfkit.runs.selection import alone as selection_alone
-from perfkit.runs.targets import ComparisonSpec, Text, admitted, index_set
+from perfkit.runs.targets import ComparisonSpec, Text, admitted, is_file, sql_of
 
-FORMAT = 1
 FILE = "rollback.json"
 SLOWER_BY = 0.25  # an inconclusive median counts as not slower where its interval excludes this much
 _SHOWN = 3  # reasons in the sentence
@@ -60,80 +53,90 @@ LARGER_BY = 0.1  # share by which a table or its indexes may have grown
 _PAGES = 8 * 8192  # bytes by which even a small table may have grown
 
 
-class Word(StrEnum):
-    """The outcome of one item of a rollback, and of the whole rollback."""
-
-    SAME = "as before"
-    DIFFERENT = "not as before"
-    OPEN = "not settled"
+#: What an outcome is called in a rollback, also in its file.
+WORDS = {Outcome.HOLDS: "as before", Outcome.BROKEN: "not as before", Outcome.UNPROVEN: "not settled"}
 
 
-EXIT: Mapping[Word, int] = {Word.SAME: 0, Word.DIFFERENT: 99, Word.OPEN: 100}
+def _outcome_of(word: object) -> object:
+    return next((outcome for outcome, text in WORDS.items() if text == word), word)
 
 
-@dataclass(frozen=True, slots=True)
-class RollbackItem:
-    """One item that was checked, as a sentence; an item without a word is shown but decides nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackItem(Judgement):
+    """One item that was checked, as a sentence; an item without an outcome is shown but decides nothing."""
 
     group: str  # one of `_HELD`
-    name: str
-    word: Word | None
-    text: str
+    outcome: Annotated[
+        Outcome | None,
+        BeforeValidator(_outcome_of),
+        PlainSerializer(lambda outcome: WORDS.get(outcome)),
+        Field(alias="word"),
+    ]
+
+    @property
+    def word(self) -> str:
+        """The outcome in words."""
+        return WORDS[self.outcome] if self.outcome else "not judged"
 
 
-@dataclass(frozen=True, slots=True)
-class Rollback:
-    """A rollback: where, which indexes, and whether everything is as before; `unseen` says what was not checked."""
+class Rollback(BaseModel, frozen=True):
+    """A rollback as rollback.json has it: where, which indexes, and whether everything is as before.
 
+    `unseen` says what was not checked.
+    """
+
+    format: Literal[1] = 1
     where: str
     indexes: tuple[str, ...]  # names of the set
     items: tuple[RollbackItem, ...]
     unseen: tuple[str, ...] = ()
 
     @property
-    def word(self) -> Word:
-        """Not as before if any item is not; otherwise not settled if any item is not settled."""
-        words = {item.word for item in self.items}
-        return next((word for word in (Word.DIFFERENT, Word.OPEN) if word in words), Word.SAME)
+    def outcome(self) -> Outcome:
+        """Broken if any item is not as before; otherwise unproven if any item is not settled."""
+        return worst([Outcome.HOLDS, *(item.outcome for item in self.items)])
+
+    @property
+    def word(self) -> str:
+        """The outcome of the whole rollback in words."""
+        return WORDS[self.outcome]
 
     @property
     def sentence(self) -> str:
         """The reasons against "as before", and the number of items that are as before."""
-        worst = [item for word in (Word.DIFFERENT, Word.OPEN) for item in self.items if item.word is word]
-        against = [item.text.partition(";")[0].rstrip(".") for item in worst]
+        outcomes = (Outcome.BROKEN, Outcome.UNPROVEN)
+        against = [i.text.partition(";")[0].rstrip(".") for bad in outcomes for i in self.items if i.outcome is bad]
         more = f"; and {len(against) - _SHOWN} more" if len(against) > _SHOWN else ""
-        judged = [item.group for item in self.items if item.word is Word.SAME]
-        held = "; ".join(_HELD[group].format(judged.count(group)) for group in dict.fromkeys(judged))
+        groups = Counter(item.group for item in self.items if item.outcome is Outcome.HOLDS)
+        held = "; ".join(_HELD[group].format(times) for group, times in groups.items())
         sentences = [f"{'; '.join(against[:_SHOWN])}{more}"] if against else []
         sentences += [f"{held[0].upper()}{held[1:]}"] if held else []
         return f"{'. '.join(sentences) or 'Nothing was checked'}."
 
-    def as_dict(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         """Return the content of rollback.json, which the bundle of a rehearsal has too."""
-        return {"format": FORMAT, "word": str(self.word), "sentence": self.sentence, **asdict(self)}
+        said = {"word": self.word, "sentence": self.sentence}
+        return {"format": self.format, **said, **self.model_dump(mode="json", by_alias=True)}
 
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Self:
-        """Make a rollback from the content of rollback.json. Raises KeyError, TypeError or ValueError if malformed."""
-        items = tuple(RollbackItem(**{**i, "word": Word(i["word"]) if i["word"] else None}) for i in content["items"])
-        return cls(content["where"], tuple(content["indexes"]), items, tuple(content["unseen"]))
+    def write(self, folder: Path) -> None:
+        """Write rollback.json into a folder. Raises BundleError."""
+        write_atomically(folder / FILE, json_text(self.content()))
 
 
 def index_items(states: Sequence[IndexStatus], drops: Sequence[Dropped]) -> Iterator[RollbackItem]:
     """Judge whether an index of a set still exists; `states` are those after the `drops`."""
     dropped = {drop.name: drop for drop in drops if drop.how == "dropped"}
     for state in states:
-        name = state.index.name
+        name, outcome = state.index.name, Outcome.BROKEN
+        text = f"{name} still exists{' and is invalid' if state.state == 'invalid' else ''}"
+        text += f": {state.undroppable}" if state.undroppable else ""
         if state.state == "impossible":
-            yield RollbackItem("indexes", name, Word.OPEN, f"{name}: {state.undroppable or state.problem}.")
+            outcome, text = Outcome.UNPROVEN, f"{name}: {state.undroppable or state.problem}"
         elif state.state == "missing":
             drop = dropped.get(name)
             how = f"dropped in {seconds(drop.seconds)}, {size(drop.bytes)} freed" if drop else "did not exist"
-            yield RollbackItem("indexes", name, Word.SAME, f"{name}: {how}.")
-        else:
-            invalid = " and is invalid" if state.state == "invalid" else ""
-            why = f": {state.undroppable}" if state.undroppable else ""
-            yield RollbackItem("indexes", name, Word.DIFFERENT, f"{name} still exists{invalid}{why}.")
+            outcome, text = Outcome.HOLDS, f"{name}: {how}"
+        yield RollbackItem(group="indexes", name=name, outcome=outcome, text=f"{text}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +154,24 @@ class RollbackPlan:
 
 def plan_item(planned: RollbackPlan, names: Collection[str]) -> RollbackItem:
     """Judge whether a plan is the same as before; `names` are the set's indexes, which it must not use."""
-    query, before = planned.query, planned.before
-    used = dict.fromkeys(name for node in planned.after.nodes for name in node.texts("Index Name") if name in names)
+    outcome, text = _judged_plan(planned, names)
+    return RollbackItem(group="plans", name=planned.query, outcome=outcome, text=f"{planned.query}: {text}.")
+
+
+def _judged_plan(planned: RollbackPlan, names: Collection[str]) -> tuple[Outcome | None, str]:
+    used = dict.fromkeys(node.index for node in planned.after.nodes if node.index in names)
     if used:
-        return RollbackItem("plans", query, Word.DIFFERENT, f"{query}: the plan still uses {', '.join(used)}.")
-    if before is None:
+        return Outcome.BROKEN, f"the plan still uses {', '.join(used)}"
+    if planned.before is None:
         text = f"{diff(planned.with_set, planned.after).sentence}; " if planned.with_set else ""
-        text += "the plan uses no index of the set; the plan before them is not known"
-        return RollbackItem("plans", query, None, f"{query}: {text}.")
-    change = diff(before, planned.after)
+        return None, f"{text}the plan uses no index of the set; the plan before them is not known"
+    change = diff(planned.before, planned.after)
     if change.same:
-        return RollbackItem("plans", query, Word.SAME, f"{query}: the same plan as before.")
+        return Outcome.HOLDS, "the same plan as before"
     if planned.unlike:
-        text = f"{change.sentence}; {planned.unlike}, which may be the cause"
-        return RollbackItem("plans", query, Word.OPEN, f"{query}: {text}.")
+        return Outcome.UNPROVEN, f"{change.sentence}; {planned.unlike}, which may be the cause"
     why = _other_causes(planned) or "statistics, data or settings differ"
-    return RollbackItem(
-        "plans", query, Word.DIFFERENT, f"{query}: {change.sentence}; the plan uses no index of the set: {why}."
-    )
+    return Outcome.BROKEN, f"{change.sentence}; the plan uses no index of the set: {why}"
 
 
 def _other_causes(planned: RollbackPlan) -> str:
@@ -202,173 +205,45 @@ def size_items(before: Sizes, after: Sizes) -> Iterator[RollbackItem]:
             sizes.append(f"{what} {size(is_now)}" + (f", before {size(was)}" if was != is_now else " as before"))
         if not alike and now.get("index_bytes", 0) > then.get("index_bytes", 0):
             sizes.append("row changes bloated the indexes; REINDEX TABLE CONCURRENTLY removes that")
-        yield RollbackItem("sizes", table, Word.SAME if alike else Word.DIFFERENT, f"{table}: {'; '.join(sizes)}.")
+        outcome = Outcome.HOLDS if alike else Outcome.BROKEN
+        yield RollbackItem(group="sizes", name=table, outcome=outcome, text=f"{table}: {'; '.join(sizes)}.")
 
 
 def latency_item(comparison: Comparison, blocks: int) -> RollbackItem:
     """Judge by its interval whether a comparison with before shows a slowdown."""
     name = f"{comparison.scenario}: {comparison.item}, {comparison.metric}"
+    outcome, text = _judged_latency(comparison, blocks)
+    return RollbackItem(group="latency", name=name, outcome=outcome, text=f"{name}: {text}.")
+
+
+def _judged_latency(comparison: Comparison, blocks: int) -> tuple[Outcome | None, str]:
+    few = "too few healthy rounds to compare"
     if comparison.ratio is None:
-        return RollbackItem("latency", name, Word.OPEN, f"{name}: too few healthy rounds to compare.")
+        return Outcome.UNPROVEN, few
     value, interval = ratio(comparison.ratio)
-    numbers = f"{name}: {value} of before {interval}"
-    if comparison.verdict is Verdict.INCONCLUSIVE:
-        enough = (
-            f"about {count(comparison.blocks_needed)} blocks" if comparison.blocks_needed else "more than 1,000 blocks"
-        )
-        needed = f"{enough} instead of {blocks} would show whether it is equivalent"
+    numbers, verdict = f"{value} of before {interval}", comparison.verdict
+    if verdict is Verdict.INCONCLUSIVE:
+        needed = f"about {count(comparison.blocks_needed)}" if comparison.blocks_needed else "more than 1,000"
+        needs = f"{needed} blocks instead of {blocks} would show whether it is equivalent"
         slower = percent(max(0.0, comparison.ratio.hi - 1))
         if comparison.ratio.hi <= 1 + SLOWER_BY:
-            return RollbackItem("latency", name, Word.SAME, f"{numbers}: at most {slower} slower; {needed}.")
-        word = Word.OPEN if comparison.metric == "p50" else None
-        return RollbackItem(
-            "latency", name, word, f"{numbers}: inconclusive, up to {slower} slower is possible; {needed}."
-        )
-    word, text = {
-        Verdict.EQUIVALENT: (Word.SAME, f"equivalent within {percent(comparison.margin)}"),
-        Verdict.FASTER: (Word.SAME, "faster"),
-        Verdict.SLOWER: (Word.DIFFERENT, "slower"),
-    }.get(comparison.verdict, (Word.OPEN, "too few healthy rounds to compare"))
-    return RollbackItem("latency", name, word, f"{numbers}: {text}.")
+            return Outcome.HOLDS, f"{numbers}: at most {slower} slower; {needs}"
+        outcome = Outcome.UNPROVEN if comparison.metric == "p50" else None
+        return outcome, f"{numbers}: inconclusive, up to {slower} slower is possible; {needs}"
+    within = f" within {percent(comparison.margin)}" if verdict is Verdict.EQUIVALENT else ""
+    outcome = _OF_VERDICT.get(verdict, Outcome.UNPROVEN)
+    return outcome, f"{numbers}: {few if verdict is Verdict.INVALID else f'{verdict}{within}'}"
+
+
+_OF_VERDICT = {
+    Verdict.EQUIVALENT: Outcome.HOLDS,
+    Verdict.FASTER: Outcome.HOLDS,
+    Verdict.SLOWER: Outcome.BROKEN,
+}
 
 
 def _near(before: float, after: float, share: float) -> bool:
     return abs(after - before) <= share * before
-
-
-# A rehearsal: the indexes are built, rows are changed, the indexes are dropped, and every arm is measured.
-
-ARM = "rolled-back"
-SHARE, PASSES = 5, 3  # percent of the rows changed in each pass
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RehearsalSpec:
-    """What to rehearse: the workload and data of a configuration, and an index set, by default the configuration's."""
-
-    settings: Config
-    options: RunSpec
-    indexes: Text = ""
-
-
-def rehearse(spec: RehearsalSpec, folder: Path, permission: Permission, say: Say) -> Bundle:
-    """Run a rehearsal into a new folder and return its bundle; the result is in the bundle and in rollback.json.
-
-    Raises PerfkitError as `measure` does; UsageError if the configuration cannot be rehearsed.
-    """
-    indexes = index_set(spec.settings, spec.indexes, folder)
-    options = replace(spec.options, verb=("rollback", *([indexes.path.name] if spec.indexes else [])))
-    chosen = Selection(_config(spec.settings, indexes, ()), options)
-    if not chosen.on_own_server:
-        raise UsageError(f"{spec.settings.title}: its data is not on a server that perfkit starts; expected --db")
-    targets = admitted(chosen.config, chosen.arms, permission)
-    with workbench(chosen, targets, Audit(None), say) as stage:
-        assert isinstance(stage, Clones)
-        base = stage.base(chosen.scale)
-        assert base
-        writes = design_writes(base.server, base.name, indexes.indexes)
-        chosen = Selection(_config(spec.settings, indexes, tuple(_written(writes, folder))), options)
-        bundle = measure(chosen, folder, say, targets, stage)
-        result = _proof(bundle, stage, indexes, writes)
-    document = json.dumps(result.as_dict(), indent=1, ensure_ascii=False)
-    bundle.update(rollback=json.loads(document))
-    write_atomically(folder / FILE, f"{document}\n")
-    return bundle
-
-
-def _config(settings: Config, wanted: IndexSet, files: tuple[Path, ...]) -> Config:
-    """Make a configuration of three arms that differ only in the indexes; every arm runs the files of row changes."""
-    before = settings.baseline()
-    before = before.model_copy(update={"meanwhile": (*before.meanwhile, *files)})
-    title = f"{len(wanted.indexes)} indexes built, used, and dropped again"
-    gone = {"name": ARM, "role": "after", "title": title, "indexes": wanted.path, "rolled_back": True}
-    control = {"name": "control", "role": "control", "title": "the same as before: what chance alone shows"}
-    arms = (before, *(before.model_copy(update=change) for change in (control, gone)))
-    levels = [level.model_copy(update={"arms": ()}) for level in settings.scenario if not level.search]
-    if not levels:
-        raise UsageError(f"{settings.title}: every scenario searches for a rate; expected a load level to compare")
-    named = f"Rollback of {wanted.path.stem}: {settings.title}"
-    limits = Thresholds(error_rate=settings.thresholds.error_rate)  # nothing is shipped: no latency is too long
-    changed = {"title": named, "arm": arms, "scenario": tuple(levels), "thresholds": limits, "need": "none"}
-    return settings.model_copy(update=changed)
-
-
-def _written(writes: Writes, folder: Path) -> Iterator[Path]:
-    """Write files that change rows, if any can be changed, and yield their paths.
-
-    Each file is one transaction, so that a later one finds the space that an earlier one left.
-    """
-    texts = [writes.prepare] if writes.prepare else []
-    updates = [write for write in writes.writes if write.kind == "update"]
-    for first in range(0, PASSES * len(updates), max(1, len(updates))):  # every pass changes other rows
-        texts.append("".join(round_trip(write, seed) for seed, write in enumerate(updates, first)))
-    for number, text in enumerate(texts, 1):
-        (folder / "writes").mkdir(exist_ok=True)
-        path = folder / "writes" / f"{number}.sql"
-        write_atomically(path, text)
-        yield path
-
-
-def round_trip(write: Write, seed: int) -> str:
-    """Return SQL that swaps a column's values between rows and back, so that the data stay the same.
-
-    Each update makes a new version of the row, which every index on the column must record.
-    """
-    table, column = write.quoted, write.quoted_column
-    sample = f"SELECT ctid AS place, {column} AS own FROM {table} TABLESAMPLE BERNOULLI ({SHARE}) REPEATABLE ({seed})"
-    pairs = f"SELECT place, own, lead(own) OVER (ORDER BY place) AS other FROM ({sample}) s"
-    return (
-        f"CREATE TEMP TABLE perfkit_kept AS SELECT ctid AS place, {column} AS own FROM {table} LIMIT 0;\n"
-        f"WITH changed AS (UPDATE {table} t SET {column} = p.other FROM ({pairs}) p WHERE t.ctid = p.place "
-        "AND p.other IS NOT NULL RETURNING t.ctid, p.own) INSERT INTO perfkit_kept SELECT * FROM changed;\n"
-        f"UPDATE {table} t SET {column} = k.own FROM perfkit_kept k WHERE t.ctid = k.place;\n"
-        "DROP TABLE perfkit_kept;\n"
-    )
-
-
-def _proof(bundle: Bundle, stage: Clones, wanted: IndexSet, writes: Writes) -> Rollback:
-    """Judge a rehearsal by the catalogue, the plans and the rounds."""
-    before, after = (_database(stage, name) for name in (stage.config.baseline().name, ARM))
-    states, analysis = inspect_set(after.server, after.name, wanted), analyse(bundle)
-    names = tuple(index.name for index in wanted.indexes)
-    then, now = (databases.sizes(database.server, database.name, exact=False) for database in (before, after))
-    blocks = len(bundle.run.blocks)
-    items = [
-        *index_items(states, stage.dropped[ARM]),
-        *(plan_item(planned, names) for planned in _plans(bundle, stage.config.baseline().name)),
-        *size_items(then, now),
-        *(latency_item(c, blocks) for c in analysis.comparisons if c.after == ARM),
-    ]
-    return Rollback(f"{after.server.name}, rehearsed", names, tuple(items), tuple(_unseen(writes, items)))
-
-
-def _database(stage: Clones, name: str) -> Database:
-    arm: Arm = next(arm for arm in stage.config.arm if arm.name == name)
-    return stage.prepare(arm)[0]
-
-
-def _plans(bundle: Bundle, before: str) -> Iterator[RollbackPlan]:
-    for query in bundle.run.arms[ARM].plans or ():
-        now, then = (bundle.plan(arm, query) for arm in (ARM, before))
-        if now and then:
-            yield RollbackPlan(query, now.plan, now.facts, then.plan, then.facts)
-
-
-def _unseen(writes: Writes, items: Sequence[RollbackItem]) -> Iterator[str]:
-    """Say what was done while the indexes existed, and what was not checked."""
-    changed = [f"{write.column} of {write.table}" for write in writes.writes if write.kind == "update"]
-    inserted = "rows inserted, then " if writes.prepare else ""
-    if changed:
-        changes = f"{inserted}{PASSES} times {SHARE} % of the rows changed and changed back in {', '.join(changed)}"
-        yield f"While the indexes existed: {changes}. Before and control had the same changes without the indexes."
-    elif inserted:
-        yield "While the indexes existed, rows were inserted but not changed."
-    else:
-        yield "No row was changed while the indexes existed, so the traces of such changes were not checked."
-    yield from (f"Not changed: {line}." for line in writes.lacking)
-    if not any(item.group == "plans" for item in items):
-        yield "No plan was checked: the configuration has no [[query]]."
 
 
 # A rollback in a database in use: check, drop, check again.
@@ -377,6 +252,69 @@ RATE, SECONDS = 2.0, 5.0  # executions of a query per second, and the duration o
 USERS = 4  # most queries in flight
 Medians = Mapping[str, str]  # by query, with unit
 WITH, WITHOUT = "with", "without"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedQuery:
+    """A query that a rollback checks; `known` is its name in the run from before the release."""
+
+    name: str
+    sql: str
+    parameters: Parameters
+    known: str = ""
+    plan: Plan | None = None  # with the indexes
+    unsent: str = ""  # why the query is planned but not sent
+
+    @property
+    def generic(self) -> bool:
+        """Whether the query is planned without values, because none are known."""
+        return self.parameters is None and bool(named(self.sql))
+
+
+def capture_plan(database: Database, query: JudgedQuery) -> Capture:
+    """Return a query's plan without executing the query. Raises PlanError."""
+    try:
+        return capture(database.session, query.sql, query.parameters, ExplainSpec(analyze=False, generic=query.generic))
+    except PlanError as error:
+        raise PlanError(f"{query.name}: {error}") from None
+
+
+def query_texts(queries: Sequence[Text], against: Bundle | None) -> Iterator[tuple[str, str, str]]:
+    """Yield name, SQL and name in the run `against` of each query; without queries, of those of the run."""
+    known = against.run.queries if against else {}
+    names = {_one_line(query.sql): name for name, query in known.items()}
+    for position, text in enumerate(queries, 1):
+        sql = sql_of(text)
+        name = names.get(_one_line(sql), "")
+        yield name or f"query {position}{f' ({Path(text).stem})' if is_file(text) else ''}", sql, name
+    if not queries:
+        yield from ((name, query.sql, name) for name, query in known.items())
+
+
+def prepare_query(
+    database: Database, name: str, sql: str, known: str, rows: Sequence[Mapping[str, object]]
+) -> JudgedQuery:
+    """Plan a query with typical parameters, and find out whether it may be sent. Raises PlanError."""
+    try:
+        text, placeholders = single(sql), set(named(sql))
+        usable = bool(rows) and bool(placeholders) and placeholders <= rows[0].keys()
+        query = JudgedQuery(name, sql, typical_parameters(database.session, text, rows) if usable else None, known)
+        query = replace(query, plan=capture_plan(database, query).plan)
+        if query.generic:
+            return replace(query, unsent="it needs values: --parameters")
+        query_effects = effects(database.session, sql, query.parameters)
+    except PlanError as error:
+        raise PlanError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
+    try:
+        require_harmless(query_effects, writes_allowed=False, volatile_allowed=(), where=name)
+    except PerfkitError:
+        return replace(query, unsent="it writes, locks rows or calls a volatile function")
+    return query
+
+
+def _one_line(sql: str) -> str:
+    return " ".join(sql.split()).rstrip("; ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,16 +376,14 @@ class PreparedRollback:
         say("checking the result")
         states = inspect_set(self.external, self.database.name, self.indexes)
         names = tuple(index.name for index in self.indexes.indexes)
-        items = [*index_items(states, drops), *(plan_item(planned, names) for planned in self._planned())]
-        self._write(folder, Rollback(self.external.name, names, tuple(items), tuple(self._unseen(missing))))
+        items = (*index_items(states, drops), *(plan_item(planned, names) for planned in self._planned()))
+        unseen = tuple(self._unseen(missing))
+        Rollback(where=self.external.name, indexes=names, items=items, unseen=unseen).write(folder)
         after = self._measured(folder, WITHOUT, say, missing)
-        items += self._latencies(before, after)
-        result = Rollback(self.external.name, names, tuple(items), tuple(self._unseen(missing)))
-        self._write(folder, result)
+        items, unseen = (*items, *self._latencies(before, after)), tuple(self._unseen(missing))
+        result = Rollback(where=self.external.name, indexes=names, items=items, unseen=unseen)
+        result.write(folder)
         return result
-
-    def _write(self, folder: Path, result: Rollback) -> None:
-        write_atomically(folder / FILE, json.dumps(result.as_dict(), indent=1, ensure_ascii=False) + "\n")
 
     def _drop(self, say: Say) -> list[Dropped]:
         try:
@@ -519,7 +455,7 @@ class PreparedRollback:
                 text = f"{query.name}: median {median} with the indexes, {now} without"
                 if query.known in then:
                     text += f"; {then[query.known]} before the release, on another machine or under other load"
-                yield RollbackItem("latency", query.name, None, f"{text}.")
+                yield RollbackItem(group="latency", name=query.name, outcome=None, text=f"{text}.")
 
     def _unseen(self, missing: Sequence[str]) -> Iterator[str]:
         yield from missing
@@ -564,5 +500,5 @@ def _medians(run: Bundle) -> Medians:
     medians: dict[str, str] = {}
     for level in analyse(run).levels:
         if level.arm == _before(run) and level.p50:
-            medians.setdefault(level.item, f"{significant(level.p50.value)} ms")
+            medians.setdefault(level.item, millis(level.p50.value))
     return medians

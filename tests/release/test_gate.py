@@ -19,12 +19,13 @@ from perfkit.analysis.run_analysis import analyse
 from perfkit.base.judgement import Outcome, worst
 from perfkit.base.stats import Interval
 from perfkit.config.judging import Release, Thresholds
-from perfkit.release.decision import Gate, GateItem, RecordedAnswer
+from perfkit.release.decision import DecisionRecord, GateItem, RecordedAnswer
 from perfkit.release.gate import WatchState, judge
 from perfkit.runs.records import Bundle, RunRecord
 
 ARMS = ("after-index", "after-full")
-ALIVE = WatchState(True, "4 s old", "The last interval ended 4 s ago.")
+ALIVE = WatchState("watch", True, "4 s old", "The last interval ended 4 s ago.")
+DEAD = WatchState("watch", False, "90 s old", "It is dead.")
 READY = RecordedAnswer("Team ready for launch", "yes", "Ops Lead", "2026-01-15T09:00:00Z")
 
 
@@ -56,7 +57,7 @@ class Case:
         self.watched: WatchState | None = ALIVE
 
     @property
-    def gate(self) -> Gate:
+    def gate(self) -> DecisionRecord:
         return judge(self.run, self.analysis, self.arms, self.answers, self.watched)
 
     def rule(self, name: str, **changes: Any) -> None:
@@ -88,7 +89,7 @@ class Case:
             setattr(self, name, value)
 
 
-def item(gate: Gate, name: str) -> GateItem:
+def item(gate: DecisionRecord, name: str) -> GateItem:
     return next(own for own in gate.items if own.name == name)
 
 
@@ -104,7 +105,11 @@ GO_IF: list[tuple[str, str, Callable[[Case], None]]] = [
     ("(one accident)", "Database trouble", lambda c: c.trouble("sqlstate_53300")),
     ("(one accident)", "Database trouble", lambda c: c.trouble("refused")),
     ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=None)),
-    ("Monitoring dashboard ready", "Monitoring", lambda c: c.set(watched=WatchState(False, "90 s old", "It is dead."))),
+    (
+        "Monitoring dashboard ready",
+        "Monitoring",
+        lambda c: c.set(watched=WatchState("watch", False, "90 s old", "It is dead.")),
+    ),
     ("(the run is whole)", "Run complete", lambda c: c.record(status="interrupted")),
     ("(the run is whole)", "Run complete", lambda c: c.record(left_out={"scenarios": ["burst"]})),
     ("(a latency holds)", "p95 latency", lambda c: c.rule("p95", outcome=Outcome.UNPROVEN, needs="more.")),

@@ -17,7 +17,7 @@ from perfkit import config
 from perfkit.app import api
 from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, UsageError
-from perfkit.release.decision import Gate, read_answers
+from perfkit.release.decision import DecisionRecord, read_answers
 from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection
 from perfkit.show.render import GATE, execute
@@ -59,9 +59,9 @@ def refusal(code: int, *args: str | Path) -> str:
     return done.stderr.removeprefix("perfkit: ").rstrip()
 
 
-def decided(run: Path, *said: str, by: str = "", arm: str = "") -> Gate:
+def decided(run: Path, *said: str, by: str = "", arm: str = "") -> DecisionRecord:
     """The same decision without its page, which takes a second or two."""
-    return api.decide(run, arm, answers=said, by=by).decided.gate
+    return api.decide(run, arm, answers=said, by=by).decided
 
 
 def answered(*given: str) -> list[str]:

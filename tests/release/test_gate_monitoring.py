@@ -97,10 +97,10 @@ def test_a_folder_that_is_no_watchs_is_one_line_and_decides_nothing(tmp_path: Pa
 
 def test_a_dead_watch_leaves_the_decision_open_where_none_was_even_required(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run").path
-    assert api.decide(run).decided.gate.decision == "GO"
+    assert api.decide(run).decided.decision == "GO"
     dead = watch(tmp_path / "watch")
     decided = api.decide(run, watch=dead).decided
-    assert (decided.gate.decision, decided.watch) == ("INCONCLUSIVE", "watch")
-    assert decided.gate.reasons[0].endswith("Needed: a running watch; pass its folder with --watch FOLDER.")
+    assert (decided.decision, decided.watch) == ("INCONCLUSIVE", "watch")
+    assert decided.reasons[0].endswith("Needed: a running watch; pass its folder with --watch FOLDER.")
     shutil.rmtree(dead)
     assert api.decide(bundle=run).decided == decided

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.base.judgement import Outcome
-from perfkit.release.decision import DecisionRecord, Gate, GateItem
-from perfkit.release.report import junit
+from perfkit.release.decision import DecisionRecord, GateItem, junit
 
 # What the schema of Jenkins' plugin, the strictest of the usual readers, knows of each element.
 ATTRIBUTES = {
@@ -27,12 +26,30 @@ ATTRIBUTES = {
 
 def made(name: str = "smoke checks", outcome: Outcome = Outcome.HOLDS, group: str = "functional checks") -> GateItem:
     text, needs = "smoke checks: 3 of 3 passed.", "another run." if outcome is Outcome.UNPROVEN else ""
-    return GateItem(group, name, "all 3 pass", "one fails", "3 of 3", "3 of 3", "measured once", outcome, text, needs)
+    return GateItem(
+        group=group,
+        name=name,
+        go_if="all 3 pass",
+        no_go_if="one fails",
+        value="3 of 3",
+        limit="3 of 3",
+        evidence="measured once",
+        outcome=outcome,
+        text=text,
+        needs=needs,
+    )
 
 
 def decided(*items: GateItem, title: str = "Clinic booking webhook") -> DecisionRecord:
     return DecisionRecord(
-        Gate(Outcome.BROKEN, ("after-index",), items), title, "A headline.", "2026-01-15T09:00:00Z", False
+        title=title,
+        decision="NO-GO",
+        invalid=False,
+        arms=("after-index",),
+        decided="2026-01-15T09:00:00Z",
+        headline="A headline.",
+        reasons=(),
+        items=items,
     )
 
 

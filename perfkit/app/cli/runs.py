@@ -217,11 +217,11 @@ def gate(spec: GateSpec) -> None:
         sys.exit(app.runs.exit_code(run))
     record = app.api.decide(spec)
     page, decided = record.render(), record.decided
-    echo(f"{decided.gate.decision}: {decided.headline}")
-    for reason in decided.gate.reasons:
+    echo(f"{decided.decision}: {decided.headline}")
+    for reason in decided.reasons:
         echo(f"- {reason}")
     echo(f"\n{record.items!r}\n\n{page}\ncontent hash {record.seal.content}")
-    sys.exit(decided.gate.outcome.exit_code(invalid=decided.invalid))
+    sys.exit(decided.outcome.exit_code(invalid=decided.invalid))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,11 +307,11 @@ def rollback(spec: DropCommand) -> None:
     echo(f"{done.found.word}: {done.found.sentence}")
     for item in done.found.items:
         if spec.db or item.word != "as before":
-            echo(f"  {item.word or 'not judged'}: {item.text}")
+            echo(f"  {item.word}: {item.text}")
     for line in done.found.unseen:
         echo(f"  {line}")
     echo(str(page))
-    sys.exit(app.api.rollback_exit_code(done))
+    sys.exit(done.found.outcome.exit_code())
 
 
 def _require_fitting(spec: DropCommand) -> None:
