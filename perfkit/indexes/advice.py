@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perfkit.base.errors import visible
-from perfkit.base.units import NONE, count, millis, seconds, size
+from perfkit.base.units import count, millis, seconds, size
 from perfkit.explain.candidates import SCANS, Blocker, added, blocks, condition, conditions, home, placed, plain
 from perfkit.explain.facts import Predicate, TableFacts, quoted
 from perfkit.explain.findings.model import FindingContext, counted, percent
@@ -17,7 +17,7 @@ from perfkit.explain.rewrites import rewritten
 from perfkit.indexes.candidates import TINY, IndexDesign
 from perfkit.indexes.rewriting import either, replaced
 from perfkit.indexes.trial import CostFigures, quicker
-from perfkit.show.html import Bullets, Cell, Code, Section, Table, View, stacked
+from perfkit.show.html import Bullets, Cell, Code, Column, Section, Table, View, number, stacked
 
 MANY = 0.05  # share of a table's rows from which on most of its pages are needed anyway
 EARLY = 0.1  # share of a table's pages below which a LIMIT stops early
@@ -38,7 +38,6 @@ class Proposal:
     """An index to create; `bytes` is None if it could not be tried."""
 
     name: str
-    table: str
     design: IndexDesign
     queries: tuple[Served, ...]
     bytes: int | None
@@ -103,7 +102,7 @@ class Advice(View):
         for proposal in self.proposals:
             lines += ["", *(f"-- {line}" for line in proposal.served), f"{proposal.statement};"]
             if proposal.design.expressive:
-                analysed[proposal.table] = f"ANALYZE {proposal.table};"
+                analysed[proposal.design.on] = f"ANALYZE {proposal.design.on};"
         if analysed:
             lines += ["", "-- An index on an expression has no statistics until ANALYZE.", *analysed.values()]
         return "\n".join(lines) + "\n"
@@ -133,28 +132,28 @@ class Advice(View):
 
 def proposed(advice: Advice) -> Table:
     """Return one row for each query that an index serves."""
-    rows = tuple(
-        (Cell(proposal.design.title, code=True), Cell(size(proposal.bytes) if proposal.bytes is not None else NONE),
-         Cell(served.query), *_cells(served.before, served.after, proposal.evidence))
-        for proposal in advice.proposals
-        for served in proposal.queries
-    )  # fmt: skip
+    columns: list[Column[tuple[Proposal, Served]]] = [
+        Column("index", lambda row: Cell(row[0].design.title, code=True)),
+        number("size", lambda row: row[0].bytes, size, "size_bytes"),
+        Column("query", lambda row: row[1].query),
+        number("before", lambda row: _cost(row[1].before)),
+        number("after", lambda row: _cost(row[1].after)),
+        Column("evidence", lambda row: row[0].evidence),
+    ]
+    rows = [(proposal, served) for proposal in advice.proposals for served in proposal.queries]
     noun = "index" if len(advice.proposals) == 1 else "indexes"
     note = f"{count(len(advice.proposals))} {noun}, {size(advice.bytes)}; {advice.evidence}." if rows else "none"
-    columns = ("index", "size", "query", "before", "after", "evidence")
-    return Table("Indexes to create", columns, rows, frozenset({"size", "before", "after"}), note=note)
+    return Table.of("Indexes to create", columns, rows, note=note)
 
 
 def refused(advice: Advice) -> Table:
     """Return one row for each query that gets no index."""
-    rows = tuple((Cell(refusal.query), Cell(refusal.sentence)) for refusal in advice.refusals)
-    return Table("Queries without an index", ("query", "reason"), rows)
+    columns: list[Column[Refusal]] = [Column("query", lambda r: r.query), Column("reason", lambda r: r.sentence)]
+    return Table.of("Queries without an index", columns, advice.refusals)
 
 
-def _cells(before: CostFigures, after: CostFigures, evidence: str) -> Iterator[Cell]:
-    for figures in (before, after):
-        yield Cell(str(figures), seconds(figures.ms / 1000) if figures.ms is not None else "")
-    yield Cell(evidence)
+def _cost(figures: CostFigures) -> Cell:
+    return Cell(str(figures), seconds(figures.ms / 1000) if figures.ms is not None else "", value=figures.work)
 
 
 def reason(text: str, look: FindingContext, generic: FindingContext | None = None) -> Because | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from perfkit.base.errors import PlanError
 from perfkit.explain.candidates import SCANS, conditions, distinct, plain
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.facts import GROWN, TableFacts, doubt, quoted, stale
+from perfkit.explain.facts import GROWN, TableFacts, doubt, qualified, stale
 from perfkit.explain.findings.model import FindingContext, counted
 from perfkit.explain.plan import Node
 from perfkit.indexes.advice import Advice, Proposal, Refusal, Served, reason
@@ -42,9 +42,8 @@ COMMON = 100.0  # rows per known value from which on an unknown value is suspici
 def analyze_first(look: FindingContext) -> str:
     """Return the sentence that asks for fresh statistics before advice; "" if no table's statistics are stale."""
     reasons = _stale(look)
-    if not reasons:
-        return ""
-    return f"ANALYZE {', '.join(dict.fromkeys(map(_named, reasons)))} first: {' and '.join(reasons.values())}"
+    names = ", ".join(dict.fromkeys(map(_named, reasons)))
+    return f"ANALYZE {names} first: {' and '.join(reasons.values())}" if reasons else ""
 
 
 def caveats(look: FindingContext) -> Iterator[str]:
@@ -63,17 +62,16 @@ def caveats(look: FindingContext) -> Iterator[str]:
 
 def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
     """Analyse the tables with stale statistics in a database that perfkit made, and yield a sentence for each."""
-    stale_tables: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for text, parameters in queries.values():
         with suppress(PlanError):  # the search explains the query again and raises the error with the query's name
             capture = session.explain(text, parameters).capture
-            reasons = _stale(FindingContext(capture.plan, capture.facts))
-            stale_tables |= {_named(table): because for table, because in reasons.items()}
-    if stale_tables:
+            stale_tables = _stale(FindingContext(capture.plan, capture.facts))
+            reasons |= {_named(table): because for table, because in stale_tables.items()}
+    for table, because in reasons.items():
         with connected(session.database.server, session.database.name) as connection:
-            for table, because in stale_tables.items():
-                connection.execute(f"ANALYZE {table}".encode())
-                yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
+            connection.execute(f"ANALYZE {table}".encode())
+        yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
 
 
 def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list[str]:
@@ -102,8 +100,7 @@ def _read(look: FindingContext) -> Iterator[TableFacts]:
 
 def _named(table: TableFacts) -> str:
     """Return the table as SQL; for a partition, its partitioned table."""
-    schema, name = table.parent or (table.schema, table.name)
-    return f"{quoted(schema)}.{quoted(name)}" if schema not in ("", "public") else quoted(name)
+    return qualified(*(table.parent or (table.schema, table.name)))
 
 
 Say = Callable[[str], None]
@@ -143,170 +140,169 @@ class AdvisedQuery:
         return frozenset(read | {(r.schema, r.table) for r in self.references})
 
 
-@dataclass(eq=False)
+Designs = frozenset[IndexDesign]
+_NONE: Designs = frozenset()
+
+
 class IndexSearch:
     """A greedy search: add the index that gains most until none helps, then drop those no longer needed."""
 
-    trial: IndexTrial
-    asked: Sequence[AdvisedQuery]
-    names: Mapping[IndexDesign, str]
-    moves: Sequence[Move]
-    say: Say
-    max_bytes: float
-    _known: dict[Any, tuple[CostFigures, frozenset[str]]] = field(default_factory=dict)
-    _values: dict[frozenset[IndexDesign], float] = field(default_factory=dict)
+    def __init__(
+        self,
+        trial: IndexTrial,
+        queries: Sequence[AdvisedQuery],
+        names: Mapping[IndexDesign, str],
+        moves: Sequence[Move],
+        say: Say,
+        max_bytes: float,
+    ) -> None:
+        self.trial, self.queries, self.names, self.say, self.max_bytes = trial, queries, names, say, max_bytes
+        statements = {design: design.statement(name) for design, name in names.items()}
+        self.statements = {design: text for design, text in statements.items() if text in trial.made}
+        self.bytes = {design: trial.made[text].bytes for design, text in self.statements.items()}
+        self.pages = {(r.schema, r.table): r.pages for one in queries for r in one.references}
+        self.pages |= {(t.schema, t.name): t.pages for one in queries for t in one.look.facts.tables if t.pages}
+        self._known: dict[tuple[str, Designs], tuple[CostFigures, Designs]] = {}
+        self._values: dict[Designs, float] = {}
+        # Some queries need two indexes at once: those that they use if all candidates exist.
+        together = (tuple(d for d in names if d in self._tried(one, self._every)[1]) for one in queries)
+        possible = [move for move in moves if self.statements.keys() >= set(move)]
+        self.moves = list(dict.fromkeys([*possible, *(move for move in together if len(move) > 1)]))
 
     def advice(self, target: str) -> Advice:
         """Return the chosen indexes for the database `target`, and why the other queries get none."""
         chosen = self._pruned(self._improved(self._fitted(self._pruned(self._grown()))))
-        proposals = [self._proposal(design, chosen) for design in sorted(chosen, key=lambda d: self.names[d])]
-        refusals = [one for asked in self.asked if (one := self._refusal(asked, chosen))]
+        proposals = []
+        for design in sorted(chosen, key=self.names.__getitem__):
+            using = (one for one in self.queries if design in self._tried(one, chosen)[1])
+            served = (one for one in using if self._helps(one, _NONE, chosen))
+            costs = tuple(Served(one.name, self._cost(one, _NONE), self._cost(one, chosen)) for one in served)
+            proposals.append(Proposal(self.names[design], design, costs, self.bytes[design], self.trial.evidence))
+        refusals = [self._refusal(one) for one in self.queries if not self._helps(one, _NONE, chosen)]
         return Advice(target, self.trial.evidence, tuple(proposals), tuple(refusals), tuple(self._limitations()))
 
-    def _refusal(self, one: AdvisedQuery, chosen: frozenset[IndexDesign]) -> Refusal | None:
-        """Return why a query gets no index; None if one helps it."""
-        before = self._figures(one, frozenset())
-        if helps(before, self._figures(one, chosen)):
-            return None
+    def _refusal(self, one: AdvisedQuery) -> Refusal:
+        """Return why a query gets no index."""
         if because := reason(one.text, one.look, one.generic):
             return Refusal(one.name, *because)
-        made, left_out = self._made(), self._left_out(one)
-        tried = [d for d in made.keys() - left_out if made[d] <= self.max_bytes and (d.schema, d.table) in one.tables]
-        best = min((self._figures(one, frozenset({d})) for d in tried), key=lambda f: f.work, default=None)
-        return Refusal(one.name, tried_in_vain(before, best, len(tried), len(left_out)), certain=False)
+        left_out = self._left_out(one)
+        tried = [d for d in self._of(one, self._every) - left_out if self.bytes[d] <= self.max_bytes]
+        best = min((self._cost(one, frozenset({d})) for d in tried), key=lambda cost: cost.work, default=None)
+        in_vain = tried_in_vain(self._cost(one, _NONE), best, len(tried), len(left_out))
+        return Refusal(one.name, in_vain, certain=False)
 
-    def _left_out(self, one: AdvisedQuery) -> frozenset[IndexDesign]:
+    def _left_out(self, one: AdvisedQuery) -> Designs:
         """Return the indexes that were not tried for a query because they could crash the server."""
-        of_tables = (d for d in self._made() if (d.schema, d.table) in one.tables)
-        return frozenset(d for d in of_tables if self.trial.avoided(one.text, d.statement(self.names[d])))
+        return frozenset(d for d in self._of(one, self._every) if self.trial.avoided(one.text, self.statements[d]))
 
     def _limitations(self) -> Iterator[str]:
         """Yield which indexes were not tried, for which queries, and why."""
-        left_out = [(one, design) for one in self.asked for design in self._left_out(one)]
+        left_out = [(one, design) for one in self.queries for design in self._left_out(one)]
         if left_out:
             one, design = left_out[0]
-            fault = self.trial.avoided(one.text, design.statement(self.names[design]))
+            fault = self.trial.avoided(one.text, self.statements[design])
             several = counted(len({design for _, design in left_out}), "partial or expression index")
             names = ", ".join(dict.fromkeys(one.name for one, _ in left_out))
             yield f"Not tried for {names}: {several}. {fault}. Use a copy instead: --way whole"
 
-    def _grown(self) -> frozenset[IndexDesign]:
-        chosen: frozenset[IndexDesign] = frozenset()
-        together = [tuple(d for d in self.names if self.names[d] in self._used_of_all(one)) for one in self.asked]
-        self.moves = list(dict.fromkeys([*self.moves, *(move for move in together if len(move) > 1)]))
+    def _grown(self) -> Designs:
+        """Return the set to which, step by step, the most valuable index or pair of indexes was added."""
+        chosen = _NONE
         while True:
             value, helped = self._value(chosen), self._helped(chosen)
-            larger = (chosen | set(move) for move in self._open(chosen))
-            values = {designs: self._value(designs) for designs in larger}
-            better = [designs for designs in values if values[designs] > value or self._helped(designs) > helped]
+            values = {larger: self._value(larger) for larger in self._larger(chosen)}
+            better = [larger for larger in values if values[larger] > value or self._helped(larger) > helped]
             if not better:
                 return chosen
-            best = max(better, key=lambda designs: values[designs])
+            best = max(better, key=values.__getitem__)
             self.say(f"{', '.join(design.title for design in best - chosen)} helps")
             chosen = best
 
-    def _helped(self, chosen: frozenset[IndexDesign]) -> frozenset[str]:
-        """Return the names of the queries that these indexes help."""
-        none: frozenset[IndexDesign] = frozenset()
-        return frozenset(one.name for one in self.asked if helps(self._figures(one, none), self._figures(one, chosen)))
-
-    def _bytes(self, chosen: frozenset[IndexDesign]) -> int:
-        return sum(self._made()[design] for design in chosen)
-
-    def _fitted(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+    def _fitted(self, chosen: Designs) -> Designs:
         """Return the set with indexes left out or exchanged for smaller ones until it fits into `max_bytes`."""
-        while (size := self._bytes(chosen)) > self.max_bytes:
-            smaller = [designs for designs in self._others(chosen) if self._bytes(designs) < size]
+        while (size := self._size(chosen)) > self.max_bytes:
+            smaller = [designs for designs in self._others(chosen) if self._size(designs) < size]
             chosen = max(smaller, key=lambda designs: (len(self._helped(designs)), self._value(designs)))
         return chosen
 
-    def _others(self, chosen: frozenset[IndexDesign]) -> list[frozenset[IndexDesign]]:
-        """Return the sets with one index left out or exchanged for another candidate."""
-        others = []
-        for design in sorted(chosen, key=lambda d: self.names[d]):
-            rest = chosen - {design}
-            others += [rest, *(rest | set(move) for move in self._open(rest) if design not in move)]
-        return others
-
-    def _used_of_all(self, one: AdvisedQuery) -> frozenset[str]:
-        """Return what a query uses if all candidates exist: some queries need two indexes at once."""
-        return self._tried(one, frozenset(self._made()))[1]
-
-    def _open(self, chosen: frozenset[IndexDesign]) -> list[Move]:
-        """Return the candidates that help any query, given the chosen indexes."""
-        return [
-            move
-            for move in self.moves
-            if self._made().keys() >= set(move) and not chosen.issuperset(move)
-            if any(helps(self._figures(one, chosen), self._figures(one, chosen | set(move))) for one in self.asked)
-        ]
-
-    def _improved(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+    def _improved(self, chosen: Designs) -> Designs:
         """Return the set with indexes exchanged or left out as long as that raises its value."""
         while True:
-            helped = self._helped(chosen)
-            others = [designs for designs in self._others(chosen) if self._bytes(designs) <= self.max_bytes]
-            others = [designs for designs in others if self._helped(designs) >= helped]
-            best = max(others, key=self._value, default=chosen)
+            others = (designs for designs in self._others(chosen) if self._size(designs) <= self.max_bytes)
+            helpful = (designs for designs in others if self._helped(designs) >= self._helped(chosen))
+            best = max(helpful, key=self._value, default=chosen)
             if self._value(best) <= self._value(chosen):
                 return chosen
             chosen = best
 
-    def _value(self, chosen: frozenset[IndexDesign]) -> float:
-        """Return what all queries gain, minus the price of the indexes' bytes."""
-        if chosen not in self._values:
-            gained = sum(gain(self._figures(one, frozenset()), self._figures(one, chosen)) for one in self.asked)
-            self._values[chosen] = gained - PRICE * sum(self._share(design) for design in chosen)
-        return self._values[chosen]
-
-    def _share(self, design: IndexDesign) -> float:
-        """Return the index's bytes as a share of its table's."""
-        tables = (t for one in self.asked for t in one.look.facts.tables)
-        pages = next((t.pages for t in tables if (t.schema, t.name) == (design.schema, design.table)), 0.0)
-        pages = pages or next((r.pages for one in self.asked for r in one.references
-                               if (r.schema, r.table) == (design.schema, design.table)), 0.0)  # fmt: skip
-        return self._made()[design] / (8192 * pages) if pages else 0.0
-
-    def _pruned(self, chosen: frozenset[IndexDesign]) -> frozenset[IndexDesign]:
+    def _pruned(self, chosen: Designs) -> Designs:
         """Return the set without the indexes that no query misses, given the others."""
         full = chosen
-        for design in sorted(chosen, key=lambda d: -self._made()[d]):
+        for design in sorted(chosen, key=lambda d: -self.bytes[d]):
             rest = chosen - {design}
-            if not any(helps(self._figures(one, rest), self._figures(one, full)) for one in self.asked):
+            if not any(self._helps(one, rest, full) for one in self.queries):
                 chosen = rest
         return chosen
 
-    def _proposal(self, design: IndexDesign, chosen: frozenset[IndexDesign]) -> Proposal:
-        made = self._made()[design]
-        served = [
-            Served(one.name, self._figures(one, frozenset()), self._figures(one, chosen))
-            for one in self.asked
-            if self.names[design] in self._tried(one, chosen)[1]
-            and helps(self._figures(one, frozenset()), self._figures(one, chosen))
-        ]
-        return Proposal(self.names[design], design.on, design, tuple(served), made, self.trial.evidence)
+    def _others(self, chosen: Designs) -> Iterator[Designs]:
+        """Yield the sets with one index left out or exchanged for another candidate."""
+        for design in sorted(chosen, key=self.names.__getitem__):
+            rest = chosen - {design}
+            yield rest
+            yield from (larger for larger in self._larger(rest) if design not in larger)
 
-    def _made(self) -> dict[IndexDesign, int]:
-        """Return the candidates that could be built, with their bytes."""
-        every = self.trial.made
-        return {d: every[s].bytes for d, name in self.names.items() if (s := d.statement(name)) in every}
+    def _larger(self, chosen: Designs) -> list[Designs]:
+        """Return the sets with one candidate more that helps any query."""
+        larger = (chosen | set(move) for move in self.moves if not chosen.issuperset(move))
+        return [designs for designs in larger if any(self._helps(one, chosen, designs) for one in self.queries)]
 
-    def _figures(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> CostFigures:
+    def _size(self, chosen: Designs) -> int:
+        return sum(self.bytes[design] for design in chosen)
+
+    def _value(self, chosen: Designs) -> float:
+        """Return what all queries gain, minus the price of the indexes' bytes as shares of their tables' bytes."""
+        if chosen not in self._values:
+            gained = sum(gain(self._cost(one, _NONE), self._cost(one, chosen)) for one in self.queries)
+            pages = ((design, self.pages.get((design.schema, design.table), 0.0)) for design in chosen)
+            shares = (self.bytes[design] / (8192 * of_table) for design, of_table in pages if of_table)
+            self._values[chosen] = gained - PRICE * sum(shares)
+        return self._values[chosen]
+
+    def _helped(self, chosen: Designs) -> frozenset[str]:
+        """Return the names of the queries that these indexes help."""
+        return frozenset(one.name for one in self.queries if self._helps(one, _NONE, chosen))
+
+    def _helps(self, one: AdvisedQuery, before: Designs, after: Designs) -> bool:
+        return helps(self._cost(one, before), self._cost(one, after))
+
+    def _cost(self, one: AdvisedQuery, present: Designs) -> CostFigures:
         return self._tried(one, present)[0]
 
-    def _tried(self, one: AdvisedQuery, present: frozenset[IndexDesign]) -> tuple[CostFigures, frozenset[str]]:
+    @property
+    def _every(self) -> Designs:
+        return frozenset(self.statements)
+
+    def _of(self, one: AdvisedQuery, designs: Designs) -> Designs:
+        """Return the indexes on tables of a query."""
+        return frozenset(d for d in designs if (d.schema, d.table) in one.tables)
+
+    def _tried(self, one: AdvisedQuery, present: Designs) -> tuple[CostFigures, Designs]:
         """Return what a query costs with some of the indexes, and which of them its plans use."""
-        present = frozenset(d for d in present if (d.schema, d.table) in one.tables)
+        present = self._of(one, present)
         if (key := (one.name, present)) not in self._known:
-            statements = [d.statement(self.names[d]) for d in self.names if d in present]
-            captures = [self.trial.explain(one.text, one.parameters, statements)]
-            total = figures(FindingContext(captures[0].plan, captures[0].facts))
+            statements = {d: text for d, text in self.statements.items() if d in present}
+            used: set[IndexDesign] = set()
+
+            def cost(text: str, parameters: Parameters) -> CostFigures:
+                capture = self.trial.explain(text, parameters, list(statements.values()))
+                names = {node.index for node in capture.plan.nodes}
+                used.update(d for d, statement in statements.items() if self.trial.made[statement].names & names)
+                return figures(FindingContext(capture.plan, capture.facts))
+
+            total = cost(one.text, one.parameters)
             for text, times in one.probes:
-                captures.append(self.trial.explain(text, None, statements))
-                total = with_checks(total, figures(FindingContext(captures[-1].plan, captures[-1].facts)), times)
-            used = {node.index for capture in captures for node in capture.plan.nodes}
-            names = {self.names[d] for d in present if self.trial.made[d.statement(self.names[d])].names & used}
-            self._known[key] = total, frozenset(names)
+                total = with_checks(total, cost(text, None), times)
+            self._known[key] = total, frozenset(used)
         return self._known[key]
 
 
@@ -459,5 +455,5 @@ def _unverified(
     for design in serving.keys() - set(kept):
         longer = next(other for other in kept if design.begins(other))
         serving[longer] += serving[design]
-    proposals = (Proposal(names[d], d.on, d, tuple(serving[d]), None, UNVERIFIED) for d in kept)
+    proposals = (Proposal(names[d], d, tuple(serving[d]), None, UNVERIFIED) for d in kept)
     return Advice(session.name, UNVERIFIED, tuple(proposals), tuple(refusals))

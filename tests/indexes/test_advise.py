@@ -430,6 +430,6 @@ def test_the_booking_system_needs_few_small_indexes_of_the_seven(server_home: Pa
         databases.drop(server, "seven")
         databases.drop(server, "advised")
     assert 1 <= len(found.proposals) <= 3, found
-    assert {proposal.table for proposal in found.proposals} == {"appointments"}
+    assert {proposal.design.table for proposal in found.proposals} == {"appointments"}
     assert not found.refusals, found
     assert found.bytes <= whole / 2, found

@@ -1,7 +1,7 @@
 """What-if: a statement's plan with an index that is not there, and nothing of it afterwards."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -274,16 +274,18 @@ def test_elsewhere_no_transaction_is_open_while_a_plan_is_read(
     foreign: Session, system: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states: list[str] = []
-    read_plan = plan.read_plan
 
-    def watched(document: Any) -> plan.Plan:
-        query = "SELECT state FROM pg_stat_activity WHERE usename = 'shop' AND xact_start IS NOT NULL"
-        with system.connect() as connection:
-            states.extend(row[0] for row in connection.execute(query))
-        return read_plan(document)
+    def watched(read: Callable[..., plan.Plan]) -> Callable[..., plan.Plan]:
+        def reading(raw: bytes, **options: Any) -> plan.Plan:
+            query = "SELECT state FROM pg_stat_activity WHERE usename = 'shop' AND xact_start IS NOT NULL"
+            with system.connect() as connection:
+                states.extend(row[0] for row in connection.execute(query))
+            return read(raw, **options)
 
-    for module in (capture, trial):
-        monkeypatch.setattr(module, "read_plan", watched)
+        return reading
+
+    monkeypatch.setattr(capture, "_read", watched(capture._read))
+    monkeypatch.setattr(trial, "load_plan", watched(plan.load_plan))
     assert foreign.whatif(QUERY, INDEX).used
     assert index_advice(foreign, {"query": (QUERY, None)}).proposals
     assert states == []
