@@ -38,6 +38,13 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "Texts": (str, Path, list, tuple),
 }
 
+_WORDS = {
+    "Names": "text, or several",
+    "Text": "text or a path",
+    "Texts": "text or a path, or several",
+    "Path": "a path",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -86,8 +93,9 @@ class Spec:
             value, kinds = getattr(self, each.name), str(each.type).split(" | ")
             types = [kind for name in kinds for kind in _TYPES.get(name, (object,))]
             mistaken = isinstance(value, bool) and not {bool, object}.intersection(types)
+            mistaken |= isinstance(value, list | tuple) and not all(isinstance(item, str | Path) for item in value)
             if mistaken or not isinstance(value, tuple(types)):
-                yield f"parameter {each.name} = {value!r}; expected {' or '.join(kinds)}"
+                yield f"parameter {each.name} = {value!r}; expected {' or '.join(_WORDS.get(k, k) for k in kinds)}"
 
 
 def listed(spec: type[Spec]) -> dict[str, tuple[Field[object], Option]]:
