@@ -21,7 +21,7 @@ from perfkit.base.stats import MIN_SAMPLES, supported
 from perfkit.config.judging import Metric
 from perfkit.monitor.figures import PERCENTILES, find_gaps, find_stretches, item_names, probes, service_down
 from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
-from perfkit.monitor.model import OK, About, Record, Tick
+from perfkit.monitor.model import OK, About, Alert, Tick
 from perfkit.monitor.notifications import formatted
 from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import BLUE, GREEN, GREY, INK, ORANGE, RED, YELLOW, Picture, axes, logarithmic
@@ -329,14 +329,11 @@ class WatchPlots:
     time without a watch are shaded.
     """
 
-    def __init__(self, record: Record) -> None:
-        self._about, self._period = record.about, Period(record.ticks)
-        end = self._period.end
-        self._spans = [
-            Span(alert.raised.since, end if alert.ended is None else alert.ended, alert.raised.level)
-            for alert in record.alerts
-        ]
-        self._spans += exceptions(self._period, lambda tick: service_down(tick, record.about.kinds))
+    def __init__(self, about: About, period: Period, alerts: Iterable[Alert]) -> None:
+        self._about, self._period = about, period
+        ends = [(alert, period.end if alert.ended is None else alert.ended) for alert in alerts]
+        self._spans = [Span(alert.raised.since, end, alert.raised.level) for alert, end in ends]
+        self._spans += exceptions(period, lambda tick: service_down(tick, about.kinds))
 
     def latency(self, q: int = 95, ax: Axes | None = None) -> Axes:
         """Draw a percentile of the response times of all requests or, without requests, of all queries.

@@ -25,7 +25,7 @@ from perfkit.config import Config, Query, Watch
 from perfkit.config.model import mistakes
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import compute_figures, figures_frame
-from perfkit.monitor.incidents import clock, duration_text
+from perfkit.monitor.incidents import Period, clock, duration_text
 from perfkit.monitor.metrics import QUERIES, Metrics, ServerProbe, ServerReading, endpoint
 from perfkit.monitor.model import METRICS, About, Event, Tick
 from perfkit.monitor.notifications import Notifier, Renewal, event_line, last_page, require_program, status_line
@@ -279,7 +279,8 @@ class WatchSummary:
         """The pictures of the watch, each a function that draws into matplotlib axes."""
         from perfkit.monitor.charts import WatchPlots  # late: matplotlib takes 0.5 s, which a watch does without
 
-        return WatchPlots(read(self.folder))
+        record = read(self.folder)
+        return WatchPlots(record.about, Period(record.ticks), record.alerts)
 
     def __repr__(self) -> str:
         available = "unknown" if self.availability is None else units.percent(self.availability)

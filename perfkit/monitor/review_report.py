@@ -175,8 +175,14 @@ class Review(OpenedPage):
 
     @property
     def frame(self) -> DataFrame:
-        """One row for each interval of the period and request or query: see `figures_frame`."""
+        """One row for each interval of the period and request or query, as `figures_frame` describes it."""
         return figures_frame(self.reviewed.period.ticks, self.reviewed.about)
+
+    @property
+    def plot(self) -> charts.WatchPlots:
+        """The pictures of the period, each a function that draws into matplotlib axes."""
+        alerts = [alert for incident in self.reviewed.incidents for alert in incident.alerts]
+        return charts.WatchPlots(self.reviewed.about, self.reviewed.period, alerts)
 
     @property
     def method(self) -> Part:

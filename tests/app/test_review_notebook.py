@@ -5,16 +5,19 @@ import re
 import shutil
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import browser, needs_browser
 from click.testing import CliRunner, Result
+from matplotlib import pyplot
 from synthetic import make_run
 from watching import about, quiet, with_incident, without
 
 import perfkit
 from perfkit import config
 from perfkit.app.cli import main
+from perfkit.base.resources import CHECKOUT
 from perfkit.monitor import review_report as reports
 from perfkit.monitor import store
 from perfkit.monitor.alerts import Alerts
@@ -149,6 +152,20 @@ def test_the_strip_of_the_day_says_when_it_was_down(hours: Path) -> None:
     assert "10:00:00 to 10:01:30 down" in repr(found.availability)
     assert 'role="img"' in found.availability.html() and "<desc" in found.availability.html()
     assert "p95: " in repr(found.latency_over_time)
+
+
+def test_the_page_on_watches_computes_and_draws_something_of_ones_own(
+    hours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (CHECKOUT / "docs" / "watch.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (hours.parent / "live").symlink_to(hours)
+    monkeypatch.chdir(hours.parent)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert list(names["review"].frame.columns) == re.findall(r"`(\w+)`", page[page.index("The columns are") :])
+    assert names["hourly"].max() > 500 and names["above"].get_ylabel() == "p95, ms"
+    pyplot.close("all")
 
 
 def test_a_machine_reads_the_same(hours: Path) -> None:
