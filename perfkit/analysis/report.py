@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfkit.analysis import sections, tables
 from perfkit.analysis.claims import JudgedClaim, claims_block, judged, measured, sentence
@@ -125,7 +125,7 @@ def _ratios(subject: Subject) -> list[str]:
     return ["p95 compared with before, 95 % intervals", "", table.markdown()] if table.rows else []
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> object:
     """Return a value that JSON can hold: None in place of infinite numbers and NaN."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}

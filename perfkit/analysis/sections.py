@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from perfkit.analysis.results import FLOOR_FACTOR, PlanUse, Summary
 from perfkit.analysis.tables import Subject, compared, load_cell, tail, under_load
@@ -442,7 +441,7 @@ def _facts(subject: Subject) -> list[Table]:
     return [table for table in known if table.rows]
 
 
-def _pairs(caption: str, facts: Mapping[str, Any]) -> Table:
+def _pairs(caption: str, facts: Mapping[str, object]) -> Table:
     return Table.of(caption, (Column("name"), Column("value", show=_plain)), [*facts.items()])
 
 

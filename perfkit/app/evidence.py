@@ -31,6 +31,8 @@ from perfkit.slow.statements import SlowQueries, SlowStatement
 from perfkit.slow.tables import SlowView, one_line
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from perfkit.analysis.report import Run
     from perfkit.app.session import Session
 
@@ -56,6 +58,11 @@ class Explained:
     def view(self) -> PlanView:
         """Return what displays it."""
         return PlanView(self.plan, self.findings, self.note, self.capture.first)
+
+    @property
+    def frame(self) -> DataFrame:
+        """One row per step of the plan: see `PlanView.frame`."""
+        return self.view.frame
 
     def _repr_html_(self) -> str:
         return self.view._repr_html_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from perfkit.base import units
 from perfkit.base.bundle import dumps
@@ -18,6 +19,9 @@ from perfkit.explain.findings.model import Finding, Severity, counted, duration,
 from perfkit.explain.plan import COUNTERS, Node, Plan
 from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
 from perfkit.show.html import Column, Inline, Paragraph, Section, Table, View, note, number, render, stacked
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _NESTED = 40  # levels; deeper nodes are listed flat, because browsers stop at 512 nested elements
 _WIDE_STEPS = 10  # levels that are indented in full
@@ -202,6 +206,39 @@ class PlanView(View):
     def text(self, width: int | None = None) -> str:
         """Return the tree as text; without `width`, as wide as needed."""
         return PlanDrawing(self.figures(), self.title).text(width)
+
+    @property
+    def frame(self) -> DataFrame:
+        """One row per step: times in ms and pages of 8 kB of the step alone, rows of all its executions.
+
+        Returns:
+        -------
+        pandas.DataFrame
+            step, level (0 for the root), name, table, index, own_ms, own_share (of the execution time), own_pages,
+            rows_expected, rows and loops. A figure that was not measured is NaN.
+
+        Examples:
+        --------
+        >>> import perfkit
+        >>> (plan,) = perfkit.plans('[{"Plan": {"Node Type": "Seq Scan", "Relation Name": "visits", "Plan Rows": 9}}]')
+        >>> plan.frame[["step", "name", "table", "rows_expected"]].values.tolist()
+        [[1, 'Seq Scan', 'visits', 9.0]]
+        """
+        analyzed, timed = self.plan.analyzed, self.plan.timed
+        columns: tuple[Column[Node], ...] = (
+            Column("step", lambda node: node.number),
+            Column("level", lambda node: node.depth),
+            Column("name", lambda node: node.name),
+            Column("table", lambda node: node.relation),
+            Column("index", lambda node: node.index),
+            Column("own_ms", lambda node: node.exclusive_ms),
+            Column("own_share", lambda node: self.plan.share(node) if timed else None),
+            Column("own_pages", lambda node: node.own_pages if analyzed else None),
+            Column("rows_expected", lambda node: float(node.estimated)),
+            Column("rows", lambda node: node.rows if analyzed else None),
+            Column("loops", lambda node: node.loops if analyzed else None),
+        )
+        return Table.of("Steps", columns, self.plan.nodes).frame
 
     def figures(self, pinned: Collection[Node] = ()) -> PlanFigures:
         """Return the plan's figures as text; nodes in `pinned` are never folded."""

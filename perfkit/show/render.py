@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from subprocess import DEVNULL
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from perfkit.base import resources
 from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import Interrupted, PerfkitError, visible
 from perfkit.show.html import Paragraph, escape, note, style
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 R = TypeVar("R")
 P = TypeVar("P")
@@ -60,7 +64,7 @@ def attempt(step: Callable[[], P], *, unless: str = "") -> P | Paragraph:
         return note(str(error))
 
 
-def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, keep: Path | None = None) -> Path:
+def page_of(notebook: Path, parameters: Mapping[str, object], out: Path, title: str, keep: Path | None = None) -> Path:
     """Execute a notebook and write its outputs as one page; return the page's path.
 
     Raises PerfkitError if a cell fails or the page cannot be written.
@@ -73,7 +77,7 @@ def page_of(notebook: Path, parameters: dict[str, Any], out: Path, title: str, k
     return out
 
 
-def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None) -> Any:
+def execute(notebook: Path, parameters: Mapping[str, object], keep: Path | None = None) -> NotebookNode:
     """Execute a notebook with this interpreter and return the notebook with its outputs; `keep` is a file to store it.
 
     Raises PerfkitError with the error's last line if a cell fails, and if the kernel does not start or dies.
@@ -97,7 +101,7 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            return papermill.execute_notebook(
+            executed: NotebookNode = papermill.execute_notebook(
                 str(notebook),
                 str(keep or Path(scratch) / "out.ipynb"),
                 parameters,
@@ -111,6 +115,7 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
                 shutdown_kernel="immediate",
                 config=Config({"KernelManager": {"transport_encryption": "auto"}}),
             )
+            return executed
         except papermill.PapermillExecutionError as error:
             raise PerfkitError(f"the report's notebook failed: {error.ename}: {error.evalue}") from None
         except (RuntimeError, OSError) as error:  # Jupyter has no class of its own for a kernel that does not start
@@ -118,7 +123,7 @@ def execute(notebook: Path, parameters: dict[str, Any], keep: Path | None = None
             raise PerfkitError(f"the report's notebook did not run: {visible(str(error))}; {expected}") from None
 
 
-def _papermill() -> Any:
+def _papermill() -> ModuleType:
     """Import papermill without its grammar of IRIs, which takes jsonschema a second to compile and is never used."""
     modules: Any = sys.modules
     not_imported = modules.setdefault("rfc3987_syntax") is None
@@ -129,7 +134,7 @@ def _papermill() -> Any:
             modules.pop("rfc3987_syntax", None)
 
 
-def page(notebook: Any, title: str) -> str:
+def page(notebook: NotebookNode, title: str) -> str:
     """Return an executed notebook as one HTML page that requests nothing and runs nothing."""
     import nbconvert  # takes a second
     from traitlets.config import Config

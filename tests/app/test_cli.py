@@ -18,6 +18,7 @@ from perfkit.app.cli import main
 from perfkit.base.resources import CHECKOUT
 from perfkit.runs.records import Bundle
 
+PLANS, STORED = CHECKOUT / "tests" / "plans" / "18", CHECKOUT / "tests" / "stored"
 COMMANDS = [
     "report",
     "compare",
@@ -99,6 +100,21 @@ def loaded(*args: str) -> set[str]:
     )
     done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=True)
     return set(done.stderr.split())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("explain", PLANS / "bitmap_and.json"),
+        ("slow", "log", STORED / "server.json"),
+        ("slow", "log", STORED / "server.json", "--json"),
+        ("config", "show"),
+    ],
+    ids=lambda arguments: " ".join(map(str, arguments[:2])).partition("/")[0],
+)
+def test_a_command_that_only_prints_imports_neither_pandas_nor_matplotlib(arguments: tuple[object, ...]) -> None:
+    assert not loaded(*map(str, arguments)) & {"pandas", "matplotlib", "jinja2", "nbconvert", "papermill"}
 
 
 @pytest.mark.process
