@@ -1,4 +1,4 @@
-"""First steps: what perfkit can do in a database, a first `perfkit.toml` with its SQL, and the notebooks."""
+"""First steps: what perfkit can do in a database, a first `perfkit.toml`, the notebooks, and the files' schemas."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from typing import TypedDict
 
 import psycopg
 import tomlkit
+from pydantic import TypeAdapter
 
 from perfkit.base import resources
+from perfkit.base.bundle import dumps
 from perfkit.base.errors import ServerError, UsageError, visible
 from perfkit.config import DatabaseConfig
+from perfkit.indexes.designs import LabRecord
+from perfkit.monitor.model import About
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import Capabilities, Capability
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import External
+from perfkit.runs.records import Round, RunRecord
 from perfkit.runs.targets import scenario
 from perfkit.show.html import Code, Column, Section, Table, marked, stacked
 from perfkit.slow.statements import between, snapshot
@@ -103,6 +108,14 @@ def copy_notebooks(folder: Path) -> list[Path]:
     files = _texts(NOTEBOOKS, ".ipynb")
     _write_new(folder, files)
     return [folder / name for name in files]
+
+
+def write_schemas(folder: Path) -> list[Path]:
+    """Write the JSON schemas of the files that perfkit records into; overwrite none. Raises UsageError."""
+    models = {"run": RunRecord, "round": Round, "lab": LabRecord, "watch": About}
+    schemas = {f"{name}.schema.json": TypeAdapter(model).json_schema() for name, model in models.items()}
+    _write_new(folder, {name: f"{dumps(schema)}\n" for name, schema in schemas.items()})
+    return [folder / name for name in schemas]
 
 
 def _write_new(folder: Path, files: Mapping[str, str]) -> None:

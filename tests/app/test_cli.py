@@ -36,6 +36,7 @@ COMMANDS = [
     "notebooks",
     "review",
     "rollback",
+    "schemas",
     "slow",
     "watch",
 ]

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from perfkit import config
+from perfkit.app.starter import write_schemas
 from perfkit.base.bundle import write_atomically
-from perfkit.base.errors import BundleError
+from perfkit.base.errors import BundleError, UsageError
 from perfkit.explain.capture import Capture
 from perfkit.explain.plan import read_plan
-from perfkit.load.samples import Samples
+from perfkit.load.samples import COLUMNS, Samples
 from perfkit.runs import records
 from perfkit.runs.records import BlockRecord, Bundle, Round, RunRecord
 from perfkit.runs.selection import RunSpec, Selection
@@ -196,3 +197,20 @@ def test_a_damaged_plan_is_one_line_with_its_file(bundle: Bundle) -> None:
     (bundle.path / "plans" / "before" / "q.json").write_text("{")
     with pytest.raises(BundleError, match=r"plans/before/q.json: damaged \(.*\); expected JSON"):
         bundle.plan("before", "q")
+
+
+def test_the_schemas_describe_the_files_that_are_written(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.add_round(round_(0))
+    assert [path.name for path in write_schemas(tmp_path / "schemas")] == [
+        "run.schema.json",
+        "round.schema.json",
+        "lab.schema.json",
+        "watch.schema.json",
+    ]
+    run, recorded = (json.loads((tmp_path / f"schemas/{name}.schema.json").read_text()) for name in ("run", "round"))
+    assert json.loads((bundle.path / "run.json").read_text()).keys() <= run["properties"].keys()
+    (path,) = (bundle.path / "rounds").iterdir()
+    assert json.loads(path.read_text()).keys() == recorded["properties"].keys()
+    assert recorded["$defs"]["Samples"]["properties"].keys() == set(COLUMNS)
+    with pytest.raises(UsageError, match=r"run.schema.json already exists; expected a folder without it"):
+        write_schemas(tmp_path / "schemas")

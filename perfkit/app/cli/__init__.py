@@ -35,6 +35,7 @@ COMMANDS = {
     "report": ("runs", "Measure before and after a change, and write the report."),
     "review": ("runs", "Compare a watch with its targets, and recommend what to do."),
     "rollback": ("runs", "Drop an index set and prove that the system is as it was before."),
+    "schemas": ("runs", "Write the JSON schemas of perfkit's files into a folder; overwrite nothing."),
     "slow": ("slow", "Find slow statements, running statements and blocked sessions."),
     "verify": ("runs", "Check that a decision's folder or page is unchanged since it was sealed."),
     "watch": ("runs", "Probe a live service and its database, raise alerts, and keep a record."),

@@ -187,6 +187,21 @@ def notebooks(copy_to: Path) -> None:
     echo(f"  {lab} {quote(str(copy_to))}")
 
 
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def schemas(folder: Path) -> None:
+    """Write the JSON schemas of perfkit's files into a folder; overwrite nothing.
+
+    The files are run.json and rounds/*.json of a run, lab.json of an index lab and watch.json of a watch.
+
+    \b
+    Example:
+      perfkit schemas schemas
+    """  # noqa: D301 - click wants the character
+    for path in app.starter.write_schemas(folder):
+        echo(str(path))
+
+
 def _command(program: str, module: str) -> str:
     """Return how a shell starts a program of this environment, which may not be the one on the PATH."""
     path = shutil.which(program)
