@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -43,8 +44,13 @@ _NEXT_LINE = (
 )
 _SIGN = r"(?!--|/\*)[-+*/<>=]"
 _ANY_SIGN = r"(?!--|/\*)[-+*/<>=~!@#%^&|`?]"
-_TOKEN = re.compile(
-    rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    """Return the pattern of a token; compiled late, because every load worker imports this module and needs none."""
+    return re.compile(
+        rf"""(?P<word>(?![eEbBxXnN]'|[uU]&['"])[{_LETTER}][{_LETTER}0-9$]*)
     |(?P<blank>[ \t\n\r\f\v]+|--[^\n\r]*)
     |(?P<mark>[(),;\[\]]|\.(?![0-9]))
     |(?P<number>0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+
@@ -58,10 +64,11 @@ _TOKEN = re.compile(
     |(?P<sign>::|(?:{_SIGN}){{0,63}}(?=[~!@#%^&|`?])(?:{_ANY_SIGN}){{1,64}}|(?:{_SIGN}){{0,63}}(?!/\*)[*/<>=]|[-+]|:=?)
     |(?P<open>(?:(?:[bBxXnNeE]|[uU]&)?'|(?:[uU]&)?"|\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$).*)
     |(?P<other>.)""",
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT = re.compile(r"/\*|\*/")
+        re.VERBOSE | re.DOTALL,
+    )
 
+
+_COMMENT = re.compile(r"/\*|\*/")
 
 _UNSENDABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -88,7 +95,7 @@ class Token(NamedTuple):
 def scan(text: str) -> Iterator[Token]:
     """Yield a whole text in tokens, as PostgreSQL's scanner cuts it; comments are blank, what is not closed is open."""
     # A guard reads every statement by this loop, and one may have 400,000 tokens: it does no work twice.
-    start, length, next_match = 0, len(text), _TOKEN.match
+    start, length, next_match = 0, len(text), _token().match
     while start < length and (match := next_match(text, start)):
         kind, end = match.lastgroup or "", match.end()
         if kind == "tag":
