@@ -19,7 +19,7 @@ from perfkit.explain.documents import parse
 from perfkit.explain.plan import Node, Plan
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
-from perfkit.postgres.sqltext import KEYWORDS
+from perfkit.postgres.sqltext import KEYWORDS, Token, scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,11 +222,7 @@ def _counted_late(table: TableFacts) -> bool:
 # Conditions taken apart: PostgreSQL prints every operation in parentheses, so splitting at the outermost level is
 # exact.
 
-_TOKEN = re.compile(
-    r"""(?P<string>[EBX]?'(?:[^']|'')*')|(?P<name>"(?:[^"]|"")*"|[^\W\d][\w$]*)|(?P<open>[(\[])|(?P<close>[)\]])"""
-    r"""|(?P<cast>::)|(?P<operator>[-+*/<>=~!@#%^&|`?]+)|(?P<other>\$\d+|\d[\w.]*|\S)""",
-    re.IGNORECASE,
-)
+_DISTINCT = re.compile(r"IS (NOT )?DISTINCT FROM")
 _SUBPLAN = re.compile(r"\((?:hashed )?SubPlan \w+\)|\((?:alternatives: )?(?:hashed )?SubPlan [^()]*\)", re.IGNORECASE)
 _WORDS = frozenset(
     "and or not is null true false any all some array row case when then else end distinct from in like ilike similar "
@@ -313,31 +309,38 @@ def _operation(text: str) -> tuple[str, str, str]:
     """Return left side, operator and right side at the outermost level; operator "" if there is none."""
     if found := re.fullmatch(r"(?s)(.+) (IS (?:NOT )?(?:NULL|TRUE|FALSE|UNKNOWN))", text):
         return found[1], found[2], ""
-    depth = 0
-    for token in _TOKEN.finditer(text):
-        depth += bool(token["open"]) - bool(token["close"])
-        if depth == 0 and token["operator"] and token.start():
-            right = text[token.end() :].strip()
+    for token, depth in _levels(text):
+        if depth == 0 and _operates(token) and token.start:
+            left, right = text[: token.start].strip(), text[token.end :].strip()
             if quantified := re.match(r"(?i)(ANY|ALL) ?(?=\()", right):
-                return (
-                    text[: token.start()].strip(),
-                    f"{token[0]} {quantified[1].upper()}",
-                    bare(right[quantified.end() :]),
-                )
-            return text[: token.start()].strip(), token[0], right
-        if depth == 0 and (found := re.match(r"IS (NOT )?DISTINCT FROM", text[token.start() :])):
-            return text[: token.start()].strip(), found[0], text[token.start() + found.end() :].strip()
+                return left, f"{token.text} {quantified[1].upper()}", bare(right[quantified.end() :])
+            return left, token.text, right
+        if depth == 0 and (found := _DISTINCT.match(text, token.start)):
+            return text[: token.start].strip(), found[0], text[found.end() :].strip()
     return text, "", ""
+
+
+def _levels(text: str) -> Iterator[tuple[Token, int]]:
+    """Yield every token but blanks, with the number of brackets that are open after it."""
+    depth = 0
+    for token in scan(text):
+        if token.kind != "blank":
+            depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
+            yield token, depth
+
+
+def _operates(token: Token) -> bool:
+    """Return whether a token is an operator; a cast or the colon of a slice is none."""
+    return token.kind == "sign" and token.text[0] != ":"
 
 
 def _split(text: str, word: str) -> list[str]:
     """Split a text at a word on the outermost level."""
-    parts, depth, start = [], 0, 0
-    for token in _TOKEN.finditer(text):
-        depth += bool(token["open"]) - bool(token["close"])
-        if depth == 0 and token["name"] and token[0].lower() == word:
-            parts.append(text[start : token.start()].strip())
-            start = token.end()
+    parts, start = [], 0
+    for token, depth in _levels(text):
+        if depth == 0 and token.word == word:
+            parts.append(text[start : token.start].strip())
+            start = token.end
     return [*parts, text[start:].strip()]
 
 
@@ -345,12 +348,8 @@ def bare(text: str) -> str:
     """Return a text without the parentheses around all of it."""
     text = text.strip()
     while text.startswith("(") and text.endswith(")"):
-        depth = 0
-        for token in _TOKEN.finditer(text):
-            depth += bool(token["open"]) - bool(token["close"])
-            if depth == 0:
-                break
-        if depth or token.end() != len(text):
+        closing = next((token for token, depth in _levels(text) if depth == 0), None)
+        if closing is None or closing.end != len(text):
             break
         text = text[1:-1].strip()
     return text
@@ -374,25 +373,26 @@ def _is_own(qualifier: str, column: str, alias: str, names: frozenset[str] | Non
 
 def _references(text: str) -> Iterator[tuple[str, str]]:
     """Yield (qualifier or "", column) for every column named in a text."""
-    tokens = list(_TOKEN.finditer(text))
+    tokens = [token for token in scan(text) if token.kind != "blank"]
     casting = False
     for at, token in enumerate(tokens):
-        if token["cast"]:
+        if token.text == "::":
             casting = True
             continue
-        if not token["name"]:
-            casting = casting and token[0] in ".[]"
+        if token.kind not in ("word", "quoted"):
+            casting = casting and token.text in ".[]"
             continue
-        following = tokens[at + 1][0] if at + 1 < len(tokens) else ""
-        before = tokens[at - 1][0] if at else ""
+        following = tokens[at + 1].text if at + 1 < len(tokens) else ""
+        before = tokens[at - 1].text if at else ""
         if casting:  # the name of a type, which may have several words
-            casting = following not in ("", ")", ",") and tokens[at + 1]["operator"] is None
+            casting = following not in ("", ")", ",") and not _operates(tokens[at + 1])
             continue
-        if following in ("(", ".", "FROM") or (token[0].lower() in _WORDS and before != "."):
+        if following in ("(", ".", "FROM") or (token.word in _WORDS and before != "."):
             continue
-        qualifier = _name(tokens[at - 2][0]) if before == "." and at >= 2 and tokens[at - 2]["name"] else ""
+        named = before == "." and at >= 2 and tokens[at - 2].kind in ("word", "quoted")
+        qualifier = _name(tokens[at - 2].text) if named else ""
         if before != "." or qualifier:
-            yield qualifier, _name(token[0])
+            yield qualifier, _name(token.text)
 
 
 def _column(subject: str, own: frozenset[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 
+from perfkit.explain.facts import bare
 from perfkit.explain.rewrites import Condition, Rewrite, operand, span_of
 from perfkit.postgres.parser import SqlNode, parse_expression, parse_statements
 from perfkit.postgres.sqltext import Token, scan
@@ -75,7 +76,7 @@ def either(text: str) -> str:
         return ""
     parts = [*_parts(text)]
     for part in parts:
-        if len(sides := [*_split(_unwrapped(part.text), "or")]) == 2:
+        if len(sides := [*_split(bare(part.text), "or")]) == 2:
             one, other = (side.text for side in sides)
             first = text[: part.start] + one + text[part.end :]
             second = text[: part.start] + f"{other} AND ({one}) IS NOT TRUE" + text[part.end :]
@@ -127,25 +128,10 @@ def _tokens(text: str) -> list[Token]:
     return [token for token in scan(text) if token.kind != "blank"]
 
 
-def _unwrapped(text: str) -> str:
-    """Return a condition without the parentheses around all of it."""
-    text = text.strip()
-    while text.startswith("(") and text.endswith(")"):
-        depth = 0
-        for token in _tokens(text):
-            depth += (token.text == "(") - (token.text == ")")
-            if depth == 0:
-                break
-        if token.end != len(text):
-            break
-        text = text[1:-1].strip()
-    return text
-
-
 def _expanded(text: str, column: str) -> str:
     """Return a statement with its BETWEEN on an expression of the column written as two comparisons."""
     for part in _parts(text):
-        written = _unwrapped(part.text)
+        written = bare(part.text)
         node = parse_expression(written)
         if node and node.text("kind") == "AEXPR_BETWEEN" and {names[-1] for names in _columns(node)} == {column}:
             at = node.number("location") - _PREFIX
@@ -159,7 +145,7 @@ def _expanded(text: str, column: str) -> str:
 
 def _same(text: str, alias: str, column: str, condition: Condition) -> tuple[str, str] | None:
     """Return the column and the value as a condition writes them, if it is the plan's condition."""
-    written = _unwrapped(text)
+    written = bare(text)
     comparison = parse_expression(written)
     subject, value = parse_expression(condition.subject), parse_expression(condition.value)
     operator = _operator(comparison) if comparison else ""
@@ -194,7 +180,7 @@ def _sides(text: str, comparison: SqlNode) -> list[str]:
     operator = [token for token in _tokens(text) if token.start >= at][:words]
     if not operator or operator[0].start != at or operator[0].word == "operator":
         return []
-    return [_unwrapped(text[:at]), _unwrapped(text[operator[-1].end :])]
+    return [bare(text[:at]), bare(text[operator[-1].end :])]
 
 
 def _written(text: str, side: SqlNode) -> str:
