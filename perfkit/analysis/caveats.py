@@ -243,9 +243,9 @@ def caveats(run: RunRecord, analysis: Analysis, rounds: Sequence[Round], medians
     return gravest_first([*of_run, *disturbances(run, rounds, medians)])
 
 
-def circumstances(run: RunRecord, analysis: Analysis) -> tuple[str, ...]:
+def circumstances(run: RunRecord) -> tuple[str, ...]:
     """Return the circumstances of all results of a run: its order, its data, its server."""
-    return tuple(caveat.text for source in (_order, _data, _machine) for caveat in source(run, analysis))
+    return tuple(caveat.text for source in (_order, _data, _machine) for caveat in source(run, None))
 
 
 def _unfinished(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
@@ -315,7 +315,7 @@ def _warm_up(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
             )
 
 
-def _order(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+def _order(run: RunRecord, _: object) -> Iterator[Caveat]:
     if run.order == "sequential":
         yield Caveat(
             CaveatKind.SEQUENTIAL,
@@ -324,7 +324,7 @@ def _order(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
         )
 
 
-def _data(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+def _data(run: RunRecord, _: object) -> Iterator[Caveat]:
     origin = run.origin
     if way := origin.way:
         live = way.startswith("in place")
@@ -337,7 +337,7 @@ def _data(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
         yield Caveat(CaveatKind.DATA, f"Not in the copy: {lack}.", "Do not judge by this run what depends on it.")
 
 
-def _machine(run: RunRecord, _: Analysis) -> Iterator[Caveat]:
+def _machine(run: RunRecord, _: object) -> Iterator[Caveat]:
     server, host, rtt = run.server, run.host, run.parameters.rtt_ms
     if server.kind == "embedded":
         others = "the service and the load" if run.config.request else "the load"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from perfkit.analysis.results import Analysis, Comparison, Summary
+from perfkit.analysis.results import Analysis, Comparison, Estimates, Summary
 from perfkit.analysis.tables import Subject, per_arm
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
@@ -83,7 +83,7 @@ class ClaimEvidence:
     """
 
     run: RunRecord
-    analysis: Analysis
+    analysis: Estimates
     bundle: Bundle
     before: str
     arm: str

@@ -137,8 +137,19 @@ class PlanUse:
     verified: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Analysis:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """What the rounds of a run tell: every load level, and every arm compared with `before`."""
+
+    levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
+    comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
+    error_changes: tuple[ErrorChange, ...] = ()
+    throughputs: tuple[ThroughputChange, ...] = ()
+    rebased: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)  # comparisons with other baselines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis(Estimates):
     """All results of a run, ready to be shown."""
 
     title: str
@@ -146,15 +157,10 @@ class Analysis:
     headline: str  # the decision in one sentence of numbers
     arm_decisions: dict[str, Outcome]
     caveats: tuple[Caveat, ...]  # most serious first
-    levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
-    comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
     margin: float  # declared
     margin_used: float  # the widest of all comparisons
     plans: tuple[PlanUse, ...]
     errors: tuple[ErrorGroup, ...]
-    error_changes: tuple[ErrorChange, ...] = ()
-    throughputs: tuple[ThroughputChange, ...] = ()
-    rebased: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)  # comparisons with other baselines
 
     @property
     def caveat_texts(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from perfkit.analysis.results import (
     Changes,
     Comparison,
     ErrorGroup,
+    Estimates,
     PlanUse,
     Summary,
     headline,
@@ -289,16 +290,35 @@ def _times(c: Comparison) -> str:
 # From a bundle to its analysis.
 
 
-def analyse(bundle: Bundle, *baselines: str) -> Analysis:
-    """Analyse a bundle; `baselines` are other arms to compare all arms with. Raises BundleError for a damaged file."""
+def analyse(bundle: Bundle) -> Analysis:
+    """Analyse a bundle. Raises BundleError if a file is damaged or missing."""
     with reading(bundle.path):
-        return _analyse(bundle, baselines)
+        return _analyse(bundle)
 
 
-def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
+def estimate(bundle: Bundle, *baselines: str) -> Estimates:
+    """Return what the rounds of a bundle tell, without plans and decision; `baselines` are more arms to compare with.
+
+    Raises BundleError if a file is damaged or missing.
+    """
+    with reading(bundle.path):
+        run, read = bundle.run, RoundReading.of(bundle.rounds(), bundle.run)
+        _require_rounds(bundle, read)
+        changes = Changes.of(run, read.cells)
+        return Estimates(
+            levels=tuple(level_of(arm, key, cell) for (arm, key), cell in read.cells.items()),
+            comparisons=changes.comparisons,
+            error_changes=changes.errors,
+            throughputs=changes.throughputs,
+            rebased={arm: _rebased(run, arm, read) for arm in baselines if run.roles.get(arm) == "after"},
+        )
+
+
+def _analyse(bundle: Bundle) -> Analysis:
     run = bundle.run
     read = RoundReading.of(bundle.rounds(), run)
-    _require_complete(bundle, read)
+    _require_rounds(bundle, read)
+    _require_plans(bundle)
     levels = [level_of(arm, key, cell) for (arm, key), cell in read.cells.items()]
     changes = Changes.of(run, read.cells)
     plans = plan_uses(bundle, read.uses)
@@ -325,7 +345,6 @@ def _analyse(bundle: Bundle, baselines: Sequence[str]) -> Analysis:
         errors=tuple(ErrorGroup(*key, *own) for key, own in sorted(read.errors.items())),
         error_changes=changes.errors,
         throughputs=changes.throughputs,
-        rebased={arm: _rebased(run, arm, read) for arm in baselines if run.roles.get(arm) == "after"},
     )
     medians = {(arm, *key): cell.medians for (arm, key), cell in read.cells.items()}
     return replace(analysis, headline=headline(run, analysis), caveats=caveats(run, analysis, read.rounds, medians))
@@ -385,8 +404,8 @@ def _with_gaps(decision: policy.Decision, reasons: Sequence[str]) -> policy.Deci
     return policy.Decision(Outcome.UNPROVEN, decision.rules, (*reasons, *decision.reasons))
 
 
-def _require_complete(bundle: Bundle, read: RoundReading) -> None:
-    """Raise BundleError if a round of a complete block, or a plan of an arm, is missing."""
+def _require_rounds(bundle: Bundle, read: RoundReading) -> None:
+    """Raise BundleError if a round of a complete block is missing."""
     run, rounds = bundle.run, {(r.block, r.scenario, r.arm) for r in read.rounds}
     before = run.of_role("before")[0]
     limited = {scenario.name: scenario.arms for scenario in run.scenarios}
@@ -397,6 +416,11 @@ def _require_complete(bundle: Bundle, read: RoundReading) -> None:
             if not skipped and (block.block, scenario, arm) not in rounds:
                 lost = f"no round of {scenario} on {arm} in block {block.block}"
                 raise BundleError(f"{bundle.path}: {lost}; expected every round of a complete block")
+
+
+def _require_plans(bundle: Bundle) -> None:
+    """Raise BundleError if a plan of an arm is missing."""
+    run = bundle.run
     for arm, facts in run.arms.items():
         for query in run.queries if facts.plans is None else facts.plans if facts.postgres else ():
             if bundle.plan(arm, query) is None:

@@ -21,8 +21,8 @@ from perfkit.explain.findings import Finding, findings
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.html import DiffView, PlanView
 from perfkit.explain.plan import Plan, read_plan
-from perfkit.indexes.advice import Advice
-from perfkit.indexes.search import analyze_first, index_advice
+from perfkit.indexes.advice import Advice, analyze_first
+from perfkit.indexes.search import index_advice
 from perfkit.indexes.trial import Made
 from perfkit.postgres.commands import aligned, named_placeholders, placed, placeholders
 from perfkit.show.html import Cell, Code, Column, Inline, Paragraph, Part, Section, Sheet, Table, View, page, stacked

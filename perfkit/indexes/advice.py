@@ -8,8 +8,19 @@ from dataclasses import dataclass, replace
 
 from perfkit.base.errors import visible
 from perfkit.base.units import count, millis, seconds, size
-from perfkit.explain.candidates import SCANS, Blocker, added, blocks, condition, conditions, home, placed, plain
-from perfkit.explain.facts import Predicate, TableFacts, quoted
+from perfkit.explain.candidates import (
+    SCANS,
+    Blocker,
+    added,
+    blocks,
+    condition,
+    conditions,
+    distinct,
+    home,
+    placed,
+    plain,
+)
+from perfkit.explain.facts import GROWN, Predicate, TableFacts, doubt, qualified, quoted, stale
 from perfkit.explain.findings.model import FindingContext, counted, percent
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node
@@ -356,3 +367,59 @@ def _weight(look: FindingContext, node: Node) -> float:
 def _shown(node: Node, p: Predicate) -> str:
     text = plain(p.text, node.alias)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+# Whether the statistics that a plan is made from may be wrong.
+
+LEAST = 1000.0  # changed rows before statistics count as stale: fewer rows do not change which index is best
+COMMON = 100.0  # rows per known value from which on an unknown value is suspicious
+
+
+def analyze_first(look: FindingContext) -> str:
+    """Return the sentence that asks for fresh statistics before advice; "" if no table's statistics are stale."""
+    reasons = stale_tables(look)
+    names = ", ".join(dict.fromkeys(map(sql_name, reasons)))
+    return f"ANALYZE {names} first: {' and '.join(reasons.values())}" if reasons else ""
+
+
+def caveats(look: FindingContext) -> Iterator[str]:
+    """Yield a sentence for each table whose statistics may be stale or may lack the value of a condition."""
+    for table in _read(look):
+        if because := doubt(table, look.limits.stale_share, LEAST):
+            yield f"{because}: if after, ANALYZE {sql_name(table)} and ask again"
+    for node in look.plan.nodes:
+        table_read = look.facts.of(node) if node.kind in SCANS else None
+        if table_read and node.estimated <= 1 and (unknown := _unknown_values(look, node, table_read)):
+            yield (
+                f"The statistics of {table_read.name} know no row with {' or '.join(unknown)}, but rows were added or "
+                f"changed since: if there are many now, ANALYZE {sql_name(table_read)} and ask again"
+            )
+
+
+def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list[str]:
+    """Return the conditions on values unknown to the statistics, of columns whose known values have many rows."""
+    if not table.changed and (table.size or 0.0) <= table.pages:
+        return []
+    return [
+        plain(p.text, node.alias)
+        for p in conditions(look.facts, node, "Filter")
+        if p.operator == "=" and p.column and not p.joined and "$" not in p.value
+        and 0 < distinct(table, p.column) * COMMON <= table.rows
+    ]  # fmt: skip
+
+
+def stale_tables(look: FindingContext) -> dict[TableFacts, str]:
+    """Return the tables with stale statistics, each with its reason."""
+    reasons = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
+    return {table: because for table, because in reasons if because}
+
+
+def _read(look: FindingContext) -> Iterator[TableFacts]:
+    """Yield the tables that a plan reads and that are not tiny, each once."""
+    tables = dict.fromkeys(look.facts.of(node) for node in look.plan.nodes if node.kind in SCANS)
+    yield from (t for t in tables if t and (t.size is None or t.size > GROWN) and not t.schema.startswith("pg_"))
+
+
+def sql_name(table: TableFacts) -> str:
+    """Return the table as SQL; for a partition, its partitioned table."""
+    return qualified(*(table.parent or (table.schema, table.name)))

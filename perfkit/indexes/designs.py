@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -177,8 +177,11 @@ class LabDesign:
         return levels
 
 
-def _level(name: str, label: str, send: Sequence[str], requests: int, **more: Any) -> Scenario:
-    return Scenario(name=name, label=label, send=tuple(send), requests=requests, warm=1, alternate=True, **more)
+def _level(
+    name: str, label: str, send: Sequence[str], requests: int, seconds: float | None = None, arms: Sequence[str] = ()
+) -> Scenario:
+    settings = {"label": label, "send": send, "requests": requests, "seconds": seconds, "arms": arms}
+    return Scenario.model_validate({"name": name, "warm": 1, "alternate": True, **settings})
 
 
 class _Stored(BaseModel):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from perfkit.analysis.caveats import circumstances
 from perfkit.analysis.claims import ClaimEvidence, JudgedClaim, judge
-from perfkit.analysis.results import FLOOR_FACTOR, Analysis, Comparison
-from perfkit.analysis.run_analysis import analyse
+from perfkit.analysis.results import FLOOR_FACTOR, Comparison, Estimates
+from perfkit.analysis.run_analysis import estimate
 from perfkit.base import units
 from perfkit.base.bundle import read_record, reading, write_atomically
 from perfkit.base.judgement import Verdict
@@ -101,14 +101,14 @@ class LabRun:
     """A run of a lab, analysed once: the indexes of its arms, and all medians compared with two baselines."""
 
     bundle: Bundle
-    analysis: Analysis
+    estimates: Estimates
     arms: Mapping[str, Sequence[str]]
 
     @classmethod
     def open(cls, path: Path, arms: Mapping[str, Sequence[str]]) -> LabRun:
         """Read and analyse a bundle. Raises BundleError."""
         bundle = Bundle.open(path)
-        return cls(bundle, analyse(bundle, ALL), arms)
+        return cls(bundle, estimate(bundle, ALL), arms)
 
     def arm(self, indexes: Collection[str]) -> str:
         """Return the arm with exactly these indexes; "" if there is none."""
@@ -121,7 +121,7 @@ class LabRun:
 
     def medians(self, baseline: str, arm: str | None = None) -> tuple[Comparison, ...]:
         """Return the medians of an arm, or of all arms, compared with those of a baseline."""
-        comparisons = (*self.analysis.comparisons, *self.analysis.rebased.get(ALL, ()))
+        comparisons = (*self.estimates.comparisons, *self.estimates.rebased.get(ALL, ()))
         of_baseline = (c for c in comparisons if c.metric == "p50" and c.before == baseline)
         return tuple(c for c in of_baseline if arm in (None, c.after))
 
@@ -224,7 +224,7 @@ class Lab:
     @property
     def slower(self) -> list[Comparison]:
         """Return the confirmed comparisons in which the chosen indexes are slower, see `designs.worse`."""
-        medians = {(x.arm, x.item): x.p50 for x in self.last.analysis.levels} if self.last else {}
+        medians = {(x.arm, x.item): x.p50 for x in self.last.estimates.levels} if self.last else {}
         slower = []
         for c in self.confirmed:
             before, after, floor = (medians.get((arm, c.item)) for arm in (c.before, c.after, FLOOR))
@@ -267,7 +267,7 @@ class Lab:
     @property
     def near_floor(self) -> list[str]:
         """Return the queries that take little more time with all indexes than the client itself."""
-        ms = {(x.arm, x.item): x.p50.value for x in self.ablation.analysis.levels if x.p50}
+        ms = {(x.arm, x.item): x.p50.value for x in self.ablation.estimates.levels if x.p50}
         return [q for q in self.queries if ms.get((ALL, q), 0.0) < FLOOR_FACTOR * ms.get((FLOOR, q), 0.0)]
 
     def is_insert(self, c: Comparison) -> bool:
@@ -342,7 +342,7 @@ def judged(lab: Lab) -> list[JudgedClaim]:
     ]
     inserts = [c.item for c in lab.changes if lab.is_insert(c)]
     run = lab.ablation
-    return judge(claims, ClaimEvidence(run.bundle.run, run.analysis, run.bundle, NONE, ALL, inserts))
+    return judge(claims, ClaimEvidence(run.bundle.run, run.estimates, run.bundle, NONE, ALL, inserts))
 
 
 def sentence(lab: Lab) -> str:
@@ -427,7 +427,7 @@ def caveats(lab: Lab) -> Iterator[str]:
             f"Queries that take less than {FLOOR_FACTOR:g} times the client's own time, so that the true gain of the "
             f"indexes is larger than shown: {', '.join(near)}."
         )
-    yield from circumstances(lab.ablation.bundle.run, lab.ablation.analysis)
+    yield from circumstances(lab.ablation.bundle.run)
 
 
 def queries_of(comparisons: Sequence[Comparison]) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perfkit.analysis.claims import LAB, claims_table
 from perfkit.analysis.results import Comparison
@@ -251,7 +251,7 @@ class IndexLab(OpenedPage):
         return claims_table(judged(self.lab), "What was claimed, and what was measured")
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return the lab's part of a report on a change, as JSON values."""
         table = self.verdicts
         return {

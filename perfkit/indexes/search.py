@@ -9,12 +9,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perfkit.base.errors import PlanError
-from perfkit.explain.candidates import SCANS, conditions, distinct, plain
+from perfkit.explain.candidates import SCANS, conditions
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.facts import GROWN, TableFacts, doubt, qualified, stale
 from perfkit.explain.findings.model import FindingContext, counted
-from perfkit.explain.plan import Node
-from perfkit.indexes.advice import Advice, Proposal, Refusal, Served, reason
+from perfkit.indexes.advice import (
+    Advice,
+    Proposal,
+    Refusal,
+    Served,
+    analyze_first,
+    caveats,
+    reason,
+    sql_name,
+    stale_tables,
+)
 from perfkit.indexes.candidates import IndexDesign, Move, Reference, derive, probes, references
 from perfkit.indexes.trial import (
     UNVERIFIED,
@@ -33,74 +41,6 @@ from perfkit.postgres.sqltext import first_word
 
 if TYPE_CHECKING:
     from perfkit.app.session import Session
-
-
-LEAST = 1000.0  # changed rows before statistics count as stale: fewer rows do not change which index is best
-COMMON = 100.0  # rows per known value from which on an unknown value is suspicious
-
-
-def analyze_first(look: FindingContext) -> str:
-    """Return the sentence that asks for fresh statistics before advice; "" if no table's statistics are stale."""
-    reasons = _stale(look)
-    names = ", ".join(dict.fromkeys(map(_named, reasons)))
-    return f"ANALYZE {names} first: {' and '.join(reasons.values())}" if reasons else ""
-
-
-def caveats(look: FindingContext) -> Iterator[str]:
-    """Yield a sentence for each table whose statistics may be stale or may lack the value of a condition."""
-    for table in _read(look):
-        if because := doubt(table, look.limits.stale_share, LEAST):
-            yield f"{because}: if after, ANALYZE {_named(table)} and ask again"
-    for node in look.plan.nodes:
-        table_read = look.facts.of(node) if node.kind in SCANS else None
-        if table_read and node.estimated <= 1 and (unknown := _unknown_values(look, node, table_read)):
-            yield (
-                f"The statistics of {table_read.name} know no row with {' or '.join(unknown)}, but rows were added or "
-                f"changed since: if there are many now, ANALYZE {_named(table_read)} and ask again"
-            )
-
-
-def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
-    """Analyse the tables with stale statistics in a database that perfkit made, and yield a sentence for each."""
-    reasons: dict[str, str] = {}
-    for text, parameters in queries.values():
-        with suppress(PlanError):  # the search explains the query again and raises the error with the query's name
-            capture = session.explain(text, parameters).capture
-            stale_tables = _stale(FindingContext(capture.plan, capture.facts))
-            reasons |= {_named(table): because for table, because in stale_tables.items()}
-    for table, because in reasons.items():
-        with connected(session.database.server, session.database.name) as connection:
-            connection.execute(f"ANALYZE {table}".encode())
-        yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
-
-
-def _unknown_values(look: FindingContext, node: Node, table: TableFacts) -> list[str]:
-    """Return the conditions on values unknown to the statistics, of columns whose known values have many rows."""
-    if not table.changed and (table.size or 0.0) <= table.pages:
-        return []
-    return [
-        plain(p.text, node.alias)
-        for p in conditions(look.facts, node, "Filter")
-        if p.operator == "=" and p.column and not p.joined and "$" not in p.value
-        and 0 < distinct(table, p.column) * COMMON <= table.rows
-    ]  # fmt: skip
-
-
-def _stale(look: FindingContext) -> dict[TableFacts, str]:
-    """Return the tables with stale statistics, each with its reason."""
-    reasons = ((table, stale(table, look.limits.stale_share, LEAST)) for table in _read(look))
-    return {table: because for table, because in reasons if because}
-
-
-def _read(look: FindingContext) -> Iterator[TableFacts]:
-    """Yield the tables that a plan reads and that are not tiny, each once."""
-    tables = dict.fromkeys(look.facts.of(node) for node in look.plan.nodes if node.kind in SCANS)
-    yield from (t for t in tables if t and (t.size is None or t.size > GROWN) and not t.schema.startswith("pg_"))
-
-
-def _named(table: TableFacts) -> str:
-    """Return the table as SQL; for a partition, its partitioned table."""
-    return qualified(*(table.parent or (table.schema, table.name)))
 
 
 Say = Callable[[str], None]
@@ -356,6 +296,20 @@ def index_advice(
     order = list(queries)
     refusals = sorted([*refused, *advice.refusals], key=lambda refusal: order.index(refusal.query))
     return replace(advice, refusals=tuple(refusals), limitations=(*limitations, *advice.limitations))
+
+
+def renew(session: Session, queries: Mapping[str, tuple[str, Parameters]]) -> Iterator[str]:
+    """Analyse the tables with stale statistics in a database that perfkit made, and yield a sentence for each."""
+    reasons: dict[str, str] = {}
+    for text, parameters in queries.values():
+        with suppress(PlanError):  # the search explains the query again and raises the error with the query's name
+            capture = session.explain(text, parameters).capture
+            tables = stale_tables(FindingContext(capture.plan, capture.facts))
+            reasons |= {sql_name(table): because for table, because in tables.items()}
+    for table, because in reasons.items():
+        with connected(session.database.server, session.database.name) as connection:
+            connection.execute(f"ANALYZE {table}".encode())
+        yield f"{because}: analysed here first. If that is so in production too, ANALYZE {table} there"
 
 
 def _advice(

@@ -23,7 +23,7 @@ from scripts import run_all
 
 from perfkit.analysis.claims import JudgedClaim
 from perfkit.analysis.report import Run
-from perfkit.analysis.run_analysis import analyse
+from perfkit.analysis.run_analysis import estimate
 from perfkit.app import api
 from perfkit.base.errors import BundleError, UsageError
 from perfkit.base.resources import CHECKOUT
@@ -139,8 +139,8 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
         first = connection.execute("SELECT pg_current_xact_id()::text::bigint AS n").fetchone()
         analysed: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
-            counting = lambda bundle, *arms: analysed.append(bundle.path.name) or analyse(bundle, *arms)  # noqa: E731
-            patch.setattr(lab_results, "analyse", counting)
+            counting = lambda bundle, *arms: analysed.append(bundle.path.name) or estimate(bundle, *arms)  # noqa: E731
+            patch.setattr(lab_results, "estimate", counting)
             lab = api.ablate(profile="quick", config=shop(folder / "shop"), reports=folder / "reports")
             _ = [repr(getattr(lab, name)) for name in SHOWN]
         last = connection.execute("SELECT pg_current_xact_id()::text::bigint AS n").fetchone()
@@ -277,8 +277,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestALabOfAnEarlierVersion:
     def test_opens_and_analyses_each_of_its_bundles_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         analysed: list[str] = []
-        counting = lambda bundle, *arms: analysed.append(bundle.path.name) or analyse(bundle, *arms)  # noqa: E731
-        monkeypatch.setattr(lab_results, "analyse", counting)
+        counting = lambda bundle, *arms: analysed.append(bundle.path.name) or estimate(bundle, *arms)  # noqa: E731
+        monkeypatch.setattr(lab_results, "estimate", counting)
         lab = IndexLab(folder)
         assert all(repr(getattr(lab, name)) for name in (*SHOWN, "claims", "reproduce", "summary"))
         assert sorted(analysed) == ["ablation", "confirmation-1"]

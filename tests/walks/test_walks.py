@@ -1,6 +1,7 @@
 """A feature is followed through few modules: each walk is traced, and counts those whose functions run."""
 
 import asyncio
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,16 @@ from perfkit.analysis import tables
 from perfkit.analysis.report import Run
 from perfkit.analysis.run_analysis import analyse, level_of
 from perfkit.analysis.tables import Subject
+from perfkit.base.bundle import read_record
+from perfkit.base.resources import CHECKOUT
 from perfkit.base.units import significant
 from perfkit.explain import documents, plan
 from perfkit.explain.capture import ExplainSpec, capture
 from perfkit.explain.findings import findings
 from perfkit.explain.html import DiffView, PlanView
+from perfkit.indexes.designs import LabRecord
+from perfkit.indexes.lab_results import Lab
+from perfkit.indexes.lab_tables import IndexLab
 from perfkit.load.pool import WorkerPool, http_target
 from perfkit.load.samples import SampleBuffer
 from perfkit.load.schedule import Batch, Message
@@ -27,7 +33,7 @@ from perfkit.runs.experiment import null_service
 from perfkit.runs.records import Bundle, Round
 from perfkit.runs.rounds import RoundReading
 
-MOST, SAMPLE = 17, 12  # modules outside `base` in a walk
+MOST, SAMPLE, LAB = 17, 12, 12  # modules outside `base` in a walk
 
 
 @pytest.fixture
@@ -99,3 +105,13 @@ async def answered(url: str, message: Message) -> None:
     samples.add(message["item"], 0, 0, 0, await sender.send(message))
     await sender.close()
     assert samples.answer()["columns"]["outcome"] == ["ok"]  # type: ignore[index]
+
+
+def test_an_index_of_a_lab_from_its_rounds_to_the_page(tmp_path: Path) -> None:
+    with tarfile.open(CHECKOUT / "tests" / "stored" / "lab.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    record = read_record(tmp_path / "lab.json", LabRecord, "the folder of an index lab", "a lab")
+    with traced() as modules:
+        page = IndexLab(Lab(tmp_path, record)).verdicts.html()
+    assert "idx_organizations_id" in page and "keep" in page
+    assert len(modules) <= LAB, " ".join(sorted(modules))
