@@ -63,9 +63,9 @@ def connect(spec: ConnectSpec) -> Session:
     with the indexes of its `arm`. Raises PerfkitError as `run` does.
     """
     if spec.db:
-        return sessions.connect(spec.db, spec.permission, tls=spec.tls, volatile=names(spec.volatile))
+        return sessions.connect(spec)
     with progress() as say:
-        return sessions.open_generated(spec.config, spec.scale, spec.arm, spec.postgres, say=say)
+        return sessions.open_generated(spec, say)
 
 
 @takes(SlowSpec)
@@ -92,7 +92,7 @@ def demo(spec: DemoSpec) -> Session:
     The server's log has the clinic's statements. Raises PerfkitError as `run` does.
     """
     with progress() as say:
-        session = sessions.open_generated(scale=spec.scale, arm="before", say=say)
+        session = sessions.open_generated(ConnectSpec(scale=spec.scale, arm="before"), say)
         try:
             say(f"a clinic works for {spec.seconds:g} s")
             with sessions.clinic(session, spec.seed) as work:
@@ -162,19 +162,14 @@ def advise(spec: AdviseSpec) -> Advice:
     candidates are tried with HypoPG or judged by the plans alone; with a `way`, they are built and rolled back in a
     private copy. Raises PerfkitError.
     """
-    permission = spec.permission
     with progress() as say, tempfile.TemporaryDirectory() as folder:
         config = spec.config
         if spec.db:
             values = {"query": texts(spec.query), "way": spec.way or "whole", "bare": True}
             config = narrowed(ComparisonSpec, spec, **values).write(Path(folder))
         settings = loaded(config)
-        if spec.db and not spec.way:
-            session = sessions.connect(spec.db, permission, tls=spec.tls)
-        else:
-            session = sessions.open_generated(
-                config, spec.scale, postgres=spec.postgres, say=say, permission=permission
-            )
+        target = narrowed(ConnectSpec, spec, config=config)
+        session = sessions.connect(target) if spec.db and not spec.way else sessions.open_generated(target, say)
         with session:
             queries = workload(settings, session.database, spec.seed)
             return index_advice(session, queries, analyze=spec.analyze, say=say)

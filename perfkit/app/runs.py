@@ -22,8 +22,7 @@ from perfkit.base.judgement import Verdict
 from perfkit.base.options import Text, names, narrowed, pairs, takes, texts
 from perfkit.base.process import progress
 from perfkit.config import Config
-from perfkit.config.model import show
-from perfkit.config.workload import FOLDER
+from perfkit.config.model import as_toml
 from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.trial import one_index
 from perfkit.postgres.guards import Permission
@@ -34,7 +33,7 @@ from perfkit.runs.arms import ExistingDatabaseArms
 from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection, alone
 from perfkit.runs.service import RelaySpec
-from perfkit.runs.targets import ComparisonSpec, admitted, scenario
+from perfkit.runs.targets import ComparisonSpec, admitted
 
 if TYPE_CHECKING:
     from perfkit.app.session import Session
@@ -247,77 +246,43 @@ def measure_statement(
         raise UsageError("measure: no index; expected one CREATE INDEX, or several")
     indexes = [one_index(str(statement)) for statement in texts(spec.index)]
     if session.database.server.foreign:
-        opened = session.opened
-        asked = narrowed(
-            CompareSpec,
-            spec,
-            db=opened.db,
-            query=text,
-            index=indexes,
-            parameters=_source(rows) if rows else None,
-            way=spec.way or "whole",
-            volatile=tuple(session.volatile),
-            tls=opened.tls,
-            confirm=(session.name, *opened.permission.confirm),
-            production=opened.permission.production,
-            ask=opened.permission.ask,
-        )
+        values = {name: getattr(session.opened, name) for name in ("db", "tls", "production", "ask")}
+        values |= {"query": text, "index": indexes, "parameters": _source(rows) if rows else None}
+        values |= {"way": spec.way or "whole", "volatile": tuple(session.volatile)}
+        asked = narrowed(CompareSpec, spec, confirm=(session.name, *names(session.opened.confirm)), **values)
         return compare(asked)
     if spec.way:
         raise UsageError(f"way = {spec.way!r}; expected none: this database is measured in clones on its own server")
     folder = new_folder(spec.reports, "measure")
     with discarded(folder):
-        config = _config(session, folder, text, rows, indexes, spec.users)
-        path = str(folder / "perfkit.toml")
-        selection = Selection(config, narrowed(RunSpec, spec, scale=session.opened.scale, config=path))
+        made, present = _made(session)
+        write_atomically(folder / "present.sql", present)
+        parameters = _source(rows) if rows else None
+        values = {"query": (text,), "index": indexes, "parameters": parameters, "way": "made", "made": made}
+        path = narrowed(ComparisonSpec, spec, db="", **values).write(folder)
+        selection = Selection(loaded(path), narrowed(RunSpec, spec, scale=session.opened.scale, config=str(path)))
     database = session.database
     with (
         process.alone(say),
         ExistingDatabaseArms(
-            config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
+            selection.config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
         ) as workbench,
     ):
         return Run(experiment.measure(selection, folder, say, bench=workbench))
 
 
-def _config(
-    session: Session, folder: Path, text: str, rows: Sequence[Sequence[Value]], index: Sequence[str], users: int
-) -> Config:
-    """Write the run as a configuration with its files into the run's folder, to repeat the run; return it."""
-    files = {"query.sql": f"{text}\n", "index.sql": "".join(f"{one};\n" for one in index)}
-    parameters = {"parameters": "rows"} if rows else {}
-    if rows:
-        files["parameters.sql"] = _source(rows)
-    database, files["present.sql"] = _database(session)
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
-    together = [scenario("together", ["query"], users, 5)] if users > 1 else []
-    config = Config.model_validate(
-        {
-            "title": "A slow statement before and after",
-            "database": database,
-            **({"parameters": {"rows": "parameters.sql"}} if rows else {}),
-            "query": [{"name": "query", "file": "query.sql", **parameters}],
-            "scenario": [scenario("alone", ["query"], 1, 20), *together],
-            "arm": [*arms, {"name": "after", "role": "after", "title": "with the index", "indexes": "index.sql"}],
-        },
-        context={FOLDER: folder},
-    )
-    write_atomically(folder / "perfkit.toml", show(config))
-    return config
-
-
-def _database(session: Session) -> tuple[dict[str, object], str]:
+def _made(session: Session) -> tuple[dict[str, object], str]:
     """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
     opened, version = session.opened, session.database.server.version
-    made = opened.config.database if opened.config else None
-    if opened.config is None or made is None or not made.prepare:
+    config = loaded(opened.config)
+    made = config.database
+    if not opened.arm or made is None or not made.prepare:
         return {"prepare": ["present.sql"], "postgres": version}, "-- The data was on a server that no longer exists.\n"
-    arm = next(arm for arm in opened.config.arm if arm.name == opened.arm)
+    arm = next(arm for arm in config.arm if arm.name == opened.arm)
     present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
     origin = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
-    return origin, "".join(f"{one.sql(concurrently=False)};\n" for one in present) or "-- No index beyond the keys.\n"
+    statements = "".join(f"{one.sql(concurrently=False)};\n" for one in present)
+    return as_toml(origin), statements or "-- No index beyond the keys.\n"
 
 
 def _source(rows: Sequence[Sequence[Value]]) -> str:

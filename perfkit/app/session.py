@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Self
 
 from perfkit import config as configuration
 from perfkit.app.evidence import Explained, SlowQuery, WhatIf
+from perfkit.app.specs import ConnectSpec
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError
+from perfkit.base.options import names, narrowed
 from perfkit.base.process import progress
 from perfkit.explain.capture import ExplainSpec, Parameters, guarded
 from perfkit.indexes.trial import one_index, trying
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.postgres.databases import Database, connected
-from perfkit.postgres.guards import Audit, Permission, resolve
+from perfkit.postgres.guards import Audit, resolve
 from perfkit.postgres.servers import open_external
 from perfkit.postgres.sqltext import read, split
 from perfkit.runs.experiment import workbench
@@ -45,25 +47,13 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOrigin:
-    """How a session reached its database, so that a run can reach the database again."""
-
-    db: str = ""  # conninfo of the user's own database
-    tls: bool = True
-    permission: Permission = field(default_factory=Permission)
-    config: configuration.Config | None = None  # of the generated data
-    scale: str = ""
-    arm: str = ""
-
-
 @dataclass(slots=True)
 class Session:
     """A database in which statements are explained; a context manager that stops whatever it started."""
 
     database: Database
     volatile: frozenset[str] = frozenset()
-    opened: SessionOrigin = field(default_factory=SessionOrigin, repr=False)
+    opened: ConnectSpec = field(default_factory=ConnectSpec, repr=False)  # to reach the database again
     _stack: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @property
@@ -159,45 +149,32 @@ class Session:
         self.close()
 
 
-def connect(
-    db: str,
-    permission: Permission,
-    *,
-    tls: bool = True,
-    volatile: Collection[str] = (),
-) -> Session:
+def connect(spec: ConnectSpec) -> Session:
     """Open a session in a database of the user's. Raises TargetRefused, ServerError, UsageError."""
-    external = open_external(resolve(db, tls), permission, Audit(None))
-    origin = SessionOrigin(db, tls, permission)
-    return Session(Database(external, external.address.dbname), frozenset(volatile), origin)
+    external = open_external(resolve(spec.db, spec.tls), spec.permission, Audit(None))
+    return Session(Database(external, external.address.dbname), frozenset(names(spec.volatile)), spec)
 
 
-def open_generated(
-    config: str | Path = "",
-    scale: str = "",
-    arm: str = "",
-    postgres: int = 0,
-    *,
-    say: Say,
-    permission: Permission | None = None,
-) -> Session:
+def open_generated(spec: ConnectSpec, say: Say) -> Session:
     """Open a session in generated data, by default the booking system's, on a server that perfkit starts.
 
-    The data gets the indexes of `arm`, by default of the first arm. Raises UsageError, ServerError, TargetRefused.
+    The data gets the indexes of the `arm`, by default of the first arm. Raises UsageError, ServerError, TargetRefused.
     """
-    settings = configuration.load(Path(config) if config else None)
+    settings = configuration.load(Path(spec.config) if spec.config else None)
     first = settings.baseline().name
-    selection = Selection(settings, RunSpec(scale=scale, postgres=postgres, arms=tuple({first, arm or first})))
+    name = spec.arm or first
+    options = narrowed(RunSpec, spec, config=str(spec.config), arms=tuple({first, name}))
+    selection = Selection(settings, options)
     if not selection.on_own_server:
-        raise UsageError(f"{config}: the data is in a database of yours; expected --db with that database")
-    targets = admitted(settings, selection.arms, permission or Permission())
+        raise UsageError(f"{spec.config}: the data is in a database of yours; expected --db with that database")
+    targets = admitted(settings, selection.arms, spec.permission)
     with ExitStack() as stack:
         bench = stack.enter_context(workbench(selection, targets, Audit(None), say, shared=True))
         bench.base(selection.scale)
-        database, _ = bench.prepare(next(each for each in selection.arms if each.name == (arm or first)))
+        database, _ = bench.prepare(next(arm for arm in selection.arms if arm.name == name))
         assert database
-        origin = SessionOrigin(config=settings, scale=selection.scale, arm=arm or first)
-        return Session(database, opened=origin, _stack=stack.pop_all())
+        opened = replace(spec, scale=selection.scale, arm=name)
+        return Session(database, opened=opened, _stack=stack.pop_all())
 
 
 # The demo clinic: statements per second, and the most in flight.

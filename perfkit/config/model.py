@@ -326,7 +326,7 @@ defaults. A path is relative to the file that names it; `perfkit:sql/...` names 
 
 def show(settings: Config) -> str:
     """Return the configuration as TOML with every default; a key whose value is None has no line."""
-    return tomlkit.dumps(_plain(settings.model_dump()))
+    return tomlkit.dumps(as_toml(settings.model_dump()))
 
 
 def reference() -> str:
@@ -402,10 +402,14 @@ def _bounds(field: Mapping[str, Any]) -> str:
     return least + most
 
 
-def _plain(value: object) -> Any:
-    """Return a value that TOML can hold: no None, text as keys, and paths as a configuration names them."""
+def as_toml(table: Mapping[str, object]) -> dict[str, object]:
+    """Return a table that TOML can hold: no None, text as keys, and paths as a configuration names them."""
+    return {str(key): _plain(item) for key, item in table.items() if item is not None}
+
+
+def _plain(value: object) -> object:
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+        return as_toml(value)
     if isinstance(value, Path):
         return resources.name_of(value) or str(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

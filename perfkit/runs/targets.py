@@ -136,6 +136,7 @@ class ComparisonSpec:
     rate: float = 0.0  # arrivals per second, at most `users` in flight; 0: the closed model with two load levels
     seconds: float = 10.0  # duration of the arrivals
     need: str = "benefit"  # or "none"; the configuration's key `need`
+    made: Mapping[str, object] | None = None  # the [database] of generated data, in place of `db`
 
     def __post_init__(self) -> None:
         if not self.query:
@@ -190,7 +191,7 @@ class ComparisonSpec:
         return text
 
     def _toml(self, names: Sequence[str], source: str) -> str:
-        database: dict[str, object] = {"target": self.db, "way": self.way}
+        database: dict[str, object] = {**self.made} if self.made else {"target": self.db, "way": self.way}
         database |= {"volatile": list(self.volatile)} if self.volatile else {}
         database |= {} if self.tls else {"tls": False}
         database |= {"pooler": True} if self.pooler else {}
@@ -203,7 +204,7 @@ class ComparisonSpec:
         return tomlkit.dumps(
             {
                 "title": self._headline(),
-                "allow": [resolve(self.db, self.tls).name],
+                **({} if self.made else {"allow": [resolve(self.db, self.tls).name]}),
                 **({"need": self.need} if self.need != "benefit" else {}),
                 "database": database,
                 **({"parameters": {"rows": source}} if source else {}),
@@ -225,7 +226,7 @@ class ComparisonSpec:
 
     def _headline(self) -> str:
         first = self.query[0]
-        name = Path(first).stem if is_file(first) else "A query"
+        name = Path(first).stem if is_file(first) else "A slow statement" if self.made else "A query"
         return name if self.bare else f"{name} before and after"
 
     def _title(self) -> str:

@@ -10,6 +10,7 @@ from perfkit import config
 from perfkit.app import session as query
 from perfkit.app.evidence import Explained
 from perfkit.app.session import Session
+from perfkit.app.specs import ConnectSpec
 from perfkit.explain.comparison import diff, fingerprint, typical_parameters
 from perfkit.explain.findings import Severity, findings
 from perfkit.explain.findings.model import FindingLimits
@@ -38,7 +39,7 @@ class Workload(NamedTuple):
 def workload(path: Path | None, scale: str, arm: str, home: Path) -> Iterator[dict[str, Explained]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERFKIT_HOME", str(home))
-        with query.open_generated(path or "", scale, arm, say=lambda line: None) as session:
+        with query.open_generated(ConnectSpec(config=path or "", scale=scale, arm=arm), lambda line: None) as session:
             yield Workload(session, config.load(path)).explained()
 
 

@@ -16,14 +16,14 @@ from psycopg import ClientCursor
 
 from perfkit import config as configuration
 from perfkit.app import api
-from perfkit.app.session import Session, SessionOrigin, SlowTable, connect
+from perfkit.app.session import Session, SlowTable, connect
+from perfkit.app.specs import ConnectSpec
 from perfkit.base.errors import PlanError, ServerError, TargetRefused, UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.postgres import databases
 from perfkit.postgres.commands import numbered
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.guards import Permission
 from perfkit.postgres.sqltext import substitute
 from perfkit.slow.statements import Example, SlowQueries, SlowStatement
 
@@ -43,7 +43,7 @@ def booking(server: EmbeddedServer, name: str, scale: str) -> Session:
     databases.create(server, name)
     databases.prepare(server, name, settings.database.prepare, settings.database.scales[scale])
     databases.freeze(server, name)
-    return Session(Database(server, name), opened=SessionOrigin(config=settings, scale=scale, arm="before"))
+    return Session(Database(server, name), opened=ConnectSpec(scale=scale, arm="before"))
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +389,7 @@ def foreign() -> Iterator[Hosted]:
 def shop(foreign: Hosted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setenv("PGPASSFILE", foreign.environment["PGPASSFILE"])
     foreign.run("GRANT USAGE ON SCHEMA extensions TO shop")
-    with connect(foreign.db(), Permission(confirm=(foreign.name(),)), tls=False) as session:
+    with connect(ConnectSpec(foreign.db(), confirm=(foreign.name(),), tls=False)) as session:
         yield session
 
 
@@ -433,7 +433,7 @@ def test_every_query_of_the_booking_system_is_explained_from_its_counted_text(
         for query in LEADING:
             sql = (CHECKOUT / "sql" / "queries" / f"{query}.sql").read_text()
             ClientCursor(connection).execute(sql, values | {"scheduled_at": "2026-01-01 12:00Z"})  # constants
-    with connect(foreign.db(dbname="clinic"), Permission(confirm=(foreign.name("clinic"),)), tls=False) as session:
+    with connect(ConnectSpec(foreign.db(dbname="clinic"), confirm=(foreign.name("clinic"),), tls=False)) as session:
         found = session.slow("statements")
         for query in LEADING:
             words = (CHECKOUT / "sql" / "queries" / f"{query}.sql").read_text().splitlines()[1]

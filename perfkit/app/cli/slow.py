@@ -329,7 +329,8 @@ def demo(spec: ClinicSpec) -> None:
     duration = spec.duration
     if duration < 0:
         raise UsageError(f"--for {duration:g}; expected seconds, more than 0")
-    with progress() as say, app.session.open_generated(scale=spec.scale, arm="before", say=say) as session:
+    data = ConnectSpec(scale=spec.scale, arm="before")
+    with progress() as say, app.session.open_generated(data, say) as session:
         try:
             with app.session.clinic(session, spec.seed) as work:
                 say("")
