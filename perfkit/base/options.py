@@ -8,9 +8,9 @@ of a command.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
-from inspect import signature
+from inspect import cleandoc, signature
 from pathlib import Path
 from shlex import join
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, overload
@@ -182,7 +182,20 @@ def takes(spec: Callable[_P, _S]) -> Callable[[Callable[[_S], _R]], Call[_S, _P,
             return function(args[0] if made else spec(*args, **options))
 
         returned = signature(function).return_annotation
+        call.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\n{_documented(cast('type[Spec]', spec))}"
         call.__signature__ = signature(spec).replace(return_annotation=returned)  # type: ignore[attr-defined]
         return cast("Call[_S, _P, _R]", call)
 
     return decorate
+
+
+def _documented(spec: type[Spec]) -> str:
+    """Return the section of a docstring on a call's parameters, numpy-style."""
+    options, lines = listed(spec), ["Parameters", "----------"]
+    for each in sorted(fields(spec), key=lambda each: bool(each.kw_only)):
+        default = "" if each.default is MISSING else f", default {each.default!r}"
+        lines.append(f"{each.name} : {each.type}{default}")
+        if each.name in options:
+            meaning = options[each.name][1].help.removesuffix(" Repeatable.")
+            lines.append(f"    {'With False: ' if each.default is True else ''}{meaning}")
+    return "\n".join(lines)

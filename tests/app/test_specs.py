@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+from dataclasses import MISSING
 from pathlib import Path
 
 import click
@@ -66,6 +67,15 @@ def test_every_option_has_a_sentence_and_a_flag_of_its_own(spec: type[Spec]) -> 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_a_call_has_the_fields_of_its_spec(call: object) -> None:
     assert inspect.signature(call).parameters == inspect.signature(CALLS[call]).parameters
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_the_documentation_of_a_call_has_every_parameter_with_type_default_and_meaning(call: object) -> None:
+    _, _, section = inspect.getdoc(call).partition("\n\nParameters\n----------\n")
+    for name, (each, about) in listed(CALLS[call]).items():
+        default = "" if each.default is MISSING else f", default {each.default!r}"
+        meaning = f"{'With False: ' if each.default is True else ''}{about.help.removesuffix(' Repeatable.')}"
+        assert f"{name} : {each.type}{default}\n    {meaning}\n" in f"{section}\n"
 
 
 @pytest.mark.parametrize("words", COMMANDS)

@@ -66,7 +66,8 @@ def test_a_flag_has_the_fields_name_or_its_own_and_no_for_what_is_on() -> None:
 def test_a_call_takes_the_spec_or_its_fields() -> None:
     assert bake("plum") == bake(cake="plum") == bake(Bake("plum")) == bake(BakeCommand("plum")) == "plum 30"
     assert list(inspect.signature(bake).parameters) == [each.name for each in _positional_first(Bake)]
-    assert bake.__doc__ == "Bake a cake."
+    said = "Bake a cake.\n\nParameters\n----------\ncake : str, default ''\n    The cake.\n"
+    assert str(bake.__doc__).startswith(said)
     with pytest.raises(TypeError, match="unexpected keyword argument 'sugar'"):
         bake(sugar=1)
 
