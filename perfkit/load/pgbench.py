@@ -8,9 +8,8 @@ each of the query's, and not a sample. With a rate, which spaces transactions, i
 transaction and part of its time.
 
 A line of the log (PostgreSQL's manual, pgbench, "Per-Transaction Logging"; 16 and 18 write the same) states when a
-transaction ended and how long it took: with a rate since the instant for which it was scheduled, else since its start.
-With a rate the line adds by how much it started later than scheduled. Of a transaction that failed for good or was
-skipped, it states only the end.
+transaction ended and how long it took: with a rate since it was scheduled, else since its start. With a rate the line
+adds by how much it started later. Of a transaction that failed for good or was skipped, it states only the end.
 
 A busy client sends nothing else: with a rate, a request that waits for its client starts late. That wait is part of
 its response time and not a fault of the client program; the lag in a round's health is what pgbench lost beyond it.
@@ -108,8 +107,17 @@ def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Scr
         return Script("\n".join([*lookup, text, after, ""]), (turn,), looks_up=True)
     # pgbench retries a transaction from the top of the script, so the variable that separates a lookup from its query
     # changes only at the end of each.
-    first = [rf"\if :{ready} = 0", *lookup, rf"\set {ready} 1", r"\else"]
-    lines = [*first, text, rf"\set {ready} 0", after, r"\endif", ""]
+    lines = [
+        rf"\if :{ready} = 0",
+        *lookup,
+        rf"\set {ready} 1",
+        r"\else",
+        text,
+        rf"\set {ready} 0",
+        after,
+        r"\endif",
+        "",
+    ]
     return Script("\n".join(lines), (turn, ready), looks_up=True, separate_lookup=True)
 
 
@@ -180,16 +188,6 @@ _OUTCOMES = {"serialization": "sqlstate_40001", "deadlock": "sqlstate_40P01"}
 
 
 @dataclass(frozen=True, slots=True)
-class AbortedClient:
-    """A client that ended early: the number of its script, the server's message, the instant in ns of the epoch."""
-
-    client: int
-    script: int
-    message: str
-    at: int
-
-
-@dataclass(frozen=True, slots=True)
 class TransactionLog:
     """The log files of a round, one for each of pgbench's threads, and what is needed to read them."""
 
@@ -203,7 +201,7 @@ class TransactionLog:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Transaction:
     """A transaction in the log; stamps in ns of the epoch."""
 
     client: int
@@ -212,7 +210,8 @@ class _Line:
     scheduled: int
     started: int
     done: int
-    attempts: int
+    attempts: int = 1
+    detail: str = ""  # the message of an error
 
 
 @dataclass(slots=True)
@@ -221,31 +220,28 @@ class LogSamples:
 
     columns: Samples = field(default_factory=Samples)
     rest: dict[str, Rest] = field(default_factory=dict)
-    lags: array[int] = field(
-        default_factory=lambda: array("q")
-    )  # of requests in `columns`, beyond the wait for their client
+    lags: array[int] = field(default_factory=lambda: array("q"))  # in `columns`, beyond the wait for the client
 
-    def keep(self, item: str, line: _Line, release: int, *, counted: bool, detail: str = "") -> None:
+    def keep(self, item: str, line: Transaction, release: int, *, counted: bool) -> None:
         """Add a request with its times."""
         due, began, done = (at - release for at in (line.scheduled, line.started, line.done))
-        row = (item, line.client, 0, counted, due, began, began, done, line.outcome, detail, line.attempts)
+        row = (item, line.client, 0, counted, due, began, began, done, line.outcome, line.detail, line.attempts)
         for name, value in zip(COLUMNS, row, strict=True):
             getattr(self.columns, name).append(value)
 
 
-def read(log: TransactionLog, aborted: Sequence[AbortedClient], most: int) -> LogSamples:
+def read(log: TransactionLog, aborted: Sequence[Transaction], most: int) -> LogSamples:
     """Return a log's samples, with the times of up to about `most`, and those of the clients that ended early.
 
     The release is the instant at which the first request was due.
     """
     due = (line.scheduled for path in log.paths for line in _lines(log, path))
-    release = min(chain(due, (client.at for client in aborted)), default=0)
+    release = min(chain(due, (line.scheduled for line in aborted)), default=0)
     samples = LogSamples()
     for path in log.paths:
         _read(log, path, release, samples, max(1, most // len(log.paths)))
-    for client in aborted:
-        line = _Line(client.client, client.script, ABORTED, client.at, client.at, client.at, 1)
-        samples.keep(log.items[client.script], line, release, counted=True, detail=client.message)
+    for line in aborted:
+        samples.keep(log.items[line.script], line, release, counted=True)
     return samples
 
 
@@ -267,7 +263,7 @@ def _read(log: TransactionLog, path: Path, release: int, samples: LogSamples, ro
             samples.rest.setdefault(item, Rest()).add(due, done, line.outcome)
 
 
-def _requests(log: TransactionLog, path: Path, free: dict[int, int]) -> Iterator[_Line]:
+def _requests(log: TransactionLog, path: Path, free: dict[int, int]) -> Iterator[Transaction]:
     """Yield the lines of queries, without lookups. A client has a row from its lookup until its query succeeds."""
     has_row: set[tuple[int, int]] = set()
     for line in _lines(log, path):
@@ -281,7 +277,7 @@ def _requests(log: TransactionLog, path: Path, free: dict[int, int]) -> Iterator
         free[line.client] = line.done
 
 
-def _lines(log: TransactionLog, path: Path) -> Iterator[_Line]:
+def _lines(log: TransactionLog, path: Path) -> Iterator[Transaction]:
     with path.open() as file:
         for text in file:
             client, _, took, script, seconds, micros, *more = text.split()
@@ -291,7 +287,7 @@ def _lines(log: TransactionLog, path: Path) -> Iterator[_Line]:
             started = scheduled + int(more[0]) * 1000 if known and log.paced else scheduled
             attempts = 0 if took == SKIPPED else int(more[-1]) + 1 if log.retried else 1
             outcome = OK if known else _OUTCOMES.get(took, took)
-            yield _Line(int(client), int(script), outcome, scheduled, started, done, attempts)
+            yield Transaction(int(client), int(script), outcome, scheduled, started, done, attempts)
 
 
 _DRAIN_S = 1.5  # pgbench's time starts before it connects, and what is due at its end starts later
@@ -342,9 +338,7 @@ def run(
 
     `target` comes from `pool.sql_target`; the seed decides the arrivals and the order; `watch` is called about twice a
     second, as by `pool.WorkerPool`. Requests due after the scenario's seconds do not count. If parameters had to be
-    looked up, `lookup_ms` in the health is the mean time of a lookup.
-
-    Raises UsageError, and LoadError if pgbench fails.
+    looked up, `lookup_ms` in the health is the mean time of a lookup. Raises UsageError; LoadError if pgbench fails.
     """
     require(scenario, foreign=bool(target["limits"]))
     jobs = min(scenario.users, os.cpu_count() or 1)
@@ -412,7 +406,7 @@ def _arguments(target: SqlTarget, scenario: Scenario, made: dict[int, Script], s
     return args + [f"-D{name}=0" for script in made.values() for name in script.variables]
 
 
-def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> tuple[list[AbortedClient], float, float]:
+def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> tuple[list[Transaction], float, float]:
     """Run pgbench; return the clients that ended early, CPU and wall time in s. Raises LoadError with its message."""
     begun = time.monotonic()
     with report.open("wb") as out:
@@ -430,7 +424,7 @@ def _run(args: Sequence[str], report: Path, watch: Callable[[], None]) -> tuple[
     return aborted, used.ru_utime + used.ru_stime, time.monotonic() - begun
 
 
-def _aborted(lines: Sequence[tuple[int, str]]) -> Iterator[AbortedClient]:
+def _aborted(lines: Sequence[tuple[int, str]]) -> Iterator[Transaction]:
     """Yield the clients that ended early; a failure to prepare their statement is in an earlier line."""
     before = ""
     for at, text in lines:
@@ -438,7 +432,7 @@ def _aborted(lines: Sequence[tuple[int, str]]) -> Iterator[AbortedClient]:
             error = _ERROR.match(abort[3])
             message = error[1] if error else abort[3]
             message = before if _UNPREPARED.match(message) else message
-            yield AbortedClient(int(abort[1]), int(abort[2] or 0), message, at)
+            yield Transaction(int(abort[1]), int(abort[2] or 0), ABORTED, at, at, at, detail=message)
         elif error := _ERROR.match(text):
             before = error[1]
 
@@ -455,7 +449,9 @@ def _error_lines(
             watch()
             if time.monotonic() > deadline:
                 raise LoadError("pgbench did not end in time")
-        elif part := os.read(process.stderr.fileno(), 65536):
+        elif not (part := os.read(process.stderr.fileno(), 65536)):
+            return
+        else:
             *lines, pending = (pending + part).split(b"\n")
             for text in (line.decode("utf-8", "replace") for line in lines):
                 message = _PREFIX.sub("", text, count=1)
@@ -463,5 +459,3 @@ def _error_lines(
                 # Other lines are notices of pgbench or the server.
                 if "error:" in prefix or "fatal:" in prefix or _ABORT.match(message) or _ERROR.match(message):
                     yield time.time_ns(), message
-        else:
-            break

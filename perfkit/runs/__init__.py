@@ -5,4 +5,4 @@
 """
 
 # Modules that other rooms may import.
-__all__ = ["arms", "experiment", "janitor", "records", "rounds", "selection", "service", "targets"]
+__all__ = ["arms", "experiment", "records", "rounds", "selection", "service", "targets"]

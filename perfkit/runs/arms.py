@@ -28,9 +28,9 @@ from perfkit.postgres.guards import Origin
 from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexes, remove, rollback
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
-from perfkit.runs.janitor import Janitor, without_interrupts
 from perfkit.runs.records import OriginRecord
 from perfkit.runs.service import RelaySpec, Service, relay_started
+from perfkit.runs.targets import Janitor, without_interrupts
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from scripts import run_all
 from perfkit.base.errors import LoadError, ServerError, UsageError
 from perfkit.config import Scenario
 from perfkit.load import pgbench
-from perfkit.load.pgbench import AbortedClient, ScriptQuery, TransactionLog, read, script
+from perfkit.load.pgbench import ABORTED, ScriptQuery, Transaction, TransactionLog, read, script
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.samples import Caps
 from perfkit.load.schedule import Batch
@@ -184,7 +184,9 @@ class TestALogLine:
 
     def test_beyond_those_kept_goes_into_a_histogram(self, tmp_path):
         lines = [f"0 {n} {n * 1000} 0 100 {n * 1000}" for n in range(1, 101)]
-        found = read(self.written(tmp_path, *lines), [AbortedClient(0, 0, "gone", 100_200_000_000)], 10)
+        found = read(
+            self.written(tmp_path, *lines), [Transaction(0, 0, ABORTED, *[100_200_000_000] * 3, detail="gone")], 10
+        )
         assert len(found.columns.item) == 10 + 1
         values = found.rest["first"].values_ms(1000)
         assert len(values) == 90

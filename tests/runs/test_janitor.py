@@ -64,7 +64,7 @@ def kill(running: subprocess.Popen[bytes]) -> None:
 
 
 def janitors() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "perfkit.runs.janitor" in (p.info["cmdline"] or ())]
+    return [p for p in psutil.process_iter(["cmdline"]) if "perfkit.runs.targets" in (p.info["cmdline"] or ())]
 
 
 def test_a_run_that_is_killed_while_its_index_is_there_leaves_none(server: Hosted, tmp_path: Path) -> None:

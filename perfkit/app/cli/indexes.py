@@ -25,7 +25,7 @@ from perfkit.indexes.designs import ablation
 from perfkit.postgres import index_builds, sqltext
 from perfkit.postgres.index_sets import read_set, rollback_script, script
 from perfkit.runs import targets
-from perfkit.runs.janitor import Janitor
+from perfkit.runs.targets import Janitor
 
 if TYPE_CHECKING:
     from perfkit.postgres.index_builds import Applied, Dropped
