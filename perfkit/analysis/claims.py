@@ -6,19 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from perfkit.analysis.results import Analysis, Comparison, Estimates, Summary
 from perfkit.analysis.tables import Subject, per_arm
 from perfkit.base import units
-from perfkit.base.stats import MIN_SAMPLES, Interval, Ratio, error_bound
+from perfkit.base.judgement import Outcome, within
+from perfkit.base.stats import MIN_SAMPLES, Estimate, Interval, Ratio, error_bound
 from perfkit.config import Claim
 from perfkit.runs.records import Bundle, RunRecord
 from perfkit.show.html import Cell, Column, Paragraph, Section, Table, number, stacked
 
 ONCE, LOAD = "measured once", "measured under load"
-Outcome = Literal["held", "better", "not held", "open", "not measured"]
 Span = tuple[float, float]
+Good = Literal["", "low", "high"]  # the direction in which more than claimed is better
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +39,29 @@ class JudgedClaim:
     arm: str = ""  # measured on this arm
     scenario: str = ""
     why: str = ""  # why it was not measured
-    good: Literal["", "low", "high"] = ""  # the direction in which more than claimed is better
+    good: Good = ""
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the measured value lies within the claim; None if its interval does not settle that."""
+    def judgement(self) -> Outcome | None:
+        """Whether the value lies within the claim or beyond it on its good side; None if it was not measured."""
         if self.value is None:
             return None
-        low, high, (least, most) = *self._claimed, self._ends
-        if low <= least and most <= high:
-            return True
-        return False if most < low or least > high else None
+        low = -math.inf if self.low is None or self.good == "low" else self.low
+        high = math.inf if self.high is None or self.good == "high" else self.high
+        return within(Estimate(self.value, *(self.interval or (self.value, self.value))), low, high)
 
     @property
-    def outcome(self) -> Outcome:
-        """The outcome for a reader: a value beyond the claim on its good side is better, never open."""
-        if self.value is None:
-            return "not measured"
-        low, high, (least, most) = *self._claimed, self._ends
-        if (self.good == "low" and most < low) or (self.good == "high" and least > high):
-            return "better"
-        if (self.good == "low" and most <= high) or (self.good == "high" and least >= low):
-            return "held"
-        return {True: "held", False: "not held", None: "open"}[self.holds]  # type: ignore[return-value]
+    def outcome(self) -> str:
+        """The outcome for a reader: held, better, not held, open or not measured."""
+        if self.judgement is Outcome.HOLDS and self.value is not None:
+            least, most = self.interval or (self.value, self.value)
+            less = self.good == "low" and self.low is not None and most < self.low
+            if less or (self.good == "high" and self.high is not None and least > self.high):
+                return "better"
+        return _OUTCOMES[self.judgement]
 
-    @property
-    def _claimed(self) -> Span:
-        return (-math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
 
-    @property
-    def _ends(self) -> Span:
-        assert self.value is not None
-        return self.interval or (self.value, self.value)
+_OUTCOMES = {None: "not measured", Outcome.HOLDS: "held", Outcome.BROKEN: "not held", Outcome.UNPROVEN: "open"}
 
 
 # Claims judged by what a run measured.
@@ -103,8 +97,9 @@ def judged(run: RunRecord, analysis: Analysis, bundle: Bundle) -> list[JudgedCla
         return []
     before = next((arm for arm, role in roles.items() if role == "before"), "")
     judged_here = judge(claims, ClaimEvidence(run, analysis, bundle, before, after[0]))
-    of_lab = {raw["text"]: raw for raw in (run.lab.claims if run.lab else ())}
-    return [JudgedClaim(**_spans(of_lab[claim.text])) if claim.text in of_lab else claim for claim in judged_here]
+    of_lab = TypeAdapter(list[JudgedClaim]).validate_python(run.lab.claims if run.lab else [])
+    by_text = {claim.text: claim for claim in of_lab}
+    return [by_text.get(claim.text, claim) for claim in judged_here]
 
 
 def judge(claims: Iterable[Claim], measured: ClaimEvidence) -> list[JudgedClaim]:
@@ -119,11 +114,6 @@ def elsewhere(run: RunRecord) -> dict[str, int]:
     return {name: named.count(name) for name in dict.fromkeys(named) if name and name != current}
 
 
-def _spans(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a claim read from JSON with its interval as a pair, not a list."""
-    return {**raw, "interval": tuple(raw["interval"]) if raw["interval"] else None}
-
-
 def _judged(claim: Claim, measured: ClaimEvidence) -> JudgedClaim:
     measure = claim.measure
     measuring, unit, evidence, good = _MEASURES[measure]
@@ -132,21 +122,9 @@ def _judged(claim: Claim, measured: ClaimEvidence) -> JudgedClaim:
     if arm in measured.run.parameters.arms:
         found = measuring(claim, measured, arm)
     why, value, interval = (found, None, None) if isinstance(found, str) else ("", *found)
-    better: Any = "" if arm == measured.before else good  # a claim about the past holds or does not
-    return JudgedClaim(
-        claim.text,
-        claim.low,
-        claim.high,
-        unit,
-        evidence,
-        value,
-        interval,
-        measure,
-        arm,
-        claim.scenario or "",
-        why,
-        better,
-    )
+    better: Good = "" if arm == measured.before else good  # a claim about the past holds or does not
+    figures = (unit, evidence, value, interval, measure, arm, claim.scenario or "", why, better)
+    return JudgedClaim(claim.text, claim.low, claim.high, *figures)
 
 
 _Found = tuple[float, Span | None] | str  # a value and its interval, or why there is none
@@ -261,7 +239,7 @@ def _share(ratio: Ratio | None, arm: str, *, saved: bool = False) -> _Found:
 _Measure = Callable[[Claim, ClaimEvidence, str], _Found]
 
 #: By measure: its function, its unit, its class of evidence, and the direction that is better.
-_MEASURES: Mapping[str, tuple[_Measure, str, str, str]] = {
+_MEASURES: Mapping[str, tuple[_Measure, str, str, Good]] = {
     "index_kb": (_size, "kB", ONCE, "low"),
     "index_share": (_size, "share", ONCE, "low"),
     "table_mb": (_size, "MB", ONCE, "low"),
@@ -282,14 +260,7 @@ _MEASURES: Mapping[str, tuple[_Measure, str, str, str]] = {
 # Expected and measured as tables: p95 by load level and arm, and one row for each other claim.
 
 TITLE = "Expected and measured"
-_MARKS: dict[Outcome, tuple[str, str]] = {
-    "held": ("✓", "good"),
-    "better": ("✓", "good"),
-    "not held": ("✕", "bad"),
-    "open": ("?", "unsure"),
-    "not measured": (units.NONE, "quiet"),
-}
-_WORDS: dict[Outcome, str] = {
+_WORDS = {
     "held": "held",
     "better": "better than claimed",
     "not held": "not held",
@@ -339,7 +310,7 @@ def claims_table(found: Sequence[JudgedClaim], caption: str) -> Table:
 def expected(claim: JudgedClaim) -> str:
     """Return the claimed range with its unit."""
     factor, unit = (100, "%") if claim.unit == "share" else (1, claim.unit)
-    low, high = (None if end is None else f"{factor * end:.4g}" for end in (claim.low, claim.high))
+    low, high = (None if end is None else units.exact(factor * end) for end in (claim.low, claim.high))
     span = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
     return f"{span} {unit}"
 
@@ -355,8 +326,12 @@ def measured(claim: JudgedClaim) -> Cell:
 
 def held(claim: JudgedClaim) -> Cell:
     """Return the outcome as a mark and in words."""
-    mark, state = _MARKS[claim.outcome]
+    mark, state = _sign(claim)
     return Cell(f"{mark} {_WORDS[claim.outcome]}", "", state)
+
+
+def _sign(claim: JudgedClaim) -> tuple[str, str]:
+    return (claim.judgement.mark, claim.judgement.state) if claim.judgement else (units.NONE, "quiet")
 
 
 def _at_levels(found: Sequence[JudgedClaim]) -> dict[tuple[str, str], JudgedClaim]:
@@ -389,7 +364,7 @@ def _at(subject: Subject, claim: JudgedClaim | None, load: str, arm: str) -> Cel
         level = subject.analysis.level(arm, load)
         value, interval = units.estimate(level.p95 if level else None)
         return Cell(value, f"{interval} {units.unbroken('no claim')}".strip(), "quiet")
-    mark, state = _MARKS[claim.outcome]
+    mark, state = _sign(claim)
     claimed = units.unbroken(f"claimed {expected(claim).removesuffix(' ms')}")
     if claim.value is None:
         return Cell(units.NONE, f"{claim.why}; {claimed}", state)

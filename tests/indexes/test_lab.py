@@ -26,6 +26,7 @@ from perfkit.analysis.report import Run
 from perfkit.analysis.run_analysis import estimate
 from perfkit.app import api
 from perfkit.base.errors import BundleError, UsageError
+from perfkit.base.judgement import Outcome
 from perfkit.base.resources import CHECKOUT
 from perfkit.base.stats import Interval, Ratio
 from perfkit.config import Scenario
@@ -395,20 +396,24 @@ def level(**given_: Any) -> Scenario:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "value", "interval", "holds"),
+    ("low", "high", "value", "interval", "judgement"),
     [
-        (None, 10, 3, None, True),
-        (None, 10, 13, None, False),
-        (0.6, 0.7, 0.65, (0.62, 0.68), True),
-        (0.6, 0.7, 0.65, (0.5, 0.68), None),
-        (0.6, 0.7, 0.98, (0.97, 0.99), False),
+        (None, 10, 3, None, Outcome.HOLDS),
+        (None, 10, 13, None, Outcome.BROKEN),
+        (0.6, 0.7, 0.65, (0.62, 0.68), Outcome.HOLDS),
+        (0.6, 0.7, 0.65, (0.5, 0.68), Outcome.UNPROVEN),
+        (0.6, 0.7, 0.98, (0.97, 0.99), Outcome.BROKEN),
         (0.6, None, None, None, None),
     ],
 )
 def test_a_claim_holds_where_the_whole_interval_lies_within_it(
-    low: float | None, high: float | None, value: float | None, interval: tuple[float, float] | None, holds: bool | None
+    low: float | None,
+    high: float | None,
+    value: float | None,
+    interval: tuple[float, float] | None,
+    judgement: Outcome | None,
 ) -> None:
-    assert JudgedClaim("claimed", low, high, "share", "", value, interval).holds is holds
+    assert JudgedClaim("claimed", low, high, "share", "", value, interval).judgement is judgement
 
 
 TABLES = {
