@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
@@ -44,11 +44,11 @@ WHEN: Mapping[Outcome, str] = {
 """When each decision is made; the first that applies. docs/method.md quotes these texts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rule(Judgement):
     """One threshold judged on one arm; `scenario` is empty if the rule is about the whole arm."""
 
-    outcome: Outcome
+    outcome: Outcome = field(kw_only=True)
     arm: str
     scenario: str = ""
     item: str = ""  # the request or query, if a scenario sends several
@@ -190,15 +190,8 @@ def index_rule(arm: str, expected: Sequence[str], valid: Collection[str]) -> Rul
     text = f"all {total} indexes are valid." if expected else "no index to build."
     if missing:
         text = f"{len(missing)} of {total} indexes missing or invalid: {', '.join(missing)}."
-    return Rule(
-        name="indexes valid",
-        outcome=Outcome.BROKEN if missing else Outcome.HOLDS,
-        text=f"{arm}: {text}",
-        arm=arm,
-        value=float(total - len(missing)),
-        limit=float(total),
-        unit="indexes",
-    )
+    outcome, counts = Outcome.BROKEN if missing else Outcome.HOLDS, (float(total - len(missing)), None, float(total))
+    return Rule(arm, "", "", *counts, "indexes", name="indexes valid", outcome=outcome, text=f"{arm}: {text}")
 
 
 def comparison_rule(
@@ -218,18 +211,9 @@ def comparison_rule(
         text = f"cannot be compared: {why}."
         few = ratio is None or ratio.pairs < MIN_SAMPLES[50]
         needs = f"{MIN_SAMPLES[50]} complete blocks or more." if few else _CLIENT
-    return Rule(
-        name="not slower",
-        outcome=outcome,
-        text=f"{arm}, {scenario}: {metric} {text}",
-        needs=needs,
-        arm=arm,
-        scenario=scenario,
-        value=ratio.value if ratio else None,
-        bound=ratio.hi if ratio else None,
-        limit=1.0,
-        unit="ratio",
-    )
+    ends: tuple[float | None, float | None] = (ratio.value, ratio.hi) if ratio else (None, None)
+    text = f"{arm}, {scenario}: {metric} {text}"
+    return Rule(arm, scenario, "", *ends, 1.0, "ratio", name="not slower", outcome=outcome, text=text, needs=needs)
 
 
 def more_errors_rule(change: ErrorChange, item: str = "") -> Rule:
@@ -242,18 +226,8 @@ def more_errors_rule(change: ErrorChange, item: str = "") -> Rule:
     text = f"fails {'more' if more else 'less'} often than before, {numbers}."
     if not change.significant:
         text = f"the error rate differs {numbers}, which proves no increase."
-    return Rule(
-        name="not failing more",
-        outcome=Outcome.BROKEN if more else Outcome.HOLDS,
-        text=f"{_where(arm, scenario, item)}: {text}",
-        arm=arm,
-        scenario=scenario,
-        item=item,
-        value=difference.value,
-        bound=difference.hi,
-        limit=0.0,
-        unit="share",
-    )
+    rule = partial(Rule, arm, scenario, item, difference.value, difference.hi, 0.0, "share", name="not failing more")
+    return rule(outcome=Outcome.BROKEN if more else Outcome.HOLDS, text=f"{_where(arm, scenario, item)}: {text}")
 
 
 def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: int) -> Rule:
@@ -262,17 +236,9 @@ def capacity_rule(arm: str, scenario: str, least: float, rounds: int, unheld: in
     text = f"{exact(least)} requests per second or more held in {rounds - unheld} of {rounds} rounds."
     if rounds == 0:
         outcome, text = Outcome.UNPROVEN, "no round searched for a rate."
-    return Rule(
-        name="capacity",
-        outcome=outcome,
-        text=f"{arm}, {scenario}: {text}",
-        needs=f"{_AGAIN}, in which the rate holds in every round." if outcome is Outcome.UNPROVEN else "",
-        arm=arm,
-        scenario=scenario,
-        value=float(rounds - unheld),
-        limit=float(rounds),
-        unit="rounds",
-    )
+    rule = partial(Rule, arm, scenario, "", float(rounds - unheld), None, float(rounds), "rounds", name="capacity")
+    needs = f"{_AGAIN}, in which the rate holds in every round." if outcome is Outcome.UNPROVEN else ""
+    return rule(outcome=outcome, text=f"{arm}, {scenario}: {text}", needs=needs)
 
 
 def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
@@ -286,16 +252,9 @@ def agreement_rule(arm: str, again: int, drifted: Sequence[str]) -> Rule:
     if again == 0:
         text = "before was not measured again at the end."
     open_ = bool(drifted) or again == 0
-    return Rule(
-        name="befores agree",
-        outcome=Outcome.UNPROVEN if open_ else Outcome.HOLDS,
-        text=f"{arm}: {text}",
-        needs=f"{_AGAIN} while nothing else changes the target." if open_ else "",
-        arm=arm,
-        value=float(len(drifted)),
-        limit=0.0,
-        unit="differences",
-    )
+    rule = partial(Rule, arm, "", "", float(len(drifted)), None, 0.0, "differences", name="befores agree")
+    needs = f"{_AGAIN} while nothing else changes the target." if open_ else ""
+    return rule(outcome=Outcome.UNPROVEN if open_ else Outcome.HOLDS, text=f"{arm}: {text}", needs=needs)
 
 
 def decide(rules: Iterable[Rule], after_arms: Collection[str], *, compared: bool = True) -> Decision:

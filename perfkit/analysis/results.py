@@ -378,10 +378,7 @@ def _error_changes(before: str, after: str, pairs: Mapping[Key, tuple[SampleCell
 
 
 def _throughputs(
-    before: str,
-    after: str,
-    pairs: Mapping[Key, tuple[SampleCell, SampleCell]],
-    scenarios: Mapping[str, ScenarioRecord],
+    before: str, after: str, pairs: Mapping[Key, tuple[SampleCell, SampleCell]], scenarios: Mapping[str, ScenarioRecord]
 ) -> Iterator[ThroughputChange]:
     """Yield the changes to show: not for a search, and not for a fixed rate that was reached."""
     for key, (one, other) in pairs.items():

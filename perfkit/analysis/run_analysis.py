@@ -22,16 +22,7 @@ import numpy as np
 from perfkit.analysis import policy
 from perfkit.analysis.caveats import caveats
 from perfkit.analysis.policy import BENEFIT, Rule, gaps_of, rules_of
-from perfkit.analysis.results import (
-    Analysis,
-    Changes,
-    Comparison,
-    ErrorGroup,
-    Estimates,
-    PlanUse,
-    Summary,
-    headline,
-)
+from perfkit.analysis.results import Analysis, Changes, Comparison, ErrorGroup, Estimates, PlanUse, Summary, headline
 from perfkit.base import judgement, stats
 from perfkit.base.bundle import reading
 from perfkit.base.errors import BundleError

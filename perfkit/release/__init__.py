@@ -1,4 +1,4 @@
 """Go or no-go, decision record, rollback."""
 
 # Modules that other rooms may import.
-__all__ = ["decision", "gate", "rehearsal", "report", "rollback"]
+__all__ = ["decision", "gate", "live", "report", "rollback"]

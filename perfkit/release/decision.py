@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -35,14 +35,14 @@ from perfkit.base.judgement import Judgement, Outcome
 from perfkit.config import Question
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class GateItem(Judgement):
     """One item of a decision; `go_if` and `no_go_if` are its conditions in words (an empty one never applies)."""
 
-    outcome: Outcome
+    outcome: Outcome = field(kw_only=True)
     group: str
     go_if: str
-    no_go_if: str = ""
+    no_go_if: str
     value: str
     limit: str
     evidence: str

@@ -95,11 +95,7 @@ class WatchState:
 
 
 def judge(
-    run: RunRecord,
-    analysis: Analysis,
-    arms: Sequence[str],
-    answers: Sequence[RecordedAnswer],
-    watch: WatchState | None,
+    run: RunRecord, analysis: Analysis, arms: Sequence[str], answers: Sequence[RecordedAnswer], watch: WatchState | None
 ) -> DecisionRecord:
     """Judge the arms to be shipped, now, by a run, the answers that count, and a watch."""
     items = (
@@ -147,17 +143,11 @@ def _complete(run: RunRecord, arms: Sequence[str]) -> GateItem:
     if not arms:
         problems.append("The run has no arm to be shipped, so nothing was judged.")
     shipped = f" To be shipped: {', '.join(arms)}." if arms else ""
-    return GateItem(
-        group="the run",
-        name="Run complete",
-        go_if="every block and load level was measured",
-        value=f"{done} of {planned} blocks",
-        limit=f"{planned} blocks",
-        evidence=RECORDED,
-        outcome=Outcome.UNPROVEN if problems else Outcome.HOLDS,
-        text=" ".join(problems) or f"The run is complete: {done} of {planned} blocks, every load level.{shipped}",
-        needs="a complete run: perfkit report, with nothing left out." if problems else "",
-    )
+    text = " ".join(problems) or f"The run is complete: {done} of {planned} blocks, every load level.{shipped}"
+    outcome = Outcome.UNPROVEN if problems else Outcome.HOLDS
+    needs = "a complete run: perfkit report, with nothing left out." if problems else ""
+    words = ("every block and load level was measured", "", f"{done} of {planned} blocks", f"{planned} blocks")
+    return GateItem("the run", *words, RECORDED, name="Run complete", outcome=outcome, text=text, needs=needs)
 
 
 def _checks(run: RunRecord, arms: Sequence[str]) -> Iterator[GateItem]:
@@ -172,18 +162,9 @@ def _checks(run: RunRecord, arms: Sequence[str]) -> Iterator[GateItem]:
         text = f"{group} checks: {value} passed."
         text += f" Failed: {some(failed, 5)}." if failed else f" Not run on {', '.join(missing)}." if missing else ""
         most = max((len(checks) for checks in by_arm.values()), default=0)
-        yield GateItem(
-            group="functional checks",
-            name=f"{group} checks",
-            go_if=f"all {most} pass",
-            no_go_if="one fails",
-            value=value,
-            limit=f"{most} of {most}",
-            evidence=ONCE,
-            outcome=outcome,
-            text=text,
-            needs="a run of the checks on that arm." if outcome is Outcome.UNPROVEN else "",
-        )
+        needs = "a run of the checks on that arm." if outcome is Outcome.UNPROVEN else ""
+        words = ("functional checks", f"all {most} pass", "one fails", value, f"{most} of {most}", ONCE)
+        yield GateItem(*words, name=f"{group} checks", outcome=outcome, text=text, needs=needs)
 
 
 def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateItem:
@@ -209,19 +190,12 @@ def _database(run: RunRecord, analysis: Analysis, arms: Sequence[str]) -> GateIt
     grave = damaged or ended or missing or (trouble and many)
     outcome = Outcome.BROKEN if grave else Outcome.UNPROVEN if trouble else Outcome.HOLDS
     captured = f"{len(expected) - len(missing)} of {len(expected)} plans captured" if expected else "no plan to capture"
-    errors = trouble.total()
-    return GateItem(
-        group="database",
-        name="Database trouble",
-        go_if="the server reported no trouble of its own",
-        no_go_if="server errors ended the run, damaged something, or broke the limit of errors",
-        value=f"{errors} server error{'' if errors == 1 else 's'}, {captured}",
-        limit="0",
-        evidence=LOAD,
-        outcome=outcome,
-        text=" ".join(sentences) or f"The server reported no trouble of its own; {captured}.",
-        needs="another run without the error, if it was an accident." if outcome is Outcome.UNPROVEN else "",
-    )
+    text = " ".join(sentences) or f"The server reported no trouble of its own; {captured}."
+    needs = "another run without the error, if it was an accident." if outcome is Outcome.UNPROVEN else ""
+    no_go_if = "server errors ended the run, damaged something, or broke the limit of errors"
+    value = f"{trouble.total()} server error{'' if trouble.total() == 1 else 's'}, {captured}"
+    words = ("database", "the server reported no trouble of its own", no_go_if, value, "0", LOAD)
+    return GateItem(*words, name="Database trouble", outcome=outcome, text=text, needs=needs)
 
 
 # The rules of the arms in groups: every group is one item.
@@ -364,18 +338,9 @@ def _grouped(form: _Form, rules: Sequence[Rule], analysis: Analysis) -> GateItem
         slowest = top.text if (top := _top(rules)) else ""
         text = form.held.format(name=rules[0].name, rules=len(rules), value=value, slowest=slowest)
     needs = "; ".join(dict.fromkeys(rule.needs.rstrip(".") for rule in deciding[:SHOWN] if rule.needs))
-    return GateItem(
-        group=form.group,
-        name=form.name,
-        go_if=form.go_if.format(limit=limit),
-        no_go_if=form.no_go_if.format(limit=limit),
-        value=value,
-        limit=form.limit.format(limit=limit),
-        evidence=form.evidence,
-        outcome=outcome,
-        text=text,
-        needs=f"{needs}." if needs else "",
-    )
+    go_if, no_go_if, limits = (words.format(limit=limit) for words in (form.go_if, form.no_go_if, form.limit))
+    words = (form.group, go_if, no_go_if, value, limits, form.evidence)
+    return GateItem(*words, name=form.name, outcome=outcome, text=text, needs=f"{needs}." if needs else "")
 
 
 # Items from people and from a watch.
@@ -385,35 +350,21 @@ def _monitoring(required: bool, watch: WatchState | None) -> Iterator[GateItem]:
     """Judge monitoring: a GO needs it, but its lack forbids nothing and leaves the decision open."""
     if watch or required:
         alive = watch is not None and watch.alive
-        yield GateItem(
-            group="monitoring",
-            name="Monitoring",
-            go_if="a watch is running and answers",
-            value=watch.age if watch else "not named",
-            limit=f"{MISSED} intervals",
-            evidence=CHECKED_NOW,
-            outcome=Outcome.HOLDS if alive else Outcome.UNPROVEN,
-            text=watch.text if watch else "Monitoring was not checked.",
-            needs="" if alive else "a running watch; pass its folder with --watch FOLDER.",
-        )
+        outcome = Outcome.HOLDS if alive else Outcome.UNPROVEN
+        value, text = (watch.age, watch.text) if watch else ("not named", "Monitoring was not checked.")
+        needs = "" if alive else "a running watch; pass its folder with --watch FOLDER."
+        words = ("monitoring", "a watch is running and answers", "", value, f"{MISSED} intervals", CHECKED_NOW)
+        yield GateItem(*words, name="Monitoring", outcome=outcome, text=text, needs=needs)
 
 
 def _answered(answer: RecordedAnswer) -> GateItem:
     outcome = {"yes": Outcome.HOLDS, "no": Outcome.BROKEN}.get(answer.answer, Outcome.UNPROVEN)
     source = f", answered by {answer.by}" if answer.by else ""
     source += f", on {readable_time(answer.on)}" if answer.on else ""
-    return GateItem(
-        group="people",
-        name=visible(answer.question),
-        go_if="yes",
-        no_go_if="no",
-        value=answer.answer or "not answered",
-        limit="yes",
-        evidence=SAID,
-        outcome=outcome,
-        text=f"{answer.question}: {answer.answer or 'not answered'}{source}.",
-        needs=f'--answer "{answer.question}=yes" (or no) --by NAME.' if outcome is Outcome.UNPROVEN else "",
-    )
+    value = answer.answer or "not answered"
+    needs = f'--answer "{answer.question}=yes" (or no) --by NAME.' if outcome is Outcome.UNPROVEN else ""
+    text, name = f"{answer.question}: {value}{source}.", visible(answer.question)
+    return GateItem("people", "yes", "no", value, "yes", SAID, name=name, outcome=outcome, text=text, needs=needs)
 
 
 # Whether a watch is alive: its last interval is recent, and its metrics endpoint answers if there is one.

@@ -16,15 +16,7 @@ from perfkit.base.judgement import Outcome
 from perfkit.base.units import NONE, unbroken
 from perfkit.config import PlanStep, Risk
 from perfkit.release import decision
-from perfkit.release.decision import (
-    SHORT,
-    DecisionRecord,
-    GateItem,
-    RecordedAnswer,
-    Seal,
-    locked,
-    readable_time,
-)
+from perfkit.release.decision import SHORT, DecisionRecord, GateItem, RecordedAnswer, Seal, locked, readable_time
 from perfkit.release.gate import CHECKED_NOW, LOAD
 from perfkit.release.rollback import FILE, Rollback, RollbackItem
 from perfkit.runs.records import Bundle

@@ -25,7 +25,6 @@ from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_builds import Dropped
 from perfkit.postgres.index_sets import IndexStatement, IndexStatus, read_set
-from perfkit.release.rehearsal import round_trip
 from perfkit.release.report import RolledBack
 from perfkit.release.report import rollback as shown
 from perfkit.release.rollback import (
@@ -36,6 +35,7 @@ from perfkit.release.rollback import (
     index_items,
     latency_item,
     plan_item,
+    round_trip,
     size_items,
 )
 from perfkit.runs.records import Bundle
