@@ -307,17 +307,17 @@ class RunPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: response time in ms (logarithmic), and share of requests from 0 to 1.
 
-        Raises:
+        Raises
         ------
         UsageError
             If the run has no requests of this load level.
 
-        Examples:
+        Examples
         --------
         >>> ax = run.plot.ecdf("burst")
         >>> ax.get_xlabel()
@@ -335,17 +335,17 @@ class RunPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: position of the round, and its median response time in ms (logarithmic).
 
-        Raises:
+        Raises
         ------
         UsageError
             If the run has no answered requests of this load level.
 
-        Examples:
+        Examples
         --------
         >>> len(run.plot.rounds().get_lines()) == len(run.subject.arms)
         True
@@ -362,17 +362,17 @@ class RunPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: response time in ms (logarithmic), and load levels from top to bottom.
 
-        Raises:
+        Raises
         ------
         UsageError
             If the metric is another one, or no load level has enough samples for it.
 
-        Examples:
+        Examples
         --------
         >>> [tick.get_text() for tick in run.plot.levels("p50").get_yticklabels()][0]
         'single'
@@ -391,18 +391,18 @@ class RunPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: seconds since the round began, or requests in their order, and response time in ms
             (logarithmic).
 
-        Raises:
+        Raises
         ------
         UsageError
             If the run has no requests of this load level and arm.
 
-        Examples:
+        Examples
         --------
         >>> run.plot.latency("burst", "before").get_yscale()
         'log'

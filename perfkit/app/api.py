@@ -60,7 +60,22 @@ def connect(spec: ConnectSpec) -> Session:
     """Open a database to explain statements in: `connect("service=staging", confirm=...).explain("SELECT ...")`.
 
     Without `db`, perfkit starts a server and generates the data of a configuration (by default, the booking system's)
-    with the indexes of its `arm`. Raises PerfkitError as `run` does.
+    with the indexes of its `arm`.
+
+    Returns
+    -------
+    Session
+        The open database; a context manager. Close it to stop a server that perfkit started.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> with perfkit.connect(scale="seed") as database:  # doctest: +SKIP
+    ...     database.slow()[1].explain().frame
     """
     if spec.db:
         return sessions.connect(spec)
@@ -73,7 +88,17 @@ def slow(spec: SlowSpec) -> SlowTable:
     """List the slow statements of a database's server: `slow(db="service=staging", confirm=...)[1].explain()`.
 
     For `source` and `seconds` see `Session.slow`. Without `db`, `source` is a log file, whose statements can only be
-    shown. `perfkit.connect(...).slow()` does the same in a session that you keep. Raises PerfkitError.
+    shown. `perfkit.connect(...).slow()` does the same in a session that you keep.
+
+    Returns
+    -------
+    SlowTable
+        The statements, the largest total time first; `frame` is their DataFrame.
+
+    Raises
+    ------
+    PerfkitError
+        If the database or the file cannot be read.
     """
     if not spec.db:
         return in_file(spec.source)
@@ -89,7 +114,22 @@ def slow(spec: SlowSpec) -> SlowTable:
 def demo(spec: DemoSpec) -> Session:
     """Open the booking system's data, without its indexes, after a clinic has worked on it: `demo().slow()`.
 
-    The server's log has the clinic's statements. Raises PerfkitError as `run` does.
+    The server's log has the clinic's statements.
+
+    Returns
+    -------
+    Session
+        The open database.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> perfkit.demo(seconds=2).slow().frame.total_ms.sum()  # doctest: +SKIP
+    412.7
     """
     with progress() as say:
         session = sessions.open_generated(ConnectSpec(scale=spec.scale, arm="before"), say)
@@ -106,7 +146,28 @@ def demo(spec: DemoSpec) -> Session:
 def plans(text: Text) -> list[Explained]:
     """Read plans with their findings from JSON, psql's output, auto_explain's log, or a file with one of these.
 
-    Raises PlanError for a text without a plan, UsageError for a file that cannot be read.
+    Parameters
+    ----------
+    text : str or pathlib.Path
+        The text with plans, or a file with it.
+
+    Returns
+    -------
+    list of Explained
+        The plans; `frame` of each has a row per step.
+
+    Raises
+    ------
+    PlanError
+        If the text has no plan.
+    UsageError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> (plan,) = perfkit.plans('[{"Plan": {"Node Type": "Seq Scan", "Relation Name": "visits", "Plan Rows": 9}}]')
+    >>> plan.frame.table.tolist()
+    ['visits']
     """
     if isinstance(text, Path):
         try:
@@ -122,7 +183,23 @@ def ablate(spec: AblateSpec) -> IndexLab:
 
     `indexes` is SQL or a file; by default, the set of the first arm that has one. With `db`, the workload is `query` on
     a database of yours, as for `compare`. `advised` is another set to compare, or "auto": the set that perfkit advises.
-    Without `reads`, only the cost of the indexes is measured. Raises PerfkitError as `run` does.
+    Without `reads`, only the cost of the indexes is measured.
+
+    Returns
+    -------
+    IndexLab
+        The lab; `indexes.frame` has a row per index, `plot.gain_cost()` draws them.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> lab = perfkit.ablate(bundle=lab_folder)
+    >>> sorted(lab.indexes.frame.verdict)
+    ['keep', 'keep', 'remove']
     """
     if spec.bundle:
         return IndexLab(Path(spec.bundle))
@@ -160,7 +237,22 @@ def advise(spec: AdviseSpec) -> Advice:
 
     The workload is that of a configuration on generated data; or, with `db`, the `query` on a database of yours. There,
     candidates are tried with HypoPG or judged by the plans alone; with a `way`, they are built and rolled back in a
-    private copy. Raises PerfkitError.
+    private copy.
+
+    Returns
+    -------
+    Advice
+        The indexes to create, and the queries that get none with the reason.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> print(perfkit.advise(scale="seed").sql)  # doctest: +SKIP
+    -- Indexes advised for ...
     """
     with progress() as say, tempfile.TemporaryDirectory() as folder:
         config = spec.config
@@ -182,8 +274,24 @@ def rollback(spec: DropSpec) -> RolledBack:
     A rehearsal runs on a server that perfkit starts: it builds and drops the indexes of a file, or of the
     configuration, and compares the result with a system that never had them. With `db`, perfkit drops the file's
     indexes CONCURRENTLY there, compares the plans of `query` (or of the queries of the run `against`) before and after,
-    and sends the queries that only read for `rounds` of 5 s. Raises PerfkitError as `run` does; Interrupted says which
-    indexes are dropped and which remain.
+    and sends the queries that only read for `rounds` of 5 s.
+
+    Returns
+    -------
+    RolledBack
+        Whether everything is as before, item by item.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+    Interrupted
+        With the indexes that are dropped and those that remain.
+
+    Examples
+    --------
+    >>> perfkit.rollback(scale="seed").found.word  # doctest: +SKIP
+    'as before'
     """
     with progress() as say:
         if spec.db:
@@ -220,7 +328,23 @@ def decide(spec: GateSpec) -> GoNoGo:
 
     The decision rests on the run's rules for `arm` (by default, for every `after` arm), its checks and its database,
     on the folder of a `watch`, and on `answers` ("Team ready for launch=yes") given `by` a person, which the run's
-    folder keeps. `junit` and `json` name files that also get the decision. Raises PerfkitError.
+    folder keeps. `junit` and `json` name files that also get the decision.
+
+    Returns
+    -------
+    GoNoGo
+        The decision with its items; `items.frame` has a row per item.
+
+    Raises
+    ------
+    PerfkitError
+        If the folder has no finished run of several arms, or an answer fits no question.
+
+    Examples
+    --------
+    >>> decision = perfkit.decide(run_folder, answers="Team ready for launch=yes", by="Ops")
+    >>> decision.items.frame.result.value_counts().to_dict()
+    {'holds': 10, 'unproven': 2}
     """
     if bool(spec.run) == bool(spec.bundle):
         raise UsageError("expected either run, the folder to decide on, or bundle, the folder of a decision to show")
@@ -236,7 +360,21 @@ def watch(spec: LiveSpec) -> WatchSummary:
 
     The configuration names the service and the database, which need not answer yet; otherwise perfkit starts both, on
     data of a `scale`. An empty value or 0 means the configuration's own. `metrics` serves Prometheus at a `PORT` of
-    this machine (0: a free one) or at `ADDRESS:PORT`. Raises PerfkitError as `run` does.
+    this machine (0: a free one) or at `ADDRESS:PORT`.
+
+    Returns
+    -------
+    WatchSummary
+        How the watch ended; `frame` has a row per interval and request, `plot.latency()` draws them.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> perfkit.watch("30s", scale="seed").plot.latency()  # doctest: +SKIP
     """
     settings = loaded(spec.config)
     try:
@@ -268,7 +406,22 @@ def review(spec: ReviewSpec) -> Review:
 
     `values` holds, by name, values of rows that nothing measures, reported `by` a person. `against` is a run from
     before the release, `arm` the shipped arm. The period is `since` to `until` (ISO 8601, UTC), or the `last` "24h".
-    Raises PerfkitError.
+
+    Returns
+    -------
+    Review
+        The targets with their actual values; `table.frame` has a row per target.
+
+    Raises
+    ------
+    PerfkitError
+        If the folder is not that of a watch, or an option is wrong.
+
+    Examples
+    --------
+    >>> review = perfkit.review(watch_folder)
+    >>> review.table.frame.status.value_counts().to_dict()
+    {'unproven': 6, 'met': 3}
     """
     from perfkit.monitor.review_report import open_review  # late: matplotlib, which it imports, takes 0.5 s
 
@@ -283,19 +436,5 @@ def review(spec: ReviewSpec) -> Review:
     return open_review(Path(spec.folder), values=values, **options)
 
 
-__all__ = [
-    "ablate",
-    "advise",
-    "compare",
-    "connect",
-    "decide",
-    "demo",
-    "measure",
-    "new_folder",
-    "plans",
-    "review",
-    "rollback",
-    "run",
-    "slow",
-    "watch",
-]
+__all__ = ["ablate", "advise", "compare", "connect", "decide", "demo", "measure",
+           "new_folder", "plans", "review", "rollback", "run", "slow", "watch"]  # fmt: skip

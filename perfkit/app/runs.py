@@ -109,8 +109,25 @@ def run(spec: ReportSpec) -> Run:
     The run keeps the summary of an index `lab`. `confirm` names the targets that perfkit did not start and may use
     (`host:port/database`, `https://host:port`), `production` those whose name suggests production.
 
-    Raises PerfkitError: UsageError for a parameter, TargetRefused for a target that nobody confirmed, Interrupted if
-    the user stopped the run.
+    Returns
+    -------
+    Run
+        The analysed run; `levels.frame`, `samples` and `plot` are for pandas and matplotlib.
+
+    Raises
+    ------
+    UsageError
+        If a parameter is wrong.
+    TargetRefused
+        If nobody confirmed a target.
+    Interrupted
+        If the user stopped the run; the bundle keeps what was measured.
+
+    Examples
+    --------
+    >>> run = perfkit.run(bundle=run_folder)
+    >>> run.levels.frame.query("scenario == 'burst'")[["arm", "p50_ms"]].round(1).values.tolist()[0]
+    ['before', 337.2]
     """
     if spec.bundle:
         return _with_lab(opened(Path(spec.bundle)), spec.lab)
@@ -129,7 +146,20 @@ def compare(spec: CompareSpec) -> Run:
     server that perfkit starts; `clone` measures beside the database, `in-place` in it. A GO needs a benefit; with
     `need="none"`, for a setting that changes for another reason, nothing may get worse.
 
-    Raises PerfkitError as `run` does.
+    Returns
+    -------
+    Run
+        The analysed run.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> run = perfkit.compare("service=staging", "orders.sql", "CREATE INDEX ON orders (day)")  # doctest: +SKIP
+    >>> run.plot.ecdf()  # doctest: +SKIP
     """
     values = {"query": texts(spec.query), "index": texts(spec.index), "settings": pairs(spec.settings, "--set")}
     comparison = narrowed(ComparisonSpec, spec, **values)
@@ -147,7 +177,22 @@ def measure(spec: MeasureSpec) -> LoadRun:
     The default arm is the last `after` arm, which would be deployed. `blocks`, at least 1, overrides the profile.
     `p95_ms` above 0 and `error_rate` from 0 replace the configuration's thresholds. With `db`, the load is `query` on
     a database of yours, as for `compare`: on one connection and on `users` connections; or, with a `rate`, that number
-    of requests per second for `seconds`, at most `users` in flight. Raises PerfkitError as `run` does.
+    of requests per second for `seconds`, at most `users` in flight.
+
+    Returns
+    -------
+    LoadRun
+        The analysed run of one arm.
+
+    Raises
+    ------
+    PerfkitError
+        As `run` does.
+
+    Examples
+    --------
+    >>> perfkit.measure("quick", scale="seed").levels.frame.p95_ms.max()  # doctest: +SKIP
+    14.2
     """
     if spec.bundle:
         return LoadRun(Bundle.open(Path(spec.bundle)))

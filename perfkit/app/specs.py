@@ -32,6 +32,7 @@ CONFIG_OF_DATA = Option("Without --db: a perfkit.toml; default: the booking syst
 CONNECT_RTTS = Option("Round trips that a new connection takes (TLS, SCRAM).", usual=6)
 DB = Option(f"Database: {DATABASE}", "CONNINFO")
 GENERIC = Option("Show the generic plan, which holds for any values of $1.")
+INDEX_SET = ("CREATE INDEX statements; default: a set of the configuration.", "[SET.sql]")
 PARAMETERS = Option("With --db: values for %(name)s, from a SELECT (.sql) or rows (.csv).", "FILE")
 POSTGRES = Option("Embedded PostgreSQL: 18 (default) or 16.")
 PROFILE = Option("Profile: quick (6 blocks), standard or thorough.")
@@ -69,7 +70,10 @@ class AdmissionSpec(Spec):
     production: Names = option(
         (), "Allow this database even though its name suggests production. Repeatable.", "HOST:PORT/DB"
     )
-    ask: Ask | None = None
+    ask: Ask | None = field(
+        default=None,
+        metadata={"help": "Called with a question for the user; returns the answer. Default: perfkit does not ask."},
+    )
 
     @property
     def permission(self) -> Permission:
@@ -207,7 +211,9 @@ class MeasureSpec(AdmissionSpec):
 class CostSpec(AdmissionSpec):
     """Options of `perfkit indexes cost`, which an ablation takes too."""
 
-    indexes: Text = option("", Option(metavar="[SET.sql]", argument=True))
+    indexes: Text = option(
+        "", Option("CREATE INDEX statements; default: the first set of the configuration.", "[SET.sql]", argument=True)
+    )
     config: Text = option("", WORKLOAD)
     profile: str = field(
         default="standard", kw_only=False, metadata=about("Number of blocks: quick, standard or thorough.")
@@ -236,7 +242,7 @@ class AblateSpec(CostSpec):
     budget_mb: float = option(0.0, "Size limit in MB for all kept indexes together; default: no limit.")
     advised: Text = option("", "Another index set to compare; auto: perfkit advises one.", "SQL|FILE")
     bundle: Text = option("", BUNDLE)
-    reads: bool = True  # False measures only the cost of the indexes
+    reads: bool = field(default=True, metadata={"help": "Measure the queries too, not only what the indexes cost."})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +269,11 @@ class AdviseSpec(AdmissionSpec):
 class DropSpec(AdmissionSpec):
     """Options of `perfkit rollback` and `perfkit.rollback`."""
 
-    indexes: Text = field(default="", kw_only=False, metadata=about(metavar="[SET.sql]", argument=True))
+    indexes: Text = field(
+        default="",
+        kw_only=False,
+        metadata=about("CREATE INDEX statements; default: those of the configuration.", "[SET.sql]", argument=True),
+    )
     config: Text = option("", CONFIG)
     scale: str = option("", SCALE)
     profile: str = option("quick", "Profile: quick (6 blocks), standard (12) or thorough (24).")
@@ -282,14 +292,16 @@ class DropSpec(AdmissionSpec):
 class GateSpec(Spec):
     """Options of `perfkit gate` and `perfkit.decide`."""
 
-    run: Text = field(default="", kw_only=False, metadata=about(argument=True, required=True))
+    run: Text = field(
+        default="", kw_only=False, metadata=about("Folder of the run to decide on.", argument=True, required=True)
+    )
     arm: str = field(default="", kw_only=False, metadata=about("Decide on this arm only."))
     watch: Text = option("", "Include a watch, which must be running.", "FOLDER")
     answers: Names = option((), "Answer of a person. Repeatable.", "QUESTION=yes|no", "answer")
     by: str = option("", "Person who answers.", "NAME")
     junit: Text = option("", "Also write the items as JUnit XML.", "FILE")
     json: Text = option("", "Also write the decision as JSON.", "FILE")
-    bundle: Text = ""  # folder of a decision to show; a notebook gives it
+    bundle: Text = field(default="", metadata={"help": "Folder of a decision to show; nothing is decided."})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,14 +330,14 @@ class LiveSpec(AdmissionSpec):
     )
     notify: str = option("", "Command to run for every alert; reads it as JSON on stdin.", "COMMAND")
     quiet: bool = option(False, "Print only how the watch ended.")
-    reports: Text = ""
+    reports: Text = field(default="", metadata={"help": "Folder in which the watch gets its own folder."})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewSpec(Spec):
     """Options of `perfkit review` and `perfkit.review`."""
 
-    folder: Path | str = field(kw_only=False, metadata=about(argument=True))
+    folder: Path | str = field(kw_only=False, metadata=about("Folder of the watch.", argument=True))
     against: Text = option("", "Run from before the release, shown beside the watch.", "RUN")
     arm: str = option("", "Arm of that run that was shipped; default: the last `after` arm.")
     values: Mapping[str, float] | Names = option(

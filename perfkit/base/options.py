@@ -7,12 +7,14 @@ of a command.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from inspect import cleandoc, signature
 from pathlib import Path
 from shlex import join
+from textwrap import wrap
 from typing import Any, ClassVar, ParamSpec, Protocol, TypeVar, cast, overload
 
 from perfkit.base.errors import UsageError
@@ -172,6 +174,22 @@ class Call(Protocol[_Given, _P, _Result]):
     def __call__(self, *args: _P.args, **options: _P.kwargs) -> _Result: ...
 
 
+def documented(text: str, spec: type[Spec]) -> str:
+    """Return a docstring with the section "Parameters", in numpy's style: each field with type, default and help."""
+    lines = ["Parameters", "----------"]
+    for each in sorted(fields(spec), key=lambda each: each.kw_only is True):
+        about = each.metadata.get("option", Option(each.metadata.get("help", "")))
+        kind = " | ".join(_WORDS.get(name, name) for name in str(each.type).split(" | "))
+        kind = f"{{{', '.join(map(repr, about.choices))}}}" if about.choices else kind
+        lines.append(f"{each.name} : {kind}" + ("" if each.default is MISSING else f", default {each.default!r}"))
+        meaning = f"With False: {about.help}" if each.default is True and "option" in each.metadata else about.help
+        words = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), meaning)
+        words = words.replace(" Repeatable.", "").replace("%(default)s", str(each.default))
+        lines += wrap(words, 110, initial_indent="    ", subsequent_indent="    ")
+    head, heading, rest = cleandoc(text).partition("\nReturns\n")
+    return "\n".join([head.rstrip(), "", *lines, heading.rstrip("\n"), rest]).rstrip() + "\n"
+
+
 def takes(spec: Callable[_P, _S]) -> Callable[[Callable[[_S], _R]], Call[_S, _P, _R]]:
     """Let a call take the fields of its spec as keywords."""
 
@@ -181,21 +199,9 @@ def takes(spec: Callable[_P, _S]) -> Callable[[Callable[[_S], _R]], Call[_S, _P,
             made = len(args) == 1 and not options and isinstance(args[0], cast(type, spec))
             return function(args[0] if made else spec(*args, **options))
 
+        call.__doc__ = documented(function.__doc__ or "", cast("type[Spec]", spec))
         returned = signature(function).return_annotation
-        call.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\n{_documented(cast('type[Spec]', spec))}"
         call.__signature__ = signature(spec).replace(return_annotation=returned)  # type: ignore[attr-defined]
         return cast("Call[_S, _P, _R]", call)
 
     return decorate
-
-
-def _documented(spec: type[Spec]) -> str:
-    """Return the section of a docstring on a call's parameters, numpy-style."""
-    options, lines = listed(spec), ["Parameters", "----------"]
-    for each in sorted(fields(spec), key=lambda each: bool(each.kw_only)):
-        default = "" if each.default is MISSING else f", default {each.default!r}"
-        lines.append(f"{each.name} : {each.type}{default}")
-        if each.name in options:
-            meaning = options[each.name][1].help.removesuffix(" Repeatable.")
-            lines.append(f"    {'With False: ' if each.default is True else ''}{meaning}")
-    return "\n".join(lines)

@@ -211,13 +211,13 @@ class PlanView(View):
     def frame(self) -> DataFrame:
         """One row per step: times in ms and pages of 8 kB of the step alone, rows of all its executions.
 
-        Returns:
+        Returns
         -------
         pandas.DataFrame
             step, level (0 for the root), name, table, index, own_ms, own_share (of the execution time), own_pages,
             rows_expected, rows and loops. A figure that was not measured is NaN.
 
-        Examples:
+        Examples
         --------
         >>> import perfkit
         >>> (plan,) = perfkit.plans('[{"Plan": {"Node Type": "Seq Scan", "Relation Name": "visits", "Plan Rows": 9}}]')

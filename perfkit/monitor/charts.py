@@ -345,12 +345,12 @@ class WatchPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: response time in ms (logarithmic), from when each probe was due.
 
-        Examples:
+        Examples
         --------
         >>> ax = watch.plot.latency(50)
         >>> ax.get_ylabel()
@@ -367,12 +367,12 @@ class WatchPlots:
         ax : matplotlib.axes.Axes, optional
             Axes to draw into; by default, those of a new figure.
 
-        Returns:
+        Returns
         -------
         matplotlib.axes.Axes
             The axes: error rate from 0 to 100 %.
 
-        Examples:
+        Examples
         --------
         >>> watch.plot.error_rate().get_ylabel()
         'error rate, %'

@@ -259,14 +259,14 @@ def figures_frame(ticks: Iterable[Tick], about: About) -> DataFrame:
     about : About
         The description of the watch.
 
-    Returns:
+    Returns
     -------
     pandas.DataFrame
         `ended` (UTC) and `t_s` (seconds since the watch began) of the interval's end, its length in `seconds`, `item`
         and `kind` of what was sent, the number of probes `sent`, `failed` and `pending`, and `p50_ms`, `p95_ms` and
         `max_ms` of the response times in ms, from however few samples; NaN without an answer.
 
-    Examples:
+    Examples
     --------
     >>> frame = watch.frame
     >>> int(frame["sent"].sum()), int(frame["failed"].sum())

@@ -317,7 +317,7 @@ class Cell:
 
 def marked(state: str, word: str, note: str = "") -> Cell:
     """Return a cell with a word and the mark of its state."""
-    return Cell(unbroken(f"{MARKS[state]} {word}"), note, state, value=word)
+    return Cell(unbroken(f"{MARKS[state]} {word}"), note, state, value=str(word))
 
 
 def cell(value: object, show: Callable[..., str] | None = None, state: str = "") -> Cell:
