@@ -230,12 +230,8 @@ class Incident:
 
 def _last(times: Iterable[float | None]) -> float | None:
     """Return the latest of some times; None if one of them is still to come."""
-    latest = 0.0
-    for t in times:
-        if t is None:
-            return None
-        latest = max(latest, t)
-    return latest
+    known = [math.inf if t is None else t for t in times]
+    return max(known) if max(known) < math.inf else None
 
 
 def group_incidents(alerts: Iterable[Alert], join_s: float = 0.0) -> list[Incident]:

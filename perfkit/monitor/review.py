@@ -98,10 +98,6 @@ class BeforeRelease:
     levels: Sequence[Summary]  # load levels, the lightest first
     labels: Mapping[str, str]  # by scenario
 
-    def of(self, item: str) -> list[Summary]:
-        """Return the load levels of one request or query, the lightest first."""
-        return [level for level in self.levels if level.item == item]
-
     def throughput(self, names: Sequence[str]) -> Actual | None:
         """Return requests per second under the highest load; None if not measured, or if the client was too slow."""
         measured = [level for level in self.levels if level.item in names and level.throughput and level.healthy]
@@ -380,18 +376,14 @@ def _load(scenario: ScenarioRecord) -> tuple[float, float]:
 def release_comparisons(before: BeforeRelease, period: Period, about: About) -> Iterator[ReleaseComparison]:
     """Yield percentiles and error rate of every request and query that both the run and the watch sent."""
     for item in about.kinds:
-        if levels := before.of(item):
+        levels = [level for level in before.levels if level.item == item]
+        for metric in COMPARED if levels else ():
             first, last = levels[0], levels[-1]
-            for metric in COMPARED:
-                now = actual_value(metric, item, period, about, None)
-                value = formatted(metric, now.value) if now.value is not None else now.lacks
-                yield ReleaseComparison(
-                    item,
-                    metric,
-                    (_level_figure(first, metric), before.label(first)),
-                    (_level_figure(last, metric), before.label(last)) if last is not first else (units.NONE, ""),
-                    (value, interval_text(now, partial(formatted, metric))),
-                )
+            now = actual_value(metric, item, period, about, None)
+            value = formatted(metric, now.value) if now.value is not None else now.lacks
+            lightest, highest = ((_level_figure(level, metric), before.label(level)) for level in (first, last))
+            since = (value, interval_text(now, partial(formatted, metric)))
+            yield ReleaseComparison(item, metric, lightest, highest if last is not first else (units.NONE, ""), since)
 
 
 def _level_figure(level: Summary, metric: Metric) -> str:
