@@ -344,7 +344,7 @@ def _panel_alerts(status: WatchStatus, metric: Metric) -> Iterator[Span]:
 
 
 def write(folder: Path) -> Path:
-    """Write the page of a watch's folder and return its path. Raises PerfkitError if it is no watch's folder."""
+    """Write the page of a watch's folder and return its path. Raises PerfkitError if the folder is not a watch's."""
     record = store.read(folder)
     path, running = folder / NAME, store.held(folder)
     # A damaged record may hold figures that no chart can show: one line then names the folder.

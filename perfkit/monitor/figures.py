@@ -72,7 +72,7 @@ def _part(count: float | None, rest: float | None) -> float | None:
     return None if count is None or rest is None else _share(count, count + rest)
 
 
-GAP_S = 0.5  # a longer time between two intervals is a gap, in which nobody watched
+GAP_S = 0.5  # a longer time between two intervals is a gap, a time without a watch
 _HANGS_S = 1.0  # a probe that has been due for less may still be answered, however short the interval was
 
 
@@ -215,7 +215,7 @@ def compute_figures(
 
 
 def _succeeded(ticks: Iterable[Tick], names: Sequence[str], kinds: Mapping[str, Kind]) -> int:
-    """Count requests answered with a 2xx, whatever status the configuration expects, and queries answered."""
+    """Count requests answered with a 2xx, even if the configuration expects another status, and answered queries."""
     return sum(
         sum(n for status, n in probe.statuses.items() if status.startswith("2"))
         if kinds.get(name) == "request"
@@ -226,9 +226,9 @@ def _succeeded(ticks: Iterable[Tick], names: Sequence[str], kinds: Mapping[str, 
 
 
 def _down_for(ticks: Sequence[Tick], kinds: Mapping[str, Kind], down: Down) -> float | None:
-    """Return for how many seconds it has been down at the end of the window; None if no interval tells.
+    """Return for how many seconds the target has been down at the end of the window; None if no interval tells.
 
-    An interval that does not tell is skipped. Time before a gap does not count: nobody saw it down meanwhile.
+    An interval that does not tell is skipped. Time before a gap does not count: the target may have been up meanwhile.
     """
     seconds, later = None, None
     for tick in reversed(ticks):
@@ -294,7 +294,7 @@ class Actual:
     lo: float
     hi: float
     n: int  # number of probes, or of intervals, behind it
-    how: str  # what it was computed from, in words
+    how: str  # the data behind the value, in words
     lacks: str = ""  # why there is no value, or why the value is not conclusive
 
     @classmethod

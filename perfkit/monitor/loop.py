@@ -306,7 +306,7 @@ def with_overrides(watch: Watch, every_s: float = 0.0, rate: float = 0.0, notify
 def watch(config: Config, permission: Permission, options: WatchSpec, say: Say, echo: Say) -> WatchSummary:
     """Watch into a new folder, or continue the watch of an existing one. `say` rewrites a line, `echo` prints one.
 
-    Raises UsageError, TargetRefused, ServerError if perfkit cannot start what is watched, and Interrupted if stopped.
+    Raises UsageError, TargetRefused, ServerError if perfkit cannot start the target, and Interrupted if stopped.
     """
     require_program(config.watch.notify)
     # A wrong option must fail before anything is started.
@@ -411,7 +411,7 @@ def _run(
 
 @contextmanager
 def _audited(plan: ProbePlan, target: WatchedTarget, audit: Audit) -> Iterator[Counter[str]]:
-    """Record in the audit what is sent to a target that perfkit did not start, before and, with counts, after."""
+    """Record the load on a target that perfkit did not start in the audit: before and, with the number sent, after."""
     sent: Counter[str] = Counter()
     if not plan.live:
         yield sent

@@ -174,7 +174,7 @@ class ServerReading:
 
 
 class ServerProbe:
-    """Reads a server's figures in a thread, so that nobody waits for a server that does not answer.
+    """Reads a server's figures in a thread, so that the watch never waits for a server that does not answer.
 
     `reach` returns the database, and raises ServerError while it does not answer; `note` receives, by its kind, what
     cannot be read.

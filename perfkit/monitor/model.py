@@ -164,7 +164,7 @@ class About(BaseModel):
     format: Literal[1] = 1
     id: str  # unique for each watch
     title: str
-    target: str  # what is watched, without secrets
+    target: str  # name of the target, without secrets
     began: Wall
     every_s: Positive
     kinds: Mapping[str, Kind]  # by name of request or query

@@ -165,7 +165,7 @@ def plan_probes(config: Config, permission: Permission, arm: str = "", scale: st
 
 @contextmanager
 def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> Iterator[WatchedTarget]:
-    """Yield the running target; what perfkit starts ends with the context. A target of the user's need not answer yet.
+    """Yield the running target; what perfkit starts ends with the context. A user's target need not answer yet.
 
     Raises UsageError, and ServerError or ServiceError if perfkit cannot start the target.
     """
@@ -184,7 +184,7 @@ def open_target(plan: ProbePlan, audit: Audit, say: Callable[[str], None]) -> It
 
 
 def _running(plan: ProbePlan, audit: Audit) -> WatchedTarget:
-    """Return a service and a database of the user's; the database is opened at its first use."""
+    """Return the user's service and database; the database is opened at its first use."""
     arm, targets = plan.arm, plan.targets
     address, origin = targets.addresses.get(arm.name), targets.origins.get(arm.name)
     servers: list[External] = []
@@ -359,7 +359,7 @@ class Prober:
             task.add_done_callback(self._tasks.discard)
 
     def _sendable(self, name: str) -> bool:
-        """Return whether an item has its rows and its sender: not before the database is first reached."""
+        """Return whether an item has its rows and its sender; a query has them once the database was reached."""
         item = self._items[name]
         there = item.parameters is None or item.parameters in self._supply
         return there and (isinstance(item, Request) or self._sql is not None)

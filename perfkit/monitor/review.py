@@ -252,7 +252,7 @@ def outcome_of(target: Target, actual: Actual) -> Outcome:
     if actual.value is None:
         return Outcome.UNPROVEN
     if not low <= actual.value <= high:
-        # The service may have been up while nobody watched, which could still bring the share above the target.
+        # Without a watch the service may have been up, which could still bring the share above the target.
         undecided = target.metric == "availability" and low <= actual.hi
         return Outcome.UNPROVEN if undecided else Outcome.BROKEN
     # Without a single interval down, a shorter outage than one interval could still have broken the target.

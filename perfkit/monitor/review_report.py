@@ -145,7 +145,7 @@ class Review(OpenedPage):
             for n, incident in enumerate(self.reviewed.incidents, 1)
             for moment in incident.timeline(self.reviewed.notes)
         ]
-        return Table.of("What became of it", columns, moments, headers=2, grouped=True)
+        return Table.of("Timelines", columns, moments, headers=2, grouped=True)
 
     @property
     def against(self) -> Table:
@@ -377,7 +377,7 @@ def reported_values(text: str, by: str) -> dict[str, ReportedValue]:
         if name in values:
             raise UsageError(f"value '{line}': '{name}' is given twice; expected one value")
         if not who:
-            raise UsageError(f"value '{line}' names nobody who reports it; expected --by WHO")
+            raise UsageError(f"value '{line}' has no reporter; expected --by WHO")
         values[name] = ReportedValue(number, who)
     if who and not values:
         raise UsageError(f"--by {who} has no value to report; expected --value NAME=X")

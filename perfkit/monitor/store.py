@@ -148,7 +148,7 @@ class Store:
 
 
 def read(folder: Path) -> Record:
-    """Read the folder of a watch, which may still be running. Raises BundleError if it is none.
+    """Read the folder of a watch, which may still be running. Raises BundleError if the folder is not a watch's.
 
     Damaged lines, and intervals that go back in time, are skipped and counted.
     """
@@ -164,7 +164,7 @@ def read(folder: Path) -> Record:
 
 
 def held(folder: Path) -> bool:
-    """Return whether a process writes to the folder: it holds its lock for as long as it lives, even if it hangs."""
+    """Return whether a process writes to the folder: its lock lasts as long as the process, even one that hangs."""
     try:
         with (folder / TICKS).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -222,7 +222,7 @@ def test_a_page_that_is_interrupted_leaves_nothing_beside_an_older_one(
         (["{watch}", "--value", "User rating=good", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "User rating=nan", "--by", "QA"], 2, "expected NAME=X with a number"),
         (["{watch}", "--value", "4.3", "--by", "QA"], 2, "expected NAME=X with a number"),
-        (["{watch}", "--value", "User rating=4.3"], 2, "names nobody who reports it; expected --by WHO"),
+        (["{watch}", "--value", "User rating=4.3"], 2, "has no reporter; expected --by WHO"),
         (
             ["{watch}", "--value", "User rating=4", "--value", "User rating=3", "--by", "QA"],
             2,
