@@ -28,6 +28,7 @@ from perfkit.app.specs import (
 from perfkit.base.errors import UsageError
 from perfkit.base.options import Text, command, names, narrowed, takes, texts
 from perfkit.base.process import progress
+from perfkit.base.units import parse_duration
 from perfkit.explain.capture import Capture
 from perfkit.explain.plan import read_plans
 from perfkit.indexes.designs import workload
@@ -35,7 +36,6 @@ from perfkit.indexes.lab import AUTO, LabSpec, run_lab
 from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
 from perfkit.monitor import loop as watching
-from perfkit.monitor.incidents import parse_duration
 from perfkit.release import gate, live, report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers

@@ -1,4 +1,4 @@
-"""Numbers as people read them, one form for each kind, with a unit, and a sign for infinity and for no value.
+"""Numbers, times and durations as people read them, one form for each kind, and a sign for infinity and for no value.
 
 A measured number has three significant digits (in a sentence without zeros at the end), a share two. A number that
 somebody wrote keeps its digits (`exact`).
@@ -7,12 +7,17 @@ somebody wrote keeps its digits (`exact`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
+from perfkit.base.errors import UsageError
 from perfkit.base.stats import MIN_SAMPLES, Estimate, Ratio
 
 NONE = "–"
+DAY_S = 86_400.0
 _NEAREST = 1e-7  # percent; a share that is nearer to 0 or 1 is shown as "<" or ">" this
+_TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
 
 
 def unbroken(text: str) -> str:
@@ -163,3 +168,59 @@ def _plain(value: float, places: int) -> str:
 def _shortened(text: str) -> str:
     """Return a number without zeros at the end of its decimals."""
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def parse_duration(text: str, name: str) -> float:
+    """Return the seconds of "90s", "30min", "24h" or "2d"; errors quote `name`. Raises UsageError.
+
+    >>> parse_duration("1.5h", "last")
+    5400.0
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d)\s*", text)
+    if not match or not float(match[1]):
+        raise UsageError(f"{name} = '{text}'; expected a time like 90s, 24h or 2d")
+    return float(match[1]) * _TIME_UNITS[match[2]]
+
+
+def parse_time(text: str, name: str) -> float:
+    """Return the seconds since 1970 of a time in ISO 8601, by default UTC. Raises UsageError."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{name} = '{text}'; expected a time like 2026-01-15T09:00") from None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+def clock(at: float, *, day: bool = True) -> str:
+    """Return date and time of day in UTC, or the time of day with seconds.
+
+    >>> clock(0.0), clock(61.0, day=False)
+    ('1970-01-01 00:00', '00:01:01')
+    """
+    time = datetime.fromtimestamp(round(at), UTC)
+    return f"{time:%Y-%m-%d %H:%M}" if day else f"{time:%H:%M:%S}"
+
+
+def stamp(at: float) -> str:
+    """Return date and time of day to the second in UTC; `at` is in seconds since 1970.
+
+    >>> stamp(61.0)
+    '1970-01-01 00:01:01'
+    """
+    return f"{clock(at)[:10]} {clock(at, day=False)}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in words, in at most two units.
+
+    >>> [duration_text(s) for s in (0.25, 1.5, 42, 150, 3 * 3600 + 240, DAY_S, 9e5)]
+    ['0.25 s', '1.5 s', '42 s', '2 min 30 s', '3 h 4 min', '24 h', '10 days 10 h']
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if 0 < seconds < 9.5 else f"{whole} s"
+    names, size, part = ("min", "s"), 60, 1
+    if whole >= 3600:
+        names, size, part = (("h", "min"), 3600, 60) if whole < 4 * DAY_S else (("days", "h"), 86_400, 3600)
+    rest = whole % size // part
+    return f"{whole // size} {names[0]}" + (f" {rest} {names[1]}" if rest else "")

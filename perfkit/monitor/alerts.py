@@ -1,4 +1,4 @@
-"""Alerts: when a change began, and which alerts are raised and cleared.
+"""Alerts: when a change began, which alerts are raised and cleared, and which of them are one incident.
 
 A figure of the last five minutes crosses its limit some time after a change began, and stays there for a while after
 the change ended. So `since` looks at single intervals, backwards from the one that raised the alert. Each interval
@@ -18,9 +18,10 @@ raised before things got worse stays active until its own figure is good: every 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from typing import Literal
 
 from perfkit.config.judging import Watch, WatchRule
 from perfkit.monitor.figures import (
@@ -33,7 +34,7 @@ from perfkit.monitor.figures import (
     unwatched_between,
     window,
 )
-from perfkit.monitor.model import About, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
+from perfkit.monitor.model import About, Alert, Event, Kind, Record, Tick, beyond, clears, gravity, limit, subject
 from perfkit.monitor.notifications import Values, cleared_text, raised_text
 
 # Durations of a state that still lasts.
@@ -67,9 +68,9 @@ def _score(
     """Return the score of an interval: above 0 if its samples are beyond the limit, 0 if they do not tell."""
     share, bad, n = _counted(rule, tick, kinds, baseline)
     if n and 0 < share < 1:
-        # Log likelihood ratio of the limit against half of it: log(2) per bad sample, `clean` per good one.
-        clean = log((1 - share) / (1 - share / 2))
-        return min(bad * log(2) + (n - bad) * clean, max(log(2), -n * clean))
+        # Log likelihood ratio of the limit against half of it: math.log(2) per bad sample, `clean` per good one.
+        clean = math.log((1 - share) / (1 - share / 2))
+        return min(bad * math.log(2) + (n - bad) * clean, max(math.log(2), -n * clean))
     value = compute_figures([tick], kinds, baseline, rule.item or "", before=before, few=True)[rule.metric]
     return 0.0 if value is None else 1.0 if beyond(rule, value) else -1.0
 
@@ -226,3 +227,98 @@ def _cleared(raised: Event, tick: Tick, text: str, eased: float, value: float | 
     """Return the event that clears an alert, with the whole alert in it."""
     eased = max(eased, raised.t)
     return replace(raised, what="cleared", t=tick.t, at=tick.at, text=text, value=value, eased=eased, raised=raised)
+
+
+Stage = Literal["began", "noticed", "note", "eased", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One line of an incident's timeline."""
+
+    t: float
+    stage: Stage
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Alerts that overlap in time, the gravest first."""
+
+    alerts: tuple[Alert, ...]
+
+    @property
+    def level(self) -> str:
+        """The level of the gravest alert."""
+        return self.alerts[0].raised.level
+
+    @property
+    def since(self) -> float:
+        """When the first alert began."""
+        return min(alert.raised.since for alert in self.alerts)
+
+    @property
+    def noticed(self) -> float:
+        """When the first alert was raised."""
+        return min(alert.raised.t for alert in self.alerts)
+
+    @property
+    def ended(self) -> float | None:
+        """When the last alert was cleared; None while one is active."""
+        return _last(alert.ended for alert in self.alerts)
+
+    @property
+    def eased(self) -> float | None:
+        """When the last figure was good again; None while one is not."""
+        return _last(alert.eased for alert in self.alerts)
+
+    @property
+    def rules(self) -> str:
+        """The rules of the alerts, that of the gravest first."""
+        return ", ".join(dict.fromkeys(alert.raised.rule for alert in self.alerts))
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions of the rules, those of the gravest alert first."""
+        return tuple(dict.fromkeys(alert.raised.action for alert in self.alerts if alert.raised.action))
+
+    def lasted(self, now: float) -> float:
+        """Return the seconds from the start until the figures were good again, or until `now`."""
+        return max((now if self.eased is None else self.eased) - self.since, 0.0)
+
+    def timeline(self, notes: Iterable[Event] = ()) -> list[Moment]:
+        """Return the course of the incident in the order of time, with the notes that name one of its alerts."""
+        moments = list[Moment]()
+        for alert in self.alerts:
+            raised, cleared, name = alert.raised, alert.cleared, f"{alert.raised.level} {alert.raised.rule}"
+            moments += [Moment(raised.since, "began", name), Moment(raised.t, "noticed", raised.text)]
+            moments += [Moment(note.t, "note", note.text) for note in notes if raised.id in note.text]
+            if cleared:
+                moments.append(
+                    Moment(cleared.t if alert.eased is None else alert.eased, "eased", f"{name}: good again")
+                )
+                moments.append(Moment(cleared.t, "ended", cleared.text))
+        return sorted(moments, key=lambda moment: moment.t)
+
+
+def _last(times: Iterable[float | None]) -> float | None:
+    """Return the latest of some times; None if one of them is still to come."""
+    known = [math.inf if t is None else t for t in times]
+    return max(known) if max(known) < math.inf else None
+
+
+def group_incidents(alerts: Iterable[Alert], join_s: float = 0.0) -> list[Incident]:
+    """Return the incidents of some alerts, the earliest first.
+
+    Alerts of any rules that overlap, or are at most `join_s` apart, form one incident.
+    """
+    groups: list[list[Alert]] = []
+    end = -math.inf
+    for alert in sorted(alerts, key=lambda alert: (alert.raised.since, alert.raised.t)):
+        if not groups or alert.raised.since > end + join_s:
+            groups.append([])
+            end = -math.inf
+        groups[-1].append(alert)
+        end = max(end, math.inf if alert.ended is None else alert.ended)
+    ordered = (sorted(group, key=lambda alert: (alert.raised.level, alert.raised.since)) for group in groups)
+    return [Incident(tuple(group)) for group in ordered]

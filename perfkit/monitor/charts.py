@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from perfkit.base import units
 from perfkit.base.stats import MIN_SAMPLES, supported
+from perfkit.base.units import DAY_S, clock, duration_text, stamp
 from perfkit.config.judging import Metric
 from perfkit.monitor.figures import PERCENTILES, find_gaps, find_stretches, item_names, probes, service_down
-from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
-from perfkit.monitor.model import OK, About, Alert, Tick
+from perfkit.monitor.model import OK, About, Alert, Period, Tick
 from perfkit.monitor.notifications import formatted
 from perfkit.monitor.review import Reviewed
 from perfkit.show.charts import BLUE, GREEN, GREY, INK, ORANGE, RED, YELLOW, Picture, axes, logarithmic

@@ -19,6 +19,7 @@ from typing import Literal
 from perfkit.base import units
 from perfkit.base.bundle import reading, write_atomically
 from perfkit.base.errors import PerfkitError, visible
+from perfkit.base.units import DAY_S, clock, duration_text, stamp
 from perfkit.config.judging import Metric, WatchRule
 from perfkit.monitor import store
 from perfkit.monitor.charts import LEVELS as CHART_LEVELS
@@ -33,8 +34,7 @@ from perfkit.monitor.figures import (
     service_down,
     window,
 )
-from perfkit.monitor.incidents import DAY_S, Period, clock, duration_text, stamp
-from perfkit.monitor.model import MISSED, Alert, Record, gravest, gravity, limit
+from perfkit.monitor.model import MISSED, Alert, Period, Record, gravest, gravity, limit
 from perfkit.monitor.notifications import formatted, limit_text
 from perfkit.show.html import Banner, Cell, Column, Paragraph, Part, Section, Table, number
 from perfkit.show.html import page as html_page

@@ -20,9 +20,9 @@ import numpy as np
 
 from perfkit.base import stats, units
 from perfkit.base.stats import percentile, supported
+from perfkit.base.units import duration_text
 from perfkit.config.judging import Metric, Watch
-from perfkit.monitor.incidents import Period, duration_text
-from perfkit.monitor.model import OK, About, Kind, Probe, Tick
+from perfkit.monitor.model import OK, About, Kind, Period, Probe, Tick
 from perfkit.monitor.notifications import Values
 
 if TYPE_CHECKING:

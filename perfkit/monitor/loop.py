@@ -21,13 +21,13 @@ from pydantic import ValidationError
 
 from perfkit.base import units
 from perfkit.base.errors import BundleError, Interrupted, UsageError, visible
+from perfkit.base.units import clock, duration_text
 from perfkit.config import Config, Query, Watch
 from perfkit.config.model import mistakes
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.figures import compute_figures, figures_frame
-from perfkit.monitor.incidents import Period, clock, duration_text
 from perfkit.monitor.metrics import QUERIES, Metrics, ServerProbe, ServerReading, endpoint
-from perfkit.monitor.model import METRICS, About, Event, Tick
+from perfkit.monitor.model import METRICS, About, Event, Period, Tick
 from perfkit.monitor.notifications import Notifier, Renewal, event_line, last_page, require_program, status_line
 from perfkit.monitor.prober import ProbePlan, Prober, WatchedTarget, open_target, plan_probes
 from perfkit.monitor.store import TICKS, Store, read, timeline

@@ -1,4 +1,4 @@
-"""The record of a watch: intervals, events, alerts, severities, tallies.
+"""The record of a watch: intervals and periods of them, events, alerts, severities, tallies.
 
 Two clocks: `t` is the time line, in seconds since the watch began. It never goes back, even if the machine's clock is
 set or the watch restarts, so every window is cut along it. `at` is the wall clock, in seconds since 1970 (UTC), for
@@ -11,20 +11,27 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median_low
 from time import monotonic_ns
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter
 
+from perfkit.base.errors import UsageError
+from perfkit.base.units import DAY_S, parse_duration, parse_time, stamp
 from perfkit.config import ReviewConfig, Watch, restored
 from perfkit.config.judging import WatchRule
 
 OK = "ok"
 ABOUT = "watch.json"
 METRICS = "metrics"  # kind of the note with the address of the metrics
+BLOCKS = 12  # minimum number of blocks of a period, if the intervals allow it: fewer give too wide an interval
+# Seconds of a block, the widest that fits.
+_WIDTHS = (1800.0, 600.0, 300.0, 120.0, 60.0, 30.0, 10.0, 5.0, 1.0)
 MISSED = 3  # missing intervals, from which on a watch is not merely late
 #: Figures of the server in an interval: their names for Prometheus, and their meanings. Those that count since the
 #: statistics of the server were reset end in `_total`.
@@ -240,6 +247,83 @@ def collect_alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) ->
             eased = max(event.t - clear_for_s.get(event.rule, 0.0), raised.t) if event.eased is None else event.eased
             alerts[event.id] = Alert(raised, replace(event, eased=eased))
     return list(alerts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Consecutive intervals of a watch, at least one."""
+
+    ticks: Sequence[Tick]
+
+    @property
+    def start(self) -> float:
+        """The start on the time line, in seconds."""
+        return self.ticks[0].start
+
+    @property
+    def end(self) -> float:
+        """The end on the time line, in seconds."""
+        return self.ticks[-1].t
+
+    @property
+    def seconds(self) -> float:
+        """The time from start to end, gaps included."""
+        return self.end - self.start
+
+    @property
+    def watched(self) -> float:
+        """The watched time in seconds, without gaps."""
+        return sum(tick.seconds for tick in self.ticks)
+
+    @property
+    def whole_day(self) -> bool:
+        """Whether the period is 24 hours long, to within an interval."""
+        return self.seconds + self.ticks[0].seconds >= DAY_S
+
+    def wall(self, t: float) -> float:
+        """Return the wall clock, in seconds since 1970, at a point of the time line."""
+        at = bisect_left(self.ticks, t, key=lambda tick: tick.t)
+        tick = self.ticks[min(at, len(self.ticks) - 1)]
+        return tick.at - (tick.t - t)
+
+    @property
+    def width(self) -> float:
+        """The width of a block in seconds: 30 minutes for a day, less for a shorter period, at least an interval."""
+        least = median_low(tick.seconds for tick in self.ticks)
+        widths = [width for width in _WIDTHS if width >= least] or [least]
+        return next((width for width in widths if self.seconds >= BLOCKS * width), widths[-1])
+
+    def blocks(self) -> list[Sequence[Tick]]:
+        """Return the intervals in blocks of equal time, without empty blocks."""
+        width = self.width
+        blocks: dict[int, list[Tick]] = {}
+        for tick in self.ticks:
+            # The middle decides: the ends of an interval are not exactly at multiples of its length.
+            blocks.setdefault(int((tick.t - tick.seconds / 2 - self.start) / width), []).append(tick)
+        return list(blocks.values())
+
+
+def select_period(record: Record, since: str = "", until: str = "", last: str = "") -> Period:
+    """Return the intervals from `since` to `until` (ISO 8601, by default UTC), of the `last` "24h", or all.
+
+    Raises UsageError if a time is malformed, or if no interval is left.
+    """
+    if last and (since or until):
+        raise UsageError("last together with since or until; expected one way to choose the period")
+    ticks = record.ticks
+    if last and ticks:
+        ticks = [tick for tick in ticks if tick.start >= ticks[-1].t - parse_duration(last, "last") - tick.seconds / 2]
+    low = parse_time(since, "since") if since else float("-inf")
+    high = parse_time(until, "until") if until else float("inf")
+    selected = [n for n, tick in enumerate(ticks) if tick.at - tick.seconds >= low and tick.at <= high]
+    if not selected:
+        if not record.ticks:
+            raise UsageError("the watch has no interval yet; expected a watch with at least one")
+        whole = Period(record.ticks)
+        available = f"{stamp(whole.wall(whole.start))} to {stamp(whole.wall(whole.end))}"
+        raise UsageError(f"no interval of the watch in that time; expected a time from {available}")
+    # A clock that was set back leaves holes in the selection; the period has none.
+    return Period(ticks[selected[0] : selected[-1] + 1])
 
 
 # Severities: of the rules on one figure, only the gravest raises an alert.

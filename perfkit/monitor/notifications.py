@@ -20,8 +20,8 @@ from pathlib import Path
 from perfkit.base import units
 from perfkit.base.errors import UsageError, visible
 from perfkit.base.process import MODULE, spawn, stop
+from perfkit.base.units import clock, duration_text, stamp
 from perfkit.config.judging import Metric, WatchRule
-from perfkit.monitor.incidents import clock, duration_text, stamp
 from perfkit.monitor.model import Event, limit
 
 Note = Callable[[str, str], None]  # receives the kind of a note, and its text

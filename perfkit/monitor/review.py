@@ -19,7 +19,9 @@ from perfkit.base import units
 from perfkit.base.errors import UsageError
 from perfkit.base.judgement import MAX_FACTOR, Judgement, Outcome, evidence_needed, requests_needed, samples_needed
 from perfkit.base.stats import Estimate, Interval
+from perfkit.base.units import duration_text
 from perfkit.config.judging import Metric, Target, Watch, WatchRule
+from perfkit.monitor.alerts import Incident, group_incidents
 from perfkit.monitor.figures import (
     PERCENTILES,
     Actual,
@@ -30,8 +32,7 @@ from perfkit.monitor.figures import (
     interval_text,
     item_names,
 )
-from perfkit.monitor.incidents import BLOCKS, Incident, Period, duration_text, group_incidents, select_period
-from perfkit.monitor.model import About, Event, Record, gravest
+from perfkit.monitor.model import BLOCKS, About, Event, Period, Record, gravest, select_period
 from perfkit.monitor.notifications import formatted
 from perfkit.runs.records import Bundle, ScenarioRecord
 

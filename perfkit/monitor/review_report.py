@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from perfkit.analysis.report import finite
 from perfkit.base.bundle import require_spare, write_atomically
 from perfkit.base.errors import BundleError, UsageError, name_of
+from perfkit.base.units import clock, duration_text, stamp
 from perfkit.config import load
 from perfkit.config.judging import WatchRule
 from perfkit.monitor import charts
+from perfkit.monitor.alerts import Incident, Moment
 from perfkit.monitor.dashboard import STATES
 from perfkit.monitor.figures import figures_frame
-from perfkit.monitor.incidents import Incident, Moment, clock, duration_text, stamp
 from perfkit.monitor.notifications import limit_text
 from perfkit.monitor.review import WORDS, ReportedValue, Reviewed, ReviewRow, before_release, review
 from perfkit.monitor.store import read

@@ -21,8 +21,7 @@ from perfkit.base.stats import MIN_SAMPLES
 from perfkit.monitor import dashboard
 from perfkit.monitor.alerts import Alerts
 from perfkit.monitor.charts import MAX_POINTS, Line, WatchSeries
-from perfkit.monitor.incidents import Period
-from perfkit.monitor.model import About, Event, Probe, Record, Tick
+from perfkit.monitor.model import About, Event, Period, Probe, Record, Tick
 from perfkit.monitor.store import Store
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202etxt$\\frac{$"

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from watching import about, quiet, with_incident
 
 from perfkit import config
-from perfkit.monitor.alerts import Alerts
-from perfkit.monitor.incidents import Incident, group_incidents
+from perfkit.monitor.alerts import Alerts, Incident, group_incidents
 from perfkit.monitor.model import Event, Tick, collect_alerts
 
 CLEARS = {"slow": 120.0, "down": 30.0, "errors": 120.0}

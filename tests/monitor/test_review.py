@@ -13,12 +13,12 @@ from watching import BEGAN, about, quiet, record, with_incident, without
 from perfkit import config
 from perfkit.base.errors import BundleError, UsageError
 from perfkit.base.judgement import Outcome
+from perfkit.base.units import clock, duration_text
 from perfkit.config import Target, Watch
 from perfkit.monitor import figures
-from perfkit.monitor.alerts import Alerts
+from perfkit.monitor.alerts import Alerts, Incident
 from perfkit.monitor.figures import Actual
-from perfkit.monitor.incidents import Incident, Period, clock, duration_text, select_period
-from perfkit.monitor.model import About, Alert, Event, Probe, Record, Tick
+from perfkit.monitor.model import About, Alert, Event, Period, Probe, Record, Tick, select_period
 from perfkit.monitor.review import ReportedValue, Reviewed, ReviewRow, judged_row, outcome_of, recommend, review
 
 RATED = {"User rating": ReportedValue(4.3, "Product Lead")}

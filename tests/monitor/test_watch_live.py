@@ -23,8 +23,7 @@ from watched import Postgres, postgres, until
 
 from perfkit.base.resources import CHECKOUT
 from perfkit.monitor.figures import compute_figures
-from perfkit.monitor.incidents import Period
-from perfkit.monitor.model import Event, Record
+from perfkit.monitor.model import Event, Period, Record
 from perfkit.monitor.store import read
 from perfkit.postgres.sqltext import read as text_of
 from perfkit.postgres.sqltext import substitute
