@@ -268,8 +268,6 @@ def _translated(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
     )
 
 
-# The origin of an HTTP service: scheme, host and port of a URL, resolved once.
-
 _PORTS = {"http": 80, "https": 443}
 
 

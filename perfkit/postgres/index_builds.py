@@ -23,7 +23,6 @@ from perfkit.postgres.databases import connected
 from perfkit.postgres.index_sets import (
     LOCK_WAIT,
     IndexSet,
-    IndexStatement,
     IndexStatus,
     analyze_problems,
     drop_statement,
@@ -34,6 +33,8 @@ from perfkit.postgres.index_sets import (
 from perfkit.postgres.servers import External, Server
 
 LOCK_TIMEOUT = "5s"  # other sessions queue behind a session that waits for a lock
+_POLL_S = 0.25  # between two looks at the progress of a build
+_ATTEMPTS, _PAUSE_S = 5, 0.5  # to remove indexes by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ def build(server: Server, database: str, path: Path, *, in_place: str = "") -> l
             text = index.sql(concurrently=index.concurrently or bool(in_place), if_not_exists=index.if_not_exists)
             _run(connection, text, f"{path}:{index.line}")
             spent, written = perf_counter() - start, None if in_place else _wal(connection) - before
-            costs[_quoted(connection, index)] = (spent, written)
+            place = {"table": index.table, "name": index.name}
+            row = connection.execute(catalog.get("index_place").encode(), place).fetchone()
+            costs[str(row["quoted"]) if row else index.qualified] = (spent, written)
         for text in index_set.analyze:
             _run(connection, text, f"{path}: {text}")
         built = {row["quoted"]: row for row in catalog.rows(connection, "indexes") if row["oid"] not in existing}
@@ -79,12 +82,6 @@ def build(server: Server, database: str, path: Path, *, in_place: str = "") -> l
         Built(row["name"], row["table"], row["definition"], seconds, row["bytes"], wal_bytes, row["valid"])
         for row, (seconds, wal_bytes) in ((built[name], cost) for name, cost in costs.items())
     ]
-
-
-def _quoted(connection: Connection, index: IndexStatement) -> str:
-    """Return the name of an existing index, quoted and with its schema."""
-    row = connection.execute(catalog.get("index_place").encode(), {"table": index.table, "name": index.name}).fetchone()
-    return str(row["quoted"]) if row else index.qualified
 
 
 def unhurried(connection: Connection, lock_timeout: str) -> None:
@@ -116,11 +113,6 @@ def _wal(connection: Connection) -> int:
     return int(row["bytes"]) if row else 0
 
 
-# The progress of an index build, read over a second connection.
-
-_POLL_S = 0.25
-
-
 @contextmanager
 def watched(server: Server, database: str, pid: int, label: str, say: Callable[[str], None]) -> Iterator[None]:
     """Report the progress of the build in process `pid`, or nothing if no second connection can be opened."""
@@ -148,11 +140,6 @@ def _words(row: Row) -> str:
         if total := row[f"{unit}_total"]:
             return f"{row['phase']}, {100 * row[f'{unit}_done'] // total} % of {unit}"
     return f"{row['phase']}, process {row['waits_for']}" if row["waits_for"] else str(row["phase"])
-
-
-# Indexes removed by name.
-
-_ATTEMPTS, _PAUSE_S = 5, 0.5
 
 
 def remove(server: Server, database: str, names: Sequence[str]) -> list[str]:
@@ -223,22 +210,15 @@ class Keeper(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """One index of a set: `built`, `rebuilt` because it was invalid, or `there` already; the build's seconds."""
+class IndexOutcome:
+    """One index after `apply` (`built`, `rebuilt` because it was invalid, or `there` already) or after `rollback`.
+
+    A rollback leaves it `dropped`, `absent` already, or `left` alone, and `why`. `seconds` are of the build or drop.
+    """
 
     name: str
-    table: str
-    how: Literal["built", "rebuilt", "there"]
-    seconds: float
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """One index of a set after a rollback: `dropped` (in `seconds`), `absent` already, or `left` alone, and `why`."""
-
-    name: str
-    how: Literal["dropped", "absent", "left"]
+    how: Literal["built", "rebuilt", "there", "dropped", "absent", "left"]
+    table: str = ""
     why: str = ""
     bytes: int = 0
     seconds: float = 0.0
@@ -252,7 +232,7 @@ def apply(
     *,
     patience: Patience = Patience(),
     keeper: Keeper | None = None,
-) -> list[Applied]:
+) -> list[IndexOutcome]:
     """Build the missing indexes of a set CONCURRENTLY, and run its ANALYZE statements. Can be rerun after any failure.
 
     Raises UsageError before any change if a statement cannot run; ServerError or Interrupted if a build ends early:
@@ -264,7 +244,7 @@ def apply(
 
 def rollback(
     server: Server, database: str, index_set: IndexSet, say: Say, *, patience: Patience = Patience()
-) -> list[Dropped]:
+) -> list[IndexOutcome]:
     """Drop the indexes of a set that exist as the set defines them, the last one first; leave others alone.
 
     Raises ServerError, Interrupted.
@@ -283,10 +263,8 @@ def survey(server: Server, database: str, index_set: IndexSet, patience: Patienc
         if status.quoted and (first := firsts.setdefault(status.quoted, status)) is not status:
             where = f"{status.quoted} is in line {first.index.line} already"
             problems.append(f":{status.index.line}: {where}; expected every name once")
-    problems += [
-        f": {problem}"
-        for problem in _answer(server, database, patience, lambda c: list(analyze_problems(c, index_set)))
-    ]
+    analyze = _answer(server, database, patience, lambda connection: list(analyze_problems(connection, index_set)))
+    problems += [f": {problem}" for problem in analyze]
     if problems:
         raise UsageError(f"{index_set.path}{problems[0]}")
     return statuses
@@ -315,12 +293,12 @@ class _Work:
     done: list[str] = field(default_factory=list)
     after: str = ""  # what happened to the index whose build failed
 
-    def apply(self, statuses: Sequence[IndexStatus], analyze: Sequence[str]) -> list[Applied]:
+    def apply(self, statuses: Sequence[IndexStatus], analyze: Sequence[str]) -> list[IndexOutcome]:
         """Build the missing indexes in the set's order; then run ANALYZE."""
         applied, todo = [], [status for status in statuses if status.state != "there"]
         for status in statuses:
             if status.state == "there":
-                applied.append(Applied(status.index.name, status.table, "there", 0.0, status.bytes))
+                applied.append(IndexOutcome(status.index.name, "there", status.table, bytes=status.bytes))
                 continue
             label = f"building {status.index.name} ({todo.index(status) + 1} of {len(todo)})"
             with self._explained(self._where(status), status.table, "built and kept"):
@@ -332,23 +310,23 @@ class _Work:
                 _retried(partial(self._run, text), self.patience)
         return applied
 
-    def rollback(self, statuses: Sequence[IndexStatus]) -> list[Dropped]:
+    def rollback(self, statuses: Sequence[IndexStatus]) -> list[IndexOutcome]:
         """Drop the indexes that exist as the set defines them, the last one first."""
         outcomes = []
         for status in reversed(statuses):
             name = status.index.name
             if not droppable(status):
-                outcomes.append(Dropped(name, "left" if status.undroppable else "absent", status.undroppable))
+                outcomes.append(IndexOutcome(name, "left" if status.undroppable else "absent", why=status.undroppable))
                 continue
             self.say(f"dropping {name}")
             start = perf_counter()
             with self._explained(self._where(status), status.table, "dropped"):
                 _retried(partial(self._drop, status), self.patience)
             self.done.append(name)
-            outcomes.append(Dropped(name, "dropped", bytes=status.bytes, seconds=perf_counter() - start))
+            outcomes.append(IndexOutcome(name, "dropped", bytes=status.bytes, seconds=perf_counter() - start))
         return outcomes
 
-    def _build(self, status: IndexStatus, label: str) -> Applied:
+    def _build(self, status: IndexStatus, label: str) -> IndexOutcome:
         """Build one index; retry if a lock cannot be acquired."""
         how: Literal["built", "rebuilt"] = "rebuilt" if status.state == "invalid" else "built"
         if status.state == "invalid":
@@ -361,7 +339,7 @@ class _Work:
             row = connection.execute(catalog.get("index_place").encode(), names).fetchone()
         if not row or not row["valid"]:
             raise ServerError(f"{self._where(status)} is invalid after the build")
-        return Applied(status.index.name, status.table, how, seconds, row["bytes"])
+        return IndexOutcome(status.index.name, how, status.table, bytes=row["bytes"], seconds=seconds)
 
     def _wait_for_table(self, status: IndexStatus, label: str) -> None:
         """Wait for the table's lock for a limited time, before creating an index that could be left behind."""

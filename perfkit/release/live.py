@@ -22,7 +22,7 @@ from perfkit.explain.facts import NO_FACTS, PlanFacts
 from perfkit.explain.plan import Plan
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission, resolve
-from perfkit.postgres.index_builds import Dropped, inspect_set, rollback
+from perfkit.postgres.index_builds import IndexOutcome, inspect_set, rollback
 from perfkit.postgres.index_sets import IndexSet, IndexStatus, read_set, rollback_script
 from perfkit.postgres.servers import External, open_external
 from perfkit.release.rollback import Rollback, RollbackItem, RollbackPlan, Say, index_items, plan_item
@@ -169,7 +169,7 @@ class PreparedRollback:
         result.write(folder)
         return result
 
-    def _drop(self, say: Say) -> list[Dropped]:
+    def _drop(self, say: Say) -> list[IndexOutcome]:
         try:
             return rollback(self.external, self.database.name, self.indexes, say)
         except (Interrupted, ServerError) as error:

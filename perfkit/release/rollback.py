@@ -28,7 +28,7 @@ from perfkit.indexes.writes import Write, Writes, design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit, Permission
-from perfkit.postgres.index_builds import Dropped, inspect_set
+from perfkit.postgres.index_builds import IndexOutcome, inspect_set
 from perfkit.postgres.index_sets import IndexSet, IndexStatus
 from perfkit.release.decision import json_text
 from perfkit.runs.arms import Clones
@@ -120,7 +120,7 @@ class Rollback(BaseModel, frozen=True):
         write_atomically(folder / FILE, json_text(self.content()))
 
 
-def index_items(states: Sequence[IndexStatus], drops: Sequence[Dropped]) -> Iterator[RollbackItem]:
+def index_items(states: Sequence[IndexStatus], drops: Sequence[IndexOutcome]) -> Iterator[RollbackItem]:
     """Judge whether an index of a set still exists; `states` are those after the `drops`."""
     dropped = {drop.name: drop for drop in drops if drop.how == "dropped"}
     for state in states:

@@ -25,7 +25,7 @@ from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.copies import Copied, Copying, copy_into
 from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Origin
-from perfkit.postgres.index_builds import Built, Dropped, build, existing_indexes, remove, rollback
+from perfkit.postgres.index_builds import Built, IndexOutcome, build, existing_indexes, remove, rollback
 from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import External, Server
 from perfkit.runs.records import OriginRecord
@@ -161,7 +161,7 @@ class Clones(Workbench):
     _bases: dict[int, str] = field(default_factory=dict, init=False)  # by the identity of the server
     _templates: dict[str, tuple[Database, list[Built]]] = field(default_factory=dict, init=False)
     _owned: dict[tuple[int, str], Server] = field(default_factory=dict, init=False)
-    dropped: dict[str, list[Dropped]] = field(default_factory=dict, init=False)  # by the arm that was rolled back
+    dropped: dict[str, list[IndexOutcome]] = field(default_factory=dict, init=False)  # by the arm that was rolled back
     _scale: str = field(default="", init=False)
     _copied: Copied | None = field(default=None, init=False)
 

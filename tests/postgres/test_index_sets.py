@@ -27,7 +27,7 @@ from perfkit.base.errors import PerfkitError, ServerError, UsageError
 from perfkit.indexes.designs import ablation
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import Applied, Patience, apply, build, rollback, survey
+from perfkit.postgres.index_builds import IndexOutcome, Patience, apply, build, rollback, survey
 from perfkit.postgres.index_sets import IndexSet, read_set, script
 
 HASTY = Patience(lock="100ms", attempts=2, pause_s=0.05, transactions="400ms")
@@ -340,7 +340,7 @@ class Database:
     def read(self, text: str) -> IndexSet:
         return parsed(self.folder, text)
 
-    def apply(self, text: str, patience: Patience = HASTY) -> list[Applied]:
+    def apply(self, text: str, patience: Patience = HASTY) -> list[IndexOutcome]:
         return apply(self.server, self.name, self.read(text), self.said.append, patience=patience)
 
     def how(self, text: str) -> list[str]:

@@ -23,7 +23,7 @@ from perfkit.explain.plan import Plan, read_plan
 from perfkit.indexes.writes import design_writes
 from perfkit.postgres import databases
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.index_builds import Dropped
+from perfkit.postgres.index_builds import IndexOutcome
 from perfkit.postgres.index_sets import IndexStatement, IndexStatus, read_set
 from perfkit.release.report import RolledBack
 from perfkit.release.report import rollback as shown
@@ -154,7 +154,7 @@ def test_every_index_that_is_left_is_named_with_why(tmp_path: Path) -> None:
         replace(found, state="invalid"),
         replace(found, state="impossible", undroppable="cannot be judged: no right"),
     ]
-    items = list(index_items(states, [Dropped("a", "dropped", bytes=8192, seconds=0.0123)]))
+    items = list(index_items(states, [IndexOutcome("a", "dropped", bytes=8192, seconds=0.0123)]))
     assert [(item.outcome, item.text) for item in items] == [
         (Outcome.HOLDS, "a: dropped in 12.3 ms, 8 kB freed."),
         (Outcome.BROKEN, "a still exists: a exists already as b; expected c."),

@@ -28,7 +28,7 @@ from perfkit.runs import targets
 from perfkit.runs.targets import Janitor
 
 if TYPE_CHECKING:
-    from perfkit.postgres.index_builds import Applied, Dropped
+    from perfkit.postgres.index_builds import IndexOutcome
     from perfkit.postgres.servers import External
 
 
@@ -160,14 +160,14 @@ def rollback(spec: SetSpec) -> None:
         echo(_dropped(index))
 
 
-def _applied(index: Applied) -> str:
+def _applied(index: IndexOutcome) -> str:
     if index.how == "there":
         return f"{index.name} on {index.table}: already exists, {size(index.bytes)}"
     replaced = ", replaces an invalid one" if index.how == "rebuilt" else ""
     return f"{index.name} on {index.table}: built in {seconds(index.seconds)}, {size(index.bytes)}{replaced}"
 
 
-def _dropped(index: Dropped) -> str:
+def _dropped(index: IndexOutcome) -> str:
     if index.how == "dropped":
         return f"{index.name}: dropped, {size(index.bytes)}"
     return f"{index.name}: " + ("does not exist" if index.how == "absent" else f"left alone: {index.why}")
