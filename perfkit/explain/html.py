@@ -15,7 +15,7 @@ from perfkit.explain.accounting import Raw
 from perfkit.explain.capture import Capture
 from perfkit.explain.comparison import CONDITIONS, ChangeKind, Diff, PlanChange, diff
 from perfkit.explain.findings import findings as judge
-from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
+from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms
 from perfkit.explain.plan import COUNTERS, Node, Plan
 from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
 from perfkit.show.html import Column, Inline, Paragraph, Section, Table, View, note, number, render, stacked
@@ -57,7 +57,7 @@ class PlanDrawing(View):
             counted=counted,
             count=units.count,
             ms=ms,
-            share=share,
+            share=units.percent,
             states=STATES,
             low_severity=Severity.LOW,
             signs=SIGNS,

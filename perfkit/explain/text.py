@@ -10,8 +10,9 @@ from itertools import groupby
 
 from perfkit.base import units
 from perfkit.base.errors import visible
+from perfkit.base.units import percent
 from perfkit.explain.comparison import CONDITIONS
-from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms, share
+from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms
 from perfkit.explain.plan import PAGES, Node, Plan, Trigger
 
 SIGNS = {Severity.HIGH: "▲", Severity.MEDIUM: "△", Severity.LOW: "▹"}
@@ -73,7 +74,7 @@ class PlanFigures:
 
     def share(self, node: Node) -> str:
         """Return a node's own share of the execution's time."""
-        return share(self.plan.share(node)) if self.plan.timed and node.executed else units.NONE
+        return percent(self.plan.share(node)) if self.plan.timed and node.executed else units.NONE
 
     def pages(self, node: Node) -> str:
         """Return the number of pages that the node itself touched."""
@@ -269,7 +270,7 @@ def aside(figures: PlanFigures) -> list[tuple[str, str]]:
         ("Serialization", plan.serialization_ms),
         ("After the last row", plan.outside_ms),
     ):
-        of = f" ({share(spent / whole)} of the execution)" if whole and name != "Serialization" else ""
+        of = f" ({percent(spent / whole)} of the execution)" if whole and name != "Serialization" else ""
         parts.append((name, f"{duration(spent)}{of}" if spent else ""))
     return [(name, text) for name, text in parts if text]
 
@@ -308,7 +309,7 @@ def step_of(figures: PlanFigures, finding: Finding) -> str:
 def _triggers(triggers: Sequence[Trigger], whole: float, limit: int = 12) -> list[str]:
     parts = []
     for trigger in triggers[:limit]:
-        of = f", {share(trigger.ms / whole)}" if whole and trigger.ms else ""
+        of = f", {percent(trigger.ms / whole)}" if whole and trigger.ms else ""
         where = f" on {trigger.table}" if trigger.table else ""
         name = trigger.constraint or trigger.name or "?"
         parts.append(f"{name}{where}: {counted(trigger.calls, 'call')}, {ms(trigger.ms)} ms{of}")
@@ -406,7 +407,7 @@ def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -
     if heads != _HEADS[True]:
         return ("",) * len(heads)
     _, spent, pages = figures.group(group)
-    time, of = (ms(spent), share(figures.part(spent))) if figures.plan.timed else (units.NONE, units.NONE)
+    time, of = (ms(spent), percent(figures.part(spent))) if figures.plan.timed else (units.NONE, units.NONE)
     return time, of, units.count(pages) if figures.paged else units.NONE, ""
 
 

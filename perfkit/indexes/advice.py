@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perfkit.base.errors import visible
-from perfkit.base.units import count, millis, seconds, size
+from perfkit.base.units import count, millis, percent, seconds, size
 from perfkit.explain.candidates import (
     SCANS,
     Blocker,
@@ -21,7 +21,7 @@ from perfkit.explain.candidates import (
     plain,
 )
 from perfkit.explain.facts import GROWN, Predicate, TableFacts, doubt, qualified, quoted, stale
-from perfkit.explain.findings.model import FindingContext, counted, percent
+from perfkit.explain.findings.model import FindingContext, counted
 from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import rewritten

@@ -9,8 +9,8 @@ from textwrap import wrap
 
 from perfkit.base import units
 from perfkit.base.errors import visible
-from perfkit.base.units import NONE, count
-from perfkit.explain.findings.model import counted, duration, ms, share
+from perfkit.base.units import NONE, count, percent
+from perfkit.explain.findings.model import counted, duration, ms
 from perfkit.show.html import (
     Cell,
     Column,
@@ -93,7 +93,7 @@ class SlowView(View):
 
     def _share(self, statement: SlowStatement) -> Cell:
         part = self.slow.share(statement)
-        return Cell(share(part), share=part, value=part)
+        return Cell(percent(part), share=part, value=part)
 
     def _heading(self) -> Iterator[str]:
         """Yield the source, the time it covers, and the totals."""
@@ -111,7 +111,7 @@ class SlowView(View):
         """Yield what the table leaves out, the entries that were not read, and the notes of the source."""
         if rest := self.slow.statements[self.limit :]:
             part = sum(statement.total_ms for statement in rest) / (self.slow.total_ms or 1.0)
-            yield f"and {units.count(len(rest))} more, {share(part)} of the time"
+            yield f"and {units.count(len(rest))} more, {percent(part)} of the time"
         if unread := [_unread(number, reason) for reason, number in self.slow.unread.items() if number]:
             yield f"{'; '.join(unread)}."
         yield from self.slow.notes
@@ -148,10 +148,10 @@ def shares(slow: SlowQueries) -> Shares | None:
     if (left := 1.0 - sum(part for _, part, _ in parts)) > 0.0005:
         parts.append(("others", left, "all other statements"))
     segments = [
-        Segment(name, part, f"{name}: {share(part)}", f"{name}: {share(part)}, {one_line(text, _SUMMARY)}")
+        Segment(name, part, f"{name}: {percent(part)}", f"{name}: {percent(part)}, {one_line(text, _SUMMARY)}")
         for name, part, text in parts
     ]
-    caption = ", ".join(f"{name} {share(part)}" for name, part, _ in parts)
+    caption = ", ".join(f"{name} {percent(part)}" for name, part, _ in parts)
     return Shares(f"Share of the total time by statement: {caption}", segments)
 
 

@@ -72,7 +72,7 @@ def test_what_is_known_of_none_has_no_column_and_what_is_known_of_one_has() -> N
     more = ["p95, ms", "total, ms", "share", "rows a call", "pages a call", "temporary a call", "WAL a call"]
     assert headings(html)[4:] == [*more, "first seen", "last seen"]
     rows = re.findall(r"<tr>(.*?)</tr>", html)[1:]
-    assert ">9,000<" in rows[0] and ">1.00 MB<" in rows[0] and ">1.00<" in rows[0] and ">0 B<" in rows[0]
+    assert ">9,000<" in rows[0] and ">1 MB<" in rows[0] and ">1.00<" in rows[0] and ">0 B<" in rows[0]
     assert "2026-03-01\N{NO-BREAK SPACE}13:00:00" in rows[0]
     assert rows[1].count(">–<") == 7
 
@@ -125,8 +125,8 @@ def test_the_picture_divides_the_time_and_says_so_in_words_too() -> None:
     (said,) = re.findall(r'role="img" aria-label="(.*?)"', html)
     assert said == (
         "Share of the total time by statement: 1 60 %, 2 30 %, "
-        + "".join(f"{n} &lt;1 %, " for n in range(3, 9))
-        + "others 9 %"
+        + "".join(f"{n} 0.2 %, " for n in range(3, 9))
+        + "others 8.8 %"
     )
     assert 'title="1: 60 %, SELECT 1 FROM visits"' in html
     assert "</i>1: 60 %</span>" in html and "</i></span>" in html  # a label where there is room for it

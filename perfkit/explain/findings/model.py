@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from perfkit.base.units import millis, significant
+from perfkit.base import units
+from perfkit.base.units import millis, percent, significant
 from perfkit.explain.candidates import placed
 from perfkit.explain.facts import NO_FACTS, Index, PlanFacts, stale
 from perfkit.explain.plan import Node, Plan
@@ -122,13 +123,8 @@ def counted(number: float, noun: str) -> str:
 
 
 def size(kb: float) -> str:
-    """Return an amount of memory or disk space given in kB.
-
-    >>> size(12), size(4096), size(3.5 * 1024 * 1024)
-    ('12 kB', '4 MB', '3.5 GB')
-    """
-    unit, value = ("kB", kb) if kb < 1024 else ("MB", kb / 1024) if kb < 1024**2 else ("GB", kb / 1024**2)
-    return f"{value:,.1f}".removesuffix(".0") + f" {unit}" if value < 10 else f"{value:,.0f} {unit}"
+    """Return an amount of memory or disk space given in kB."""
+    return units.size(1024 * kb)
 
 
 def took(context: FindingContext, ms: float) -> str:
@@ -136,15 +132,6 @@ def took(context: FindingContext, ms: float) -> str:
     if not ms or not context.plan.execution_ms:
         return ""
     return f", {millis(ms)} ({percent(min(1.0, ms / context.plan.execution_ms))} of the execution)"
-
-
-def percent(share: float) -> str:
-    """Return a share with two significant digits.
-
-    >>> percent(0.4567), percent(0.00012)
-    ('46 %', '0.012 %')
-    """
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def ms(value: float) -> str:
@@ -164,15 +151,6 @@ def duration(value: float) -> str:
     ('0.064 ms', '75.2 s')
     """
     return f"{ms(value)} ms" if value < 1000 else f"{significant(value / 1000)} s"
-
-
-def share(part: float) -> str:
-    """Return a part of the whole as a percentage without decimals.
-
-    >>> share(0.826), share(0.004), share(0.0)
-    ('83 %', '<1 %', '0 %')
-    """
-    return f"{part * 100:.0f} %" if part >= 0.01 else "<1 %" if part >= 0.0001 else "0 %"
 
 
 def memory(settings: Mapping[str, str]) -> float:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from perfkit.base.units import millis
+from perfkit.base.units import millis, percent
 from perfkit.explain.accounting import GATHERS, Raw
 from perfkit.explain.facts import quoted
 from perfkit.explain.findings.model import (
@@ -16,7 +16,6 @@ from perfkit.explain.findings.model import (
     counted,
     inclusive,
     memory,
-    percent,
     rounded,
     size,
     took,
