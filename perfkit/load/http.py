@@ -203,7 +203,8 @@ class HttpSender:
             done = monotonic_ns()
             self._free.append(connection)
         except (TimeoutError, ConnectionError, _Unreachable) as error:
-            return Answer(acquired, monotonic_ns(), _failure(error), self._clean(first_words(error)), "", attempts)
+            outcome = _OUTCOMES.get(type(error), RESET)
+            return Answer(acquired, monotonic_ns(), outcome, self._clean(first_words(error)), "", attempts)
         text = self._clean(body[:65536].decode("utf-8", "replace"))
         if status not in message["expect"]:
             return Answer(acquired, done, f"http_{status}", text[:200], text, attempts)
@@ -232,11 +233,8 @@ class HttpSender:
 
         Raises ValueError if the request could leave the target's origin or names a secret that is not set.
         """
-        where, path = f"request {message['item']}", message["path"]
-        if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path):
-            raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
-        url = URL(self._base + path)
-        if url.origin() != URL(self._base).origin():
+        where, path, url = f"request {message['item']}", message["path"], URL(self._base + message["path"])
+        if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path) or url.origin() != URL(self._base).origin():
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
         for header, value in message.get("headers", {}).items():
             for name in _SECRET.findall(value):
@@ -287,10 +285,7 @@ class _Unreachable(Exception):
     """No connection could be opened."""
 
 
-def _failure(error: Exception) -> str:
-    if isinstance(error, _Unreachable):
-        return REFUSED
-    return TIMEOUT if isinstance(error, TimeoutError) else RESET
+_OUTCOMES: dict[type[Exception], str] = {TimeoutError: TIMEOUT, _Unreachable: REFUSED}  # all others: RESET
 
 
 NULL_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"

@@ -72,10 +72,7 @@ class Script:
 
 
 def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Script:
-    """Return the script of a query; `number` is its number among the scripts of a run.
-
-    Raises UsageError if pgbench cannot run the query as it is.
-    """
+    """Return the script of a query, the `number`th of a run. Raises UsageError if pgbench cannot run it as it is."""
     if query.rows is None:
         return Script(_statement(query, query.sql, ()))
     try:
@@ -107,18 +104,8 @@ def script(query: ScriptQuery, number: int, clients: int, *, paced: bool) -> Scr
         return Script("\n".join([*lookup, text, after, ""]), (turn,), looks_up=True)
     # pgbench retries a transaction from the top of the script, so the variable that separates a lookup from its query
     # changes only at the end of each.
-    lines = [
-        rf"\if :{ready} = 0",
-        *lookup,
-        rf"\set {ready} 1",
-        r"\else",
-        text,
-        rf"\set {ready} 0",
-        after,
-        r"\endif",
-        "",
-    ]
-    return Script("\n".join(lines), (turn, ready), looks_up=True, separate_lookup=True)
+    lines = [rf"\if :{ready} = 0", *lookup, rf"\set {ready} 1", r"\else", text, rf"\set {ready} 0", after, r"\endif"]
+    return Script("\n".join([*lines, ""]), (turn, ready), looks_up=True, separate_lookup=True)
 
 
 def _statement(query: ScriptQuery, text: str, names: Sequence[str]) -> str:
@@ -183,7 +170,7 @@ def _literal(text: str | None) -> str:
 
 
 ABORTED = "client_aborted"  # an outcome: an error after which pgbench's client sends nothing more
-SKIPPED = "skipped"  # an outcome: could not start within the request timeout, and was never sent
+SKIPPED = "skipped"  # an outcome: not started within the request timeout, never sent
 _OUTCOMES = {"serialization": "sqlstate_40001", "deadlock": "sqlstate_40P01"}
 
 

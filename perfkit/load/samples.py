@@ -98,8 +98,9 @@ class Clock:
         self.spun_ns = 0
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.Future[None] | None = None
-        self._libc = ctypes.CDLL(None)
-        self._fd = _timer(self._libc)
+        self._libc, self._fd = ctypes.CDLL(None), -1  # -1: the system has no timer that a loop can read
+        if sys.platform == "linux":
+            self._fd = int(self._libc.timerfd_create(_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
         if self._fd >= 0:
             self._loop.add_reader(self._fd, self._rang)
 
@@ -140,14 +141,6 @@ class Clock:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
-
-
-def _timer(libc: ctypes.CDLL) -> int:
-    """Return a file descriptor that becomes readable when the timer ends; -1 if the system has none."""
-    if sys.platform != "linux":
-        return -1
-    flags = os.O_NONBLOCK | os.O_CLOEXEC
-    return int(libc.timerfd_create(_MONOTONIC, flags))
 
 
 NOTHING = -1  # a limit of no requests at all; 0 means no limit

@@ -282,8 +282,10 @@ class SqlSender:
             return Answer(acquired, monotonic_ns(), POOL_TIMEOUT, f"no connection within {self._timeout_s:g} s")
         late = None
         try:
-            if connection is None or connection.broken:
-                connection = await self._reconnect(connection)
+            if connection is None or connection.broken:  # lost: a new one takes its place
+                if connection:
+                    await connection.close()
+                connection = await self.connect()
             acquired = monotonic_ns()
             late = self._loop.call_later(self._timeout_s, connection.expire)
             while True:
@@ -304,12 +306,6 @@ class SqlSender:
             if late:
                 late.cancel()
             self._give_back(connection)
-
-    async def _reconnect(self, lost: LibpqConnection | None) -> LibpqConnection:
-        """Open a connection in place of one that was lost. Raises ConnectionError."""
-        if lost:
-            await lost.close()
-        return await self.connect()
 
     async def _wait(self) -> LibpqConnection | None:
         """Return the next connection that is given back. Raises TimeoutError."""

@@ -33,6 +33,7 @@ from perfkit.load.samples import DROPPED, OK, Caps
 from perfkit.load.schedule import Batch, Draw, HttpTarget, Message, Row, SqlTarget, Target, batches, http_message, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.capabilities import Surroundings, between
+from perfkit.postgres.databases import Database
 from perfkit.postgres.guards import Audit
 from perfkit.runs.arms import Workbench
 from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
@@ -340,19 +341,16 @@ class RunBlock:
         so the order of the arms is drawn anew for every block.
         """
         order = random.Random(f"{self._chosen.options.seed}/{self._of}{self._number}/memory")
-        return {arm.name: self._sizes(arm) for arm in order.sample(self._arms, len(self._arms))}
-
-    def _sizes(self, arm: Arm) -> dict[str, dict[str, int]]:
-        database = self._context.workbench.database(arm)
-        if database is None or not self._context.workbench.private:
-            return {}
-        return databases.sizes(database.server, database.name)
+        arms = {arm.name: self._private(arm) for arm in order.sample(self._arms, len(self._arms))}
+        return {arm: databases.sizes(own.server, own.name) if own else {} for arm, own in arms.items()}
 
     def _scans(self, arm: Arm, *, terminate: bool = False) -> dict[str, int]:
-        database = self._context.workbench.database(arm)
-        if database is None or not self._context.workbench.private:
-            return {}
-        return databases.scans(database.server, database.name, terminate=terminate)
+        own = self._private(arm)
+        return databases.scans(own.server, own.name, terminate=terminate) if own else {}
+
+    def _private(self, arm: Arm) -> Database | None:
+        """Return the arm's database if nobody else uses it, so that its counters show this run alone."""
+        return self._context.workbench.database(arm) if self._context.workbench.private else None
 
     def _say(self, what: str) -> None:
         blocks = self._chosen.blocks

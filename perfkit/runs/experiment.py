@@ -97,6 +97,7 @@ class Experiment:
 
     def __init__(self, chosen: Selection, targets: Targets, progress: Progress) -> None:
         self._chosen, self._targets, self._progress, self._clock = chosen, targets, progress, BlockClock()
+        self._users = max((scenario.users for scenario in chosen.scenarios), default=1)
 
     def run(self, bundle: Bundle, bench: Workbench | None = None) -> None:
         """Set up; then, phase by phase, prepare the arms, check them and measure every block."""
@@ -109,7 +110,8 @@ class Experiment:
             bench.config = chosen.config
             rows = self._set_up(bench, bundle)
             with clock.timed("workers"):
-                pool = stack.enter_context(WorkerPool(self._most_workers(), bench.require_alive))
+                most = min(2 * process.cores(), self._users, MAX_WORKERS)  # beyond two a core, they wait for each other
+                pool = stack.enter_context(WorkerPool(most, bench.require_alive))
                 null = stack.enter_context(null_service()) if chosen.config.service else ""
             bundle.update(arms={}, checks={})
             limits = caps(chosen.config, self._targets)
@@ -171,24 +173,19 @@ class Experiment:
         bundle.update(planning=plan, parameters=bundle.run.parameters.model_copy(update={"blocks": blocks}))
         return replace(context, chosen=replace(context.chosen, options=replace(options, blocks=blocks)))
 
-    def _most_workers(self) -> int:
-        """Return the number of workers that could help: beyond two a core, workers only wait for each other."""
-        users = max((scenario.users for scenario in self._chosen.scenarios), default=1)
-        return min(2 * process.cores(), users, MAX_WORKERS)
-
     def _calibrate(self, context: RunContext, bundle: Bundle) -> None:
         """Reduce the pool to the number of workers with which this machine is fastest; the bundle keeps the trials."""
         pool, workbench, chosen = context.pool, context.workbench, self._chosen
         trials: tuple[CalibrationTrial, ...] = ()
         with self._clock.timed("workers"):
-            users = max(scenario.users for scenario in chosen.scenarios)
             if len(pool) > 1 and context.null:
-                trials = calibrate(pool, http_target(context.null, chosen.config.limits.request_timeout_s), NULL, users)
+                null = http_target(context.null, chosen.config.limits.request_timeout_s)
+                trials = calibrate(pool, null, NULL, self._users)
             elif len(pool) > 1 and workbench.private:
                 database, _ = workbench.prepare(chosen.config.baseline())
                 assert database
                 target = sql_target(database.server.conninfo(database.name), 10, 10)
-                trials = calibrate(pool, target, {"item": "null", "sql": "SELECT 1", "params": None}, users)
+                trials = calibrate(pool, target, {"item": "null", "sql": "SELECT 1", "params": None}, self._users)
             pool.shrink(fewest_workers(trials) if trials else process.cores())
         bundle.update(workers=len(pool), calibration=list(trials))
 
@@ -222,12 +219,11 @@ class Experiment:
 
     def _require_headroom(self, workbench: Workbench, arms: Sequence[Arm]) -> None:
         """Raise TargetRefused if a burst would take a foreign server's last connections."""
-        users = max((s.users for s in self._chosen.scenarios), default=1)
         database = self._chosen.config.database
         if database is None or database.way not in LOADED:
             return
         for external in {id(e): e for e in (workbench.sources.get(arm.name) for arm in arms) if e}.values():
-            headroom(external, users)
+            headroom(external, self._users)
 
     def _prepare(self, context: RunContext, arms: Sequence[Arm], bundle: Bundle) -> None:
         """Prepare the arms with their indexes, capture the plan of every query on each, and run their checks."""

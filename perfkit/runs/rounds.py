@@ -101,8 +101,10 @@ class RoundReading:
             indexes = [row for row in included if columns.item[row] == item]
             cell = self.cells.setdefault((round_.arm, (round_.scenario, item)), SampleCell())
             _add_requests(cell, round_, indexes, rest.get(item, _NO_REST))
-            if searched:
-                _add_search(cell, round_)
+            if searched:  # the rate that the search found, in place of the rate of successes
+                cell.rates[round_.block] = rate = round_.health["rate"]
+                cell.unheld += not rate
+                cell.limited += bool(round_.health["limited"])
             elif (
                 round_.arm != FLOOR
                 and (p50 := cell.medians.get(round_.block))
@@ -169,14 +171,6 @@ def _seconds(columns: Samples, rows: Sequence[int], rest: Rest) -> float:
     if rest.outcomes:
         spans[max(spans, default=0)] += [rest.first_ns, rest.last_ns]
     return sum(max(span) - min(span) for span in spans.values()) / 1e9
-
-
-def _add_search(cell: SampleCell, round_: Round) -> None:
-    """Replace a round's rate of successes by the rate that its search found."""
-    rate = round_.health["rate"]
-    cell.rates[round_.block] = rate
-    cell.unheld += not rate
-    cell.limited += bool(round_.health["limited"])
 
 
 # The number of blocks is planned from a pilot's spread alone. The effect that the pilot shows is never looked at: a

@@ -123,43 +123,36 @@ class Selection:
     options: RunSpec
 
     def __post_init__(self) -> None:
-        _choice("profile", self.options.profile, self.config.profiles)
-        least = 1 if self.options.alone else MIN_BLOCKS
-        if (
-            self.options.blocks and self.options.blocks < least and not self.options.plan_for
-        ):  # a pilot plans the blocks
-            raise UsageError(f"blocks = {self.options.blocks}; expected {least} or more")
-        database = self.config.database
-        made = database is not None and bool(database.prepare)
-        if self.options.scale and not made:
-            raise UsageError(f"scale '{self.options.scale}'; expected none, because the data is not perfkit's")
+        options, database, service = self.options, self.config.database, self.config.service
+        _choice("profile", options.profile, self.config.profiles)
+        least = 1 if options.alone or options.plan_for else MIN_BLOCKS  # a pilot plans the blocks
+        if options.blocks and options.blocks < least:
+            raise UsageError(f"blocks = {options.blocks}; expected {least} or more")
+        if options.scale and not (database and database.prepare):
+            raise UsageError(f"scale '{options.scale}'; expected none, because the data is not perfkit's")
         _choice("scale", self.scale, database.scales if database and database.scales else {self.scale: {}})
         if self.config.baseline() not in self.arms:
-            chosen = ", ".join(self.options.arms)
-            raise UsageError(f"arms: {chosen}; expected '{self.config.baseline().name}' among them")
-        _chosen("scenario", self.options.scenarios, self.config.scenario)
-        service = self.config.service
+            raise UsageError(f"arms: {', '.join(options.arms)}; expected '{self.config.baseline().name}' among them")
+        _chosen("scenario", options.scenarios, self.config.scenario)
         if service and service.port and len(self.arms) > 1:
             raise UsageError(f"service.port = {service.port}; expected 0, because each arm has a service of its own")
         if self.postgres not in (16, 18):
             raise UsageError(f"postgres = {self.postgres}; expected 16 or 18")
-        if not 0 <= self.options.rtt_ms <= MAX_RTT_MS:
-            raise UsageError(f"rtt_ms = {self.options.rtt_ms:g}; expected 0 to {MAX_RTT_MS} milliseconds")
-        if self.options.rtt_ms and not (service and service.command and self.on_own_server):
-            raise UsageError(
-                f"rtt_ms = {self.options.rtt_ms:g}; expected 0, because perfkit starts no service to delay"
-            )
+        if not 0 <= options.rtt_ms <= MAX_RTT_MS:
+            raise UsageError(f"rtt_ms = {options.rtt_ms:g}; expected 0 to {MAX_RTT_MS} milliseconds")
+        if options.rtt_ms and not (service and service.command and self.on_own_server):
+            raise UsageError(f"rtt_ms = {options.rtt_ms:g}; expected 0, because perfkit starts no service to delay")
         _ = self.sql, self.rewrites, self.expected_indexes  # raises here if a file cannot be read
         for scenario in self.scenarios:
             if scenario.pgbench:
                 pgbench.require(scenario, foreign=not self.on_own_server)
-        if not 0 <= self.options.plan_for < 100 or not 0 < self.options.max_minutes < 10_000:
-            options = f"plan_for = {self.options.plan_for:g}, max_minutes = {self.options.max_minutes:g}"
-            raise UsageError(f"{options}; expected a percentage under 100, and minutes")
-        if self.options.plan_for and (self.options.alone or len(self.arms) < 2 or self.config.sequential):
-            raise UsageError(f"plan_for = {self.options.plan_for:g}; expected arms that are compared and alternate")
-        if self.options.connect_rtts < 1:
-            raise UsageError(f"connect_rtts = {self.options.connect_rtts}; expected 1 or more round trips")
+        if not 0 <= options.plan_for < 100 or not 0 < options.max_minutes < 10_000:
+            given = f"plan_for = {options.plan_for:g}, max_minutes = {options.max_minutes:g}"
+            raise UsageError(f"{given}; expected a percentage under 100, and minutes")
+        if options.plan_for and (options.alone or len(self.arms) < 2 or self.config.sequential):
+            raise UsageError(f"plan_for = {options.plan_for:g}; expected arms that are compared and alternate")
+        if options.connect_rtts < 1:
+            raise UsageError(f"connect_rtts = {options.connect_rtts}; expected 1 or more round trips")
 
     @property
     def blocks(self) -> int:
@@ -327,7 +320,8 @@ def alone(config: Config, options: RunSpec) -> Selection:
     `before`, beside which the floor is measured. Thresholds of the options replace those of the configuration.
     Raises UsageError.
     """
-    arms = _chosen("arm", options.arms, config.arm) if options.arms else _deployed(config)
+    deployed = [arm for arm in config.arm if arm.role == "after"][-1:] or [config.baseline()]
+    arms = _chosen("arm", options.arms, config.arm) if options.arms else deployed
     if len(arms) > 1:
         raise UsageError(f"arms: {', '.join(arm.name for arm in arms)}; expected one, because nothing is compared")
     arm: Arm = arms[0].model_copy(update={"role": "before"})
@@ -344,10 +338,6 @@ def alone(config: Config, options: RunSpec) -> Selection:
     return Selection(config.model_copy(update=changed), replace(options, verb=("measure",), arms=(arm.name,)))
 
 
-def _deployed(config: Config) -> list[Arm]:
-    return [arm for arm in config.arm if arm.role == "after"][-1:] or [config.baseline()]
-
-
 def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
     """Return the selection with fewer requests in scenarios whose rounds would exceed their time.
 
@@ -355,9 +345,7 @@ def fitted(chosen: Selection, took_ms: Mapping[str, float]) -> Selection:
     """
 
     def fit(scenario: Scenario) -> Scenario:
-        if (
-            scenario.alternate or scenario.rate or scenario.pgbench
-        ):  # these are limited by each arm's own time, or by a duration
+        if scenario.alternate or scenario.rate or scenario.pgbench:  # limited by each arm's own time, or a duration
             return scenario
         each = sum(took_ms.get(name, 0.0) for name in scenario.send) / 1000
         alone = each * scenario.batches * max(1.0, scenario.users / process.cores())

@@ -23,6 +23,7 @@ from perfkit.base.errors import ServerError, ServiceError, UsageError
 from perfkit.base.process import MODULE, spawn, stop
 from perfkit.config import Check, CheckStep, Config
 from perfkit.load.pool import Load, WorkerPool
+from perfkit.load.samples import OK
 from perfkit.load.schedule import Batch, Draw, Message, Row, Target, fill, http_message
 from perfkit.runs.records import CheckResult
 
@@ -259,7 +260,8 @@ def _messages(config: Config, step: CheckStep, rows: Mapping[str, Row], context:
 
 def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
     """Return what the step expects, what it received, and whether they agree."""
-    statuses = Counter(map(_status, load.columns.outcome, load.columns.detail))
+    answers = zip(load.columns.outcome, load.columns.detail, strict=True)
+    statuses = Counter(detail if outcome == OK else outcome.removeprefix("http_") for outcome, detail in answers)
     counts = Counter({str(status): count for status, count in step.expect.items()})
     expected, got, good = _tally(counts), _tally(statuses), statuses == counts
     for word, needles, must in (("with", step.contains, True), ("without", step.lacks, False)):
@@ -275,11 +277,6 @@ def _judge(step: CheckStep, load: Load, context: Row) -> tuple[str, str, bool]:
         got += f" in {slowest:.0f} ms"
         good = good and slowest <= step.max_ms
     return f"{step.request}: {expected}", f"{step.request}: {got}", good
-
-
-def _status(outcome: str, detail: str) -> str:
-    """Return the HTTP status of an answer, else the outcome of the request."""
-    return detail if outcome == "ok" else outcome.removeprefix("http_")
 
 
 def _tally(counts: Mapping[str, int]) -> str:

@@ -173,7 +173,10 @@ class ComparisonSpec:
         names = [f"query-{n}" for n in range(1, len(self.query) + 1)] if len(self.query) > 1 else ["query"]
         files = {f"{name}.sql": self._query(text) for name, text in zip(names, self.query, strict=True)}
         if self.index:
-            files["index.sql"] = "".join(f"{text};\n" for source in self.index for text in _statements(source))
+            statements = [(source, split(sql_of(source))) for source in self.index]
+            if lacking := [source for source, texts in statements if not texts]:
+                raise UsageError(f"{_label(lacking[0])}: no statement; expected CREATE INDEX ...")
+            files["index.sql"] = "".join(f"{one.text};\n" for _, texts in statements for one in texts)
         if self.rewrite:
             files["rewrite.sql"] = self._query(self.rewrite)
         source = ""
@@ -211,9 +214,11 @@ class ComparisonSpec:
         after |= {"rewrite": {names[0]: "rewrite.sql"}} if self.rewrite else {}
         parameters = {"parameters": "rows"} if source else {}
         arms: list[dict[str, object]] = [{"name": role, "role": role} for role in ("before", "control")]
+        unnamed = "A slow statement" if self.made else "A query"
+        headline = Path(self.query[0]).stem if is_file(self.query[0]) else unnamed
         return tomlkit.dumps(
             {
-                "title": self._headline(),
+                "title": headline if self.bare else f"{headline} before and after",
                 **({} if self.made else {"allow": [resolve(self.db, self.tls).name]}),
                 **({"need": self.need} if self.need != "benefit" else {}),
                 "database": database,
@@ -233,11 +238,6 @@ class ComparisonSpec:
             return [{"name": "arrivals", "label": label, "send": list(names), **load}]
         together = [scenario("together", names, self.users, 5)] if self.users > 1 else []
         return [scenario("alone", names, 1, 20), *together]
-
-    def _headline(self) -> str:
-        first = self.query[0]
-        name = Path(first).stem if is_file(first) else "A slow statement" if self.made else "A query"
-        return name if self.bare else f"{name} before and after"
 
     def _title(self) -> str:
         """Return the differences of the arm after, in a few words."""
@@ -281,13 +281,6 @@ def is_file(text: Text) -> bool:
 def _label(text: Text) -> str:
     """Return a text's name for error messages."""
     return str(text) if is_file(text) else repr(" ".join(str(text).split())[:60])
-
-
-def _statements(text: Text) -> list[str]:
-    """Return CREATE INDEX and ANALYZE statements without comments. Raises UsageError if there is none."""
-    if not (statements := [statement.text for statement in split(sql_of(text))]):
-        raise UsageError(f"{_label(text)}: no statement; expected CREATE INDEX ...")
-    return statements
 
 
 def sql_of(text: Text) -> str:
