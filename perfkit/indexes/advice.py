@@ -173,32 +173,172 @@ def reason(text: str, look: FindingContext, generic: FindingContext | None = Non
     `generic` is the generic plan of a statement with parameters; a rewrite must be valid for all values.
     """
     scans = [node for node in look.plan.nodes if node.kind in SCANS and look.facts.of(node)]
-    scans.sort(key=lambda node: -_weight(look, node))
-    if not scans:
+    scans.sort(key=lambda n: n.own_pages if look.plan.analyzed else n.cost * max(n.loops, 1.0), reverse=True)
+    return _Reasons(text, look, generic, scans).first() if scans else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reasons:
+    """The possible reasons why no index helps a statement; `scans` read its tables, the most expensive one first."""
+
+    text: str
+    look: FindingContext
+    generic: FindingContext | None
+    scans: Sequence[Node]
+
+    def first(self) -> Because | None:
+        """Return the first reason that applies, with the rewritten statement."""
+        if because := self.blocked() or self.pattern():
+            return because
+        if sentence := self.early():
+            return sentence, ""
+        if because := self.either():
+            return because
+        sentence = self.found() or self.tiny() or self.whole() or self.many()
+        return (sentence, "") if sentence else None
+
+    def blocked(self) -> Because | None:
+        """Return the condition that no index on its column can find, and a form that an index serves."""
+        for node, p, block in _blocks(self.look, self.scans):
+            if self.generic is not None:
+                block = _for_any_value(self.generic, node, p, block)
+            if (not block.rewrite and (block.key or not block.hint)) or self.pages(node) <= TINY:
+                continue
+            names = ", ".join(sorted(p.columns))
+            cause = f"{_shown(node, p)} compares {block.what}, which an index on {names} cannot find"
+            if not block.rewrite:
+                return f"{cause}: {block.hint[0].lower()}{block.hint[1:].rstrip('.')}", ""
+            (name,) = p.columns
+            existing = (i for i in self.table(node).indexes if i.keys[:1] == (quoted(name),))
+            ready = next((i for i in existing if i.valid and not i.predicate), None)
+            made = f"CREATE INDEX ON {placed(self.look.facts, node)} ({quoted(name)})"
+            index = f"the index {ready.name}" if ready else made
+            return f"{cause}; {index} serves {block.rewrite}", self.rewritten(node, name)
         return None
-    for find in (_blocked, _pattern, _early, _either, _found, _tiny, _whole, _many):
-        if found := find(text, look, generic, scans):
-            return found
-    return None
 
+    def rewritten(self, node: Node, name: str) -> str:
+        """Return the statement with all blocked conditions on a column rewritten; "" if a rewrite is not certain."""
+        look, new = self.generic or self.look, self.text
+        for same, p, block in _blocks(look, _alike(look, node)) if self.names(look, node) else ():
+            if p.columns == {name} and block.found:
+                new = replaced(new, same.alias, name, condition(look.facts, same, p), block.found)
+        return new if new != self.text else ""
 
-def _blocked(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    for node, p, block in _blocks(look, scans):
-        if generic is not None:
-            block = _for_any_value(generic, node, p, block)
-        if not block.rewrite and (block.key or not block.hint):
-            continue
-        if _pages(look, node) <= TINY:
-            continue
-        cause = f"{_shown(node, p)} compares {block.what}, which an index on {', '.join(sorted(p.columns))} cannot find"
-        if not block.rewrite:
-            return f"{cause}: {block.hint[0].lower()}{block.hint[1:].rstrip('.')}", ""
-        table = _table(look, node)
-        (name,) = p.columns
-        ready = next((i for i in table.indexes if i.keys[:1] == (quoted(name),) and i.valid and not i.predicate), None)
-        index = f"the index {ready.name}" if ready else f"CREATE INDEX ON {placed(look.facts, node)} ({quoted(name)})"
-        return f"{cause}; {index} serves {block.rewrite}", _rewritten(text, generic or look, node, name)
-    return None
+    def names(self, look: FindingContext, node: Node) -> bool:
+        """Return whether the statement names a table; otherwise it is behind a view, with columns of other types."""
+        names = (node.relation, home(look.facts, node)[1])
+        return any(re.search(rf"\b{re.escape(name)}\b", self.text, re.IGNORECASE) for name in names)
+
+    def pattern(self) -> Because | None:
+        """Return the condition on a pattern that a B-tree cannot find."""
+        facts = self.look.facts
+        searched = ((node, p) for node in self.scans for p in conditions(facts, node, "Filter"))
+        for node, p in searched:
+            if p.operator not in ("~~", "~~*", "~", "~*") or p.prefix or self.pages(node) <= TINY:
+                continue
+            name = min(p.columns)
+            c = condition(facts, node, p) if len(p.columns) == 1 else None
+            if c and p.operator == "~~*" and (found := rewritten(c)):
+                made = f"CREATE INDEX ON {placed(facts, node)} (lower({quoted(name)}) text_pattern_ops)"
+                alone = self.generic is None and self.names(self.look, node)
+                rewrite = replaced(self.text, node.alias, name, c, found) if alone else ""
+                serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
+                return f"ILIKE ignores case and a B-tree does not; {made} serves {serves}", rewrite
+            what = "may begin with anything" if p.operator == "~~" else "is not the beginning of a text"
+            return (
+                f"{_shown(node, p)} searches for a pattern that {what}; a B-tree cannot find such patterns, a trigram "
+                "index (GIN, extension pg_trgm) can",
+                "",
+            )
+        return None
+
+    def early(self) -> str:
+        """Return that a LIMIT stops the scan before it reads many pages."""
+        node, top, pages = self.scans[0], limited(self.scans[0]), self.table(self.scans[0]).pages
+        if not top or pages <= TINY:
+            return ""
+        if self.look.plan.analyzed:
+            few = node.own_pages <= max(EARLY * pages, TINY)
+            return f"the LIMIT stops it after {counted(node.own_pages, 'page')} of {pages:,.0f}" if few else ""
+        part = top.cost / max(node.cost, 1.0)
+        return f"the LIMIT is expected to stop it after {percent(part)} of {pages:,.0f} pages" if part <= EARLY else ""
+
+    def either(self) -> Because | None:
+        """Return the OR over columns of several tables, and a UNION of both parts."""
+        for joined in (node.join_filter for node in self.look.plan.nodes):
+            tables = set(re.findall(r"(\w+)\.\w+", re.sub(r"'(?:[^']|'')*'", "", joined)))
+            if " OR " in joined and len(tables) > 1:
+                return (
+                    f"its OR compares columns of several tables ({', '.join(sorted(tables))}) and can be evaluated "
+                    "only after the join; a UNION of both parts can use an index for each",
+                    either(self.text),
+                )
+        return None
+
+    def found(self) -> str:
+        """Return the existing indexes that already find all rows that are read."""
+        by = [n for n in self.scans if n.kind != "Seq Scan"]
+        full = any(n.kind == "Seq Scan" and self.pages(n) > TINY for n in self.scans)
+        if full or not by or any(n.filter and n.removed_by_filter > n.rows_per_loop for n in by):
+            return ""
+        indexed = [below for n in by for below in n.below() if below.index]
+        if any(not below.index_condition for below in indexed) and not limited(by[0]):
+            return ""  # an index read from end to end
+        plan, names = self.look.plan, list(dict.fromkeys(below.index for below in indexed))
+        pages = f" in {counted(plan.buffers, 'page')}" if plan.analyzed else ""
+        rows = plan.rows if plan.analyzed else plan.root.estimated
+        finds = "already finds its" if len(names) == 1 else "already find its"
+        return f"{' and '.join(names)} {finds} {counted(rows, 'row')}{pages}"
+
+    def tiny(self) -> str:
+        """Return that the table is tiny, or that few of its pages are read."""
+        node, table = self.scans[0], self.table(self.scans[0])
+        pages = table.pages if table.size is None else table.size
+        if table.size == 0:
+            return f"{node.relation} is empty"
+        if 0 < pages <= TINY:
+            rows = f"the {counted(table.rows, 'row')} in " if table.rows and table.pages <= pages else ""
+            return f"{node.relation} is tiny: reading {rows}its {counted(pages, 'page')} is just as fast"
+        few = self.look.plan.analyzed and node.own_pages <= TINY
+        read = counted(node.own_pages, "page")
+        return f"it reads only {read} of the {pages:,.0f} of {node.relation}" if few else ""
+
+    def whole(self) -> str:
+        """Return that the statement reads every row, without a condition."""
+        node = self.scans[0]
+        if node.filter or any(n.index_condition for n in node.below()):
+            return ""
+        groups = any(above.kind == "Aggregate" for above in node.above())
+        joins = any(key in above.raw for above in node.above() for key in ("Hash Cond", "Merge Cond", "Join Filter"))
+        what = "aggregates" if groups else "joins" if joins else "returns"
+        rows = f"{self.rows(node):,.0f} of {node.relation}"
+        return f"it reads every row: it {what} all {rows}, without a condition to select some"
+
+    def many(self) -> str:
+        """Return that a condition selects so many rows that they are on most pages."""
+        node, rows = self.scans[0], max(self.table(self.scans[0]).rows, 1.0)
+        selected = self.rows(node)
+        if (node.kind == "Seq Scan" and not node.filter) or not MANY * rows <= selected <= 2 * rows:
+            return ""
+        what = plain(node.filter or node.recheck_condition or node.index_condition, node.alias)
+        share = f"{counted(selected, 'row')}, {percent(min(1.0, selected / rows))} of {node.relation}"
+        return f"{what} selects too many rows: {share}, are spread over most of its pages"
+
+    def table(self, node: Node) -> TableFacts:
+        """Return the facts about a scan's table, which `reason` asked for."""
+        table = self.look.facts.of(node)
+        assert table
+        return table
+
+    def rows(self, node: Node) -> float:
+        """Return the rows that a scan returns, as far as known."""
+        return node.rows if self.look.plan.analyzed else node.estimated
+
+    def pages(self, node: Node) -> float:
+        """Return the pages that one scan touches, as far as known."""
+        if self.look.plan.analyzed:
+            return node.own_pages / max(node.loops, 1.0)
+        return self.table(node).pages if node.kind == "Seq Scan" else 0.0
 
 
 def _for_any_value(generic: FindingContext, node: Node, p: Predicate, block: Blocker) -> Blocker:
@@ -206,137 +346,12 @@ def _for_any_value(generic: FindingContext, node: Node, p: Predicate, block: Blo
     for _, same, found in _blocks(generic, _alike(generic, node)):
         if (same.columns, same.operator) == (p.columns, p.operator):
             return found
-    return replace(block, rewrite="", hint=block.hint or f"{_NOT_FOR_ALL} {block.rewrite}")
-
-
-_NOT_FOR_ALL = "for these parameters only, the same rows are returned by"
-
-
-def _rewritten(text: str, look: FindingContext, node: Node, name: str) -> str:
-    """Return the statement with all blocked conditions on a column rewritten; "" if one rewrite is not certain.
-
-    A table that the statement does not name is behind a view, whose columns can have other types.
-    """
-    if not _names(text, look, node):
-        return ""
-    new = text
-    for same, p, block in _blocks(look, _alike(look, node)):
-        if p.columns == {name} and block.found:
-            new = replaced(new, same.alias, name, condition(look.facts, same, p), block.found)
-    return new if new != text else ""
-
-
-def _names(text: str, look: FindingContext, node: Node) -> bool:
-    return any(
-        re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in (node.relation, home(look.facts, node)[1])
-    )
+    only = f"for these parameters only, the same rows are returned by {block.rewrite}"
+    return replace(block, rewrite="", hint=block.hint or only)
 
 
 def _alike(look: FindingContext, node: Node) -> list[Node]:
     return [n for n in look.plan.nodes if n.kind in SCANS and n.alias == node.alias]
-
-
-def _pattern(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    for node in scans:
-        for p in conditions(look.facts, node, "Filter"):
-            if p.operator not in ("~~", "~~*", "~", "~*") or p.prefix or _pages(look, node) <= TINY:
-                continue
-            shown, (name, *_) = _shown(node, p), sorted(p.columns)
-            c = condition(look.facts, node, p) if len(p.columns) == 1 else None
-            if c and p.operator == "~~*" and (found := rewritten(c)):
-                made = f"CREATE INDEX ON {placed(look.facts, node)} (lower({quoted(name)}) text_pattern_ops)"
-                alone = generic is None and _names(text, look, node)
-                rewrite = replaced(text, node.alias, name, c, found) if alone else ""
-                serves = found.filled(quoted(name), c.value.removesuffix("::text"), "")
-                return f"ILIKE ignores case and a B-tree does not; {made} serves {serves}", rewrite
-            what = "may begin with anything" if p.operator == "~~" else "is not the beginning of a text"
-            return (
-                f"{shown} searches for a pattern that {what}; a B-tree cannot find such patterns, a trigram index "
-                "(GIN, extension pg_trgm) can",
-                "",
-            )
-    return None
-
-
-def _early(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    node = scans[0]
-    pages = _table(look, node).pages
-    if look.plan.analyzed and limited(node) and pages > TINY and node.own_pages <= max(EARLY * pages, TINY):
-        return f"the LIMIT stops it after {counted(node.own_pages, 'page')} of {pages:,.0f}", ""
-    if not look.plan.analyzed and (top := limited(node)):
-        part = top.cost / max(node.cost, 1.0)
-        if pages > TINY and part <= EARLY:
-            return f"the LIMIT is expected to stop it after {percent(part)} of {pages:,.0f} pages", ""
-    return None
-
-
-def _either(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    for node in look.plan.nodes:
-        condition = node.join_filter
-        tables = set(re.findall(r"(\w+)\.\w+", re.sub(r"'(?:[^']|'')*'", "", condition)))
-        if " OR " in condition and len(tables) > 1:
-            return (
-                f"its OR compares columns of several tables ({', '.join(sorted(tables))}) and can be evaluated only "
-                "after the join; a UNION of both parts can use an index for each",
-                either(text),
-            )
-    return None
-
-
-def _found(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    """Return the existing indexes that already find all rows that are read."""
-    if any(n.kind == "Seq Scan" and _pages(look, n) > TINY for n in scans):
-        return None
-    by = [n for n in scans if n.kind != "Seq Scan"]
-    if not by or any(n.filter and n.removed_by_filter > n.rows_per_loop for n in by):
-        return None
-    names = list(dict.fromkeys(b.index for n in by for b in n.below() if b.index))
-    if any(not c.index_condition for n in by for c in n.below() if c.index) and not limited(by[0]):
-        return None  # an index read from end to end
-    pages = f" in {counted(look.plan.buffers, 'page')}" if look.plan.analyzed else ""
-    rows = look.plan.rows if look.plan.analyzed else look.plan.root.estimated
-    one = "already finds its" if len(names) == 1 else "already find its"
-    return f"{' and '.join(names)} {one} {counted(rows, 'row')}{pages}", ""
-
-
-def _tiny(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    """Return that the table is tiny, or that few of its pages are read."""
-    node = scans[0]
-    table = _table(look, node)
-    pages = table.pages if table.size is None else table.size
-    if table.size == 0:
-        return f"{node.relation} is empty", ""
-    if 0 < pages <= TINY:
-        rows = f"the {counted(table.rows, 'row')} in " if table.rows and table.pages <= pages else ""
-        return f"{node.relation} is tiny: reading {rows}its {counted(pages, 'page')} is just as fast", ""
-    if look.plan.analyzed and node.own_pages <= TINY:
-        return f"it reads only {counted(node.own_pages, 'page')} of the {pages:,.0f} of {node.relation}", ""
-    return None
-
-
-def _whole(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    node = scans[0]
-    if node.filter or any(n.index_condition for n in node.below()):
-        return None
-    groups = any(above.kind == "Aggregate" for above in node.above())
-    joins = any(key in above.raw for above in node.above() for key in ("Hash Cond", "Merge Cond", "Join Filter"))
-    rows = node.rows if look.plan.analyzed else node.estimated
-    what = "aggregates" if groups else "joins" if joins else "returns"
-    return f"it reads every row: it {what} all {rows:,.0f} of {node.relation}, without a condition to select some", ""
-
-
-def _many(text: str, look: FindingContext, generic: FindingContext | None, scans: Sequence[Node]) -> Because | None:
-    node = scans[0]
-    rows = max(_table(look, node).rows, 1.0)
-    kept = node.rows if look.plan.analyzed else node.estimated
-    if (node.kind == "Seq Scan" and not node.filter) or kept < MANY * rows or kept > 2 * rows:
-        return None
-    what = plain(node.filter or node.recheck_condition or node.index_condition, node.alias)
-    return (
-        f"{what} selects too many rows: {counted(kept, 'row')}, {percent(min(1.0, kept / rows))} of {node.relation}, "
-        "are spread over most of its pages",
-        "",
-    )
 
 
 def _blocks(look: FindingContext, scans: Sequence[Node]) -> Iterator[tuple[Node, Predicate, Blocker]]:
@@ -345,23 +360,6 @@ def _blocks(look: FindingContext, scans: Sequence[Node]) -> Iterator[tuple[Node,
         for p in every:
             if (block := blocks(look.facts, node, p)) and not added(block, p, every):
                 yield node, p, block
-
-
-def _table(look: FindingContext, node: Node) -> TableFacts:
-    table = look.facts.of(node)
-    assert table
-    return table
-
-
-def _pages(look: FindingContext, node: Node) -> float:
-    """Return the pages that one scan touches, as far as known."""
-    if look.plan.analyzed:
-        return node.own_pages / max(node.loops, 1.0)
-    return _table(look, node).pages if node.kind == "Seq Scan" else 0.0
-
-
-def _weight(look: FindingContext, node: Node) -> float:
-    return node.own_pages if look.plan.analyzed else node.cost * max(node.loops, 1.0)
 
 
 def _shown(node: Node, p: Predicate) -> str:

@@ -350,7 +350,7 @@ def sentence(lab: Lab) -> str:
     if not lab.confirmed:
         return "Incomplete." if not lab.record.complete else "This lab measured costs only, not which indexes to keep."
     kept, dropped = lab.kept, lab.dropped
-    margin = f"by more than {100 * lab.record.margin:g} %"
+    margin = f"by more than {units.exact_percent(lab.record.margin)}"
     if not dropped:
         return f"Keep all {len(kept)} indexes: without any one of them, a query becomes slower {margin}."
     names = ", ".join(index.name for index in kept)
@@ -414,7 +414,7 @@ def caveats(lab: Lab) -> Iterator[str]:
             "a false result."
         )
     if lab.confirmed and not lab.holds:
-        margin = f"within {100 * lab.record.margin:g} % of all indexes"
+        margin = f"within {units.exact_percent(lab.record.margin)} of all indexes"
         yield f"The kept indexes are not proven to be {margin} for every query; run more blocks (--profile thorough)."
     for c in lab.lighter:
         if c.verdict is Verdict.SLOWER and c.ratio:

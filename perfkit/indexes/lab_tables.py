@@ -327,7 +327,7 @@ def _hot(index: IndexValue) -> Cell | None:
         return None
     before, after = cost.hot
     state, shares = "bad" if after < before - 0.1 else "", {"before": before, "after": after}
-    return Cell(f"{100 * before:.0f} % → {100 * after:.0f} %", cost.write.column, state, value=shares)
+    return Cell(f"{units.percent(before)} → {units.percent(after)}", cost.write.column, state, value=shares)
 
 
 def _churn(index: IndexValue) -> Cell | None:
