@@ -8,6 +8,7 @@ import pytest
 from hosted import Hosted, hosted
 
 from perfkit.app.session import Session, connect
+from perfkit.app.specs import ConnectSpec
 from perfkit.base.errors import UsageError
 from perfkit.explain.facts import ColumnFacts, TableFacts, doubt, stale
 from perfkit.indexes import trial
@@ -17,7 +18,6 @@ from perfkit.indexes.trial import CostFigures, helps
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.guards import Permission
 
 COUNT = "SELECT count(*) FROM shipments WHERE state = 'active'"
 COLUMNS = (ColumnFacts("state", "text", 1.0, 1.0),)
@@ -134,7 +134,7 @@ def system() -> Iterator[Hosted]:
 def foreign(system: Hosted, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     for name, value in system.environment.items():
         monkeypatch.setenv(name, value)
-    yield connect(system.db(), Permission((), (system.name(),), (), None))
+    yield connect(ConnectSpec(system.db(), confirm=(system.name(),), tls=False))
     system.run("DROP TABLE IF EXISTS shipments, people", user="shop")
 
 

@@ -9,6 +9,7 @@ from hosted import Hosted, hosted
 from scripts import run_all
 
 from perfkit.app.session import Session, connect
+from perfkit.app.specs import ConnectSpec
 from perfkit.base.errors import PlanError, UsageError
 from perfkit.base.resources import CHECKOUT
 from perfkit.explain import capture, plan
@@ -17,7 +18,6 @@ from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.guards import Permission
 
 TABLES = """
 CREATE TABLE visits (id int PRIMARY KEY, clinic int NOT NULL, day int NOT NULL, note text NOT NULL);
@@ -159,7 +159,7 @@ def opened(system: Hosted, dbname: str, port: int, monkeypatch: pytest.MonkeyPat
     for name, value in system.environment.items():
         monkeypatch.setenv(name, value)
     confirmed = (system.name(dbname, port=port), system.name(dbname))
-    return connect(system.db(dbname=dbname, port=port), Permission((), confirmed, (), None))
+    return connect(ConnectSpec(system.db(dbname=dbname, port=port), confirm=confirmed, tls=False))
 
 
 @pytest.mark.system
