@@ -223,7 +223,7 @@ def test_the_table_of_slow_statements_is_shown_and_kept(connected: InteractiveSh
     log.write_text("".join(json.dumps(LOGGED, separators=(",", ":")) + "\n" for _ in range(2)))
     found = connected.run_line_magic("perfkit", f"slow --source {log} --to table")
     assert connected.user_ns["table"] is found and len(found) == 1
-    assert "1.62" in repr(found) and "<svg" in found._repr_html_()  # both executions, in s
+    assert "1.62" in repr(found) and 'class="shares"' in found._repr_html_()  # both executions, in s
     assert "Seq Scan on visits" in repr(found[1].explain())
 
 

@@ -1,11 +1,14 @@
 """Parts of a page: one description, shown as HTML, as text and as a data frame, and never as markup of others."""
 
+import ast
+import re
 import subprocess
 import sys
 
 import pytest
 
 from perfkit.base import units
+from perfkit.base.resources import CHECKOUT
 from perfkit.base.stats import Interval
 from perfkit.show.charts import Picture
 from perfkit.show.html import (
@@ -107,3 +110,18 @@ def test_text_and_tables_import_no_template_engine_pandas_or_matplotlib() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_only_show_writes_html() -> None:
+    """Every other room describes its output with parts or with a template."""
+    tag = re.compile(
+        r"</?(p|div|span|table|tr|td|th|h[1-6]|ul|li|dl|details|summary|strong|small|svg|figure|section)\b[^>]*>"
+    )
+    written = [
+        f"{path}:{node.lineno}"
+        for path in (CHECKOUT / "perfkit").rglob("*.py")
+        if path.parent.name != "show" and "_data" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and tag.search(node.value)
+    ]
+    assert written == []
