@@ -66,15 +66,10 @@ class Caveat:
     text: str
     advice: str
 
-    @property
-    def gravity(self) -> int:
-        """The rank of the kind; 0 is the most serious."""
-        return _GRAVITY[self.kind]
-
 
 def gravest_first(every: Iterable[Caveat]) -> tuple[Caveat, ...]:
-    """Sort caveats by kind; within a kind their order stays."""
-    return tuple(sorted(every, key=lambda caveat: caveat.gravity))
+    """Sort caveats by kind, the most serious first; within a kind their order stays."""
+    return tuple(sorted(every, key=lambda caveat: _GRAVITY[caveat.kind]))
 
 
 ALL = "all arms together"
@@ -83,7 +78,7 @@ ALL = "all arms together"
 def disturbances(run: RunRecord, rounds: Sequence[Round], medians: Medians) -> Iterator[Caveat]:
     """Yield what disturbed the rounds of a run's arms; the floor does not matter."""
     arm_rounds = [round_ for round_ in rounds if round_.arm != FLOOR]
-    for source in (_steal, _others, _checkpoints, _autovacuums, _cache):
+    for source in (_steal, _others, _events, _cache):
         yield from source(arm_rounds)
     yield from _lookups(run, arm_rounds)
     yield from _drift(run, {key: by_block for key, by_block in medians.items() if key[0] != FLOOR})
@@ -135,33 +130,30 @@ def _by_arm(rounds: Sequence[Round], fact: str, weight: Callable[[Round], float]
     return {arm: sum(v * w for v, w in pairs) / sum(w for _, w in pairs) for arm, pairs in facts.items()}
 
 
-def _checkpoints(rounds: Sequence[Round]) -> Iterator[Caveat]:
-    for where in _hit(rounds, "checkpoints"):
-        yield Caveat(
-            CaveatKind.CHECKPOINT,
-            f"A checkpoint ran during {where}.",
-            "Raise the server's checkpoint_timeout and max_wal_size, or make every round long enough to include one.",
-        )
+_LESS_OFTEN = "Raise the server's checkpoint_timeout and max_wal_size, or make every round long enough to include one."
+_TURN_OFF = "Turn autovacuum off for the run, or make every round long enough to include it."
+_EVENTS = (
+    (CaveatKind.CHECKPOINT, "checkpoints", "A checkpoint", _LESS_OFTEN),
+    (CaveatKind.AUTOVACUUM, "autovacuums", "Autovacuum", _TURN_OFF),
+)
 
 
-def _autovacuums(rounds: Sequence[Round]) -> Iterator[Caveat]:
-    for where in _hit(rounds, "autovacuums"):
-        yield Caveat(
-            CaveatKind.AUTOVACUUM,
-            f"Autovacuum ran during {where}.",
-            "Turn autovacuum off for the run, or make every round long enough to include it.",
-        )
+def _events(rounds: Sequence[Round]) -> Iterator[Caveat]:
+    for kind, fact, name, advice in _EVENTS:
+        if where := _hit(rounds, fact):
+            yield Caveat(kind, f"{name} ran during {where}.", advice)
 
 
-def _hit(rounds: Sequence[Round], fact: str) -> Iterator[str]:
-    """Yield the number of rounds for which a fact is true, and which they are; nothing if there are none."""
-    count: dict[str, list[bool]] = defaultdict(list)
+def _hit(rounds: Sequence[Round], fact: str) -> str:
+    """Return the number of rounds for which a fact is true, and which they are; empty if there are none."""
+    times, total = Counter[str](), Counter[str]()
     for round_ in rounds:
-        count[f"{round_.scenario} on {round_.arm}"].append(round_.health.get(fact, 0.0) > 0)
-    hit = sorted(((sum(own), len(own), where) for where, own in count.items() if any(own)), reverse=True)
-    if hit:
-        listed = some(f"{where} {n} of {of}" for n, of, where in hit)
-        yield f"{sum(n for n, *_ in hit)} of {len(rounds)} rounds ({listed})"
+        where = f"{round_.scenario} on {round_.arm}"
+        total[where] += 1
+        times[where] += round_.health.get(fact, 0.0) > 0
+    hit = sorted(((n, total[where], where) for where, n in times.items() if n), reverse=True)
+    listed = some(f"{where} {n} of {of}" for n, of, where in hit)
+    return f"{times.total()} of {len(rounds)} rounds ({listed})" if hit else ""
 
 
 def _cache(rounds: Sequence[Round]) -> Iterator[Caveat]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
-from perfkit.analysis.results import Changes, ErrorChange, Summary
+from perfkit.analysis.results import ErrorChange, Estimates, Summary
 from perfkit.base.judgement import Judgement, Outcome, Verdict, evidence_needed, reaches, samples_needed, under
 from perfkit.base.stats import MIN_SAMPLES, Counts, Estimate, Interval, Ratio, error_bound, share
 from perfkit.base.units import count, exact, exact_percent, number, percent, some
@@ -298,9 +298,10 @@ def _span(estimate: Estimate) -> str:
 # The rules of a run: which of the rules above apply to its arms, and with which numbers.
 
 
-def rules_of(run: RunRecord, levels: Sequence[Summary], changes: Changes, read: RoundReading) -> list[Rule]:
+def rules_of(run: RunRecord, estimates: Estimates, read: RoundReading) -> list[Rule]:
     """Return the rules of every arm in the run's order, except the benefit."""
     rules: list[Rule] = []
+    levels = estimates.levels
     for arm in run.parameters.arms:
         rules += _level_rules(run, arm, levels)
         rules.append(_error_rule(run, arm, read))
@@ -308,7 +309,7 @@ def rules_of(run: RunRecord, levels: Sequence[Summary], changes: Changes, read: 
             if level := next((level for level in levels if (level.arm, level.scenario) == (arm, scenario)), None):
                 rules.append(capacity_rule(arm, scenario, rate, level.rounds, level.unheld))
         rules += _fact_rules(run, arm)
-        rules += _comparison_rules(run, arm, changes)
+        rules += _comparison_rules(run, arm, estimates)
     return rules
 
 
@@ -378,16 +379,16 @@ def _fact_rules(run: RunRecord, arm: str) -> Iterator[Rule]:
         yield index_rule(arm, facts.expected_indexes, [index.name for index in facts.indexes if index.valid])
 
 
-def _comparison_rules(run: RunRecord, arm: str, changes: Changes) -> Iterator[Rule]:
-    for c in changes.comparisons:
+def _comparison_rules(run: RunRecord, arm: str, estimates: Estimates) -> Iterator[Rule]:
+    for c in estimates.comparisons:
         if c.after == arm:
             yield comparison_rule(arm, f"{c.scenario}: {c.item}", c.metric, c.verdict, c.ratio, c.qualification)
-    for e in changes.errors:
+    for e in estimates.error_changes:
         if e.after == arm:
-            several = len({c.item for c in changes.comparisons if c.scenario == e.scenario}) > 1
+            several = len({c.item for c in estimates.comparisons if c.scenario == e.scenario}) > 1
             yield more_errors_rule(e, e.item if several else "")
     if run.order == "sequential" and run.roles[arm] == "after":
-        again = [(c, c.ratio) for c in changes.comparisons if c.after in run.of_role("control") and c.ratio]
+        again = [(c, c.ratio) for c in estimates.comparisons if c.after in run.of_role("control") and c.ratio]
         different = [(c, r) for c, r in again if c.verdict in (Verdict.FASTER, Verdict.SLOWER)]
         drifted = [f"{c.scenario} {c.metric} of {c.item} ({_span(r)})" for c, r in different]
         yield agreement_rule(arm, len(again), drifted)

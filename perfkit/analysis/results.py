@@ -57,13 +57,19 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One metric of one load level, `after` compared with `before`."""
+class Change:
+    """One load level of the arm `after`, compared with `before`."""
 
     before: str
     after: str
     scenario: str
     item: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison(Change):
+    """One metric, judged."""
+
     metric: str  # "p50", "p95", "p99"; of a search "throughput", where more is better
     ratio: Ratio | None
     p_holm: float
@@ -87,26 +93,18 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorChange:
-    """Unexpected outcomes of one load level, `after` compared with `before`; levels without any are left out."""
+class ErrorChange(Change):
+    """Unexpected outcomes; load levels without any are left out."""
 
-    before: str
-    after: str
-    scenario: str
-    item: str
     difference: Difference
     fewer_answered: float  # share by which after answered fewer requests; below 0: before did
     significant: bool
 
 
 @dataclass(frozen=True, slots=True)
-class ThroughputChange:
-    """Requests per second, after/before, of a load level on which throughput is not judged; more is better."""
+class ThroughputChange(Change):
+    """Requests per second, after/before, if throughput is not judged; more is better."""
 
-    before: str
-    after: str
-    scenario: str
-    item: str
     ratio: Ratio
 
 
@@ -141,8 +139,8 @@ class PlanUse:
 class Estimates:
     """What the rounds of a run tell: every load level, and every arm compared with `before`."""
 
-    levels: tuple[Summary, ...]  # every arm and the floor (arm == "floor")
-    comparisons: tuple[Comparison, ...]  # every after arm and the control arm against before
+    levels: tuple[Summary, ...] = ()  # every arm and the floor (arm == "floor")
+    comparisons: tuple[Comparison, ...] = ()  # every after arm and the control arm against before
     error_changes: tuple[ErrorChange, ...] = ()
     throughputs: tuple[ThroughputChange, ...] = ()
     rebased: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)  # comparisons with other baselines
@@ -184,46 +182,32 @@ Cells = Mapping[tuple[str, Key], SampleCell]
 TAILS = {"p95": 95, "p99": 99}
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """The comparisons of a run.
+def compare(run: RunRecord, cells: Cells) -> Estimates:
+    """Compare every arm with `before`, the control first: its intervals may widen the margin for the others.
 
     Throughput is judged only for a scenario that searches for the highest rate: there it is the question, and
     latencies at different rates are not compared. At a fixed rate, throughput is that rate less the failures, which
     the error rates judge. In the closed model it is the number of users over the mean latency; judging it too would
     say the same twice and weaken all other comparisons by Holm's correction. There it is shown with its interval.
     """
-
-    comparisons: tuple[Comparison, ...] = ()
-    errors: tuple[ErrorChange, ...] = ()
-    throughputs: tuple[ThroughputChange, ...] = ()
-
-    @classmethod
-    def of(cls, run: RunRecord, cells: Cells) -> Changes:
-        """Compare every arm with `before`, the control first: its intervals may widen the margin for the others."""
-        scenarios = {scenario.name: scenario for scenario in run.scenarios}
-        before = run.of_role("before")[0]
-        comparisons: list[Comparison] = []
-        errors: list[ErrorChange] = []
-        throughputs: list[ThroughputChange] = []
-        control: dict[tuple[Key, str], list[Ratio]] = defaultdict(list)
-        controls = run.of_role("control")
-        for arm in [*controls, *run.of_role("after")]:
-            pairs = {
-                key: (cell, cells[arm, key]) for (a, key), cell in cells.items() if a == before and (arm, key) in cells
-            }
-            failing = _error_changes(before, arm, {k: p for k, p in pairs.items() if not scenarios[k[0]].search})
-            rows = list(
-                _rows(pairs, scenarios, {(e.scenario, e.item): e.fewer_answered for e in failing if e.significant})
-            )
-            judged = _judged(before, arm, rows, control, run.config)
-            errors += failing
-            comparisons += judged
-            throughputs += _throughputs(before, arm, pairs, scenarios)
-            for c in judged if arm in controls else ():
-                if c.ratio:
-                    control[(c.scenario, c.item), c.metric].append(c.ratio)
-        return cls(tuple(comparisons), tuple(errors), tuple(throughputs))
+    scenarios, before = {scenario.name: scenario for scenario in run.scenarios}, run.of_role("before")[0]
+    comparisons: list[Comparison] = []
+    errors: list[ErrorChange] = []
+    throughputs: list[ThroughputChange] = []
+    control: dict[tuple[Key, str], list[Ratio]] = defaultdict(list)
+    controls = run.of_role("control")
+    for arm in [*controls, *run.of_role("after")]:
+        pairs = {k: (cell, cells[arm, k]) for (a, k), cell in cells.items() if a == before and (arm, k) in cells}
+        failing = _error_changes(before, arm, {k: p for k, p in pairs.items() if not scenarios[k[0]].search})
+        fewer = {(e.scenario, e.item): e.fewer_answered for e in failing if e.significant}
+        judged = _judged(before, arm, list(_rows(pairs, scenarios, fewer)), control, run.config)
+        errors += failing
+        comparisons += judged
+        throughputs += _throughputs(before, arm, pairs, scenarios)
+        for c in judged if arm in controls else ():
+            if c.ratio:
+                control[(c.scenario, c.item), c.metric].append(c.ratio)
+    return Estimates(comparisons=tuple(comparisons), error_changes=tuple(errors), throughputs=tuple(throughputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +222,6 @@ class _Row:
     step: float = 1.0  # the factor within which a search knows its rates
     fewer: float = 0.0
     bound: str = ""
-
-    @property
-    def healthy(self) -> bool:
-        return not (self.before.faults or self.after.faults)
 
 
 def _rows(
@@ -268,10 +248,9 @@ def _rows(
 
 def _latency(before: SampleCell, after: SampleCell, metric: str) -> Ratio | None:
     """Return the ratio, paired by block; None for a tail if an arm has too few samples."""
-    blocks = sorted(before.medians.keys() & after.medians.keys())
     if metric == "p50":
-        return stats.ratio([before.medians[b] for b in blocks], [after.medians[b] for b in blocks])
-    q = TAILS[metric]
+        return _paired(before.medians, after.medians)
+    q, blocks = TAILS[metric], sorted(before.medians.keys() & after.medians.keys())
     if not all(stats.supported(cell.n, q) for cell in (before, after)):
         return None
     return stats.tail_ratio([before.blocks[b] for b in blocks], [after.blocks[b] for b in blocks], q)
@@ -281,9 +260,14 @@ def _capacity(before: SampleCell, after: SampleCell, step: float) -> Ratio | Non
     """Return the ratio of rates; None if no rate held in some round, because leaving that round out would flatter."""
     if before.unheld or after.unheld:
         return None
-    blocks = sorted(before.rates.keys() & after.rates.keys())
-    ratio = stats.ratio([before.rates[b] for b in blocks], [after.rates[b] for b in blocks])
+    ratio = _paired(before.rates, after.rates)
     return stats.known_within(ratio, step) if ratio else None
+
+
+def _paired(before: Mapping[int, float], after: Mapping[int, float]) -> Ratio | None:
+    """Return the ratio over the blocks that both arms have."""
+    blocks = sorted(before.keys() & after.keys())
+    return stats.ratio([before[b] for b in blocks], [after[b] for b in blocks])
 
 
 def _bound(before: SampleCell, after: SampleCell) -> str:
@@ -309,9 +293,9 @@ def _judged(
     )
     comparisons = []
     for row, margin, p, p_equivalent in zip(rows, margins, different, equivalent, strict=True):
-        more = row.metric == "throughput"
+        more, healthy = row.metric == "throughput", not (row.before.faults or row.after.faults)
         verdict = judgement.verdict(
-            row.ratio, p, margin, healthy=row.healthy, declared=declared, p_equivalent=p_equivalent, more_is_better=more
+            row.ratio, p, margin, healthy=healthy, declared=declared, p_equivalent=p_equivalent, more_is_better=more
         )
         verdict = _limited(_of_survivors(verdict, row.fewer), row.bound)
         needed = None
@@ -386,9 +370,7 @@ def _throughputs(
         reached = scenario.rate and not (one.errors or other.errors)
         if reached or scenario.search:
             continue
-        blocks = sorted(one.rates.keys() & other.rates.keys())
-        ratio = stats.ratio([one.rates[b] for b in blocks], [other.rates[b] for b in blocks])
-        if ratio:
+        if ratio := _paired(one.rates, other.rates):
             yield ThroughputChange(before, after, *key, ratio)
 
 

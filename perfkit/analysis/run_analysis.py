@@ -22,7 +22,7 @@ import numpy as np
 from perfkit.analysis import policy
 from perfkit.analysis.caveats import caveats
 from perfkit.analysis.policy import BENEFIT, Rule, gaps_of, rules_of
-from perfkit.analysis.results import Analysis, Changes, Comparison, ErrorGroup, Estimates, PlanUse, Summary, headline
+from perfkit.analysis.results import Analysis, Comparison, ErrorGroup, Estimates, PlanUse, Summary, compare, headline
 from perfkit.base import judgement, stats
 from perfkit.base.bundle import reading
 from perfkit.base.errors import BundleError
@@ -135,13 +135,13 @@ class Evidence:
 
     run: RunRecord
     rules: tuple[Rule, ...]
-    changes: Changes
+    estimates: Estimates
     scans: Scans
     complete: bool = True
 
     def compared(self, arm: str) -> list[Comparison]:
         """Return an arm's comparisons with before."""
-        return [c for c in self.changes.comparisons if c.after == arm]
+        return [c for c in self.estimates.comparisons if c.after == arm]
 
     @property
     def worth(self) -> float:
@@ -216,7 +216,7 @@ def _fixed(arm: str, evidence: Evidence) -> Iterator[str]:
 
 def _comparable(arm: str, evidence: Evidence) -> bool:
     """Return whether the comparisons tell all: the arm does not fail less often, and `before` did not drift."""
-    fewer = any(e.after == arm and e.significant and e.difference.value < 0 for e in evidence.changes.errors)
+    fewer = any(e.after == arm and e.significant and e.difference.value < 0 for e in evidence.estimates.error_changes)
     agree = (
         rule.outcome is Outcome.HOLDS for rule in evidence.rules if rule.arm == arm and rule.name == "befores agree"
     )
@@ -295,14 +295,13 @@ def estimate(bundle: Bundle, *baselines: str) -> Estimates:
     with reading(bundle.path):
         run, read = bundle.run, RoundReading.of(bundle.rounds(), bundle.run)
         _require_rounds(bundle, read)
-        changes = Changes.of(run, read.cells)
-        return Estimates(
-            levels=tuple(level_of(arm, key, cell) for (arm, key), cell in read.cells.items()),
-            comparisons=changes.comparisons,
-            error_changes=changes.errors,
-            throughputs=changes.throughputs,
-            rebased={arm: _rebased(run, arm, read) for arm in baselines if run.roles.get(arm) == "after"},
-        )
+        rebased = {arm: _rebased(run, arm, read) for arm in baselines if run.roles.get(arm) == "after"}
+        return replace(_estimates(run, read), rebased=rebased)
+
+
+def _estimates(run: RunRecord, read: RoundReading) -> Estimates:
+    levels = tuple(level_of(arm, key, cell) for (arm, key), cell in read.cells.items())
+    return replace(compare(run, read.cells), levels=levels)
 
 
 def _analyse(bundle: Bundle) -> Analysis:
@@ -310,15 +309,12 @@ def _analyse(bundle: Bundle) -> Analysis:
     read = RoundReading.of(bundle.rounds(), run)
     _require_rounds(bundle, read)
     _require_plans(bundle)
-    levels = [level_of(arm, key, cell) for (arm, key), cell in read.cells.items()]
-    changes = Changes.of(run, read.cells)
-    plans = plan_uses(bundle, read.uses)
-    arms = list(run.parameters.arms)
+    estimates, arms = _estimates(run, read), list(run.parameters.arms)
     compared = len(arms) > 1
     judged = run.of_role("after") if compared else arms
-    rules, gaps = rules_of(run, levels, changes, read), gaps_of(run)
+    rules, gaps = rules_of(run, estimates, read), gaps_of(run)
     if compared:
-        evidence = Evidence(run, tuple(rules), changes, Scans.of(bundle, read), complete=not gaps)
+        evidence = Evidence(run, tuple(rules), estimates, Scans.of(bundle, read), complete=not gaps)
         rules += [benefit_rule(arm, evidence) for arm in judged]
     decision = _with_gaps(policy.decide(rules, judged, compared=compared), gaps)
     alone = {arm: _with_gaps(policy.decide(rules, [arm], compared=compared), gaps).outcome for arm in judged}
@@ -328,14 +324,14 @@ def _analyse(bundle: Bundle) -> Analysis:
         headline="",
         arm_decisions=alone,
         caveats=(),
-        levels=tuple(levels),
-        comparisons=changes.comparisons,
+        levels=estimates.levels,
+        comparisons=estimates.comparisons,
         margin=run.config.margin,
-        margin_used=max((c.margin for c in changes.comparisons), default=run.config.margin),
-        plans=tuple(plans),
+        margin_used=max((c.margin for c in estimates.comparisons), default=run.config.margin),
+        plans=tuple(plan_uses(bundle, read.uses)),
         errors=tuple(ErrorGroup(*key, *own) for key, own in sorted(read.errors.items())),
-        error_changes=changes.errors,
-        throughputs=changes.throughputs,
+        error_changes=estimates.error_changes,
+        throughputs=estimates.throughputs,
     )
     medians = {(arm, *key): cell.medians for (arm, key), cell in read.cells.items()}
     return replace(analysis, headline=headline(run, analysis), caveats=caveats(run, analysis, read.rounds, medians))
@@ -344,7 +340,7 @@ def _analyse(bundle: Bundle) -> Analysis:
 def _rebased(run: RunRecord, baseline: str, read: RoundReading) -> tuple[Comparison, ...]:
     """Return the comparisons with another baseline; the control, a copy of `before`, is an arm like the others."""
     roles = dict.fromkeys(run.roles, "after") | {baseline: "before"}
-    return Changes.of(run.model_copy(update={"roles": roles}), read.cells).comparisons
+    return compare(run.model_copy(update={"roles": roles}), read.cells).comparisons
 
 
 def level_of(arm: str, key: Key, cell: SampleCell) -> Summary:

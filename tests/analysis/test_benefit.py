@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from synthetic import record_of
 
 from perfkit.analysis.policy import BENEFIT, Rule, decide
-from perfkit.analysis.results import Changes, Comparison, ErrorChange
+from perfkit.analysis.results import Comparison, ErrorChange, Estimates
 from perfkit.analysis.run_analysis import Evidence, Scans, beats_control, benefit_rule, excludes
 from perfkit.base import judgement, stats
 from perfkit.base.judgement import Outcome, Verdict
@@ -48,9 +48,8 @@ FASTER, ALIKE, OPEN = compared(0.4, Verdict.FASTER), compared(1.0, Verdict.EQUIV
 
 
 def judged(*comparisons, scans=UNKNOWN, rules=(), errors=(), complete=True, **config):
-    return benefit_rule(
-        "after", Evidence(run(**config), tuple(rules), Changes(comparisons, tuple(errors)), scans, complete)
-    )
+    estimates = Estimates(comparisons=comparisons, error_changes=tuple(errors))
+    return benefit_rule("after", Evidence(run(**config), tuple(rules), estimates, scans, complete))
 
 
 def rule(name, outcome, arm, scenario="burst"):
@@ -171,7 +170,7 @@ def test_an_index_that_may_be_used_is_not_called_useless(scans):
 
 @pytest.mark.parametrize("changes", [(), ("indexes", "settings"), ("service",)])
 def test_a_change_that_is_more_than_an_index_is_not_judged_by_its_plans(changes):
-    found = benefit_rule("after", Evidence(run(changes), (), Changes((OPEN,)), UNUSED))
+    found = benefit_rule("after", Evidence(run(changes), (), Estimates(comparisons=(OPEN,)), UNUSED))
     assert found.outcome is Outcome.UNPROVEN
 
 

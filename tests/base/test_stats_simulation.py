@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 from synthetic import record_of
 
 from benchmarks.method.simulation import TABLE, coverage, pace, power, requests
-from perfkit.analysis.results import Changes
+from perfkit.analysis.results import compare
 from perfkit.base.judgement import Verdict, blocks_for, verdict
 from perfkit.base.stats import differences, percentile, ratio, tail, tail_ratio, typical
 from perfkit.runs.records import ScenarioRecord
@@ -214,7 +214,7 @@ def false_tables(pace_of, n, runs, seed=7):
         cells = {
             (arm, (name, "query")): cell(simulated[i, j]) for i, arm in enumerate(ARMS) for j, name in enumerate(LEVELS)
         }
-        table = [c for c in Changes.of(RUN, cells).comparisons if c.after == "after"]
+        table = [c for c in compare(RUN, cells).comparisons if c.after == "after"]
         wrong += any(c.verdict in (Verdict.FASTER, Verdict.SLOWER) for c in table)
     return wrong
 
