@@ -423,7 +423,10 @@ def review(spec: ReviewSpec) -> Review:
     >>> review.table.frame.status.value_counts().to_dict()
     {'unproven': 6, 'met': 3}
     """
-    from perfkit.monitor.review_report import open_review  # late: matplotlib, which it imports, takes 0.5 s
+    from perfkit.monitor.review_report import (  # late: matplotlib, which it imports, takes 0.5 s
+        ReviewOptions,
+        open_review,
+    )
 
     values = spec.values
     if not isinstance(values, str):
@@ -432,8 +435,8 @@ def review(spec: ReviewSpec) -> Review:
             if isinstance(values, Mapping)
             else "\n".join(values)
         )
-    options = {name: str(getattr(spec, name)) for name in ("against", "arm", "by", "since", "until", "last", "config")}
-    return open_review(Path(spec.folder), values=values, **options)
+    options = narrowed(ReviewOptions, spec, values=values, against=str(spec.against), config=str(spec.config))
+    return open_review(Path(spec.folder), options)
 
 
 __all__ = ["ablate", "advise", "compare", "connect", "decide", "demo", "measure",

@@ -146,7 +146,8 @@ class Notifier:
         self._thread.join(wait_s)
         self._closing.set()
         if running := self._running:
-            _kill(running)
+            with suppress(OSError):
+                os.killpg(running.pid, signal.SIGKILL)
         self._thread.join(1.0)
 
     def _serve(self) -> None:
@@ -175,15 +176,8 @@ class Notifier:
         finally:
             self._running = None
             if process.returncode is None:
-                _kill(process)
                 stop(process, 0.0)
         return f"failed with status {process.returncode}" if process.returncode else ""
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its children."""
-    with suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 _STATUS: tuple[Metric, ...] = ("p50_ms", "p95_ms", "error_rate", "throughput")
@@ -234,8 +228,7 @@ class Renewal:
     def close(self) -> None:
         """Kill a running process: `last_page` follows."""
         if self._process:
-            _kill(self._process)
-            self._process.communicate()
+            stop(self._process, 0.0)
             self._process = None
 
     def _running(self) -> bool:

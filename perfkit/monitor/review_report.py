@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,13 +45,27 @@ class _Head(Banner):
         return "\n".join([self.word, self.sentence, *(f"- {reason}" for reason in self.reasons), self.meta])
 
 
+@dataclass(frozen=True, slots=True)
+class ReviewOptions:
+    """How to review a watch; an empty text leaves an option out."""
+
+    against: str = ""  # folder of the run before the release
+    arm: str = ""  # the arm of that run that was shipped
+    values: str = ""  # lines of NAME=X, for targets that nothing measures
+    by: str = ""  # who reports the values
+    since: str = ""  # ISO 8601, by default UTC
+    until: str = ""
+    last: str = ""  # "24h", in place of since and until
+    config: str = ""  # a configuration file whose targets and rules replace those of the watch
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Review(OpenedPage):
-    """A reviewed watch; `parameters` are those of its notebook. Opening and rendering a review measures nothing."""
+    """A reviewed watch; `options` are the parameters of its notebook. Opening and rendering it measures nothing."""
 
     folder: Path
     reviewed: Reviewed
-    parameters: Mapping[str, str]
+    options: ReviewOptions
 
     def render(self, out: Path | None = None) -> Path:
         """Write review.html, review.json and review.md into the watch's folder, or `out` and two files beside it.
@@ -68,7 +81,7 @@ class Review(OpenedPage):
             raise BundleError(f"{out}: cannot be written ({error.strerror}); expected a writable folder") from None
         title = f"{self.reviewed.recommendation.headline}: {self.reviewed.about.title}"
         # The slowest file, and the only one that may fail to render, comes first.
-        page_of(REVIEW, {"folder": str(self.folder.resolve()), **self.parameters}, out, title)
+        page_of(REVIEW, {"folder": str(self.folder.resolve()), **asdict(self.options)}, out, title)
         write_atomically(out.with_suffix(".json"), as_json(self.reviewed))
         write_atomically(out.with_suffix(".md"), self._markdown())
         return out
@@ -324,42 +337,25 @@ def as_json(reviewed: Reviewed) -> str:
     return json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def open_review(
-    folder: Path,
-    *,
-    against: str = "",
-    arm: str = "",
-    values: str = "",
-    by: str = "",
-    config: str = "",
-    since: str = "",
-    until: str = "",
-    last: str = "",
-) -> Review:
-    """Open the folder of a watch and review it against its targets, or those of the configuration file `config`.
-
-    `values` are lines of NAME=X, reported by `by`. Raises BundleError if the folder is not that of a watch, and
-    UsageError for wrong values.
-    """
+def open_review(folder: Path, options: ReviewOptions | None = None) -> Review:
+    """Open the folder of a watch and review it. Raises BundleError if it is not a watch's, UsageError for options."""
+    options = options or ReviewOptions()
     if (folder / "run.json").exists() and not (folder / "watch.json").exists():
         raise BundleError(f"{folder}: holds a run; expected the folder of a watch, and the run as --against RUN")
-    if arm and not against:
-        raise UsageError(f"arm = '{arm}'; expected the run of this arm too: --against RUN")
-    record = read(folder)
+    if options.arm and not options.against:
+        raise UsageError(f"arm = '{options.arm}'; expected the run of this arm too: --against RUN")
     reviewed = review(
-        record,
-        values=reported_values(values, by),
-        before=before_release(Bundle.open(Path(against)), arm) if against else None,
-        settings=load(Path(config)) if config else None,
-        since=since,
-        until=until,
-        last=last,
+        read(folder),
+        values=reported_values(options.values, options.by),
+        before=before_release(Bundle.open(Path(options.against)), options.arm) if options.against else None,
+        settings=load(Path(options.config)) if options.config else None,
+        since=options.since,
+        until=options.until,
+        last=options.last,
     )
-    parameters = {"values": values, "by": by, "arm": arm, "since": since, "until": until, "last": last}
     # The notebook runs in another folder, so its paths are absolute.
-    paths = {"against": against, "config": config}
-    absolute = {name: str(Path(path).resolve()) if path else "" for name, path in paths.items()}
-    return Review(folder, reviewed, {**parameters, **absolute})
+    against, config = (str(Path(path).resolve()) if path else "" for path in (options.against, options.config))
+    return Review(folder, reviewed, replace(options, against=against, config=config))
 
 
 def reported_values(text: str, by: str) -> dict[str, ReportedValue]:
