@@ -323,10 +323,9 @@ def _operation(text: str) -> tuple[str, str, str]:
 def _levels(text: str) -> Iterator[tuple[Token, int]]:
     """Yield every token but blanks, with the number of brackets that are open after it."""
     depth = 0
-    for token in scan(text):
-        if token.kind != "blank":
-            depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
-            yield token, depth
+    for token in scan(text, blanks=False):
+        depth += (token.text in ("(", "[")) - (token.text in (")", "]"))
+        yield token, depth
 
 
 def _operates(token: Token) -> bool:
@@ -373,7 +372,7 @@ def _is_own(qualifier: str, column: str, alias: str, names: frozenset[str] | Non
 
 def _references(text: str) -> Iterator[tuple[str, str]]:
     """Yield (qualifier or "", column) for every column named in a text."""
-    tokens = [token for token in scan(text) if token.kind != "blank"]
+    tokens = [*scan(text, blanks=False)]
     casting = False
     for at, token in enumerate(tokens):
         if token.text == "::":

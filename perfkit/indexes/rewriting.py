@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from perfkit.explain.facts import bare
 from perfkit.explain.rewrites import Condition, Rewrite, operand, span_of
 from perfkit.postgres.parser import SqlNode, parse_expression, parse_statements
-from perfkit.postgres.sqltext import Token, scan
+from perfkit.postgres.sqltext import scan
 
 _ENDS = frozenset("group order limit offset having union except intersect returning fetch for window ;".split())
 _COMPARISONS = frozenset({"=", ">", ">=", "<", "<=", "~~*"})
@@ -86,7 +86,7 @@ def either(text: str) -> str:
 
 def _parts(text: str) -> Iterator[_Part]:
     """Yield the conditions of every WHERE clause that are joined by AND."""
-    tokens = _tokens(text)
+    tokens = [*scan(text, blanks=False)]
     for at, token in enumerate(tokens):
         if token.word != "where":
             continue
@@ -109,7 +109,7 @@ def _parts(text: str) -> Iterator[_Part]:
 def _split(text: str, word: str) -> Iterator[_Part]:
     """Yield the parts between a keyword outside parentheses and CASE; the AND of a BETWEEN does not split."""
     depth, between, start, end = 0, 0, -1, 0
-    for token in _tokens(text):
+    for token in scan(text, blanks=False):
         depth += (token.word in ("(", "case")) - (token.word in (")", "end"))
         between += token.word == "between" and depth == 0
         if depth == 0 and token.word == word:
@@ -122,10 +122,6 @@ def _split(text: str, word: str) -> Iterator[_Part]:
         start, end = (token.start if start < 0 else start), token.end
     if start >= 0:
         yield _Part(start, end, text[start:end])
-
-
-def _tokens(text: str) -> list[Token]:
-    return [token for token in scan(text) if token.kind != "blank"]
 
 
 def _expanded(text: str, column: str) -> str:
@@ -177,7 +173,7 @@ def _sides(text: str, comparison: SqlNode) -> list[str]:
     """Return the texts on both sides of a comparison; none if its operator is written in an unusual form."""
     at = comparison.number("location") - _PREFIX
     words = 4 if comparison.text("kind") == "AEXPR_NOT_DISTINCT" else 1
-    operator = [token for token in _tokens(text) if token.start >= at][:words]
+    operator = [token for token in scan(text, blanks=False) if token.start >= at][:words]
     if not operator or operator[0].start != at or operator[0].word == "operator":
         return []
     return [bare(text[:at]), bare(text[operator[-1].end :])]
@@ -187,7 +183,7 @@ def _written(text: str, side: SqlNode) -> str:
     """Return the only column of a side of a comparison as the text writes it."""
     [column] = [node for node in side.walk() if node.kind == "ColumnRef"]
     at = column.number("location") - _PREFIX
-    name = [token for token in _tokens(text) if token.start >= at][: 2 * len(column.names("fields")) - 1]
+    name = [token for token in scan(text, blanks=False) if token.start >= at][: 2 * len(column.names("fields")) - 1]
     return text[at : name[-1].end]
 
 

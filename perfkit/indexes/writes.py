@@ -18,7 +18,7 @@ from psycopg import sql
 
 from perfkit.base.errors import first_line
 from perfkit.load.schedule import MIN_TURNS
-from perfkit.postgres import catalog
+from perfkit.postgres import catalog, values
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.index_sets import IndexStatement
@@ -26,12 +26,6 @@ from perfkit.postgres.servers import Server
 
 ROWS, HOT_ROWS = 3000, 20  # rows that inserts and deletes draw from; rows that updates repeat on
 SHARE, PASSES = 5, 3  # churn: percent of the rows to change in each pass, followed by VACUUM
-_DIGESTS = {"uuid": "md5('perfkit {0} ' || s.{1})::uuid", "text": "md5('perfkit {0} ' || s.{1})"}
-_FRESH = {  # new values by type
-    "uuid": _DIGESTS["uuid"],
-    **dict.fromkeys(("text", "character varying"), _DIGESTS["text"]),
-    **dict.fromkeys(("integer", "bigint"), "(SELECT max({1}) FROM {2}) + {3} + row_number() OVER ()"),
-}
 _SALTS = {"insert": 0, "delete": ROWS}
 Kind = Literal["insert", "delete", "update"]
 
@@ -218,7 +212,7 @@ class _TableWrites:
     def _value(self, column: _Column, kind: Kind) -> str:
         if column.number not in self.fresh:
             return f"s.{column.quoted}"
-        return _FRESH[column.base].format(kind, column.quoted, self.facts.quoted, _SALTS[kind])
+        return values.fresh(column.base, kind, column.quoted, self.facts.quoted, _SALTS[kind])
 
     def _sample(self) -> str:
         """Return a sample of about ROWS rows as SQL; the same rows for the same table."""
@@ -245,7 +239,7 @@ class _TableWrites:
 
 
 def _replaceable(column: _Column) -> bool:
-    return column.base in _FRESH and column.long and not column.generated
+    return values.has_fresh(column.base) and column.long and not column.generated
 
 
 def _doubled(text: str) -> str:

@@ -14,4 +14,5 @@ __all__ = [
     "parser",
     "servers",
     "sqltext",
+    "values",
 ]

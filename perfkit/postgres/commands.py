@@ -274,9 +274,7 @@ def fixed(text: str) -> dict[int, tuple[str, str]]:
     """
     values: dict[int, tuple[str, str]] = {}
     before = ["", ""]
-    for token in scan(text):
-        if token.kind == "blank":
-            continue
+    for token in scan(text, blanks=False):
         if token.kind == "parameter":
             if value := _FIXED.get(before[-1]):
                 values[token.number] = value, before[-1].upper()
@@ -312,7 +310,7 @@ def aligned(text: str, example: str, parameters: Sequence[str | None] = ()) -> d
 
 def _meaning(text: str) -> list[Token]:
     """Return the tokens without spaces and semicolons at the end."""
-    pieces = [token for token in scan(text) if token.kind != "blank"]
+    pieces = [*scan(text, blanks=False)]
     while pieces and pieces[-1].text == ";":
         pieces.pop()
     return pieces

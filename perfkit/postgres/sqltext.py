@@ -92,10 +92,10 @@ class Token(NamedTuple):
         return int(self.text[1:])
 
 
-def scan(text: str) -> Iterator[Token]:
+def scan(text: str, *, blanks: bool = True) -> Iterator[Token]:
     """Yield a whole text in tokens, as PostgreSQL's scanner cuts it; comments are blank, what is not closed is open."""
     # A guard reads every statement by this loop, and one may have 400,000 tokens: it does no work twice.
-    start, length, next_match = 0, len(text), _token().match
+    start, length, next_match, new = 0, len(text), _token().match, tuple.__new__  # by which a token costs half
     while start < length and (match := next_match(text, start)):
         kind, end = match.lastgroup or "", match.end()
         if kind == "tag":
@@ -103,21 +103,21 @@ def scan(text: str) -> Iterator[Token]:
         elif kind == "comment":
             end = _end_of_comment(text, start)
             kind, end = ("blank", end) if end else ("open", length)
-        yield Token(kind, text[start:end], start, end)
+        if blanks or kind != "blank":
+            yield new(Token, (kind, text[start:end], start, end))
         start = end
 
 
 def tokens(source: str, where: str = "") -> Iterator[Token]:
     """Yield a text's tokens but blanks. Raises UsageError for an unclosed quote or comment, or an unknown sign."""
-    for token in scan(source):
+    for token in scan(source, blanks=False):
         if token.kind in ("open", "other") or token.text in ('""', "\0"):
             line = source.count("\n", 0, token.start) + 1
             rest = source[token.start :].splitlines()[0][:40] or repr(source[token.start])
             expected = "expected SQL whose quotes and comments are closed"
             at = f"{where}:{line}" if where else f"line {line}"
             raise UsageError(f"{at}: {rest!r}: SQL that cannot be read; {expected}")
-        if token.kind != "blank":
-            yield token
+        yield token
 
 
 def ends_operand(item: str) -> bool:
@@ -230,7 +230,7 @@ _BEFORE_A_VALUE = frozenset(
 )
 _SPACED = _BEFORE_A_VALUE | {"EXCEPT", "EXISTS", "FILTER", "INTERSECT", "INTO", "JOIN", "LATERAL", "OVER", "WITH"}
 _ENDS_BY = frozenset("FETCH FOR FROM HAVING SELECT SET VALUES WHERE WINDOW".split())
-_MOST = 100_000  # maximum number of tokens and blanks; the rest of a text is ignored
+_MOST = 50_000  # maximum number of tokens; the rest of a text is ignored
 _NORMAL_PLAIN = re.compile(r"""("[^"]*(?:"|\Z))|'[^']*(?:'|\Z)|(?<![\w$.])\d+(?:\.\d+)?(?![\w.])""")
 _DOLLAR = re.compile(r"\$(?!\d)")
 _BY = re.compile(r"""\bBY\b(?:(?!(?<!")\b(?:LIMIT|OFFSET)\b).)*?(?<![\w$.])\d""", re.IGNORECASE | re.DOTALL)
@@ -296,8 +296,8 @@ def _items(text: str) -> list[_Item]:
     row = (0, 0)  # the first row after VALUES, with its brackets
     by = -1  # depth of the current ORDER BY or GROUP BY, whose plain numbers are columns
     after_string = False
-    for kind, piece, start, _ in islice(scan(text), _MOST):
-        if kind == "blank" or piece == "\0" or piece[:2] == "/*":  # the last: a comment that was cut off
+    for kind, piece, start, _ in islice(scan(text, blanks=False), _MOST):
+        if piece == "\0" or piece[:2] == "/*":  # the latter: a comment that was cut off
             continue
         if kind == "open":  # a value or name that was cut off
             kind = "quoted" if '"' in piece[:3] else "string"

@@ -1,6 +1,6 @@
-"""SQL expressions for values that fit the planner's statistics.
+"""Values that perfkit makes: SQL that fits the planner's statistics, new values for copied rows, and examples.
 
-Every expression depends on ROW, the number of the row, counted from 1.
+An expression that fits statistics depends on ROW, the number of the row, counted from 1.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import expm1, gcd
+from random import Random
+from uuid import UUID
 
 ROW = '"perfkit row"'
 _INTEGERS = ("smallint", "integer", "bigint")
@@ -255,3 +257,46 @@ def _elements(draw: Drawing, column: CopiedColumn) -> str:
         f"ARRAY(SELECT element::{kind} FROM unnest({texts}, {often}) AS known (element, often) "
         f"WHERE pg_temp.pk_uniform({ROW}, element || {draw.quote(str(draw.seed))}) < often)"
     )
+
+
+# New values for the unique columns of copied rows, and examples for parameters that no column has values for.
+
+_DIGEST = "md5('perfkit {0} ' || s.{1})"
+_FRESH = {  # by type
+    "uuid": f"{_DIGEST}::uuid",
+    **dict.fromkeys(("text", "character varying"), _DIGEST),
+    **dict.fromkeys(("integer", "bigint"), "(SELECT max({1}) FROM {2}) + {3} + row_number() OVER ()"),
+}
+_EXAMPLES = {"N": "1", "B": "true", "D": "2026-01-01", "T": "1 hour", "S": "a", "A": "{}", "I": "127.0.0.1", "V": "0",
+             "R": "empty"}  # fmt: skip
+_EXAMPLES_OF_TYPES = {"json": "{}", "jsonb": "{}", "bytea": "\\x00", "time without time zone": "12:00",
+                      "time with time zone": "12:00+00"}  # fmt: skip
+
+
+def has_fresh(kind: str) -> bool:
+    """Return whether new values of a type can be made from existing rows."""
+    return kind in _FRESH
+
+
+def fresh(kind: str, salt: str, column: str, table: str, offset: int) -> str:
+    """Return a new value for a quoted column of a copy of row `s`; another salt or offset gives other values.
+
+    >>> fresh("uuid", "insert", "id", "visits", 0)
+    "md5('perfkit insert ' || s.id)::uuid"
+    """
+    return _FRESH[kind].format(salt, column, table, offset)
+
+
+def example(draw: Random, kind: str, category: str, label: str | None, *, new: bool) -> str | None:
+    """Return a plain value of a type as text, by its category in pg_type; with `new`, another one each time.
+
+    `label` is one of an enum. Return None for a type without a rule.
+
+    >>> example(Random(1), "date", "D", None, new=False)
+    '2026-01-01'
+    """
+    if kind == "uuid":
+        return str(UUID(int=draw.getrandbits(128), version=4))
+    if new and category in "NS":
+        return str(draw.randrange(10**4, 3 * 10**4 if kind == "smallint" else 2 * 10**9))
+    return _EXAMPLES_OF_TYPES.get(kind) or label or _EXAMPLES.get(category)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row, tuple_row
@@ -19,7 +18,7 @@ from perfkit.explain.capture import ExplainSpec, effects, explain_json, session
 from perfkit.explain.facts import fetched, parsed, quoted, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import load_plan
-from perfkit.postgres import catalog, commands
+from perfkit.postgres import catalog, commands, values
 from perfkit.postgres.commands import array_literal, placeholders, send
 from perfkit.postgres.databases import Database
 from perfkit.postgres.sqltext import Token, scan
@@ -200,10 +199,6 @@ TIMEOUT_S = 10.0
 _ANY = 3  # elements of an array that a column is compared with
 _ALIKE = "NDSTBA"  # categories of types whose values fit each other
 _STEP = {"N": "1", "D": "interval '1 day'"}  # by category, the distance of a bound from the row that it includes
-_PLAIN = {"N": "1", "B": "true", "D": "2026-01-01", "T": "1 hour", "S": "a", "A": "{}", "I": "127.0.0.1", "V": "0",
-          "R": "empty"}  # fmt: skip
-_NAMED = {"uuid": "", "json": "{}", "jsonb": "{}", "bytea": "\\x00", "time without time zone": "12:00",
-          "time with time zone": "12:00+00"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,14 +381,5 @@ def _constant(known: _Known, kind: Type, value: str, what: str) -> list[Value]:
 def _plain(known: _Known, kind: Type, why: str = "no column to take it from: a plain one") -> list[Value]:
     """Return plain values of a type; if they must be new, a different one each time."""
     draw, new = known.draw(kind.number), "new" in why
-
-    def values() -> Iterator[str | None]:
-        for _ in range(known.n):
-            if kind.type == "uuid":
-                yield str(UUID(int=draw.getrandbits(128), version=4))
-            elif new and kind.category in "NS":
-                yield str(draw.randrange(10**4, 3 * 10**4 if kind.type == "smallint" else 2 * 10**9))
-            else:
-                yield _NAMED.get(kind.type) or kind.label or _PLAIN.get(kind.category)
-
-    return [Value(kind.number, kind.type, text, why) for text in values()]
+    texts = [values.example(draw, kind.type, kind.category, kind.label, new=new) for _ in range(known.n)]
+    return [Value(kind.number, kind.type, text, why) for text in texts]
