@@ -56,7 +56,7 @@ OWN = {
     "indexes/trial.py", "indexes/writes.py", "monitor/metrics.py", "postgres/capabilities.py",
     "postgres/catalog.py", "postgres/commands.py", "postgres/copies.py", "postgres/databases.py", "postgres/guards.py",
     "postgres/index_builds.py", "postgres/index_sets.py", "postgres/servers.py", "postgres/copied_rows.py",
-    "slow/logs.py", "slow/query_logging.py", "slow/statements.py",
+    "slow/log_sources.py", "slow/query_logging.py", "slow/statements.py",
 }  # fmt: skip
 
 

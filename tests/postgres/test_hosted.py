@@ -184,7 +184,8 @@ def states(found: dict[str, tuple[str, str]]) -> dict[str, str]:
 def test_the_owner_of_the_database_may_read_and_copy_but_has_allowed_nothing_yet(server: Hosted) -> None:
     found, _ = doctor(server)
     assert states(found) == {
-        "reach it": "yes", "connections": "partly", "clock": "yes", "timeouts": "yes", "plans": "yes", "SQL text": "yes",
+        "reach it": "yes", "connections": "partly", "clock": "yes", "timeouts": "yes", "plans": "yes",
+            "SQL text": "yes",
         "private copy": "yes", "clones beside it": "no", "indexes in place": "no", "writes in place": "no",
         "slow statements": "partly", "hypothetical indexes": "yes", "query logging": "partly",
     }  # fmt: skip
