@@ -103,6 +103,16 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(number: float, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "row"), counted(12345, "row"), counted(2, "index"), counted(8, "batch")
+    ('1 row', '12,345 rows', '2 indexes', '8 batches')
+    """
+    plural = "" if round(number) == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
+    return f"{number:,.0f} {noun}{plural}"
+
+
 def percent(share: float) -> str:
     """Return a share of 1 as a percentage: two significant digits of the share or of the rest to 1, the smaller one.
 
@@ -150,6 +160,15 @@ def millis(ms: float) -> str:
     ('0.123 ms', '12 ms', '12,300 ms')
     """
     return f"{number(ms)} ms"
+
+
+def server_ms(ms: float) -> str:
+    """Return milliseconds of the server without their unit: three digits, rounded to the microsecond as it rounds them.
+
+    >>> server_ms(0.0174), server_ms(31.76), server_ms(12345.6), server_ms(0.0)
+    ('0.017', '31.8', '12,300', '0')
+    """
+    return significant(ms) if ms >= 1 else f"{ms:.3f}" if ms >= 0.0005 else "0"
 
 
 def seconds(value: float) -> str:

@@ -1,4 +1,4 @@
 """EXPLAIN captured, modelled, judged, compared, drawn."""
 
 # Modules that other rooms may import.
-__all__ = ["candidates", "capture", "comparison", "facts", "findings", "html", "plan", "rewrites"]
+__all__ = ["candidates", "capture", "comparison", "conditions", "facts", "findings", "html", "plan", "rewrites"]

@@ -1,104 +1,100 @@
-"""The index that a condition asks for: on its columns, on its expression, or none without a rewrite."""
+"""Indexes that might serve a plan: the best one for a scan, and every one that is worth a trial."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
-from perfkit.explain.facts import Index, PlanFacts, Predicate, TableFacts, bare, predicates, qualified, quoted
-from perfkit.explain.plan import Node
-from perfkit.explain.rewrites import NOT_DISTINCT, UNITS, Condition, Rewrite, operand, rewritten
+from perfkit.explain.conditions import SCANS, blocks, column_of, comparable, conditions, distinct, home, plain, usable
+from perfkit.explain.facts import (
+    Index,
+    PlanFacts,
+    Predicate,
+    TableFacts,
+    alternatives,
+    bare_name,
+    columns_in,
+    predicates,
+    qualified,
+    quoted,
+    squeezed,
+    unquoted,
+)
+from perfkit.explain.plan import Node, Plan
 
-SCANS = frozenset({"Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
-COLLATED = re.compile(r"""(?s)^(?:'(?:[^']|'')*'|[^'])*?COLLATE ((?:"[^"]+"|\w+)(?:\.(?:"[^"]+"|\w+))?)""")
-_UNSTABLE = re.compile(r"\b(?:random|clock_timestamp|nextval|timeofday|gen_random_uuid)\(")
-_OWN = r"""'(?:[^']|'')*'|(?P<own>(?:"(?:[^"]|"")*"|[^\W\d][\w$]*)\.)(?=["\w])"""
-_KEY = re.compile(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)(?P<down> DESC)?')
-
-
-# The conditions of a scan, and the plain columns that an index serves them by.
-
-
-def conditions(facts: PlanFacts, node: Node, *keys: str, join: str = "") -> tuple[Predicate, ...]:
-    """Return a scan's distinct conditions of these kinds, parsed, and those on its table in a join's condition."""
-    table = facts.of(node)
-    names = frozenset(column.name for column in table.columns) if table else None
-    alias = node.alias or node.table
-    texts = [*(text for key in keys for text in node.texts(key)), *([join] if join else [])]
-    return tuple(dict.fromkeys(p for text in texts for p in predicates(text, alias, names)))
-
-
-def plain(text: str, alias: str) -> str:
-    """Return an expression without the table's name in front of its columns.
-
-    >>> plain("lower(v.note) = 'v.x'::text", "v")
-    "lower(note) = 'v.x'::text"
-    """
-    names = (alias + ".", f'"{alias.replace(chr(34), chr(34) * 2)}".')
-    return re.sub(_OWN, lambda m: "" if m["own"] in names else m[0], text)
+TINY = 16.0  # pages that are read as fast as an index is searched
+INCLUDED = 3  # maximum number of INCLUDE columns
+RARE = 0.2  # maximum share of a table's rows in a partial index; a larger one is hardly smaller than a full index
+_WIDE = ("json", "jsonb", "bytea", "xml", "tsvector")
+_JOINS = ("Hash Cond", "Merge Cond", "Join Filter")
+_FEW_VALUES = 50.0  # maximum number of distinct values of a column for a partial index on one of them
+_COLUMN = re.compile(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)')
+_LITERAL = re.compile(r"('(?:[^']|'')*')::text\b")
+Share = Callable[[str, str, str], float]  # (schema, table, condition): planned share of rows that meet the condition
 
 
-def comparable(predicate: Predicate, table: TableFacts | None) -> str:
-    """Return the column whose plain index serves a condition; "" if there is none.
+@dataclass(frozen=True, slots=True)
+class IndexDesign:
+    """A possible index: `keys` are SQL, `where` is the condition of a partial index."""
 
-    PostgreSQL compares varchar as text and prints a cast, which costs nothing and blocks no index.
-    """
-    if predicate.column or predicate.cast != "text":
-        return predicate.column
-    (name,) = predicate.columns
-    column = table.column(name) if table else None
-    return name if column is None or column.type.startswith("character varying") else ""
+    schema: str
+    table: str
+    keys: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    where: str = ""
 
+    @property
+    def name(self) -> str:
+        """Return a name for the index, which may be in use already."""
+        words = ["idx", self.table, *(_word(key) for key in self.keys)]
+        words += ["incl", *map(_word, self.include)] if self.include else []
+        words += ["where", _word(self.where)] if self.where else []
+        return "_".join(words).lower().encode()[:60].decode(errors="ignore").rstrip("_")
 
-def column_of(predicate: Predicate, table: TableFacts | None) -> str:
-    """Return the column whose plain index serves a condition; "" if a collation or a volatile value prevents it."""
-    if COLLATED.match(predicate.subject + " " + predicate.value) or _UNSTABLE.search(predicate.value):
-        return ""
-    column = table.column(predicate.column) if table and predicate.column else None
-    if column and column.type in ("json", "xml", "point", "box", "polygon", "tsvector"):
-        return ""
-    return comparable(predicate, table)
+    @property
+    def on(self) -> str:
+        """Return the table as SQL."""
+        return qualified(self.schema, self.table)
 
+    @property
+    def title(self) -> str:
+        """Return the definition, such as `orders (customer_id, placed_at) WHERE status = 'open'`."""
+        include = f" INCLUDE ({', '.join(map(quoted, self.include))})" if self.include else ""
+        where = f" WHERE {self.where}" if self.where else ""
+        return f"{self.on} ({', '.join(self.keys)}){include}{where}"
 
-def usable(found: Iterable[Predicate], table: TableFacts | None) -> list[Predicate]:
-    """Return the conditions that an index on the plain column serves."""
-    return [p for p in found if (p.equality or p.range or p.prefix) and column_of(p, table)]
+    def statement(self, name: str) -> str:
+        """Return the CREATE INDEX statement."""
+        return f"CREATE INDEX {quoted(name)} ON {self.title}"
 
+    @property
+    def expressive(self) -> bool:
+        """Return whether a key is an expression, which has statistics only after ANALYZE."""
+        return any("(" in key for key in self.keys)
 
-def explained(found: Sequence[Predicate], table: TableFacts | None) -> float:
-    """Return the share of rows that equality conditions keep, by the statistics; 1 if these know nothing."""
-    columns = {p.column for p in usable(found, table) if p.operator == "="}
-    known = [table.column(name) for name in columns] if table else []
-    counts = [c.distinct if c.distinct > 0 else -c.distinct * (table.rows if table else 0.0) for c in known
-              if c and c.distinct]  # fmt: skip
-    return prod(1 / max(count, 1.0) for count in counts)
+    def begins(self, other: IndexDesign) -> bool:
+        """Return whether `other` can replace this index: it begins with the same keys and has its rows and columns."""
+        same = (self.schema, self.table, self.where) == (other.schema, other.table, other.where)
+        held = {*other.keys, *map(quoted, other.include)}
+        return same and other.keys[: len(self.keys)] == self.keys and {*map(quoted, self.include)} <= held
 
-
-def distinct(table: TableFacts, name: str) -> float:
-    """Return the number of distinct values of a column by the statistics; 0 if unknown."""
-    column = table.column(name)
-    if column is None or column.distinct is None:
-        return 0.0
-    return column.distinct if column.distinct >= 0 else -column.distinct * table.rows
-
-
-def wanted_order(node: Node, alias: str) -> tuple[str, ...]:
-    """Return the columns of the ORDER BY above a scan if a LIMIT needs only the first rows; else ()."""
-    sort = node.parent
-    if sort is None or sort.kind != "Sort":
-        return ()
-    top = next((above for above in sort.above() if above.kind != "Gather Merge"), None)
-    if top is None or top.kind != "Limit":
-        return ()
-    keys = [_KEY.fullmatch(plain(key, alias)) for key in sort.sort_keys]
-    if not all(keys) or len({bool(key["down"]) for key in keys if key}) != 1:
-        return ()
-    return tuple(key[1][1:-1].replace('""', '"') if key[1].startswith('"') else key[1] for key in keys if key)
+    def covered_by(self, index: Index) -> bool:
+        """Return whether an existing index can replace this one."""
+        names = index.definition.partition(" INCLUDE (")[2].partition(")")[0].split(", ")
+        include = tuple(name.strip('"') for name in names if name)
+        existing = IndexDesign(self.schema, self.table, index.keys, include, "")
+        same = squeezed(index.predicate) == squeezed(self.where)
+        return index.valid and index.method == "btree" and same and replace(self, where="").begins(existing)
 
 
-# The B-tree for conditions: columns of equality first, then those of the order, then one range.
+def _word(key: str) -> str:
+    """Return the words of a key, for the name of an index."""
+    key = re.sub(r"::\w+|\b\w+_ops\b|'[^']*'", lambda m: m[0][1:-1] if m[0][0] == "'" else "", key)
+    return re.sub(r"\W+", "_", key).strip("_")
+
+
+# The best index for the conditions of one scan: columns of equality first, then those of the order, then one range.
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +142,8 @@ def candidate(
     keys = [quoted(name) for name in columns]
     if not order and ranged and ranged[0][1].prefix:
         keys[-1] += " text_pattern_ops"
-    where = qualified(schema, relation)
-    return Candidate(f"CREATE INDEX ON {where} ({', '.join(keys)})", columns, _existing(table, keys, len(equal)))
+    design = IndexDesign(schema, relation, tuple(keys))
+    return Candidate(f"CREATE INDEX ON {design.title}", columns, _existing(table, keys, len(equal)))
 
 
 def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Index | None:
@@ -163,8 +159,8 @@ def _existing(table: TableFacts | None, keys: Sequence[str], equal: int) -> Inde
 def _row(predicate: Predicate, table: TableFacts | None) -> tuple[str, ...]:
     """Return the columns of a row comparison, `ROW(a, b) > ROW(1, 2)`, which is one range over them."""
     found = re.fullmatch(r"ROW\(([^()']+)\)", predicate.subject) if predicate.range else None
-    names = [_KEY.fullmatch(name) for name in found[1].split(", ")] if found else []
-    return tuple(name[1].strip('"') for name in names if name) if all(names) else ()
+    names = [_COLUMN.fullmatch(name) for name in found[1].split(", ")] if found else []
+    return tuple(bare_name(name[1]) for name in names if name) if all(names) else ()
 
 
 def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
@@ -173,274 +169,235 @@ def broken(table: TableFacts, columns: Sequence[str]) -> Index | None:
     return next((i for i in table.indexes if not i.valid and i.keys == keys and not i.predicate), None)
 
 
-def home(facts: PlanFacts, node: Node) -> tuple[str, str]:
-    """Return schema and name of the table to index: for a partition, the partitioned table."""
+# Every index that might serve a plan.
+
+Move = tuple[IndexDesign, ...]  # tried together: an OR needs an index for each of its parts
+
+
+def derive(plan: Plan, facts: PlanFacts, variable: frozenset[tuple[str, str]], share: Share) -> list[Move]:
+    """Return every index that might serve a plan, the most promising ones first.
+
+    `variable` are the conditions, by alias and column, whose values change from call to call.
+    """
+    moves: list[Move] = []
+    for node in plan.of_kind(*SCANS):
+        table = facts.of(node)
+        if table and not table.schema.startswith("pg_") and not _tiny(node, table):
+            moves += _of_scan(plan, facts, node, table, variable, share)
+    return list(dict.fromkeys(moves))
+
+
+def _tiny(node: Node, table: TableFacts) -> bool:
+    """Return whether a table is read only once and is so small that an index cannot be faster."""
+    repeated = any(above.kind == "Nested Loop" or above.relationship == "SubPlan" for above in (node, *node.above()))
+    return table.size is not None and table.size <= TINY and not table.parent and not repeated
+
+
+def _of_scan(
+    plan: Plan, facts: PlanFacts, node: Node, table: TableFacts, variable: frozenset[tuple[str, str]], share: Share
+) -> Iterator[Move]:
+    alias = node.alias
+    own = conditions(facts, node, "Filter", "Index Cond", "Recheck Cond")
+    where = home(facts, node)
+    fixed = [key for p in own if not p.joined and p.equality and (key := key_for(facts, node, p))]
+    ranges = [key for p in own if not p.joined and not p.equality and (key := key_for(facts, node, p))]
+    joined = [quoted(column_of(p, table)) for p in usable([*own, *_joined(facts, node)], table)
+              if p.joined and p.equality]  # fmt: skip
+    order = [key for key in limit_order(facts, node) if key.split(" ")[0] not in fixed]
+    orders = dict.fromkeys([tuple(order), *_walked(node, table, fixed)])
+    tails = [keys for keys in orders if keys] + [(key,) for key in dict.fromkeys(ranges) if key not in fixed]
+    needed = _needed(plan, facts, node, alias)
+    for base in _bases(table, fixed, joined):
+        for tail in tails or [()]:
+            yield from _with_included(where, (*base, *(key for key in tail if key not in base)), needed, table)
+    for keys in _smaller(table, list(dict.fromkeys([*joined, *fixed])), tails):
+        yield (IndexDesign(*where, keys),)
+    for few in _few(facts, node, own, variable, share):
+        columns = {key_for(facts, node, p) for p in few}
+        condition = " AND ".join(_pretty(plain(p.text, alias)) for p in few)
+        for base in _bases(table, [key for key in fixed if key not in columns], joined):
+            for tail in tails or [()]:
+                keys = (*base, *(key for key in tail if key not in base and key not in columns))
+                keys = keys or tuple(quoted(p.column) for p in few[:1])
+                rest = needed - {p.column for p in few} if needed is not None else None
+                for (design,) in _with_included(where, keys, rest, table):
+                    yield (replace(design, where=condition),)
+    for p in own:
+        yield from _either(facts, node, p)
+
+
+def _bases(table: TableFacts, fixed: Sequence[str], joined: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the columns compared with a value, the most selective first; with the columns of joins and without."""
+    for keys in (dict.fromkeys([*joined, *fixed]), dict.fromkeys(fixed)) if joined else (dict.fromkeys(fixed),):
+        yield tuple(sorted(keys, key=lambda key: -distinct(table, key.strip('"'))))
+
+
+def _smaller(table: TableFacts, fixed: Sequence[str], tails: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Yield shorter keys, which may find nearly as few rows in a much smaller index."""
+    several = len(fixed) + len(tails) > 1
+    counts = {key: distinct(table, key.strip('"')) for key in fixed}
+    for key in sorted(fixed, key=lambda key: -counts[key]) if several else ():
+        if counts[key] >= _FEW_VALUES or len(fixed) == 1:
+            yield (key,)
+            yield from ((key, *(k for k in tail if k != key)) for tail in tails if len(fixed) > 1)
+    if fixed and tails:
+        yield tuple(sorted(fixed, key=lambda key: -counts[key]))
+        yield from (tail for tail in tails if len(tail) == 1)
+
+
+def _with_included(
+    where: tuple[str, str], keys: tuple[str, ...], needed: frozenset[str] | None, table: TableFacts
+) -> Iterator[Move]:
+    """Yield the index, and variants with the few columns that allow an index-only scan."""
+    if not keys:
+        return
+    yield (IndexDesign(*where, keys),)
+    rest = sorted(needed - {key.split(" ")[0].strip('"') for key in keys}) if needed is not None else []
+    types = [column.type for name in rest if (column := table.column(name))]
+    if rest and len(rest) <= INCLUDED and len(types) == len(rest) and not any(t.startswith(_WIDE) for t in types):
+        yield (IndexDesign(*where, keys, include=tuple(rest)),)
+        yield (IndexDesign(*where, (*keys, *map(quoted, rest))),)  # unlike INCLUDE, PostgreSQL deduplicates its entries
+
+
+def key_for(facts: PlanFacts, node: Node, p: Predicate) -> str:
+    """Return the key of an index that serves a condition; "" if no index does."""
     table = facts.of(node)
-    if table and table.parent:
-        return table.parent
-    return (table.schema if table else node.schema), node.table
+    if usable([p], table):
+        return quoted(column_of(p, table)) + (" text_pattern_ops" if p.prefix else "")
+    block = blocks(facts, node, p)
+    return _LITERAL.sub(r"\1", block.key) if block and not block.rewrite else ""
 
 
-def placed(facts: PlanFacts, node: Node) -> str:
-    """Return the table to index as SQL writes its name."""
-    return qualified(*home(facts, node))
+def _joined(facts: PlanFacts, node: Node) -> Iterator[Predicate]:
+    """Yield the conditions of joins above a scan that compare its columns with other tables."""
+    table, alias = facts.of(node), node.alias
+    names = frozenset(column.name for column in table.columns) if table else None
+    for above in node.above():
+        for text in (text for key in _JOINS for text in above.texts(key)):
+            yield from (p for p in predicates(text, alias, names) if p.joined)
 
 
-# Conditions on an expression, which an index on the column alone cannot serve.
-
-# Functions of which every variant is IMMUTABLE, so that they can be indexed.
-_IMMUTABLE = frozenset(
-    "abs ascii bit_length btrim ceil ceiling char_length character_length chr coalesce decode encode floor greatest "
-    "initcap least left length lower lpad ltrim md5 mod nullif octet_length repeat replace reverse right round rpad "
-    "rtrim sha256 sign split_part sqrt strpos substr substring translate trim trunc upper jsonb_extract_path_text "
-    "jsonb_array_length array_length cardinality regexp_replace".split()
-)
-_SAFE_CASTS = frozenset(
-    ("integer", "bigint", "smallint", "numeric", "text", "real", "double precision", "boolean", "uuid", "character",
-     "character varying")
-)  # fmt: skip
-_TS, _TZ = "timestamp without time zone", "timestamp with time zone"
-# Functions and casts that depend on no setting, for types where others do.
-_OF_TIMES = {
-    _TS: (frozenset({"date_trunc", "date_part", "extract", "date"}), frozenset({"date", "time without time zone"})),
-    "date": (frozenset({"date_part", "extract"}), frozenset({_TS})),
-}
-# Types whose conversion to text and calculations depend on no setting.
-_PLAIN = ("text", "character", "smallint", "integer", "bigint", "numeric", "real", "double", "boolean", "uuid", "json")
-_INTEGERS = ("smallint", "integer", "bigint")
-_TRUNCATED = re.compile(rf"date_trunc\('(?P<unit>\w+)'(?:::text)?, \(?[\w\"$]+\)?(?:::{_TZ})?\)")
-_YEAR = re.compile(r"(?:EXTRACT\(year FROM |date_part\('year')")
-_CALCULATED = re.compile(r"(?P<column>\w+) (?P<sign>[-+]) (?P<by>\d{1,9})|(?P<first>\d{1,9}) \+ (?P<last>\w+)")
+def _few(
+    facts: PlanFacts, node: Node, own: Sequence[Predicate], variable: frozenset[tuple[str, str]], share: Share
+) -> Iterator[tuple[Predicate, ...]]:
+    """Yield the conditions on constants that few rows meet, alone and together, for a partial index."""
+    table, alias = facts.of(node), node.alias
+    rare = []
+    for p in own:
+        if not table or p.joined or not p.column or (alias, p.column) in variable or "$" in p.value:
+            continue
+        named = p.operator in ("=", "<>") and 0 < distinct(table, p.column) <= _FEW_VALUES and p.value[:1] == "'"
+        if not (named or p.operator in ("IS NULL", "IS NOT NULL", "IS TRUE", "IS FALSE")):
+            continue
+        if share(*home(facts, node), _pretty(plain(p.text, alias))) <= RARE:
+            rare.append(p)
+    yield from ((p,) for p in rare)
+    if len(rare) > 1:
+        yield tuple(rare)
 
 
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """What keeps an index from serving a condition, and the cure: a rewrite, or an index on the expression."""
-
-    what: str  # the compared expression, in words
-    rewrite: str = ""  # the condition that returns the same rows
-    key: str = ""  # of an index on the expression
-    hint: str = ""  # another way to write the condition, and which rows it would change
-    found: Rewrite | None = None
-
-
-def blocks(facts: PlanFacts, node: Node, p: Predicate) -> Blocker | None:
-    """Return what keeps an index on the column from serving a condition; None if nothing does, or no index could."""
-    if len(p.columns) != 1 or p.operator.startswith("IS "):
-        return None
-    (name,) = p.columns
-    alias, table = node.alias, facts.of(node)
-    subject = plain(p.subject, alias)
-    c = condition(facts, node, p)
-    if c.operator == "IS NOT DISTINCT FROM":
-        found = rewritten(c)
-        other = "" if found else f"{c.subject} = {c.value} returns the same rows only if neither side is null."
-        return Blocker("with IS NOT DISTINCT FROM", _filled(found, name, c), hint=other, found=found)
-    if not (p.equality or p.range or p.operator == "~~"):
-        return None
-    if collation := COLLATED.match(p.subject + " " + p.value):
-        key = f"{subject.partition(' COLLATE')[0]} COLLATE {collation[1]}"
-        return Blocker(f"in the collation {collation[1]}", key=key)
-    if p.column:
-        return _pattern(facts, node, p)
-    if comparable(p, table) or subject.startswith("ROW(") or (p.operator == "~~" and not p.prefix):
-        return None
-    if subject.lower().startswith(("position(", "strpos(")):
-        return None  # a search inside a text, which a B-tree would not help
-    if p.cast == "text" and c.type == "text":
-        return Blocker(f"{name} in another collation", hint=f"Omit COLLATE, or create an index on {name} with it.")
-    what = _what(c, quoted(name), p.cast)
-    found = rewritten(c)
-    itself = _expression(p, c, what, quoted(name), placed(facts, node))
-    # An index on the expression leaves the statement as it is; an existing index on the column needs only a rewrite.
-    if found and found.sides and itself.key and not ready(facts, node, name):
-        return itself
-    if found:
-        return Blocker(what, _filled(found, name, c), found=found)
-    if c.type in _INTEGERS and p.cast in ("numeric", "double precision", "real") and p.operator == "=":
-        return None  # no integer equals this constant
-    return itself
-
-
-def condition(facts: PlanFacts, node: Node, p: Predicate) -> Condition:
-    """Return a predicate on one column in the form that rewrite rules read."""
-    (name,) = p.columns
-    alias, table = node.alias, facts.of(node)
-    column = table.column(name) if table else None
-    kind, text = column.type if column else "", plain(p.text, alias)
-    if not p.operator and (negated := NOT_DISTINCT.fullmatch(text)):
-        return Condition(text, negated["column"], "IS NOT DISTINCT FROM", negated["value"], kind)
-    return Condition(text, plain(p.subject, alias), p.operator, bare(p.value), kind)
-
-
-def added(block: Blocker, p: Predicate, others: Iterable[Predicate]) -> bool:
-    """Return whether the statement already has the conditions that a rewrite adds."""
-    there = {q.operator[0] for q in others if q.column in p.columns and (q.range or q.operator == "=")}
-    return block.found is not None and bool(block.found.sides) and block.found.sides <= there
-
-
-def ready(facts: PlanFacts, node: Node, name: str) -> Index | None:
-    """Return a valid index, not partial, whose first key is the column."""
+def parts_of_or(facts: PlanFacts, node: Node, p: Predicate) -> list[tuple[Predicate, ...]]:
+    """Return the conditions of each part of an OR, each of which needs an index; empty for another condition."""
     table = facts.of(node)
-    own = (i for i in (table.indexes if table else ()) if i.keys[:1] == (quoted(name),))
-    return next((i for i in own if i.valid and not i.predicate), None)
+    names = frozenset(column.name for column in table.columns) if table else None
+    return [predicates(text, node.alias, names) for text in alternatives(p)]
 
 
-def _filled(found: Rewrite | None, name: str, c: Condition) -> str:
-    value = c.value.replace(f"::{_TZ}", "::timestamptz").replace(f"::{_TS}", "::timestamp")
-    return found.filled(quoted(name), operand(value), bare(c.text)) if found else ""
+def _either(facts: PlanFacts, node: Node, p: Predicate) -> Iterator[Move]:
+    """Yield an index for each part of an OR, to try them together."""
+    parts = parts_of_or(facts, node, p)
+    keys = [next((key for q in part if not q.joined and (key := key_for(facts, node, q))), "") for part in parts]
+    if keys and all(keys):
+        yield tuple(dict.fromkeys(IndexDesign(*home(facts, node), (key,)) for key in keys))
 
 
-def _pattern(facts: PlanFacts, node: Node, p: Predicate) -> Blocker | None:
-    """Return the blocker of LIKE 'x%' if the column has an index, but in the order of a language."""
+def _pretty(condition: str) -> str:
+    """Return a condition as a person would write it."""
+    inner = condition[1:-1] if condition.startswith("(") and condition.endswith(")") else condition
+    balanced = inner.count("(") == inner.count(")") and inner.find(")") >= inner.find("(")
+    return _LITERAL.sub(r"\1", inner if balanced else condition)
+
+
+def _needed(plan: Plan, facts: PlanFacts, node: Node, alias: str) -> frozenset[str] | None:
+    """Return the table's columns that the statement reads; None if it reads whole rows, or writes.
+
+    A scan below another node can output unused columns, so its own output is ignored.
+    """
+    texts = [text for key in ("Filter", "Index Cond", "Recheck Cond") for text in node.texts(key)]
+    texts += node.output if node.parent is None else []
+    for other in plan.nodes:
+        if other.kind in ("ModifyTable", "LockRows"):
+            return None
+        if other is not node and other.kind not in SCANS:
+            texts += [text for key in other.raw for text in other.texts(key)]
+        elif other is not node:  # a condition there may compare with this table
+            texts += [text for key in ("Filter", "Index Cond") for text in other.texts(key)]
+    whole = re.compile(rf"(?<![\w.]){re.escape(quoted(alias))}\.\*")
+    if any(whole.search(unquoted(text)) for text in texts):
+        return None
     table = facts.of(node)
-    if not p.prefix or not (name := column_of(p, table)):
-        return None
-    key = quoted(name)
-    plain_ones: list[Index] = [i for i in (table.indexes if table else ()) if i.keys[:1] == (key,) and i.valid]
-    if not plain_ones or any("_pattern_ops" in i.definition for i in plain_ones):
-        return None
-    return Blocker(f"the beginning of {key}, in a database that sorts by language", key=f"{key} text_pattern_ops")
+    names = frozenset(column.name for column in table.columns) if table else frozenset()
+    return frozenset().union(*(columns_in(text, alias, names) for text in texts))
 
 
-def _what(c: Condition, name: str, cast: str) -> str:
-    """Return the compared expression in words."""
-    if cast == "date" or c.subject == f"date({name})":
-        return f"the day of {name}"
-    if cast:
-        return f"{name} cast to {cast}"
-    if found := _TRUNCATED.fullmatch(c.subject):
-        return f"the {found['unit']} of {name}"
-    if _YEAR.match(c.subject):
-        return f"the year of {name}"
-    return c.subject
+# The order in which the first rows are needed.
 
 
-def _expression(p: Predicate, c: Condition, what: str, name: str, where: str) -> Blocker:
-    """Return a blocker with an index on the expression, if it can be indexed, and a hint at other conditions."""
-    operands = re.sub(r"''(?:::[\w ]+\w)?", "''", re.sub(r"'(?:[^']|'')*'", "''", c.subject))
-    operands = re.sub(r"(::[a-z ]+)\(\d+(?:,\d+)?\)", r"\1", operands)
-    functions = {name.strip('"').lower() for name in re.findall(r'([\w."]+)\(', operands)}
-    casts = {cast.strip() for cast in re.findall(r"::([a-z][a-z ]*[a-z])", operands)}
-    call = re.fullmatch(r"[\w.]+(\(.*\))", c.subject)
-    key = c.subject if call and bare(call[1]) != call[1] else f"({c.subject})"
-    key += " text_pattern_ops" if p.prefix else ""
-    hint = _otherwise(c, name, p.cast)
-    # A timestamptz AT TIME ZONE 'a constant' is a timestamp; a timestamp AT TIME ZONE is a timestamptz.
-    zoned = operands.count(" AT TIME ZONE ''")
-    kind = {_TZ: _TS, _TS: _TZ}.get(c.type, c.type) if zoned == 1 else "" if " AT TIME ZONE " in operands else c.type
-    allowed = _OF_TIMES.get(kind, (_IMMUTABLE, _SAFE_CASTS) if kind.startswith(_PLAIN) else None)
-    known = allowed is not None and functions <= allowed[0] and casts <= allowed[1] and not (casts and "[]" in kind)
-    moving = re.search(r"\b(?:now\(\)|CURRENT_|LOCALTIME)", operands)
-    if known and not moving and ("||" not in operands or c.type.startswith(("text", "character"))):
-        return Blocker(what, key=key, hint=hint)
-    hint = (
-        hint
-        or f"Comparing {name} with a range returns the same rows only if every row in the range meets the condition."
-    )
-    if kind == _TZ:
-        return Blocker(
-            what, hint=f"{hint} The expression cannot be indexed, because it may depend on the session's TimeZone."
-        )
-    if moving:
-        return Blocker(what, hint=hint)
-    possible = f"CREATE INDEX ON {where} ({key}), which is possible if all its functions are IMMUTABLE."
-    return Blocker(what, hint=f"{hint} Or {possible}")
+def limited(node: Node) -> Node | None:
+    """Return the LIMIT that stops a scan; None if a node in between collects all rows."""
+    for above in node.above():
+        if above.kind == "Limit":
+            return above
+        if above.kind not in ("LockRows", "Result", "Subquery Scan", "Gather Merge", "Nested Loop", "Unique"):
+            return None
+        if node.relationship == "Inner":
+            return None
+        node = above
+    return None
 
 
-def _otherwise(c: Condition, name: str, cast: str) -> str:
-    """Return another way to write the condition, and which rows it would change; "" if none is known."""
-    if found := _TRUNCATED.fullmatch(c.subject):
-        unit, step = found["unit"], "3 months" if found["unit"] == "quarter" else f"1 {found['unit']}"
-        if c.value.startswith("'") and c.type == _TS and c.operator == "=":
-            return f"No row meets it{':' if unit in UNITS else ' if'} {c.value} does not begin a {unit}."
-        other = f"{name} >= {c.value} AND {name} < {c.value} + interval '{step}'" if c.operator == "=" else "a range"
-        return f"Comparing {name} with a range ({other}) returns the same rows only if {c.value} begins a {unit}."
-    if _YEAR.match(c.subject) or cast == "date" or c.subject == f"date({name})":
-        return f"Comparing {name} with a range returns the same rows only if the range begins and ends at midnight."
-    if cast:
-        of = f" ({c.type})" if c.type else ""
-        return (
-            f"Comparing {name} with a value of its own type{of} returns different rows if the cast to {cast} changes "
-            "a value."
-        )
-    if "age(" in c.subject or "::interval" in c.subject:
-        return (
-            f"Comparing {name} with the calculation on the other side returns different rows if it has months or days, "
-            "which differ in length."
-        )
-    found, value = _CALCULATED.fullmatch(c.subject), re.fullmatch(r"-?\d{1,9}", c.value)
-    if c.type in _INTEGERS and found and value:
-        by = int(found["by"] or found["first"]) * (-1 if found["sign"] == "-" else 1)
-        return (
-            f"{name} {c.operator} {int(c.value) - by} returns the same rows and can use an index on {name}; it only "
-            f"avoids the error if the calculation is out of range for {c.type}."
-        )
-    return ""
+def walks(node: Node) -> bool:
+    """Return whether an index is read in order, without a value to look up, until a LIMIT above has enough rows."""
+    if node.kind not in ("Index Scan", "Index Only Scan") or not limited(node):
+        return False
+    return not any(p.equality for p in predicates(node.index_condition, node.alias))
 
 
-# Conditions that another kind of index serves.
-
-_CONSTANT = re.compile(r"(?:'(?:[^']|'')*'|\d+(?:\.\d+)?)(?:::[\w ]+)?|")
-_GIN = {"@>": " jsonb_path_ops", "@?": " jsonb_path_ops", "@@": " jsonb_path_ops"}
-_CONTAINMENT = frozenset({"@>", "<@", "&&", "?", "?|", "?&", "@?", "@@", "-|-", "ANY ="})
-_PATTERNS = frozenset({"~~", "~~*", "~", "~*"})
-Remedy = tuple[str, str]  # advice and SQL
-
-
-def other_kind(facts: PlanFacts, node: Node, p: Predicate) -> Remedy | None:
-    """Return the index for conditions that no B-tree serves: patterns, JSON, arrays, ranges, full text."""
-    key, table = plain(p.subject, node.alias), facts.of(node)
-    name = quoted(column_of(p, table))
-    if p.operator == "~" and name != '""' and re.match(r"'\^[\w ]{2}", p.value):
-        ready = any(i.keys[:1] == (name,) and "_pattern_ops" in i.definition for i in (table.indexes if table else ()))
-        made = f"CREATE INDEX ON {placed(facts, node)} ({name} text_pattern_ops)"
-        return (
-            None
-            if ready
-            else (f"An index on {name} with text_pattern_ops finds values that begin with this text.", made)
-        )
-    if p.operator in _PATTERNS and not p.prefix and name != '""':
-        return (
-            f"A pattern without a fixed beginning needs a trigram index: CREATE EXTENSION pg_trgm, then CREATE "
-            f"INDEX ON {placed(facts, node)} USING gin ({name} gin_trgm_ops).",
-            "",
-        )
-    if p.operator not in _CONTAINMENT or p.joined or not (p.column or "tsvector(" in p.subject):
-        return None
-    column = table.column(p.column) if table and p.column else None
-    kind = column.type if column else (re.findall(r"::([\w\[\]]+)$", p.value) or [""])[0]
-    method, ops = "gin", ""
-    if kind == "jsonb" and p.operator not in ("<@", "&&", "-|-"):
-        ops = _GIN.get(p.operator, "")
-    elif "range" in kind:
-        method = "gist"
-    elif not kind.endswith("[]") and kind not in ("tsvector", "tsquery") and p.column:
-        return None
-    if p.operator == "ANY =":
-        found = rewritten(condition(facts, node, p))
-        rewrite = (
-            f" Write {found.filled(key, p.value, '')} for {p.value} = ANY ({key}), which no index serves."
-            if found
-            else f" No index serves {p.value} = ANY ({key}): write it with @> and an array of the column's type."
-        )
-        return f"A GIN index on {key} finds these rows.{rewrite}", ""
-    if any(i.method == method and i.keys == (key,) and i.valid for i in (table.indexes if table else ())):
-        return None
-    made = f"CREATE INDEX ON {placed(facts, node)} USING {method} ({key}{ops})"
-    return f"A {'GiST' if method == 'gist' else 'GIN'} index on {key} serves {p.operator}; a B-tree does not.", made
+def limit_order(facts: PlanFacts, node: Node) -> tuple[str, ...]:
+    """Return the keys by which only a table's first rows are needed: of ORDER BY ... LIMIT, or of min() and max()."""
+    alias, table = re.escape(node.alias), facts.of(node)
+    for above in node.above():
+        if above.kind in ("Sort", "Incremental Sort") and (keys := _ordered(above, node.alias)):
+            return keys
+        if above.kind == "Aggregate" and above.strategy == "Plain":
+            outputs = [re.fullmatch(rf"\(?(?:min|max)\((?:PARTIAL )?(?:{alias}\.)?(\w+)\)\)?", text)
+                       for text in above.output]  # fmt: skip
+            columns = {found[1] for found in outputs if found}
+            known = len(columns) == 1 and all(outputs) and table is not None and table.column(*columns)
+            return tuple(map(quoted, columns)) if known else ()
+    return ()
 
 
-def partial_index(facts: PlanFacts, node: Node, p: Predicate) -> Remedy | None:
-    """Return a partial index of the few rows that differ from a constant."""
-    if not p.column or p.operator not in ("<>", "IS NOT NULL") or not _CONSTANT.fullmatch(p.value):
-        return None
-    table, condition = facts.of(node), plain(p.text, node.alias)
-    if table and any(_same(i.predicate, condition) for i in table.indexes):
-        return None
-    made = f"CREATE INDEX ON {placed(facts, node)} ({quoted(p.column)}) WHERE {condition}"
-    return f"Few rows meet {condition}: a partial index of only those rows is small and finds them.", made
+def _ordered(sort: Node, alias: str) -> tuple[str, ...]:
+    top = next((above for above in sort.above() if above.kind not in ("Gather Merge", "LockRows", "Result")), None)
+    if top is None or top.kind != "Limit":
+        return ()
+    keys = [plain(key, alias) for key in sort.sort_keys]
+    plain_ones = [re.fullmatch(r'(\w+|"(?:[^"]|"")*")( DESC)?', key) for key in keys]
+    if not all(plain_ones) or any(key == before for key, before in zip(keys, sort.sort_keys, strict=True)):
+        return ()  # columns of another table, or expressions
+    downward = {bool(found[2]) for found in plain_ones if found}
+    return tuple(found[1] + (found[2] or "" if len(downward) > 1 else "") for found in plain_ones if found)
 
 
-def _same(one: str, other: str) -> bool:
-    return re.sub(r"[\s()]", "", one) == re.sub(r"[\s()]", "", other)
+def _walked(node: Node, table: TableFacts, fixed: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the possible orders for which a plan reads an index up to a LIMIT: its first key, or all its keys.
+
+    Such a plan has no Sort, and does not tell how many of the keys the statement orders by.
+    """
+    index = next((i for i in table.indexes if i.name == node.index), None)
+    if index and walks(node):
+        keys = tuple(key for key in index.keys if key not in fixed)
+        yield keys[:1]
+        if " DESC" not in index.definition and " NULLS " not in index.definition:
+            yield keys

@@ -17,8 +17,7 @@ from psycopg.adapt import Buffer, Loader
 from psycopg.rows import tuple_row
 
 from perfkit.base.errors import Interrupted, PlanError, TargetRefused, UsageError, first_line
-from perfkit.explain.accounting import Raw
-from perfkit.explain.documents import one_statement, parse, require_plan, require_statement, whole_nodes
+from perfkit.explain.documents import Raw, list_nodes, one_statement, parse
 from perfkit.explain.facts import PlanFacts, fetched, parsed, read_facts
 from perfkit.explain.plan import Plan, read_plan
 from perfkit.postgres import catalog
@@ -33,6 +32,10 @@ Cursor = psycopg.Cursor[tuple[object, ...]]
 Connect = Callable[[], Connection]
 READING = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 WRITING = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
+# A written statement has kilobytes, one with a list of values perhaps 1 MB. A plan of 10,000 partitions with VERBOSE
+# has about 20 MB. The planner folds constants: the plan of `SELECT repeat('a', 1000000000)` has 1 GB, which perfkit
+# refuses to copy, parse or keep.
+STATEMENT, PLAN = 2_000_000, 64_000_000  # bytes at most
 _NAMED = re.compile(r"%\((\w+)\)s|%%")
 
 
@@ -116,6 +119,21 @@ def capture(connect: Connect, sql: str, parameters: Parameters = None, options: 
     with session(connect, options.timeout_s) as connection:
         tables = fetched(connection, plans[-1])
     return Capture(tuple(plans), tuple(parsed(tables)))
+
+
+def require_statement(sql: str) -> None:
+    """Raise PlanError for a statement that is too long."""
+    if len(sql) > STATEMENT // 4 and (size := len(sql.encode("utf-8", "replace"))) > STATEMENT:
+        raise PlanError(f"a statement of {size / 1e6:,.1f} MB; expected at most {STATEMENT / 1e6:,.0f} MB")
+
+
+def require_plan(size: int) -> None:
+    """Raise PlanError for a plan of too many bytes."""
+    if size > PLAN:
+        raise PlanError(
+            f"a plan of {size / 1e6:,.0f} MB; expected at most {PLAN / 1e6:,.0f} MB (a long constant in the statement? "
+            "the planner writes it out)"
+        )
 
 
 class _Unparsed(Loader):
@@ -332,7 +350,7 @@ def effects(connect: Connect, statement: str, parameters: Parameters) -> Effects
             send(planned, f"EXPLAIN (VERBOSE, FORMAT JSON)\n{text}", exact(parameters))
             raw = _document(planned)
             connection.rollback()
-            nodes = whole_nodes(parse(raw))
+            nodes, _ = list_nodes(one_statement(parse(raw))["Plan"])  # with all of their texts, uncut
             volatile = _volatile(cursor, _called(text), [text, *(part for node in nodes for part in _planned(node))])
     except psycopg.Error as error:
         raise marked(PlanError(f"cannot be planned: {first_line(error)}{holders(connect, error)}"), error) from None

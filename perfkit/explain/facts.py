@@ -389,18 +389,19 @@ def _references(text: str) -> Iterator[tuple[str, str]]:
         if following in ("(", ".", "FROM") or (token.word in _WORDS and before != "."):
             continue
         named = before == "." and at >= 2 and tokens[at - 2].kind in ("word", "quoted")
-        qualifier = _name(tokens[at - 2].text) if named else ""
+        qualifier = bare_name(tokens[at - 2].text) if named else ""
         if before != "." or qualifier:
-            yield qualifier, _name(token.text)
+            yield qualifier, bare_name(token.text)
 
 
 def _column(subject: str, own: frozenset[str]) -> str:
     """Return the column, without qualifier, if the subject is a plain column; else ""."""
     found = re.fullmatch(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)', subject)
-    return _name(found[1]) if found and _name(found[1]) in own else ""
+    return bare_name(found[1]) if found and bare_name(found[1]) in own else ""
 
 
-def _name(text: str) -> str:
+def bare_name(text: str) -> str:
+    """Return a name without its quotes."""
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from perfkit.base import units
 from perfkit.base.bundle import dumps
 from perfkit.base.errors import PlanError, visible
+from perfkit.base.units import counted, percent, seconds, server_ms
 from perfkit.explain import text as plan_text
-from perfkit.explain.accounting import Raw
 from perfkit.explain.capture import Capture
 from perfkit.explain.comparison import CONDITIONS, ChangeKind, Diff, PlanChange, diff
+from perfkit.explain.documents import Raw
 from perfkit.explain.findings import findings as judge
-from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms
+from perfkit.explain.findings.model import Finding, Severity
 from perfkit.explain.plan import COUNTERS, Node, Plan
 from perfkit.explain.text import REMOVED_ROWS, SHORT, STATES, FigureGroup, PlanFigures, badge, brief, shortened
 from perfkit.show.html import Column, Inline, Paragraph, Section, Table, View, note, number, render, stacked
@@ -56,8 +57,8 @@ class PlanDrawing(View):
             badge=badge,
             counted=counted,
             count=units.count,
-            ms=ms,
-            share=units.percent,
+            ms=server_ms,
+            share=percent,
             states=STATES,
             low_severity=Severity.LOW,
             signs=SIGNS,
@@ -151,7 +152,7 @@ def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) ->
     rows: list[tuple[str, list[str]]] = []
     if all(figures.plan.analyzed for figures in pair):
         if all(figures.plan.execution_ms for figures in pair):
-            rows.append(("execution time", [duration(f.plan.execution_ms) for f in pair]))
+            rows.append(("execution time", [seconds(f.plan.execution_ms / 1000) for f in pair]))
         if all(figures.paged for figures in pair):
             rows.append(("pages", [units.count(f.plan.buffers) for f in pair]))
         rows.append(("rows", [units.count(f.plan.rows) for f in pair]))
@@ -159,7 +160,7 @@ def _totals(before: PlanFigures, after: PlanFigures, labels: tuple[str, str]) ->
         rows.append(("cost (estimated)", [f.cost(f.plan.root) for f in pair]))
         rows.append(("rows expected", [units.count(f.plan.root.estimated) for f in pair]))
     if all("Planning Time" in figures.plan.document for figures in pair):
-        rows.append(("planning time", [duration(f.plan.planning_ms) for f in pair]))
+        rows.append(("planning time", [seconds(f.plan.planning_ms / 1000) for f in pair]))
     columns: list[Column[tuple[str, ...]]] = [Column("", key="figure"), *(number(label) for label in labels)]
     return Table.of("The statement as a whole", columns, [(name, *texts) for name, texts in rows])
 
@@ -295,7 +296,7 @@ _BRIEF = (*REMOVED_ROWS, "Heap Fetches", "Workers Planned", "Workers Launched") 
 
 def details(node: Node) -> Iterator[tuple[str, str]]:
     """Yield name and value of all other details; omit 0, `false` and values that `brief` shows in full."""
-    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.texts(key))}
+    raw, done = node.raw, {"Plans", *(key for key in _IN_TITLE if node.raw.get(key))}
     done |= {key for key in CONDITIONS if (texts := node.texts(key)) and len(", ".join(texts)) <= SHORT}
     done |= {key for key in _BRIEF if _plain(raw, key)}
     if node.sort_method and _plain(raw, "Sort Space Used"):
@@ -307,7 +308,7 @@ def details(node: Node) -> Iterator[tuple[str, str]]:
         yield "Each loop", _loop(node)
         done |= {"Actual Loops", "Actual Rows", "Actual Startup Time", "Actual Total Time"}
     if node.children and node.inclusive_ms is not None and node.executed:
-        yield "With all below", f"{ms(node.inclusive_ms)} ms, {counted(node.pages, 'page')}"
+        yield "With all below", f"{server_ms(node.inclusive_ms)} ms, {counted(node.pages, 'page')}"
     if buffers := _buffers(node):
         yield "Buffers, with all below", buffers
     done |= {key for key in COUNTERS if _plain(raw, key)}
@@ -345,7 +346,7 @@ def _loop(node: Node) -> str:
     rows = f"{node.rows_per_loop:,.10g} rows"
     if "Actual Total Time" not in node.raw:
         return rows
-    start, end = (ms(node.value(key)) for key in ("Actual Startup Time", "Actual Total Time"))
+    start, end = (server_ms(node.value(key)) for key in ("Actual Startup Time", "Actual Total Time"))
     return f"{rows}, first after {start} ms, last after {end} ms"
 
 

@@ -10,8 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from perfkit.explain.accounting import GATHERS, Raw, exclusive, processes, structure
-from perfkit.explain.documents import list_nodes, one_statement, parse, read_documents, shortened
+from perfkit.explain.documents import (
+    GATHERS,
+    Raw,
+    exclusive,
+    list_nodes,
+    one_statement,
+    parse,
+    processes,
+    read_documents,
+    shortened,
+    structure,
+)
 
 PAGES = ("Shared Hit Blocks", "Shared Read Blocks", "Local Hit Blocks", "Local Read Blocks")
 COUNTERS = (
@@ -19,46 +29,40 @@ COUNTERS = (
     *("Shared Dirtied Blocks", "Shared Written Blocks", "Local Dirtied Blocks", "Local Written Blocks"),
     *("Temp Read Blocks", "Temp Written Blocks"),
 )
-_READ = ("I/O Read Time", "Shared I/O Read Time", "Local I/O Read Time")  # the first until 16, the rest since 17
-_WRITE = ("I/O Write Time", "Shared I/O Write Time", "Local I/O Write Time")
 _DISABLED = 1e10  # what a disabled node's cost begins with until 17
 _ROUNDING_MS = 0.0005  # times come with three digits
 _READ_FROM = ("Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
 _LARGEST = 1e18  # no figure of a plan is larger
 _STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
-_MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # rows of the outer side need a match
-_BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
 
 
-class _Text:
-    """An attribute of a node with the text of one key of EXPLAIN; "" if the key is missing."""
+class _Key:
+    """An attribute of a node that reads one key of EXPLAIN; empty or 0 if the key is missing."""
 
     def __init__(self, key: str) -> None:
         self._key = key
 
+
+class _Text(_Key):
     def __get__(self, node: Node, owner: object) -> str:
         value = node.raw.get(self._key)
         return value if type(value) is str else ""
 
 
-class _Texts(_Text):
-    """An attribute with the texts of one key, whether a list or a single one."""
-
-    def __get__(self, node: Node, owner: object) -> tuple[str, ...]:  # type: ignore[override]
+class _Texts(_Key):
+    def __get__(self, node: Node, owner: object) -> tuple[str, ...]:
         return node.texts(self._key)
 
 
-class _Number:
-    """An attribute with the number of one key of EXPLAIN; 0 if the key is missing."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
+class _Number(_Key):
     def __get__(self, node: Node, owner: object) -> float:
-        return number(node.raw, self._key)
+        value = node.raw.get(self._key)
+        # Repeats `number` to save a call: rules read thousands of values.
+        return float(value) if (type(value) is float or type(value) is int) and 0 <= value <= _LARGEST else 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, because a frozen field takes three times as long to set, and a plan can have 10,000 nodes.
+@dataclass(slots=True, eq=False)
 class Node:
     """One node of a plan. Times are elapsed ms of all loops, None without TIMING; `raw` has all of EXPLAIN's keys."""
 
@@ -66,15 +70,16 @@ class Node:
     depth: int
     raw: Raw
     kind: str  # the node type as EXPLAIN's JSON names it
+    relationship: str  # to the parent: Outer, Inner, InitPlan, SubPlan, Member, Subquery; "" for the root
     parent: Node | None
     children: list[Node]
     loops: float  # executions by all processes; 0: never executed
+    rows: float  # of all loops
     processes: float  # processes that divided the loops among them
     inclusive_ms: float | None
     exclusive_ms: float | None
     own: Mapping[str, float]  # exclusive counts of blocks, by their name in COUNTERS; none means 0
 
-    relationship = _Text("Parent Relationship")  # Outer, Inner, InitPlan, SubPlan, Member, Subquery; "": the root
     schema = _Text("Schema")
     table = _Text("Relation Name")
     alias = _Text("Alias")
@@ -94,7 +99,6 @@ class Node:
     output = _Texts("Output")
     sort_keys = _Texts("Sort Key")
     group_keys = _Texts("Group Key")
-    startup_cost = _Number("Startup Cost")
     cost = _Number("Total Cost")
     rows_planned = _Number("Plan Rows")  # for one process and one loop; `estimated` is for all
     width = _Number("Plan Width")  # bytes
@@ -152,7 +156,10 @@ class Node:
     @property
     def relation(self) -> str:
         """The table, function or CTE that the node reads or writes; "" if there is none."""
-        return next((name for key in _READ_FROM if type(name := self.raw.get(key)) is str and name), "")
+        for key in _READ_FROM:
+            if name := self.raw.get(key):
+                return name if type(name) is str else ""
+        return ""
 
     @property
     def parallel(self) -> bool:
@@ -171,11 +178,6 @@ class Node:
         return self.loops > 0
 
     @property
-    def rows(self) -> float:
-        """Rows of all loops."""
-        return self.rows_per_loop * self.loops if self.loops else 0.0
-
-    @property
     def pages(self) -> float:
         """The 8 kB pages that the node and everything below touched: shared and local, hit or read."""
         return sum(self.value(key) for key in PAGES)
@@ -184,16 +186,6 @@ class Node:
     def own_pages(self) -> float:
         """The 8 kB pages that the node itself touched."""
         return sum(self.own.get(key, 0.0) for key in PAGES)
-
-    @property
-    def read_ms(self) -> float:
-        """Time of all processes spent reading pages, everything below included; needs track_io_timing."""
-        return sum(self.value(key) for key in _READ)
-
-    @property
-    def write_ms(self) -> float:
-        """Time of all processes spent writing pages, everything below included; needs track_io_timing."""
-        return sum(self.value(key) for key in _WRITE)
 
     @property
     def rounding_ms(self) -> float:
@@ -244,24 +236,6 @@ class Node:
             return 1.0
         rounds = max(self.loops, 1.0)
         return max(self.rows, rounds) / max(self.estimated, rounds)
-
-    @property
-    def cut_short(self) -> bool:
-        """Whether a node above, such as a LIMIT, a join or a subquery, may have stopped reading early."""
-        node = self
-        while (above := node.parent) is not None and node.kind not in _BITMAPS:
-            if node.relationship == "InitPlan" and node.subplan.startswith("CTE "):
-                readers = [scan for scan in above.below() if scan.executed and _read_by(scan) is node]
-                if not readers:
-                    return False
-                node = max(readers, key=lambda scan: scan.rows)
-                continue
-            if node.relationship in ("InitPlan", "SubPlan") or _stops(above, node):
-                return True
-            if above.kind in ("Sort", "Hash") or above.strategy in ("Plain", "Hashed", "Mixed"):
-                return False
-            node = above
-        return False
 
     def above(self) -> Iterator[Node]:
         """Yield the nodes above, nearest first."""
@@ -314,6 +288,19 @@ class Plan:
     def root(self) -> Node:
         """The node on top."""
         return self.nodes[0]
+
+    def of_kind(self, *kinds: str) -> list[Node]:
+        """Return the nodes of these kinds; `SubPlan` is that of every subquery that runs once a row."""
+        return [node for kind in kinds for node in self._by_kind.get(kind, ())]
+
+    @cached_property
+    def _by_kind(self) -> Mapping[str, list[Node]]:
+        nodes: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            nodes.setdefault(node.kind, []).append(node)
+            if node.relationship == "SubPlan":
+                nodes.setdefault("SubPlan", []).append(node)
+        return nodes
 
     @cached_property
     def analyzed(self) -> bool:
@@ -390,32 +377,12 @@ def _trigger(raw: Raw) -> Trigger:
     return Trigger(name, constraint, table, number(raw, "Time"), number(raw, "Calls"))
 
 
-def _read_by(scan: Node) -> Node | None:
-    """Return the CTE that a CTE Scan reads: the nearest of its name listed above."""
-    name, lists = f"CTE {scan.cte}", (scan, *scan.above())
-    ctes = (child for above in lists for child in reversed(above.children) if child.relationship == "InitPlan")
-    named = (cte for cte in ctes if cte.subplan == name)
-    return next(named, None) if scan.kind == "CTE Scan" else None
-
-
-def _stops(above: Node, node: Node) -> bool:
-    """Return whether a node may leave rows of a node below unread."""
-    if above.kind in ("Limit", "Merge Join") or "Run Condition" in above.raw:
-        return True
-    if above.kind == "Nested Loop":
-        first = above.join_type in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
-        return first and node.relationship == "Inner"
-    if above.kind == "Hash Join" and node.relationship == "Outer" and above.join_type in _MATCHED:
-        return any(child.kind == "Hash" and not child.rows for child in above.children)  # the hash table is empty
-    return False
-
-
 def number(raw: Raw, key: str) -> float:
     """Return the number of a key; 0 if it is missing, or larger than a plan's numbers can be."""
     value = raw.get(key)
     if value is None:  # most keys are missing, and this runs a hundred times for each node
         return 0.0
-    # Not isinstance: True is no number.
+    # Not isinstance, because True is no number.
     return float(value) if (type(value) is float or type(value) is int) and 0 <= value <= _LARGEST else 0.0
 
 
@@ -430,7 +397,7 @@ def read_plan(document: object) -> Plan:
     statement = one_statement(document)
     listed, parents = list_nodes(statement["Plan"])
     raws = [shortened(raw) for raw in listed]
-    loops = _numbers(raws, "Actual Loops")
+    loops, rows = _numbers(raws, "Actual Loops"), _numbers(raws, "Actual Rows")
     shared = processes(raws, parents, loops)
     found = structure(raws, parents, loops)
     counts: list[dict[str, float]] = [{} for _ in raws]
@@ -453,8 +420,9 @@ def read_plan(document: object) -> Plan:
     for at, raw in enumerate(raws):
         parent = nodes[parents[at]] if at else None
         depth = parent.depth + 1 if parent else 0
-        figures_of_node = (loops[at], shared[at], inclusive[at], alone[at], counts[at])
-        node = Node(at + 1, depth, raw, str(raw["Node Type"]), parent, [], *figures_of_node)
+        figures_of_node = (loops[at], rows[at] * loops[at], shared[at], inclusive[at], alone[at], counts[at])
+        kind, relationship = str(raw["Node Type"]), str(raw.get("Parent Relationship") or "")
+        node = Node(at + 1, depth, raw, kind, relationship, parent, [], *figures_of_node)
         if parent:
             parent.children.append(node)
         nodes.append(node)

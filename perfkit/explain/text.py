@@ -10,9 +10,9 @@ from itertools import groupby
 
 from perfkit.base import units
 from perfkit.base.errors import visible
-from perfkit.base.units import percent
+from perfkit.base.units import counted, percent, seconds, server_ms
 from perfkit.explain.comparison import CONDITIONS
-from perfkit.explain.findings.model import Finding, Severity, counted, duration, ms
+from perfkit.explain.findings.model import Finding, Severity, cut_short
 from perfkit.explain.plan import PAGES, Node, Plan, Trigger
 
 SIGNS = {Severity.HIGH: "▲", Severity.MEDIUM: "△", Severity.LOW: "▹"}
@@ -68,9 +68,9 @@ class PlanFigures:
         """Return a node's own ms, with the rounding error if it matters."""
         if not self.plan.timed or not node.executed or node.exclusive_ms is None:
             return units.NONE
-        off = node.rounding_ms
+        time, off = server_ms(node.exclusive_ms), node.rounding_ms
         doubtful = off > 0.1 and off > 0.1 * node.exclusive_ms
-        return f"{ms(node.exclusive_ms)} ± {units.significant(off, 2)}" if doubtful else ms(node.exclusive_ms)
+        return f"{time} ± {units.significant(off, 2)}" if doubtful else time
 
     def share(self, node: Node) -> str:
         """Return a node's own share of the execution's time."""
@@ -91,7 +91,7 @@ class PlanFigures:
 
     def row_error(self, node: Node) -> str:
         """Return how far off the row estimate is; "" if it is close or a node above stopped reading early."""
-        if node.kind in _NO_ROWS or (node.misestimate < 1 and node.cut_short):
+        if node.kind in _NO_ROWS or (node.misestimate < 1 and cut_short(node)):
             return ""
         return far(node.misestimate)
 
@@ -240,9 +240,9 @@ def whole_plan(figures: PlanFigures) -> list[str]:
     plan, document = figures.plan, figures.plan.document
     parts = [] if plan.analyzed else [f"cost {figures.cost(plan.root)}"]
     if plan.analyzed and plan.execution_ms:
-        parts.append(f"{duration(plan.execution_ms)} executing")
+        parts.append(f"{seconds(plan.execution_ms / 1000)} executing")
     if "Planning Time" in document:
-        parts.append(f"{duration(plan.planning_ms)} planning")
+        parts.append(f"{seconds(plan.planning_ms / 1000)} planning")
     if figures.paged and plan.analyzed:
         parts.append(f"{counted(plan.buffers, 'page')} ({units.size(plan.buffers * 8192)})")
     parts.append(counted(plan.rows, "row") if plan.analyzed else f"{counted(plan.root.estimated, 'row')} expected")
@@ -271,14 +271,14 @@ def aside(figures: PlanFigures) -> list[tuple[str, str]]:
         ("After the last row", plan.outside_ms),
     ):
         of = f" ({percent(spent / whole)} of the execution)" if whole and name != "Serialization" else ""
-        parts.append((name, f"{duration(spent)}{of}" if spent else ""))
+        parts.append((name, f"{seconds(spent / 1000)}{of}" if spent else ""))
     return [(name, text) for name, text in parts if text]
 
 
 def _first(plan: Plan) -> str:
     """Return the figures of the first execution, which found the caches as they were."""
     read = sum(plan.root.value(key) for key in ("Shared Read Blocks", "Local Read Blocks"))
-    return f"{duration(plan.execution_ms)}, {counted(read, 'page')} read into memory; the last one is shown"
+    return f"{seconds(plan.execution_ms / 1000)}, {counted(read, 'page')} read into memory; the last one is shown"
 
 
 def folding(figures: PlanFigures, what: str) -> str:
@@ -312,7 +312,7 @@ def _triggers(triggers: Sequence[Trigger], whole: float, limit: int = 12) -> lis
         of = f", {percent(trigger.ms / whole)}" if whole and trigger.ms else ""
         where = f" on {trigger.table}" if trigger.table else ""
         name = trigger.constraint or trigger.name or "?"
-        parts.append(f"{name}{where}: {counted(trigger.calls, 'call')}, {ms(trigger.ms)} ms{of}")
+        parts.append(f"{name}{where}: {counted(trigger.calls, 'call')}, {server_ms(trigger.ms)} ms{of}")
     return parts + ([f"{len(triggers) - limit} more"] if len(triggers) > limit else [])
 
 
@@ -407,7 +407,7 @@ def _grouped(figures: PlanFigures, group: FigureGroup, heads: tuple[str, ...]) -
     if heads != _HEADS[True]:
         return ("",) * len(heads)
     _, spent, pages = figures.group(group)
-    time, of = (ms(spent), percent(figures.part(spent))) if figures.plan.timed else (units.NONE, units.NONE)
+    time, of = (server_ms(spent), percent(figures.part(spent))) if figures.plan.timed else (units.NONE, units.NONE)
     return time, of, units.count(pages) if figures.paged else units.NONE, ""
 
 

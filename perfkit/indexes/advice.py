@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perfkit.base.errors import visible
-from perfkit.base.units import count, millis, percent, seconds, size
-from perfkit.explain.candidates import (
+from perfkit.base.units import count, counted, millis, percent, seconds, size
+from perfkit.explain.candidates import TINY, IndexDesign, limited
+from perfkit.explain.conditions import (
     SCANS,
     Blocker,
     added,
@@ -21,11 +22,9 @@ from perfkit.explain.candidates import (
     plain,
 )
 from perfkit.explain.facts import GROWN, Predicate, TableFacts, doubt, qualified, quoted, stale
-from perfkit.explain.findings.model import FindingContext, counted
-from perfkit.explain.findings.scans import limited
+from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import Node
 from perfkit.explain.rewrites import rewritten
-from perfkit.indexes.candidates import TINY, IndexDesign
 from perfkit.indexes.rewriting import either, replaced
 from perfkit.indexes.trial import CostFigures, quicker
 from perfkit.show.html import Bullets, Cell, Code, Column, Section, Table, View, number, stacked

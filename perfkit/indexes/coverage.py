@@ -11,6 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+from perfkit.explain.facts import quoted
+from perfkit.explain.findings.model import FindingContext
+from perfkit.explain.plan import Node
+from perfkit.postgres import catalog
+from perfkit.postgres.catalog import Connection
+from perfkit.postgres.parser import parse_statements
+
 # Days of counting before an index is dropped as unused: longer than a month, because some jobs run once a month.
 MIN_AGE = 35.0
 
@@ -249,3 +256,68 @@ def _begins(index: IndexFacts, key: ForeignKey) -> bool:
     equal = all(kind in ("", *PATTERN_CLASSES) for kind in index.kinds[:n]) and not any(index.collations[:n])
     whole = index.predicate in ("", *(f"({column} IS NOT NULL)" for column in key.columns))
     return index.method in ("btree", "hash") and equal and whole and {*index.keys[:n]} == {*key.columns}
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A foreign key whose referencing columns have no index."""
+
+    parent: tuple[str, str]  # schema and name
+    parent_columns: tuple[str, ...]
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    pages: float
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the columns as keys of an index."""
+        return tuple(map(quoted, self.columns))
+
+
+def references(connection: Connection) -> list[Reference]:
+    """Return every foreign key of the database that no index serves."""
+    return [
+        Reference(
+            (row["parent_schema"], row["parent"]),
+            tuple(row["parent_columns"]),
+            row["schema"],
+            row["table_name"],
+            tuple(row["columns"]),
+            float(row["pages"]),
+        )
+        for row in catalog.rows(connection, "referencing")
+    ]
+
+
+def probes(text: str, look: FindingContext, pointing: Sequence[Reference]) -> dict[Reference, tuple[str, float]]:
+    """Return the foreign keys that the server checks for a statement: the check as a query and its number of rows."""
+    found = {}
+    for node in look.plan.nodes:
+        if node.kind != "ModifyTable" or node.operation not in ("Delete", "Update"):
+            continue
+        changed = _set(text) if node.operation == "Update" else None
+        for reference in pointing:
+            same = reference.parent == (node.schema, node.table)
+            if same and (changed is None or changed & set(reference.parent_columns)):
+                found[reference] = _check(reference), max(1.0, _rows(look, node))
+    return found
+
+
+def _check(reference: Reference) -> str:
+    """Return the server's check of one row as a query, with an existing key."""
+    schema, parent = map(quoted, reference.parent)
+    pairs = zip(reference.keys, map(quoted, reference.parent_columns), strict=True)
+    same = " AND ".join(f"x.{own} = (SELECT p.{key} FROM {schema}.{parent} p LIMIT 1)" for own, key in pairs)
+    return f"SELECT 1 FROM {quoted(reference.schema)}.{quoted(reference.table)} x WHERE {same}"
+
+
+def _rows(look: FindingContext, node: Node) -> float:
+    below = node.children[0] if node.children else node
+    return below.rows if look.plan.analyzed else below.estimated
+
+
+def _set(text: str) -> set[str]:
+    """Return the columns that a statement's UPDATEs set; none if the parser does not know the statement."""
+    updates = (node for statement in parse_statements(text) for node in statement.walk() if node.kind == "UpdateStmt")
+    return {target.text("name") for update in updates for target in update.nodes("targetList")}

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perfkit.base.errors import PlanError
-from perfkit.explain.candidates import SCANS, conditions
+from perfkit.base.units import counted
+from perfkit.explain.candidates import IndexDesign, Move, derive
 from perfkit.explain.capture import WRITING, Parameters
-from perfkit.explain.findings.model import FindingContext, counted
+from perfkit.explain.conditions import SCANS, conditions
+from perfkit.explain.findings.model import FindingContext
 from perfkit.indexes.advice import (
     Advice,
     Proposal,
@@ -23,7 +25,7 @@ from perfkit.indexes.advice import (
     sql_name,
     stale_tables,
 )
-from perfkit.indexes.candidates import IndexDesign, Move, Reference, derive, probes, references
+from perfkit.indexes.coverage import Reference, probes, references
 from perfkit.indexes.trial import (
     UNVERIFIED,
     CostFigures,
@@ -364,7 +366,7 @@ def _moves(session: Session, asked: Sequence[AdvisedQuery]) -> list[Move]:
     found: dict[Move, None] = {}
     for one in asked:
         found |= dict.fromkeys((IndexDesign(r.schema, r.table, r.keys),) for r in one.references)
-        for move in derive(one.look, one.variable, share):
+        for move in derive(one.look.plan, one.look.facts, one.variable, share):
             tables = one.look.facts.tables
             missing = tuple(
                 design for design in move
@@ -395,7 +397,9 @@ def _unverified(
     refusals = []
     for one in asked:
         cost = figures(one.look)
-        candidates = [move for move in derive(one.look, one.variable, lambda *_: 1.0) if move in moves]
+        candidates = [
+            move for move in derive(one.look.plan, one.look.facts, one.variable, lambda *_: 1.0) if move in moves
+        ]
         candidates += [(IndexDesign(r.schema, r.table, r.keys),) for r in one.references]
         because = reason(one.text, one.look, one.generic)
         if because:

@@ -25,7 +25,7 @@ import psycopg
 
 from perfkit.base.errors import UsageError, first_line
 from perfkit.base.units import count, significant
-from perfkit.explain.candidates import SCANS
+from perfkit.explain.candidates import limited
 from perfkit.explain.capture import (
     Capture,
     ExplainSpec,
@@ -39,9 +39,9 @@ from perfkit.explain.capture import (
     single,
 )
 from perfkit.explain.comparison import fingerprint
+from perfkit.explain.conditions import SCANS
 from perfkit.explain.facts import ask, fetched, parsed, quoted, relations
 from perfkit.explain.findings.model import FindingContext
-from perfkit.explain.findings.scans import limited
 from perfkit.explain.plan import Node, Plan, load_plan
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 
 from perfkit.base.errors import ServerError, first_line, visible
-from perfkit.explain.findings.model import counted
+from perfkit.base.units import counted
 from perfkit.postgres import catalog
 from perfkit.postgres.catalog import Connection
 from perfkit.slow.statements import GRANT

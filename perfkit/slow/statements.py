@@ -14,7 +14,7 @@ import psycopg
 
 from perfkit.base import resources
 from perfkit.base.errors import ServerError, UsageError, first_line, visible
-from perfkit.explain.candidates import conditions, home
+from perfkit.explain.conditions import conditions, home
 from perfkit.explain.facts import Predicate, alternatives, predicates, quoted
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import Node

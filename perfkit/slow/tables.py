@@ -9,8 +9,7 @@ from textwrap import wrap
 
 from perfkit.base import units
 from perfkit.base.errors import visible
-from perfkit.base.units import NONE, count, percent
-from perfkit.explain.findings.model import counted, duration, ms
+from perfkit.base.units import NONE, count, counted, percent, seconds
 from perfkit.show.html import (
     Cell,
     Column,
@@ -76,8 +75,8 @@ class SlowView(View):
         unit, scale = ("s", 1000.0) if any(s.total_ms >= 1000 for _, s in self.shown) else ("ms", 1.0)
         columns: list[Column[Numbered]] = [
             number("calls", lambda row: row[1].calls),
-            number("mean, ms", lambda row: row[1].mean_ms, ms),
-            number("p95, ms", lambda row: row[1].p95_ms, ms),
+            number("mean, ms", lambda row: row[1].mean_ms, units.server_ms),
+            number("p95, ms", lambda row: row[1].p95_ms, units.server_ms),
             number(f"total, {unit}", lambda row: row[1].total_ms, lambda t: units.significant(t / scale), "total_ms"),
             Column("share", lambda row: self._share(row[1])),
             _each("rows a call", lambda s: s.rows, units.significant, "rows_per_call"),
@@ -100,12 +99,12 @@ class SlowView(View):
         slow = self.slow
         yield slow.source
         if slow.since and slow.until:
-            length = duration((slow.until - slow.since).total_seconds() * 1000)
+            length = seconds((slow.until - slow.since).total_seconds())
             yield f"{moment(slow.since)} to {moment(slow.until)} ({length})"
         elif when := slow.since or slow.until:
             yield f"{'since' if slow.since else 'until'} {moment(when)}"
         calls = sum(statement.calls for statement in slow.statements)
-        yield f"{counted(len(slow.statements), 'statement')}, {counted(calls, 'call')}, {duration(slow.total_ms)}"
+        yield f"{counted(len(slow.statements), 'statement')}, {counted(calls, 'call')}, {seconds(slow.total_ms / 1000)}"
 
     def _notes(self) -> Iterator[str]:
         """Yield what the table leaves out, the entries that were not read, and the notes of the source."""
@@ -286,8 +285,8 @@ def _blockers(branch: Branch) -> Cell:
     return Cell(one_line(blockers, 28) or NONE, *circle)
 
 
-def _lasted(seconds: float) -> str:
-    return duration(max(0.0, seconds) * 1000)
+def _lasted(age: float) -> str:
+    return seconds(max(0.0, age))
 
 
 def _text(running: Running) -> str:

@@ -85,7 +85,7 @@ def test_a_statement_that_is_too_long_is_refused_in_one_line() -> None:
 def test_a_plan_that_is_too_large_is_refused_before_it_is_parsed(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "PLAN", 3_000_000)
+    monkeypatch.setattr(capturing, "PLAN", 3_000_000)
     monkeypatch.setattr(documents, "loads", lambda raw: pytest.fail("parsed"))
     for fetch in (effects, capture):
         with pytest.raises(PlanError, match=r"a plan of 4 MB; expected at most 3 MB") as caught:

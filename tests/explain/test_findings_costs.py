@@ -18,17 +18,15 @@ from perfkit.base.errors import PlanError
 from perfkit.explain.capture import Capture, ExplainSpec, capture
 from perfkit.explain.facts import NO_FACTS, ColumnFacts, PlanFacts, ReferenceFacts, TableFacts
 from perfkit.explain.findings import Finding, Severity, findings
-from perfkit.explain.findings.estimates import correlated_subplan, misestimate, nested_loop
 from perfkit.explain.findings.model import FindingContext, FindingLimits, memory, rounded
-from perfkit.explain.findings.resources import (
+from perfkit.explain.findings.operations import (
+    correlated_subplan,
     hash_batches,
-    jit_share,
-    planner_setting,
-    planning_share,
+    nested_loop,
     sort_spill,
-    trigger_time,
     workers_not_launched,
 )
+from perfkit.explain.findings.statement import jit_share, misestimate, planner_setting, planning_share, trigger_time
 from perfkit.explain.plan import read_plan
 from perfkit.postgres import databases
 from perfkit.postgres.commands import Extended

@@ -272,7 +272,7 @@ def test_what_the_statement_cost_beside_its_steps_is_said(plans: dict[str, Plan]
     told = drawing(
         node(), Execution_Time=10.0, JIT={"Functions": 3, "Timing": {"Total": 4.0}}, Serialization={"Time": 2.5}
     ).text
-    assert "JIT compilation 4.00 ms (40 % of the execution)" in told and "Serialization 2.50 ms" in told
+    assert "JIT compilation 4 ms (40 % of the execution)" in told and "Serialization 2.5 ms" in told
     cte = {
         **node("ModifyTable", Operation="Insert", Actual_Total_Time=3.0),
         "Parent Relationship": "InitPlan",
@@ -318,7 +318,7 @@ def test_the_text_is_a_tree_with_aligned_columns(plans: dict[str, Plan]) -> None
     never = node(Relation_Name="c", Actual_Loops=0, Actual_Rows=0, Actual_Total_Time=0.0, Shared_Hit_Blocks=0)
     join = node("Nested Loop", scan, never, Actual_Total_Time=2.5, Shared_Hit_Blocks=1)
     assert repr(PlanView(read_plan([{"Plan": join, "Execution Time": 5.0, "Planning Time": 0.25}]))).splitlines() == [
-        "5.00 ms executing · 0.250 ms planning · 1 page (8.00 kB) · 10 rows · measured once",
+        "5 ms executing · 0.25 ms planning · 1 page (8 kB) · 10 rows · measured once",
         "Page counts are reproducible; a single timing is not.",
         "",
         "  step                               own ms        pages  expected → came",

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from scripts import run_all
 
-from perfkit.explain.candidates import blocks, condition, conditions
+from perfkit.explain.conditions import blocks, condition, conditions
 from perfkit.explain.facts import PlanFacts, ask, read_facts
 from perfkit.explain.findings.model import FindingContext
 from perfkit.explain.plan import read_plan

@@ -1,22 +1,18 @@
-"""Findings in a plan: the list of rules, and `findings`, which applies them.
+"""Findings in a plan: the list of rules, and `findings`, which applies them to a plan and its facts.
 
 A new rule is a function in one of the modules here, a line in `RULES`, and a page in docs/findings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from functools import partial
 
-from perfkit.explain.facts import NO_FACTS, PlanFacts
-from perfkit.explain.findings.estimates import correlated_subplan, misestimate, nested_loop
-from perfkit.explain.findings.model import Finding, FindingContext, FindingLimits, Severity
-from perfkit.explain.findings.resources import (
+from perfkit.explain.findings.model import Finding, Rule, Severity, judge
+from perfkit.explain.findings.operations import (
+    correlated_subplan,
     hash_batches,
-    jit_share,
-    planner_setting,
-    planning_share,
+    nested_loop,
     sort_spill,
-    trigger_time,
     workers_not_launched,
 )
 from perfkit.explain.findings.scans import (
@@ -27,11 +23,11 @@ from perfkit.explain.findings.scans import (
     ordered_limit,
     sequential_scan,
 )
-from perfkit.explain.plan import Plan
+from perfkit.explain.findings.statement import jit_share, misestimate, planner_setting, planning_share, trigger_time
 
 __all__ = ["Finding", "Severity", "findings"]
 
-RULES: tuple[Callable[[FindingContext], Iterator[Finding]], ...] = (
+RULES: tuple[Rule, ...] = (
     sequential_scan,
     index_filter,
     heap_fetches,
@@ -49,11 +45,4 @@ RULES: tuple[Callable[[FindingContext], Iterator[Finding]], ...] = (
     planning_share,
     planner_setting,
 )
-_ORDER = (Severity.HIGH, Severity.MEDIUM, Severity.LOW)
-
-
-def findings(plan: Plan, facts: PlanFacts = NO_FACTS, limits: FindingLimits | None = None) -> list[Finding]:
-    """Return what the rules find in a plan, most severe first. Never raises for a plan that could be read."""
-    context = FindingContext(plan, facts, limits or FindingLimits())
-    unsorted = [finding for rule in RULES for finding in rule(context)]
-    return sorted(unsorted, key=lambda f: (_ORDER.index(f.severity), -f.share, f.node or 0, f.rule))
+findings = partial(judge, RULES)

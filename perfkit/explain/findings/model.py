@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import wraps
 
-from perfkit.base import units
-from perfkit.base.units import millis, percent, significant
-from perfkit.explain.candidates import placed
+from perfkit.base.units import millis, percent
+from perfkit.explain.conditions import placed
 from perfkit.explain.facts import NO_FACTS, Index, PlanFacts, stale
 from perfkit.explain.plan import Node, Plan
 
@@ -20,6 +20,9 @@ class Severity(StrEnum):
     HIGH = "high"
     MEDIUM = "medium"
     LOW = "low"
+
+
+_ORDER = tuple(Severity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,32 @@ class FindingContext:
         return Severity.MEDIUM if share >= limits.medium_share and ms >= limits.medium_ms else Severity.LOW
 
 
+Rule = Callable[[FindingContext], Iterator[Finding]]
+
+
+def on(*kinds: str) -> Callable[[Callable[[FindingContext, Node], Iterator[Finding]]], Rule]:
+    """Make a rule of a function that looks at one node: it is called for each node of these kinds."""
+
+    def made(look_at: Callable[[FindingContext, Node], Iterator[Finding]]) -> Rule:
+        @wraps(look_at)
+        def rule(context: FindingContext) -> Iterator[Finding]:
+            for node in context.plan.of_kind(*kinds):
+                yield from look_at(context, node)
+
+        return rule
+
+    return made
+
+
+def judge(
+    rules: Iterable[Rule], plan: Plan, facts: PlanFacts = NO_FACTS, limits: FindingLimits | None = None
+) -> list[Finding]:
+    """Return what the rules find in a plan, most severe first. Never raises for a plan that could be read."""
+    context = FindingContext(plan, facts, limits or FindingLimits())
+    unsorted = [finding for rule in rules for finding in rule(context)]
+    return sorted(unsorted, key=lambda f: (_ORDER.index(f.severity), -f.share, f.node or 0, f.rule))
+
+
 # Numbers as findings write them, and whether a cost is worth reporting.
 
 _UNITS = {"": 1.0, "kb": 1.0, "b": 1 / 1024, "mb": 1024.0, "gb": 1024.0**2, "tb": 1024.0**3}  # of work_mem, in kB
@@ -112,45 +141,11 @@ def worth(context: FindingContext, ms: float) -> bool:
     return ms >= limits.worth_ms and ms >= limits.worth_share * context.plan.execution_ms
 
 
-def counted(number: float, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "row"), counted(12345, "row"), counted(2, "index"), counted(8, "batch")
-    ('1 row', '12,345 rows', '2 indexes', '8 batches')
-    """
-    plural = "" if round(number) == 1 else "es" if noun.endswith(("s", "x", "ch")) else "s"
-    return f"{number:,.0f} {noun}{plural}"
-
-
-def size(kb: float) -> str:
-    """Return an amount of memory or disk space given in kB."""
-    return units.size(1024 * kb)
-
-
 def took(context: FindingContext, ms: float) -> str:
     """Return a time and its share of the execution as the end of a sentence; "" for a plan without times."""
     if not ms or not context.plan.execution_ms:
         return ""
     return f", {millis(ms)} ({percent(min(1.0, ms / context.plan.execution_ms))} of the execution)"
-
-
-def ms(value: float) -> str:
-    """Return milliseconds with three digits, rounded to the microsecond as the server rounds them.
-
-    >>> ms(0.0174), ms(31.76), ms(12345.6), ms(0.0)
-    ('0.017', '31.8', '12,300', '0')
-    """
-    short = significant(value)
-    return short if value >= 1 else f"{value:.3f}" if value >= 0.0005 else "0"
-
-
-def duration(value: float) -> str:
-    """Return a duration given in ms; from one second in seconds.
-
-    >>> duration(0.064), duration(75_210)
-    ('0.064 ms', '75.2 s')
-    """
-    return f"{ms(value)} ms" if value < 1000 else f"{significant(value / 1000)} s"
 
 
 def memory(settings: Mapping[str, str]) -> float:
@@ -241,3 +236,46 @@ def listed(names: Sequence[str]) -> str:
     'a, b and c'
     """
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+_MATCHED = frozenset({"Inner", "Semi", "Right", "Right Semi", "Right Anti"})  # rows of the outer side need a match
+
+
+_BITMAPS = frozenset({"Bitmap Index Scan", "BitmapAnd", "BitmapOr"})
+
+
+def cut_short(node: Node) -> bool:
+    """Return whether a node above, such as a LIMIT, a join or a subquery, may have stopped reading early."""
+    while (above := node.parent) is not None and node.kind not in _BITMAPS:
+        if node.relationship == "InitPlan" and node.subplan.startswith("CTE "):
+            readers = [scan for scan in above.below() if scan.executed and _read_by(scan) is node]
+            if not readers:
+                return False
+            node = max(readers, key=lambda scan: scan.rows)
+            continue
+        if node.relationship in ("InitPlan", "SubPlan") or _stops(above, node):
+            return True
+        if above.kind in ("Sort", "Hash") or above.strategy in ("Plain", "Hashed", "Mixed"):
+            return False
+        node = above
+    return False
+
+
+def _read_by(scan: Node) -> Node | None:
+    """Return the CTE that a CTE Scan reads: the nearest of its name listed above."""
+    name, lists = f"CTE {scan.cte}", (scan, *scan.above())
+    ctes = (child for above in lists for child in reversed(above.children) if child.relationship == "InitPlan")
+    named = (cte for cte in ctes if cte.subplan == name)
+    return next(named, None) if scan.kind == "CTE Scan" else None
+
+
+def _stops(above: Node, node: Node) -> bool:
+    """Return whether a node may leave rows of a node below unread."""
+    if above.kind in ("Limit", "Merge Join") or "Run Condition" in above.raw:
+        return True
+    if above.kind == "Nested Loop":
+        first = above.join_type in ("Semi", "Anti") or above.raw.get("Inner Unique") is True
+        return first and node.relationship == "Inner"
+    if above.kind == "Hash Join" and node.relationship == "Outer" and above.join_type in _MATCHED:
+        return any(child.kind == "Hash" and not child.rows for child in above.children)  # the hash table is empty
+    return False

@@ -6,33 +6,32 @@ import re
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from perfkit.explain.candidates import (
+from perfkit.base.units import counted
+from perfkit.explain.candidates import broken, index_for, limit_order, parts_of_or, walks
+from perfkit.explain.conditions import (
     SCANS,
     Blocker,
     Remedy,
     added,
     blocks,
-    broken,
     column_of,
     conditions,
     explained,
-    index_for,
     other_kind,
     partial_index,
     placed,
     plain,
     ready,
     usable,
-    wanted_order,
 )
-from perfkit.explain.facts import Predicate, alternatives, bare, predicates, qualified, quoted, squeezed
+from perfkit.explain.facts import Predicate, bare, bare_name, qualified, quoted, squeezed
 from perfkit.explain.findings.model import (
     Finding,
     FindingContext,
     Sifted,
-    counted,
     listed,
     memory,
+    on,
     rounded,
     sifted,
     wasteful,
@@ -71,99 +70,77 @@ def sequential_scan(context: FindingContext) -> Iterator[Finding]:
         yield context.finding("sequential-scan", node, text, remedy[0], sql=remedy[1], ms=total.ms)
 
 
-def index_filter(context: FindingContext) -> Iterator[Finding]:
+@on(*INDEX_SCANS)
+def index_filter(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find indexes that return many rows of which a filter keeps few."""
-    for node in context.plan.nodes:
-        if node.kind not in INDEX_SCANS or not (found := sifted(context, node)) or not wasteful(context, node, found):
-            continue
-        if walks(node):
-            continue
-        remedy = _sharper(context, node)
-        if remedy:
-            yield context.finding(
-                "index-filter",
-                node,
-                f"{_indexes(node)} {'return' if ' and ' in _indexes(node) else 'returns'} {counted(found.seen, 'row')} "
-                f"of {node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} keeps {found.few}.",
-                remedy[0],
-                sql=remedy[1],
-            )
+    if not (found := sifted(context, node)) or not wasteful(context, node, found):
+        return
+    if walks(node):
+        return
+    remedy = _sharper(context, node)
+    if remedy:
+        yield context.finding(
+            "index-filter",
+            node,
+            f"{_indexes(node)} {'return' if ' and ' in _indexes(node) else 'returns'} {counted(found.seen, 'row')} "
+            f"of {node.relation}{_rounds(node)}, and the filter {_quoted_filter(node)} keeps {found.few}.",
+            remedy[0],
+            sql=remedy[1],
+        )
 
 
-def heap_fetches(context: FindingContext) -> Iterator[Finding]:
+@on("Index Only Scan")
+def heap_fetches(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find index-only scans that visit the table anyway."""
-    for node in context.plan.nodes:
-        fetches = node.heap_fetches if node.kind == "Index Only Scan" else 0.0  # of all loops already
-        if fetches < context.limits.heap_fetches or not worth(context, node.exclusive_ms or 0.0):
-            continue
-        seen = max(fetches, node.rows + node.removed_by_filter * node.loops)
-        if fetches < context.limits.heap_fetch_share * seen:
-            continue
-        yield context.finding(
-            "heap-fetches",
-            node,
-            f"{node.index} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
-            f"in {node.relation}, because its pages have changed since the last VACUUM.",
-            f"VACUUM {node.relation}, and make autovacuum run sooner on this table (autovacuum_vacuum_scale_factor, "
-            "or autovacuum_vacuum_insert_scale_factor if rows are only inserted). If that does not help, look for a "
-            "transaction that has been open for a long time.",
-            sql=f"VACUUM {qualified(node.schema, node.relation)}",
-        )
+    fetches = node.heap_fetches
+    if fetches < context.limits.heap_fetches or not worth(context, node.exclusive_ms or 0.0):
+        return
+    seen = max(fetches, node.rows + node.removed_by_filter * node.loops)
+    if fetches < context.limits.heap_fetch_share * seen:
+        return
+    yield context.finding(
+        "heap-fetches",
+        node,
+        f"{node.index} covers the query, but {counted(fetches, 'row')} of {seen:,.0f} were looked up "
+        f"in {node.relation}, because its pages have changed since the last VACUUM.",
+        f"VACUUM {node.relation}, and make autovacuum run sooner on this table (autovacuum_vacuum_scale_factor, "
+        "or autovacuum_vacuum_insert_scale_factor if rows are only inserted). If that does not help, look for a "
+        "transaction that has been open for a long time.",
+        sql=f"VACUUM {qualified(node.schema, node.relation)}",
+    )
 
 
-def lossy_bitmap(context: FindingContext) -> Iterator[Finding]:
+@on("Bitmap Heap Scan")
+def lossy_bitmap(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find bitmaps that do not fit into work_mem and record pages instead of rows."""
-    for node in context.plan.nodes:
-        if node.kind != "Bitmap Heap Scan":
-            continue
-        lossy, exact = _blocks(node, "Lossy Heap Blocks"), _blocks(node, "Exact Heap Blocks")
-        if lossy < context.limits.lossy_pages or not worth(context, node.exclusive_ms or 0.0):
-            continue
-        if lossy < context.limits.lossy_share * (lossy + exact):
-            continue
-        mb = _bitmap_mb(context, node, lossy + exact)
-        rechecked = node.removed_by_recheck * node.loops
-        fits = mb <= context.limits.memory_mb and mb * 1024 > memory(context.plan.settings)
-        advice = (
-            f"With work_mem = {mb} MB the bitmap records every row."
-            if fits
-            else "Make the bitmap smaller: index more of the conditions, or read fewer rows at a time."
-        )
-        yield context.finding(
-            "lossy-bitmap",
-            node,
-            f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')}, "
-            f"{lossy:,.0f} were recorded without their rows, and {counted(rechecked, 'row')} were read in vain.",
-            advice,
-            sql=f"SET work_mem = '{mb}MB'" if fits else "",
-        )
-
-
-def walks(node: Node) -> bool:
-    """Return whether an index is read in order, without a value to look up, until a LIMIT above has enough rows."""
-    if node.kind not in ("Index Scan", "Index Only Scan") or not limited(node):
-        return False
-    return not any(p.equality for p in predicates(node.index_condition, node.alias))
-
-
-def limited(node: Node) -> Node | None:
-    """Return the LIMIT that stops a scan; None if a node in between collects all rows."""
-    for above in node.above():
-        if above.kind == "Limit":
-            return above
-        if above.kind not in ("LockRows", "Result", "Subquery Scan", "Gather Merge", "Nested Loop", "Unique"):
-            return None
-        if node.relationship == "Inner":
-            return None
-        node = above
-    return None
+    lossy, exact = _blocks(node, "Lossy Heap Blocks"), _blocks(node, "Exact Heap Blocks")
+    if lossy < context.limits.lossy_pages or not worth(context, node.exclusive_ms or 0.0):
+        return
+    if lossy < context.limits.lossy_share * (lossy + exact):
+        return
+    mb = _bitmap_mb(context, node, lossy + exact)
+    rechecked = node.removed_by_recheck * node.loops
+    fits = mb <= context.limits.memory_mb and mb * 1024 > memory(context.plan.settings)
+    advice = (
+        f"With work_mem = {mb} MB the bitmap records every row."
+        if fits
+        else "Make the bitmap smaller: index more of the conditions, or read fewer rows at a time."
+    )
+    yield context.finding(
+        "lossy-bitmap",
+        node,
+        f"The bitmap for {node.relation} did not fit into work_mem: of {counted(lossy + exact, 'page')}, "
+        f"{lossy:,.0f} were recorded without their rows, and {counted(rechecked, 'row')} were read in vain.",
+        advice,
+        sql=f"SET work_mem = '{mb}MB'" if fits else "",
+    )
 
 
 def _together(context: FindingContext) -> Iterator[list[Node]]:
     """Yield sequential scans with a filter, grouping the partitions of one table."""
     groups: dict[tuple[object, ...], list[Node]] = {}
-    for node in context.plan.nodes:
-        if node.kind != "Seq Scan" or not node.filter or (context.plan.analyzed and not node.executed):
+    for node in context.plan.of_kind("Seq Scan"):
+        if not node.filter or (context.plan.analyzed and not node.executed):
             continue
         if node.schema.startswith("pg_") or node.relation.startswith("pg_"):
             continue  # the catalogue, and temporary tables
@@ -216,7 +193,9 @@ def _index(
     table = context.facts.of(node)
     fixed = {column_of(p, table) for p in good if p.equality}
     ranged = [column_of(p, table) for p in good if not p.equality]
-    order = [name for name in wanted_order(node, node.alias) if name not in fixed]
+    sorted_next = node.parent is not None and node.parent.kind == "Sort"
+    keys = limit_order(context.facts, node) if sorted_next else ()
+    order = [name for key in keys if (name := bare_name(key)) not in fixed] if " DESC" not in "".join(keys) else []
     if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
     if not (best := index_for(context.facts, node, found, order)):
@@ -232,9 +211,7 @@ def _index(
 
 def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
     """Return an index for each condition of an OR."""
-    table = context.facts.of(node)
-    names = frozenset(column.name for column in table.columns) if table else None
-    parts = [predicates(text, node.alias, names) for text in alternatives(predicate)]
+    parts = parts_of_or(context.facts, node, predicate)
     served = [index_for(context.facts, node, part) if part else None for part in parts]
     if not served or not all(served):
         return None
@@ -329,22 +306,22 @@ _OTHERWISE = (
 )
 
 
-def ordered_limit(context: FindingContext) -> Iterator[Finding]:
+@on("Index Scan", "Index Only Scan")
+def ordered_limit(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find indexes read in the requested order, past many rows that the filter discards."""
-    for node in context.plan.nodes:
-        if node.kind not in ("Index Scan", "Index Only Scan") or not context.plan.analyzed:
-            continue
-        if not (found := sifted(context, node)) or not wasteful(context, node, found) or not walks(node):
-            continue
-        advice, sql = _order_remedy(context, node)
-        yield context.finding(
-            "ordered-limit",
-            node,
-            f"{node.index} was read in order until enough rows matched: "
-            f"{counted(found.seen, 'row')} of {node.relation} were read, and the filter kept {found.few}.",
-            advice,
-            sql=sql,
-        )
+    if not context.plan.analyzed:
+        return
+    if not (found := sifted(context, node)) or not wasteful(context, node, found) or not walks(node):
+        return
+    advice, sql = _order_remedy(context, node)
+    yield context.finding(
+        "ordered-limit",
+        node,
+        f"{node.index} was read in order until enough rows matched: "
+        f"{counted(found.seen, 'row')} of {node.relation} were read, and the filter kept {found.few}.",
+        advice,
+        sql=sql,
+    )
 
 
 def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
@@ -368,27 +345,27 @@ def _order_remedy(context: FindingContext, node: Node) -> tuple[str, str]:
     return f"An index on {listed(best.columns)} has the matching rows together, in order. {_OTHERWISE}", best.sql
 
 
-def blocked_condition(context: FindingContext) -> Iterator[Finding]:
+@on(*SCANS)
+def blocked_condition(context: FindingContext, node: Node) -> Iterator[Finding]:
     """Find conditions on an expression, collation or pattern, which an index on the column alone cannot serve."""
-    for node in context.plan.nodes:
-        if node.kind not in SCANS or not (found := sifted(context, node)) or not wasteful(context, node, found):
+    if not (found := sifted(context, node)) or not wasteful(context, node, found):
+        return
+    every = conditions(context.facts, node, "Filter")
+    if explained(every, context.facts.of(node)) <= 2 * found.share:
+        return  # the other conditions explain the few rows
+    for p in every:
+        if not (block := blocks(context.facts, node, p)) or added(block, p, every):
             continue
-        every = conditions(context.facts, node, "Filter")
-        if explained(every, context.facts.of(node)) <= 2 * found.share:
-            continue  # the other conditions explain the few rows
-        for p in every:
-            if not (block := blocks(context.facts, node, p)) or added(block, p, every):
-                continue
-            advice, sql = _advice(context, node, p, block)
-            yield context.finding(
-                "blocked-condition",
-                node,
-                f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
-                f"{counted(found.seen, 'row')} of {node.relation} {'were' if context.plan.analyzed else 'will be'} "
-                f"read to keep {found.few}.",
-                advice,
-                sql=sql,
-            )
+        advice, sql = _advice(context, node, p, block)
+        yield context.finding(
+            "blocked-condition",
+            node,
+            f"{_shown(p, node)} compares {block.what}, which an index on {_columns(p)} alone cannot serve: "
+            f"{counted(found.seen, 'row')} of {node.relation} {'were' if context.plan.analyzed else 'will be'} "
+            f"read to keep {found.few}.",
+            advice,
+            sql=sql,
+        )
 
 
 def _advice(context: FindingContext, node: Node, p: Predicate, block: Blocker) -> tuple[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from perfkit.explain.accounting import GATHERS
-from perfkit.explain.candidates import candidate, conditions
+from perfkit.base.units import counted, millis, percent
+from perfkit.explain.conditions import conditions
+from perfkit.explain.documents import GATHERS
 from perfkit.explain.facts import Predicate, TableFacts, predicates, qualified, quoted, stale
-from perfkit.explain.findings.model import Finding, FindingContext, child, counted, inclusive, took, worth
-from perfkit.explain.plan import Node
+from perfkit.explain.findings.model import Finding, FindingContext, child, cut_short, inclusive, took, worth
+from perfkit.explain.plan import Node, Trigger
 
 JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 CONDITIONS = ("Index Cond", "Recheck Cond", "Filter")
@@ -99,7 +100,7 @@ def _off(context: FindingContext, node: Node, parallel: bool) -> bool:
         return False
     if rate > 1:  # a merge join reads its inner side again for equal keys
         return not (parent and parent.kind == "Merge Join" and node.relationship == "Inner")
-    return not node.cut_short and not _unwanted(node)
+    return not cut_short(node) and not _unwanted(node)
 
 
 def _unwanted(node: Node) -> bool:
@@ -251,197 +252,161 @@ def _finer(node: Node, column: str) -> str:
 
 # Parts of a plan that are executed again for every row of another part.
 
-_KEEPING = frozenset({"Materialize", "Memoize"})
-_INDEXED = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
+
+_NAME = re.compile(r'(?:(?:[a-z_][\w$]*|"(?:[^"]|"")+")\.)?(?:[a-z_][\w$]*|"(?:[^"]|"")+")')  # as regclass prints it
 
 
-def nested_loop(context: FindingContext) -> Iterator[Finding]:
-    """Find nested loops whose inner side is executed very often."""
-    for node in context.plan.nodes:
-        if node.kind != "Nested Loop" or not node.executed:
-            continue
-        outer, inner = child(node, "Outer"), child(node, "Inner")
-        if outer is None or inner is None or inner.loops < context.limits.repeats:
-            continue
-        spent = inclusive(inner) + (node.exclusive_ms or 0.0)
-        if not _large(context, spent):
-            continue
-        if (found := _read_whole(context, inner)) is not None:
-            yield _whole(context, node, inner, found, spent)
-        elif inner.loops >= 10 * context.limits.repeats and _misled(context, outer) and _real(inner).kind in _INDEXED:
-            yield _searched(context, node, outer, inner, spent)
+_MANY_JOINS, _MANY_PARTS = 6, 20  # planning time grows with each
 
 
-def correlated_subplan(context: FindingContext) -> Iterator[Finding]:
-    """Find subqueries that are executed once for every row of the outer query."""
-    for node in context.plan.nodes:
-        if node.relationship != "SubPlan" or node.loops < context.limits.repeats or node.parent is None:
+_OWN = (
+    "Its function runs once per row: make it do less, skip rows with a WHEN condition, or handle all rows at once in a"
+    " statement-level trigger with a transition table."
+)
+
+
+_LOADED = (
+    "Each new row is looked up in the referenced table, which takes long: check whether the lookup waits for locks or"
+    " reads from disk, and load large amounts of data before adding the foreign key."
+)
+
+
+_REFERRED = (
+    "Each changed row is looked up in the referencing table: check that its columns there are indexed and that few rows"
+    " refer to it, or change fewer rows at a time."
+)
+
+
+_FORCED_BY = {
+    "Seq Scan": "enable_seqscan",
+    "Index Scan": "enable_indexscan",
+    "Index Only Scan": "enable_indexonlyscan",
+    "Bitmap Heap Scan": "enable_bitmapscan",
+    "Tid Scan": "enable_tidscan",
+    "Nested Loop": "enable_nestloop",
+    "Hash Join": "enable_hashjoin",
+    "Merge Join": "enable_mergejoin",
+    "Sort": "enable_sort",
+    "Incremental Sort": "enable_incremental_sort",
+    "Materialize": "enable_material",
+    "Memoize": "enable_memoize",
+}
+
+
+def jit_share(context: FindingContext) -> Iterator[Finding]:
+    """Find a compilation of expressions that took a large part of the execution."""
+    plan, limits = context.plan, context.limits
+    if not plan.jit_ms:
+        return
+    spent = plan.jit_ms / max(node.processes for node in plan.nodes)  # each process compiles for itself, all are summed
+    if spent < limits.jit_ms or spent < limits.jit_share * plan.execution_ms:
+        return
+    yield context.finding(
+        "jit-share",
+        None,
+        f"Compiling {counted(plan.jit_functions, 'expression')} to machine code (JIT) took {millis(spent)}"
+        f" ({percent(min(1.0, spent / max(plan.execution_ms, spent)))} of the execution) and did not pay off.",
+        "Turn JIT off for this statement's session or role, or raise jit_above_cost above this plan's"
+        f" {plan.root.cost:,.0f}.",
+        sql="SET jit = off",
+        ms=spent,
+    )
+
+
+def trigger_time(context: FindingContext) -> Iterator[Finding]:
+    """Find triggers that took a large part of the execution."""
+    plan = context.plan
+    for trigger in plan.triggers:
+        spent = trigger.ms
+        if not spent or spent < context.limits.trigger_share * plan.execution_ms or not worth(context, spent):
             continue
-        spent = inclusive(node)
-        if not _large(context, spent):
+        key = bool(trigger.constraint) and trigger.name.startswith("RI_ConstraintTrigger_")
+        advice, sql = _foreign_key(context, trigger) if key else (_OWN, "")
+        if not advice:
             continue
-        scan = _read_whole(context, node)
-        often = node.loops >= context.limits.lookups and (
-            not context.plan.timed or spent >= context.limits.high_share * context.plan.execution_ms
-        )
-        if scan is None and not often:
-            continue
-        compared: tuple[Predicate, ...] = ()
-        sql = ""
-        if scan is not None:
-            table = context.facts.of(scan)
-            compared = conditions(context.facts, scan, "Filter")
-            found = candidate(scan.schema, scan.table, compared, table)
-            useful = found and any(p.joined and p.equality for p in compared if p.column in found.columns)
-            sql = found.sql if found and useful and not found.existing and scan.kind == "Seq Scan" else ""
-        reads = f", and reads all of {_of(scan)} each time, {counted(_looked(scan), 'row')} in total" if scan else ""
         yield context.finding(
-            "correlated-subplan",
-            node,
-            f"{node.subplan or 'A subquery'} is executed {counted(node.loops, 'time')}, once for each row"
-            f" of {node.parent.title}{reads}{took(context, spent)}.",
-            _rewrite(node, compared, bool(sql)),
+            "trigger-time",
+            None,
+            f"{f'The foreign key {trigger.constraint} was checked' if key else f'The trigger {trigger.name} ran'} for"
+            f" {trigger.table} {counted(trigger.calls, 'time')}{took(context, spent)}.",
+            advice,
             sql=sql,
             ms=spent,
         )
 
 
-def _whole(context: FindingContext, node: Node, inner: Node, scan: Node, spent: float) -> Finding:
-    """Return a finding on an inner side that is read in full each time."""
-    real = _real(scan)
-    table = context.facts.of(real)
-    relation = real.table
-    found = conditions(context.facts, real, "Filter", join=node.join_filter)
-    joined = [p for p in found if p.joined]
-    index = candidate(real.schema, relation, [*joined, *(p for p in found if not p.joined)], table)
-    sql = ""
-    if not relation:
+def _foreign_key(context: FindingContext, trigger: Trigger) -> tuple[str, str]:
+    """Return advice and SQL for a slow foreign key; empty if its checks are as fast as usual."""
+    slow = trigger.ms / max(trigger.calls, 1.0) >= context.limits.trigger_call_ms
+    if trigger.name.startswith("RI_ConstraintTrigger_c"):  # on the referring table; the other has a unique index
+        return (_LOADED if slow else ""), ""
+    tables = [table for table in context.facts.tables if table.name == trigger.table]
+    reference = next((r for table in tables for r in table.referenced_by if r.constraint == trigger.constraint), None)
+    if reference and not reference.indexed:
+        columns = ", ".join(reference.columns)
+        where = reference.table if _NAME.fullmatch(reference.table) else quoted(reference.table)
+        return (
+            f"{reference.table} has no index that begins with {columns}: the whole table is read for each row.",
+            f"CREATE INDEX ON {where} ({', '.join(quoted(column) for column in reference.columns)})",
+        )
+    return (_REFERRED if slow else ""), ""
+
+
+def planning_share(context: FindingContext) -> Iterator[Finding]:
+    """Find planning that took longer than the execution."""
+    plan, limits = context.plan, context.limits
+    spent, whole = plan.planning_ms, plan.planning_ms + plan.execution_ms
+    if not plan.analyzed or spent < limits.planning_ms or spent < limits.planning_share * whole:
+        return
+    joins = sum(node.kind in JOINS for node in plan.nodes)
+    parts = max(_overhead_parts(node) for node in plan.nodes)
+    reasons, advice = [], "Prepare the statement once per connection and execute it often, so that its plan is reused."
+    if parts >= _MANY_PARTS:
+        reasons.append(counted(parts, "partition"))
+        advice = "Use fewer, larger partitions, or compare the partition key with values in the condition. " + advice
+    if joins >= _MANY_JOINS:
+        reasons.append(counted(joins, "join"))
         advice = (
-            "Put the rows that are read again and again into a temporary table, indexed on the columns of the join."
+            "Join fewer tables at once, or write explicit JOINs in a good order and set join_collapse_limit lower. "
+            + advice
         )
-    elif not node.join_filter and not joined:
-        advice = (
-            "Nothing joins the two sides, so every row is combined with every other: check for a missing condition."
-        )
-    elif index is None or not any(p.column in index.columns for p in joined):
-        split = any(p.operator == "OR" for p in joined) or " OR " in node.join_filter
-        advice = (
-            "A join on alternatives (OR) can use neither an index nor a hash: write a UNION of one join for each."
-            if split
-            else f"The join's condition ({node.join_filter or real.filter}) can use no index as"
-            f" written: compare plain columns of {relation}, by equality if possible."
-        )
-    elif index.existing:
-        advice = (
-            f"{index.existing.name} could serve the join but was not used: check that both sides have the same type,"
-            " and ANALYZE the tables."
-        )
-    else:
-        advice, sql = (
-            f"An index on {', '.join(index.columns)} finds the rows of {relation} without reading all of it.",
-            index.sql,
-        )
-    return context.finding(
-        "nested-loop",
-        node,
-        f"{_of(scan)} is read in full {counted(inner.loops, 'time')}, once for each row of the other side:"
-        f" {counted(_looked(scan), 'row')} read for {counted(node.rows, 'row')} of the result{took(context, spent)}.",
+    why = f" of {' and '.join(reasons)}" if reasons else ""
+    yield context.finding(
+        "planning-share",
+        None,
+        f"Planning{why} took {millis(spent)}, {percent(spent / whole)} of planning and execution together"
+        f" ({millis(plan.execution_ms)} to execute).",
         advice,
-        sql=sql,
         ms=spent,
     )
 
 
-def _searched(context: FindingContext, node: Node, outer: Node, inner: Node, spent: float) -> Finding:
-    """Return a finding on an index that is searched far more often than planned."""
-    real = _real(inner)
-    start = next(
-        (n for n in reversed([*outer.below()]) if _misled(context, n) and not n.kind.startswith("Bitmap I")), outer
-    )
-    advice, sql = cure(context, start)
-    return context.finding(
-        "nested-loop",
-        node,
-        f"{real.title} is searched {counted(inner.loops, 'time')}, though the planner expected"
-        f" {counted(outer.estimated, 'time')}, and touches {counted(inner.pages, 'page')}{took(context, spent)}.",
-        f"With a correct estimate the planner could use a hash join, which reads {_of(real)} once. {advice}",
-        sql=sql,
-        ms=spent,
-    )
-
-
-def _rewrite(node: Node, compared: Sequence[Predicate], indexed: bool) -> str:
-    """Return how to rewrite a subquery, depending on its use."""
-    columns = ", ".join(p.column for p in compared if p.joined and p.equality and p.column)
-    parent = node.parent
-    uses = f"{parent.filter} {parent.join_filter}" if parent else ""
-    index = "An index finds its rows without reading all of them. " if indexed else ""
-    if "NOT (ANY" in uses or (node.kind == "Materialize" and "NOT" in uses):
-        return (
-            f"{index}Write NOT EXISTS instead of NOT IN, so that the planner can join. If the subquery can return a "
-            "null, the result differs: NOT IN then returns no rows."
-        )
-    name = re.escape(node.subplan)  # alone between AND and OR, as EXISTS was printed until 16
-    alone = re.search(rf"(?:^|NOT |OR |AND )\(*{name}\)+\s*(?:$| OR | AND )", uses)
-    if "EXISTS" in uses or "ANY" in uses or alone:
-        return (
-            f"{index}Take EXISTS or IN out of the OR or CASE around it, so that the planner can join: by a UNION, for "
-            "example, which returns equal rows once."
-        )
-    if node.kind == "Aggregate":
-        by = columns or "the columns that it is compared by"
-        return (
-            f"{index}Aggregate once for all rows: LEFT JOIN a subquery with GROUP BY {by}; where it has no row, "
-            "coalesce makes a count 0."
-        )
-    if node.kind == "Limit":
-        return f"{index}LEFT JOIN a subquery with DISTINCT ON, which finds all rows at once."
-    return f"{index}Write it as a LEFT JOIN{' on ' + columns if columns else ''}, which finds all rows at once."
-
-
-def _read_whole(context: FindingContext, top: Node) -> Node | None:
-    """Return the node that is read in full each time: a sequential scan, or its stored rows; None if there is none."""
-    if top.kind in _KEEPING and top.kind != "Memoize":
-        return top if _looked(top) >= context.limits.repeat_rows * top.loops else None
-    waiting = [top]
-    while waiting:
-        node = waiting.pop()
-        if node.kind == "Seq Scan" and node.loops >= context.limits.repeats:
-            if _looked(node) >= context.limits.repeat_rows * node.loops:
-                return node
-        elif node.kind != "Nested Loop":
-            waiting += [below for below in node.children if below.relationship not in ("InitPlan", "SubPlan")]
-    return None
-
-
-def _looked(node: Node) -> float:
-    """Return the rows read in all loops."""
-    return node.rows + node.removed_by_filter * node.loops
-
-
-def _real(node: Node) -> Node:
-    """Return the node under nodes that only store rows."""
-    while node.kind in _KEEPING and node.children:
-        node = node.children[0]
-    return node
-
-
-def _of(node: Node) -> str:
-    """Return the name of what a node reads."""
-    real = _real(node)
-    return real.relation or f"the result of {real.name}"
-
-
-def _misled(context: FindingContext, node: Node) -> bool:
-    """Return whether far more rows came than expected."""
-    return (
-        node.executed
-        and node.misestimate >= context.limits.misestimate
-        and node.rows >= context.limits.misestimate_rows
+def planner_setting(context: FindingContext) -> Iterator[Finding]:
+    """Find enable_ settings that are off and forced the plan."""
+    off = {
+        name
+        for name, value in context.plan.settings.items()
+        if value == "off" and re.fullmatch(r"enable_[a-z_]+", name)
+    }
+    disabled = [node for node in context.plan.nodes if (off or "Disabled" in node.raw) and node.disabled]
+    names = sorted(off or {_FORCED_BY[node.kind] for node in disabled if node.kind in _FORCED_BY})
+    if not names and not disabled:
+        return
+    first = disabled[0] if disabled else None
+    off_names = f": {', '.join(names)} {'are' if len(names) > 1 else 'is'} off" if names else ""
+    forced = f"; {first.title} is used anyway, because nothing else was possible" if first else ""
+    yield context.finding(
+        "planner-setting",
+        first,
+        f"A planner setting forced this plan{off_names}{forced}.",
+        "Reset the setting; if it comes from ALTER ROLE, ALTER DATABASE or the configuration, remove it there.",
+        sql=";\n".join(f"RESET {name}" for name in names),
+        ms=0.0,
     )
 
 
-def _large(context: FindingContext, spent: float) -> bool:
-    return not context.plan.timed or (
-        worth(context, spent) and spent >= context.limits.repeat_share * context.plan.execution_ms
-    )
+def _overhead_parts(node: Node) -> float:
+    """Return the number of partitions of a node, including those that were pruned."""
+    if node.kind not in ("Append", "Merge Append"):
+        return 0
+    return len(node.children) + node.subplans_removed
