@@ -279,7 +279,7 @@ def test_what_the_statement_cost_beside_its_steps_is_said(plans: dict[str, Plan]
         "Subplan Name": "CTE w",
     }
     late = {**node("Result"), "Plans": [cte]}
-    assert "After the last row 3.00 ms" in drawing(late, Execution_Time=4.0).text
+    assert "After the last row 3 ms" in drawing(late, Execution_Time=4.0).text
 
 
 # Findings
