@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfkit.analysis.claims import LAB, claims_table
+from pydantic import TypeAdapter
+
+from perfkit.analysis.claims import LAB, JudgedClaim, claims_table
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.tables import compared
 from perfkit.base import units
@@ -16,6 +18,7 @@ from perfkit.base.bundle import write_atomically
 from perfkit.base.judgement import Verdict
 from perfkit.indexes.designs import ADVISED
 from perfkit.indexes.lab_results import IndexValue, Lab, caveats, judged, read, reason, sentence
+from perfkit.runs.records import LabSummary
 from perfkit.show import render
 from perfkit.show.html import (
     Banner,
@@ -251,16 +254,16 @@ class IndexLab(OpenedPage):
         return claims_table(judged(self.lab), "What was claimed, and what was measured")
 
     @property
-    def summary(self) -> dict[str, object]:
-        """Return the lab's part of a report on a change, as JSON values."""
-        table = self.verdicts
-        return {
-            "sentence": sentence(self.lab),
-            "columns": list(table.columns),
-            "rows": [[[cell.text, cell.note, cell.state] for cell in row] for row in table.rows],
-            "claims": [asdict(claim) for claim in judged(self.lab) if claim.measure == LAB],
-            "command": self.lab.record.command,
-        }
+    def summary(self) -> LabSummary:
+        """Return the lab's part of a report on a change."""
+        table, claims = self.verdicts, [claim for claim in judged(self.lab) if claim.measure == LAB]
+        return LabSummary(
+            sentence=sentence(self.lab),
+            columns=list(table.columns),
+            rows=[[(cell.text, cell.note, cell.state) for cell in row] for row in table.rows],
+            claims=TypeAdapter(list[JudgedClaim]).dump_python(claims, mode="json"),
+            command=self.lab.record.command,
+        )
 
     @property
     def reproduce(self) -> Section:

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scripts import run_all
+from synthetic import make_run
 
 from perfkit.analysis.claims import JudgedClaim
 from perfkit.analysis.report import Run
@@ -39,6 +40,7 @@ from perfkit.load.schedule import MIN_TURNS, turns
 from perfkit.postgres import databases, embedded
 from perfkit.postgres.embedded import EmbeddedServer
 from perfkit.postgres.index_sets import read_set
+from perfkit.runs.records import Bundle
 
 SHOP = """
 CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL);
@@ -291,6 +293,14 @@ class TestALabOfAnEarlierVersion:
         assert {"insert_ratio_lo", "insert_ratio_hi"} <= set(frame)
         counted = lab.costs.parts[1].frame  # type: ignore[attr-defined]
         assert counted.wal_to_build_bytes.min() > 0 and counted.hot_share_after.max() <= 1
+
+    def test_its_summary_is_kept_by_a_run(self, folder: Path, tmp_path: Path) -> None:
+        bundle = make_run(tmp_path / "run")
+        bundle.update(lab=IndexLab(folder).summary)
+        stored = Bundle.open(bundle.path).run.lab
+        assert stored and [claim["measure"] for claim in stored.claims] == ["insert_slowdown"]
+        claims = Run(Bundle.open(bundle.path)).claims.text()
+        assert "no risk: they do not affect data" in claims
 
     def test_draws_into_any_axes(self, folder: Path) -> None:
         ax = Figure().add_subplot()

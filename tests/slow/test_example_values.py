@@ -361,8 +361,7 @@ def test_no_transaction_is_open_while_the_plan_is_read(place: Database, monkeypa
         query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = 'examples' AND state ~ 'in transaction'"
         with databases.connected(place.server, "postgres", user="postgres") as connection:
             reads.extend(row["n"] for row in connection.execute(query))
-        return plan.document(raw)
+        return plan.load_plan(raw)
 
-    monkeypatch.setattr("perfkit.slow.examples.document", watched)
-    monkeypatch.setattr("perfkit.slow.examples.parsed", lambda tables: [watched(t) for t in tables])
+    monkeypatch.setattr("perfkit.slow.examples.load_plan", watched)
     assert example_rows(place, text) and reads and not any(reads)
