@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from perfkit.app import api as api
+    from perfkit.app import evidence as evidence
     from perfkit.app import runs as runs
     from perfkit.app import session as session
     from perfkit.app import starter as starter
 
 # Modules that other rooms may import.
 __all__ = ["api", "cli", "magics"]
-_LATE = ("api", "runs", "session", "starter")  # a second to import: a command imports them when it runs
+_LATE = ("api", "evidence", "runs", "session", "starter")  # a second to import: a command imports them when it runs
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,7 @@
-"""The Python API: calls behind the command line, papermill and interactive cells."""
+"""The Python API: calls behind the command line, papermill and interactive cells.
+
+Sessions and watches take long to import; the calls that need them import them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfkit.app import session as sessions
-from perfkit.app.evidence import Explained
-from perfkit.app.runs import compare, discarded, loaded, measure, new_folder, run
-from perfkit.app.session import Session, in_file
+from perfkit import app
+from perfkit import config as configuration
+from perfkit.app.runs import compare, measure, run
 from perfkit.app.specs import (
     AblateSpec,
     AdviseSpec,
@@ -25,6 +27,7 @@ from perfkit.app.specs import (
     ReviewSpec,
     SlowSpec,
 )
+from perfkit.app.starter import discarded, new_folder
 from perfkit.base.errors import UsageError
 from perfkit.base.options import Text, command, names, narrowed, takes, texts
 from perfkit.base.process import progress
@@ -35,7 +38,6 @@ from perfkit.indexes.designs import workload
 from perfkit.indexes.lab import AUTO, LabSpec, run_lab
 from perfkit.indexes.lab_tables import IndexLab
 from perfkit.indexes.search import index_advice
-from perfkit.monitor import loop as watching
 from perfkit.release import gate, live, report
 from perfkit.release import rollback as rollbacks
 from perfkit.release.decision import parse_answers
@@ -44,7 +46,8 @@ from perfkit.runs.selection import RunSpec
 from perfkit.runs.targets import ComparisonSpec, index_set, sql_of
 
 if TYPE_CHECKING:
-    from perfkit.app.session import SlowTable
+    from perfkit.app.evidence import Explained
+    from perfkit.app.session import Session, SlowTable
     from perfkit.indexes.advice import Advice
     from perfkit.monitor.loop import WatchSummary
     from perfkit.monitor.review_report import Review
@@ -78,9 +81,9 @@ def connect(spec: ConnectSpec) -> Session:
     ...     database.slow()[1].explain().frame
     """
     if spec.db:
-        return sessions.connect(spec)
+        return app.session.connect(spec)
     with progress() as say:
-        return sessions.open_generated(spec, say)
+        return app.session.open_generated(spec, say)
 
 
 @takes(SlowSpec)
@@ -101,7 +104,7 @@ def slow(spec: SlowSpec) -> SlowTable:
         If the database or the file cannot be read.
     """
     if not spec.db:
-        return in_file(spec.source)
+        return app.session.in_file(spec.source)
     session = connect(narrowed(ConnectSpec, spec))
     try:
         return session.slow(spec.source, spec.seconds)
@@ -132,10 +135,10 @@ def demo(spec: DemoSpec) -> Session:
     412.7
     """
     with progress() as say:
-        session = sessions.open_generated(ConnectSpec(scale=spec.scale, arm="before"), say)
+        session = app.session.open_generated(ConnectSpec(scale=spec.scale, arm="before"), say)
         try:
             say(f"a clinic works for {spec.seconds:g} s")
-            with sessions.clinic(session, spec.seed) as work:
+            with app.session.clinic(session, spec.seed) as work:
                 work(spec.seconds)
         except BaseException:
             session.close()
@@ -174,7 +177,7 @@ def plans(text: Text) -> list[Explained]:
             text = text.read_bytes().decode("utf-8-sig", "replace")
         except OSError as error:
             raise UsageError(f"{text}: cannot be read ({error.strerror}); expected a file with plans") from None
-    return [Explained(Capture((plan,))) for plan in read_plans(text)]
+    return [app.evidence.Explained(Capture((plan,))) for plan in read_plans(text)]
 
 
 @takes(AblateSpec)
@@ -209,7 +212,7 @@ def ablate(spec: AblateSpec) -> IndexLab:
         if spec.db:
             queries, indexes = texts(spec.query), (spec.indexes,)
             config = narrowed(ComparisonSpec, spec, query=queries, index=indexes).write(folder)
-        settings = loaded(config)
+        settings = configuration.load(config)
         asked = LabSpec(
             settings,
             index_set(settings, "" if spec.db else spec.indexes, folder),
@@ -225,7 +228,7 @@ def ablate(spec: AblateSpec) -> IndexLab:
             asked,
             folder,
             spec.permission,
-            lambda database, queries, say: index_advice(Session(database), queries, say=say),
+            lambda database, queries, say: index_advice(app.session.Session(database), queries, say=say),
             say,
         )
     return IndexLab(lab)
@@ -259,9 +262,9 @@ def advise(spec: AdviseSpec) -> Advice:
         if spec.db:
             values = {"query": texts(spec.query), "way": spec.way or "whole", "bare": True}
             config = narrowed(ComparisonSpec, spec, **values).write(Path(folder))
-        settings = loaded(config)
+        settings = configuration.load(config)
         target = narrowed(ConnectSpec, spec, config=config)
-        session = sessions.connect(target) if spec.db and not spec.way else sessions.open_generated(target, say)
+        session = app.session.connect(target) if spec.db and not spec.way else app.session.open_generated(target, say)
         with session:
             queries = workload(settings, session.database, spec.seed)
             return index_advice(session, queries, analyze=spec.analyze, say=say)
@@ -302,7 +305,7 @@ def rollback(spec: DropSpec) -> RolledBack:
             return RolledBack(folder)
 
         planned = rollbacks.RehearsalSpec(
-            loaded(spec.config), narrowed(RunSpec, spec, config=str(spec.config)), spec.indexes
+            configuration.load(spec.config), narrowed(RunSpec, spec, config=str(spec.config)), spec.indexes
         )
         folder = new_folder(spec.reports, f"rollback-{spec.profile}")
         with discarded(folder, "run.json"):
@@ -376,7 +379,9 @@ def watch(spec: LiveSpec) -> WatchSummary:
     --------
     >>> perfkit.watch("30s", scale="seed").plot.latency()  # doctest: +SKIP
     """
-    settings = loaded(spec.config)
+    from perfkit.monitor import loop as watching  # late: aiohttp takes 0.2 s
+
+    settings = configuration.load(spec.config)
     try:
         notify = shlex.split(spec.notify)
     except ValueError as error:

@@ -305,7 +305,7 @@ class SlowQuery:
         spec = narrowed(StatementSpec, None, index=index or proposed, **options)
         rows, text = self.example_parameters(ROWS, seed=spec.seed).sets, named_placeholders(self.text)
         with progress() as say:
-            self.runs.append(app.runs.measure_statement(self.session, text, rows, spec, say))
+            self.runs.append(app.session.measure_statement(self.session, text, rows, spec, say))
         return self.runs[-1]
 
     def report(self, path: str | Path) -> Path:

@@ -21,8 +21,7 @@ from psycopg.conninfo import make_conninfo
 from perfkit.app.api import connect, demo
 from perfkit.app.cli import parameters as parameters_of
 from perfkit.app.evidence import ROWS, Explained, SlowQuery
-from perfkit.app.runs import measure_statement
-from perfkit.app.session import Session
+from perfkit.app.session import Session, measure_statement
 from perfkit.app.specs import SECONDS, ConnectSpec, DemoSpec, ExplainCellSpec, MeasureCellSpec, StatementSpec
 from perfkit.base.errors import Interrupted, PerfkitError, UsageError, visible
 from perfkit.base.options import Names, Option, Spec, names, narrowed, option

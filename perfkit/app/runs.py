@@ -1,87 +1,31 @@
-"""Calls that measure or open a run: run, compare, measure, and one statement of a session."""
+"""Calls that measure or open a run: run, compare, measure, check."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psycopg import sql
-
 from perfkit import config as configuration
 from perfkit.analysis.report import LoadRun, Run
-from perfkit.app.specs import CheckSpec, CompareSpec, MeasureSpec, ReportSpec, StatementSpec
-from perfkit.base import process, resources
-from perfkit.base.bundle import write_atomically
-from perfkit.base.errors import BundleError, PerfkitError, UsageError
+from perfkit.app.specs import CheckSpec, CompareSpec, MeasureSpec, ReportSpec
+from perfkit.app.starter import discarded, new_folder
+from perfkit.base.errors import UsageError
 from perfkit.base.judgement import Verdict
 from perfkit.base.options import Text, names, narrowed, pairs, takes, texts
 from perfkit.base.process import progress
 from perfkit.config import Config
-from perfkit.config.model import as_toml
 from perfkit.indexes.lab_tables import IndexLab
-from perfkit.indexes.trial import one_index
 from perfkit.postgres.guards import Permission
-from perfkit.postgres.index_sets import read_set
 from perfkit.release.report import RehearsedRun
 from perfkit.runs import experiment
-from perfkit.runs.arms import ExistingDatabaseArms
 from perfkit.runs.records import Bundle
 from perfkit.runs.selection import RunSpec, Selection, alone
-from perfkit.runs.service import RelaySpec
 from perfkit.runs.targets import ComparisonSpec, admitted
 
 if TYPE_CHECKING:
-    from perfkit.app.session import Session
     from perfkit.runs.records import CheckResult
     from perfkit.runs.targets import Targets
-    from perfkit.slow.examples import Value
-
-
-Say = Callable[[str], None]
-
-
-def reports_folder() -> Path:
-    """Return the folder for runs if none is named: `reports/` of the project that the working folder is in.
-
-    A project is the nearest folder, from the working folder upward, with a `perfkit.toml` or a checkout of perfkit;
-    without one it is the working folder itself. Raises BundleError if the working folder no longer exists.
-    """
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:
-        raise BundleError("reports: the working folder no longer exists; expected --reports FOLDER") from None
-    return next((folder for folder in (here, *here.parents) if _is_project(folder)), here) / "reports"
-
-
-def _is_project(folder: Path) -> bool:
-    """Whether a folder has a configuration or is a checkout; a folder that cannot be searched is neither."""
-    try:
-        return any((folder / name).is_file() for name in ("perfkit.toml", resources.IN_CHECKOUT))
-    except OSError:
-        return False
-
-
-def new_folder(reports: Text, profile: str) -> Path:
-    """Create a folder for a run, named by UTC time and profile, in `reports` or else `reports_folder()`.
-
-    Raises BundleError.
-    """
-    parent = Path(reports) if reports else reports_folder()
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{profile}"
-    for path in [parent / name, *(parent / f"{name}-{n}" for n in range(2, 100))]:
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise BundleError(f"{path}: cannot be created ({error.strerror}); expected a writable folder") from None
-        return path
-    raise BundleError(f"{parent}: a hundred runs began this second; expected fewer")
 
 
 def settled(spec: CheckSpec, settings: Config) -> RunSpec:
@@ -89,11 +33,6 @@ def settled(spec: CheckSpec, settings: Config) -> RunSpec:
     values = {name: getattr(spec, name, None) for name in ("profile", "scale", "rtt_ms", "connect_rtts")}
     preset = configuration.preset(settings.presets, getattr(spec, "preset", ""), **values)
     return narrowed(RunSpec, spec, config=str(spec.config), **preset)
-
-
-def loaded(path: Text | None) -> Config:
-    """Return a configuration; by default, the booking system's. Raises UsageError."""
-    return configuration.load(Path(path) if path else None)
 
 
 @takes(ReportSpec)
@@ -131,7 +70,7 @@ def run(spec: ReportSpec) -> Run:
     """
     if spec.bundle:
         return _with_lab(opened(Path(spec.bundle)), spec.lab)
-    settings = loaded(spec.config)
+    settings = configuration.load(spec.config)
     selection = Selection(settings, settled(spec, settings))
     targets = admitted(settings, selection.arms, spec.permission)
     return _with_lab(Run(_measure(selection, targets, new_folder(spec.reports, selection.options.profile))), spec.lab)
@@ -198,10 +137,10 @@ def measure(spec: MeasureSpec) -> LoadRun:
         return LoadRun(Bundle.open(Path(spec.bundle)))
     p95_ms = spec.p95_ms or None
 
-    def select(path: Path | None) -> Selection:
+    def select(path: Text) -> Selection:
         error_rate = None if spec.error_rate < 0 else spec.error_rate
         limits = {"p95_ms": p95_ms, "error_rate": error_rate}
-        options = narrowed(RunSpec, spec, arms=names(spec.arm), config=str(path or ""), **limits)
+        options = narrowed(RunSpec, spec, arms=names(spec.arm), config=str(path), **limits)
         return alone(configuration.load(path), options)
 
     if spec.db:
@@ -209,14 +148,14 @@ def measure(spec: MeasureSpec) -> LoadRun:
         return LoadRun(_measure_database(load, select, new_folder(spec.reports, "load"), spec.permission))
     if spec.query or spec.rate:
         raise UsageError("query and rate need db, a database of yours; expected db with them, or neither of them")
-    selection = select(Path(spec.config) if spec.config else None)
+    selection = select(spec.config)
     targets = admitted(selection.config, selection.arms, spec.permission)
     return LoadRun(_measure(selection, targets, new_folder(spec.reports, "load")))
 
 
 def check(spec: CheckSpec) -> list[tuple[str, CheckResult]]:
     """Run the functional checks and return each with its arm. Raises PerfkitError as `run` does."""
-    settings = loaded(spec.config)
+    settings = configuration.load(spec.config)
     selection = Selection(settings, settled(spec, settings))
     targets = admitted(selection.config, selection.arms, spec.permission)
     with progress() as say:
@@ -259,80 +198,6 @@ def _measure_database(
         return _measure(selection, targets, folder)
 
 
-@contextmanager
-def discarded(folder: Path, *patterns: str) -> Iterator[None]:
-    """Remove a new folder if the block fails before a file with one of these names is in it: nothing was measured."""
-    try:
-        yield
-    except BaseException as error:
-        if any(next(folder.glob(pattern), None) for pattern in patterns):
-            raise
-        shutil.rmtree(folder)
-        if isinstance(error, PerfkitError) and f"{folder}/" in str(error):  # the message must not name a lost file
-            raise type(error)(str(error).replace(f"{folder}/", "")) from None
-        raise
-
-
 def _measure(selection: Selection, targets: Targets, folder: Path) -> Bundle:
     with progress() as say:
         return experiment.measure(selection, folder, say, targets)
-
-
-def measure_statement(
-    session: Session, text: str, rows: Sequence[Sequence[Value]], spec: StatementSpec, say: Say
-) -> Run:
-    """Measure paired rounds of a statement without and with indexes, into a new bundle.
-
-    The statement's parameters are `%(p1)s`, `%(p2)s`, ...; their values stay in the run's folder. On a server that
-    perfkit started, the arms are clones of the session's database. A database of the user's is measured as
-    `perfkit.compare` does, in its `way`. Raises PerfkitError.
-    """
-    if not spec.index:
-        raise UsageError("measure: no index; expected one CREATE INDEX, or several")
-    indexes = [one_index(str(statement)) for statement in texts(spec.index)]
-    if session.database.server.foreign:
-        values = {name: getattr(session.opened, name) for name in ("db", "tls", "production", "ask")}
-        values |= {"query": text, "index": indexes, "parameters": _source(rows) if rows else None}
-        values |= {"way": spec.way or "whole", "volatile": tuple(session.volatile)}
-        asked = narrowed(CompareSpec, spec, confirm=(session.name, *names(session.opened.confirm)), **values)
-        return compare(asked)
-    if spec.way:
-        raise UsageError(f"way = {spec.way!r}; expected none: this database is measured in clones on its own server")
-    folder = new_folder(spec.reports, "measure")
-    with discarded(folder):
-        made, present = _made(session)
-        write_atomically(folder / "present.sql", present)
-        parameters = _source(rows) if rows else None
-        values = {"query": (text,), "index": indexes, "parameters": parameters, "way": "made", "made": made}
-        path = narrowed(ComparisonSpec, spec, db="", **values).write(folder)
-        selection = Selection(loaded(path), narrowed(RunSpec, spec, scale=session.opened.scale, config=str(path)))
-    database = session.database
-    with (
-        process.alone(say),
-        ExistingDatabaseArms(
-            selection.config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
-        ) as workbench,
-    ):
-        return Run(experiment.measure(selection, folder, say, bench=workbench))
-
-
-def _made(session: Session) -> tuple[dict[str, object], str]:
-    """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
-    opened, version = session.opened, session.database.server.version
-    config = loaded(opened.config)
-    made = config.database
-    if not opened.arm or made is None or not made.prepare:
-        return {"prepare": ["present.sql"], "postgres": version}, "-- The data was on a server that no longer exists.\n"
-    arm = next(arm for arm in config.arm if arm.name == opened.arm)
-    present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
-    origin = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
-    statements = "".join(f"{one.sql(concurrently=False)};\n" for one in present)
-    return as_toml(origin), statements or "-- No index beyond the keys.\n"
-
-
-def _source(rows: Sequence[Sequence[Value]]) -> str:
-    """Return a SELECT that returns these values, as text."""
-    names = ", ".join(f"p{value.number}" for value in rows[0])
-    lines = (", ".join(f"{sql.Literal(value.text).as_string()}::text" for value in row) for row in rows)
-    values = ",\n".join(f"({line})" for line in lines)
-    return f"SELECT * FROM (VALUES\n{values}\n) AS examples ({names})\n"

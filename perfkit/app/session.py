@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,24 +15,33 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from psycopg import sql
+
+from perfkit import app
 from perfkit import config as configuration
 from perfkit.app.evidence import Explained, SlowQuery, WhatIf
-from perfkit.app.specs import ConnectSpec
-from perfkit.base import resources
+from perfkit.app.specs import CompareSpec, ConnectSpec, StatementSpec
+from perfkit.base import process, resources
+from perfkit.base.bundle import write_atomically
 from perfkit.base.errors import ServerError, UsageError
-from perfkit.base.options import names, narrowed
+from perfkit.base.options import names, narrowed, texts
 from perfkit.base.process import progress
+from perfkit.config.model import as_toml
 from perfkit.explain.capture import ExplainSpec, Parameters, guarded
 from perfkit.indexes.trial import one_index, trying
 from perfkit.load.pool import WorkerPool, sql_target
 from perfkit.load.schedule import Arrivals, Draw, Message
 from perfkit.postgres.databases import Database, connected
 from perfkit.postgres.guards import Audit, resolve
+from perfkit.postgres.index_sets import read_set
 from perfkit.postgres.servers import open_external
 from perfkit.postgres.sqltext import read, split
+from perfkit.runs import experiment
+from perfkit.runs.arms import ExistingDatabaseArms
 from perfkit.runs.experiment import workbench
 from perfkit.runs.selection import RunSpec, Selection, rows
-from perfkit.runs.targets import admitted
+from perfkit.runs.service import RelaySpec
+from perfkit.runs.targets import ComparisonSpec, admitted
 from perfkit.slow import log_sources, statements
 from perfkit.slow.activity import now
 from perfkit.slow.query_logging import LoggingSpec, Where, logging_on
@@ -41,6 +51,8 @@ from perfkit.slow.tables import ActivityView, SlowView, one_line
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from perfkit.analysis.report import Run
+    from perfkit.slow.examples import Value
     from perfkit.slow.query_logging import Logging
 
 
@@ -175,6 +187,68 @@ def open_generated(spec: ConnectSpec, say: Say) -> Session:
         assert database
         opened = replace(spec, scale=selection.scale, arm=name)
         return Session(database, opened=opened, _stack=stack.pop_all())
+
+
+def measure_statement(
+    session: Session, text: str, rows: Sequence[Sequence[Value]], spec: StatementSpec, say: Say
+) -> Run:
+    """Measure paired rounds of a statement without and with indexes, into a new bundle.
+
+    The statement's parameters are `%(p1)s`, `%(p2)s`, ...; their values stay in the run's folder. On a server that
+    perfkit started, the arms are clones of the session's database. A database of the user's is measured as
+    `perfkit.compare` does, in its `way`. Raises PerfkitError.
+    """
+    if not spec.index:
+        raise UsageError("measure: no index; expected one CREATE INDEX, or several")
+    indexes = [one_index(str(statement)) for statement in texts(spec.index)]
+    if session.database.server.foreign:
+        values = {name: getattr(session.opened, name) for name in ("db", "tls", "production", "ask")}
+        values |= {"query": text, "index": indexes, "parameters": _source(rows) if rows else None}
+        values |= {"way": spec.way or "whole", "volatile": tuple(session.volatile)}
+        asked = narrowed(CompareSpec, spec, confirm=(session.name, *names(session.opened.confirm)), **values)
+        return app.api.compare(asked)
+    if spec.way:
+        raise UsageError(f"way = {spec.way!r}; expected none: this database is measured in clones on its own server")
+    folder = app.starter.new_folder(spec.reports, "measure")
+    with app.starter.discarded(folder):
+        made, present = _made(session)
+        write_atomically(folder / "present.sql", present)
+        parameters = _source(rows) if rows else None
+        values = {"query": (text,), "index": indexes, "parameters": parameters, "way": "made", "made": made}
+        path = narrowed(ComparisonSpec, spec, db="", **values).write(folder)
+        options = narrowed(RunSpec, spec, scale=session.opened.scale, config=str(path))
+        selection = Selection(configuration.load(path), options)
+    database = session.database
+    with (
+        process.alone(say),
+        ExistingDatabaseArms(
+            selection.config, secrets.token_hex(3), RelaySpec(), {}, {}, say, database.server.version, database
+        ) as bench,
+    ):
+        experiment.measure(selection, folder, say, bench=bench)
+    return app.api.run(bundle=folder)
+
+
+def _made(session: Session) -> tuple[dict[str, object], str]:
+    """Return the origin of the data as a `[database]`, and SQL for the indexes that the data has in addition."""
+    opened, version = session.opened, session.database.server.version
+    config = configuration.load(opened.config)
+    made = config.database
+    if not opened.arm or made is None or not made.prepare:
+        return {"prepare": ["present.sql"], "postgres": version}, "-- The data was on a server that no longer exists.\n"
+    arm = next(arm for arm in config.arm if arm.name == opened.arm)
+    present = read_set(arm.indexes).indexes if arm.indexes and not arm.rolled_back else ()
+    origin = made.model_dump() | {"prepare": [*made.prepare, *arm.prepare, "present.sql"], "postgres": version}
+    statements = "".join(f"{one.sql(concurrently=False)};\n" for one in present)
+    return as_toml(origin), statements or "-- No index beyond the keys.\n"
+
+
+def _source(rows: Sequence[Sequence[Value]]) -> str:
+    """Return a SELECT that returns these values, as text."""
+    names = ", ".join(f"p{value.number}" for value in rows[0])
+    lines = (", ".join(f"{sql.Literal(value.text).as_string()}::text" for value in row) for row in rows)
+    values = ",\n".join(f"({line})" for line in lines)
+    return f"SELECT * FROM (VALUES\n{values}\n) AS examples ({names})\n"
 
 
 # The demo clinic: statements per second, and the most in flight.

@@ -1,10 +1,13 @@
-"""First steps: what perfkit can do in a database, a first `perfkit.toml`, the notebooks, and the files' schemas."""
+"""First steps: what perfkit can do in a database; what it writes: a perfkit.toml, notebooks, schemas, run folders."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -16,7 +19,8 @@ from pydantic import TypeAdapter
 
 from perfkit.base import resources
 from perfkit.base.bundle import dumps
-from perfkit.base.errors import ServerError, UsageError, visible
+from perfkit.base.errors import BundleError, PerfkitError, ServerError, UsageError, visible
+from perfkit.base.options import Text
 from perfkit.config import DatabaseConfig
 from perfkit.indexes.designs import LabRecord
 from perfkit.monitor.model import About
@@ -278,3 +282,56 @@ def _say(container: tomlkit.TOMLDocument | tomlkit.items.Table, *lines: str) -> 
     """Add comments, each on one line: a name from a database cannot end a comment."""
     for line in lines:
         container.add(tomlkit.comment(" ".join(visible(line).split())))
+
+
+def reports_folder() -> Path:
+    """Return the folder for runs if none is named: `reports/` of the project that the working folder is in.
+
+    A project is the nearest folder, from the working folder upward, with a `perfkit.toml` or a checkout of perfkit;
+    without one it is the working folder itself. Raises BundleError if the working folder no longer exists.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise BundleError("reports: the working folder no longer exists; expected --reports FOLDER") from None
+    return next((folder for folder in (here, *here.parents) if _is_project(folder)), here) / "reports"
+
+
+def _is_project(folder: Path) -> bool:
+    """Whether a folder has a configuration or is a checkout; a folder that cannot be searched is neither."""
+    try:
+        return any((folder / name).is_file() for name in ("perfkit.toml", resources.IN_CHECKOUT))
+    except OSError:
+        return False
+
+
+def new_folder(reports: Text, profile: str) -> Path:
+    """Create a folder for a run, named by UTC time and profile, in `reports` or else `reports_folder()`.
+
+    Raises BundleError.
+    """
+    parent = Path(reports) if reports else reports_folder()
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{profile}"
+    for path in [parent / name, *(parent / f"{name}-{n}" for n in range(2, 100))]:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be created ({error.strerror}); expected a writable folder") from None
+        return path
+    raise BundleError(f"{parent}: a hundred runs began this second; expected fewer")
+
+
+@contextmanager
+def discarded(folder: Path, *patterns: str) -> Iterator[None]:
+    """Remove a new folder if the block fails before a file with one of these names is in it: nothing was measured."""
+    try:
+        yield
+    except BaseException as error:
+        if any(next(folder.glob(pattern), None) for pattern in patterns):
+            raise
+        shutil.rmtree(folder)
+        if isinstance(error, PerfkitError) and f"{folder}/" in str(error):  # the message must not name a lost file
+            raise type(error)(str(error).replace(f"{folder}/", "")) from None
+        raise

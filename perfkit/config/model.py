@@ -230,12 +230,12 @@ _M = TypeVar("_M", bound=BaseModel)
 BOOKING = resources.PACKAGE / "booking" / "perfkit.toml"
 
 
-def load(path: Path | None = None) -> Config:
+def load(path: str | Path | None = None) -> Config:
     """Load and validate a configuration; without a path, the booking system's.
 
     Raises UsageError with one line per mistake: file, key, value and what was expected.
     """
-    path = path or BOOKING
+    path = Path(path) if path else BOOKING
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from perfkit import config
 from perfkit.app import api
 from perfkit.app.cli import main
-from perfkit.app.runs import reports_folder
+from perfkit.app.starter import reports_folder
 from perfkit.base import resources
 
 Chdir = Callable[[Path], Path]

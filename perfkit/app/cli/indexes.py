@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from perfkit import app
+from perfkit import config as configuration
 from perfkit.app.cli import echo, options
 from perfkit.app.cli.plans import opened
 from perfkit.app.specs import DB, AblateSpec, AdviseSpec, CostSpec, DatabaseSpec
@@ -239,7 +240,7 @@ def advise(spec: AdviseCommand) -> None:
         if spec.db:
             statements = [targets.sql_of(query) for query in texts(spec.query)]
         else:
-            statements = [sqltext.read(query.file) for query in app.runs.loaded(spec.config).query]
+            statements = [sqltext.read(query.file) for query in configuration.load(spec.config).query]
         built = not spec.db or spec.way
         how = "ANALYZE, " if built or spec.analyze else ""
         for text in statements:
@@ -265,7 +266,7 @@ def _measured(spec: AblateSpec) -> None:
     if spec.db and not spec.indexes:
         raise UsageError("no index set; expected SET.sql beside --db")
     with tempfile.TemporaryDirectory() as folder:
-        index_set = targets.index_set(app.runs.loaded(spec.config), spec.indexes, Path(folder))
+        index_set = targets.index_set(configuration.load(spec.config), spec.indexes, Path(folder))
     by_name = {index.name: index.sql(concurrently=False) for index in index_set.indexes}
     for arm in ablation(index_set):
         echo(f"-- {arm.name}")

@@ -17,6 +17,7 @@ import click
 from psycopg.conninfo import make_conninfo
 
 from perfkit import app
+from perfkit import config as configuration
 from perfkit.app.cli import echo, options
 from perfkit.app.cli.plans import opened
 from perfkit.app.specs import (
@@ -300,7 +301,7 @@ def _opened(spec: ServerSpec) -> Session:
         raise UsageError("expected one of --db and --config")
     if spec.db:
         return app.api.connect(narrowed(ConnectSpec, spec, config=""))
-    settings = app.runs.loaded(spec.config)
+    settings = configuration.load(spec.config)
     first = settings.baseline()
     sources = admitted(settings, [first], spec.permission).open(Audit(None))
     if first.name not in sources:
@@ -370,7 +371,7 @@ def report(spec: ExploreSpec) -> None:
     confirm = names(spec.confirm)
     if spec.db:  # confirmed here: a notebook has no terminal to ask at
         confirm = (*confirm, opened(spec, spec.db).name)
-    folder = app.runs.new_folder(spec.reports, "slow")
+    folder = app.starter.new_folder(spec.reports, "slow")
     parameters = {
         **{name: getattr(spec, name) for name in listed(ExploreSpec)},
         "log": str(Path(spec.log).resolve()) if spec.log else "",
@@ -379,7 +380,7 @@ def report(spec: ExploreSpec) -> None:
         "production": ",".join(spec.production),
         "reports": str(folder.resolve()),
     }
-    with app.runs.discarded(folder, "*"):
+    with app.starter.discarded(folder, "*"):
         html = page(execute(NOTEBOOK, parameters), "Slow queries")
     write_atomically(folder / "slow.html", html)
     echo(str(folder / "slow.html"))
