@@ -23,7 +23,7 @@ from perfkit.base.errors import BundleError, PerfkitError, ServerError, UsageErr
 from perfkit.base.options import Text
 from perfkit.config import DatabaseConfig
 from perfkit.indexes.designs import LabRecord
-from perfkit.monitor.model import About
+from perfkit.monitor.model import About, Event, Tick
 from perfkit.postgres import catalog
 from perfkit.postgres.capabilities import Capabilities, Capability
 from perfkit.postgres.catalog import Connection
@@ -116,7 +116,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
 
 def write_schemas(folder: Path) -> list[Path]:
     """Write the JSON schemas of the files that perfkit records into; overwrite none. Raises UsageError."""
-    models = {"run": RunRecord, "round": Round, "lab": LabRecord, "watch": About}
+    models = {"run": RunRecord, "round": Round, "lab": LabRecord, "watch": About, "tick": Tick, "event": Event}
     schemas = {f"{name}.schema.json": TypeAdapter(model).json_schema() for name, model in models.items()}
     _write_new(folder, {name: f"{dumps(schema)}\n" for name, schema in schemas.items()})
     return [folder / name for name in schemas]
