@@ -130,7 +130,7 @@ class HttpConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """Resolve the pending future if the answer is complete."""
         message, payload = self._message, self._payload
-        assert message and payload
+        assert message is not None and payload is not None
         if error := payload.exception():
             self._lost(ConnectionResetError(f"a body that cannot be read: {error}"))
         elif payload.is_eof() and self._waiting and not self._waiting.done():
