@@ -374,6 +374,8 @@ class Bundle:
                 round_ = ROUND.validate_python(content)
             except ValueError as error:
                 raise BundleError(f"{path}: not a round ({first_fault(error)}); expected what perfkit wrote") from None
+            if lacking := [name for name in COLUMNS if name not in content["columns"]]:
+                raise BundleError(f"{path}: not a round (no column {lacking[0]}); expected what perfkit wrote")
             if len({len(getattr(round_.columns, name)) for name in COLUMNS}) != 1:
                 raise BundleError(f"{path}: columns of different lengths; expected an entry for every request in each")
             yield round_

@@ -232,7 +232,7 @@ def test_sql_that_the_server_refuses_is_one_line_and_the_bundle_says_so(
     said = f'{tmp_path}/broken.sql: syntax error at or near "TABEL"'
     assert done.stderr.splitlines()[-1] == f"perfkit: {said}"
     run = Bundle.open(next((tmp_path / "reports").iterdir())).run
-    assert (run["status"], run["message"]) == ("failed", said)
+    assert (run.status, run.message) == ("failed", said)
 
 
 @pytest.mark.parametrize("reports", ["file", "file/reports", "/proc/reports"])
@@ -250,7 +250,7 @@ def test_an_unwritable_reports_folder_is_one_line(home: Path, tmp_path: Path, re
         ("run.json", '{"format": 1}', "format 1; expected a bundle of format 2"),
         ("run.json", '{"format": 2}', "expected what perfkit wrote"),
         ("rounds/000.burst.before.json", '{"block": 0', "expected JSON written by perfkit"),
-        ("rounds/000.burst.before.json", "{}", "expected the columns of format 2"),
+        ("rounds/000.burst.before.json", "{}", "not a round (block: Field required); expected what perfkit wrote"),
         ("plans/before/conflict_check.json", "[]", "expected EXPLAIN (FORMAT JSON) output with a 'Plan'"),
         ("", "", "no such file; expected a bundle's folder"),
     ],

@@ -185,7 +185,13 @@ def test_a_run_that_is_no_text_is_one_line(bundle: Bundle) -> None:
     assert "run.json: damaged (" in refusal(bundle.path)
 
 
-@pytest.mark.parametrize("text", ["", '{"block": 0, "po', "[]", "7", '{"block": 0}', '{"blokc": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", '{"block": 0, "po', "[]", "7", '{"block": 0}', '{"blokc": 0}'),
+        '{"block": 0, "position": 0, "scenario": "burst", "arm": "before", "columns": {}, "health": {}}',
+    ],
+)
 def test_a_damaged_round_is_one_line_with_its_file(bundle: Bundle, text: str) -> None:
     bundle.add_round(round_(0))
     (bundle.path / "rounds" / "001.burst.before.json").write_text(text)
