@@ -22,7 +22,7 @@ from perfkit.app.api import connect, demo
 from perfkit.app.cli import parameters as parameters_of
 from perfkit.app.evidence import ROWS, Explained, SlowQuery
 from perfkit.app.session import Session, measure_statement
-from perfkit.app.specs import SECONDS, ConnectSpec, DemoSpec, ExplainCellSpec, MeasureCellSpec, StatementSpec
+from perfkit.app.specs import HOW, SECONDS, ConnectSpec, DemoSpec, ExplainCellSpec, MeasureCellSpec, StatementSpec
 from perfkit.base.errors import Interrupted, PerfkitError, UsageError, visible
 from perfkit.base.options import Names, Option, Spec, names, narrowed, option
 from perfkit.base.process import progress
@@ -191,10 +191,10 @@ class PerfkitMagics(Magics):
             "Show the plan of the statement in the cell; %(name)s takes the notebook's variable of that name.",
         )
         values = None if spec.generic else self._parameters("%%explain", cell, names(spec.param))
-        session, how = self._connected("%%explain"), ("analyze", "generic", "repeats", "timeout_s", "serialize")
+        session = self._connected("%%explain")
         with progress() as say:
             say("explaining")
-            options = {name: getattr(spec, name) for name in how}
+            options = {name: getattr(spec, name) for name in HOW}
             return self._store(spec.to, session.explain(cell, values, **options))
 
     @line_cell_magic

@@ -400,6 +400,9 @@ class ExploreSpec(DatabaseSpec):
     way: str = "whole"
 
 
+HOW = ("analyze", "generic", "repeats", "timeout_s", "serialize")  # how a statement is explained
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainCellSpec(Spec):
     """Options of `%%explain`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,7 @@ from perfkit.app.specs import (
     DATABASE,
     DB,
     GENERIC,
+    HOW,
     POSTGRES,
     REPEATS,
     SCALE_OF_DATA,
@@ -98,9 +101,11 @@ def explain(spec: ExplainCommand) -> None:
         raise UsageError(f"--diff: {len(spec.what)} given; expected two, before and after")
 
     narrowed(ExplainSpec, spec)  # refuses wrong options before a server is started
+    parameters = _parameters(spec.values)
     with ExitStack() as stack:
-        source = PlanSource(stack, spec)
-        captures = [capture for each in spec.what for capture in source.captures(each)]
+        # Only a statement needs a database, which is opened once.
+        session = cache(lambda: stack.enter_context(app.api.connect(narrowed(ConnectSpec, spec))))
+        captures = [capture for each in spec.what for capture in _captures(each, spec, parameters, session)]
         text = _diff(captures, spec.format) if spec.diff else _plans(captures, spec.format)
     if spec.output:
         write_atomically(spec.output, text)
@@ -110,34 +115,15 @@ def explain(spec: ExplainCommand) -> None:
         click.echo(text)
 
 
-HOW = ("analyze", "generic", "repeats", "timeout_s", "serialize")
-
-
-class PlanSource:
-    """Source of plans: files that hold plans, or a database that is opened for the first statement."""
-
-    def __init__(self, stack: ExitStack, spec: ExplainCommand) -> None:
-        self._stack, self._spec, self._parameters = stack, spec, _parameters(spec.values)
-        self._session: Session | None = None
-
-    def captures(self, what: str) -> list[Capture]:
-        """Return the plans in a file or a text, or the plan of a statement. Raises PlanError, with the file's name."""
-        try:
-            return self._captures(what)
-        except PlanError as error:
-            raise PlanError(f"{what}: {error}" if what == "-" or is_file(what) else str(error)) from None
-
-    def _captures(self, what: str) -> list[Capture]:
-        text = _text(what)
+def _captures(what: str, spec: ExplainCommand, parameters: Parameters, session: Callable[[], Session]) -> list[Capture]:
+    """Return the plans in a file or a text, or the plan of a statement. Raises PlanError, with the file's name."""
+    text = _text(what)
+    try:
         if _begins(text) in READING | WRITING:
-            how = {name: getattr(self._spec, name) for name in HOW}
-            return [self._opened().explain(text, self._parameters, **how).capture]
+            return [session().explain(text, parameters, **{name: getattr(spec, name) for name in HOW}).capture]
         return [Capture((plan,)) for plan in read_plans(text)]
-
-    def _opened(self) -> Session:
-        if self._session is None:
-            self._session = self._stack.enter_context(app.api.connect(narrowed(ConnectSpec, self._spec)))
-        return self._session
+    except PlanError as error:
+        raise PlanError(f"{what}: {error}" if what == "-" or is_file(what) else str(error)) from None
 
 
 def _begins(text: str) -> str:
