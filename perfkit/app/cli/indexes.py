@@ -19,7 +19,6 @@ from perfkit.base.errors import UsageError
 from perfkit.base.options import Names, Option, command, narrowed, option, texts
 from perfkit.base.process import progress
 from perfkit.base.units import seconds, size
-from perfkit.explain.plan import read_plans
 from perfkit.indexes import use as index_use
 from perfkit.indexes.coverage import MIN_AGE
 from perfkit.indexes.designs import ablation
@@ -69,7 +68,7 @@ def use(spec: UseSpec) -> None:
       perfkit indexes use --db service=primary --standby service=standby
       perfkit indexes use --db service=staging --plan slow.json --json
     """  # noqa: D301 - click wants the character
-    plans = [plan for path in spec.plan for plan in read_plans(_text(Path(path)))]
+    plans = [explained.plan for path in spec.plan for explained in app.api.plans(Path(path))]
     facts = index_use.ask(opened(spec, spec.db))
     others = {name: index_use.ask(opened(spec, name)) for name in spec.standby}
     facts = index_use.joined(facts, others)
@@ -172,13 +171,6 @@ def _dropped(index: IndexOutcome) -> str:
     if index.how == "dropped":
         return f"{index.name}: dropped, {size(index.bytes)}"
     return f"{index.name}: " + ("does not exist" if index.how == "absent" else f"left alone: {index.why}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig", "replace")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); expected a file with plans") from None
 
 
 @click.command()
