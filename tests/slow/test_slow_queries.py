@@ -78,7 +78,7 @@ def test_a_statement_of_which_only_the_text_is_known_leads_to_the_right_index(se
     assert executed.plan.rows > 0  # the values find something
     assert slow.findings() == executed.findings
     (proposal,) = slow.advise().proposals
-    assert proposal.table == "appointments" and proposal.design.keys[0] in LEADING[query]
+    assert proposal.design.table == "appointments" and proposal.design.keys[0] in LEADING[query]
     found = slow.whatif(proposal.statement)
     assert found.used and found.after.plan.buffers < found.before.plan.buffers / 5
 
