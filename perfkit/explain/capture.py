@@ -165,7 +165,7 @@ def session(connect: Connect, timeout_s: float, *, read_only: bool = True) -> It
         raise marked(kind(f"EXPLAIN failed: {first_line(error)}{holders(connect, error)}"), error) from None
 
 
-def set_limits(connection: psycopg.Connection[Any], timeout_s: float) -> None:
+def set_limits(connection: Connection, timeout_s: float) -> None:
     """Limit the statements of the transaction that begins here, and their waits for locks."""
     limits = {"statement_timeout": timeout_s, "lock_timeout": min(timeout_s, LOCK_S)}
     for limit, seconds in limits.items():
@@ -246,7 +246,7 @@ def explain_json(connection: Connection, text: str, parameters: Parameters, opti
     if options.analyze:  # warm the new connection's catalogue cache, whose loading would count as planning time
         # With options in parentheses no ANALYZE can follow, whatever the text begins with.
         send(cursor, f"EXPLAIN (FORMAT JSON)\n{text}", values)
-    return _first(cursor, explain, values)
+    return _document(send(cursor, explain, values))
 
 
 def _generic(connection: Connection, text: str, version: int) -> bytes:
@@ -259,7 +259,7 @@ def _generic(connection: Connection, text: str, version: int) -> bytes:
     cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
     send(cursor, f"PREPARE perfkit_generic AS\n{text}")
     values = f"({', '.join(['NULL'] * count)})" if count else ""
-    raw = _first(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None)
+    raw = _document(send(cursor, f"EXPLAIN (VERBOSE, SETTINGS, FORMAT JSON) EXECUTE perfkit_generic{values}", None))
     cursor.execute("DEALLOCATE perfkit_generic")
     return raw
 
@@ -275,10 +275,6 @@ def _wanted(options: ExplainSpec, version: int, text: str) -> str:
         wanted += [] if options.timing else ["TIMING OFF"]
         wanted += ["SERIALIZE TEXT"] if options.serialize and version >= 17 else []
     return ", ".join(wanted)
-
-
-def _first(cursor: Cursor, sql: str, parameters: Parameters) -> bytes:
-    return _document(send(cursor, sql, parameters))
 
 
 def _document(cursor: Cursor) -> bytes:

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from perfkit.base.errors import PlanError
 from perfkit.explain.capture import READING, Connect, ExplainSpec, Parameters, explain_json, session, single
-from perfkit.explain.plan import Node, Plan, load_plan
+from perfkit.explain.plan import JOINS, Node, Plan, load_plan
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.commands import exact, send
 from perfkit.postgres.sqltext import first_word
@@ -119,7 +119,6 @@ def _shape(node: Node) -> str:
 
 # The change between two plans of one statement: nodes aligned by their kind and by the tables they work on.
 
-_JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 _FAMILIES = {"Incremental Sort": "Sort", "Gather Merge": "Gather", "Group": "Aggregate", "Unique": "Aggregate"}
 _NAMED = 3  # number of changes that the sentence names
 
@@ -209,7 +208,7 @@ def _exact(node: Node) -> Hashable:
 
 
 def _family(node: Node) -> str:
-    return "join" if node.kind in _JOINS else _FAMILIES.get(node.kind, node.kind)
+    return "join" if node.kind in JOINS else _FAMILIES.get(node.kind, node.kind)
 
 
 def _tables(plan: Plan) -> dict[Node, int]:

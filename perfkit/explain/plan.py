@@ -32,6 +32,7 @@ COUNTERS = (
 _DISABLED = 1e10  # what a disabled node's cost begins with until 17
 _ROUNDING_MS = 0.0005  # times come with three digits
 _READ_FROM = ("Relation Name", "Function Name", "CTE Name", "Table Function Name", "Tuplestore Name")
+JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 _LARGEST = 1e18  # no figure of a plan is larger
 _STRATEGIES = {"Sorted": "GroupAggregate", "Hashed": "HashAggregate", "Mixed": "MixedAggregate"}
 

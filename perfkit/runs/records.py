@@ -31,6 +31,7 @@ from perfkit.postgres.index_builds import Built
 _FACTS = ".facts.json"
 # A report, its verdict and its claims read the same plans: each is parsed once, as long as its files do not change.
 _CAPTURES: dict[Path, tuple[object, Capture]] = {}
+_KEPT_CAPTURES = 500  # a long session reads many bundles
 FLOOR = "floor"  # the arm's name in rounds against a target that does nothing
 
 
@@ -401,11 +402,15 @@ class Bundle:
         if _CAPTURES.get(path, (None,))[0] != stamps:
             facts = path.with_name(f"{query}{_FACTS}")
             extra = read_json(facts, "a plan") if facts.is_file() else {}
+            if not isinstance(extra, dict):
+                raise BundleError(f"{facts}: not a plan's facts; expected an object with 'earlier' and 'tables'")
             documents = [*extra.get("earlier", ()), read_json(path, "a plan")]
             try:
                 plans = tuple(map(read_plan, documents))
             except PlanError as error:
                 raise BundleError(f"{path}: {error}") from None
+            if len(_CAPTURES) >= _KEPT_CAPTURES:
+                _CAPTURES.clear()
             _CAPTURES[path] = stamps, Capture(plans, tuple(extra.get("tables", ())))
         return _CAPTURES[path][1]
 

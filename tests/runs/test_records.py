@@ -198,6 +198,13 @@ def test_a_damaged_round_is_one_line_with_its_file(bundle: Bundle, text: str) ->
     assert refusal(bundle.path).startswith(f"{bundle.path}/rounds/001.burst.before.json: ")
 
 
+def test_damaged_facts_of_a_plan_are_one_line_with_their_file(bundle: Bundle) -> None:
+    bundle.add_plan("before", "q", Capture((read_plan({"Plan": {"Node Type": "Result"}}),)))
+    (bundle.path / "plans" / "before" / "q.facts.json").write_text("[1]")
+    with pytest.raises(BundleError, match=r"q.facts.json: not a plan's facts; expected an object"):
+        bundle.plan("before", "q")
+
+
 def test_a_damaged_plan_is_one_line_with_its_file(bundle: Bundle) -> None:
     bundle.add_plan("before", "q", Capture((read_plan({"Plan": {"Node Type": "Result"}}),)))
     (bundle.path / "plans" / "before" / "q.json").write_text("{")

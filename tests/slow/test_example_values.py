@@ -1,7 +1,7 @@
 """Values for `$1`, `$2`, ...: a statement's text taken apart, and examples that are real and find something."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripts import run_all
 
 from perfkit.base.errors import PlanError
-from perfkit.explain import plan
+from perfkit.explain import facts, plan
 from perfkit.postgres import databases
 from perfkit.postgres.commands import aligned, fixed, named_placeholders, numbered, placeholders
 from perfkit.postgres.databases import Database
@@ -357,11 +357,15 @@ def test_the_server_finds_the_same_placeholders(place: Database, parts: list[str
 def test_no_transaction_is_open_while_the_plan_is_read(place: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     text, reads = prepared(place, "SELECT * FROM sales WHERE colour = $1 AND size > $2"), []
 
-    def watched(raw: bytes) -> Any:
-        query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = 'examples' AND state ~ 'in transaction'"
-        with databases.connected(place.server, "postgres", user="postgres") as connection:
-            reads.extend(row["n"] for row in connection.execute(query))
-        return plan.load_plan(raw)
+    def watched(read: Callable[[Any], object]) -> Callable[[Any], object]:
+        def reading(raw: Any) -> object:
+            query = "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = 'examples' AND state ~ 'in transaction'"
+            with databases.connected(place.server, "postgres", user="postgres") as connection:
+                reads.extend(row["n"] for row in connection.execute(query))
+            return read(raw)
 
-    monkeypatch.setattr("perfkit.slow.examples.load_plan", watched)
+        return reading
+
+    monkeypatch.setattr("perfkit.slow.examples.load_plan", watched(plan.load_plan))
+    monkeypatch.setattr("perfkit.slow.examples.parsed", watched(facts.parsed))
     assert example_rows(place, text) and reads and not any(reads)

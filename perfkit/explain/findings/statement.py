@@ -10,9 +10,8 @@ from perfkit.explain.conditions import conditions
 from perfkit.explain.documents import GATHERS
 from perfkit.explain.facts import Predicate, TableFacts, predicates, qualified, quoted, stale
 from perfkit.explain.findings.model import Finding, FindingContext, child, cut_short, inclusive, took, worth
-from perfkit.explain.plan import Node, Trigger
+from perfkit.explain.plan import JOINS, Node, Trigger
 
-JOINS = frozenset({"Nested Loop", "Hash Join", "Merge Join"})
 CONDITIONS = ("Index Cond", "Recheck Cond", "Filter")
 # Nodes that pass their rows on, or count them differently from the estimate.
 _PASSING = frozenset(
