@@ -15,21 +15,12 @@ import psycopg
 from psycopg import sql
 
 from perfkit.base.errors import Interrupted, PerfkitError, ServerError, UsageError, first_line
-from perfkit.postgres import catalog
+from perfkit.postgres import catalog, index_sets
 from perfkit.postgres.capabilities import require_allowed, require_direct
 from perfkit.postgres.catalog import Connection, Row
 from perfkit.postgres.commands import send
 from perfkit.postgres.databases import connected
-from perfkit.postgres.index_sets import (
-    LOCK_WAIT,
-    IndexSet,
-    IndexStatus,
-    analyze_problems,
-    drop_statement,
-    droppable,
-    examine,
-    read_set,
-)
+from perfkit.postgres.index_sets import LOCK_WAIT, IndexSet, IndexStatus, drop_statement, droppable, read_set
 from perfkit.postgres.servers import External, Server
 
 LOCK_TIMEOUT = "5s"  # other sessions queue behind a session that waits for a lock
@@ -76,8 +67,7 @@ def build(server: Server, database: str, path: Path, *, in_place: str = "") -> l
             raise UsageError(f"{path}: {', '.join(missing)} exists already; expected new indexes only")
         # The comment tells the owner of the database where an index comes from that a killed run left behind.
         for name in costs if in_place else ():
-            mark = sql.SQL("COMMENT ON INDEX {} IS {}")
-            connection.execute(mark.format(sql.SQL(name), sql.Literal(in_place)))
+            connection.execute(sql.SQL("COMMENT ON INDEX {} IS {}").format(sql.SQL(name), sql.Literal(in_place)))
     return [
         Built(row["name"], row["table"], row["definition"], seconds, row["bytes"], wal_bytes, row["valid"])
         for row, (seconds, wal_bytes) in ((built[name], cost) for name, cost in costs.items())
@@ -211,13 +201,10 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IndexOutcome:
-    """One index after `apply` (`built`, `rebuilt` because it was invalid, or `there` already) or after `rollback`.
-
-    A rollback leaves it `dropped`, `absent` already, or `left` alone, and `why`. `seconds` are of the build or drop.
-    """
+    """One index after `apply`, or after `rollback`, which may leave it alone, and `why`; `seconds` of build or drop."""
 
     name: str
-    how: Literal["built", "rebuilt", "there", "dropped", "absent", "left"]
+    how: Literal["built", "rebuilt", "there", "dropped", "absent", "left"]  # rebuilt: it was invalid
     table: str = ""
     why: str = ""
     bytes: int = 0
@@ -263,7 +250,9 @@ def survey(server: Server, database: str, index_set: IndexSet, patience: Patienc
         if status.quoted and (first := firsts.setdefault(status.quoted, status)) is not status:
             where = f"{status.quoted} is in line {first.index.line} already"
             problems.append(f":{status.index.line}: {where}; expected every name once")
-    analyze = _answer(server, database, patience, lambda connection: list(analyze_problems(connection, index_set)))
+    analyze = _answer(
+        server, database, patience, lambda connection: list(index_sets.analyze_problems(connection, index_set))
+    )
     problems += [f": {problem}" for problem in analyze]
     if problems:
         raise UsageError(f"{index_set.path}{problems[0]}")
@@ -277,7 +266,7 @@ def inspect_set(
     if isinstance(server, External):
         require_direct(server, "to build indexes")
         require_allowed(server, "ddl", "indexes may not be built in it")
-    return _answer(server, database, patience, lambda connection: list(examine(connection, index_set)))
+    return _answer(server, database, patience, lambda connection: list(index_sets.examine(connection, index_set)))
 
 
 @dataclass(slots=True)
@@ -422,11 +411,11 @@ class _Work:
         return self.after + (f"; {done}: {', '.join(self.done)}" if self.done else "") + "; run this again to continue"
 
     def _holders(self, table: str) -> str:
+        pids: list[str] = []
         with suppress(psycopg.Error, PerfkitError), self.server.connect(self.database) as connection:
             rows = connection.execute(catalog.get("lock_holders").encode(), {"table": table or None}).fetchall()
             pids = [str(row["pid"]) for row in rows if row["conflicts"]] or [str(row["pid"]) for row in rows]
-            return f" (held by process {', '.join(pids)})" if pids else ""
-        return ""
+        return f" (held by process {', '.join(pids)})" if pids else ""
 
 
 def _answer(server: Server, database: str, patience: Patience, question: Callable[[Connection], T]) -> T:
