@@ -131,7 +131,23 @@ class Session:
         better one that is available. `seconds` counts only statements that end in the next seconds; an interrupt
         shows the result up to then. Raises UsageError, and ServerError with the setting or grant that is missing.
         """
-        return slow_statements(self, source, seconds)
+        if seconds < 0:
+            raise UsageError(f"seconds = {seconds:g}; expected 0 or more")
+        known = {"statements": _statements, "log": _log}
+        if source and source not in known:
+            return in_file(source, self)
+        with progress() as say:
+            if source:
+                return SlowTable(known[str(source)](self, seconds, say), self)
+            try:
+                return SlowTable(_statements(self, seconds, say), self)
+            except ServerError as absent:
+                try:
+                    queries = _log(self, seconds, say)
+                except ServerError as error:
+                    raise ServerError(f"{absent}; {error}") from None
+                note = f"Read from the log, because pg_stat_statements cannot be used: {absent}."
+                return SlowTable(replace(queries, notes=(note, *queries.notes)), self)
 
     def activity(self) -> ActivityView:
         """List what runs in the database now, what it waits for, and which session blocks which. Raises ServerError."""
@@ -361,27 +377,6 @@ class SlowTable:
 
     def __repr__(self) -> str:
         return repr(SlowView(self.found))
-
-
-def slow_statements(session: Session, source: str | Path = "", seconds: float = 0.0) -> SlowTable:
-    """Return the slow statements of a session's server; see `Session.slow`."""
-    if seconds < 0:
-        raise UsageError(f"seconds = {seconds:g}; expected 0 or more")
-    known = {"statements": _statements, "log": _log}
-    if source and source not in known:
-        return in_file(source, session)
-    with progress() as say:
-        if source:
-            return SlowTable(known[str(source)](session, seconds, say), session)
-        try:
-            return SlowTable(_statements(session, seconds, say), session)
-        except ServerError as absent:
-            try:
-                queries = _log(session, seconds, say)
-            except ServerError as error:
-                raise ServerError(f"{absent}; {error}") from None
-            note = f"Read from the log, because pg_stat_statements cannot be used: {absent}."
-            return SlowTable(replace(queries, notes=(note, *queries.notes)), session)
 
 
 def in_file(source: str | Path, session: Session | None = None) -> SlowTable:
