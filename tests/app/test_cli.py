@@ -127,6 +127,13 @@ def test_the_list_of_commands_imports_no_command_and_nothing_heavy() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("command", ["report", "compare", "measure", "check", "gate", "rollback", "watch", "review"])
+def test_the_help_of_a_command_imports_no_room(command: str) -> None:
+    rooms = {name.split(".")[1] for name in loaded(command, "--help") if name.startswith("perfkit.")}
+    assert rooms == {"app", "base"}
+
+
+@pytest.mark.process
 def test_a_plan_from_a_file_imports_neither_load_nor_reports() -> None:
     modules = loaded("explain", str(CHECKOUT / "tests/plans/18/bitmap_and.json"))
     assert not modules & {"pandas", "matplotlib", "aiohttp", "perfkit.app.api"}
