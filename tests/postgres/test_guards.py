@@ -1109,12 +1109,12 @@ class TestLoad:
     @pytest.mark.process
     def test_the_deadline_stops_the_run_and_those_who_wait_for_their_turn(self) -> None:
         with service() as seen:
-            deadline = time.monotonic_ns() + 1_500_000_000
+            deadline = time.monotonic_ns() + 4_000_000_000  # enough for the workers to start on a busy machine
             limits = Caps(rate=20, deadline_ns=deadline)
             assert "time for load" in self.stopped(seen, limits, users=10, each=100)
         assert seen.requests >= 1
         assert max(seen.times) <= deadline / 1e9 + 0.5  # a request may be on its way
-        assert seen.requests <= 20 * 1.5 + 2
+        assert seen.requests <= 20 * 4 + 2
 
     @pytest.mark.process
     def test_the_breaker_stops_the_run_on_errors_and_those_who_wait_for_their_turn(self) -> None:
