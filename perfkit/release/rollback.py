@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from perfkit.analysis.results import Comparison
 from perfkit.analysis.run_analysis import analyse
@@ -68,6 +68,7 @@ class RollbackItem(Judgement):
         BeforeValidator(_outcome_of),
         PlainSerializer(lambda outcome: WORDS.get(outcome)),
         Field(alias="word"),
+        WithJsonSchema({"enum": [*WORDS.values(), None]}),
     ]
 
     @property

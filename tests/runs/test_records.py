@@ -221,6 +221,8 @@ def test_the_schemas_describe_the_files_that_are_written(bundle: Bundle, tmp_pat
         "watch.schema.json",
         "tick.schema.json",
         "event.schema.json",
+        "decision.schema.json",
+        "rollback.schema.json",
     ]
     run, recorded = (json.loads((tmp_path / f"schemas/{name}.schema.json").read_text()) for name in ("run", "round"))
     assert json.loads((bundle.path / "run.json").read_text()).keys() <= run["properties"].keys()

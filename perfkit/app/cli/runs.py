@@ -192,8 +192,8 @@ def notebooks(copy_to: Path) -> None:
 def schemas(folder: Path) -> None:
     """Write the JSON schemas of perfkit's files into a folder; overwrite nothing.
 
-    The files are run.json and rounds/*.json of a run, lab.json of an index lab, watch.json of a watch, and the lines of
-    its ticks.jsonl and events.jsonl.
+    The files are run.json and rounds/*.json of a run, lab.json of an index lab, watch.json of a watch, the lines of its
+    ticks.jsonl and events.jsonl, and decision.json and rollback.json of a release.
 
     \b
     Example:
