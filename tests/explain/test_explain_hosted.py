@@ -7,8 +7,8 @@ from commands import perfkit
 from hosted import Hosted, hosted
 
 from perfkit.app.session import Session, connect
+from perfkit.app.specs import ConnectSpec
 from perfkit.base.errors import PerfkitError
-from perfkit.postgres.guards import Permission
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -27,7 +27,7 @@ def session(server: Hosted, request: pytest.FixtureRequest, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     port = server.pooled if request.param == "through the pooler" else 0
     confirmed = (server.name(port=port), server.name())
-    with connect(server.db(port=port), Permission((), confirmed, (), None)) as session:
+    with connect(ConnectSpec(server.db(port=port), confirm=confirmed, tls=False)) as session:
         yield session
 
 
@@ -78,7 +78,7 @@ def test_a_role_that_may_read_one_table_gets_its_plan_and_one_line_for_another(
 ) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    with connect(server.db("clerk"), Permission((), (server.name(),), (), None)) as session:
+    with connect(ConnectSpec(server.db("clerk"), confirm=(server.name(),), tls=False)) as session:
         found = session.explain("SELECT * FROM customers WHERE name = 'x'", analyze=True)
         assert found.plan.analyzed and found.capture.facts.named("customers")
         with pytest.raises(PerfkitError, match="cannot be planned: permission denied for table orders"):

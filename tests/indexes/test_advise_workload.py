@@ -8,13 +8,13 @@ from hosted import hosted
 from scripts import run_all
 
 from perfkit.app.session import Session, connect
+from perfkit.app.specs import ConnectSpec
 from perfkit.base.errors import PlanError
 from perfkit.indexes.advice import Advice
 from perfkit.indexes.search import index_advice
 from perfkit.postgres import databases
 from perfkit.postgres.databases import Database
 from perfkit.postgres.embedded import EmbeddedServer
-from perfkit.postgres.guards import Permission
 
 # Loans come day by day, so that the rows of a day lie together; a reader's lie anywhere.
 LIBRARY = """
@@ -145,7 +145,7 @@ def test_what_is_imagined_needs_no_more_than_reading_and_is_forgotten_whatever_h
         server.run("GRANT SELECT ON visits TO clerk; GRANT USAGE ON SCHEMA extensions TO clerk")
         server.run("VACUUM ANALYZE visits", user="shop")
         confirmed = (server.name(port=server.pooled), server.name())
-        with connect(server.db("clerk", port=server.pooled), Permission((), confirmed, (), None)) as session:
+        with connect(ConnectSpec(server.db("clerk", port=server.pooled), confirm=confirmed, tls=False)) as session:
             with server.connect("shop") as owner, owner.transaction(force_rollback=True):
                 owner.execute("LOCK TABLE visits IN EXCLUSIVE MODE")  # beside which only reading is possible
                 assert session.whatif(query[0], "CREATE INDEX ON visits (clinic)").used
