@@ -22,7 +22,7 @@ from perfkit.app.cli import main
 from perfkit.base.errors import PerfkitError, UsageError
 from perfkit.load.samples import Rest, Samples
 from perfkit.postgres import databases, embedded
-from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round
+from perfkit.runs.records import FLOOR, BlockRecord, Bundle, Round, ScenarioRecord
 from perfkit.runs.selection import RunSpec, Selection, alone
 from perfkit.show.charts import Picture
 from perfkit.show.render import LOAD, execute
@@ -224,7 +224,7 @@ def test_the_capacity_is_a_rate_that_was_tried(live: Path) -> None:
     run = LoadRun(Bundle.open(live))
     rates = [r.health["rate"] for r in run.rounds if r.scenario == "search" and r.arm == "last"]
     assert all(50 <= rate <= 100 for rate in rates)
-    assert "as many as it stands" in run.capacity.text and "50 to 100" in run.capacity.text
+    assert "as many as it stands" in run.capacity.text() and "50 to 100" in run.capacity.text()
 
 
 def test_the_page_stands_beside_its_files_and_is_the_same_every_time(live: Path, tmp_path: Path) -> None:
@@ -432,7 +432,11 @@ def stalled(at: float, requests: Sequence[Request]) -> list[Request]:
     return [(due, ms + 1000 * max(0.0, at + 1 - due) * (due >= at), out) for due, ms, out in requests]
 
 
-OPEN = {"rate": 100, "seconds": 20}
+def scenario(**values: Any) -> ScenarioRecord:
+    return ScenarioRecord.model_validate({"name": "open", "label": "open", "send": ["one"], **values})
+
+
+OPEN = scenario(rate=100, seconds=20)
 
 
 def test_a_stall_of_a_second_is_named_with_its_second_and_both_latencies() -> None:
@@ -481,14 +485,14 @@ def test_no_percentile_of_a_stretch_without_the_samples_for_it() -> None:
 def test_the_closed_model_is_drawn_in_the_order_of_requests_round_after_round() -> None:
     first = round_of([(0.0, 1.0, "ok"), (0.2, 2.0, "ok"), (0.1, 3.0, "ok"), (0.0, 4.0, "ok")], 1, batch=[0, 0, 0, 1])
     second = round_of([(0.0, 9.0, "ok"), (0.1, 8.0, "reset")], 0)
-    flow = charts.flow_of([first, second], {"users": 2})
+    flow = charts.flow_of([first, second], scenario(users=2))
     assert flow.x.tolist() == [1, 3, 4, 5, 6] and flow.ms.tolist() == [9, 1, 3, 2, 4]
     assert flow.borders == (2.5,) and flow.lost["errors"].tolist() == [2]
 
 
 def test_a_closed_stretch_is_named_by_its_requests() -> None:
     rows = [(n / 1000, 100.0 if n >= 720 else 1.0 + n % 7 / 100, "ok") for n in range(792)]
-    said = charts.finding(charts.flow_of([round_of(rows)], {"users": 1}))
+    said = charts.finding(charts.flow_of([round_of(rows)], scenario(users=1)))
     assert said == "Slowest stretch: requests 721 to 792, p95 100 ms against 1.06 ms otherwise."
 
 
@@ -496,7 +500,7 @@ def test_the_steps_of_a_search_follow_each_other_whether_they_count_or_not() -> 
     steps = [(n / 100, 1.0 + step, "ok") for step in range(3) for n in range(100)]
     found = round_of(steps, batch=[step for step in range(3) for _ in range(100)])
     found.columns.counted[:200] = [False] * 200
-    flow = charts.flow_of([found], {"rate": 100, "seconds": 1, "search": {"most": 500}})
+    flow = charts.flow_of([found], scenario(rate=100, seconds=1, search={"most": 500}))
     assert flow.borders == (1, 2) and flow.x[-1] == pytest.approx(2.99)
     assert [part.ms.tolist() for part in charts.stretches(flow)] == [[n] * 100 for n in (1, 2, 3)]
     assert charts.finding(flow).startswith("Slowest step of 1 s: 2 to 3 s, p95 3.00 ms")
@@ -506,7 +510,7 @@ def test_requests_beyond_those_that_are_kept_are_owned_up_to() -> None:
     rest = Rest()
     for n in range(5):
         rest.add(n, n + 1_000_000, "ok")
-    flow = charts.flow_of([round_of(steady(5, 100), rest={"one": rest.as_dict()})], OPEN)
+    flow = charts.flow_of([round_of(steady(5, 100), rest={"one": rest.record})], OPEN)
     assert charts.finding(flow).endswith("; 5 later requests are in the percentiles but not in this picture.")
 
 
@@ -565,12 +569,12 @@ def searched(rate: float, limited: float = 0.0) -> Round:
 def test_capacity_is_typical_of_the_rounds_or_a_lower_bound(
     rounds: list[Round], said: list[str], tmp_path: Path, things: Path
 ) -> None:
-    text = " ".join(made(tmp_path, things, rounds, "search").capacity.text.split())
+    text = " ".join(made(tmp_path, things, rounds, "search").capacity.text().split())
     assert all(words in text for words in said), text
 
 
 def test_a_run_without_a_search_says_how_to_get_one(tmp_path: Path, things: Path) -> None:
-    assert "No scenario searched" in made(tmp_path, things, [round_of(steady(1, 100))]).capacity.text
+    assert "No scenario searched" in made(tmp_path, things, [round_of(steady(1, 100))]).capacity.text()
 
 
 def test_health_is_the_worst_round_of_the_client_and_the_sum_of_the_server(tmp_path: Path, things: Path) -> None:
