@@ -1,5 +1,6 @@
 """Advice for several queries at once, and where one index alone is no help; what hypothetical ones leave behind."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_a_query_that_is_not_helped_is_served_by_nothing_and_is_told_why(library
     )
     assert served(found) == {"loans (reader)": {"one"}}
     assert [refusal.query for refusal in found.refusals] == ["most", "every"]
-    assert "selects too many rows" in found.refusals[0].because and "90 % of loans" in found.refusals[0].because
+    because = found.refusals[0].because  # by the statistics of a sample
+    assert "selects too many rows" in because and re.search(r"\b(89|9[01])(\.\d+)? % of loans", because), because
 
 
 def test_one_index_serves_all_queries_that_begin_alike(library: Session) -> None:
