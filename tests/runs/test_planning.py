@@ -79,7 +79,7 @@ arm = [{ name = "before", role = "before" }, { name = "after", role = "after" }]
         bundle = measure(Selection(settings, options), tmp_path / "run", said.append)
         plan = bundle.run.planning
         assert bundle.run.parameters.blocks == plan.blocks == len(bundle.run.blocks) >= MIN_PLANNED_BLOCKS
-        assert plan["sentence"] in said
+        assert plan.sentence in said
         assert len(list((tmp_path / "run" / "pilot" / "rounds").glob("*.json"))) == 3 * PILOT_BLOCKS
         assert {round_.block for round_ in bundle.rounds()} == set(range(plan.blocks))
         assert "--plan-for 5 --max-time 0.2" in bundle.run.command
