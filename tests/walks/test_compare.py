@@ -264,7 +264,7 @@ def test_a_rewrite_with_the_same_rows_is_compared(compare: Any, tmp_path: Path, 
 def test_a_rewrite_with_other_rows_is_a_no_go_that_says_so_before_any_time(compare: Any) -> None:
     run = compare(BY_NOTE, rewrite="SELECT count(note) + 1 FROM orders WHERE note = 'n12'", users=1)
     (check,) = run.bundle.run.checks["after"]
-    assert check["got"].startswith("parameter set 1: other values in 1 rows")
+    assert check.got.startswith("parameter set 1: other values in 1 rows")
     assert run.analysis.decision.outcome.decision == "NO-GO"
     first = run.analysis.decision.reasons[0]
     assert "Rows of query" in first and " ms" not in first
