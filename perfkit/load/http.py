@@ -233,8 +233,9 @@ class HttpSender:
 
         Raises ValueError if the request could leave the target's origin or names a secret that is not set.
         """
-        where, path, url = f"request {message['item']}", message["path"], URL(self._base + message["path"])
-        if not re.fullmatch(r"/(?![/\\])[^\s\\]*", path) or url.origin() != URL(self._base).origin():
+        where, path = f"request {message['item']}", message["path"]
+        inside = re.fullmatch(r"/(?![/\\])[^\s\\]*", path)  # asked first: any other text need not be a URL at all
+        if not inside or (url := URL(self._base + path)).origin() != URL(self._base).origin():
             raise ValueError(f"{where}: {path!r} leaves {self._base}; expected a path")
         for header, value in message.get("headers", {}).items():
             for name in _SECRET.findall(value):
