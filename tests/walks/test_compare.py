@@ -126,7 +126,7 @@ def test_one_line_gives_a_report_and_a_folder_that_measures_it_again(
     config = folder / "perfkit.toml"
     same = perfkit.run("quick", config=config, confirm=given["confirm"], reports=tmp_path / "again").bundle.run
     assert same.as_json["queries"] == run["queries"] and same.status == "complete"
-    assert definitions(same) == definitions(run)
+    assert definitions(same.as_json) == definitions(run)
 
 
 def definitions(run: dict[str, Any]) -> list[str]:
