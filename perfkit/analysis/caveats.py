@@ -390,7 +390,7 @@ def _error_rate(run: RunRecord, analysis: Analysis) -> Iterator[Caveat]:
     for rule in analysis.decision.rules:
         held = rule.name == "error rate" and rule.arm in judged and rule.outcome is Outcome.HOLDS
         if held and rule.bound and rule.bound > limit:
-            rates = f"{exact_percent(limit)} to {percent(rule.bound)}"
+            rates = f"{exact_percent(limit)} to {percent(rule.bound, up=True)}"
             enough = f"{math.ceil(3 / limit):,} requests without an error rule it out." if limit else ""
             yield Caveat(
                 CaveatKind.ERROR_RATE,

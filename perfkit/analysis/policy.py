@@ -13,7 +13,7 @@ from functools import partial
 from itertools import product
 
 from perfkit.analysis.results import ErrorChange, Estimates, Summary
-from perfkit.base.judgement import Judgement, Outcome, Verdict, evidence_needed, reaches, samples_needed, under
+from perfkit.base.judgement import Judgement, Outcome, Verdict, evidence_needed, reaches, under
 from perfkit.base.stats import MIN_SAMPLES, Counts, Estimate, Interval, Ratio, error_bound, share
 from perfkit.base.units import count, exact, exact_percent, number, percent, some
 from perfkit.runs.records import RunRecord
@@ -72,7 +72,7 @@ def answers_needed(q: int, n: int, rounds: int) -> str:
     lacking = MIN_SAMPLES[q] - n
     if not n:
         return f"{lacking} answered requests or more."
-    blocks = math.ceil(rounds * samples_needed(n, q))
+    blocks = math.ceil(rounds * MIN_SAMPLES[q] / n)
     about = f", about {blocks} blocks in all" if blocks > rounds else ""
     return f"{lacking} more answered requests{about}."
 
@@ -97,7 +97,7 @@ def latency_rule(
     if interval is None:
         text = f"{where}: {name} needs {MIN_SAMPLES[q]} samples, has {n}."
         return rule(outcome=Outcome.UNPROVEN, text=text, needs=answers_needed(q, n, rounds))
-    spread = f" (95 % interval {_span(interval)} ms)"
+    spread = f" (95 % interval {_span(interval, limit)} ms)"
     if math.isinf(interval.hi):
         spread = f"; {interval.n} samples in {interval.rounds} rounds like these set no upper bound"
     subject, words = f"{where}: {name} {number(interval.value, limit)} ms", ("is under", "is not under")
@@ -114,7 +114,7 @@ def throughput_rule(arm: str, scenario: str, interval: Interval | None, least: f
     if interval is None:
         text = f"{where}: no throughput is known because a round answered no request."
         return rule(outcome=Outcome.UNPROVEN, text=text)
-    spread = f" (95 % interval {_span(interval)})" if interval.lo else " (one round sets no lower bound)"
+    spread = f" (95 % interval {_span(interval, least)})" if interval.lo else " (one round sets no lower bound)"
     subject = f"{where}: {number(interval.value, least)} requests per second, the most of its load levels,"
     words, ends = ("reach", "are under"), ("their lower bound does not", "their upper bound is not")
     outcome, text, needs = _judged(interval, least, reaches, subject, words, ends, exact(least), spread)
@@ -154,9 +154,8 @@ def error_rule(arm: str, rounds: Counts, limit: float, kinds: Sequence[str] = ()
     errors, sent = sum(failed for failed, _ in rounds), count(rate.n)
     if not errors:
         bound = error_bound(0, rate.n)
-        text = (
-            f"{arm}: none of {sent} requests failed. The true error rate is below {percent(bound)} (95 % confidence)."
-        )
+        most = percent(bound, up=True)
+        text = f"{arm}: none of {sent} requests failed. The true error rate is below {most} (95 % confidence)."
         return rule(outcome=Outcome.HOLDS, text=text, value=0.0, bound=bound)
     rule = partial(rule, value=rate.value, bound=rate.hi)
     failures, most = f"{arm}: {count(errors)} of {sent} requests failed, {percent(rate.value)}", exact_percent(limit)
@@ -198,7 +197,7 @@ def comparison_rule(
     arm: str, scenario: str, metric: str, verdict: Verdict, ratio: Ratio | None, qualification: str = ""
 ) -> Rule:
     """Judge a comparison: it must not be slower than before; an inconclusive one does not block a GO."""
-    numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio)})" if ratio else ""
+    numbers = f" ({number(ratio.value)} of before, 95 % interval {_span(ratio, 1.0)})" if ratio else ""
     numbers += f", {qualification}" if qualification else ""
     outcome, text, needs = Outcome.HOLDS, f"is {verdict}{numbers}.", ""
     if verdict is Verdict.SLOWER:
@@ -291,8 +290,8 @@ def _where(arm: str, scenario: str, item: str) -> str:
     return f"{arm}, {scenario}{f' of {item}' if item else ''}"
 
 
-def _span(estimate: Estimate) -> str:
-    return f"{number(estimate.lo)} to {number(estimate.hi)}"
+def _span(estimate: Estimate, limit: float) -> str:
+    return f"{number(estimate.lo, limit)} to {number(estimate.hi, limit)}"
 
 
 # The rules of a run: which of the rules above apply to its arms, and with which numbers.
@@ -390,5 +389,5 @@ def _comparison_rules(run: RunRecord, arm: str, estimates: Estimates) -> Iterato
     if run.order == "sequential" and run.roles[arm] == "after":
         again = [(c, c.ratio) for c in estimates.comparisons if c.after in run.of_role("control") and c.ratio]
         different = [(c, r) for c, r in again if c.verdict in (Verdict.FASTER, Verdict.SLOWER)]
-        drifted = [f"{c.scenario} {c.metric} of {c.item} ({_span(r)})" for c, r in different]
+        drifted = [f"{c.scenario} {c.metric} of {c.item} ({_span(r, 1.0)})" for c, r in different]
         yield agreement_rule(arm, len(again), drifted)

@@ -161,7 +161,7 @@ def banner(word: str, title: str, sentence: str, reasons: Sequence[str], meta: s
 def caveats_block(subject: Subject) -> Section:
     """Return the caveats of the result; all but the most serious are folded."""
     lines: list[Words] = [
-        [Inline(c.kind, "b"), f" {c.text} ", Inline(c.advice, "em")] for c in subject.analysis.caveats
+        [Inline(f"{c.kind}:", "b"), f" {c.text} ", Inline(c.advice, "em")] for c in subject.analysis.caveats
     ]
     first, rest = lines[:GRAVEST], lines[GRAVEST:]
     return stacked(

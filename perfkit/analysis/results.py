@@ -430,9 +430,9 @@ def _times(c: Comparison) -> str:
     assert c.ratio
     value, lo, hi = c.ratio.value, c.ratio.lo, c.ratio.hi
     if c.verdict is Verdict.FASTER:
-        return f"{number(1 / value)} times as fast, 95 % interval {number(1 / hi)} to {number(1 / lo)}"
+        return f"{number(1 / value)} times as fast, 95 % interval {number(1 / hi, 1.0)} to {number(1 / lo, 1.0)}"
     if c.verdict is Verdict.SLOWER:
-        return f"{number(value)} times as slow, 95 % interval {number(lo)} to {number(hi)}"
+        return f"{number(value)} times as slow, 95 % interval {number(lo, 1.0)} to {number(hi, 1.0)}"
     return f"{c.verdict}: ratio {number(value)}, 95 % interval {number(lo)} to {number(hi)}"
 
 

@@ -275,7 +275,7 @@ def _relative_time(c: Comparison) -> float:
 def _times(c: Comparison) -> str:
     if c.ratio is None:
         return ""
-    return f" (x{number(c.ratio.value)}, 95 % interval {number(c.ratio.lo)} to {number(c.ratio.hi)})"
+    return f" (x{number(c.ratio.value)}, 95 % interval {number(c.ratio.lo, 1.0)} to {number(c.ratio.hi, 1.0)})"
 
 
 # From a bundle to its analysis.
@@ -409,6 +409,7 @@ def _require_plans(bundle: Bundle) -> None:
     """Raise BundleError if a plan of an arm is missing."""
     run = bundle.run
     for arm, facts in run.arms.items():
-        for query in run.queries if facts.plans is None else facts.plans if facts.postgres else ():
+        planned = run.queries if facts.plans is None else facts.plans
+        for query in planned if facts.postgres else ():
             if bundle.plan(arm, query) is None:
                 raise BundleError(f"{bundle.path}: no plan of {query} on {arm}; expected that of every query")

@@ -291,7 +291,7 @@ def errors(subject: Subject) -> Table:
     least = min(sent, default=0)
     none = "None; no request was sent."
     if least:
-        excluded = units.percent(error_bound(0, least))
+        excluded = units.percent(error_bound(0, least), up=True)
         of = f"{units.count(least)} or more requests per arm"
         none = f"None in {of}. The true error rate is below {excluded} (95 % confidence)."
     return Table.of(
@@ -372,7 +372,7 @@ def _judged(rule: Rule | None) -> Cell:
     bound = units.unbroken(f"{sign} {_with_unit(rule.bound, rule.unit)}" if known else "no bound")
     bound = "" if rule.bound is None else bound
     if rule.unit == "share" and rule.bound is not None:
-        bound = units.unbroken(f"below {units.percent(rule.bound)}")
+        bound = units.unbroken(f"below {units.percent(rule.bound, up=True)}")
     if not bound and rule.outcome is not Outcome.HOLDS:
         bound = rule.text
     return Cell(f"{mark} {_with_unit(rule.value, rule.unit)}", bound, state)

@@ -52,12 +52,18 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def number(value: float, limit: float = math.nan) -> str:
-    """Return a number for a sentence: three significant digits, or as many as tell it from the limit beside it.
+    """Return a number for a sentence: three significant digits, or as many as keep it on its side of the limit.
 
-    >>> number(363.1, 500.0), number(499.96, 500.0), number(0.4)
-    ('363', '499.96', '0.4')
+    >>> number(363.1, 500.0), number(499.96, 500.0), number(499.6, 499.8), number(0.4), number(3e-8)
+    ('363', '499.96', '499.6', '0.4', '3e-08')
     """
-    digits = next((n for n in range(3, 9) if float(f"{value:.{n - 1}e}") != limit), 3)
+    if 0 < abs(value) < 1e-6:
+        return f"{value:.2g}"
+
+    def side(of: float) -> int:
+        return (of > limit) - (of < limit)
+
+    digits = next((n for n in range(3, 18) if side(float(f"{value:.{n - 1}e}")) == side(value)), 3)
     return _shortened(significant(value, digits))
 
 
@@ -113,13 +119,16 @@ def counted(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun}{plural}"
 
 
-def percent(share: float) -> str:
+def percent(share: float, *, up: bool = False) -> str:
     """Return a share of 1 as a percentage: two significant digits of the share or of the rest to 1, the smaller one.
 
     Only 1 reads as 100 %, and only 0 as 0 %: a service that was up for all but a minute was not up 100 % of the time.
+    With `up`, round up: "below 0.30 %" would be wrong for a bound of 0.302 %.
 
     >>> [percent(share) for share in (0.4567, 0.00012, 0.956, 0.99957, 1.0, 1.234, 0.0)]
     ['46 %', '0.012 %', '95.6 %', '99.957 %', '100 %', '123 %', '0 %']
+    >>> percent(0.00302), percent(0.00302, up=True)
+    ('0.3 %', '0.31 %')
     """
     if not math.isfinite(share):
         return f"{significant(share)} %"
@@ -128,7 +137,10 @@ def percent(share: float) -> str:
     if 0 < distance < _NEAREST:
         above = share > nearest / 100
         return f"{'<' if above else '>'}{_plain(nearest + (_NEAREST if above else -_NEAREST), 7)} %"
-    return f"{_plain(value, 1 - math.floor(math.log10(distance)) if distance else 0)} %"
+    places = 1 - math.floor(math.log10(distance)) if distance else 0
+    # A value that has these digits already, but for the last bit of a float, stays.
+    raised = math.ceil(value * 10.0**places - 1e-6) / 10.0**places
+    return f"{_plain(raised if up else value, places)} %"
 
 
 def exact_percent(share: float) -> str:

@@ -38,6 +38,16 @@ def test_a_percentage_is_within_half_of_its_last_digit(share: float) -> None:
         assert (value(text) > 100 * share - 1e-9) is (text[0] == "<")
 
 
+@given(shares)
+@example(0.00302)
+@example(0.29)
+def test_a_bound_is_not_rounded_below_its_value(share: float) -> None:
+    text = units.percent(share, up=True)
+    assert value(text) >= 100 * share - 1e-6 or text[0] == ">"
+    assert (text == "100 %") is (share == 1)
+    assert value(text) - 100 * share <= 0.1 * min(100 * share, 100 - 100 * share) + 1e-6
+
+
 @given(shares, shares)
 def test_a_larger_share_never_reads_as_a_smaller_one(one: float, other: float) -> None:
     low, high = sorted((one, other))
