@@ -105,8 +105,10 @@ class Experiment:
         with ExitStack() as stack:
             audit = Audit(bundle.path / "audit.jsonl")
             if bench is None:
+                stack.enter_context(alone(self._progress))  # the wait for another run is no time of this server
                 with clock.timed("server"):
-                    bench = stack.enter_context(workbench(chosen, self._targets, audit, self._progress))
+                    common = chosen, self._targets, audit, self._progress
+                    bench = stack.enter_context(workbench(*common, shared=True))
             bench.config = chosen.config
             rows = self._set_up(bench, bundle)
             with clock.timed("workers"):

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, field_validator, model_validator
 
-from perfkit.base.bundle import dumps, first_fault, read_json, read_record, write_atomically
+from perfkit.base.bundle import dumps, first_fault, read_json, read_record, reading, write_atomically
 from perfkit.base.errors import BundleError, PlanError
-from perfkit.config import Claim, Limits, Release, Scenario, Thresholds
+from perfkit.config import Claim, Limits, Question, Release, Scenario, Thresholds
 from perfkit.explain.capture import Capture
 from perfkit.explain.plan import read_plan
 from perfkit.load.pool import CalibrationTrial
@@ -86,19 +86,51 @@ class RequestRecord(StoredRecord):
     """Queries that the request executes."""
 
 
+class ThresholdsRecord(Thresholds):
+    """The thresholds as the run was judged: an option may have replaced one that the others were in order with."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> ThresholdsRecord:
+        return self
+
+
+class QuestionRecord(Question):
+    """A question as it was written down; earlier versions did not ask who answered."""
+
+    @model_validator(mode="after")
+    def _answered_by_a_name(self) -> QuestionRecord:
+        return self
+
+
+class ReleaseRecord(Release):
+    """What a release needed, as it was written down."""
+
+    sign_off: tuple[str, ...] = ()
+    question: tuple[QuestionRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _names(self) -> ReleaseRecord:
+        return self
+
+
 class JudgingRecord(StoredRecord):
     """The part of the configuration by which the run is judged."""
 
     request: list[RequestRecord] = []
     claim: list[Claim] = []
-    thresholds: Thresholds = Thresholds()
-    release: Release = Release()
+    thresholds: ThresholdsRecord = ThresholdsRecord()
+    release: ReleaseRecord = ReleaseRecord()
     limits: Limits = Limits()
     margin: float = 0.05
     """The largest difference that does not matter, as a share."""
     need: Literal["benefit", "none"] = "benefit"
     worth: float = 0.1
     """The smallest gain worth having, as a share."""
+
+    @field_validator("thresholds", "release", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        return value.model_dump() if isinstance(value, BaseModel) else value or {}
 
 
 class QueryRecord(StoredRecord):
@@ -404,14 +436,16 @@ class Bundle:
             extra = read_json(facts, "a plan") if facts.is_file() else {}
             if not isinstance(extra, dict):
                 raise BundleError(f"{facts}: not a plan's facts; expected an object with 'earlier' and 'tables'")
-            documents = [*extra.get("earlier", ()), read_json(path, "a plan")]
+            document = read_json(path, "a plan")
             try:
-                plans = tuple(map(read_plan, documents))
+                with reading(facts):
+                    plans = tuple(map(read_plan, (*(extra.get("earlier") or ()), document)))
+                    capture = Capture(plans, tuple(extra.get("tables") or ()))
             except PlanError as error:
                 raise BundleError(f"{path}: {error}") from None
             if len(_CAPTURES) >= _KEPT_CAPTURES:
                 _CAPTURES.clear()
-            _CAPTURES[path] = stamps, Capture(plans, tuple(extra.get("tables", ())))
+            _CAPTURES[path] = stamps, capture
         return _CAPTURES[path][1]
 
     def _plan_file(self, arm: str, query: str) -> Path:

@@ -133,6 +133,27 @@ def test_a_key_of_another_version_is_ignored_and_a_missing_one_has_its_default(b
     assert (run.config.worth, run.parameters.preset, run.changes) == (0.1, "", {})
 
 
+def test_what_was_judged_is_read_as_it_was_written_though_a_configuration_would_be_refused(bundle: Bundle) -> None:
+    stored = bundle.run.as_json
+    stored["config"]["thresholds"] = {"p95_ms": 500, "p99_ms": 300, "error_rate": 0.001}
+    stored["config"]["release"] = {"question": [{"name": "ready", "answer": "yes"}] * 2, "sign_off": [""]}
+    write_atomically(bundle.path / "run.json", json.dumps(stored))
+    judging = Bundle.open(bundle.path).run.config
+    assert (judging.thresholds.p95_ms, judging.thresholds.p99_ms) == (500, 300)
+    assert [question.answer for question in judging.release.question] == ["yes", "yes"]
+    stored["config"]["release"] = None
+    write_atomically(bundle.path / "run.json", json.dumps(stored))
+    assert not Bundle.open(bundle.path).run.config.release.question
+
+
+@pytest.mark.parametrize("facts", ["null", "[]", '{"earlier": [1]}', '{"earlier": 5}', '{"tables": 5}'])
+def test_damaged_facts_of_any_shape_are_one_line(bundle: Bundle, facts: str) -> None:
+    bundle.add_plan("before", "q", Capture((read_plan({"Plan": {"Node Type": "Result"}}),), ()))
+    write_atomically(bundle.path / "plans" / "before" / "q.facts.json", facts)
+    with pytest.raises(BundleError, match=r"q\.(facts\.)?json: "):
+        Bundle.open(bundle.path).plan("before", "q")
+
+
 def test_what_is_set_is_checked_as_if_it_were_read(bundle: Bundle) -> None:
     with pytest.raises(ValueError, match="status"):
         bundle.update(status="done")
