@@ -223,8 +223,8 @@ class Record:
 
     @property
     def active(self) -> list[Event]:
-        """The events that raised the active alerts, the oldest first. Raises BundleError for damaged settings."""
-        return [alert.raised for alert in self.alerts if not alert.cleared]
+        """The events that raised the active alerts, the oldest first."""
+        return [alert.raised for alert in collect_alerts(self.events, {}) if not alert.cleared]
 
     @property
     def notes(self) -> list[Event]:
@@ -233,20 +233,23 @@ class Record:
 
 
 def collect_alerts(events: Iterable[Event], clear_for_s: Mapping[str, float]) -> list[Alert]:
-    """Return the alerts of some events; events with the same id are one alert.
+    """Return the alerts of some events; events with the same id are one alert until one clears it.
 
     Earlier versions did not store the whole alert with the event that clears it. For their events, `clear_for_s`, by
     rule, says when the figure was good again, and an alert whose first event is missing is left out.
     """
     alerts: dict[str, Alert] = {}
+    ended: list[Alert] = []
     for event in sorted(events, key=lambda event: (event.t, event.what != "raised")):
         if event.what == "raised":
+            if event.id in alerts and alerts[event.id].cleared:  # its rule was away meanwhile
+                ended.append(alerts.pop(event.id))
             alerts.setdefault(event.id, Alert(event))
         elif event.what == "cleared" and (event.raised or event.id in alerts):
             raised = event.raised or alerts[event.id].raised
             eased = max(event.t - clear_for_s.get(event.rule, 0.0), raised.t) if event.eased is None else event.eased
             alerts[event.id] = Alert(raised, replace(event, eased=eased))
-    return list(alerts.values())
+    return [*ended, *alerts.values()]
 
 
 @dataclass(frozen=True, slots=True)

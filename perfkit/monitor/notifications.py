@@ -12,6 +12,7 @@ import queue
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -101,6 +102,8 @@ def _measured(metric: Metric, value: float, *, exact: bool = False) -> str:
     unit = METRICS[metric][1]
     if isinstance(unit, str):
         return unit.format(units.exact(value) if exact else units.significant(value))
+    if exact and unit is units.count:
+        return units.exact(value)
     return units.exact_percent(value) if exact and unit is units.percent else unit(value)
 
 
@@ -221,7 +224,9 @@ class Renewal:
         elif now - self._begun >= self._every_s:
             self._begun = now
             try:
-                self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                # A full pipe that nobody reads would block the process.
+                self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+                self._process = spawn(self._command, stdout=subprocess.DEVNULL, stderr=self._errors)
             except OSError as error:
                 self._note("dashboard", f"the dashboard cannot be written ({error.strerror or error})")
 
@@ -229,6 +234,7 @@ class Renewal:
         """Kill a running process: `last_page` follows."""
         if self._process:
             stop(self._process, 0.0)
+            self._errors.close()
             self._process = None
 
     def _running(self) -> bool:
@@ -237,7 +243,9 @@ class Renewal:
             return False
         if (status := self._process.poll()) is None:
             return True
-        lines = self._process.communicate()[1].decode("utf-8", "replace").strip().splitlines()
+        with self._errors:
+            self._errors.seek(0)
+            lines = self._errors.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         self._process = None
         if status:
             self._note("dashboard", f"the dashboard cannot be written: {lines[-1] if lines else f'status {status}'}")

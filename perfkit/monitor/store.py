@@ -144,6 +144,7 @@ class Store:
         """Try to write the waiting lines and release the folder; `trouble` then says what was lost."""
         for lines in (self._ticks, self._events):
             lines.flush()
+        for lines in (self._ticks, self._events):  # the first one carries the lock
             os.close(lines.descriptor)
 
 

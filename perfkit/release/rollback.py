@@ -55,14 +55,18 @@ WORDS = {Outcome.HOLDS: "as before", Outcome.BROKEN: "not as before", Outcome.UN
 
 
 def _outcome_of(word: object) -> object:
-    return next((outcome for outcome, text in WORDS.items() if text == word), word)
+    if word is None or word in WORDS:
+        return word
+    if word not in WORDS.values():
+        raise ValueError(f"{word!r}; expected one of: {', '.join(WORDS.values())}")
+    return next(outcome for outcome, text in WORDS.items() if text == word)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackItem(Judgement):
     """One item that was checked, as a sentence; an item without an outcome is shown but decides nothing."""
 
-    group: str  # one of `_HELD`
+    group: Literal["indexes", "plans", "sizes", "latency"]  # the keys of `_HELD`
     outcome: Annotated[
         Outcome | None,
         BeforeValidator(_outcome_of),

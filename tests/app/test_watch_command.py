@@ -230,6 +230,16 @@ def test_a_dashboard_that_fails_is_a_note_with_its_last_words(
 
 
 @pytest.mark.process
+def test_a_dashboard_with_many_words_on_its_way_to_failure_is_not_blocked_by_them(
+    made: Callable[[str], Renewal], notes: list[tuple[str, str]]
+) -> None:
+    own = made("import sys; sys.stderr.write('w' * 300_000); sys.exit('\\nperfkit: no room')")
+    own.due(0.0)
+    until(lambda: not own._running())
+    assert notes == [("dashboard", "the dashboard cannot be written: perfkit: no room")]
+
+
+@pytest.mark.process
 def test_a_dashboard_that_hangs_is_not_waited_for_and_ended_at_last(
     made: Callable[[str], Renewal], notes: list[tuple[str, str]]
 ) -> None:

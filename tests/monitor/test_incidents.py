@@ -85,6 +85,13 @@ def test_an_alert_told_again_after_a_restart_is_one_and_a_clear_without_a_beginn
     assert grouped([cleared("x", "slow", "P2", 1, 5), Event("note", "note-1", 3, 3, "stopped")], CLEARS) == []
 
 
+def test_an_alert_that_is_raised_again_after_it_was_cleared_is_active() -> None:
+    events = [raised("a", "slow", "P2", 100, 160), cleared("a", "slow", "P2", 100, 300)]
+    again = raised("a", "slow", "P2", 100, 400)
+    first, second = collect_alerts([*events, again], CLEARS)
+    assert first.ended == 300 and second.raised == again and second.ended is None
+
+
 def test_the_event_that_clears_an_alert_holds_it_whole_so_that_a_lost_line_loses_no_alert() -> None:
     ticks = with_incident(quiet(1), "service-down", 600, 90)
     events = events_of(ticks)
