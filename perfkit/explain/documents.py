@@ -74,7 +74,9 @@ def shortened(node: Raw) -> Raw:
 
 
 def _long(value: object) -> bool:
-    return any(map(_long, value)) if type(value) is list else type(value) is str and len(value) > _LITERAL
+    if type(value) is list:
+        return any(type(item) is str and len(item) > _LITERAL for item in value)
+    return type(value) is str and len(value) > _LITERAL
 
 
 def _cut_texts(value: object) -> object:

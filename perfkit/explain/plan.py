@@ -292,7 +292,8 @@ class Plan:
 
     def of_kind(self, *kinds: str) -> list[Node]:
         """Return the nodes of these kinds; `SubPlan` is that of every subquery that runs once a row."""
-        return [node for kind in kinds for node in self._by_kind.get(kind, ())]
+        nodes = [node for kind in dict.fromkeys(kinds) for node in self._by_kind.get(kind, ())]
+        return sorted(nodes, key=lambda node: node.number) if len(kinds) > 1 else nodes
 
     @cached_property
     def _by_kind(self) -> Mapping[str, list[Node]]:

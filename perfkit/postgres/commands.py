@@ -327,7 +327,7 @@ def _constant(rest: list[Token], parameters: Sequence[str | None]) -> str | None
         return first.text
     if first.word in _WORDS:
         return _WORDS[first.word]
-    if first.kind != "string" or (first.text[0] in "eE" and "\\" in first.text):
+    if first.kind != "string" or first.text[0] not in "eE'$" or (first.text[0] in "eE" and "\\" in first.text):
         raise ValueError(first.text)
     quoted = first.text.lstrip("eE")
     if quoted.startswith("'"):

@@ -203,7 +203,10 @@ def _library() -> ctypes.CDLL | None:
     path = next(files, None) or find_library("pg_query")
     if path is None:
         return None
-    library = ctypes.CDLL(path)
-    library.pg_query_parse.argtypes, library.pg_query_parse.restype = [ctypes.c_char_p], _Answer
-    library.pg_query_free_parse_result.argtypes, library.pg_query_free_parse_result.restype = [_Answer], None
+    try:
+        library = ctypes.CDLL(path)
+        library.pg_query_parse.argtypes, library.pg_query_parse.restype = [ctypes.c_char_p], _Answer
+        library.pg_query_free_parse_result.argtypes, library.pg_query_free_parse_result.restype = [_Answer], None
+    except (OSError, AttributeError):  # built for another machine, or another library of this name
+        return None
     return library

@@ -300,7 +300,7 @@ def _items(text: str) -> list[_Item]:
         if piece == "\0" or piece[:2] == "/*":  # the latter: a comment that was cut off
             continue
         if kind == "open":  # a value or name that was cut off
-            kind = "quoted" if '"' in piece[:3] else "string"
+            kind = "quoted" if piece[0] == '"' or piece[1:3] == '&"' else "string"
         if kind == "string":
             if not after_string:  # consecutive strings are one string
                 out.append(0)

@@ -381,5 +381,6 @@ def _pairs(statement: SqlNode) -> Iterator[tuple[str, SqlNode]]:
             yield from zip(columns, row.nodes("items"), strict=False)
         selected = (target.nodes("val")[0] for target in source.nodes("targetList"))
         yield from zip(columns, selected, strict=False)
-    for change in statement.nodes("targetList"):
-        yield from ((change.text("name"), value) for value in change.nodes("val"))
+    for change in statement.nodes("targetList") if statement.kind == "UpdateStmt" else ():
+        if not change.nodes("indirection"):  # an element of an array is not its column
+            yield from ((change.text("name"), v) for v in change.nodes("val") if v.kind != "MultiAssignRef")

@@ -778,3 +778,22 @@ def test_what_takes_no_time_worth_a_change_is_silent(db: Database) -> None:
     assert findings(captured.plan, captured.facts, ANY_TIME)
     assert not findings(captured.plan, captured.facts, FindingLimits(worth_ms=60_000.0))
     assert not findings(captured.plan, captured.facts, FindingLimits(worth_share=1.1))
+
+
+def without_verbose(*above: dict[str, Any]) -> str:
+    """The SQL that is advised for a plan of one table as most files hold it: without VERBOSE, so without qualifiers."""
+    times = {"Actual Loops": 1, "Actual Startup Time": 1.0, "Startup Cost": 0.0, "Plan Width": 8, "Plan Rows": 3}
+    scan = {"Node Type": "Seq Scan", "Relation Name": "orders", "Alias": "orders", "Filter": "(customer = 7)"}
+    tree = times | scan | {"Actual Rows": 3, "Actual Total Time": 90.0, "Rows Removed by Filter": 500_000}
+    tree["Total Cost"] = 9000.0
+    for node in reversed(above):
+        tree = times | {"Actual Rows": 3, "Actual Total Time": 91.0, "Total Cost": 9001.0} | node | {"Plans": [tree]}
+    return next(f.sql for f in findings(read_plan({"Plan": tree})) if f.rule == "sequential-scan")
+
+
+def test_the_order_of_a_limit_is_read_without_qualifiers_and_only_from_the_sort_next_to_the_scan() -> None:
+    newest = {"Node Type": "Sort", "Sort Key": ["placed_at DESC"]}
+    assert without_verbose({"Node Type": "Limit"}, newest) == "CREATE INDEX ON orders (customer, placed_at)"
+    other, own = ({"Node Type": "Sort", "Sort Key": [key]} for key in "ba")
+    window = {"Node Type": "WindowAgg"}
+    assert without_verbose({"Node Type": "Limit"}, other, window, own) == "CREATE INDEX ON orders (customer)"

@@ -754,3 +754,18 @@ def test_the_corpus_is_written_anew_by_its_command(version: int, monkeypatch: py
         assert {path.name for path in (folder / str(version)).iterdir()} == {path.name for path in here.iterdir()}
     finally:
         shutil.rmtree(folder)
+
+
+def test_nodes_of_several_kinds_come_in_the_plans_order() -> None:
+    scans = [{"Node Type": kind} for kind in ("Seq Scan", "Index Scan", "Bitmap Heap Scan", "Seq Scan")]
+    plan = read_plan({"Plan": {"Node Type": "Append", "Plans": scans}})
+    kinds = frozenset({"Seq Scan", "Index Scan", "Bitmap Heap Scan"})
+    assert [node.number for node in plan.of_kind(*kinds)] == [2, 3, 4, 5]
+
+
+def test_a_list_of_any_depth_in_a_node_is_no_reason_to_fail() -> None:
+    output: list[Any] = []
+    for _ in range(1200):
+        output = [output]
+    plan = read_plan({"Plan": {"Node Type": "Result", "Output": output}})
+    assert plan.root.kind == "Result"

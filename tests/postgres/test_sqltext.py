@@ -151,3 +151,8 @@ def test_no_guard_asks_the_parser(name: str) -> None:
     tree = ast.parse((CHECKOUT / "perfkit" / name).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert "perfkit.postgres.parser" not in modules
+
+
+@pytest.mark.parametrize("value", ['\'{"password": "hunter2', "'\"hunter2", '$$"hunter2', "E'\"hunter2"])
+def test_a_value_that_is_cut_off_is_still_a_value(value: str) -> None:
+    assert "hunter2" not in normal(f"INSERT INTO t VALUES (1, {value}")

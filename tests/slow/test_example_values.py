@@ -149,6 +149,7 @@ def test_what_is_another_statement_tells_no_values(text: str, example: str) -> N
 
 
 def test_an_execution_with_parameters_of_its_own_tells_them() -> None:
+    assert aligned("SELECT $1", "SELECT N'cost $5 each one'") is None
     assert aligned("SELECT $1 WHERE a = $2 LIMIT $3", "SELECT $2 WHERE a = $1 LIMIT 5", ["x", None]) == {
         1: None, 2: "x", 3: "5",
     }  # fmt: skip

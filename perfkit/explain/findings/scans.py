@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 
 from perfkit.base.units import counted
-from perfkit.explain.candidates import broken, index_for, limit_order, parts_of_or, walks
+from perfkit.explain.candidates import broken, index_for, parts_of_or, walks
 from perfkit.explain.conditions import (
     SCANS,
     Blocker,
@@ -41,6 +41,7 @@ from perfkit.explain.findings.model import (
 from perfkit.explain.plan import Node, number
 
 INDEX_SCANS = frozenset({"Index Scan", "Index Only Scan", "Bitmap Heap Scan"})
+_KEY = re.compile(r'(?:(?:"(?:[^"]|"")*"|[\w$]+)\.)?("(?:[^"]|"")*"|[^\W\d][\w$]*)(?P<down> DESC)?')
 _ENTRY = 64  # bytes for a page in a bitmap: tidbitmap.c, tbm_calculate_entries
 
 
@@ -193,9 +194,7 @@ def _index(
     table = context.facts.of(node)
     fixed = {column_of(p, table) for p in good if p.equality}
     ranged = [column_of(p, table) for p in good if not p.equality]
-    sorted_next = node.parent is not None and node.parent.kind == "Sort"
-    keys = limit_order(context.facts, node) if sorted_next else ()
-    order = [name for key in keys if (name := bare_name(key)) not in fixed] if " DESC" not in "".join(keys) else []
+    order = [name for name in _wanted_order(node) if name not in fixed]
     if not fixed or any(p.operator == "= ANY" for p in good) or (ranged and ranged[0] not in order[:1]):
         order = []
     if not (best := index_for(context.facts, node, found, order)):
@@ -207,6 +206,21 @@ def _index(
         return f"{left.name} is on these columns but invalid: the command that built it failed. Rebuild it.", again
     first = ", already in the requested order" if order else ""
     return f"An index on {listed(best.columns)} finds these rows without reading the others{first}.", best.sql
+
+
+def _wanted_order(node: Node) -> tuple[str, ...]:
+    """Return the columns of the ORDER BY above a scan if a LIMIT needs only the first rows; else ().
+
+    The Sort next to a scan has only the scan's columns, so that they need no qualifier.
+    """
+    sort = node.parent
+    if sort is None or sort.kind != "Sort":
+        return ()
+    top = next((above for above in sort.above() if above.kind not in ("Gather Merge", "LockRows", "Result")), None)
+    keys = [_KEY.fullmatch(plain(key, node.alias)) for key in sort.sort_keys]
+    if top is None or top.kind != "Limit" or not all(keys) or len({bool(key["down"]) for key in keys if key}) != 1:
+        return ()
+    return tuple(bare_name(key[1]) for key in keys if key)
 
 
 def _either(context: FindingContext, node: Node, predicate: Predicate) -> Remedy | None:
