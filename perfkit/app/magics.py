@@ -122,7 +122,9 @@ _S = TypeVar("_S", bound=Spec)
 def _parsed(magic: str, line: str | Sequence[str], spec: type[_S], purpose: str) -> _S:
     """Return the options on a magic's line. Raises UsageError in one line, and Exit after --help."""
     words = _words(line) if isinstance(line, str) else [*line]
-    command = click.Command(magic, params=parameters_of(spec, without=("db", "postgres")), help=purpose)
+    helping = {"help_option_names": ["-h", "--help"]}
+    options = parameters_of(spec, without=("db", "postgres"))
+    command = click.Command(magic, params=options, help=purpose, context_settings=helping)
     try:
         context = command.make_context(magic, words)
     except click.ClickException as error:

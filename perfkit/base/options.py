@@ -37,6 +37,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "Path": (Path,),
     "Names": (str, list, tuple),
     "Text": (str, Path),
+    "Mapping": (Mapping,),
     "Texts": (str, Path, list, tuple),
 }
 
@@ -93,7 +94,7 @@ class Spec:
     def _wrong(self) -> Iterator[str]:
         for each in fields(self):
             value, kinds = getattr(self, each.name), str(each.type).split(" | ")
-            types = [kind for name in kinds for kind in _TYPES.get(name, (object,))]
+            types = [kind for name in kinds for kind in _TYPES.get(name.partition("[")[0], (object,))]
             mistaken = isinstance(value, bool) and not {bool, object}.intersection(types)
             mistaken |= isinstance(value, list | tuple) and not all(isinstance(item, str | Path) for item in value)
             if mistaken or not isinstance(value, tuple(types)):
@@ -148,12 +149,15 @@ def command(words: Sequence[str], spec: Spec, *, always: Collection[str] = (), w
             continue
         several = names(value) if str(each.type) == "Names" else value
         for one in several if isinstance(several, list | tuple) else [value]:
-            text = f"{one:g}" if isinstance(one, float) else str(one)
+            text = repr(float(one)).removesuffix(".0") if isinstance(one, float) else str(one)
             if about.argument:
                 arguments.append(text)
             else:
                 options += [flag_of(each, about), *([] if isinstance(one, bool) else [text])]
-    return join([*arguments, *options])
+    given = arguments[len(words) :]
+    # SQL may begin with a comment, which is no option.
+    dashed = any(text.startswith("-") for text in given)
+    return join([*words, *options, "--", *given] if dashed else [*arguments, *options])
 
 
 def narrowed(kind: Callable[..., _T], spec: object, **values: object) -> _T:

@@ -54,6 +54,12 @@ def bake(spec: Bake) -> str:
     return f"{spec.cake} {spec.minutes:g}"
 
 
+def test_a_repeated_command_keeps_every_digit_and_takes_no_text_for_an_option() -> None:
+    assert command(("bake",), Bake(minutes=12345678.5)) == "bake --max-time 12345678.5"
+    assert command(("bake",), Bake(minutes=12345678.0)) == "bake --max-time 12345678"
+    assert command(("bake",), Bake(cake="-- a comment", nuts=True)) == "bake --nuts -- '-- a comment'"
+
+
 def test_help_lists_what_is_shared_after_the_verbs_own_and_what_only_a_command_takes_last() -> None:
     assert list(listed(BakeCommand)) == ["cake", "minutes", "heat_c", "fan", "nuts", "confirm", "dry_run"]
 

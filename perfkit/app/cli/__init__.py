@@ -167,6 +167,6 @@ def ask() -> Callable[[str], str] | None:
 
 
 @click.group(cls=CommandGroup, commands=Commands(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="perfkit")
+@click.version_option(import_module("perfkit").__version__, prog_name="perfkit")  # also of a checkout on the path
 def main() -> None:
     """Did the index make it faster? Measured evidence for PostgreSQL."""

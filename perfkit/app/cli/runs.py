@@ -318,7 +318,7 @@ def rollback(spec: DropCommand) -> None:
     if spec.dry_run:
         click.echo(visible(app.api.rollback_script(spec)), nl=False)
         return
-    done = app.api.rollback(spec)
+    done = app.api.rollback(replace(spec, indexes=Path(spec.indexes) if spec.indexes else ""))
     page = done.render()
     echo(f"{done.found.word}: {done.found.sentence}")
     for item in done.found.items:
