@@ -101,6 +101,6 @@ def test_run_all_shows_the_table_and_the_plan(tmp_path: Path, server_home: Path)
         assert [o for o in outputs(tab) if o["output_type"] == "error"] == []
         assert "Statements by total time" in tab.evaluate("document.querySelector('.jp-OutputArea caption').innerText")
         shown = "[...document.querySelectorAll('.jp-OutputArea {}')].filter(e => e.getBoundingClientRect().height > 0)"
-        assert tab.evaluate(f"{shown.format('svg.shares')}.length") == 1
+        assert tab.evaluate(f"{shown.format('.shares')}.length") == 1
         assert "Seq Scan on" in tab.evaluate(f"{shown.format('.plan .tree')}.map(e => e.innerText).join()")
         assert "contact_id" in tab.evaluate("document.body.innerText.match(/CREATE INDEX \\w+ ON [^;]*/)[0]")
