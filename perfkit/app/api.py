@@ -214,16 +214,16 @@ def ablate(spec: AblateSpec) -> IndexLab:
             config = narrowed(ComparisonSpec, spec, query=queries, index=indexes).write(folder)
         settings = configuration.load(config)
         unrepeated = UNREPEATED if spec.reads else (*UNREPEATED, "margin", "budget_mb", "advised")  # no options of cost
-    asked = LabSpec(
-        settings,
-        index_set(settings, "" if spec.db else spec.indexes, folder),
-        narrowed(RunSpec, spec, config=str(config)),
-        spec.margin or settings.margin,
-        spec.budget_mb * 1024 * 1024 or math.inf,
-        spec.advised if spec.advised in ("", AUTO) else sql_of(spec.advised),
-        spec.reads,
-        command(("perfkit", "indexes", "ablate" if spec.reads else "cost"), spec, without=unrepeated),
-    )
+        asked = LabSpec(
+            settings,
+            index_set(settings, "" if spec.db else spec.indexes, folder),
+            narrowed(RunSpec, spec, config=str(config)),
+            spec.margin or settings.margin,
+            spec.budget_mb * 1024 * 1024 or math.inf,
+            spec.advised if spec.advised in ("", AUTO) else sql_of(spec.advised),
+            spec.reads,
+            command(("perfkit", "indexes", "ablate" if spec.reads else "cost"), spec, without=unrepeated),
+        )
     with discarded(folder, "ablation", "audit.jsonl"), progress() as say:
         lab = run_lab(
             asked,

@@ -589,7 +589,7 @@ def test_what_so_few_requests_cannot_say_of_the_error_rate_is_said(run: Bundle) 
     said = [
         line
         for line in analyse(run).caveat_texts
-        if "too few requests to rule out an error rate of 0.1 % to 1.1 %" in line
+        if "too few requests to rule out an error rate of 0.1 % to 1.2 %" in line
     ]
     assert [line.split(":")[0] for line in said] == AFTER
     tuned(run, "thresholds", error_rate=0.5)
